@@ -1,0 +1,222 @@
+//! The folder of prepared corpora, and who may write to it.
+//!
+//! `<cache>/<key>/` is a complete corpus, `<cache>/<key>.tmp/` one in the making, `<cache>/<key>.lock` the file whose
+//! lock its maker holds. The system drops the lock when a process ends, however it ends: a `.tmp` folder whose lock
+//! can be taken is a leftover.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::DatasetError;
+use crate::manifest::MANIFEST_NAME;
+use crate::progress::Progress;
+
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Hexadecimal digits of the key in a folder's name.
+const NAME_LEN: usize = 16;
+
+/// The folder for prepared corpora: `configured`, else `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache.
+pub(crate) fn cache_dir(configured: Option<&Path>) -> Result<PathBuf, DatasetError> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    configured
+        .map(Path::to_path_buf)
+        .or_else(|| variable("SWITCHYARD_CACHE_DIR"))
+        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("switchyard")))
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache").join("switchyard")))
+        .ok_or(DatasetError::NoCacheFolder)
+}
+
+/// Place of one corpus in the cache.
+#[derive(Debug, Clone)]
+pub(crate) struct CacheEntry {
+    root: PathBuf,
+    name: String,
+}
+
+impl CacheEntry {
+    pub(crate) fn new(root: &Path, key: &str) -> Self {
+        Self { root: root.to_path_buf(), name: key[..NAME_LEN.min(key.len())].to_owned() }
+    }
+
+    /// Where the complete corpus is, or will be.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.root.join(&self.name)
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.folder().join(MANIFEST_NAME).is_file()
+    }
+
+    /// The right to make this corpus, once no other process has it.
+    ///
+    /// # Errors
+    /// If the cache cannot be written to, or the stop flag is set while waiting.
+    pub(crate) fn lock(self, progress: &Progress) -> Result<LockedEntry, DatasetError> {
+        std::fs::create_dir_all(&self.root).map_err(DatasetError::io("create", &self.root))?;
+        let path = lock_path(&self.root, &self.name);
+        let file = open_lock(&path)?;
+        let mut is_waiting = false;
+        while !try_lock(&file, &path)? {
+            if !std::mem::replace(&mut is_waiting, true) {
+                tracing::info!("another process prepares the same data: waiting for it");
+            }
+            progress.check()?;
+            std::thread::sleep(RETRY);
+        }
+        Ok(LockedEntry { entry: self, _lock: file })
+    }
+}
+
+/// A place in the cache that only this process writes to, for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct LockedEntry {
+    pub(crate) entry: CacheEntry,
+    _lock: File,
+}
+
+impl LockedEntry {
+    /// An empty folder to prepare in.
+    pub(crate) fn start(&self) -> Result<PathBuf, DatasetError> {
+        self.remove_leftovers();
+        let folder = self.temporary();
+        remove_folder(&folder).map_err(DatasetError::io("remove", &folder))?;
+        std::fs::create_dir(&folder).map_err(DatasetError::io("create", &folder))?;
+        Ok(folder)
+    }
+
+    /// Gives the prepared folder its final name.
+    pub(crate) fn commit(&self) -> Result<(), DatasetError> {
+        let folder = self.entry.folder();
+        // A folder without a manifest is no corpus: somebody deleted parts of one.
+        remove_folder(&folder).map_err(DatasetError::io("remove", &folder))?;
+        let temporary = self.temporary();
+        sync_folder(&temporary)?;
+        std::fs::rename(&temporary, &folder).map_err(DatasetError::io("create", &folder))?;
+        sync_folder(&self.entry.root)
+    }
+
+    /// Removes what was prepared so far.
+    pub(crate) fn discard(&self) {
+        let folder = self.temporary();
+        if let Err(error) = remove_folder(&folder) {
+            tracing::warn!("cannot remove `{}`: {error}", folder.display());
+        }
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.entry.root.join(format!("{}.tmp", self.entry.name))
+    }
+
+    /// Removes what interrupted preparations of other corpora left behind. Those that another process works on
+    /// are locked and stay.
+    fn remove_leftovers(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.entry.root) else { return };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".tmp")) else {
+                continue;
+            };
+            let is_ours = name == self.entry.name;
+            let is_entry_name = name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if is_ours || !is_entry_name {
+                continue;
+            }
+            let lock = lock_path(&self.entry.root, name);
+            let removal = open_lock(&lock).and_then(|file| {
+                if try_lock(&file, &lock)? {
+                    remove_folder(&path).map_err(DatasetError::io("remove", &path))?;
+                }
+                Ok(())
+            });
+            if let Err(error) = removal {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+fn lock_path(root: &Path, name: &str) -> PathBuf {
+    root.join(format!("{name}.lock"))
+}
+
+fn open_lock(path: &Path) -> Result<File, DatasetError> {
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    options.map_err(DatasetError::io("create", path))
+}
+
+fn try_lock(file: &File, path: &Path) -> Result<bool, DatasetError> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(DatasetError::io("lock", path)(error)),
+    }
+}
+
+fn remove_folder(folder: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes renames inside `folder` survive a power cut, on systems where a folder can be opened.
+fn sync_folder(folder: &Path) -> Result<(), DatasetError> {
+    if cfg!(unix) {
+        let synced = File::open(folder).and_then(|file| file.sync_all());
+        synced.map_err(DatasetError::io("write", folder))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn entry(root: &Path, digit: char) -> CacheEntry {
+        CacheEntry::new(root, &digit.to_string().repeat(64))
+    }
+
+    #[test]
+    fn leftovers_go_and_work_in_progress_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let busy = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        let busy_folder = busy.start().unwrap();
+        let abandoned = entry(root.path(), 'b').lock(&Progress::silent()).unwrap();
+        let abandoned_folder = abandoned.start().unwrap();
+        drop(abandoned);
+        std::fs::create_dir(root.path().join("notes.tmp")).unwrap();
+        entry(root.path(), 'c').lock(&Progress::silent()).unwrap().start().unwrap();
+        assert!(busy_folder.exists() && !abandoned_folder.exists());
+        assert!(root.path().join("notes.tmp").exists(), "what is not ours stays");
+    }
+
+    #[test]
+    fn a_start_over_begins_with_an_empty_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let locked = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        std::fs::write(locked.start().unwrap().join("half"), "x").unwrap();
+        assert_eq!(std::fs::read_dir(locked.start().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn waiting_for_another_process_can_be_stopped() {
+        let root = tempfile::tempdir().unwrap();
+        let _held = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        let stopped = Progress::silent().with_stop(Arc::new(AtomicBool::new(true)));
+        let error = entry(root.path(), 'a').lock(&stopped).unwrap_err();
+        assert!(matches!(error, DatasetError::Interrupted));
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_made_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let message = entry(&file.join("cache"), 'a').lock(&Progress::silent()).unwrap_err().to_string();
+        assert!(message.starts_with("cannot create `") && message.contains("file/cache"), "{message}");
+    }
+}

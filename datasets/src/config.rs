@@ -1,0 +1,424 @@
+//! What the user writes in `[data]`.
+//!
+//! One source table, at most one tokenizer table and at most one split rule. Choices are tables of their own
+//! rather than a tagged enum, so that a parse error keeps its position in the file; that not two are given is
+//! checked by [`DataConfig::validate`].
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::error::DatasetError;
+use crate::tokenizer::{self, BYTES_VOCAB_SIZE};
+
+/// Share of the documents that validates when no split rule is given.
+pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
+
+/// Smallest trained vocabulary: every byte, and the end-of-document mark.
+const MIN_BPE_VOCAB_SIZE: usize = BYTES_VOCAB_SIZE + 1;
+const MAX_BPE_VOCAB_SIZE: usize = 1 << 18;
+/// nanoGPT's `.bin` holds 16-bit ids.
+const MAX_TOKEN_FILE_VOCAB_SIZE: usize = 1 << 16;
+/// Bound on the transition tables of the synthetic source: 8 bytes an entry, so half a gigabyte.
+const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
+
+/// Text and tokenizer of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)] // A misspelt key must stop the run, not prepare another corpus.
+pub struct DataConfig {
+    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
+    /// Give the model the documents' borders, so that no token attends across one; default false.
+    #[serde(default)]
+    pub mask_documents: bool,
+    /// Source: the archives of the crates that Switchyard itself is built from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crates: Option<CratesConfig>,
+    /// Source: local text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
+    /// Source: a generated mixture of hidden domains with a known entropy floor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<SyntheticConfig>,
+    /// Source: files of token ids, as nanoGPT writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokensConfig>,
+    /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids already.
+    #[serde(default, skip_serializing_if = "TokenizerConfig::is_absent")]
+    pub tokenizer: TokenizerConfig,
+    /// Which part validates; absent is 5 % of the documents, chosen by their hash.
+    #[serde(default, skip_serializing_if = "SplitConfig::is_absent")]
+    pub split: SplitConfig,
+}
+
+/// `[data.crates]`: source code and documentation that every machine which built Switchyard already holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct CratesConfig {
+    /// Cut the corpus to at most this many bytes, a fair mixture of all crates; absent takes everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+}
+
+/// `[data.text]`: a file, or a folder walked in sorted order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, or a folder of them.
+    pub path: PathBuf,
+    /// Field that holds the text in each line of a `.jsonl` file; absent is `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jsonl_key: Option<String>,
+}
+
+/// `[data.synthetic]`: documents of hidden domains, each domain a sparse random Markov chain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SyntheticConfig {
+    /// Hidden domains; each document is drawn from one of them.
+    pub num_domains: usize,
+    /// Distinct ids, including id 0, the end-of-document mark.
+    pub vocab_size: usize,
+    /// Documents to generate, training and validation together.
+    pub num_documents: u64,
+    /// Mean tokens per document, its end mark included; lengths are geometric, at least 2.
+    pub document_tokens: usize,
+    /// Possible successors of each symbol within a domain.
+    pub branching: usize,
+    /// Seed of the chains and of the documents; default 0.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// `[data.tokens]`: raw little-endian 16-bit ids without a header, read where they lie.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokensConfig {
+    /// Ids to train on.
+    pub train: PathBuf,
+    /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PathBuf>,
+    /// Number of distinct ids; each id in the files must be below it.
+    pub vocab_size: usize,
+}
+
+/// `[data.tokenizer]`: exactly one table inside; none is bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// One id per byte: 256 ids, nothing to train.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<BytesTokenizerConfig>,
+    /// Byte-level byte-pair encoding (arXiv:1508.07909), trained on the training split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bpe: Option<BpeTokenizerConfig>,
+    /// A `tokenizer.json` made elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileTokenizerConfig>,
+}
+
+/// `[data.tokenizer.bytes]`: nothing to choose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct BytesTokenizerConfig {}
+
+/// `[data.tokenizer.bpe]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BpeTokenizerConfig {
+    /// Number of ids: 256 bytes, the end-of-document mark, the rest merges; in `257..=262144`.
+    pub vocab_size: usize,
+}
+
+/// `[data.tokenizer.file]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileTokenizerConfig {
+    /// The `tokenizer.json`.
+    pub path: PathBuf,
+}
+
+/// `[data.split]`: at most one table inside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct SplitConfig {
+    /// Each document goes where the hash of its content says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_document_hash: Option<SplitFraction>,
+    /// The end of the corpus validates; the choice for a single long text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<SplitFraction>,
+}
+
+/// How much validates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SplitFraction {
+    /// Share of the validation split, above 0 and below 1.
+    pub validation_fraction: f64,
+}
+
+impl TokenizerConfig {
+    fn is_absent(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl SplitConfig {
+    fn is_absent(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A value in `[data]` that parses but cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{key}`: {message}")]
+pub struct DataConfigError {
+    /// Key path from the top of the file, such as `data.text`.
+    pub key: String,
+    /// What is wrong, the offending value and what is allowed.
+    pub message: String,
+}
+
+impl DataConfigError {
+    fn new(key: &str, message: impl Into<String>) -> Self {
+        Self { key: key.to_owned(), message: message.into() }
+    }
+}
+
+impl DataConfig {
+    /// Nothing, if the values make sense together; touches no file.
+    ///
+    /// # Errors
+    /// The first offending key, with what is allowed.
+    pub fn validate(&self) -> Result<(), DataConfigError> {
+        self.validate_source_count()?;
+        self.validate_tokenizer()?;
+        self.validate_split()?;
+        if let Some(synthetic) = &self.synthetic {
+            synthetic.validate()?;
+        }
+        if let Some(tokens) = &self.tokens {
+            self.validate_tokens(tokens)?;
+        }
+        if self.crates.as_ref().is_some_and(|crates| crates.max_bytes == Some(0)) {
+            return Err(DataConfigError::new(
+                "data.crates.max_bytes",
+                "is 0: use at least 1, or leave it out",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Number of distinct ids, known before anything is prepared. A BPE that finds fewer merges than asked for
+    /// keeps the configured number.
+    ///
+    /// # Errors
+    /// An invalid configuration, or a `tokenizer.json` that cannot be read.
+    pub fn vocab_size(&self) -> Result<usize, DatasetError> {
+        self.validate()?;
+        if let Some(synthetic) = &self.synthetic {
+            return Ok(synthetic.vocab_size);
+        }
+        if let Some(tokens) = &self.tokens {
+            return Ok(tokens.vocab_size);
+        }
+        match (&self.tokenizer.bpe, &self.tokenizer.file) {
+            (Some(bpe), _) => Ok(bpe.vocab_size),
+            (None, Some(file)) => Ok(tokenizer::Tokenizer::load(&file.path)?.vocab_size()),
+            (None, None) => Ok(BYTES_VOCAB_SIZE),
+        }
+    }
+
+    fn validate_source_count(&self) -> Result<(), DataConfigError> {
+        let given = given_names(&[
+            ("crates", self.crates.is_some()),
+            ("text", self.text.is_some()),
+            ("synthetic", self.synthetic.is_some()),
+            ("tokens", self.tokens.is_some()),
+        ]);
+        let tables = "[data.crates], [data.text], [data.synthetic] or [data.tokens]";
+        match given.as_slice() {
+            [_] => Ok(()),
+            [] => Err(DataConfigError::new("data", format!("no source: give exactly one of {tables}"))),
+            [.., last] => Err(DataConfigError::new(
+                &format!("data.{last}"),
+                format!("{} sources ({}): give exactly one of {tables}", given.len(), given.join(", ")),
+            )),
+        }
+    }
+
+    fn validate_tokenizer(&self) -> Result<(), DataConfigError> {
+        let tokenizer = &self.tokenizer;
+        let given = given_names(&[
+            ("bytes", tokenizer.bytes.is_some()),
+            ("bpe", tokenizer.bpe.is_some()),
+            ("file", tokenizer.file.is_some()),
+        ]);
+        if given.len() > 1 {
+            let message = format!("{} tokenizers ({}): give one", given.len(), given.join(", "));
+            return Err(DataConfigError::new("data.tokenizer", message));
+        }
+        if !given.is_empty() && (self.synthetic.is_some() || self.tokens.is_some()) {
+            let source = if self.synthetic.is_some() { "[data.synthetic]" } else { "[data.tokens]" };
+            let message = format!("{source} is made of ids already: remove [data.tokenizer.{}]", given[0]);
+            return Err(DataConfigError::new("data.tokenizer", message));
+        }
+        let Some(bpe) = &tokenizer.bpe else { return Ok(()) };
+        require_range("data.tokenizer.bpe.vocab_size", bpe.vocab_size, MIN_BPE_VOCAB_SIZE, MAX_BPE_VOCAB_SIZE)
+    }
+
+    fn validate_split(&self) -> Result<(), DataConfigError> {
+        let split = &self.split;
+        if split.by_document_hash.is_some() && split.tail.is_some() {
+            let message = "two rules (by_document_hash, tail): give one";
+            return Err(DataConfigError::new("data.split", message));
+        }
+        for (name, rule) in [("by_document_hash", &split.by_document_hash), ("tail", &split.tail)] {
+            let Some(SplitFraction { validation_fraction: fraction }) = rule else { continue };
+            if !(*fraction > 0.0 && *fraction < 1.0) {
+                let key = format!("data.split.{name}.validation_fraction");
+                let message = format!("is {fraction}: use a share above 0 and below 1, such as 0.05");
+                return Err(DataConfigError::new(&key, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), DataConfigError> {
+        require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_TOKEN_FILE_VOCAB_SIZE)?;
+        if self.mask_documents {
+            let message = "is true, but files of token ids carry no document borders: set it to false";
+            return Err(DataConfigError::new("data.mask_documents", message));
+        }
+        match (&tokens.validation, &self.split.tail, &self.split.by_document_hash) {
+            (Some(_), None, None) | (None, Some(_), None) => Ok(()),
+            (Some(_), ..) => Err(DataConfigError::new(
+                "data.split",
+                "`data.tokens.validation` is the validation split: remove [data.split]",
+            )),
+            (None, ..) => Err(DataConfigError::new(
+                "data.tokens.validation",
+                "missing: name a validation file, or take the end of `train` with [data.split.tail]",
+            )),
+        }
+    }
+}
+
+impl SyntheticConfig {
+    fn validate(&self) -> Result<(), DataConfigError> {
+        require_range("data.synthetic.num_domains", self.num_domains, 1, usize::from(u16::MAX))?;
+        require_range("data.synthetic.vocab_size", self.vocab_size, 3, 1 << 24)?;
+        require_range("data.synthetic.document_tokens", self.document_tokens, 2, 1 << 24)?;
+        require_range("data.synthetic.branching", self.branching, 1, self.vocab_size - 1)?;
+        if self.num_documents < 2 {
+            let message = format!("is {}: use at least 2, one for each split", self.num_documents);
+            return Err(DataConfigError::new("data.synthetic.num_documents", message));
+        }
+        let entries = [self.num_domains, self.vocab_size, self.branching]
+            .iter()
+            .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
+        if entries.is_none_or(|entries| entries > MAX_SYNTHETIC_TABLE_ENTRIES) {
+            let message = format!(
+                "num_domains * vocab_size * branching is {} * {} * {}: keep the product within \
+                 {MAX_SYNTHETIC_TABLE_ENTRIES}",
+                self.num_domains, self.vocab_size, self.branching
+            );
+            return Err(DataConfigError::new("data.synthetic", message));
+        }
+        Ok(())
+    }
+}
+
+fn given_names(tables: &[(&'static str, bool)]) -> Vec<&'static str> {
+    tables.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
+}
+
+fn require_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), DataConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(DataConfigError::new(key, format!("is {value}: use {min}..={max}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> DataConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn exactly_one_source_is_accepted() {
+        assert!(parse("crates = {}").validate().is_ok());
+        assert_eq!(
+            message(""),
+            "`data`: no source: give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]"
+        );
+        assert_eq!(
+            message("crates = {}\n[text]\npath = 'a.txt'"),
+            "`data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], \
+             [data.synthetic] or [data.tokens]"
+        );
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused() {
+        let error = toml::from_str::<DataConfig>("[crates]\nmax_byte = 3").unwrap_err().to_string();
+        assert!(error.contains("max_byte"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_name_key_value_and_range() {
+        assert_eq!(
+            message("crates = {}\ntokenizer.bpe.vocab_size = 200"),
+            "`data.tokenizer.bpe.vocab_size`: is 200: use 257..=262144"
+        );
+        assert_eq!(
+            message("crates = {}\nsplit.tail.validation_fraction = 1.0"),
+            "`data.split.tail.validation_fraction`: is 1: use a share above 0 and below 1, such as 0.05"
+        );
+        assert_eq!(
+            message("crates = {}\nsplit.tail.validation_fraction = nan"),
+            "`data.split.tail.validation_fraction`: is NaN: use a share above 0 and below 1, such as 0.05"
+        );
+    }
+
+    #[test]
+    fn sources_of_ids_refuse_a_tokenizer() {
+        let synthetic = "[synthetic]\nnum_domains = 2\nvocab_size = 16\nnum_documents = 9\ndocument_tokens = 5\n\
+                         branching = 2\n";
+        assert_eq!(parse(synthetic).vocab_size().unwrap(), 16);
+        assert_eq!(
+            message(&format!("tokenizer.bytes = {{}}\n{synthetic}")),
+            "`data.tokenizer`: [data.synthetic] is made of ids already: remove [data.tokenizer.bytes]"
+        );
+    }
+
+    #[test]
+    fn token_files_need_one_validation_split() {
+        let tokens = "[tokens]\ntrain = 'a.bin'\nvocab_size = 100\n";
+        assert!(message(tokens).starts_with("`data.tokens.validation`: missing"));
+        assert!(parse(&format!("split.tail.validation_fraction = 0.1\n{tokens}")).validate().is_ok());
+        let both = format!("split.tail.validation_fraction = 0.1\n{tokens}validation = 'b.bin'\n");
+        assert!(message(&both).starts_with("`data.split`"));
+    }
+
+    #[test]
+    fn what_was_parsed_is_what_is_written_back() {
+        let config =
+            parse("crates = {}\ntokenizer.bpe.vocab_size = 1000\nsplit.tail.validation_fraction = 0.1");
+        assert_eq!(parse(&toml::to_string(&config).unwrap()), config);
+        assert_eq!(config.vocab_size().unwrap(), 1000);
+        assert_eq!(parse("crates = {}").vocab_size().unwrap(), 256);
+    }
+}

@@ -1,0 +1,228 @@
+//! Everything about data that a user can get wrong or run into.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::config::DataConfigError;
+
+/// What stopped the preparation or the reading of data: where, the offending value, what to do next.
+#[derive(Debug, Error)]
+pub enum DatasetError {
+    /// A value in `[data]` that cannot be meant.
+    #[error(transparent)]
+    Config(#[from] DataConfigError),
+
+    /// The operating system refused.
+    #[error("cannot {action} `{}`: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was attempted, such as `read`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+
+    /// No folder for prepared corpora could be derived.
+    #[error("no cache folder: set `data.cache_dir`, or one of SWITCHYARD_CACHE_DIR, XDG_CACHE_HOME and HOME")]
+    NoCacheFolder,
+
+    /// Archives of the default corpus are not where cargo keeps them.
+    #[error(
+        "{num_missing} of {num_wanted} crate archives of the default corpus are not in `{}`: {names}. \
+         cargo leaves them there when it builds Switchyard; a vendored build or a binary installed from elsewhere has \
+         none. Run `cargo fetch` in Switchyard's source folder (or set CARGO_HOME), or use another source: [data.text] \
+         for local files, [data.synthetic] for a generated corpus",
+        cache.display()
+    )]
+    MissingArchives {
+        /// cargo's archive cache, in which they were looked for.
+        cache: PathBuf,
+        /// Archives that are missing.
+        num_missing: usize,
+        /// Archives that the corpus is made of.
+        num_wanted: usize,
+        /// The first few of the missing.
+        names: String,
+    },
+
+    /// An archive differs from what the lockfile pins.
+    #[error(
+        "`{}` has sha256 {actual}, but Cargo.lock pins {expected}: delete the file and run `cargo fetch`",
+        path.display()
+    )]
+    ArchiveChecksum {
+        /// The archive.
+        path: PathBuf,
+        /// What the lockfile says.
+        expected: String,
+        /// What the file has.
+        actual: String,
+    },
+
+    /// The lockfile compiled into the program does not list what the corpus needs.
+    #[error("the Cargo.lock compiled into this program {problem}: rebuild from an unmodified checkout")]
+    Lockfile {
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A path to read text from has a type that is not known.
+    #[error(
+        "`{}` is not text that Switchyard reads: use a .txt, .md or .jsonl file, each also .gz or .zst, or a folder of \
+         them",
+        path.display()
+    )]
+    UnknownFileType {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// Text that is not UTF-8.
+    #[error("`{}` is not UTF-8 at byte {offset}: convert it, or remove it from the folder", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// First offending byte, counted in the uncompressed text.
+        offset: usize,
+    },
+
+    /// A line of a `.jsonl` file without usable text.
+    #[error("`{}`, line {line}: {problem}", path.display())]
+    JsonLine {
+        /// The file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: usize,
+        /// What is wrong and what is expected.
+        problem: String,
+    },
+
+    /// The source has no text at all.
+    #[error("{description} holds no text: {advice}")]
+    NoDocuments {
+        /// The source, in words.
+        description: String,
+        /// What to change.
+        advice: &'static str,
+    },
+
+    /// A split without a single token.
+    #[error(
+        "the {split} split is empty: {num_documents} document(s) split by {rule}. For few or long documents use the end \
+         of the text: [data.split.tail] with `validation_fraction = 0.1`; otherwise change the fraction"
+    )]
+    EmptySplit {
+        /// `train` or `validation`.
+        split: &'static str,
+        /// Documents in both splits together.
+        num_documents: u64,
+        /// The rule, in words.
+        rule: String,
+    },
+
+    /// A tokenizer that cannot be read, trained or applied.
+    #[error("tokenizer{}: {problem}", in_file(path))]
+    Tokenizer {
+        /// The `tokenizer.json`, if one is involved.
+        path: Option<PathBuf>,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
+    /// A prepared file that is damaged, foreign or of another version.
+    #[error("`{}` {problem}: delete the folder `{}`, it will be prepared again", path.display(), parent(path).display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// A file of token ids that cannot be used as it is.
+    #[error("`{}` {problem}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
+    /// Fewer tokens than one window needs.
+    #[error(
+        "the data has {num_tokens} tokens, but one sequence of {seq_len} needs {}: use more data or a smaller `seq_len`",
+        seq_len + 1
+    )]
+    TooShort {
+        /// Tokens there are.
+        num_tokens: usize,
+        /// Inputs of a sequence.
+        seq_len: usize,
+    },
+
+    /// A size of zero, where at least one is needed.
+    #[error("`{name}` is 0: use at least 1")]
+    Zero {
+        /// The size.
+        name: &'static str,
+    },
+
+    /// The stop flag was set.
+    #[error("interrupted: nothing half-made was kept, run the command again to start over")]
+    Interrupted,
+
+    /// The prefetch thread ended without handing out the next batch.
+    #[error("the thread that prefetches batches stopped unexpectedly: its panic message is above")]
+    LoaderStopped,
+}
+
+impl DatasetError {
+    /// Whether the user can mend it by changing the configuration, the arguments or the input.
+    pub fn is_users_mistake(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::NotADirectory
+            ),
+            Self::Interrupted | Self::LoaderStopped => false,
+            _ => true,
+        }
+    }
+
+    /// A closure for `map_err` that attaches what was attempted, and where.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// [`DatasetError::Damaged`] for `path`.
+    pub(crate) fn damaged(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_path_buf(), problem: problem.into() }
+    }
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": free some space, or point `data.cache_dir` at another disk"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ": change the permissions, or choose another path (prepared data goes to `data.cache_dir`)"
+        }
+        io::ErrorKind::NotFound => ": check the path",
+        _ => "",
+    }
+}
+
+fn in_file(path: &Option<PathBuf>) -> String {
+    path.as_ref().map(|path| format!(" `{}`", path.display())).unwrap_or_default()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}

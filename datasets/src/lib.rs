@@ -1,0 +1,84 @@
+//! Text on disk to token batches.
+//!
+//! ```text
+//! source ─► documents ─► split ─► tokenizer ─► shards            once, in a cache keyed by content
+//! shards ─► TokenStore ─► Sampler: start of sample i = f(seed, i) ─► Loader ─► TokenBatch
+//!                     └─► EvaluationWindows ─► TokenBatch
+//! ```
+//!
+//! # The path of a document
+//! 1. A **source** yields it, in an order that never changes: a file of one of the crates that Switchyard is built
+//!    from (`[data.crates]`), a text file or a line of a `.jsonl` file (`[data.text]`), or a sequence of ids drawn from a
+//!    hidden domain (`[data.synthetic]`). It carries the number of its domain. Files of ids (`[data.tokens]`) skip
+//!    all of this and are read where they lie.
+//! 2. The **split** sends it to training or validation by the hash of its content, or cuts the end off the corpus.
+//! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training split, or a
+//!    `tokenizer.json`. Where a source has several documents, each is followed by the end-of-document mark: the id
+//!    of `<|endoftext|>`, or byte 0. A single text gets none, so its bytes are exactly its tokens.
+//! 4. [`prepare`] writes the ids to **shards** in the cache and opens them as memory maps: a [`TokenStore`] each for
+//!    training and validation. The same configuration and content finds them there the next time.
+//! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its own, and hands out
+//!    [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs. [`EvaluationWindows`] go over a split once.
+//!
+//! # Example
+//! ```
+//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Progress, SyntheticConfig, prepare};
+//!
+//! # fn main() -> Result<(), switchyard_datasets::DatasetError> {
+//! # let cache = tempfile::tempdir().expect("a temporary folder");
+//! let config = DataConfig {
+//!     synthetic: Some(SyntheticConfig {
+//!         num_domains: 4, vocab_size: 64, num_documents: 200, document_tokens: 50, branching: 4, seed: 0,
+//!     }),
+//!     cache_dir: Some(cache.path().to_path_buf()),
+//!     ..DataConfig::default()
+//! };
+//! let dataset = prepare(&config, &Progress::silent())?;
+//! let loader_config = LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false };
+//! let mut loader = Loader::new(dataset.train.clone(), loader_config, 0)?;
+//! let batch = loader.next_batch()?;
+//! assert_eq!(batch.input_ids.len(), 8 * 32);
+//! # Ok(())
+//! # }
+//! ```
+
+mod batch;
+mod bpe;
+mod build;
+mod cache;
+mod config;
+mod decode;
+mod error;
+mod evaluation;
+mod hash;
+mod loader;
+mod manifest;
+mod prepare;
+mod progress;
+mod sampler;
+mod shard;
+mod source;
+mod split;
+mod stats;
+mod store;
+mod token_files;
+mod tokenizer;
+mod words;
+
+pub use batch::TokenBatch;
+pub use config::{
+    BpeTokenizerConfig, BytesTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig,
+    DataConfigError, FileTokenizerConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
+    TokenizerConfig, TokensConfig,
+};
+pub use decode::DecodeStream;
+pub use error::DatasetError;
+pub use evaluation::EvaluationWindows;
+pub use loader::{Loader, LoaderConfig};
+pub use manifest::{FORMAT_VERSION, Manifest, ShardManifest, SplitManifest};
+pub use prepare::{Dataset, prepare};
+pub use progress::Progress;
+pub use sampler::Sampler;
+pub use stats::{DatasetStatistics, DomainStatistics, SplitStatistics, TokenStatistics};
+pub use store::TokenStore;
+pub use tokenizer::{Tokenizer, Vocabulary};

@@ -1,0 +1,166 @@
+//! Training batches, read ahead by a thread of their own.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::batch::TokenBatch;
+use crate::error::DatasetError;
+use crate::sampler::Sampler;
+use crate::store::TokenStore;
+
+/// Batches read ahead: enough to hide a page fault behind a step.
+const PREFETCHED_BATCHES: usize = 4;
+
+/// How a [`Loader`] cuts and orders the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoaderConfig {
+    /// Inputs per sequence.
+    pub seq_len: usize,
+    /// Sequences per batch.
+    pub sequences_per_batch: usize,
+    /// Seed of the order; see [`Sampler`].
+    pub seed: u64,
+    /// Fill [`TokenBatch::segment_ids`].
+    pub mask_documents: bool,
+}
+
+/// An endless stream of training batches with a position that can be stored and resumed.
+///
+/// Batch `j` holds the samples `cursor..cursor + sequences_per_batch` in order, whatever the prefetch thread does.
+#[derive(Debug)]
+pub struct Loader {
+    batches: Option<Receiver<TokenBatch>>,
+    thread: Option<JoinHandle<()>>,
+    cursor: u64,
+    samples_per_epoch: u64,
+}
+
+impl Loader {
+    /// A loader whose next batch begins with sample `cursor`, 0 for a fresh run.
+    ///
+    /// # Errors
+    /// If the store is too short for one sequence, a size is 0, or no thread can be started.
+    pub fn new(store: Arc<TokenStore>, config: LoaderConfig, cursor: u64) -> Result<Self, DatasetError> {
+        let LoaderConfig { seq_len, sequences_per_batch, seed, mask_documents } = config;
+        if sequences_per_batch == 0 {
+            return Err(DatasetError::Zero { name: "sequences_per_batch" });
+        }
+        let sampler = Sampler::new(store.len(), seq_len, seed)?;
+        let samples_per_epoch = sampler.samples_per_epoch();
+        let (sender, receiver) = sync_channel(PREFETCHED_BATCHES);
+        let prefetch = move || {
+            let mut next = cursor;
+            loop {
+                let end = next + sequences_per_batch as u64;
+                let starts: Vec<usize> = (next..end).map(|index| sampler.sample(index)).collect();
+                // Nobody listens any more once the loader is dropped.
+                if sender.send(TokenBatch::read(&store, &starts, seq_len, mask_documents)).is_err() {
+                    return;
+                }
+                next = end;
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("prefetch".to_owned())
+            .spawn(prefetch)
+            .map_err(DatasetError::io("start the thread", "prefetch".as_ref()))?;
+        Ok(Self { batches: Some(receiver), thread: Some(thread), cursor, samples_per_epoch })
+    }
+
+    /// The next batch.
+    ///
+    /// # Errors
+    /// If the prefetch thread has stopped.
+    pub fn next_batch(&mut self) -> Result<TokenBatch, DatasetError> {
+        let receiver = self.batches.as_ref().ok_or(DatasetError::LoaderStopped)?;
+        let batch = receiver.recv().map_err(|_| DatasetError::LoaderStopped)?;
+        self.cursor += batch.num_sequences as u64;
+        Ok(batch)
+    }
+
+    /// Index of the next sample that has not been handed out; batches read ahead do not count. A loader that is
+    /// started with this cursor continues with the same batches.
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Passes over the data so far, 1.5 for one and a half.
+    pub fn epochs(&self) -> f64 {
+        self.cursor as f64 / self.samples_per_epoch as f64
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // The thread may wait for room in the channel: closing it first lets the thread see that it is done.
+        drop(self.batches.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed, and `next_batch` has reported it.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::counting_store;
+
+    fn config(seq_len: usize, sequences_per_batch: usize) -> LoaderConfig {
+        LoaderConfig { seq_len, sequences_per_batch, seed: 3, mask_documents: true }
+    }
+
+    #[test]
+    fn a_resumed_loader_continues_with_the_same_batches() {
+        let store = Arc::new(counting_store(&[&[50, 7, 120], &[30]]));
+        let mut loader = Loader::new(store.clone(), config(8, 3), 0).unwrap();
+        for _ in 0..11 {
+            loader.next_batch().unwrap();
+        }
+        assert_eq!(loader.cursor(), 33);
+        let mut resumed = Loader::new(store, config(8, 3), loader.cursor()).unwrap();
+        for _ in 0..40 {
+            assert_eq!(resumed.next_batch().unwrap(), loader.next_batch().unwrap());
+        }
+    }
+
+    #[test]
+    fn targets_are_the_next_tokens_and_segments_follow_documents() {
+        let store = Arc::new(counting_store(&[&[10, 5, 9]]));
+        let mut loader = Loader::new(store.clone(), config(6, 4), 0).unwrap();
+        let batch = loader.next_batch().unwrap();
+        assert_eq!((batch.num_tokens(), batch.num_sequences, batch.seq_len), (24, 4, 6));
+        let segments = batch.segment_ids.unwrap();
+        for row in 0..4 {
+            let inputs = &batch.input_ids[row * 6..][..6];
+            for column in 0..6 {
+                // Ids count up from 0, so an id is its own position.
+                let position = inputs[column] as usize;
+                assert_eq!(batch.target_ids[row * 6 + column] as usize, (position + 1) % 24);
+                let starts_document = column > 0 && [0, 10, 15].contains(&position);
+                let step =
+                    if column > 0 { segments[row * 6 + column] - segments[row * 6 + column - 1] } else { 0 };
+                assert_eq!(step, i32::from(starts_document));
+            }
+            assert_eq!(segments[row * 6], 0);
+            assert_eq!(usize::from(batch.domains[row]), store.document_index(inputs[0] as usize).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_dropped_loader_ends_its_thread() {
+        let store = Arc::new(counting_store(&[&[50]]));
+        let loader = Loader::new(store.clone(), config(8, 1), 0).unwrap();
+        drop(loader);
+        assert_eq!(Arc::strong_count(&store), 1, "the thread held the other reference");
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let store = Arc::new(counting_store(&[&[8]]));
+        let message = |config| Loader::new(store.clone(), config, 0).unwrap_err().to_string();
+        assert!(message(config(8, 1)).contains("the data has 8 tokens"));
+        assert_eq!(message(config(4, 0)), "`sequences_per_batch` is 0: use at least 1");
+    }
+}

@@ -1,0 +1,115 @@
+//! What a prepared corpus is: sizes, domains, provenance. Stored beside the shards as `manifest.json`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DatasetError;
+
+/// Version of everything that decides what a prepared folder holds: layout, tokenization, order of documents.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Name of the manifest in a prepared folder; it is written last, so a folder that has one is complete.
+pub(crate) const MANIFEST_NAME: &str = "manifest.json";
+
+/// Facts about a prepared corpus.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] of the program that prepared it.
+    pub format_version: u32,
+    /// sha256, in hexadecimal, of all that determines the tokens: source content, tokenizer, split, format.
+    pub key: String,
+    /// The source in words.
+    pub source: String,
+    /// The split rule in words.
+    pub split: String,
+    /// `bytes`, `vocabulary` or `ids`.
+    pub tokenizer: String,
+    /// sha256 of the tokenizer's file, in hexadecimal.
+    pub tokenizer_hash: String,
+    /// Number of ids that the model needs.
+    pub vocab_size: usize,
+    /// The id after each document; none where documents are not marked, as in a single text.
+    pub end_of_document: Option<u32>,
+    /// Expected loss, in nats per token, of a predictor that knows how the data is generated and each document's
+    /// domain; known for synthetic data only.
+    pub entropy_floor_nats: Option<f64>,
+    /// Nats per token that not knowing the domain costs at most: the best reachable loss lies between the floor
+    /// and the floor plus this. Known for synthetic data only.
+    pub domain_uncertainty_nats: Option<f64>,
+    /// Names of the domains, by number; empty where no domains are known.
+    pub domain_names: Vec<String>,
+    /// The training split.
+    pub train: SplitManifest,
+    /// The validation split.
+    pub validation: SplitManifest,
+}
+
+/// Facts about one split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct SplitManifest {
+    /// Documents; a document that the tail split cuts counts in both. 0 where no borders are known.
+    pub num_documents: u64,
+    /// Bytes of text; 0 for sources made of ids.
+    pub num_bytes: u64,
+    /// Tokens, end marks included.
+    pub num_tokens: u64,
+    /// Tokens of each domain, by number.
+    pub tokens_per_domain: Vec<u64>,
+    /// The files, in order.
+    pub shards: Vec<ShardManifest>,
+}
+
+/// One file of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardManifest {
+    /// Name within the prepared folder.
+    pub file: String,
+    /// Tokens in it.
+    pub num_tokens: u64,
+    /// Its checksum, in hexadecimal.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Mean bytes of text per token over both splits; none for sources made of ids. Divides a loss per token into
+    /// one per byte, which compares between tokenizers.
+    pub fn bytes_per_token(&self) -> Option<f64> {
+        let num_bytes = self.train.num_bytes + self.validation.num_bytes;
+        let num_tokens = self.train.num_tokens + self.validation.num_tokens;
+        (num_bytes > 0 && num_tokens > 0).then(|| num_bytes as f64 / num_tokens as f64)
+    }
+
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), DatasetError> {
+        let path = folder.join(MANIFEST_NAME);
+        let file = std::fs::File::create(&path).map_err(DatasetError::io("create", &path))?;
+        serde_json::to_writer_pretty(&file, self)
+            .map_err(|error| DatasetError::io("write", &path)(error.into()))?;
+        file.sync_all().map_err(DatasetError::io("write", &path))
+    }
+
+    /// The manifest in `folder`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, of another version, or not of `key`.
+    pub(crate) fn read(folder: &Path, key: &str) -> Result<Self, DatasetError> {
+        let path = folder.join(MANIFEST_NAME);
+        let json = std::fs::read(&path).map_err(DatasetError::io("read", &path))?;
+        let manifest: Self = serde_json::from_slice(&json)
+            .map_err(|error| DatasetError::damaged(&path, format!("is not a manifest ({error})")))?;
+        if manifest.format_version != FORMAT_VERSION {
+            let problem = format!(
+                "has format version {}, this program reads {FORMAT_VERSION}",
+                manifest.format_version
+            );
+            return Err(DatasetError::damaged(&path, problem));
+        }
+        if manifest.key != key {
+            return Err(DatasetError::damaged(&path, format!("is of other data (key {})", manifest.key)));
+        }
+        Ok(manifest)
+    }
+}

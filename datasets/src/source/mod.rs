@@ -1,0 +1,123 @@
+//! Where documents come from: one file per source, each yielding its documents in an order that never changes.
+
+mod crates;
+mod synthetic;
+mod text;
+
+use sha2::{Digest, Sha256};
+
+pub(crate) use crates::CratesSource;
+pub(crate) use synthetic::SyntheticSource;
+pub(crate) use text::TextSource;
+
+use crate::config::DataConfig;
+use crate::error::DatasetError;
+
+/// One document, before tokenization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Document {
+    pub(crate) content: Content,
+    /// Index into [`Source::domain_names`].
+    pub(crate) domain: u16,
+    /// For messages and logs: path or number.
+    pub(crate) name: String,
+}
+
+/// What a document holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text(String),
+    /// Ids of a source that is made of ids, its end mark included.
+    Ids(Vec<u32>),
+}
+
+impl Document {
+    /// Length in the unit that the tail split counts: bytes of text, or ids.
+    pub(crate) fn len(&self) -> u64 {
+        match &self.content {
+            Content::Text(text) => text.len() as u64,
+            Content::Ids(ids) => ids.len() as u64,
+        }
+    }
+
+    /// sha256 of the content, which neither name nor domain enters.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        match &self.content {
+            Content::Text(text) => Sha256::digest(text.as_bytes()).into(),
+            Content::Ids(ids) => {
+                let mut hasher = Sha256::new();
+                ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+                hasher.finalize().into()
+            }
+        }
+    }
+}
+
+/// What a source does with each document that it visits.
+pub(crate) type Visit<'a> = dyn FnMut(Document) -> Result<(), DatasetError> + 'a;
+
+/// A source that has been found, though not read yet.
+pub(crate) enum Source {
+    Crates(CratesSource),
+    Text(TextSource),
+    Synthetic(SyntheticSource),
+}
+
+impl Source {
+    /// The source that `config` names; none if it names files of ids, which are not made of documents.
+    pub(crate) fn open(config: &DataConfig) -> Result<Option<Self>, DatasetError> {
+        if let Some(crates) = &config.crates {
+            return Ok(Some(Self::Crates(CratesSource::open(crates)?)));
+        }
+        if let Some(text) = &config.text {
+            return Ok(Some(Self::Text(TextSource::open(text)?)));
+        }
+        Ok(config.synthetic.as_ref().map(|synthetic| Self::Synthetic(SyntheticSource::new(synthetic))))
+    }
+
+    /// Feeds `hasher` with what determines the documents.
+    pub(crate) fn identify(&self, hasher: &mut Sha256) -> Result<(), DatasetError> {
+        match self {
+            Self::Crates(source) => source.identify(hasher),
+            Self::Text(source) => source.identify(hasher)?,
+            Self::Synthetic(source) => source.identify(hasher),
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with every document, always in the same order; stops at the first error.
+    pub(crate) fn for_each(&self, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
+        match self {
+            Self::Crates(source) => source.for_each(visit),
+            Self::Text(source) => source.for_each(visit),
+            Self::Synthetic(source) => source.for_each(visit),
+        }
+    }
+
+    /// Names of the domains, by number.
+    pub(crate) fn domain_names(&self) -> Vec<String> {
+        match self {
+            Self::Crates(source) => source.domain_names(),
+            Self::Text(source) => source.domain_names(),
+            Self::Synthetic(source) => source.domain_names(),
+        }
+    }
+
+    /// The source in words, for the manifest and for messages.
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Crates(source) => source.description(),
+            Self::Text(source) => source.description(),
+            Self::Synthetic(source) => source.description(),
+        }
+    }
+
+    /// What to change if the source turns out to hold nothing.
+    pub(crate) fn advice_when_empty(&self) -> &'static str {
+        match self {
+            Self::Crates(_) => "raise `data.crates.max_bytes`",
+            Self::Text(_) => "name a file, or a folder with .txt, .md or .jsonl files",
+            Self::Synthetic(_) => "raise `data.synthetic.num_documents`",
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One split's tokens: shards, one after the other, addressed as if they were one array.
+
+use crate::error::DatasetError;
+use crate::shard::TokenFile;
+
+/// All tokens of a split, in memory maps; positions count from its first token.
+#[derive(Debug)]
+pub struct TokenStore {
+    files: Vec<TokenFile>,
+    /// First position of each file, and the number of tokens.
+    file_starts: Vec<usize>,
+    /// Number of documents before each file.
+    documents_before: Vec<usize>,
+    num_documents: usize,
+}
+
+impl TokenStore {
+    pub(crate) fn new(files: Vec<TokenFile>) -> Self {
+        let mut file_starts = vec![0];
+        let mut documents_before = Vec::new();
+        let (mut num_tokens, mut num_documents) = (0, 0);
+        for file in &files {
+            documents_before.push(num_documents);
+            num_tokens += file.num_tokens();
+            num_documents += file.num_documents();
+            file_starts.push(num_tokens);
+        }
+        Self { files, file_starts, documents_before, num_documents }
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.file_starts.last().copied().unwrap_or(0)
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of documents; 0 for files of ids that carry no borders.
+    pub fn num_documents(&self) -> usize {
+        self.num_documents
+    }
+
+    /// Copies `out.len()` tokens from position `start` on into `out`; after the last position follows the first.
+    ///
+    /// # Panics
+    /// If the store is empty.
+    pub fn read(&self, start: usize, out: &mut [i32]) {
+        assert!(!self.is_empty(), "read of {} tokens from an empty store", out.len());
+        let mut position = start % self.len();
+        let mut rest = out;
+        while !rest.is_empty() {
+            let file = self.file_of(position);
+            let num_here = rest.len().min(self.file_starts[file + 1] - position);
+            let (here, after) = rest.split_at_mut(num_here);
+            self.files[file].read(position - self.file_starts[file], here);
+            rest = after;
+            position = (position + num_here) % self.len();
+        }
+    }
+
+    /// Index of the document that holds `position`; none where no borders are known.
+    pub fn document_index(&self, position: usize) -> Option<usize> {
+        let file = self.file_of(position);
+        let within = self.files[file].document_at(position - self.file_starts[file])?;
+        Some(self.documents_before[file] + within)
+    }
+
+    /// Domain of the document that holds `position`; 0 where none is known.
+    pub fn domain(&self, position: usize) -> u16 {
+        let file = self.file_of(position);
+        let document = self.files[file].document_at(position - self.file_starts[file]);
+        document.map_or(0, |document| self.files[file].domain(document))
+    }
+
+    /// For each of `len` tokens from `start` on, how many documents of this row begin before it: 0 for the first.
+    pub(crate) fn segment_ids(&self, start: usize, len: usize) -> Vec<i32> {
+        let mut ids = Vec::with_capacity(len);
+        let (mut position, mut segment) = (start % self.len(), 0);
+        while ids.len() < len {
+            let end = self.document_end(position);
+            let num_here = (end - position).min(len - ids.len());
+            ids.extend(std::iter::repeat_n(segment, num_here));
+            segment += 1;
+            position = end % self.len();
+        }
+        ids
+    }
+
+    /// First position after the document that holds `position`, or the end of its file.
+    fn document_end(&self, position: usize) -> usize {
+        let file = self.file_of(position);
+        let start = self.file_starts[file];
+        match self.files[file].document_at(position - start) {
+            Some(document) => start + self.files[file].document_start(document + 1),
+            None => self.file_starts[file + 1],
+        }
+    }
+
+    /// Index of the file that holds `position`; files without tokens hold none.
+    fn file_of(&self, position: usize) -> usize {
+        assert!(position < self.len(), "position {position} in a store of {} tokens", self.len());
+        self.file_starts.partition_point(|start| *start <= position) - 1
+    }
+
+    /// An error if the store is too short for one sequence of `seq_len` inputs with their targets.
+    pub(crate) fn require_sequence(&self, seq_len: usize) -> Result<(), DatasetError> {
+        if seq_len == 0 {
+            return Err(DatasetError::Zero { name: "seq_len" });
+        }
+        if self.len() <= seq_len {
+            return Err(DatasetError::TooShort { num_tokens: self.len(), seq_len });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::shard::ShardWriter;
+
+    /// A store of shards of documents of consecutive ids from 0; the domain is the document's number.
+    pub(crate) fn counting_store(shards: &[&[usize]]) -> TokenStore {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut next_id, mut domain) = (0, 0);
+        let mut write = |lengths: &&[usize]| {
+            let path = folder.path().join(format!("{next_id}.shard"));
+            let mut writer = ShardWriter::create(&path, 1 << 20, [0; 32]).unwrap();
+            for len in *lengths {
+                writer.begin_document(domain);
+                writer.append(&(next_id..next_id + *len as u32).collect::<Vec<_>>()).unwrap();
+                next_id += *len as u32;
+                domain += 1;
+            }
+            TokenFile::open_shard(&path, &writer.finish().unwrap().checksum).unwrap()
+        };
+        TokenStore::new(shards.iter().map(&mut write).collect())
+    }
+
+    #[test]
+    fn shards_read_as_one_ring() {
+        let store = counting_store(&[&[3, 2], &[4], &[1]]);
+        assert_eq!((store.len(), store.num_documents()), (10, 4));
+        for start in 0..10 {
+            let mut ids = [0; 23];
+            store.read(start, &mut ids);
+            let expected: Vec<i32> = (0..23).map(|offset| (start as i32 + offset) % 10).collect();
+            assert_eq!(ids.as_slice(), expected);
+        }
+    }
+
+    #[test]
+    fn documents_are_numbered_across_shards() {
+        let store = counting_store(&[&[3, 2], &[4], &[1]]);
+        let owners: Vec<_> = (0..10).map(|position| store.document_index(position).unwrap()).collect();
+        assert_eq!(owners, [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]);
+        let domains: Vec<_> = (0..10).map(|position| usize::from(store.domain(position))).collect();
+        assert_eq!(domains, owners);
+    }
+
+    #[test]
+    fn segments_count_documents_within_the_row() {
+        let store = counting_store(&[&[3, 2], &[4], &[1]]);
+        assert_eq!(store.segment_ids(1, 6), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(store.segment_ids(8, 5), [0, 1, 2, 2, 2]);
+    }
+
+    #[test]
+    fn too_little_data_is_named_with_its_numbers() {
+        let store = counting_store(&[&[4]]);
+        assert!(store.require_sequence(3).is_ok());
+        assert_eq!(
+            store.require_sequence(4).unwrap_err().to_string(),
+            "the data has 4 tokens, but one sequence of 4 needs 5: use more data or a smaller `seq_len`"
+        );
+    }
+}

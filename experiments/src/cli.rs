@@ -1,0 +1,184 @@
+//! The command line, as clap sees it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether they beat dense ones.
+#[derive(Debug, Parser)]
+#[command(name = "switchyard", version, about, max_term_width = 110, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Start here:
+  switchyard train experiments/quickstart.toml
+  switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml
+
+Exit codes: 0 done (also after Ctrl-C, which finishes the step and writes a checkpoint), 2 a mistake in the
+arguments, the configuration or the input, 1 anything else. Messages go to standard error, results to standard output.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model from a configuration file
+    #[command(after_help = TRAIN_HELP)]
+    Train(TrainArgs),
+    /// Measure the validation loss of a checkpoint, dropless and without noise
+    Eval(EvalArgs),
+    /// Continue a text with a trained model
+    Generate(GenerateArgs),
+    /// Show what a configuration would do: parameters, FLOPs, memory, schedule; allocates nothing
+    Plan(PlanArgs),
+    /// Show what a run folder or a checkpoint holds
+    Inspect(InspectArgs),
+    /// Prepare or describe a corpus
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Compare dense and sparse arms: train what is not trained yet, then print and save a table
+    #[command(after_help = COMPARE_HELP)]
+    Compare(CompareArgs),
+    /// Print the JSON schema of the configuration file, for editors
+    Schema,
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell to complete for
+        shell: Shell,
+    },
+}
+
+const TRAIN_HELP: &str = "\
+Examples:
+  switchyard train experiments/quickstart.toml
+  switchyard train experiments/quickstart.toml --set train.num_steps=50 --out runs/short
+  switchyard train experiments/quickstart.toml --resume
+
+Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit.
+A second Ctrl-C stops at once.";
+
+const COMPARE_HELP: &str = "\
+The first arm is the baseline: steps and seconds are counted until the other arms reach its final loss.
+Arms are configuration files (trained under --out, resumed if interrupted, skipped if finished) or run folders.
+
+Example:
+  switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+
+/// A configuration file and changes to it.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Configuration file (TOML)
+    pub(crate) file: PathBuf,
+    /// Change a key of the configuration, such as train.num_steps=100; repeatable. An empty value removes the key
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Run folder [default: runs/<name>-<config hash>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the run folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Delete the run in the run folder first
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Evaluate on this many tokens from the start of the validation split [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u64>,
+    /// Device [default: the run's]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Text to continue
+    #[arg(long, default_value = "\n")]
+    pub(crate) prompt: String,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) num_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f64,
+    /// Sample among the K likeliest tokens only
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Sample among the smallest set of tokens whose probability reaches P
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// Seed of the choice of tokens
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Device [default: the run's]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Write loss-curve.svg and expert-load.svg of the run into this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) figures: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long, conflicts_with = "figures")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Read, tokenize and cache the corpus of a configuration
+    Prepare(ConfigArgs),
+    /// Describe the corpus of a configuration: documents, tokens, domains, entropy
+    Stats {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Configuration files or run folders, the baseline first
+    #[arg(required = true, num_args = 2.., value_name = "CONFIG|RUN")]
+    pub(crate) arms: Vec<PathBuf>,
+    /// Folder for the runs and the comparison
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
+    /// Change a key in every configuration; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Print the comparison as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

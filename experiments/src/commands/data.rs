@@ -1,0 +1,67 @@
+//! `switchyard data`
+
+use std::fmt::Write as _;
+
+use switchyard_datasets::{Dataset, DatasetStatistics, Progress, SplitStatistics, prepare};
+
+use super::{load_args, print_json, print_text};
+use crate::cli::{ConfigArgs, DataCommand};
+use crate::failure::Failure;
+use crate::interrupt;
+
+pub(super) fn run(command: &DataCommand) -> Result<(), Failure> {
+    match command {
+        DataCommand::Prepare(config) => {
+            let dataset = prepared(config)?;
+            match &dataset.folder {
+                Some(folder) => print_text(&format!("{}\n", folder.display())),
+                None => print_text("nothing to prepare: files of token ids are read where they lie\n"),
+            }
+        }
+        DataCommand::Stats { config, json } => {
+            let dataset = prepared(config)?;
+            let statistics = DatasetStatistics::compute(&dataset)?;
+            if *json { print_json(&statistics) } else { print_text(&describe(&statistics)?) }
+        }
+    }
+}
+
+fn prepared(config: &ConfigArgs) -> Result<Dataset, Failure> {
+    let (loaded, _) = load_args(config)?;
+    Ok(prepare(&loaded.config.data, &Progress::stderr().with_stop(interrupt::stop_flag()?))?)
+}
+
+fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
+    let mut text = String::new();
+    let mut line = |line: String| writeln!(text, "{line}").map_err(|error| Failure::Fault(error.into()));
+    line(format!("source           {}", statistics.source))?;
+    line(format!(
+        "tokenizer        {}, {} ids, {} of them used",
+        statistics.tokenizer, statistics.vocab_size, statistics.num_used_ids
+    ))?;
+    if let Some(bytes) = statistics.bytes_per_token {
+        line(format!("bytes per token  {bytes:.2}"))?;
+    }
+    line(format!("train            {}", describe_split(&statistics.train)))?;
+    line(format!("validation       {}", describe_split(&statistics.validation)))?;
+    line(format!(
+        "unigram entropy  {:.4} nats; validation cross-entropy under it {:.4} nats",
+        statistics.unigram_entropy_nats, statistics.validation_unigram_cross_entropy_nats
+    ))?;
+    if let Some(floor) = statistics.entropy_floor_nats {
+        line(format!("entropy floor    {floor:.4} nats per token, with the domain known"))?;
+    }
+    line("largest domains".into())?;
+    for domain in &statistics.top_domains {
+        line(format!("  {:>10} tokens  {:>5.1} %  {}", domain.num_tokens, 100.0 * domain.share, domain.name))?;
+    }
+    line("most frequent tokens".into())?;
+    for token in &statistics.top_tokens {
+        line(format!("  {:>10} times   {:>5.1} %  {:?}", token.count, 100.0 * token.share, token.text))?;
+    }
+    Ok(text)
+}
+
+fn describe_split(split: &SplitStatistics) -> String {
+    format!("{} documents, {} bytes, {} tokens", split.num_documents, split.num_bytes, split.num_tokens)
+}

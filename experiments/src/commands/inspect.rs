@@ -1,0 +1,128 @@
+//! `switchyard inspect`
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::json;
+use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_checkpoint, read_state};
+use switchyard_trainer::metrics::{LayerRecord, Record, read_metrics};
+use switchyard_trainer::run_folder::{RunManifest, RunPaths};
+
+use super::{print_json, print_text};
+use crate::cli::InspectArgs;
+use crate::failure::Failure;
+use crate::figures::{expert_load_svg, loss_curve_svg};
+
+pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let paths = RunPaths::new(&args.path);
+    if paths.manifest().is_file() { inspect_run(args, &paths) } else { inspect_checkpoint(args) }
+}
+
+fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
+    let manifest = RunManifest::read(&paths.manifest())?;
+    let metrics = paths.metrics();
+    let records = if metrics.is_file() { read_metrics(&metrics)? } else { Vec::new() };
+    if let Some(folder) = &args.figures {
+        return write_figures(folder, &args.path, &records);
+    }
+    if args.json {
+        let last_step = records.iter().rev().find_map(Record::as_step);
+        let last_eval = records.iter().rev().find_map(Record::as_eval);
+        return print_json(&json!({ "run": manifest, "last_step": last_step, "last_eval": last_eval }));
+    }
+    print_text(&describe_run(&args.path, &manifest, &records)?)
+}
+
+fn inspect_checkpoint(args: &InspectArgs) -> Result<(), Failure> {
+    let folder = find_checkpoint(&args.path)?;
+    // Reading every file through the manifest is what proves the checkpoint whole.
+    let manifest = CheckpointManifest::read(&folder)?;
+    for name in manifest.files.keys() {
+        manifest.read_file(&folder, name)?;
+    }
+    let state = read_state(&folder)?;
+    if args.json {
+        return print_json(&json!({ "manifest": manifest, "state": state }));
+    }
+    print_text(&describe_checkpoint(&folder, &manifest, &state)?)
+}
+
+fn describe_checkpoint(
+    folder: &Path,
+    manifest: &CheckpointManifest,
+    state: &TrainingState,
+) -> Result<String, Failure> {
+    let mut text = String::new();
+    let mut line = |line: String| writeln!(text, "{line}").map_err(|error| Failure::Fault(error.into()));
+    line(format!("checkpoint       {} (every file verified)", folder.display()))?;
+    line(format!("written by       switchyard {}", manifest.switchyard_version))?;
+    line(format!("step             {}", state.step))?;
+    line(format!("tokens seen      {}", state.tokens_seen))?;
+    line(format!("training time    {:.1} s", state.train_secs))?;
+    if let Some(best) = state.best {
+        line(format!("best validation  {:.4} nats at step {}", best.cross_entropy_nats, best.step))?;
+    }
+    for (name, file) in &manifest.files {
+        line(format!("  {name:<24} {:>12} bytes  sha256 {}", file.bytes, &file.sha256[..16]))?;
+    }
+    Ok(text)
+}
+
+fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Result<String, Failure> {
+    let mut text = String::new();
+    let mut line = |line: String| writeln!(text, "{line}").map_err(|error| Failure::Fault(error.into()));
+    let nats = |value: Option<f64>| value.map_or("-".to_string(), |nats| format!("{nats:.4} nats"));
+    line(format!("run              {}", path.display()))?;
+    line(format!("status           {}", json!(manifest.status).as_str().unwrap_or_default()))?;
+    if let Some(error) = &manifest.error {
+        line(format!("error            {error}"))?;
+    }
+    line(format!("started, ended   {}, {}", manifest.started_at, manifest.ended_at.as_deref().unwrap_or("-")))?;
+    let counts = &manifest.plan["counts"];
+    line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
+    line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
+    line(format!("active FLOPs     {:.3e}", manifest.active_flops))?;
+    line(format!("training time    {:.1} s", manifest.train_secs))?;
+    line(format!("final validation {}", nats(manifest.final_validation_cross_entropy_nats)))?;
+    let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
+    line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
+    if let Some(step) = records.iter().rev().find_map(Record::as_step) {
+        line(format!("last step        loss {:.4}, {:.0} tokens/s", step.cross_entropy_nats, step.tokens_per_sec))?;
+        for layer in &step.layers {
+            line(describe_layer(layer))?;
+        }
+    }
+    Ok(text)
+}
+
+fn describe_layer(layer: &LayerRecord) -> String {
+    format!(
+        "  layer {:>2}  MaxVio {:.2}  CV {:.2}  gate entropy {:.2}  dead {:.0}%  dropped {:.1}%  load {:?}",
+        layer.layer,
+        layer.max_violation,
+        layer.coefficient_of_variation,
+        layer.gate_entropy_nats,
+        100.0 * layer.dead_expert_fraction,
+        100.0 * layer.dropped_fraction,
+        layer.tokens_per_expert
+    )
+}
+
+fn write_figures(folder: &Path, run: &Path, records: &[Record]) -> Result<(), Failure> {
+    let label = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
+    let write = |name: &str, svg: String| {
+        let path = folder.join(name);
+        fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display())).map_err(Failure::Fault)?;
+        print_text(&format!("{}\n", path.display()))
+    };
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))
+        .map_err(Failure::Fault)?;
+    write("loss-curve.svg", loss_curve_svg(&[(label.as_str(), records)]).map_err(Failure::Fault)?)?;
+    if records.iter().any(|record| !record.layers().is_empty()) {
+        write("expert-load.svg", expert_load_svg(records).map_err(Failure::Fault)?)?;
+    }
+    Ok(())
+}

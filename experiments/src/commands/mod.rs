@@ -1,0 +1,64 @@
+//! One file per command.
+
+mod compare;
+mod data;
+mod eval;
+mod generate;
+mod inspect;
+mod plan;
+mod train;
+
+use std::io::Write;
+use std::path::Path;
+
+use clap::CommandFactory;
+use serde::Serialize;
+use switchyard_trainer::config_file::{self, LoadedConfig, Override};
+use switchyard_trainer::plan::RunPlan;
+
+use crate::cli::{Cli, Command, ConfigArgs};
+use crate::failure::Failure;
+
+/// Do what the command line asks.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Data(command) => data::run(&command),
+        Command::Compare(args) => compare::run(&args),
+        Command::Schema => print_json(&config_file::schema()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "switchyard", &mut script);
+            Ok(std::io::stdout().write_all(&script)?)
+        }
+    }
+}
+
+/// The configuration in `file`, changed by `overrides`, and what it resolves to.
+fn load(file: &Path, overrides: &[String]) -> Result<(LoadedConfig, RunPlan), Failure> {
+    let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let loaded = config_file::load(file, &overrides)?;
+    let plan = loaded.resolve()?;
+    Ok((loaded, plan))
+}
+
+/// As [`load`], from the arguments of a command.
+fn load_args(args: &ConfigArgs) -> Result<(LoadedConfig, RunPlan), Failure> {
+    load(&args.file, &args.overrides)
+}
+
+/// Print a result for machines.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print_text(&text)
+}
+
+/// Print a result for people.
+fn print_text(text: &str) -> Result<(), Failure> {
+    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,50 @@
+//! `switchyard train`
+
+use std::path::Path;
+
+use switchyard_trainer::run_folder::{OpenMode, RunStatus};
+use switchyard_trainer::train::{RunSummary, TrainRequest, default_run_folder, train};
+
+use super::load_args;
+use crate::cli::TrainArgs;
+use crate::failure::Failure;
+use crate::interrupt;
+
+pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let (loaded, plan) = load_args(&args.config)?;
+    eprint!("{}", plan.describe());
+    let out = args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config));
+    eprintln!("run folder: {}", out.display());
+    let mode = match (args.resume, args.overwrite) {
+        (true, _) => OpenMode::Resume,
+        (_, true) => OpenMode::Overwrite,
+        _ => OpenMode::New,
+    };
+    let stop = interrupt::stop_flag()?;
+    let request = TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop };
+    let summary = train(&request)?;
+    report(&summary, &args.config.file);
+    Ok(())
+}
+
+fn report(summary: &RunSummary, file: &Path) {
+    let RunSummary { out, manifest } = summary;
+    let out = out.display();
+    match (manifest.status, manifest.final_validation_cross_entropy_nats) {
+        (RunStatus::Finished, Some(nats)) => {
+            eprintln!(
+                "finished: {} steps in {:.1} s, validation cross-entropy {nats:.4} nats per token (perplexity {:.2})",
+                manifest.steps_done,
+                manifest.train_secs,
+                nats.exp()
+            );
+            eprintln!("run folder: {out} (metrics.jsonl, sample.txt, checkpoints/latest, events for TensorBoard)");
+            eprintln!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
+        }
+        _ => eprintln!(
+            "interrupted after step {}; continue with: switchyard train {} --out {out} --resume",
+            manifest.steps_done,
+            file.display()
+        ),
+    }
+}

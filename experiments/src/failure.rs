@@ -1,0 +1,114 @@
+//! From any error to one message and an exit code.
+
+use std::io;
+use std::panic;
+use std::process::ExitCode;
+
+use switchyard_datasets::DatasetError;
+use switchyard_trainer::TrainError;
+use switchyard_trainer::checkpoint::CheckpointError;
+use switchyard_trainer::config_file::ConfigError;
+use switchyard_trainer::metrics::MetricsError;
+use switchyard_trainer::run_folder::RunFolderError;
+
+/// Why a command ended without its result.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The user can mend it: exit code 2.
+    Mistake(String),
+    /// Anything else: exit code 1.
+    Fault(anyhow::Error),
+    /// Whoever read our output went away, as `head` does; nothing to say.
+    ClosedPipe,
+}
+
+impl Failure {
+    /// What to tell the user.
+    pub(crate) fn message(&self) -> Option<String> {
+        match self {
+            Self::Mistake(message) => Some(message.clone()),
+            Self::Fault(error) => Some(format!("{error:#}")),
+            Self::ClosedPipe => None,
+        }
+    }
+
+    /// The process's exit code.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Mistake(_) => ExitCode::from(2),
+            Self::Fault(_) => ExitCode::from(1),
+            Self::ClosedPipe => ExitCode::SUCCESS,
+        }
+    }
+}
+
+fn of(is_users_mistake: bool, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    if is_users_mistake { Failure::Mistake(error.to_string()) } else { Failure::Fault(error.into()) }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        of(true, error)
+    }
+}
+
+impl From<DatasetError> for Failure {
+    fn from(error: DatasetError) -> Self {
+        TrainError::from(error).into()
+    }
+}
+
+impl From<RunFolderError> for Failure {
+    fn from(error: RunFolderError) -> Self {
+        TrainError::from(error).into()
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        TrainError::from(error).into()
+    }
+}
+
+impl From<MetricsError> for Failure {
+    fn from(error: MetricsError) -> Self {
+        TrainError::from(error).into()
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Output { source } => source.into(),
+            error => of(error.is_users_mistake(), error),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::ClosedPipe } else { Self::Fault(error.into()) }
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// Have a panic, which is always our bug, say so in one message instead of a backtrace.
+pub(crate) fn report_panics_as_errors() {
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            default(info);
+        }
+        let place = info.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+        let what = info.payload_as_str().unwrap_or("no message");
+        eprintln!(
+            "error: a bug in switchyard{place}: {what}\nCheckpoints on disk are intact: `--resume` goes on from the \
+             newest. Please report this message with the configuration; RUST_BACKTRACE=1 adds where it happened."
+        );
+    }));
+}

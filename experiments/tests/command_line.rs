@@ -1,0 +1,339 @@
+//! The program as a script or a person meets it: exit codes, messages, files, signals.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A small run on generated data; the tables of the model come last so that a test can go on writing.
+const TINY: &str = r#"
+name = "tiny"
+seed = 3
+threads = 1
+[data.synthetic]
+num_domains = 2
+vocab_size = 32
+num_documents = 200
+document_tokens = 40
+branching = 3
+[train]
+num_steps = 8
+seq_len = 16
+batch_tokens = 64
+eval_every_steps = 4
+checkpoint_every_steps = 4
+[train.adamw]
+learning_rate = 1e-2
+[sample]
+num_tokens = 5
+prompt = "1 2"
+[model]
+num_layers = 1
+d_model = 16
+[model.attention]
+num_heads = 2
+"#;
+
+const DENSE: &str = "[model.ffn]\nactivation = \"swiglu\"\nd_ff = 16\n";
+const MOE: &str = "[model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 4\nd_expert = 8\n\
+                   [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n";
+
+/// A folder of its own for one test, and the program run inside it.
+struct Desk {
+    folder: TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { folder: TempDir::new().unwrap() };
+        desk.write("dense.toml", &TINY.replace("\"tiny\"", "\"tiny-dense\"").add(DENSE));
+        desk.write("moe.toml", &TINY.replace("\"tiny\"", "\"tiny-moe\"").add(MOE));
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_switchyard"));
+        command.args(arguments).current_dir(self.folder.path()).env("SWITCHYARD_CACHE_DIR", self.path("cache"));
+        command.env_remove("RUST_BACKTRACE").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Standard error of a command that must fail as the user's mistake, as one message.
+    fn mistake(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert_eq!(message.matches("error:").count(), 1, "{message}");
+        assert!(!message.contains("panicked"), "{message}");
+        message
+    }
+
+    fn json(&self, path: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(path)).unwrap()).unwrap()
+    }
+
+    /// Rows of a run's `metrics.jsonl` without their clock readings.
+    fn rows(&self, run: &str) -> Vec<Value> {
+        let log = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let without_clock = |line: &str| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            let row_map = row.as_object_mut().unwrap();
+            row_map.retain(|key, _| !key.ends_with("_secs") && key != "tokens_per_sec" && key != "mfu");
+            row
+        };
+        log.lines().map(without_clock).collect()
+    }
+}
+
+trait Add {
+    fn add(self, more: &str) -> String;
+}
+
+impl Add for String {
+    fn add(self, more: &str) -> String {
+        self + more
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_run_leaves_what_the_contract_promises() {
+    let desk = Desk::new();
+    let output = desk.run(&["train", "moe.toml", "--out", "run"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "", "messages go to standard error");
+    assert!(text(&output.stderr).contains("step 1/8"), "plain lines without a terminal: {}", text(&output.stderr));
+
+    let run = desk.json("run/run.json");
+    assert_eq!(run["status"], "finished");
+    assert!(run["final_validation_cross_entropy_nats"].as_f64().unwrap() > 0.0);
+    assert_eq!(run["config"]["train"]["num_steps"], 8);
+    for key in ["plan", "cargo_lock_sha256", "seed", "device", "host"] {
+        assert!(!run[key].is_null(), "{key}");
+    }
+    let rows = desk.rows("run");
+    let steps: Vec<&Value> = rows.iter().filter(|row| row["kind"] == "step").collect();
+    assert_eq!(steps.len(), 8);
+    for (index, row) in steps.iter().enumerate() {
+        assert_eq!(row["step"], index as u64 + 1);
+        assert!(row["cross_entropy_nats"].is_f64());
+        let layer = &row["layers"][0];
+        let load: u64 = layer["tokens_per_expert"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+        assert_eq!(load, 64 * 2, "dropless top-2 of 64 tokens");
+        assert!(layer["layer"] == 0 && layer["max_violation"].is_f64());
+    }
+    let evals: Vec<u64> =
+        rows.iter().filter(|row| row["kind"] == "eval").map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(evals, [4, 8]);
+    for path in ["run/checkpoints/step-8/model.safetensors", "run/checkpoints/latest/manifest.json", "run/sample.txt"] {
+        assert!(desk.path(path).is_file(), "{path}");
+    }
+    assert!(fs::read_to_string(desk.path("run/sample.txt")).unwrap().starts_with("1 2"));
+}
+
+#[test]
+fn the_default_run_folder_is_named_after_the_configuration() {
+    let desk = Desk::new();
+    desk.ok(&["train", "dense.toml"]);
+    desk.ok(&["train", "dense.toml", "--set", "seed=4"]);
+    let mut names: Vec<String> =
+        fs::read_dir(desk.path("runs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names.len(), 2, "another configuration, another folder: {names:?}");
+    assert!(names.iter().all(|name| name.starts_with("tiny-dense-") && name.len() == "tiny-dense-".len() + 8));
+    let message = desk.mistake(&["train", "dense.toml"]);
+    assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
+    desk.ok(&["train", "dense.toml", "--overwrite"]);
+}
+
+#[test]
+fn mistakes_are_one_message_with_exit_code_2() {
+    let desk = Desk::new();
+    let expect = |arguments: &[&str], parts: &[&str]| {
+        let message = desk.mistake(arguments);
+        for part in parts {
+            assert!(message.contains(part), "{arguments:?}: {part:?} is not in {message}");
+        }
+    };
+    expect(&["train", "absent.toml"], &["absent.toml"]);
+    desk.write("typo.toml", &TINY.replace("num_layers", "num_layer").add(DENSE));
+    expect(&["train", "typo.toml"], &["typo.toml:23", "num_layer", "num_layers"]);
+    desk.write("type.toml", &TINY.replace("d_model = 16", "d_model = \"wide\"").add(DENSE));
+    expect(&["train", "type.toml"], &["type.toml:24", "model.d_model", "wide"]);
+    desk.write("syntax.toml", "name = \n");
+    expect(&["train", "syntax.toml"], &["syntax.toml:1"]);
+    expect(&["train", "moe.toml", "--set", "model.ffn.moe.router.top_k=9"], &["top_k", "9", "--set"]);
+    expect(&["train", "moe.toml", "--set", "model.ffn.moe.router.top_K=2"], &["top_K", "top_k"]);
+    expect(&["train", "dense.toml", "--set", "device=cuda:0"], &["cuda:0", "cpu"]);
+    expect(&["train", "dense.toml", "--set", "device=toaster"], &["toaster", "cpu"]);
+    expect(&["train", "dense.toml", "--resume", "--out", "nothing"], &["nothing", "--resume"]);
+    expect(&["eval", "nothing"], &["nothing", "not a checkpoint"]);
+    expect(&["compare", "dense.toml", "absent.toml"], &["absent.toml"]);
+    assert!(!desk.path("runs").exists(), "nothing trains before every arm is read");
+    desk.write("corpus.toml", &text_config("missing.txt"));
+    expect(&["train", "corpus.toml"], &["missing.txt"]);
+    let usage = desk.run(&["train"]);
+    assert_eq!(usage.status.code(), Some(2), "clap's own errors too");
+}
+
+fn text_config(path: &str) -> String {
+    let start = TINY.find("[data.synthetic]").unwrap();
+    let end = TINY.find("[train]").unwrap();
+    format!("{}[data.text]\npath = \"{path}\"\n{}{DENSE}", &TINY[..start], &TINY[end..])
+}
+
+#[test]
+fn eval_generate_inspect_and_plan_read_what_train_wrote() {
+    let desk = Desk::new();
+    desk.ok(&["train", "moe.toml", "--out", "run"]);
+    let final_loss = desk.json("run/run.json")["final_validation_cross_entropy_nats"].as_f64().unwrap();
+    let eval: Value = serde_json::from_str(&desk.ok(&["eval", "run", "--json"])).unwrap();
+    assert_eq!(eval["cross_entropy_nats"].as_f64().unwrap().to_bits(), final_loss.to_bits());
+    assert_eq!(eval["whole_split"], true);
+    assert!(desk.ok(&["eval", "run/checkpoints/step-4"]).contains("step 4"));
+
+    let generate = |seed: &str| desk.ok(&["generate", "run", "--prompt", "1 2", "--num-tokens", "12", "--seed", seed]);
+    assert_eq!(generate("1"), generate("1"));
+    assert_ne!(generate("1"), generate("2"));
+    assert!(generate("1").starts_with("1 2"));
+
+    let inspected = desk.ok(&["inspect", "run", "--figures", "figures"]);
+    assert!(inspected.contains("loss-curve.svg") && inspected.contains("expert-load.svg"), "{inspected}");
+    assert!(fs::read_to_string(desk.path("figures/loss-curve.svg")).unwrap().starts_with("<svg"));
+    assert!(desk.ok(&["inspect", "run"]).contains("finished"));
+    assert!(desk.ok(&["inspect", "run/checkpoints/step-4"]).contains("every file verified"));
+
+    let plan: Value = serde_json::from_str(&desk.ok(&["plan", "moe.toml", "--json"])).unwrap();
+    assert_eq!(plan["counts"]["total_params"], desk.json("run/run.json")["plan"]["counts"]["total_params"]);
+    assert!(desk.ok(&["plan", "moe.toml"]).to_lowercase().contains("active"));
+    let schema: Value = serde_json::from_str(&desk.ok(&["schema"])).unwrap();
+    assert!(schema["properties"]["train"].is_object());
+    assert!(desk.ok(&["completions", "bash"]).contains("switchyard"));
+    let stats: Value = serde_json::from_str(&desk.ok(&["data", "stats", "moe.toml", "--json"])).unwrap();
+    assert!(stats.is_object());
+}
+
+#[test]
+fn compare_trains_what_is_missing_once_and_saves_a_table() {
+    let desk = Desk::new();
+    let table = desk.ok(&["compare", "dense.toml", "moe.toml"]);
+    assert!(table.contains("tiny-dense") && table.contains("tiny-moe"), "{table}");
+    let saved = desk.json("runs/compare-tiny-dense-vs-tiny-moe/comparison.json");
+    assert_eq!(saved["arms"].as_array().unwrap().len(), 2);
+    assert_eq!(saved["arms"][0]["active_params"], saved["arms"][0]["total_params"], "the dense arm");
+    let again = desk.run(&["compare", "dense.toml", "moe.toml", "--json"]);
+    assert_eq!(text(&again.stderr).matches("already finished").count(), 2, "{}", text(&again.stderr));
+    assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), saved);
+}
+
+#[cfg(unix)]
+mod signals {
+    use super::*;
+
+    fn signal(process: &std::process::Child, name: &str) {
+        let status = Command::new("kill").args([name, &process.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !condition() {
+            assert!(started.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn endless(desk: &Desk, out: &str, resume: bool) -> std::process::Child {
+        let mut arguments = vec!["train", "moe.toml", "--out", out, "--set", "train.num_steps=1000000"];
+        arguments.extend(resume.then_some("--resume"));
+        desk.command(&arguments).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn has_checkpoint(path: &Path) -> bool {
+        path.join("checkpoints/latest/manifest.json").exists()
+    }
+
+    #[test]
+    fn ctrl_c_finishes_the_step_writes_a_checkpoint_and_exits_with_0() {
+        let desk = Desk::new();
+        let mut process = endless(&desk, "run", false);
+        wait_for("a checkpoint", || has_checkpoint(&desk.path("run")));
+        signal(&process, "-INT");
+        assert_eq!(process.wait().unwrap().code(), Some(0));
+        let run = desk.json("run/run.json");
+        assert_eq!(run["status"], "interrupted");
+        let last = run["steps_done"].as_u64().unwrap();
+        assert_eq!(desk.rows("run").last().unwrap()["step"], last, "the log ends with the checkpoint");
+        assert!(desk.path(&format!("run/checkpoints/step-{last}/manifest.json")).is_file());
+    }
+
+    #[test]
+    fn however_often_it_is_killed_a_run_ends_with_the_same_numbers() {
+        let desk = Desk::new();
+        // A checkpoint after every step: most kills fall into the writing of one.
+        desk.write("killed.toml", &TINY.replace("checkpoint_every_steps = 4", "checkpoint_every_steps = 1").add(MOE));
+        for round in 0..6 {
+            let mut arguments = vec!["train", "killed.toml", "--out", "run", "--set", "train.num_steps=1000000"];
+            arguments.extend((round > 0).then_some("--resume"));
+            let mut process = desk.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
+            let steps_before = steps_logged(&desk);
+            wait_for("some steps", || steps_logged(&desk) > steps_before + 3);
+            std::thread::sleep(Duration::from_millis(1 + 7 * round));
+            process.kill().unwrap();
+            process.wait().unwrap();
+            assert_eq!(desk.json("run/run.json")["status"], "running", "nobody was asked");
+        }
+        let steps = (steps_logged(&desk) + 5).to_string();
+        let set = format!("train.num_steps={steps}");
+        desk.ok(&["train", "killed.toml", "--out", "run", "--resume", "--set", &set]);
+        desk.ok(&["train", "killed.toml", "--out", "whole", "--set", &set]);
+        assert_eq!(desk.rows("run"), desk.rows("whole"));
+        for name in ["model.safetensors", "optimizer.safetensors"] {
+            let file = format!("checkpoints/step-{steps}/{name}");
+            let read = |run: &str| fs::read(desk.path(run).join(&file)).unwrap();
+            assert!(read("run") == read("whole"), "{file}");
+        }
+    }
+
+    fn steps_logged(desk: &Desk) -> u64 {
+        let log = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap_or_default();
+        let steps = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["step"].as_u64());
+        steps.max().unwrap_or(0)
+    }
+
+    #[test]
+    fn two_processes_cannot_train_in_one_folder() {
+        let desk = Desk::new();
+        let mut process = endless(&desk, "run", false);
+        wait_for("a checkpoint", || has_checkpoint(&desk.path("run")));
+        let message = desk.mistake(&["train", "moe.toml", "--out", "run", "--resume"]);
+        assert!(message.contains("in use"), "{message}");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+}

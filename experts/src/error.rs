@@ -1,0 +1,20 @@
+//! What a user can get wrong about a mixture of experts.
+
+use switchyard_router::RouterError;
+use thiserror::Error;
+
+/// A value under `[model.ffn.moe]` that cannot be used.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum MoeConfigError {
+    /// A number of experts or a width that is zero.
+    #[error("`model.ffn.moe.{key}` is 0: use at least 1{}", if *.optional { ", or remove the key" } else { "" })]
+    Zero {
+        /// Last part of the key path.
+        key: &'static str,
+        /// Whether the key may be absent.
+        optional: bool,
+    },
+    /// A mistake in the router's or the capacity's keys.
+    #[error(transparent)]
+    Router(#[from] RouterError),
+}

@@ -1,0 +1,21 @@
+//! Which expert gets which token, and why: the choice, its gates, capacity, balancing losses and statistics.
+//!
+//! Everything the router learns is a return value ([`Routing`]); nothing is kept between calls.
+
+mod capacity;
+mod config;
+mod error;
+mod jitter;
+mod losses;
+mod selection;
+mod statistics;
+mod top_k_router;
+
+pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates};
+pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
+pub use error::RouterError;
+pub use jitter::jitter_noise;
+pub use losses::{load_balancing_loss, router_z_loss};
+pub use selection::select_top_k;
+pub use statistics::{RouterStatistics, RouterSummary};
+pub use top_k_router::{Routing, TopKRouter};

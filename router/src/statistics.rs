@@ -1,0 +1,329 @@
+//! What one MoE layer's routing looked like, measured on the host in f64.
+//!
+//! Shape letters: t tokens, e experts, k experts per token.
+
+use serde::{Deserialize, Serialize};
+
+/// Routing statistics of one layer over some tokens. Holds sums, so that [`RouterStatistics::merge`] over
+/// micro-batches gives what one measurement over all their tokens gives; serialises as its [`RouterSummary`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(into = "RouterSummary")]
+pub struct RouterStatistics {
+    num_tokens: u64,
+    tokens_per_expert: Vec<u64>,
+    probability_sum_e: Vec<f64>,
+    entropy_sum_nats: f64,
+    margin_sum: f64,
+    num_dropped: u64,
+}
+
+/// The numbers of a [`RouterStatistics`], each defined at the method of its name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouterSummary {
+    /// See [`RouterStatistics::tokens_per_expert`].
+    pub tokens_per_expert: Vec<u64>,
+    /// See [`RouterStatistics::max_violation`].
+    pub max_violation: f64,
+    /// See [`RouterStatistics::coefficient_of_variation`].
+    pub coefficient_of_variation: f64,
+    /// See [`RouterStatistics::gate_entropy_nats`].
+    pub gate_entropy_nats: f64,
+    /// See [`RouterStatistics::marginal_entropy_nats`].
+    pub marginal_entropy_nats: f64,
+    /// See [`RouterStatistics::dead_expert_fraction`].
+    pub dead_expert_fraction: f64,
+    /// See [`RouterStatistics::gate_margin`].
+    pub gate_margin: f64,
+    /// See [`RouterStatistics::dropped_fraction`].
+    pub dropped_fraction: f64,
+}
+
+impl RouterStatistics {
+    /// Statistics of one choice, nothing dropped.
+    ///
+    /// # Shapes
+    /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`: `[num_tokens, top_k]`, row-major
+    ///
+    /// # Panics
+    /// If the lengths do not fit, or an expert id is not below `num_experts`.
+    pub fn measure(logits_te: &[f64], expert_ids_tk: &[u32], num_experts: usize, top_k: usize) -> Self {
+        let num_tokens = logits_te.len() / num_experts;
+        assert!(
+            logits_te.len() == num_tokens * num_experts && expert_ids_tk.len() == num_tokens * top_k,
+            "{} logits and {} expert ids do not fit {num_experts} experts with top_k {top_k}",
+            logits_te.len(),
+            expert_ids_tk.len(),
+        );
+        let mut statistics = Self {
+            num_tokens: num_tokens as u64,
+            tokens_per_expert: vec![0; num_experts],
+            probability_sum_e: vec![0.0; num_experts],
+            entropy_sum_nats: 0.0,
+            margin_sum: 0.0,
+            num_dropped: 0,
+        };
+        for (logits_e, chosen_k) in logits_te.chunks_exact(num_experts).zip(expert_ids_tk.chunks_exact(top_k))
+        {
+            statistics.add_token(logits_e, chosen_k);
+        }
+        statistics
+    }
+
+    /// The same statistics with this many assignments dropped over capacity.
+    pub fn with_dropped(self, num_dropped: u64) -> Self {
+        Self { num_dropped, ..self }
+    }
+
+    /// Adds the tokens of another measurement of the same layer.
+    ///
+    /// # Panics
+    /// If the other layer has another number of experts.
+    pub fn merge(&mut self, other: &Self) {
+        assert!(
+            self.tokens_per_expert.len() == other.tokens_per_expert.len(),
+            "cannot merge statistics of {} and {} experts",
+            self.tokens_per_expert.len(),
+            other.tokens_per_expert.len()
+        );
+        self.num_tokens += other.num_tokens;
+        for (sum, more) in self.tokens_per_expert.iter_mut().zip(&other.tokens_per_expert) {
+            *sum += more;
+        }
+        for (sum, more) in self.probability_sum_e.iter_mut().zip(&other.probability_sum_e) {
+            *sum += more;
+        }
+        self.entropy_sum_nats += other.entropy_sum_nats;
+        self.margin_sum += other.margin_sum;
+        self.num_dropped += other.num_dropped;
+    }
+
+    /// Assignments to each expert, before capacity.
+    pub fn tokens_per_expert(&self) -> &[u64] {
+        &self.tokens_per_expert
+    }
+
+    /// MaxVio: largest load over mean load, minus 1 (arXiv:2408.15664, section 4.1). 0 is perfect balance, `E / k - 1` all
+    /// tokens on the same k experts. 0 without tokens.
+    pub fn max_violation(&self) -> f64 {
+        let max = self.tokens_per_expert.iter().max().map_or(0.0, |&max| max as f64);
+        self.over_mean_load(max, 1.0) - 1.0
+    }
+
+    /// Standard deviation of the loads (population form, divided by E) over their mean. 0 without tokens.
+    pub fn coefficient_of_variation(&self) -> f64 {
+        let mean = self.mean_load();
+        let squares = self.tokens_per_expert.iter().map(|&load| (load as f64 - mean).powi(2));
+        let variance = squares.sum::<f64>() / self.tokens_per_expert.len() as f64;
+        self.over_mean_load(variance.sqrt(), 0.0)
+    }
+
+    /// Mean over tokens of the entropy `-sum_e p_e ln p_e` of the softmax over all experts: how undecided the router
+    /// is about a single token, from 0 to `ln E`.
+    pub fn gate_entropy_nats(&self) -> f64 {
+        self.per_token(self.entropy_sum_nats)
+    }
+
+    /// Entropy of the mean over tokens of the softmax: how evenly probability is spread over the batch, from 0 to
+    /// `ln E`. High here with a low gate entropy means that experts specialise.
+    pub fn marginal_entropy_nats(&self) -> f64 {
+        let mean_e = self.probability_sum_e.iter().map(|&sum| self.per_token(sum));
+        mean_e.map(entropy_term).sum::<f64>().max(0.0)
+    }
+
+    /// Share of experts that no token chose.
+    pub fn dead_expert_fraction(&self) -> f64 {
+        let num_dead = self.tokens_per_expert.iter().filter(|&&load| load == 0).count();
+        num_dead as f64 / self.tokens_per_expert.len() as f64
+    }
+
+    /// Mean over tokens of the smallest chosen probability minus the largest one not chosen: how far the choice is
+    /// from flipping. With `top_k` equal to the number of experts nothing is left out, and the latter counts as 0.
+    pub fn gate_margin(&self) -> f64 {
+        self.per_token(self.margin_sum)
+    }
+
+    /// Share of the assignments that were dropped over capacity.
+    pub fn dropped_fraction(&self) -> f64 {
+        let num_assignments: u64 = self.tokens_per_expert.iter().sum();
+        if num_assignments == 0 { 0.0 } else { self.num_dropped as f64 / num_assignments as f64 }
+    }
+
+    /// Every number at once.
+    pub fn summary(&self) -> RouterSummary {
+        RouterSummary {
+            tokens_per_expert: self.tokens_per_expert.clone(),
+            max_violation: self.max_violation(),
+            coefficient_of_variation: self.coefficient_of_variation(),
+            gate_entropy_nats: self.gate_entropy_nats(),
+            marginal_entropy_nats: self.marginal_entropy_nats(),
+            dead_expert_fraction: self.dead_expert_fraction(),
+            gate_margin: self.gate_margin(),
+            dropped_fraction: self.dropped_fraction(),
+        }
+    }
+
+    fn add_token(&mut self, logits_e: &[f64], chosen_k: &[u32]) {
+        let probs_e = softmax(logits_e);
+        for (sum, p) in self.probability_sum_e.iter_mut().zip(&probs_e) {
+            *sum += p;
+        }
+        self.entropy_sum_nats += probs_e.iter().copied().map(entropy_term).sum::<f64>().max(0.0);
+        let mut smallest_chosen = f64::INFINITY;
+        for &expert in chosen_k {
+            self.tokens_per_expert[expert as usize] += 1;
+            smallest_chosen = smallest_chosen.min(probs_e[expert as usize]);
+        }
+        let left_out = (0_u32..).zip(&probs_e).filter(|(expert, _)| !chosen_k.contains(expert));
+        self.margin_sum += smallest_chosen - left_out.fold(0.0, |largest, (_, &p)| p.max(largest));
+    }
+
+    fn mean_load(&self) -> f64 {
+        self.tokens_per_expert.iter().sum::<u64>() as f64 / self.tokens_per_expert.len() as f64
+    }
+
+    fn over_mean_load(&self, value: f64, without_tokens: f64) -> f64 {
+        let mean = self.mean_load();
+        if mean > 0.0 { value / mean } else { without_tokens }
+    }
+
+    fn per_token(&self, sum: f64) -> f64 {
+        if self.num_tokens == 0 { 0.0 } else { sum / self.num_tokens as f64 }
+    }
+}
+
+impl From<RouterStatistics> for RouterSummary {
+    fn from(statistics: RouterStatistics) -> Self {
+        statistics.summary()
+    }
+}
+
+fn softmax(logits_e: &[f64]) -> Vec<f64> {
+    let max = logits_e.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps_e: Vec<f64> = logits_e.iter().map(|&logit| (logit - max).exp()).collect();
+    let sum: f64 = exps_e.iter().sum();
+    exps_e.into_iter().map(|exp| exp / sum).collect()
+}
+
+/// `-p ln p`, with its limit 0 at 0.
+fn entropy_term(p: f64) -> f64 {
+    if p > 0.0 { -p * p.ln() } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::select_top_k;
+
+    fn measure(logits_te: &[f64], num_experts: usize, top_k: usize) -> RouterStatistics {
+        let ids = select_top_k(logits_te, num_experts, top_k);
+        RouterStatistics::measure(logits_te, &ids, num_experts, top_k)
+    }
+
+    fn numbers(summary: &RouterSummary) -> [f64; 7] {
+        [
+            summary.max_violation,
+            summary.coefficient_of_variation,
+            summary.gate_entropy_nats,
+            summary.marginal_entropy_nats,
+            summary.dead_expert_fraction,
+            summary.gate_margin,
+            summary.dropped_fraction,
+        ]
+    }
+
+    #[track_caller]
+    fn assert_close(actual: f64, expected: f64) {
+        assert!((actual - expected).abs() < 1e-12, "{actual} instead of {expected}");
+    }
+
+    /// Worked by hand: four tokens with probabilities (1/2, 1/4, 1/4), one with (1/4, 1/4, 1/2), k = 1.
+    #[test]
+    fn golden_values() {
+        let (half, quarter) = (0.5_f64.ln(), 0.25_f64.ln());
+        let mut logits_te = [half, quarter, quarter].repeat(4);
+        logits_te.extend([quarter, quarter, half]);
+        let summary = measure(&logits_te, 3, 1).with_dropped(2).summary();
+        assert_eq!(summary.tokens_per_expert, [4, 0, 1]);
+        assert_close(summary.max_violation, 1.4); // 4 / (5/3) - 1
+        // Variance (49 + 25 + 4) / 27 = 26/9; its root over 5/3.
+        assert_close(summary.coefficient_of_variation, 26.0_f64.sqrt() / 5.0);
+        assert_close(summary.gate_entropy_nats, 1.5 * 2.0_f64.ln());
+        // Mean probabilities 0.45, 0.25, 0.3.
+        assert_close(
+            summary.marginal_entropy_nats,
+            -(0.45 * 0.45_f64.ln() + 0.25 * 0.25_f64.ln() + 0.3 * 0.3_f64.ln()),
+        );
+        assert_close(summary.dead_expert_fraction, 1.0 / 3.0);
+        assert_close(summary.gate_margin, 0.25);
+        assert_close(summary.dropped_fraction, 0.4);
+    }
+
+    #[test]
+    fn the_margin_is_the_kth_minus_the_next_probability() {
+        let logits_te: Vec<f64> = [0.1_f64, 0.4, 0.2, 0.3].iter().map(|p| p.ln()).collect();
+        assert_close(measure(&logits_te, 4, 1).gate_margin(), 0.1);
+        assert_close(measure(&logits_te, 4, 3).gate_margin(), 0.1); // 0.2 - 0.1
+        assert_close(measure(&logits_te, 4, 4).gate_margin(), 0.1); // 0.1 - 0
+    }
+
+    #[test]
+    fn one_expert_is_perfectly_balanced_and_certain() {
+        let summary = measure(&[0.3, -7.0, 1e4], 1, 1).summary();
+        assert_eq!(summary.tokens_per_expert, [3]);
+        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_collapsed_router_violates_by_experts_over_k_minus_one() {
+        let logits_te = [1e4, -1e4, -1e4, -1e4].repeat(5);
+        let summary = measure(&logits_te, 4, 1).summary();
+        assert_close(summary.coefficient_of_variation, 3.0_f64.sqrt());
+        let exact = RouterSummary { coefficient_of_variation: 0.0, ..summary };
+        assert_eq!(numbers(&exact), [3.0, 0.0, 0.0, 0.0, 0.75, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn no_tokens_are_no_numbers_but_zeros() {
+        let summary = measure(&[], 4, 2).summary();
+        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn statistics_are_finite_and_in_range(
+            logits in prop::collection::vec(prop::sample::select(vec![-1e4, -1.0, 0.0, 0.5, 3.0, 1e4]), 24),
+            num_experts in prop::sample::select(vec![1_usize, 2, 3, 8, 24]),
+            share in 0.0..1.0_f64,
+        ) {
+            let top_k = 1 + (share * num_experts as f64) as usize;
+            let summary = measure(&logits, num_experts, top_k).summary();
+            let most = (num_experts as f64).ln() + 1e-12;
+            prop_assert!(numbers(&summary).iter().all(|x| x.is_finite()));
+            prop_assert_eq!(summary.tokens_per_expert.iter().sum::<u64>() as usize, 24 / num_experts * top_k);
+            prop_assert!((0.0..=num_experts as f64 / top_k as f64 - 1.0 + 1e-12).contains(&summary.max_violation));
+            prop_assert!((0.0..=most).contains(&summary.gate_entropy_nats));
+            // Entropy is concave: the mean's entropy is at least the mean entropy.
+            prop_assert!(summary.marginal_entropy_nats >= summary.gate_entropy_nats - 1e-12);
+            prop_assert!(summary.marginal_entropy_nats <= most);
+            prop_assert!((0.0..=1.0).contains(&summary.gate_margin));
+            prop_assert!((0.0..1.0).contains(&summary.dead_expert_fraction));
+        }
+
+        #[test]
+        fn merging_micro_batches_measures_all_their_tokens(
+            logits in prop::collection::vec(-3.0..3.0_f64, 40),
+            split in 0_usize..=10,
+        ) {
+            let (first, second) = logits.split_at(split * 4);
+            let mut merged = measure(first, 4, 2).with_dropped(1);
+            merged.merge(&measure(second, 4, 2).with_dropped(2));
+            let whole = measure(&logits, 4, 2).with_dropped(3);
+            prop_assert_eq!(merged.tokens_per_expert(), whole.tokens_per_expert());
+            for (a, b) in numbers(&merged.summary()).iter().zip(numbers(&whole.summary())) {
+                prop_assert!((a - b).abs() < 1e-12, "{} instead of {}", a, b);
+            }
+        }
+    }
+}

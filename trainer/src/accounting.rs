@@ -1,0 +1,380 @@
+//! Parameters, FLOPs and memory of a model, by arithmetic alone: nothing is allocated.
+//!
+//! Letters in formulas: d model width, q = query heads * head width, g = key/value heads * head width, s sequence
+//! length, v vocabulary, f hidden width, e experts, k experts per token, m matrices of a feed-forward block (3 if
+//! gated, else 2).
+
+use serde::{Deserialize, Serialize};
+use switchyard_experts::MoeConfig;
+
+use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
+
+/// Bytes of one f32, the type of parameters, gradients and moments.
+const F32_BYTES: f64 = 4.0;
+
+/// Size and cost of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCounts {
+    /// All parameters.
+    pub total_params: u64,
+    /// Parameters that take part in one token's forward pass: all but the routed experts that the token is not
+    /// sent to. The embedding counts in full, as in the published figures of Mixtral, OLMoE and Qwen3.
+    pub active_params: u64,
+    /// All parameters, by component.
+    pub params: ParameterBreakdown,
+    /// Floating-point operations of one token's forward pass; see [`ForwardFlops`].
+    pub forward_flops_per_token: u64,
+    /// Forward and backward: three times the forward pass, as the backward pass multiplies each matrix product's
+    /// operands twice (arXiv:2001.08361, section 2.1).
+    pub training_flops_per_token: u64,
+    /// The forward pass, by component.
+    pub forward_flops: ForwardFlops,
+}
+
+/// Parameters by component, over all layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterBreakdown {
+    /// Token embedding: v d.
+    pub embedding: u64,
+    /// Learned positions: s d.
+    pub position: u64,
+    /// Projections, their biases and QK-norms: per layer 2 d q + 2 d g, with biases
+    /// q + 2 g + d more, with QK-norm two head widths more.
+    pub attention: u64,
+    /// Two norms per layer and the one before the head.
+    pub norm: u64,
+    /// Dense feed-forward blocks: m d f, with biases.
+    pub dense_ffn: u64,
+    /// Routers: d e.
+    pub router: u64,
+    /// Routed experts: e m d f.
+    pub routed_experts: u64,
+    /// Shared experts: m d f.
+    pub shared_experts: u64,
+    /// Untied head: d v; 0 if tied.
+    pub head: u64,
+}
+
+/// Floating-point operations of one token's forward pass, a multiply and an add counted as two.
+///
+/// Counted: matrix products. Not counted: element-wise work (norms, softmax, activations, residuals) and the
+/// embedding, which is a look-up. Attention is counted as causal: a position sees (s + 1) / 2 positions on average, so
+/// its scores and their weighted sum cost 2 q (s + 1) per layer: the convention of arXiv:2001.08361, table 1, and about
+/// half of PaLM's (arXiv:2204.02311, appendix B), which counts the masked half too. Dropped tokens and document masks, which only
+/// save work, are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardFlops {
+    /// Query, key, value and output projections.
+    pub attention_projections: u64,
+    /// Scores and weighted sum.
+    pub attention_mixing: u64,
+    /// Dense feed-forward blocks.
+    pub dense_ffn: u64,
+    /// Routers.
+    pub router: u64,
+    /// The k routed experts of the token.
+    pub routed_experts: u64,
+    /// Shared experts.
+    pub shared_experts: u64,
+    /// Logits over the vocabulary.
+    pub head: u64,
+}
+
+impl ModelCounts {
+    /// Size and cost of the model described by `spec`, at its full sequence length.
+    pub fn of(spec: &ModelSpec) -> Self {
+        let params = ParameterBreakdown::of(spec);
+        let total_params = params.total();
+        let forward_flops = ForwardFlops::of(spec);
+        let forward_flops_per_token = forward_flops.total();
+        Self {
+            total_params,
+            active_params: total_params - params.routed_experts + active_expert_params(spec),
+            params,
+            forward_flops_per_token,
+            training_flops_per_token: 3 * forward_flops_per_token,
+            forward_flops,
+        }
+    }
+
+    /// Active parameters as a share of all, in `0..=1`; 1 for a dense model.
+    pub fn active_fraction(&self) -> f64 {
+        self.active_params as f64 / self.total_params as f64
+    }
+}
+
+impl ParameterBreakdown {
+    fn of(spec: &ModelSpec) -> Self {
+        let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
+        let layers = LayerNumbers::of(spec);
+        let matrices = ffn_matrices(spec);
+        let moe = |width: fn(&MoeConfig) -> usize| {
+            layers.moe * spec.moe.as_ref().map_or(0, |moe| width(moe) as u64)
+        };
+        let norm_params = match spec.norm {
+            NormKind::Rms { .. } | NormKind::Layer { bias: false, .. } => d,
+            NormKind::Layer { bias: true, .. } => 2 * d,
+        };
+        let d_ff = spec.d_ff.unwrap_or(0) as u64;
+        let ffn_bias = if spec.ffn_bias { (matrices - 1) * d_ff + d } else { 0 };
+        Self {
+            embedding: v * d,
+            position: if matches!(spec.position, PositionKind::Learned) { s * d } else { 0 },
+            attention: layers.all * attention_params(spec),
+            norm: (2 * layers.all + 1) * norm_params,
+            dense_ffn: layers.dense * (matrices * d * d_ff + ffn_bias),
+            router: d * moe(|moe| moe.num_experts),
+            routed_experts: matrices * d * moe(|moe| moe.num_experts * moe.d_expert),
+            shared_experts: matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
+            head: if spec.tie_embeddings { 0 } else { d * v },
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.embedding
+            + self.position
+            + self.attention
+            + self.norm
+            + self.dense_ffn
+            + self.router
+            + self.routed_experts
+            + self.shared_experts
+            + self.head
+    }
+}
+
+impl ForwardFlops {
+    fn of(spec: &ModelSpec) -> Self {
+        let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
+        let (d_query, d_kv) = attention_widths(spec);
+        let layers = LayerNumbers::of(spec);
+        let matrices = ffn_matrices(spec);
+        let moe = |width: fn(&MoeConfig) -> usize| {
+            layers.moe * spec.moe.as_ref().map_or(0, |moe| width(moe) as u64)
+        };
+        Self {
+            attention_projections: layers.all * 2 * d * (2 * d_query + 2 * d_kv),
+            attention_mixing: layers.all * 2 * d_query * (s + 1),
+            dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
+            router: 2 * d * moe(|moe| moe.num_experts),
+            routed_experts: 2 * active_expert_params(spec),
+            shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
+            head: 2 * d * v,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.attention_projections
+            + self.attention_mixing
+            + self.dense_ffn
+            + self.router
+            + self.routed_experts
+            + self.shared_experts
+            + self.head
+    }
+}
+
+/// Memory of training, in bytes; nothing is allocated to find it.
+///
+/// The first three are exact for f32. Activations are an estimate of what is kept from the forward pass for the
+/// backward pass of one micro-batch: the allocator's overhead, temporaries and the data come on top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryEstimate {
+    /// Parameters.
+    pub weights_bytes: u64,
+    /// One gradient per parameter.
+    pub gradients_bytes: u64,
+    /// AdamW's two moments per parameter.
+    pub moments_bytes: u64,
+    /// Kept for the backward pass.
+    pub activations_bytes: u64,
+}
+
+impl MemoryEstimate {
+    /// Memory of training the model with `micro_batch_tokens` tokens per pass.
+    pub fn of(spec: &ModelSpec, counts: &ModelCounts, micro_batch_tokens: usize) -> Self {
+        // Products in f64: an absurd configuration saturates instead of overflowing.
+        let per_param = F32_BYTES * counts.total_params as f64;
+        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec);
+        Self {
+            weights_bytes: per_param as u64,
+            gradients_bytes: per_param as u64,
+            moments_bytes: (2.0 * per_param) as u64,
+            activations_bytes: kept as u64,
+        }
+    }
+
+    /// Sum of the parts.
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes
+            .saturating_add(self.gradients_bytes)
+            .saturating_add(self.moments_bytes)
+            .saturating_add(self.activations_bytes)
+    }
+}
+
+/// f32 values that the forward pass keeps per token: in each layer both residual sums, both norms' inputs and
+/// outputs and both sub-blocks' outputs (6 d), queries, keys, values and their mixture (2 q + 2 g), the attention
+/// weights (heads * s), a block's hidden values before and after the non-linearity (m f, k times for routed
+/// experts) and the router's probabilities (e); at the end the logits and their softmax (2 v).
+fn kept_values_per_token(spec: &ModelSpec) -> f64 {
+    let (d_query, d_kv) = attention_widths(spec);
+    let layers = LayerNumbers::of(spec);
+    let hidden_copies = ffn_matrices(spec) as f64;
+    let attention =
+        6 * spec.d_model as u64 + 2 * (d_query + d_kv) + spec.num_heads as u64 * spec.max_seq_len as u64;
+    let moe = spec.moe.as_ref().map_or(0.0, |moe| {
+        let width = (moe.router.top_k * moe.d_expert + moe.d_shared_expert.unwrap_or(0)) as f64;
+        hidden_copies * width + moe.num_experts as f64
+    });
+    layers.all as f64 * attention as f64
+        + layers.dense as f64 * hidden_copies * spec.d_ff.unwrap_or(0) as f64
+        + layers.moe as f64 * moe
+        + 2.0 * spec.vocab_size as f64
+}
+
+/// How many layers of each kind.
+struct LayerNumbers {
+    all: u64,
+    dense: u64,
+    moe: u64,
+}
+
+impl LayerNumbers {
+    fn of(spec: &ModelSpec) -> Self {
+        let all = spec.layers.len() as u64;
+        let moe = spec.layers.iter().filter(|kind| **kind == LayerKind::Moe).count() as u64;
+        Self { all, dense: all - moe, moe }
+    }
+}
+
+/// Width of all query heads together, and of all key (or value) heads.
+fn attention_widths(spec: &ModelSpec) -> (u64, u64) {
+    ((spec.num_heads * spec.d_head) as u64, (spec.num_kv_heads * spec.d_head) as u64)
+}
+
+fn attention_params(spec: &ModelSpec) -> u64 {
+    let d = spec.d_model as u64;
+    let (d_query, d_kv) = attention_widths(spec);
+    let biases = if spec.attention_bias { d_query + 2 * d_kv + d } else { 0 };
+    let head_norms = if spec.qk_norm { 2 * spec.d_head as u64 } else { 0 };
+    d * (2 * d_query + 2 * d_kv) + biases + head_norms
+}
+
+fn ffn_matrices(spec: &ModelSpec) -> u64 {
+    if spec.activation.is_gated() { 3 } else { 2 }
+}
+
+/// Parameters of the routed experts that one token is sent to, over all MoE layers.
+fn active_expert_params(spec: &ModelSpec) -> u64 {
+    let width = spec.moe.as_ref().map_or(0, |moe| (moe.router.top_k * moe.d_expert) as u64);
+    LayerNumbers::of(spec).moe * ffn_matrices(spec) * spec.d_model as u64 * width
+}
+
+#[cfg(test)]
+mod tests {
+    use switchyard_experts::Activation;
+    use switchyard_router::{SoftmaxOrder, TopKRouterConfig};
+
+    use super::*;
+    use crate::model::InitConfig;
+
+    /// One layer of width 2 with one head on sequences of 3 tokens, hidden width 3, 5 ids.
+    fn dense() -> ModelSpec {
+        ModelSpec {
+            vocab_size: 5,
+            max_seq_len: 3,
+            d_model: 2,
+            num_heads: 1,
+            num_kv_heads: 1,
+            d_head: 2,
+            qk_norm: false,
+            attention_bias: false,
+            layers: vec![LayerKind::Dense],
+            activation: Activation::Relu,
+            d_ff: Some(3),
+            ffn_bias: false,
+            moe: None,
+            norm: NormKind::Rms { epsilon: 1e-5 },
+            position: PositionKind::Sinusoidal,
+            tie_embeddings: false,
+            dropout: 0.0,
+            init: InitConfig::default(),
+        }
+    }
+
+    /// The same with 4 gated experts of width 3, of which 2 are used, and a shared one of width 1.
+    fn sparse() -> ModelSpec {
+        let router = TopKRouterConfig {
+            top_k: 2,
+            softmax: SoftmaxOrder::BeforeSelection,
+            renormalise: true,
+            jitter: None,
+            load_balancing_weight: None,
+            z_loss_weight: None,
+        };
+        let moe = MoeConfig {
+            num_experts: 4,
+            d_expert: 3,
+            d_shared_expert: Some(1),
+            router,
+            capacity: None,
+            layers: None,
+        };
+        ModelSpec {
+            layers: vec![LayerKind::Moe],
+            activation: Activation::Swiglu,
+            d_ff: None,
+            moe: Some(moe),
+            ..dense()
+        }
+    }
+
+    #[test]
+    fn a_dense_layer_counted_by_hand() {
+        let counts = ModelCounts::of(&dense());
+        // Embedding 5*2, four 2x2 projections, three norms, 2x3 and 3x2, head 2*5.
+        assert_eq!(counts.total_params, 10 + 16 + 6 + 12 + 10);
+        assert_eq!(counts.active_params, counts.total_params);
+        // Each of the 3 tokens: 16 + 12 + 10 multiply-adds. The tokens see 1, 2 and 3 positions, each for 2 elements
+        // of a score and 2 of the sum.
+        let mixing = 2 * (1 + 2 + 3) * (2 + 2) / 3;
+        assert_eq!(counts.forward_flops_per_token, 2 * (16 + 12 + 10) + mixing);
+        assert_eq!(counts.training_flops_per_token, 3 * counts.forward_flops_per_token);
+    }
+
+    #[test]
+    fn a_sparse_layer_counted_by_hand() {
+        let (dense, sparse) = (ModelCounts::of(&dense()), ModelCounts::of(&sparse()));
+        // In place of 12: a 2x4 router, 4 experts of three 2x3 matrices, a shared one of three 2x1.
+        assert_eq!(sparse.total_params, dense.total_params - 12 + 8 + 72 + 6);
+        assert_eq!(sparse.active_params, dense.total_params - 12 + 8 + 36 + 6);
+        assert_eq!(sparse.forward_flops_per_token, dense.forward_flops_per_token + 2 * (8 + 36 + 6 - 12));
+    }
+
+    #[test]
+    fn biases_positions_and_norms_counted_by_hand() {
+        let spec = ModelSpec {
+            attention_bias: true,
+            ffn_bias: true,
+            qk_norm: true,
+            tie_embeddings: true,
+            norm: NormKind::Layer { epsilon: 1e-5, bias: true },
+            position: PositionKind::Learned,
+            ..dense()
+        };
+        let params = ModelCounts::of(&spec).params;
+        assert_eq!(params.attention, 16 + 4 * 2 + 2 * 2);
+        assert_eq!(params.dense_ffn, 12 + 3 + 2);
+        assert_eq!((params.norm, params.position, params.head), (3 * 4, 3 * 2, 0));
+    }
+
+    #[test]
+    fn memory_is_sixteen_bytes_a_parameter_and_what_each_token_keeps() {
+        let counts = ModelCounts::of(&dense());
+        let memory = MemoryEstimate::of(&dense(), &counts, 7);
+        let kept_per_token = 6 * 2 + (2 * 2 + 2 * 2) + 3 + 2 * 3 + 2 * 5;
+        assert_eq!(memory.activations_bytes, 4 * 7 * kept_per_token);
+        assert_eq!(memory.total_bytes(), 16 * counts.total_params + memory.activations_bytes);
+    }
+}

@@ -1,0 +1,255 @@
+//! What the user writes: one TOML file is one [`RunConfig`].
+//!
+//! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use switchyard_datasets::DataConfig;
+
+use crate::model::ModelConfig;
+
+/// A run, as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name of the run; part of the run folder's name. Letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Seed of the initial parameters, the data order, dropout and jitter; default 0.
+    #[serde(default)]
+    pub seed: u64,
+    /// `cpu`, `wgpu`, `wgpu:N` or `cuda:N`; default `cpu`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Threads for the CPU device and the host work; absent means all cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Text and tokenizer.
+    pub data: DataConfig,
+    /// The network.
+    pub model: ModelConfig,
+    /// The loop.
+    pub train: TrainConfig,
+    /// Text generated at the end of the run, written to `sample.txt`.
+    #[serde(default)]
+    pub sample: SampleConfig,
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimizer steps.
+    pub num_steps: u64,
+    /// Tokens in one training sequence.
+    pub seq_len: usize,
+    /// Tokens per optimizer step, a multiple of `micro_batch_tokens`.
+    pub batch_tokens: usize,
+    /// Tokens per forward and backward pass, a multiple of `seq_len`; gradients of
+    /// `batch_tokens / micro_batch_tokens` passes are accumulated. Absent means `batch_tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_tokens: Option<usize>,
+    /// Evaluate on the validation split every n steps, and at the end; absent means at the end only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_every_steps: Option<u64>,
+    /// Write a checkpoint every n steps, and at the end; absent means at the end only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every_steps: Option<u64>,
+    /// Global norm to which gradients are clipped; absent means no clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// The optimizer.
+    pub adamw: AdamWConfig,
+    /// The learning rate over the steps; exactly one table inside. Absent is constant.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// How validation loss is measured.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// Which checkpoints stay on disk.
+    #[serde(default)]
+    pub checkpoints: CheckpointsConfig,
+    /// Stop when the validation loss no longer falls; absent trains all `num_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStoppingConfig>,
+}
+
+/// AdamW (arXiv:1711.05101). Matrices decay; norms, biases and embeddings do not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment; default 0.9.
+    #[serde(default = "default_beta1")]
+    pub beta1: f64,
+    /// Decay of the second moment; default 0.95.
+    #[serde(default = "default_beta2")]
+    pub beta2: f64,
+    /// Added to the root of the second moment; default 1e-8.
+    #[serde(default = "default_adam_epsilon")]
+    pub epsilon: f64,
+    /// Decoupled weight decay; default 0.1.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    /// Decay the embedding (and a tied head) too, as nanoGPT does; default false.
+    #[serde(default)]
+    pub decay_embeddings: bool,
+}
+
+/// The learning rate over the steps: linear warm-up, then one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Steps over which the learning rate rises linearly to its peak; default 0.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// Half a cosine down to `min_learning_rate` (arXiv:1608.03983).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<DecayConfig>,
+    /// A straight line down to `min_learning_rate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear: Option<DecayConfig>,
+    /// Warm-up, stable, decay (arXiv:2404.06395).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wsd: Option<WsdConfig>,
+    /// The peak throughout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant: Option<ConstantConfig>,
+}
+
+/// `[train.schedule.cosine]` and `[train.schedule.linear]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecayConfig {
+    /// Learning rate of the last step; default 0.
+    #[serde(default)]
+    pub min_learning_rate: f64,
+}
+
+/// `[train.schedule.wsd]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WsdConfig {
+    /// Steps of the final linear decay.
+    pub decay_steps: u64,
+    /// Learning rate of the last step; default 0.
+    #[serde(default)]
+    pub min_learning_rate: f64,
+}
+
+/// `[train.schedule.constant]`, which has no keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConstantConfig {}
+
+/// `[train.eval]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Tokens of the validation split to evaluate on, from its start; absent means all of it. The
+    /// evaluation after the last step always covers the whole split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+}
+
+/// `[train.checkpoints]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointsConfig {
+    /// Newest checkpoints to keep, at least 1; default 2.
+    #[serde(default = "default_keep_last")]
+    pub keep_last: usize,
+    /// Also keep the checkpoint with the best validation loss so far; default true.
+    #[serde(default = "enabled")]
+    pub keep_best: bool,
+}
+
+impl Default for CheckpointsConfig {
+    fn default() -> Self {
+        Self { keep_last: default_keep_last(), keep_best: true }
+    }
+}
+
+/// `[train.early_stopping]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStoppingConfig {
+    /// Evaluations in a row without improvement before the run stops.
+    pub patience_evals: u32,
+    /// Fall of the validation cross-entropy, in nats, that counts as improvement; default 0.
+    #[serde(default)]
+    pub min_improvement_nats: f64,
+}
+
+/// `[sample]`: text generated from the trained model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Text to continue; default a line break.
+    #[serde(default = "default_prompt")]
+    pub prompt: String,
+    /// Tokens to generate; default 256, and 0 writes no sample.
+    #[serde(default = "default_sample_tokens")]
+    pub num_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token; default 0.8.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    /// Sample among the k likeliest tokens only; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// Sample among the smallest set of tokens whose probability reaches this (arXiv:1904.09751).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            prompt: default_prompt(),
+            num_tokens: default_sample_tokens(),
+            temperature: default_temperature(),
+            top_k: None,
+            top_p: None,
+        }
+    }
+}
+
+fn default_device() -> String {
+    "cpu".into()
+}
+
+fn default_beta1() -> f64 {
+    0.9
+}
+
+fn default_beta2() -> f64 {
+    0.95
+}
+
+fn default_adam_epsilon() -> f64 {
+    1e-8
+}
+
+fn default_weight_decay() -> f64 {
+    0.1
+}
+
+fn default_keep_last() -> usize {
+    2
+}
+
+fn default_prompt() -> String {
+    "\n".into()
+}
+
+fn default_sample_tokens() -> usize {
+    256
+}
+
+fn default_temperature() -> f64 {
+    0.8
+}
+
+fn enabled() -> bool {
+    true
+}

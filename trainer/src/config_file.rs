@@ -1,0 +1,183 @@
+//! Configuration files: reading with `--set` overrides, errors with their place, writing, hashing.
+//!
+//! A file and the overrides are merged as TOML and parsed once, by the same parser. serde decides what is valid; the
+//! JSON schema, derived from the same types, explains what would have been.
+
+mod explain;
+mod origins;
+mod overrides;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+pub use self::overrides::Override;
+
+use self::origins::{Origins, SourcePosition};
+use crate::config::RunConfig;
+use crate::plan::RunPlan;
+
+/// A configuration that cannot be read: where, what, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration `{}`: {source}; name a TOML file", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{location}: not valid TOML: {message}")]
+    Syntax {
+        /// `file:line:column`.
+        location: String,
+        /// The parser's message.
+        message: String,
+    },
+    /// A key is unknown or missing, or a value cannot be used.
+    #[error("{location}: {message}")]
+    Invalid {
+        /// `file:line:column`, or the override.
+        location: String,
+        /// The key path, its value, and what is allowed.
+        message: String,
+    },
+    /// An override is not of the form `key.path=value`.
+    #[error("--set {argument}: {message}")]
+    Override {
+        /// As given.
+        argument: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// A configuration, and where each of its keys was written.
+#[derive(Debug, Clone)]
+pub struct LoadedConfig {
+    /// As written, overrides included.
+    pub config: RunConfig,
+    origins: Origins,
+}
+
+impl LoadedConfig {
+    /// Where `key` was written: `file:line:column` or `--set key=value`; for a key that was not, where its table was.
+    pub fn locate(&self, key: &str) -> String {
+        self.origins.locate(key)
+    }
+
+    /// The plan of this configuration.
+    ///
+    /// # Errors
+    /// The first value or combination that cannot be run, with its place.
+    pub fn resolve(&self) -> Result<RunPlan, ConfigError> {
+        RunPlan::resolve(&self.config).map_err(|error| ConfigError::Invalid {
+            location: self.locate(&error.key),
+            message: error.message,
+        })
+    }
+}
+
+/// The configuration in `path`, with `overrides` applied in their order.
+///
+/// # Errors
+/// The first mistake in reading, syntax, keys or types, with its place. Rules between keys are the plan's to check.
+pub fn load(path: &Path, overrides: &[Override]) -> Result<LoadedConfig, ConfigError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(&text, path, overrides)
+}
+
+fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig, ConfigError> {
+    let location = |error: &toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start);
+        format!("{}:{}", path.display(), SourcePosition::of(text, start))
+    };
+    let origins = Origins::read(text, path, overrides).map_err(|error| ConfigError::Syntax {
+        location: location(&error),
+        message: error.message().trim().replace('\n', ", "),
+    })?;
+    // The syntax is right, so what remains to fail is a number that does not fit.
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+        location: location(&error),
+        message: format!(
+            "`{}` is out of range: use a number of 64 bits",
+            &text[error.span().unwrap_or_default()]
+        ),
+    })?;
+    for an_override in overrides {
+        an_override
+            .apply(&mut table)
+            .map_err(|message| ConfigError::Invalid { location: an_override.to_string(), message })?;
+    }
+    match serde_path_to_error::deserialize(toml::Value::Table(table.clone())) {
+        Ok(config) => Ok(LoadedConfig { config, origins }),
+        Err(error) => {
+            let path = error.path().to_string();
+            let mistake = explain::explain(&path, error.inner().message(), &table);
+            Err(ConfigError::Invalid { location: origins.locate(&mistake.key), message: mistake.message })
+        }
+    }
+}
+
+/// The configuration as TOML that [`load`] reads back as the same configuration.
+///
+/// # Panics
+/// If the configuration cannot be written as TOML, which no configuration that came from TOML can cause.
+pub fn to_toml(config: &RunConfig) -> String {
+    toml::to_string(config)
+        .unwrap_or_else(|error| panic!("a configuration must be TOML, but {error}: {config:?}"))
+}
+
+/// SHA-256, in hexadecimal, of the configuration as JSON with sorted keys and no spaces. Comments, order and the
+/// choice between file and `--set` make no difference; defaults written out or left out make none either.
+///
+/// # Panics
+/// If the configuration cannot be written as JSON, which no configuration that came from TOML can cause.
+pub fn config_hash(config: &RunConfig) -> String {
+    let json = serde_json::to_value(config)
+        .unwrap_or_else(|error| panic!("a configuration must be JSON, but {error}: {config:?}"));
+    let mut canonical = String::new();
+    write_canonical(&json, &mut canonical);
+    Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// JSON schema of the configuration file, for editors.
+pub fn schema() -> Json {
+    schemars::schema_for!(RunConfig).to_value()
+}
+
+/// JSON without spaces and with sorted keys, whatever order serde_json's maps have in this build.
+fn write_canonical(json: &Json, out: &mut String) {
+    match json {
+        Json::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| *key);
+            out.push('{');
+            for (index, (key, value)) in entries.into_iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Json::from(key.as_str()).to_string());
+                out.push(':');
+                write_canonical(value, out);
+            }
+            out.push('}');
+        }
+        Json::Array(values) => {
+            out.push('[');
+            for (index, value) in values.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_canonical(value, out);
+            }
+            out.push(']');
+        }
+        scalar => out.push_str(&scalar.to_string()),
+    }
+}

@@ -1,0 +1,301 @@
+//! What a key of the configuration takes, from the JSON schema, for errors that say more than serde's.
+
+use serde_json::Value as Json;
+use toml::{Table, Value};
+
+use super::schema;
+
+/// A mistake in keys or types.
+pub(super) struct Mistake {
+    /// The key to change.
+    pub(super) key: String,
+    /// The key, its value, and what is allowed.
+    pub(super) message: String,
+}
+
+/// What serde's `message` about `path` means for whoever wrote `table`.
+pub(super) fn explain(path: &str, message: &str, table: &Table) -> Mistake {
+    let path = path.trim_start_matches('.');
+    let root = schema();
+    if let Some(field) = quoted_after(message, "unknown field ") {
+        let key = match path.strip_suffix(field) {
+            Some("") => path.to_owned(),
+            Some(parent) if parent.ends_with('.') => path.to_owned(),
+            _ => join(path, field),
+        };
+        let message = unknown_key(&root, &key);
+        return Mistake { key, message };
+    }
+    if let Some(field) = quoted_after(message, "missing field ") {
+        let key = join(path, field);
+        let message = missing_key(&root, path, field);
+        return Mistake { key, message };
+    }
+    let key = path.split('[').next().unwrap_or(path).to_owned();
+    let message = wrong_value(&root, path, &key, table, message);
+    Mistake { key, message }
+}
+
+/// Nothing, if the configuration has such a key.
+///
+/// # Errors
+/// A message that names the keys there are.
+pub(super) fn check_known(key: &str) -> Result<(), String> {
+    let root = schema();
+    match node_at(&root, key) {
+        Some(_) => Ok(()),
+        None => Err(unknown_key(&root, key)),
+    }
+}
+
+/// A value as it would be written, shortened if it is long.
+pub(super) fn show(value: &Value) -> String {
+    if value.is_table() {
+        return "a table".to_owned();
+    }
+    let text = value.to_string();
+    if text.chars().count() <= 60 {
+        return text;
+    }
+    text.chars().take(57).chain("...".chars()).collect()
+}
+
+fn unknown_key(root: &Json, key: &str) -> String {
+    // The outermost part that is unknown is the mistake; what lies inside it follows from it.
+    let mut parent = "";
+    let mut name = key;
+    for (index, _) in key.match_indices('.') {
+        if node_at(root, &key[..index]).is_none() {
+            name = &key[parent.len()..index];
+            break;
+        }
+        parent = &key[..index];
+        name = &key[index + 1..];
+    }
+    let name = name.trim_start_matches('.');
+    let known = node_at(root, parent).map(|node| keys_of(root, node)).unwrap_or_default();
+    let place = if parent.is_empty() { "the top level".to_owned() } else { format!("[{parent}]") };
+    let takes = match known.as_slice() {
+        [] => format!("{place} takes no keys"),
+        known => format!("{place} takes {}", known.join(", ")),
+    };
+    let hint = match nearest(name, &known) {
+        Some(near) => format!(" Did you mean `{near}`?"),
+        None => elsewhere(root, name),
+    };
+    format!("`{}` is not a key of the configuration: {takes}.{hint}", join(parent, name))
+}
+
+/// Suggests the same name in another table.
+fn elsewhere(root: &Json, name: &str) -> String {
+    let mut paths = Vec::new();
+    collect_paths(root, root, "", &mut paths);
+    let suffix = format!(".{name}");
+    let same: Vec<String> = paths
+        .into_iter()
+        .filter(|path| path == name || path.ends_with(&suffix))
+        .take(3)
+        .map(|path| format!("`{path}`"))
+        .collect();
+    if same.is_empty() { String::new() } else { format!(" Did you mean {}?", same.join(" or ")) }
+}
+
+fn missing_key(root: &Json, table: &str, field: &str) -> String {
+    let key = join(table, field);
+    let place = if table.is_empty() { "the configuration".to_owned() } else { format!("[{table}]") };
+    let Some(node) = node_at(root, &key) else {
+        return format!("{place} lacks `{field}`");
+    };
+    let about = node["description"].as_str().map(first_sentence).unwrap_or_default();
+    let takes = expected(root, node);
+    if keys_of(root, node).is_empty() {
+        format!("{place} lacks `{field}` ({about}): add {takes}, or pass `--set {key}=VALUE`")
+    } else {
+        format!("{place} lacks `{field}` ({about}): add [{key}], {takes}")
+    }
+}
+
+fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str) -> String {
+    let given = value_at(table, path);
+    let (Some(node), Some(given)) = (node_at(root, path), given) else {
+        return format!("`{key}`: {message}");
+    };
+    let mut text = format!("`{path}` is {}: use {}", show(given), expected(root, node));
+    let choices = choices_of(resolve(root, node));
+    let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
+    if let Some(near) = given.as_str().and_then(|given| nearest(given, &choices)) {
+        text.push_str(&format!(". Did you mean \"{near}\"?"));
+    }
+    if has_type(resolve(root, node), "string") && !given.is_table() {
+        text.push_str(&format!(", as in `{key} = \"{given}\"` or `--set '{key}=\"{given}\"'`"));
+    }
+    text
+}
+
+/// What a value at `node` looks like, in words.
+fn expected(root: &Json, node: &Json) -> String {
+    let node = resolve(root, node);
+    let choices = choices_of(node);
+    if !choices.is_empty() {
+        let quoted: Vec<String> = choices.iter().map(|choice| format!("\"{choice}\"")).collect();
+        return format!("one of {}", quoted.join(", "));
+    }
+    if has_type(node, "integer") {
+        "a whole number, 0 or more".to_owned()
+    } else if has_type(node, "number") {
+        "a number".to_owned()
+    } else if has_type(node, "boolean") {
+        "true or false".to_owned()
+    } else if has_type(node, "string") {
+        "a string".to_owned()
+    } else if has_type(node, "array") {
+        format!("a list, each element {}", expected(root, &node["items"]))
+    } else {
+        match keys_of(root, node).as_slice() {
+            [] => "an empty table, `{}`".to_owned(),
+            keys => format!("a table with the keys {}", keys.join(", ")),
+        }
+    }
+}
+
+fn has_type(node: &Json, name: &str) -> bool {
+    match &node["type"] {
+        Json::Array(names) => names.iter().any(|other| other == name),
+        other => other == name,
+    }
+}
+
+/// The schema of a key path; an element of a list is `path[index]`.
+fn node_at<'a>(root: &'a Json, path: &str) -> Option<&'a Json> {
+    path.split('.').filter(|word| !word.is_empty()).try_fold(root, |node, word| {
+        let (name, index) = word.split_once('[').map_or((word, None), |(name, index)| (name, Some(index)));
+        let value = resolve(root, node)["properties"].get(name)?;
+        match index {
+            Some(_) => resolve(root, value).get("items"),
+            None => Some(value),
+        }
+    })
+}
+
+/// The schema itself behind references and behind "this or nothing".
+fn resolve<'a>(root: &'a Json, node: &'a Json) -> &'a Json {
+    if let Some(name) = node["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+        return resolve(root, &root["$defs"][name]);
+    }
+    match node["anyOf"].as_array() {
+        Some(choices) => choices
+            .iter()
+            .find(|choice| choice["type"] != "null")
+            .map_or(node, |choice| resolve(root, choice)),
+        None => node,
+    }
+}
+
+/// The keys of a table, sorted: the order of serde_json's maps depends on the features of the build.
+fn keys_of<'a>(root: &'a Json, node: &'a Json) -> Vec<&'a str> {
+    let properties = resolve(root, node)["properties"].as_object();
+    let mut keys: Vec<&str> =
+        properties.into_iter().flat_map(|keys| keys.keys()).map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// The values of a closed set; empty if the node is not one.
+fn choices_of(node: &Json) -> Vec<String> {
+    let constants = node["oneOf"].as_array().into_iter().flatten().map(|choice| &choice["const"]);
+    let listed = node["enum"].as_array().into_iter().flatten();
+    constants.chain(listed).filter_map(Json::as_str).map(str::to_owned).collect()
+}
+
+fn collect_paths(root: &Json, node: &Json, prefix: &str, paths: &mut Vec<String>) {
+    if let Some(properties) = resolve(root, node)["properties"].as_object() {
+        for (name, child) in properties {
+            let path = join(prefix, name);
+            paths.push(path.clone());
+            collect_paths(root, child, &path, paths);
+        }
+    }
+}
+
+fn value_at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
+    let mut words = path.split('.');
+    let element = |table: &'a Table, word: &str| match word.split_once('[') {
+        Some((name, index)) => table.get(name)?.get(index.trim_end_matches(']').parse::<usize>().ok()?),
+        None => table.get(word),
+    };
+    let first = element(table, words.next()?)?;
+    words.try_fold(first, |value, word| element(value.as_table()?, word))
+}
+
+/// The candidate that differs by the fewest edits, if these are few enough for a slip of the finger.
+fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    candidates
+        .iter()
+        .map(|candidate| (edit_distance(&word, candidate), *candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 5)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions and replacements of characters that turn one word into the other (Levenshtein).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, char_a) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, char_b) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(char_a != *char_b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn quoted_after<'a>(message: &'a str, start: &str) -> Option<&'a str> {
+    message.strip_prefix(start)?.split('`').nth(1)
+}
+
+fn join(table: &str, key: &str) -> String {
+    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
+}
+
+fn first_sentence(text: &str) -> String {
+    let text = text.replace('\n', " ");
+    let end = [". ", "; ", ": "].iter().filter_map(|stop| text.find(stop)).min().unwrap_or(text.len());
+    text[..end].trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_counted() {
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("top_k", "top_k"), 0);
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn only_slips_of_the_finger_are_guessed() {
+        let keys = ["num_layers", "d_model", "dropout"];
+        assert_eq!(nearest("n_layers", &keys), Some("num_layers"));
+        assert_eq!(nearest("D_MODEL", &keys), Some("d_model"));
+        assert_eq!(nearest("hidden_size", &keys), None);
+    }
+
+    #[test]
+    fn every_key_of_the_schema_says_what_it_takes() {
+        let root = schema();
+        let mut paths = Vec::new();
+        collect_paths(&root, &root, "", &mut paths);
+        assert!(paths.contains(&"model.ffn.moe.router.top_k".to_owned()));
+        for path in paths {
+            let node = node_at(&root, &path).unwrap();
+            assert!(!expected(&root, node).is_empty(), "{path}");
+            assert!(node["description"].is_string(), "{path} has no description");
+        }
+    }
+}

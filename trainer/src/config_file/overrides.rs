@@ -1,0 +1,167 @@
+//! `--set key.path=value`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use toml::{Table, Value};
+
+use super::{ConfigError, explain};
+
+/// One `--set key.path=value`: changes, adds or removes a key of the configuration file.
+///
+/// The value is TOML (`10`, `1e-3`, `true`, `[0, 2]`, `"text"`, `{}`); what is not is taken as a string, so that
+/// `data.text.path=my file.txt` needs no quotes. An empty value removes the key, which makes room for another choice:
+/// `train.schedule.cosine=` and `train.schedule.linear.min_learning_rate=0`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Override {
+    /// As given.
+    argument: String,
+    key: String,
+    /// Absent removes the key.
+    value: Option<Value>,
+}
+
+impl Override {
+    /// The override that `argument` states.
+    ///
+    /// # Errors
+    /// If there is no `=`, or the key is not a path of words joined by dots.
+    pub fn parse(argument: &str) -> Result<Self, ConfigError> {
+        let error =
+            |message: &str| ConfigError::Override { argument: argument.into(), message: message.into() };
+        let Some((key, value)) = argument.split_once('=') else {
+            return Err(error("no `=`: write `key.path=value`, such as `train.num_steps=100`"));
+        };
+        let key = key.trim();
+        let is_word = |word: &str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+        };
+        if !key.split('.').all(is_word) {
+            return Err(error("the key is not a path of words joined by dots, such as `train.num_steps`"));
+        }
+        Ok(Self { argument: argument.into(), key: key.into(), value: parse_value(value) })
+    }
+
+    /// Path of the key, such as `train.num_steps`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Put the value into `table`, or take the key out.
+    ///
+    /// # Errors
+    /// A message, if the key to remove is unknown, or lies inside something that is not a table.
+    pub(super) fn apply(&self, table: &mut Table) -> Result<(), String> {
+        let (parents, last) = self.key.rsplit_once('.').unwrap_or(("", &self.key));
+        let Some(value) = &self.value else {
+            // serde only sees what is left, so a misspelt key to remove has to be caught here.
+            explain::check_known(&self.key)?;
+            if let Some(parent) = find_table(table, parents) {
+                parent.remove(last);
+            }
+            return Ok(());
+        };
+        let mut parent = table;
+        let mut path = String::new();
+        for word in parents.split('.').filter(|word| !word.is_empty()) {
+            path = if path.is_empty() { word.to_owned() } else { format!("{path}.{word}") };
+            let next = parent.entry(word).or_insert_with(|| Value::Table(Table::new()));
+            let shown = explain::show(next);
+            parent = next.as_table_mut().ok_or_else(|| format!("`{path}` is {shown}, not a table"))?;
+        }
+        parent.insert(last.to_owned(), value.clone());
+        Ok(())
+    }
+}
+
+impl FromStr for Override {
+    type Err = ConfigError;
+
+    fn from_str(argument: &str) -> Result<Self, ConfigError> {
+        Self::parse(argument)
+    }
+}
+
+impl fmt::Display for Override {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--set {}", self.argument)
+    }
+}
+
+fn parse_value(text: &str) -> Option<Value> {
+    if text.trim().is_empty() {
+        return None;
+    }
+    let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok();
+    // A line break in the text could smuggle in further keys: then it was not one value.
+    let value = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    Some(value.unwrap_or_else(|| Value::String(text.to_owned())))
+}
+
+/// The table at `path`; the empty path is the table itself.
+fn find_table<'a>(table: &'a mut Table, path: &str) -> Option<&'a mut Table> {
+    path.split('.')
+        .filter(|word| !word.is_empty())
+        .try_fold(table, |table, word| table.get_mut(word)?.as_table_mut())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(argument: &str) -> Option<Value> {
+        Override::parse(argument).unwrap().value
+    }
+
+    fn applied(text: &str, argument: &str) -> Result<Table, String> {
+        let mut table: Table = toml::from_str(text).unwrap();
+        Override::parse(argument).unwrap().apply(&mut table)?;
+        Ok(table)
+    }
+
+    #[test]
+    fn a_value_is_toml_or_else_a_string() {
+        assert_eq!(value("a=10"), Some(Value::Integer(10)));
+        assert_eq!(value("a = 1e-3"), Some(Value::Float(1e-3)));
+        assert_eq!(value("a=true"), Some(Value::Boolean(true)));
+        assert_eq!(value("a=\"10\""), Some(Value::String("10".into())));
+        assert_eq!(value("a={}"), Some(Value::Table(Table::new())));
+        assert_eq!(value("a=/tmp/my file=1.txt"), Some(Value::String("/tmp/my file=1.txt".into())));
+        assert_eq!(value("a=1\nb = 2"), Some(Value::String("1\nb = 2".into())));
+        assert_eq!(value("a= "), None);
+    }
+
+    #[test]
+    fn an_argument_that_is_no_assignment_says_what_one_looks_like() {
+        let message = |argument: &str| Override::parse(argument).unwrap_err().to_string();
+        assert_eq!(
+            message("train.num_steps"),
+            "--set train.num_steps: no `=`: write `key.path=value`, such as `train.num_steps=100`"
+        );
+        for argument in ["=1", "a..b=1", "a b=1", ".a=1"] {
+            assert_eq!(
+                message(argument),
+                format!(
+                    "--set {argument}: the key is not a path of words joined by dots, such as `train.num_steps`"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn keys_are_changed_added_and_removed() {
+        let before = "name = 'a'\n[train]\nnum_steps = 1\n[train.schedule.cosine]\n";
+        assert_eq!(
+            applied(before, "train.num_steps=2").unwrap(),
+            toml::from_str::<Table>("name = 'a'\n[train]\nnum_steps = 2\n[train.schedule.cosine]\n").unwrap()
+        );
+        assert_eq!(
+            applied(before, "train.schedule.cosine=").unwrap(),
+            toml::from_str::<Table>("name = 'a'\n[train]\nnum_steps = 1\n[train.schedule]\n").unwrap()
+        );
+        assert_eq!(applied(before, "train.schedule.wsd=").unwrap(), toml::from_str::<Table>(before).unwrap());
+        assert_eq!(applied("", "a.b.c=1").unwrap(), toml::from_str::<Table>("a.b.c = 1").unwrap());
+        assert_eq!(applied("", "name=x").unwrap(), toml::from_str::<Table>("name = 'x'").unwrap());
+        assert_eq!(applied(before, "name.x=1").unwrap_err(), "`name` is \"a\", not a table");
+    }
+}

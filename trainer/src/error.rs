@@ -1,0 +1,92 @@
+//! Everything that can stop a run.
+
+use switchyard_datasets::DatasetError;
+
+use crate::checkpoint::CheckpointError;
+use crate::device::DeviceError;
+use crate::metrics::MetricsError;
+use crate::optimizer::NonFiniteGradient;
+use crate::run_folder::RunFolderError;
+
+/// Why a run, an evaluation or a generation stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The device is not there.
+    #[error(transparent)]
+    UnavailableDevice(#[from] DeviceError),
+    /// The data cannot be had.
+    #[error(transparent)]
+    Data(#[from] DatasetError),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    RunFolder(#[from] RunFolderError),
+    /// Logs cannot be read or written.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A checkpoint cannot be read, used or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The threads could not be started.
+    #[error("`threads` is {threads}, but the system could not start them: {reason}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The loss is NaN or infinite.
+    #[error(
+        "step {step}: the loss is {loss}. Nothing was updated and earlier checkpoints are intact; lower \
+         `train.adamw.learning_rate`, set `train.max_grad_norm`, or add `train.schedule.warmup_steps`"
+    )]
+    NonFiniteLoss {
+        /// The step, counted from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A gradient is NaN or infinite.
+    #[error(
+        "step {step}: {source}. Nothing was updated and earlier checkpoints are intact; lower \
+         `train.adamw.learning_rate`, set `train.max_grad_norm`, or add `train.schedule.warmup_steps`"
+    )]
+    NonFiniteGradient {
+        /// The step, counted from 1.
+        step: u64,
+        /// Which parameter.
+        source: NonFiniteGradient,
+    },
+    /// Nothing to continue.
+    #[error("the prompt holds no token: give at least one character")]
+    EmptyPrompt,
+    /// Generated text could not be written.
+    #[error("cannot write the generated text: {source}")]
+    Output {
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The device failed.
+    #[error("the device failed: {reason}")]
+    Device {
+        /// The backend's reason.
+        reason: String,
+    },
+}
+
+impl TrainError {
+    /// Whether the user can mend it by changing arguments, configuration or input.
+    pub fn is_users_mistake(&self) -> bool {
+        match self {
+            Self::UnavailableDevice(_) | Self::EmptyPrompt => true,
+            Self::Data(error) => error.is_users_mistake(),
+            Self::RunFolder(error) => error.is_users_mistake(),
+            Self::Checkpoint(error) => !matches!(error, CheckpointError::Write { .. }),
+            Self::Metrics(error) => matches!(error, MetricsError::Malformed { .. }),
+            Self::Threads { .. }
+            | Self::NonFiniteLoss { .. }
+            | Self::NonFiniteGradient { .. }
+            | Self::Output { .. }
+            | Self::Device { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Validation loss: dropless, without noise, over fixed windows in order.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use switchyard_datasets::{EvaluationWindows, TokenStore};
+
+use crate::TrainError;
+use crate::batch::DeviceBatch;
+use crate::loss::LossParts;
+use crate::model::{Pass, Transformer};
+use crate::step::{RoutingByLayer, merge_routing, read_scalar};
+
+/// How much of the split is read, and in what pieces.
+#[derive(Debug, Clone, Copy)]
+pub struct EvaluationSettings {
+    /// Tokens per window.
+    pub seq_len: usize,
+    /// Windows per forward pass.
+    pub sequences_per_batch: usize,
+    /// Targets to evaluate on, from the start of the split; absent means all.
+    pub max_tokens: Option<u64>,
+    /// Attention stays within documents.
+    pub mask_documents: bool,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// Mean cross-entropy of the targets, in nats.
+    pub cross_entropy_nats: f64,
+    /// Targets evaluated on.
+    pub num_tokens: u64,
+    /// Whether these were all that the split's windows hold.
+    pub whole_split: bool,
+    /// Duration.
+    pub secs: f64,
+    /// Routing of each MoE layer over all tokens.
+    pub routing: RoutingByLayer,
+}
+
+/// The loss of `model` on `store`.
+///
+/// # Errors
+/// [`TrainError`] if the data is shorter than one window or cannot be read, or the device fails.
+pub fn evaluate(
+    model: &Transformer,
+    store: &Arc<TokenStore>,
+    settings: &EvaluationSettings,
+    device: &Device,
+) -> Result<Evaluation, TrainError> {
+    let started = Instant::now();
+    let model = model.valid();
+    let windows = EvaluationWindows::new(store.clone(), settings.seq_len)?
+        .with_document_masking(settings.mask_documents);
+    let tokens_in_split = windows.num_tokens();
+    let windows = match settings.max_tokens {
+        Some(max_tokens) => windows.with_max_tokens(max_tokens as usize),
+        None => windows,
+    };
+    let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
+    for batch in windows.batches(settings.sequences_per_batch) {
+        let batch_tokens = batch.num_tokens() as u64;
+        let batch = DeviceBatch::upload(batch, device);
+        let output = model.forward(&batch.input, Pass::Evaluation);
+        let parts = LossParts::new(&output, batch.target_ids_t);
+        nats += read_scalar(&parts.cross_entropy)? * batch_tokens as f64;
+        num_tokens += batch_tokens;
+        merge_routing(&mut routing, &output);
+    }
+    Ok(Evaluation {
+        cross_entropy_nats: nats / num_tokens as f64,
+        num_tokens,
+        whole_split: num_tokens == tokens_in_split as u64,
+        secs: started.elapsed().as_secs_f64(),
+        routing,
+    })
+}

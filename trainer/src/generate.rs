@@ -1,0 +1,67 @@
+//! Text from a trained model, token by token.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use switchyard_datasets::Tokenizer;
+
+use crate::TrainError;
+use crate::model::{ModelInput, Pass, Transformer, random};
+use crate::sampling::{SamplingSettings, sample_token};
+
+/// A request for text.
+#[derive(Debug, Clone)]
+pub struct GenerationSettings {
+    /// Text to continue.
+    pub prompt: String,
+    /// Tokens to generate.
+    pub num_tokens: usize,
+    /// Seed of the choice of tokens.
+    pub seed: u64,
+    /// How the next token is chosen.
+    pub sampling: SamplingSettings,
+}
+
+/// Continue the prompt, handing each piece of text to `on_text` as soon as it is whole characters. The
+/// prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
+///
+/// # Errors
+/// [`TrainError`] if the prompt cannot be encoded, the device fails, or `on_text` returns an error (a closed pipe).
+pub fn generate(
+    model: &Transformer,
+    tokenizer: &Tokenizer,
+    settings: &GenerationSettings,
+    device: &Device,
+    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<(), TrainError> {
+    let model = model.valid();
+    let mut context = tokenizer.encode(&settings.prompt)?;
+    if context.is_empty() {
+        return Err(TrainError::EmptyPrompt);
+    }
+    let mut decoder = tokenizer.decode_stream();
+    let mut write = |text: &str| on_text(text).map_err(|source| TrainError::Output { source });
+    for index in 0..settings.num_tokens {
+        let logits = next_token_logits(&model, &context, device)?;
+        let uniform = random::uniform(settings.seed, "generate", index as u64);
+        let token = sample_token(&logits, &settings.sampling, uniform);
+        context.push(token);
+        let text = decoder.push(token)?;
+        if !text.is_empty() {
+            write(&text)?;
+        }
+    }
+    let rest = decoder.finish()?;
+    if rest.is_empty() { Ok(()) } else { write(&rest) }
+}
+
+fn next_token_logits(model: &Transformer, context: &[u32], device: &Device) -> Result<Vec<f32>, TrainError> {
+    let visible = &context[context.len().saturating_sub(model.spec().max_seq_len)..];
+    let ids: Vec<i32> = visible.iter().map(|&id| id as i32).collect();
+    let seq_len = ids.len();
+    let input_ids_bs = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, seq_len]), device);
+    let output = model.forward(&ModelInput { input_ids_bs, segment_ids_bs: None }, Pass::Evaluation);
+    let last_v = output.logits_tv.narrow(0, seq_len - 1, 1);
+    let read_failed = |error: String| TrainError::Device { reason: error };
+    let data = last_v.try_into_data().map_err(|error| read_failed(format!("{error:?}")))?;
+    data.try_into_vec::<f32>().map_err(|error| read_failed(format!("{error:?}")))
+}

@@ -1,0 +1,39 @@
+//! A run: from a configuration file to a trained Transformer, with its logs and checkpoints.
+//!
+//! | question | module |
+//! |---|---|
+//! | what did the user write | [`config`], read by [`config_file`] |
+//! | what will happen | [`plan`], with its arithmetic in [`accounting`] and [`schedule`] |
+//! | the network | [`model`] |
+//! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
+//! | the run around the steps | [`train`](mod@train), [`evaluate`](mod@evaluate), [`generate`](mod@generate) |
+//! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
+//! | where it runs | [`device`], [`host`], [`throughput`] |
+
+pub mod accounting;
+pub mod batch;
+pub mod checkpoint;
+pub mod config;
+pub mod config_file;
+pub mod device;
+mod durable;
+mod error;
+pub mod evaluate;
+pub mod generate;
+pub mod host;
+pub mod loss;
+pub mod metrics;
+pub mod model;
+mod observers;
+pub mod optimizer;
+pub mod parameters;
+pub mod plan;
+mod resume;
+pub mod run_folder;
+pub mod sampling;
+pub mod schedule;
+pub mod step;
+pub mod throughput;
+pub mod train;
+
+pub use error::TrainError;

@@ -1,0 +1,58 @@
+//! What a run reports: rows of `metrics.jsonl`, TensorBoard event files, the progress display.
+//!
+//! Observers only. Nothing here changes a model, reads a device or decides what the loop does next.
+
+mod event_file;
+mod jsonl;
+mod progress;
+mod record;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use event_file::EventFile;
+pub use jsonl::{MetricsFile, read_metrics};
+pub use progress::ProgressDisplay;
+pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity};
+
+/// A metrics or event file that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The file system refused; a full disk ends here.
+    #[error("cannot {action} `{path}`: {source}; check that the disk has space and the folder is writable")]
+    Io {
+        /// What was tried: `read`, `create`, `append to`, ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A complete line that is no record of this version.
+    #[error(
+        "`{path}` line {line_number}: {reason}; remove or repair the line, or start again with `--overwrite`"
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line_number: usize,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A NaN or an infinity, which JSON cannot hold: it would be stored as `null` and read as nothing.
+    #[error(
+        "step {step}: `{field}` is {value}, and `{path}` stores finite numbers only: \
+         the run has diverged; lower the learning rate or the `max_grad_norm`"
+    )]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// Step of the record.
+        step: u64,
+        /// The first field that is not finite, such as `layers[1].gate_margin`.
+        field: String,
+        /// The value.
+        value: f64,
+    },
+}

@@ -1,0 +1,298 @@
+//! What the person who started the run sees: a bar on a terminal, a line now and then elsewhere.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{EvalRecord, StepRecord};
+
+/// Seconds between two plain lines at the start of a run, and the most they grow to.
+const MIN_LINE_GAP_SECS: f64 = 5.0;
+const MAX_LINE_GAP_SECS: f64 = 60.0;
+
+/// Progress of one run, on standard error.
+#[derive(Debug)]
+pub struct ProgressDisplay {
+    total_steps: u64,
+    output: Output,
+    pace: Option<Pace>,
+}
+
+enum Output {
+    Bar(ProgressBar),
+    Lines(LineWriter),
+    Hidden,
+}
+
+struct LineWriter {
+    writer: Box<dyn Write + Send>,
+    started: Instant,
+    last_line_secs: Option<f64>,
+}
+
+/// Where the clock stood after the first step that this process ran. The first step is not counted: it can
+/// hold seconds of kernel compilation.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    first_step: u64,
+    first_step_ended: Instant,
+    first_step_secs: f64,
+}
+
+impl ProgressDisplay {
+    /// A bar if standard error is a terminal, else plain lines. `start_step` is the number of steps that were
+    /// already done when this process began.
+    pub fn new(total_steps: u64, start_step: u64) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self::with_lines(total_steps, Box::new(io::stderr()));
+        }
+        let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr())
+            .with_position(start_step)
+            .with_message("first step ...");
+        if let Ok(style) = ProgressStyle::with_template("step {pos}/{len} {wide_bar} {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.force_draw();
+        Self { total_steps, output: Output::Bar(bar), pace: None }
+    }
+
+    /// A display that shows nothing, for runs inside another program.
+    pub fn hidden() -> Self {
+        Self { total_steps: 0, output: Output::Hidden, pace: None }
+    }
+
+    fn with_lines(total_steps: u64, writer: Box<dyn Write + Send>) -> Self {
+        let lines = LineWriter { writer, started: Instant::now(), last_line_secs: None };
+        Self { total_steps, output: Output::Lines(lines), pace: None }
+    }
+
+    /// Shows a finished step. Plain lines appear for the first and the last step and every few seconds between.
+    pub fn step(&mut self, row: &StepRecord) {
+        let eta_secs = self.eta_secs(row);
+        match &mut self.output {
+            Output::Bar(bar) => {
+                bar.set_message(bar_message(row, eta_secs));
+                bar.set_position(row.step);
+            }
+            Output::Lines(lines) => {
+                let is_last = row.step >= self.total_steps;
+                if lines.is_due(lines.started.elapsed().as_secs_f64(), is_last) {
+                    lines.write(&step_line(row, self.total_steps, eta_secs));
+                }
+            }
+            Output::Hidden => {}
+        }
+    }
+
+    /// Shows a finished evaluation, above the bar if there is one.
+    pub fn eval(&mut self, row: &EvalRecord) {
+        self.println(&eval_line(row, self.total_steps));
+    }
+
+    /// Shows a line of text, above the bar if there is one.
+    pub fn println(&mut self, line: &str) {
+        match &mut self.output {
+            Output::Bar(bar) => bar.println(line),
+            Output::Lines(lines) => lines.write(line),
+            Output::Hidden => {}
+        }
+    }
+
+    /// Leaves the bar where it stands and the cursor below it, so that other output can follow.
+    pub fn finish(&mut self) {
+        if let Output::Bar(bar) = &self.output {
+            bar.abandon();
+        }
+    }
+
+    /// Seconds until the last step at the pace so far, evaluations and checkpoints included.
+    fn eta_secs(&mut self, row: &StepRecord) -> f64 {
+        let now = Instant::now();
+        let pace = self.pace.get_or_insert(Pace {
+            first_step: row.step,
+            first_step_ended: now,
+            first_step_secs: row.step_secs,
+        });
+        let secs_per_step = match row.step.saturating_sub(pace.first_step) {
+            0 => pace.first_step_secs,
+            steps => (now - pace.first_step_ended).as_secs_f64() / steps as f64,
+        };
+        self.total_steps.saturating_sub(row.step) as f64 * secs_per_step
+    }
+}
+
+impl LineWriter {
+    /// Whether a step line should be written now; remembers that it was.
+    fn is_due(&mut self, now_secs: f64, is_last: bool) -> bool {
+        // The gap grows with the run: a minute's run shows its progress, a day's log stays readable.
+        let gap_secs = (now_secs / 12.0).clamp(MIN_LINE_GAP_SECS, MAX_LINE_GAP_SECS);
+        let is_due = is_last || self.last_line_secs.is_none_or(|last| now_secs - last >= gap_secs);
+        if is_due {
+            self.last_line_secs = Some(now_secs);
+        }
+        is_due
+    }
+
+    fn write(&mut self, line: &str) {
+        // A closed pipe must not end the training: the same numbers are in `metrics.jsonl`.
+        let _ = writeln!(self.writer, "{line}");
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Bar(_) => "Bar",
+            Self::Lines(_) => "Lines",
+            Self::Hidden => "Hidden",
+        })
+    }
+}
+
+fn bar_message(row: &StepRecord, eta_secs: f64) -> String {
+    let loss = row.cross_entropy_nats;
+    let rate = with_si_prefix(row.tokens_per_sec);
+    format!("loss {loss:.4}  {rate} tok/s{}  eta {}", max_violation(row), duration(eta_secs))
+}
+
+fn step_line(row: &StepRecord, total_steps: u64, eta_secs: f64) -> String {
+    let StepRecord { step, cross_entropy_nats: loss, learning_rate, .. } = row;
+    let rate = with_si_prefix(row.tokens_per_sec);
+    let (balance, eta) = (max_violation(row), duration(eta_secs));
+    format!(
+        "step {step}/{total_steps}  loss {loss:.4}  lr {learning_rate:.1e}  {rate} tok/s{balance}  eta {eta}"
+    )
+}
+
+fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
+    let EvalRecord { step, cross_entropy_nats: loss, perplexity, .. } = row;
+    let extent = if row.whole_split { "whole split" } else { "part of the split" };
+    let (tokens, took) = (with_si_prefix(row.num_tokens as f64), duration(row.eval_secs));
+    format!(
+        "eval {step}/{total_steps}  validation loss {loss:.4}  perplexity {perplexity:.2}  \
+         ({tokens} tokens, {extent}, {took})"
+    )
+}
+
+/// The worst imbalance over the layers, ready to follow another number; empty for a dense model.
+fn max_violation(row: &StepRecord) -> String {
+    row.worst_max_violation().map_or_else(String::new, |worst| format!("  max_vio {worst:.2}"))
+}
+
+/// `950`, `12.3k`, `4.6M`: three digits are all that a changing number can show.
+fn with_si_prefix(value: f64) -> String {
+    match value {
+        v if v < 999.5 => format!("{v:.0}"),
+        v if v < 999.95e3 => format!("{:.1}k", v / 1e3),
+        v if v < 999.95e6 => format!("{:.1}M", v / 1e6),
+        v => format!("{:.1}G", v / 1e9),
+    }
+}
+
+/// `0.4s`, `42s`, `1m32s`, `3h05m`.
+fn duration(secs: f64) -> String {
+    if secs < 9.95 {
+        return format!("{secs:.1}s");
+    }
+    let whole = secs.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, secs) => format!("{secs}s"),
+        (0, minutes, secs) => format!("{minutes}m{secs:02}s"),
+        (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::{eval, layer, step};
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Captured {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_shows_the_worst_layer_and_the_time_left() {
+        let mut row = step(20, 5.12344, vec![layer(0, &[1]), layer(1, &[1])]);
+        row.layers[1].max_violation = 0.625;
+        row.tokens_per_sec = 12_345.0;
+        assert_eq!(
+            step_line(&row, 300, 92.2),
+            "step 20/300  loss 5.1234  lr 1.0e-3  12.3k tok/s  max_vio 0.62  eta 1m32s"
+        );
+        row.layers.clear();
+        assert_eq!(bar_message(&row, 0.0), "loss 5.1234  12.3k tok/s  eta 0.0s");
+    }
+
+    #[test]
+    fn an_evaluation_says_how_much_it_covers() {
+        let mut row = eval(20, 2.0);
+        assert_eq!(
+            eval_line(&row, 300),
+            "eval 20/300  validation loss 2.0000  perplexity 7.39  (4.1k tokens, whole split, 0.2s)"
+        );
+        row.whole_split = false;
+        assert!(eval_line(&row, 300).contains("part of the split"));
+    }
+
+    #[test]
+    fn the_first_the_last_and_every_evaluation_are_shown_without_a_terminal() {
+        let captured = Captured::default();
+        let mut display = ProgressDisplay::with_lines(100, Box::new(captured.clone()));
+        (1..=100).for_each(|n| display.step(&step(n, 3.0, Vec::new())));
+        display.eval(&eval(100, 2.5));
+        display.finish();
+        let text = captured.text();
+        let starts: Vec<&str> = text.lines().map(|line| &line[..line.find("  ").unwrap()]).collect();
+        assert_eq!(starts, ["step 1/100", "step 100/100", "eval 100/100"]);
+    }
+
+    #[test]
+    fn lines_come_every_few_seconds_and_thin_out_on_long_runs() {
+        let lines_in = |secs: u32| {
+            let mut lines =
+                LineWriter { writer: Box::new(io::sink()), started: Instant::now(), last_line_secs: None };
+            (0..=secs).filter(|&now| lines.is_due(f64::from(now), false)).count()
+        };
+        assert_eq!(lines_in(4), 1);
+        assert_eq!(lines_in(60), 13);
+        assert!((60..120).contains(&lines_in(3600)), "{}", lines_in(3600));
+    }
+
+    #[test]
+    fn time_left_counts_the_steps_of_this_process_only() {
+        let mut display = ProgressDisplay::with_lines(1_000, Box::new(io::sink()));
+        // Resumed at 500: the first step here estimates from its own duration of half a second.
+        assert_eq!(display.eta_secs(&step(501, 3.0, Vec::new())), 499.0 * 0.5);
+        assert!(display.eta_secs(&step(502, 3.0, Vec::new())) < 60.0);
+        assert_eq!(display.eta_secs(&step(1_000, 3.0, Vec::new())), 0.0);
+    }
+
+    #[test]
+    fn numbers_and_durations_stay_short() {
+        let prefixed: Vec<String> =
+            [0.0, 999.4, 999.6, 12_345.0, 999_960.0, 2.5e9].map(with_si_prefix).into();
+        assert_eq!(prefixed, ["0", "999", "1.0k", "12.3k", "1.0M", "2.5G"]);
+        let durations: Vec<String> = [0.04, 9.96, 59.7, 3599.7, 36_000.0].map(duration).into();
+        assert_eq!(durations, ["0.0s", "10s", "1m00s", "1h00m", "10h00m"]);
+    }
+}

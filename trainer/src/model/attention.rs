@@ -1,0 +1,106 @@
+//! Grouped-query causal self-attention.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use switchyard_kernels::{CausalMask, RotaryTable, causal_attention, rms_norm};
+
+use super::{ModelSpec, ParameterSource};
+
+/// Added to the mean square of a query or key head before its root.
+const QK_NORM_EPSILON: f64 = 1e-6;
+
+/// A projection `x W + b`.
+#[derive(Module, Debug)]
+struct Projection {
+    weight_io: Param<Tensor<2>>,
+    bias_o: Option<Param<Tensor<1>>>,
+}
+
+impl Projection {
+    fn new(key: &str, shape: [usize; 2], std: f64, bias: bool, source: &ParameterSource) -> Self {
+        Self {
+            weight_io: Param::from_tensor(source.normal(key, shape, std)),
+            bias_o: bias.then(|| Param::from_tensor(source.zeros(shape[1]))),
+        }
+    }
+
+    fn forward(&self, x_ti: Tensor<2>) -> Tensor<2> {
+        let y_to = x_ti.matmul(self.weight_io.val());
+        match &self.bias_o {
+            Some(bias_o) => y_to + bias_o.val().unsqueeze(),
+            None => y_to,
+        }
+    }
+}
+
+/// Multi-head attention with grouped key/value heads, optional QK-norm and rotary positions.
+#[derive(Module, Debug)]
+pub struct Attention {
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    output: Projection,
+    query_norm_k: Option<Param<Tensor<1>>>,
+    key_norm_k: Option<Param<Tensor<1>>>,
+    num_heads: usize,
+    num_kv_heads: usize,
+    d_head: usize,
+}
+
+impl Attention {
+    /// The attention of one layer; `key` is its place in the model, such as `blocks.0.attention`.
+    pub fn new(spec: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
+        let (d, d_q, d_kv) = (spec.d_model, spec.num_heads * spec.d_head, spec.num_kv_heads * spec.d_head);
+        let bias = spec.attention_bias;
+        let projection = |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, bias, source);
+        let head_norm = || spec.qk_norm.then(|| Param::from_tensor(source.ones(spec.d_head)));
+        Self {
+            query: projection("query", [d, d_q], spec.init.std),
+            key: projection("key", [d, d_kv], spec.init.std),
+            value: projection("value", [d, d_kv], spec.init.std),
+            output: projection("output", [d_q, d], spec.residual_std()),
+            query_norm_k: head_norm(),
+            key_norm_k: head_norm(),
+            num_heads: spec.num_heads,
+            num_kv_heads: spec.num_kv_heads,
+            d_head: spec.d_head,
+        }
+    }
+
+    /// What each token takes from the tokens that `mask` lets it see.
+    ///
+    /// # Shapes
+    /// - `x_td`: `[batch * seq, d_model]`; returns the same
+    pub fn forward(
+        &self,
+        x_td: Tensor<2>,
+        batch_size: usize,
+        rotary: Option<&RotaryTable>,
+        mask: &CausalMask,
+    ) -> Tensor<2> {
+        let [t, _] = x_td.dims();
+        let heads = |projected_to: Tensor<2>, num_heads: usize, norm: Option<&Param<Tensor<1>>>| {
+            let normed = match norm {
+                Some(scale_k) => self.normalise_heads(projected_to, scale_k.val()),
+                None => projected_to,
+            };
+            normed.reshape([batch_size, t / batch_size, num_heads, self.d_head]).swap_dims(1, 2)
+        };
+        let turn = |x_bhsk: Tensor<4>| match rotary {
+            Some(table) => table.rotate(x_bhsk),
+            None => x_bhsk,
+        };
+        let q_bhsk = turn(heads(self.query.forward(x_td.clone()), self.num_heads, self.query_norm_k.as_ref()));
+        let k_bgsk = turn(heads(self.key.forward(x_td.clone()), self.num_kv_heads, self.key_norm_k.as_ref()));
+        let v_bgsk = heads(self.value.forward(x_td), self.num_kv_heads, None);
+        let mixed_bhsk = causal_attention(q_bhsk, k_bgsk, v_bgsk, mask);
+        self.output.forward(mixed_bhsk.swap_dims(1, 2).reshape([t, self.num_heads * self.d_head]))
+    }
+
+    /// Each head's vector RMS-normalised with a scale shared by the heads (Qwen3).
+    fn normalise_heads(&self, x_to: Tensor<2>, scale_k: Tensor<1>) -> Tensor<2> {
+        let [t, width] = x_to.dims();
+        let per_head = x_to.reshape([t * width / self.d_head, self.d_head]);
+        rms_norm(per_head, scale_k, QK_NORM_EPSILON).reshape([t, width])
+    }
+}

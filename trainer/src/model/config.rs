@@ -1,0 +1,187 @@
+//! What the user writes in `[model]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use switchyard_experts::{Activation, MoeConfig};
+
+/// A decoder-only Transformer language model. The vocabulary comes from the tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Transformer blocks.
+    pub num_layers: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Attention and its heads.
+    pub attention: AttentionConfig,
+    /// Feed-forward block: dense, or a mixture of experts.
+    pub ffn: FfnConfig,
+    /// Normalisation before each sub-block and before the head.
+    #[serde(default)]
+    pub norm: NormConfig,
+    /// How the model knows token order.
+    #[serde(default)]
+    pub position: PositionConfig,
+    /// Head shares its matrix with the embedding; default false.
+    #[serde(default)]
+    pub tie_embeddings: bool,
+    /// Probability of zeroing an element of each sub-block's output and of the embedding, while
+    /// training; default 0.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Initial parameter values.
+    #[serde(default)]
+    pub init: InitConfig,
+}
+
+/// Causal self-attention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads, a divisor of `num_heads` (grouped-query attention, arXiv:2305.13245);
+    /// absent means `num_heads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_kv_heads: Option<usize>,
+    /// Width of one head; absent means `d_model / num_heads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_head: Option<usize>,
+    /// RMS-normalise queries and keys per head (arXiv:2010.04245); default false.
+    #[serde(default)]
+    pub qk_norm: bool,
+    /// Biases on the four projections (GPT-2); default false.
+    #[serde(default)]
+    pub bias: bool,
+}
+
+/// Feed-forward blocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FfnConfig {
+    /// Non-linearity, of the dense block and of each expert.
+    pub activation: Activation,
+    /// Hidden width of the dense block; needed unless every layer is MoE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_ff: Option<usize>,
+    /// Biases on the dense block's projections (GPT-2); default false. Experts have none.
+    #[serde(default)]
+    pub bias: bool,
+    /// A mixture of experts in place of the dense block; absent is a dense model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoeConfig>,
+}
+
+/// Normalisation: give one of the two tables; none means `[model.norm.rms]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct NormConfig {
+    /// Root-mean-square norm, no mean, no bias (arXiv:1910.07467).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms: Option<RmsNormConfig>,
+    /// Layer norm (arXiv:1607.06450).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<LayerNormConfig>,
+}
+
+/// `[model.norm.rms]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RmsNormConfig {
+    /// Added to the mean square before the root; default 1e-5.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+}
+
+impl Default for RmsNormConfig {
+    fn default() -> Self {
+        Self { epsilon: default_epsilon() }
+    }
+}
+
+/// `[model.norm.layer]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LayerNormConfig {
+    /// Added to the variance before the root; default 1e-5.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+    /// Learned offset beside the learned scale; default true.
+    #[serde(default = "enabled")]
+    pub bias: bool,
+}
+
+/// Token order: give one of the three tables; none means `[model.position.rope]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct PositionConfig {
+    /// Rotary embedding of queries and keys, rotate-half pairing (arXiv:2104.09864).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeConfig>,
+    /// One learned vector per position, added to the embedding (GPT-2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<LearnedPositionConfig>,
+    /// Fixed sines and cosines, added to the embedding (arXiv:1706.03762, section 3.5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sinusoidal: Option<SinusoidalPositionConfig>,
+}
+
+/// `[model.position.rope]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RopeConfig {
+    /// Base of the wavelengths; default 10000.
+    #[serde(default = "default_theta")]
+    pub theta: f64,
+}
+
+impl Default for RopeConfig {
+    fn default() -> Self {
+        Self { theta: default_theta() }
+    }
+}
+
+/// `[model.position.learned]`, which has no keys: one vector per position up to `train.seq_len`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedPositionConfig {}
+
+/// `[model.position.sinusoidal]`, which has no keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SinusoidalPositionConfig {}
+
+/// Initial parameter values: normal with mean 0; norms start at one and biases at zero.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InitConfig {
+    /// Standard deviation; default 0.02.
+    #[serde(default = "default_std")]
+    pub std: f64,
+    /// Divide the deviation of the projections that write to the residual stream by
+    /// `sqrt(2 * num_layers)` (GPT-2); default true.
+    #[serde(default = "enabled")]
+    pub scale_residual: bool,
+}
+
+impl Default for InitConfig {
+    fn default() -> Self {
+        Self { std: default_std(), scale_residual: true }
+    }
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn default_theta() -> f64 {
+    10_000.0
+}
+
+fn default_std() -> f64 {
+    0.02
+}
+
+fn enabled() -> bool {
+    true
+}

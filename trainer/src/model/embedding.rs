@@ -1,0 +1,79 @@
+//! Token embedding, the positions that are added to it, and the head's matrix when it is tied.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::{ModelSpec, ParameterSource, PositionKind};
+
+/// Token ids to vectors, with learned or sinusoidal positions added.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    token_vd: Param<Tensor<2>>,
+    position_sd: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    sinusoidal: bool,
+}
+
+impl Embedding {
+    /// An embedding with initial values from `source`.
+    pub fn new(spec: &ModelSpec, source: &ParameterSource) -> Self {
+        let learned = matches!(spec.position, PositionKind::Learned);
+        let std = spec.init.std;
+        Self {
+            token_vd: Param::from_tensor(source.normal(
+                "embedding.token",
+                [spec.vocab_size, spec.d_model],
+                std,
+            )),
+            position_sd: learned.then(|| {
+                let shape = [spec.max_seq_len, spec.d_model];
+                Param::from_tensor(source.normal("embedding.position", shape, std))
+            }),
+            sinusoidal: matches!(spec.position, PositionKind::Sinusoidal),
+        }
+    }
+
+    /// Vectors of the tokens, positions included.
+    ///
+    /// # Shapes
+    /// - `input_ids_bs`: `[batch, seq]`; returns `[batch * seq, d_model]`
+    pub fn forward(&self, input_ids_bs: Tensor<2, Int>) -> Tensor<2> {
+        let [b, s] = input_ids_bs.dims();
+        let token_vd = self.token_vd.val();
+        let d = token_vd.dims()[1];
+        let x_td = token_vd.select(0, input_ids_bs.reshape([b * s]));
+        let Some(position_sd) = self.position_vectors(s, d, &x_td.device()) else {
+            return x_td;
+        };
+        (x_td.reshape([b, s, d]) + position_sd.unsqueeze::<3>()).reshape([b * s, d])
+    }
+
+    /// The embedding as the head's matrix.
+    ///
+    /// # Shapes
+    /// - returns `[d_model, vocab_size]`
+    pub fn head_dv(&self) -> Tensor<2> {
+        self.token_vd.val().transpose()
+    }
+
+    fn position_vectors(&self, seq_len: usize, d_model: usize, device: &Device) -> Option<Tensor<2>> {
+        match &self.position_sd {
+            Some(position_sd) => Some(position_sd.val().narrow(0, 0, seq_len)),
+            None => self.sinusoidal.then(|| sinusoids(seq_len, d_model, device)),
+        }
+    }
+}
+
+/// Element 2i at position p is `sin(p / 10000^(2i/d))`, element 2i+1 the cosine (arXiv:1706.03762, section 3.5).
+///
+/// # Shapes
+/// - returns `[seq_len, d_model]`
+fn sinusoids(seq_len: usize, d_model: usize, device: &Device) -> Tensor<2> {
+    let value = |position: usize, i: usize| {
+        let angle = position as f64 / 10_000f64.powf((i - i % 2) as f64 / d_model as f64);
+        if i.is_multiple_of(2) { angle.sin() as f32 } else { angle.cos() as f32 }
+    };
+    let values: Vec<f32> =
+        (0..seq_len).flat_map(|position| (0..d_model).map(move |i| value(position, i))).collect();
+    Tensor::from_data(TensorData::new(values, [seq_len, d_model]), device)
+}

@@ -1,0 +1,24 @@
+//! The decoder-only Transformer.
+//!
+//! Shape letters: b batch, s sequence, t = b*s tokens, d model width, h query heads, g key/value heads, v vocabulary.
+
+mod attention;
+mod block;
+mod config;
+mod embedding;
+mod norm;
+pub mod random;
+mod spec;
+mod transformer;
+
+pub use attention::Attention;
+pub use block::{Block, FeedForward};
+pub use config::{
+    AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig, NormConfig,
+    PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
+};
+pub use embedding::Embedding;
+pub use norm::Norm;
+pub use random::{ParameterSource, StepNoise};
+pub use spec::{LayerKind, ModelSpec, NormKind, PositionKind};
+pub use transformer::{ModelInput, ModelOutput, Pass, Transformer};

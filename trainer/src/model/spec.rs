@@ -1,0 +1,106 @@
+//! The network with nothing left open: what [`super::ModelConfig`] means once resolved.
+
+use serde::{Deserialize, Serialize};
+use switchyard_experts::{Activation, MoeConfig};
+
+use super::config::InitConfig;
+
+/// A decoder-only Transformer, every default filled in and every rule checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Rows of the embedding and columns of the head.
+    pub vocab_size: usize,
+    /// Longest sequence the positions allow.
+    pub max_seq_len: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub d_head: usize,
+    /// RMS-normalise queries and keys.
+    pub qk_norm: bool,
+    /// Biases on the attention projections.
+    pub attention_bias: bool,
+    /// Kind of each layer's feed-forward block, first layer first.
+    pub layers: Vec<LayerKind>,
+    /// Non-linearity of the feed-forward blocks.
+    pub activation: Activation,
+    /// Hidden width of the dense feed-forward block; absent when every layer is MoE.
+    pub d_ff: Option<usize>,
+    /// Biases on the dense feed-forward block.
+    pub ffn_bias: bool,
+    /// The mixture of the MoE layers; absent in a dense model.
+    pub moe: Option<MoeConfig>,
+    /// Normalisation.
+    pub norm: NormKind,
+    /// Token order.
+    pub position: PositionKind,
+    /// Head shares its matrix with the embedding.
+    pub tie_embeddings: bool,
+    /// Probability of zeroing an element while training.
+    pub dropout: f64,
+    /// Initial parameter values.
+    pub init: InitConfig,
+}
+
+impl ModelSpec {
+    /// Number of Transformer blocks.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Standard deviation of the projections that write to the residual stream.
+    pub fn residual_std(&self) -> f64 {
+        if self.init.scale_residual {
+            self.init.std / (2.0 * self.num_layers() as f64).sqrt()
+        } else {
+            self.init.std
+        }
+    }
+}
+
+/// Feed-forward block of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// One block for every token.
+    Dense,
+    /// A mixture of experts.
+    Moe,
+}
+
+/// Normalisation with its constants.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Root-mean-square norm.
+    Rms {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
+    /// Layer norm.
+    Layer {
+        /// Added to the variance.
+        epsilon: f64,
+        /// Learned offset.
+        bias: bool,
+    },
+}
+
+/// Token order with its constants.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionKind {
+    /// Rotary embedding.
+    Rope {
+        /// Base of the wavelengths.
+        theta: f64,
+    },
+    /// One learned vector per position.
+    Learned,
+    /// Fixed sines and cosines.
+    Sinusoidal,
+}

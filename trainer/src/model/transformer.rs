@@ -1,0 +1,111 @@
+//! The whole network: embedding, blocks, final norm, head.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+use switchyard_experts::MoeAux;
+use switchyard_kernels::{CausalMask, RotaryTable};
+
+use super::{Block, Embedding, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise};
+
+/// One micro-batch on the device.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// `[batch, seq]` token ids.
+    pub input_ids_bs: Tensor<2, Int>,
+    /// `[batch, seq]` document of each token within its row, when attention is masked by document.
+    pub segment_ids_bs: Option<Tensor<2, Int>>,
+}
+
+/// Whether a forward pass trains: with noise and capacity limits, or without either.
+#[derive(Debug, Clone, Copy)]
+pub enum Pass {
+    /// Dropout, jitter and capacity as configured.
+    Training(StepNoise),
+    /// No noise, dropless.
+    Evaluation,
+}
+
+/// What a forward pass returns; nothing else leaves the model.
+#[derive(Debug)]
+pub struct ModelOutput {
+    /// `[batch * seq, vocab_size]` scores of the next token.
+    pub logits_tv: Tensor<2>,
+    /// Losses and statistics of each MoE layer, with the layer's index.
+    pub moe_layers: Vec<(usize, MoeAux)>,
+}
+
+/// A decoder-only Transformer language model.
+#[derive(Module, Debug)]
+pub struct Transformer {
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    final_norm: Norm,
+    head_dv: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    spec: ModelSpec,
+}
+
+impl Transformer {
+    /// The network at its initial values, a pure function of `seed` and `spec`.
+    pub fn new(spec: &ModelSpec, seed: u64, device: &Device) -> Self {
+        let source = ParameterSource::new(seed, device);
+        let head = || {
+            Param::from_tensor(source.normal("head", [spec.d_model, spec.vocab_size], spec.init.std))
+        };
+        Self {
+            embedding: Embedding::new(spec, &source),
+            blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),
+            final_norm: Norm::new(spec.norm, spec.d_model, &source),
+            head_dv: (!spec.tie_embeddings).then(head),
+            spec: spec.clone(),
+        }
+    }
+
+    /// The specification that the network was made from.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Scores of the next token at every position, with the MoE layers' losses and statistics.
+    ///
+    /// # Panics
+    /// If the sequence is longer than `max_seq_len`.
+    pub fn forward(&self, input: &ModelInput, pass: Pass) -> ModelOutput {
+        let [batch_size, seq_len] = input.input_ids_bs.dims();
+        let max = self.spec.max_seq_len;
+        assert!(seq_len <= max, "a sequence of {seq_len} tokens, but the model's positions end at {max}");
+        let device = input.input_ids_bs.device();
+        let mask = match &input.segment_ids_bs {
+            Some(segment_ids_bs) => CausalMask::within_documents(segment_ids_bs.clone()),
+            None => CausalMask::new(seq_len, &device),
+        };
+        let rotary = self.rotary_table(seq_len, &device);
+
+        let mut x_td = self.embedding.forward(input.input_ids_bs.clone());
+        if let Pass::Training(noise) = pass {
+            x_td = noise.dropout("embedding", x_td, self.spec.dropout);
+        }
+        let mut moe_layers = Vec::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (next_td, aux) = block.forward(x_td, batch_size, rotary.as_ref(), &mask, pass);
+            x_td = next_td;
+            moe_layers.extend(aux.map(|aux| (layer, aux)));
+        }
+        let logits_tv = self.final_norm.forward(x_td).matmul(self.head_matrix());
+        ModelOutput { logits_tv, moe_layers }
+    }
+
+    fn head_matrix(&self) -> Tensor<2> {
+        match &self.head_dv {
+            Some(head_dv) => head_dv.val(),
+            None => self.embedding.head_dv(),
+        }
+    }
+
+    fn rotary_table(&self, seq_len: usize, device: &Device) -> Option<RotaryTable> {
+        match self.spec.position {
+            PositionKind::Rope { theta } => Some(RotaryTable::new(seq_len, self.spec.d_head, theta, device)),
+            PositionKind::Learned | PositionKind::Sinusoidal => None,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Everybody who watches a run: the metrics file, the event file, the progress display. They read; the loop acts.
+
+use switchyard_router::RouterStatistics;
+
+use crate::TrainError;
+use crate::checkpoint::TrainingState;
+use crate::evaluate::Evaluation;
+use crate::metrics::{
+    EvalRecord, EventFile, LayerRecord, MetricsFile, ProgressDisplay, Record, StepRecord, perplexity,
+};
+use crate::plan::RunPlan;
+use crate::run_folder::{RunFolder, RunManifest};
+use crate::step::{RoutingByLayer, StepMeasurements};
+
+/// The observers of one run.
+#[derive(Debug)]
+pub(crate) struct Observers {
+    metrics: MetricsFile,
+    events: EventFile,
+    progress: ProgressDisplay,
+    tokens_per_step: f64,
+    flops_per_step: f64,
+    matmul_peak_flops: Option<f64>,
+}
+
+impl Observers {
+    /// The observers of a run in `folder`; those of a resumed run forget what came after its checkpoint.
+    pub(crate) fn open(
+        folder: &RunFolder,
+        manifest: &RunManifest,
+        plan: &RunPlan,
+        state: &TrainingState,
+        resumed: bool,
+        show_progress: bool,
+    ) -> Result<Self, TrainError> {
+        let paths = folder.paths();
+        let metrics = if resumed {
+            MetricsFile::resume(&paths.metrics(), state.step)?
+        } else {
+            MetricsFile::create(&paths.metrics())?
+        };
+        let resumed_from = resumed.then_some(state.step);
+        let progress = if show_progress {
+            ProgressDisplay::new(plan.num_steps, state.step)
+        } else {
+            ProgressDisplay::hidden()
+        };
+        Ok(Self {
+            metrics,
+            events: EventFile::create(paths.root(), &manifest.host.hostname, resumed_from)?,
+            progress,
+            tokens_per_step: plan.tokens_per_step as f64,
+            flops_per_step: plan.training_flops_per_step(),
+            matmul_peak_flops: manifest.matmul_peak_flops,
+        })
+    }
+
+    /// A step has ended.
+    pub(crate) fn step(
+        &mut self,
+        state: &TrainingState,
+        measurements: &StepMeasurements,
+        learning_rate: f64,
+        step_secs: f64,
+    ) -> Result<(), TrainError> {
+        let row = StepRecord {
+            step: state.step,
+            tokens_seen: state.tokens_seen,
+            cross_entropy_nats: measurements.cross_entropy_nats,
+            load_balancing_loss: measurements.load_balancing_loss,
+            router_z_loss: measurements.router_z_loss,
+            total_loss: measurements.total_loss,
+            learning_rate,
+            grad_norm: measurements.grad_norm,
+            tokens_per_sec: self.tokens_per_step / step_secs,
+            step_secs,
+            elapsed_secs: state.train_secs,
+            active_flops: state.active_flops,
+            mfu: self.matmul_peak_flops.map(|peak| self.flops_per_step / step_secs / peak),
+            layers: layer_records(&measurements.routing),
+        };
+        self.progress.step(&row);
+        self.write(&Record::Step(row))
+    }
+
+    /// An evaluation has ended; `end_of_run` if it is the one after the last step.
+    pub(crate) fn evaluation(
+        &mut self,
+        state: &TrainingState,
+        evaluation: &Evaluation,
+        elapsed_secs: f64,
+        end_of_run: bool,
+    ) -> Result<(), TrainError> {
+        let row = EvalRecord {
+            step: state.step,
+            tokens_seen: state.tokens_seen,
+            cross_entropy_nats: evaluation.cross_entropy_nats,
+            perplexity: perplexity(evaluation.cross_entropy_nats),
+            num_tokens: evaluation.num_tokens,
+            whole_split: evaluation.whole_split,
+            end_of_run,
+            eval_secs: evaluation.secs,
+            elapsed_secs,
+            layers: layer_records(&evaluation.routing),
+        };
+        self.progress.eval(&row);
+        self.write(&Record::Eval(row))
+    }
+
+    /// Say something to whoever watches.
+    pub(crate) fn note(&mut self, line: &str) {
+        self.progress.println(line);
+    }
+
+    /// Force the metrics to the disk, so that a checkpoint is never ahead of its log.
+    pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
+        Ok(self.metrics.sync()?)
+    }
+
+    /// The run is over.
+    pub(crate) fn finish(&mut self) {
+        self.progress.finish();
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), TrainError> {
+        self.metrics.append(record)?;
+        Ok(self.events.append(record)?)
+    }
+}
+
+fn layer_records(routing: &RoutingByLayer) -> Vec<LayerRecord> {
+    routing.iter().map(|(layer, statistics)| layer_record(*layer, statistics)).collect()
+}
+
+fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
+    let summary = statistics.summary();
+    LayerRecord {
+        layer,
+        tokens_per_expert: summary.tokens_per_expert,
+        max_violation: summary.max_violation,
+        coefficient_of_variation: summary.coefficient_of_variation,
+        gate_entropy_nats: summary.gate_entropy_nats,
+        marginal_entropy_nats: summary.marginal_entropy_nats,
+        dead_expert_fraction: summary.dead_expert_fraction,
+        gate_margin: summary.gate_margin,
+        dropped_fraction: summary.dropped_fraction,
+    }
+}

@@ -1,0 +1,179 @@
+//! AdamW over all parameters, with the gradients' global norm.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
+
+use crate::config::AdamWConfig;
+use crate::parameters::{Named, update_parameters};
+
+/// Gradients of one optimizer step, flattened, in the model's order.
+#[derive(Debug, Clone, Default)]
+pub struct StepGradients {
+    gradients: Vec<Named<Tensor<1>>>,
+}
+
+/// A gradient that is not a finite number.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+#[error("the gradient of `{path}` is not finite ({num_bad} of {num_elements} elements)")]
+pub struct NonFiniteGradient {
+    /// The first such parameter, in the model's order.
+    pub path: String,
+    /// Elements that are NaN or infinite.
+    pub num_bad: usize,
+    /// Elements of the gradient.
+    pub num_elements: usize,
+}
+
+impl StepGradients {
+    /// Add one micro-batch's gradients.
+    pub fn accumulate(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
+        if self.gradients.is_empty() {
+            self.gradients = micro_batch;
+            return;
+        }
+        // A mixture's untouched expert still has a (zero) gradient, so every micro-batch brings
+        // the same parameters in the same order.
+        for (sum, new) in self.gradients.iter_mut().zip(micro_batch) {
+            debug_assert_eq!(sum.path, new.path);
+            sum.value = sum.value.clone() + new.value;
+        }
+    }
+
+    /// Euclidean norm over all parameters together.
+    ///
+    /// # Errors
+    /// [`NonFiniteGradient`] names the first parameter whose gradient is not finite.
+    pub fn global_norm(&self) -> Result<f64, NonFiniteGradient> {
+        let mut sum_of_squares = 0.0;
+        for Named { path, value } in &self.gradients {
+            let data = value.to_data();
+            let values = floats(&data);
+            // Several partial sums in a fixed order: exact enough in f64, and quick.
+            let square_sum: f64 = values
+                .chunks(4096)
+                .map(|chunk| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>())
+                .sum();
+            if !square_sum.is_finite() {
+                let num_bad = values.iter().filter(|g| !g.is_finite()).count();
+                return Err(NonFiniteGradient { path: path.clone(), num_bad, num_elements: values.len() });
+            }
+            sum_of_squares += square_sum;
+        }
+        Ok(sum_of_squares.sqrt())
+    }
+
+    /// Multiply by `max_norm / norm` if `norm` is above `max_norm` (arXiv:1211.5063, algorithm 1).
+    pub fn clip(&mut self, norm: f64, max_norm: f64) {
+        if norm > max_norm {
+            for gradient in &mut self.gradients {
+                gradient.value = gradient.value.clone().mul_scalar(max_norm / norm);
+            }
+        }
+    }
+}
+
+/// AdamW with its moments.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    config: AdamWConfig,
+    /// Updates done.
+    step: u64,
+    moments: BTreeMap<String, Moments>,
+}
+
+#[derive(Debug, Clone)]
+struct Moments {
+    first_n: Tensor<1>,
+    second_n: Tensor<1>,
+}
+
+impl AdamW {
+    /// An optimizer that has seen nothing.
+    pub fn new(config: &AdamWConfig) -> Self {
+        Self { config: config.clone(), step: 0, moments: BTreeMap::new() }
+    }
+
+    /// The model after one update.
+    pub fn update<M: Module>(&mut self, model: M, gradients: StepGradients, learning_rate: f64) -> M {
+        self.step += 1;
+        let mut by_path: BTreeMap<String, Tensor<1>> =
+            gradients.gradients.into_iter().map(|gradient| (gradient.path, gradient.value)).collect();
+        update_parameters(model, |path, shape, value_n| match by_path.remove(path) {
+            Some(gradient_n) => self.update_one(path, shape, value_n, gradient_n, learning_rate),
+            None => value_n,
+        })
+    }
+
+    fn update_one(
+        &mut self,
+        path: &str,
+        shape: &[usize],
+        value_n: Tensor<1>,
+        gradient_n: Tensor<1>,
+        learning_rate: f64,
+    ) -> Tensor<1> {
+        let moments = self.moments.remove(path).unwrap_or_else(|| {
+            let zeros = Tensor::zeros(value_n.dims(), &value_n.device());
+            Moments { first_n: zeros.clone(), second_n: zeros }
+        });
+        let step = AdamWStep {
+            learning_rate,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            epsilon: self.config.epsilon,
+            weight_decay: if self.decays(path, shape) { self.config.weight_decay } else { 0.0 },
+            step: self.step,
+        };
+        let state = AdamWState { value_n, moment1_n: moments.first_n, moment2_n: moments.second_n };
+        let AdamWState { value_n, moment1_n, moment2_n } = adamw_update(state, gradient_n, &step);
+        self.moments.insert(path.to_string(), Moments { first_n: moment1_n, second_n: moment2_n });
+        value_n
+    }
+
+    /// Matrices decay; vectors (norm scales, biases) do not, and embeddings only if asked.
+    fn decays(&self, path: &str, shape: &[usize]) -> bool {
+        shape.len() > 1 && (self.config.decay_embeddings || !path.starts_with("embedding."))
+    }
+
+    /// Every moment under `first.PATH` and `second.PATH`, in the order of the paths.
+    pub fn moments_data(&self) -> Vec<Named<TensorData>> {
+        let data = |prefix: &str, path: &str, tensor: &Tensor<1>| Named {
+            path: format!("{prefix}.{path}"),
+            value: tensor.to_data(),
+        };
+        let both = |(path, moments): (&String, &Moments)| {
+            [data("first", path, &moments.first_n), data("second", path, &moments.second_n)]
+        };
+        self.moments.iter().flat_map(both).collect()
+    }
+
+    /// The optimizer as it was when [`AdamW::moments_data`] read it after `step` updates.
+    pub fn restore(
+        config: &AdamWConfig,
+        step: u64,
+        mut moments_data: BTreeMap<String, TensorData>,
+        device: &Device,
+    ) -> Self {
+        let firsts: Vec<String> =
+            moments_data.keys().filter_map(|key| key.strip_prefix("first.").map(str::to_string)).collect();
+        let mut take = |prefix: &str, path: &str| {
+            moments_data.remove(&format!("{prefix}.{path}")).map(|data| Tensor::from_data(data, device))
+        };
+        let moments = firsts
+            .into_iter()
+            .filter_map(|path| {
+                let moments = Moments { first_n: take("first", &path)?, second_n: take("second", &path)? };
+                Some((path, moments))
+            })
+            .collect();
+        Self { config: config.clone(), step, moments }
+    }
+}
+
+/// The elements of f32 data.
+fn floats(data: &TensorData) -> &[f32] {
+    data.as_slice::<f32>().expect("parameters and gradients are f32")
+}

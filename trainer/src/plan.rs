@@ -1,0 +1,166 @@
+//! What will happen: a [`RunConfig`] with all arithmetic done and every rule between its keys checked.
+
+mod checks;
+mod describe;
+mod model;
+mod training;
+
+use serde::{Deserialize, Serialize};
+
+use crate::accounting::{MemoryEstimate, ModelCounts};
+use crate::config::{AdamWConfig, EarlyStoppingConfig, RunConfig, SampleConfig};
+use crate::model::ModelSpec;
+use crate::schedule::Schedule;
+
+/// A run with nothing left open. The loop reads this and nothing else of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunPlan {
+    /// Name of the run.
+    pub name: String,
+    /// Seed of the initial parameters, the data order, dropout and jitter.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub num_steps: u64,
+    /// Tokens in one training sequence.
+    pub seq_len: usize,
+    /// Tokens of one optimizer step.
+    pub tokens_per_step: usize,
+    /// Forward and backward passes whose gradients make one step.
+    pub micro_batches_per_step: usize,
+    /// Sequences in one of these passes.
+    pub sequences_per_micro_batch: usize,
+    /// The network.
+    pub model: ModelSpec,
+    /// The optimizer.
+    pub optimizer: AdamWConfig,
+    /// Global norm to which gradients are clipped; absent means no clipping.
+    pub max_grad_norm: Option<f64>,
+    /// Learning rate of each step.
+    pub schedule: Schedule,
+    /// When and on how much to validate.
+    pub evaluation: EvaluationPlan,
+    /// When to write a checkpoint, and which to keep.
+    pub checkpoints: CheckpointPlan,
+    /// When to give up early; absent means never.
+    pub early_stopping: Option<EarlyStoppingConfig>,
+    /// Text generated at the end.
+    pub sample: SampleConfig,
+    /// Parameters and FLOPs.
+    pub counts: ModelCounts,
+    /// Memory of training.
+    pub memory: MemoryEstimate,
+    /// Keys that are allowed as they stand but have no effect, or hardly the intended one.
+    pub notes: Vec<String>,
+}
+
+/// When and on how much to validate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluationPlan {
+    /// Steps between evaluations; absent means at the end only.
+    pub every_steps: Option<u64>,
+    /// Tokens from the start of the validation split; absent means all of it. The last evaluation always takes all.
+    pub max_tokens: Option<u64>,
+}
+
+/// When to write a checkpoint, and which to keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPlan {
+    /// Steps between checkpoints; absent means at the end only.
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints that stay.
+    pub keep_last: usize,
+    /// Whether the best so far stays too.
+    pub keep_best: bool,
+}
+
+/// A value, or a combination of values, that cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PlanError {
+    /// Path of the key to change, such as `train.seq_len`.
+    pub key: String,
+    /// The key, its value, why it cannot be, and what to do.
+    pub message: String,
+}
+
+impl RunPlan {
+    /// The plan of `config`. Touches no data and allocates no parameters; a `tokenizer.json` is read for its
+    /// vocabulary if one is configured.
+    ///
+    /// # Errors
+    /// The first key whose value cannot be used, alone or beside the others.
+    pub fn resolve(config: &RunConfig) -> Result<Self, PlanError> {
+        let mut notes = Vec::new();
+        training::check_run(config)?;
+        config.data.validate().map_err(PlanError::from_message)?;
+        let micro_batch_tokens = training::resolve_micro_batch_tokens(&config.train)?;
+        let vocab_size = config.data.vocab_size().map_err(|error| PlanError {
+            key: "data.tokenizer".into(),
+            message: format!("`data.tokenizer`: {error}"),
+        })?;
+        if !(2..=checks::MAX_VOCAB_SIZE).contains(&vocab_size) {
+            let problem = format!("gives {vocab_size} ids: use 2..={}", checks::MAX_VOCAB_SIZE);
+            return Err(PlanError::new("data.tokenizer", problem));
+        }
+        let model = model::resolve(&config.model, vocab_size, config.train.seq_len, &mut notes)?;
+        let schedule = training::resolve_schedule(&config.train, &mut notes)?;
+        training::check_intervals(&config.train)?;
+        let counts = ModelCounts::of(&model);
+        Ok(Self {
+            name: config.name.clone(),
+            seed: config.seed,
+            num_steps: config.train.num_steps,
+            seq_len: config.train.seq_len,
+            tokens_per_step: config.train.batch_tokens,
+            micro_batches_per_step: config.train.batch_tokens / micro_batch_tokens,
+            sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
+            memory: MemoryEstimate::of(&model, &counts, micro_batch_tokens),
+            model,
+            optimizer: config.train.adamw.clone(),
+            max_grad_norm: config.train.max_grad_norm,
+            schedule,
+            evaluation: EvaluationPlan {
+                every_steps: config.train.eval_every_steps,
+                max_tokens: config.train.eval.max_tokens,
+            },
+            checkpoints: CheckpointPlan {
+                every_steps: config.train.checkpoint_every_steps,
+                keep_last: config.train.checkpoints.keep_last,
+                keep_best: config.train.checkpoints.keep_best,
+            },
+            early_stopping: config.train.early_stopping.clone(),
+            sample: config.sample.clone(),
+            counts,
+            notes,
+        })
+    }
+
+    /// Tokens of the whole run.
+    pub fn total_tokens(&self) -> u64 {
+        self.num_steps * self.tokens_per_step as u64
+    }
+
+    /// Active training FLOPs of one step.
+    pub fn training_flops_per_step(&self) -> f64 {
+        self.counts.training_flops_per_token as f64 * self.tokens_per_step as f64
+    }
+
+    /// Active training FLOPs of the whole run, evaluation not counted.
+    pub fn total_training_flops(&self) -> f64 {
+        self.training_flops_per_step() * self.num_steps as f64
+    }
+}
+
+impl PlanError {
+    /// An error about `key`; `problem` goes on from the key, as in "is 0: use at least 1".
+    fn new(key: &str, problem: impl std::fmt::Display) -> Self {
+        Self { key: key.to_owned(), message: format!("`{key}` {problem}") }
+    }
+
+    /// An error of another crate, whose messages begin with the key in backticks.
+    fn from_message(error: impl std::fmt::Display) -> Self {
+        let message = error.to_string();
+        let key = message.split('`').nth(1).unwrap_or_default().to_owned();
+        Self { key, message }
+    }
+}

@@ -1,0 +1,314 @@
+//! The plan as a page for people: what `switchyard plan FILE` prints.
+
+use std::fmt::Write;
+
+use switchyard_experts::Activation;
+
+use super::RunPlan;
+use crate::model::{LayerKind, NormKind, PositionKind};
+use crate::schedule::ScheduleShape;
+
+/// A label and what stands beside it; an empty label continues the row above.
+type Row = (&'static str, String);
+
+impl RunPlan {
+    /// The plan as aligned text of several lines, ending in a line break.
+    pub fn describe(&self) -> String {
+        let rows: Vec<Row> = [
+            self.model_rows(),
+            self.parameter_rows(),
+            self.cost_rows(),
+            self.memory_rows(),
+            self.run_rows(),
+            self.notes.iter().map(|note| ("note", note.clone())).collect(),
+        ]
+        .concat();
+        let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+        let mut page = format!("{}\n\n", self.name);
+        for (label, text) in rows {
+            // Writing to a String cannot fail.
+            let _ = writeln!(page, "{label:width$}  {text}");
+        }
+        page
+    }
+
+    fn model_rows(&self) -> Vec<Row> {
+        let model = &self.model;
+        let heads = match model.num_kv_heads {
+            kv_heads if kv_heads == model.num_heads => String::new(),
+            kv_heads => format!(" on {kv_heads} key/value heads"),
+        };
+        let mut rows = vec![
+            ("model", format!("{} layers of width {}", model.num_layers(), model.d_model)),
+            ("attention", format!("{} heads of width {}{heads}", model.num_heads, model.d_head)),
+            ("positions", self.position_name().to_owned()),
+            ("norm", self.norm_name().to_owned()),
+        ];
+        if let Some(d_ff) = model.d_ff {
+            rows.push(("dense blocks", format!("{} of width {d_ff}", self.activation_name())));
+        }
+        if let Some(moe) = &model.moe {
+            let mut text = format!(
+                "{} {} experts of width {}, each token to {}",
+                moe.num_experts,
+                self.activation_name(),
+                moe.d_expert,
+                moe.router.top_k
+            );
+            if let Some(width) = moe.d_shared_expert {
+                text.push_str(&format!(", a shared expert of width {width}"));
+            }
+            match &moe.capacity {
+                Some(capacity) => text.push_str(&format!(", capacity factor {}", capacity.factor)),
+                None => text.push_str(", dropless"),
+            }
+            rows.push(("mixture", text));
+        }
+        rows.push(("layer map", self.layer_map()));
+        let head = if model.tie_embeddings { "tied to" } else { "separate from" };
+        let vocab_size = grouped(model.vocab_size as u64);
+        rows.push(("vocabulary", format!("{vocab_size} tokens, head {head} the embedding")));
+        rows
+    }
+
+    /// One letter per layer: `D` dense, `M` mixture.
+    fn layer_map(&self) -> String {
+        let letters: String = self
+            .model
+            .layers
+            .iter()
+            .map(|kind| match kind {
+                LayerKind::Dense => 'D',
+                LayerKind::Moe => 'M',
+            })
+            .collect();
+        format!("{letters}  (first layer first; D dense, M mixture of experts)")
+    }
+
+    fn parameter_rows(&self) -> Vec<Row> {
+        let counts = &self.counts;
+        let params = &counts.params;
+        let parts = [
+            ("embedding", params.embedding),
+            ("positions", params.position),
+            ("attention", params.attention),
+            ("norms", params.norm),
+            ("dense blocks", params.dense_ffn),
+            ("routers", params.router),
+            ("routed experts", params.routed_experts),
+            ("shared experts", params.shared_experts),
+            ("head", params.head),
+        ];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(_, number)| *number > 0)
+            .map(|(name, number)| format!("{name} {}", grouped(*number)))
+            .collect();
+        vec![
+            ("parameters", format!("{} total", exact(counts.total_params))),
+            ("", format!("{} active per token", exact(counts.active_params))),
+            ("sparsity", self.sparsity_text()),
+            ("made of", parts.join(", ")),
+        ]
+    }
+
+    fn sparsity_text(&self) -> String {
+        let active = self.counts.active_fraction();
+        if active == 1.0 {
+            return "none, every token uses every parameter".to_owned();
+        }
+        format!(
+            "{:.1} % active: {:.2} times as many parameters as a token uses",
+            100.0 * active,
+            1.0 / active
+        )
+    }
+
+    fn cost_rows(&self) -> Vec<Row> {
+        let per_token = |flops: u64| scaled(flops as f64, "FLOP");
+        vec![
+            (
+                "per token",
+                format!(
+                    "{} forward, {} training",
+                    per_token(self.counts.forward_flops_per_token),
+                    per_token(self.counts.training_flops_per_token)
+                ),
+            ),
+            (
+                "per step",
+                format!(
+                    "{} tokens, {}: {} of {} sequences of {} tokens",
+                    grouped(self.tokens_per_step as u64),
+                    scaled(self.training_flops_per_step(), "FLOP"),
+                    plural(self.micro_batches_per_step as u64, "micro-batch", "micro-batches"),
+                    self.sequences_per_micro_batch,
+                    self.seq_len
+                ),
+            ),
+            (
+                "whole run",
+                format!(
+                    "{}, {} tokens, {}",
+                    plural(self.num_steps, "step", "steps"),
+                    grouped(self.total_tokens()),
+                    scaled(self.total_training_flops(), "FLOP")
+                ),
+            ),
+        ]
+    }
+
+    fn memory_rows(&self) -> Vec<Row> {
+        let memory = &self.memory;
+        let parts = format!(
+            "weights {}, gradients {}, moments {}, activations about {}",
+            bytes(memory.weights_bytes),
+            bytes(memory.gradients_bytes),
+            bytes(memory.moments_bytes),
+            bytes(memory.activations_bytes)
+        );
+        vec![("memory", format!("about {} in f32", bytes(memory.total_bytes()))), ("", parts)]
+    }
+
+    fn run_rows(&self) -> Vec<Row> {
+        let every = |steps: Option<u64>| match steps {
+            Some(steps) => format!("every {} and at the end", plural(steps, "step", "steps")),
+            None => "at the end".to_owned(),
+        };
+        let extent = match self.evaluation.max_tokens {
+            Some(tokens) => {
+                format!("the first {} tokens of the validation split, at the end all of it", grouped(tokens))
+            }
+            None => "the whole validation split".to_owned(),
+        };
+        let best = if self.checkpoints.keep_best { " and the best" } else { "" };
+        let mut rows = vec![
+            ("learning rate", self.schedule_text()),
+            ("evaluation", format!("{}, on {extent}", every(self.evaluation.every_steps))),
+            (
+                "checkpoints",
+                format!(
+                    "{}, keeping the newest {}{best}",
+                    every(self.checkpoints.every_steps),
+                    self.checkpoints.keep_last
+                ),
+            ),
+        ];
+        if let Some(early_stopping) = &self.early_stopping {
+            let evaluations = plural(early_stopping.patience_evals.into(), "evaluation", "evaluations");
+            rows.push(("early stopping", format!("after {evaluations} without improvement")));
+        }
+        rows
+    }
+
+    fn schedule_text(&self) -> String {
+        let peak = self.schedule.peak_learning_rate;
+        let rise = match self.schedule.warmup_steps {
+            0 => format!("{peak}"),
+            steps => format!("up to {peak} in {}", plural(steps, "step", "steps")),
+        };
+        let course = match self.schedule.shape {
+            ScheduleShape::Constant => "then constant".to_owned(),
+            ScheduleShape::Cosine { min_learning_rate } => {
+                format!("then a cosine down to {min_learning_rate}")
+            }
+            ScheduleShape::Linear { min_learning_rate } => format!("then a line down to {min_learning_rate}"),
+            ScheduleShape::Wsd { decay_steps, min_learning_rate } => {
+                let steps = plural(decay_steps, "step", "steps");
+                format!("then constant, in the last {steps} a line down to {min_learning_rate}")
+            }
+        };
+        format!("{rise}, {course}")
+    }
+
+    fn position_name(&self) -> &'static str {
+        match self.model.position {
+            PositionKind::Rope { .. } => "rotary",
+            PositionKind::Learned => "learned",
+            PositionKind::Sinusoidal => "sinusoidal",
+        }
+    }
+
+    fn norm_name(&self) -> &'static str {
+        match self.model.norm {
+            NormKind::Rms { .. } => "root mean square",
+            NormKind::Layer { bias: true, .. } => "layer norm",
+            NormKind::Layer { bias: false, .. } => "layer norm without bias",
+        }
+    }
+
+    fn activation_name(&self) -> &'static str {
+        match self.model.activation {
+            Activation::Swiglu => "SwiGLU",
+            Activation::Gelu => "GELU",
+            Activation::GeluTanh => "tanh-GELU",
+            Activation::Relu => "ReLU",
+        }
+    }
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1234567` as `1.23 M (1,234,567)`, with B for billions; small numbers once.
+fn exact(number: u64) -> String {
+    if number < 1000 {
+        return number.to_string();
+    }
+    let (digits, prefix) = scale(number as f64, &["", "k", "M", "B", "T"]);
+    format!("{digits} {prefix} ({})", grouped(number))
+}
+
+/// Three significant digits with a decimal prefix, such as `8.81 MFLOP`.
+fn scaled(value: f64, unit: &str) -> String {
+    let (digits, prefix) = scale(value, &["", "k", "M", "G", "T", "P", "E", "Z", "Y"]);
+    format!("{digits} {prefix}{unit}")
+}
+
+fn scale<'a>(value: f64, prefixes: &[&'a str]) -> (String, &'a str) {
+    let (mut value, mut index) = (value, 0);
+    // 999.5 would print as 1000.
+    while value >= 999.5 && index + 1 < prefixes.len() {
+        value /= 1000.0;
+        index += 1;
+    }
+    let decimals = if index == 0 || value >= 99.95 { 0 } else { 1 + usize::from(value < 9.995) };
+    (format!("{value:.decimals$}"), prefixes[index])
+}
+
+/// Bytes with a decimal prefix.
+fn bytes(number: u64) -> String {
+    scaled(number as f64, "B")
+}
+
+fn plural(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{} {many}", grouped(number)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_as_people_write_them() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(exact(124_439_808), "124 M (124,439,808)");
+        assert_eq!(exact(46_702_792_704), "46.7 B (46,702,792,704)");
+        assert_eq!(scaled(999_600.0, "FLOP"), "1.00 MFLOP");
+        assert_eq!(scaled(12.0, "B"), "12 B");
+        assert_eq!(scaled(1e30, "FLOP"), "1000000 YFLOP");
+        assert_eq!(plural(1, "step", "steps"), "1 step");
+    }
+}

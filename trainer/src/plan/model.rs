@@ -1,0 +1,231 @@
+//! `[model]`: from what is written to what is built.
+
+use switchyard_experts::{MoeConfig, MoeLayersConfig};
+
+use super::PlanError;
+use super::checks::{
+    MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
+    in_range, not_negative, optional_in_range, positive,
+};
+use crate::model::{
+    AttentionConfig, FfnConfig, LayerKind, ModelConfig, ModelSpec, NormConfig, NormKind, PositionConfig,
+    PositionKind, RmsNormConfig, RopeConfig,
+};
+
+/// Query heads, key/value heads and the width of one.
+struct Heads {
+    num_heads: usize,
+    num_kv_heads: usize,
+    d_head: usize,
+}
+
+/// The network of `config` for a vocabulary and a sequence length.
+///
+/// # Errors
+/// The first key under `model` whose value cannot be used.
+pub(super) fn resolve(
+    config: &ModelConfig,
+    vocab_size: usize,
+    max_seq_len: usize,
+    notes: &mut Vec<String>,
+) -> Result<ModelSpec, PlanError> {
+    in_range("model.num_layers", config.num_layers, 1..=MAX_LAYERS)?;
+    in_range("model.d_model", config.d_model, 1..=MAX_D_MODEL)?;
+    below_one("model.dropout", config.dropout)?;
+    not_negative("model.init.std", config.init.std)?;
+    let position = resolve_position(&config.position)?;
+    let heads = resolve_heads(&config.attention, config.d_model, position)?;
+    let layers = resolve_layers(&config.ffn, config.num_layers)?;
+    check_widths(&config.ffn, &layers, notes)?;
+    Ok(ModelSpec {
+        vocab_size,
+        max_seq_len,
+        d_model: config.d_model,
+        num_heads: heads.num_heads,
+        num_kv_heads: heads.num_kv_heads,
+        d_head: heads.d_head,
+        qk_norm: config.attention.qk_norm,
+        attention_bias: config.attention.bias,
+        d_ff: config.ffn.d_ff.filter(|_| layers.contains(&LayerKind::Dense)),
+        moe: config.ffn.moe.clone(),
+        layers,
+        activation: config.ffn.activation,
+        ffn_bias: config.ffn.bias,
+        norm: resolve_norm(&config.norm)?,
+        position,
+        tie_embeddings: config.tie_embeddings,
+        dropout: config.dropout,
+        init: config.init.clone(),
+    })
+}
+
+fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> {
+    let given = at_most_one(
+        "model.position",
+        &[
+            ("rope", config.rope.is_some()),
+            ("learned", config.learned.is_some()),
+            ("sinusoidal", config.sinusoidal.is_some()),
+        ],
+    )?;
+    match given {
+        Some("learned") => Ok(PositionKind::Learned),
+        Some("sinusoidal") => Ok(PositionKind::Sinusoidal),
+        _ => {
+            let RopeConfig { theta } = config.rope.clone().unwrap_or_default();
+            positive("model.position.rope.theta", theta)?;
+            Ok(PositionKind::Rope { theta })
+        }
+    }
+}
+
+fn resolve_norm(config: &NormConfig) -> Result<NormKind, PlanError> {
+    at_most_one("model.norm", &[("rms", config.rms.is_some()), ("layer", config.layer.is_some())])?;
+    match &config.layer {
+        Some(layer) => {
+            positive("model.norm.layer.epsilon", layer.epsilon)?;
+            Ok(NormKind::Layer { epsilon: layer.epsilon, bias: layer.bias })
+        }
+        None => {
+            let RmsNormConfig { epsilon } = config.rms.clone().unwrap_or_default();
+            positive("model.norm.rms.epsilon", epsilon)?;
+            Ok(NormKind::Rms { epsilon })
+        }
+    }
+}
+
+fn resolve_heads(
+    config: &AttentionConfig,
+    d_model: usize,
+    position: PositionKind,
+) -> Result<Heads, PlanError> {
+    let num_heads = config.num_heads;
+    in_range("model.attention.num_heads", num_heads, 1..=MAX_HEADS)?;
+    let num_kv_heads = config.num_kv_heads.unwrap_or(num_heads);
+    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+        let problem = format!(
+            "is {num_kv_heads}, which does not divide `model.attention.num_heads` = {num_heads}: use a divisor"
+        );
+        return Err(PlanError::new("model.attention.num_kv_heads", problem));
+    }
+    let d_head = match config.d_head {
+        Some(d_head) => d_head,
+        None if d_model.is_multiple_of(num_heads) => d_model / num_heads,
+        None => {
+            let problem = format!(
+                "is {num_heads}, which does not divide `model.d_model` = {d_model}: use a divisor, or set \
+                 `model.attention.d_head`"
+            );
+            return Err(PlanError::new("model.attention.num_heads", problem));
+        }
+    };
+    in_range("model.attention.d_head", d_head, 1..=MAX_D_HEAD)?;
+    if matches!(position, PositionKind::Rope { .. }) && !d_head.is_multiple_of(2) {
+        return Err(odd_head(config, d_head));
+    }
+    Ok(Heads { num_heads, num_kv_heads, d_head })
+}
+
+fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
+    let reason = "rotary positions turn pairs of elements";
+    match config.d_head {
+        Some(_) => {
+            PlanError::new("model.attention.d_head", format!("is {d_head}, but {reason}: use an even width"))
+        }
+        None => PlanError::new(
+            "model.attention.num_heads",
+            format!(
+                "is {}, which makes heads of width {d_head}, but {reason}: make the width even",
+                config.num_heads
+            ),
+        ),
+    }
+}
+
+/// Kind of each layer, first layer first.
+fn resolve_layers(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
+    let Some(moe) = &ffn.moe else {
+        return Ok(vec![LayerKind::Dense; num_layers]);
+    };
+    let is_moe = |layer: usize| match &moe.layers {
+        None => true,
+        Some(MoeLayersConfig { every: Some(every), .. }) => (layer + 1).is_multiple_of(*every),
+        Some(MoeLayersConfig { list, .. }) => list.as_ref().is_some_and(|list| list.contains(&layer)),
+    };
+    if let Some(layers) = &moe.layers {
+        check_layer_choice(layers, num_layers)?;
+    }
+    Ok((0..num_layers).map(|layer| if is_moe(layer) { LayerKind::Moe } else { LayerKind::Dense }).collect())
+}
+
+fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), PlanError> {
+    const KEY: &str = "model.ffn.moe.layers";
+    let list_key = format!("{KEY}.list");
+    match (layers.every, &layers.list) {
+        (None, None) => Err(PlanError::new(
+            KEY,
+            "is empty: give `every` or `list`, or remove the table to make all layers MoE",
+        )),
+        (Some(_), Some(_)) => {
+            Err(PlanError::new(&list_key, format!("is given beside `{KEY}.every`: keep one of them")))
+        }
+        (Some(every), None) => in_range(&format!("{KEY}.every"), every, 1..=num_layers),
+        (None, Some(list)) if list.is_empty() => Err(PlanError::new(
+            &list_key,
+            "is empty: name at least one layer, or remove `model.ffn.moe` for a dense model",
+        )),
+        (None, Some(list)) => {
+            let mut seen = vec![false; num_layers];
+            for &layer in list {
+                if layer >= num_layers {
+                    let problem = format!(
+                        "holds {layer}, but the model has {num_layers} layers: use 0..={}",
+                        num_layers - 1
+                    );
+                    return Err(PlanError::new(&list_key, problem));
+                }
+                if std::mem::replace(&mut seen[layer], true) {
+                    return Err(PlanError::new(
+                        &list_key,
+                        format!("holds {layer} twice: name each layer once"),
+                    ));
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
+    if let Some(moe) = &ffn.moe {
+        check_moe(moe)?;
+    }
+    let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
+    match (ffn.d_ff, first_dense) {
+        (Some(d_ff), Some(_)) => in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH),
+        (None, Some(layer)) => {
+            let problem =
+                format!("is missing, but layer {layer} is dense: give the hidden width of the dense block");
+            Err(PlanError::new("model.ffn.d_ff", problem))
+        }
+        (d_ff, None) => {
+            let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
+            for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
+                notes.push(format!("`model.ffn.{key}` has no effect: every layer is MoE"));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
+    moe.validate().map_err(PlanError::from_message)?;
+    in_range("model.ffn.moe.num_experts", moe.num_experts, 1..=MAX_EXPERTS)?;
+    in_range("model.ffn.moe.d_expert", moe.d_expert, 1..=MAX_HIDDEN_WIDTH)?;
+    optional_in_range(
+        "model.ffn.moe.d_shared_expert",
+        moe.d_shared_expert,
+        1..=MAX_HIDDEN_WIDTH,
+        "for no shared expert",
+    )
+}

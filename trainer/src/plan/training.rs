@@ -1,0 +1,199 @@
+//! `[train]` and the run's own keys: from what is written to what is done.
+
+use super::PlanError;
+use super::checks::{
+    MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, at_most_one, below_one, in_range, not_negative,
+    not_zero, optional_in_range, positive,
+};
+use crate::config::{AdamWConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, WsdConfig};
+use crate::schedule::{Schedule, ScheduleShape};
+
+/// Checks the keys that stand alone.
+///
+/// # Errors
+/// The first key whose value cannot be used.
+pub(super) fn check_run(config: &RunConfig) -> Result<(), PlanError> {
+    check_name(&config.name)?;
+    // TOML's integers are signed; a larger seed could not be written back.
+    in_range("seed", config.seed, 0..=i64::MAX as u64)?;
+    optional_in_range("threads", config.threads, 1..=MAX_THREADS, "to use all cores")?;
+    check_adamw(&config.train.adamw)?;
+    if let Some(norm) = config.train.max_grad_norm {
+        positive("train.max_grad_norm", norm)?;
+    }
+    check_sample(&config.sample)
+}
+
+/// Tokens of one forward and backward pass.
+///
+/// # Errors
+/// A number that is zero, too large, or not a multiple of the next smaller one.
+pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, PlanError> {
+    in_range("train.num_steps", train.num_steps, 1..=MAX_STEPS)?;
+    in_range("train.seq_len", train.seq_len, 1..=MAX_SEQ_LEN)?;
+    in_range("train.batch_tokens", train.batch_tokens, 1..=MAX_BATCH_TOKENS)?;
+    let Some(micro_batch_tokens) = train.micro_batch_tokens else {
+        check_multiple("train.batch_tokens", train.batch_tokens, "train.seq_len", train.seq_len)?;
+        return Ok(train.batch_tokens);
+    };
+    let key = "train.micro_batch_tokens";
+    in_range(key, micro_batch_tokens, 1..=MAX_BATCH_TOKENS)?;
+    check_multiple(key, micro_batch_tokens, "train.seq_len", train.seq_len)?;
+    check_multiple("train.batch_tokens", train.batch_tokens, key, micro_batch_tokens)?;
+    Ok(micro_batch_tokens)
+}
+
+/// The learning rate over the run.
+///
+/// # Errors
+/// Two tables, a minimum above the peak, or decay steps that do not fit into the run.
+pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> Result<Schedule, PlanError> {
+    let ScheduleConfig { warmup_steps, cosine, linear, wsd, constant } = &train.schedule;
+    in_range("train.schedule.warmup_steps", *warmup_steps, 0..=MAX_STEPS)?;
+    let tables = [
+        ("cosine", cosine.is_some()),
+        ("linear", linear.is_some()),
+        ("wsd", wsd.is_some()),
+        ("constant", constant.is_some()),
+    ];
+    at_most_one("train.schedule", &tables)?;
+    let minimum = |table: &str, value| check_min_learning_rate(table, value, train.adamw.learning_rate);
+    let shape = match (cosine, linear, wsd) {
+        (Some(decay), ..) => {
+            ScheduleShape::Cosine { min_learning_rate: minimum("cosine", decay.min_learning_rate)? }
+        }
+        (_, Some(decay), _) => {
+            ScheduleShape::Linear { min_learning_rate: minimum("linear", decay.min_learning_rate)? }
+        }
+        (.., Some(wsd)) => {
+            check_decay_steps(wsd, train)?;
+            let min_learning_rate = minimum("wsd", wsd.min_learning_rate)?;
+            ScheduleShape::Wsd { decay_steps: wsd.decay_steps, min_learning_rate }
+        }
+        (None, None, None) => ScheduleShape::Constant,
+    };
+    // Not an error: a trial run of a recipe with a few steps should not need a second key changed.
+    if *warmup_steps >= train.num_steps {
+        notes.push(format!(
+            "the learning rate never reaches its peak: `train.schedule.warmup_steps` is {warmup_steps}, \
+             `train.num_steps` {}",
+            train.num_steps
+        ));
+    }
+    Ok(Schedule {
+        peak_learning_rate: train.adamw.learning_rate,
+        warmup_steps: *warmup_steps,
+        num_steps: train.num_steps,
+        shape,
+    })
+}
+
+/// Checks what happens every so many steps.
+///
+/// # Errors
+/// An interval or a number that is zero, or early stopping without evaluations to stop at.
+pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
+    let at_the_end = ", or remove the key to do it at the end only";
+    not_zero("train.eval_every_steps", train.eval_every_steps == Some(0), at_the_end)?;
+    not_zero("train.checkpoint_every_steps", train.checkpoint_every_steps == Some(0), at_the_end)?;
+    not_zero("train.checkpoints.keep_last", train.checkpoints.keep_last == 0, "")?;
+    match train.eval.max_tokens {
+        Some(max_tokens) if max_tokens < train.seq_len as u64 => {
+            let problem = format!(
+                "is {max_tokens}, less than one sequence of `train.seq_len` = {}: use at least that, or remove the \
+                 key to evaluate on the whole split",
+                train.seq_len
+            );
+            return Err(PlanError::new("train.eval.max_tokens", problem));
+        }
+        _ => {}
+    }
+    let Some(early_stopping) = &train.early_stopping else { return Ok(()) };
+    not_zero("train.early_stopping.patience_evals", early_stopping.patience_evals == 0, "")?;
+    not_negative("train.early_stopping.min_improvement_nats", early_stopping.min_improvement_nats)?;
+    if train.eval_every_steps.is_none() {
+        let problem = "needs evaluations to stop at: set `train.eval_every_steps`, or remove the table";
+        return Err(PlanError::new("train.early_stopping", problem));
+    }
+    Ok(())
+}
+
+fn check_name(name: &str) -> Result<(), PlanError> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=100).contains(&name.len())
+        && name.chars().all(is_allowed)
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        return Ok(());
+    }
+    let problem = format!(
+        "is {name:?}, but it becomes a folder's name: use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a \
+         letter or digit first"
+    );
+    Err(PlanError::new("name", problem))
+}
+
+fn check_adamw(adamw: &AdamWConfig) -> Result<(), PlanError> {
+    positive("train.adamw.learning_rate", adamw.learning_rate)?;
+    below_one("train.adamw.beta1", adamw.beta1)?;
+    below_one("train.adamw.beta2", adamw.beta2)?;
+    positive("train.adamw.epsilon", adamw.epsilon)?;
+    not_negative("train.adamw.weight_decay", adamw.weight_decay)
+}
+
+fn check_sample(sample: &SampleConfig) -> Result<(), PlanError> {
+    not_negative("sample.temperature", sample.temperature)?;
+    not_zero("sample.top_k", sample.top_k == Some(0), ", or remove the key to sample among all tokens")?;
+    if sample.top_p.is_some_and(|top_p| !(top_p > 0.0 && top_p <= 1.0)) {
+        let problem = format!(
+            "is {}: use a number above 0 and up to 1, or remove the key to sample among all tokens",
+            sample.top_p.unwrap_or_default()
+        );
+        return Err(PlanError::new("sample.top_p", problem));
+    }
+    if sample.num_tokens > 0 && sample.prompt.is_empty() {
+        let problem = "is empty: give at least one character, or set `sample.num_tokens = 0` for no sample";
+        return Err(PlanError::new("sample.prompt", problem));
+    }
+    Ok(())
+}
+
+fn check_multiple(key: &str, value: usize, divisor_key: &str, divisor: usize) -> Result<(), PlanError> {
+    if value.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    let above = (value / divisor + 1) * divisor;
+    let nearest = match above - divisor {
+        0 => above.to_string(),
+        below => format!("{below} or {above}"),
+    };
+    let problem = format!("is {value}, not a multiple of `{divisor_key}` = {divisor}: use {nearest}");
+    Err(PlanError::new(key, problem))
+}
+
+fn check_min_learning_rate(table: &str, minimum: f64, peak: f64) -> Result<f64, PlanError> {
+    let key = format!("train.schedule.{table}.min_learning_rate");
+    not_negative(&key, minimum)?;
+    if minimum > peak {
+        let problem = format!(
+            "is {minimum}, above the peak `train.adamw.learning_rate` = {peak}: use at most the peak"
+        );
+        return Err(PlanError::new(&key, problem));
+    }
+    Ok(minimum)
+}
+
+fn check_decay_steps(wsd: &WsdConfig, train: &TrainConfig) -> Result<(), PlanError> {
+    let key = "train.schedule.wsd.decay_steps";
+    in_range(key, wsd.decay_steps, 1..=MAX_STEPS)?;
+    let steps_left = train.num_steps.saturating_sub(train.schedule.warmup_steps);
+    if wsd.decay_steps > steps_left {
+        let problem = format!(
+            "is {}, but `train.num_steps` = {} less `train.schedule.warmup_steps` = {} leaves {steps_left}: use at \
+             most that",
+            wsd.decay_steps, train.num_steps, train.schedule.warmup_steps
+        );
+        return Err(PlanError::new(key, problem));
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Where a run begins: at its initial values, or at its newest checkpoint.
+
+use burn::tensor::Device;
+use serde_json::Value;
+use switchyard_datasets::Dataset;
+
+use crate::TrainError;
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, TrainingState};
+use crate::config::RunConfig;
+use crate::model::Transformer;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::run_folder::OpenMode;
+use crate::train::initial_state;
+
+/// Keys that may change between the parts of a run: they do not change what is computed, only how far, how often it is
+/// looked at, where, and what is kept.
+const MAY_CHANGE: [&str; 10] = [
+    "name",
+    "device",
+    "threads",
+    "data.cache_dir",
+    "train.num_steps",
+    "train.eval_every_steps",
+    "train.eval",
+    "train.checkpoint_every_steps",
+    "train.checkpoints",
+    "sample",
+];
+
+/// The moving parts at the beginning of this process.
+pub(crate) struct Start {
+    pub(crate) model: Transformer,
+    pub(crate) optimizer: AdamW,
+    pub(crate) state: TrainingState,
+    /// Whether they come from a checkpoint.
+    pub(crate) resumed: bool,
+}
+
+/// The beginning of a new run, or the newest checkpoint of a resumed one. A resumed run that was
+/// killed before its first checkpoint begins anew.
+pub(crate) fn start(
+    config: &RunConfig,
+    plan: &RunPlan,
+    dataset: &Dataset,
+    checkpoints: &CheckpointStore,
+    mode: OpenMode,
+    device: &Device,
+) -> Result<Start, TrainError> {
+    let training_device = device.clone().autodiff();
+    let newest = if mode == OpenMode::Resume { checkpoints.steps()?.pop() } else { None };
+    let Some(step) = newest else {
+        return Ok(Start {
+            model: Transformer::new(&plan.model, config.seed, &training_device),
+            optimizer: AdamW::new(&config.train.adamw),
+            state: initial_state(config.seed, &dataset.manifest.key),
+            resumed: false,
+        });
+    };
+    let checkpoint = Checkpoint::read(&checkpoints.path_of(step))?;
+    check_same_run(&checkpoint, config)?;
+    checkpoint.check_data(dataset)?;
+    Ok(Start {
+        model: checkpoint.model(&training_device)?,
+        optimizer: checkpoint.optimizer(device),
+        state: checkpoint.state,
+        resumed: true,
+    })
+}
+
+fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
+    let value = |config: &RunConfig| serde_json::to_value(config).unwrap_or_default();
+    let mut differences = Vec::new();
+    collect_differences("", &value(&checkpoint.config), &value(config), &mut differences);
+    differences.retain(|difference| {
+        let inside = |allowed: &&str| {
+            difference.key.strip_prefix(*allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        !MAY_CHANGE.iter().any(inside)
+    });
+    let Some(first) = differences.first() else { return Ok(()) };
+    let reason = format!(
+        "`{}` is {} there and {} now ({} key(s) differ). Resume with the run's own configuration, or start a new run \
+         in another folder",
+        first.key,
+        first.before,
+        first.now,
+        differences.len()
+    );
+    Err(CheckpointError::Mismatch { path: checkpoint.path.clone(), reason })
+}
+
+/// A key whose value differs between two configurations.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    key: String,
+    before: Value,
+    now: Value,
+}
+
+fn collect_differences(key: &str, before: &Value, now: &Value, differences: &mut Vec<Difference>) {
+    if let (Value::Object(before), Value::Object(now)) = (before, now) {
+        let mut names: Vec<&String> = before.keys().chain(now.keys()).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let value = |object: &serde_json::Map<String, Value>| object.get(name).cloned().unwrap_or_default();
+            collect_differences(&inner, &value(before), &value(now), differences);
+        }
+    } else if before != now {
+        differences.push(Difference { key: key.into(), before: before.clone(), now: now.clone() });
+    }
+}

@@ -1,0 +1,128 @@
+//! One optimizer step: forward, backward, accumulate, clip, update.
+
+use burn::tensor::{Device, Tensor};
+use switchyard_datasets::TokenBatch;
+use switchyard_router::RouterStatistics;
+
+use crate::TrainError;
+use crate::batch::DeviceBatch;
+use crate::loss::{AuxWeights, LossParts};
+use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
+use crate::optimizer::{AdamW, StepGradients};
+use crate::parameters::parameter_gradients;
+
+/// What one step needs to know besides model, optimizer and data.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSettings {
+    /// Seed of dropout and jitter.
+    pub seed: u64,
+    /// Index of the step, from 0.
+    pub step: u64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Global norm above which gradients are scaled down.
+    pub max_grad_norm: Option<f64>,
+    /// Weights of the router losses.
+    pub aux_weights: AuxWeights,
+}
+
+/// What one step learned, means over its micro-batches.
+#[derive(Debug, Clone, Default)]
+pub struct StepMeasurements {
+    /// Next-token cross-entropy, in nats.
+    pub cross_entropy_nats: f64,
+    /// Load-balancing loss, unweighted.
+    pub load_balancing_loss: Option<f64>,
+    /// Router z-loss, unweighted.
+    pub router_z_loss: Option<f64>,
+    /// The loss that was minimised.
+    pub total_loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Routing of each MoE layer, with the layer's index.
+    pub routing: RoutingByLayer,
+}
+
+/// Routing statistics of the MoE layers, merged over batches.
+pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
+
+/// The model after one update on `micro_batches`, whose gradients are averaged.
+///
+/// # Errors
+/// [`TrainError::NonFiniteLoss`] or [`TrainError::NonFiniteGradient`] before anything is updated.
+pub fn train_step(
+    model: Transformer,
+    optimizer: &mut AdamW,
+    micro_batches: Vec<TokenBatch>,
+    settings: &StepSettings,
+    device: &Device,
+) -> Result<(Transformer, StepMeasurements), TrainError> {
+    let scale = 1.0 / micro_batches.len() as f64;
+    let mut gradients = StepGradients::default();
+    let mut measurements = StepMeasurements::default();
+    for (index, micro_batch) in micro_batches.into_iter().enumerate() {
+        let batch = DeviceBatch::upload(micro_batch, device);
+        let noise = StepNoise::new(settings.seed, settings.step, index as u64);
+        let output = model.forward(&batch.input, Pass::Training(noise));
+        let parts = LossParts::new(&output, batch.target_ids_t);
+        let total = parts.total(settings.aux_weights);
+        measurements.add(&parts, &total, &output, scale)?;
+        if !measurements.total_loss.is_finite() {
+            return Err(TrainError::NonFiniteLoss { step: settings.step + 1, loss: measurements.total_loss });
+        }
+        gradients.accumulate(parameter_gradients(&model, &total.mul_scalar(scale).backward()));
+    }
+    measurements.grad_norm = gradients
+        .global_norm()
+        .map_err(|source| TrainError::NonFiniteGradient { step: settings.step + 1, source })?;
+    if let Some(max_norm) = settings.max_grad_norm {
+        gradients.clip(measurements.grad_norm, max_norm);
+    }
+    Ok((optimizer.update(model, gradients, settings.learning_rate), measurements))
+}
+
+impl StepMeasurements {
+    fn add(
+        &mut self,
+        parts: &LossParts,
+        total: &Tensor<1>,
+        output: &ModelOutput,
+        scale: f64,
+    ) -> Result<(), TrainError> {
+        let add_optional = |sum: &mut Option<f64>, part: &Option<Tensor<1>>| -> Result<(), TrainError> {
+            if let Some(part) = part {
+                *sum.get_or_insert(0.0) += scale * read_scalar(part)?;
+            }
+            Ok(())
+        };
+        self.cross_entropy_nats += scale * read_scalar(&parts.cross_entropy)?;
+        self.total_loss += scale * read_scalar(total)?;
+        add_optional(&mut self.load_balancing_loss, &parts.load_balancing)?;
+        add_optional(&mut self.router_z_loss, &parts.router_z)?;
+        merge_routing(&mut self.routing, output);
+        Ok(())
+    }
+}
+
+/// Add the routing of one forward pass to what earlier passes gathered.
+pub fn merge_routing(routing: &mut RoutingByLayer, output: &ModelOutput) {
+    if routing.is_empty() {
+        routing.extend(output.moe_layers.iter().map(|(layer, aux)| (*layer, aux.statistics.clone())));
+        return;
+    }
+    for ((_, sum), (_, aux)) in routing.iter_mut().zip(&output.moe_layers) {
+        sum.merge(&aux.statistics);
+    }
+}
+
+/// The value of a one-element tensor.
+///
+/// # Errors
+/// [`TrainError::Device`] if the device cannot be read.
+pub fn read_scalar(tensor: &Tensor<1>) -> Result<f64, TrainError> {
+    tensor
+        .clone()
+        .try_into_scalar::<f32>()
+        .map(f64::from)
+        .map_err(|error| TrainError::Device { reason: format!("{error:?}") })
+}

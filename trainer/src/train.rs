@@ -1,0 +1,391 @@
+//! A run from beginning to end: prepare, start or resume, loop, finish.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use switchyard_datasets::{Dataset, DatasetError, Loader, LoaderConfig, Progress};
+
+use crate::TrainError;
+use crate::checkpoint::{BestEvaluation, CheckpointStore, RngState, Snapshot, TrainingState};
+use crate::config::RunConfig;
+use crate::device;
+use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
+use crate::generate::{GenerationSettings, generate};
+use crate::loss::AuxWeights;
+use crate::model::Transformer;
+use crate::observers::Observers;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::resume::{Start, start};
+use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
+use crate::sampling::SamplingSettings;
+use crate::step::{StepSettings, train_step};
+use crate::throughput::measure_matmul_peak_flops;
+
+/// What to train, and where.
+#[derive(Debug, Clone)]
+pub struct TrainRequest {
+    /// The configuration.
+    pub config: RunConfig,
+    /// What it resolves to.
+    pub plan: RunPlan,
+    /// Run folder.
+    pub out: PathBuf,
+    /// What to do with a run that is there already.
+    pub mode: OpenMode,
+    /// Show progress on standard error.
+    pub show_progress: bool,
+    /// Set by Ctrl-C: finish the step, write a checkpoint, return.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct RunSummary {
+    /// Run folder.
+    pub out: PathBuf,
+    /// `run.json` as it stands.
+    pub manifest: RunManifest,
+}
+
+/// Train until all steps are done, the validation loss stops falling, or the user interrupts. What happened is in the
+/// run folder whichever way it ends, an error included.
+///
+/// # Errors
+/// [`TrainError`]; everything up to the last checkpoint is on disk.
+pub fn train(request: &TrainRequest) -> Result<RunSummary, TrainError> {
+    with_threads(request.config.threads, || train_here(request))
+}
+
+/// Run `work` with `threads` threads for the CPU device and the host work; absent means all cores.
+///
+/// # Errors
+/// [`TrainError::Threads`] if they cannot be started, and whatever `work` returns.
+pub fn with_threads<T: Send>(
+    threads: Option<usize>,
+    work: impl FnOnce() -> Result<T, TrainError> + Send,
+) -> Result<T, TrainError> {
+    let Some(threads) = threads else { return work() };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| TrainError::Threads { threads, reason: error.to_string() })?
+        .install(work)
+}
+
+fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
+    let TrainRequest { config, plan, .. } = request;
+    let device = device::select(&config.device)?;
+    let folder = RunFolder::create(&request.out, request.mode)?;
+    let mut manifest = manifest_of(request, &folder)?;
+    folder.write_manifest(&manifest)?;
+    let outcome = Run::start(request, &folder, &mut manifest, device).and_then(|mut run| {
+        let status = run.train(plan, &request.stop)?;
+        run.end(status)
+    });
+    let outcome = match outcome {
+        // Ctrl-C while the data was prepared: there is no step to finish, and nothing is lost.
+        Err(TrainError::Data(DatasetError::Interrupted)) => {
+            manifest.end(RunStatus::Interrupted);
+            Ok(())
+        }
+        other => other,
+    };
+    if let Err(error) = &outcome {
+        manifest.fail(error.to_string());
+    }
+    // The run's own error matters more than a second one from writing it down.
+    let written = folder.write_manifest(&manifest);
+    outcome?;
+    written?;
+    Ok(RunSummary { out: request.out.clone(), manifest })
+}
+
+/// `run.json` at the start of this process: new, or the resumed run's own.
+fn manifest_of(request: &TrainRequest, folder: &RunFolder) -> Result<RunManifest, TrainError> {
+    let RunConfig { seed, device, .. } = &request.config;
+    let config = serde_json::to_value(&request.config).unwrap_or_default();
+    let plan = serde_json::to_value(&request.plan).unwrap_or_default();
+    Ok(match request.mode {
+        OpenMode::Resume => {
+            let earlier = RunManifest::read(&folder.paths().manifest())?;
+            RunManifest { config, plan, device: device.clone(), ..earlier }
+        }
+        OpenMode::New | OpenMode::Overwrite => RunManifest::starting(config, plan, *seed, device),
+    })
+}
+
+/// A run in progress.
+struct Run<'a> {
+    config: &'a RunConfig,
+    plan: &'a RunPlan,
+    folder: &'a RunFolder,
+    manifest: &'a mut RunManifest,
+    device: Device,
+    dataset: Dataset,
+    loader: Loader,
+    /// Always there between steps; a step consumes it and puts the next one back.
+    model: Transformer,
+    optimizer: AdamW,
+    state: TrainingState,
+    checkpoints: CheckpointStore,
+    observers: Observers,
+    /// Step and loss of the latest evaluation, if it covered the whole split.
+    last_whole_evaluation: Option<(u64, f64)>,
+    /// Start of this process's part of the run, and the training seconds of the parts before it.
+    started: Instant,
+    earlier_secs: f64,
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        request: &'a TrainRequest,
+        folder: &'a RunFolder,
+        manifest: &'a mut RunManifest,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let TrainRequest { config, plan, .. } = request;
+        folder.write_config(&crate::config_file::to_toml(config))?;
+        let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
+        let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))?;
+        let checkpoints = CheckpointStore::open(&folder.paths().checkpoints())?;
+        let Start { model, optimizer, state, resumed } =
+            start(config, plan, &dataset, &checkpoints, request.mode, &device)?;
+        if resumed {
+            manifest.resume(state.step);
+        }
+        manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
+        folder.write_manifest(manifest)?;
+        let observers = Observers::open(folder, manifest, plan, &state, resumed, request.show_progress)?;
+        let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
+        let earlier_secs = state.train_secs;
+        let started = Instant::now();
+        Ok(Self {
+            config,
+            plan,
+            folder,
+            manifest,
+            device,
+            dataset,
+            loader,
+            model,
+            optimizer,
+            state,
+            checkpoints,
+            observers,
+            last_whole_evaluation: None,
+            started,
+            earlier_secs,
+        })
+    }
+
+    /// The loop.
+    fn train(&mut self, plan: &RunPlan, stop: &AtomicBool) -> Result<RunStatus, TrainError> {
+        while self.state.step < plan.num_steps {
+            self.step()?;
+            let mut stop_early = false;
+            if is_due(plan.evaluation.every_steps, self.state.step) {
+                stop_early = self.evaluate_and_track()?;
+            }
+            if is_due(plan.checkpoints.every_steps, self.state.step) {
+                self.save_checkpoint()?;
+            }
+            if stop_early {
+                self.observers.note(&format!(
+                    "stopping early: the validation loss has not fallen in {} evaluations",
+                    self.state.evals_without_improvement
+                ));
+                break;
+            }
+            if stop.load(Ordering::SeqCst) {
+                return Ok(RunStatus::Interrupted);
+            }
+        }
+        Ok(RunStatus::Finished)
+    }
+
+    fn step(&mut self) -> Result<(), TrainError> {
+        let step_started = Instant::now();
+        let settings = StepSettings {
+            seed: self.config.seed,
+            step: self.state.step,
+            learning_rate: self.plan.schedule.learning_rate(self.state.step),
+            max_grad_norm: self.plan.max_grad_norm,
+            aux_weights: aux_weights(self.plan),
+        };
+        let micro_batches = (0..self.plan.micro_batches_per_step)
+            .map(|_| self.loader.next_batch())
+            .collect::<Result<Vec<_>, _>>()?;
+        let model = self.model.clone();
+        let (model, measurements) =
+            train_step(model, &mut self.optimizer, micro_batches, &settings, &self.device)?;
+        self.model = model;
+        self.state.step += 1;
+        self.state.tokens_seen += self.plan.tokens_per_step as u64;
+        self.state.active_flops += self.plan.training_flops_per_step();
+        self.state.data_cursor = self.loader.cursor();
+        self.state.rng.next_step = self.state.step;
+        self.state.train_secs = self.elapsed_secs();
+        let step_secs = step_started.elapsed().as_secs_f64();
+        self.observers.step(&self.state, &measurements, settings.learning_rate, step_secs)
+    }
+
+    /// Evaluate as the plan says; returns whether early stopping ends the run.
+    fn evaluate_and_track(&mut self) -> Result<bool, TrainError> {
+        let evaluation = self.evaluate(self.plan.evaluation.max_tokens)?;
+        self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), false)?;
+        let (step, nats) = (self.state.step, evaluation.cross_entropy_nats);
+        self.last_whole_evaluation = evaluation.whole_split.then_some((step, nats));
+        self.manifest.record_validation(step, nats);
+        let threshold = self.plan.early_stopping.as_ref().map_or(0.0, |early| early.min_improvement_nats);
+        let improved = self.state.best.is_none_or(|best| nats < best.cross_entropy_nats - threshold);
+        if improved {
+            self.state.best = Some(BestEvaluation { step, cross_entropy_nats: nats });
+            self.state.evals_without_improvement = 0;
+        } else {
+            self.state.evals_without_improvement += 1;
+        }
+        let patience = self.plan.early_stopping.as_ref().map(|early| early.patience_evals);
+        Ok(patience.is_some_and(|patience| self.state.evals_without_improvement >= patience))
+    }
+
+    /// The last model's loss on the whole split: what the evaluation after the last step found if it covered
+    /// everything, else measured now.
+    fn final_cross_entropy_nats(&mut self) -> Result<f64, TrainError> {
+        if let Some((step, nats)) = self.last_whole_evaluation
+            && step == self.state.step
+        {
+            return Ok(nats);
+        }
+        let evaluation = self.evaluate(None)?;
+        self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), true)?;
+        self.manifest.record_validation(self.state.step, evaluation.cross_entropy_nats);
+        Ok(evaluation.cross_entropy_nats)
+    }
+
+    fn evaluate(&self, max_tokens: Option<u64>) -> Result<Evaluation, TrainError> {
+        let settings = EvaluationSettings {
+            seq_len: self.plan.seq_len,
+            sequences_per_batch: self.plan.sequences_per_micro_batch,
+            max_tokens,
+            mask_documents: self.config.data.mask_documents,
+        };
+        evaluate(&self.model, &self.dataset.validation, &settings, &self.device)
+    }
+
+    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        self.state.train_secs = self.elapsed_secs();
+        self.observers.sync()?;
+        self.checkpoints.save(&Snapshot {
+            model: &self.model,
+            optimizer: &self.optimizer,
+            state: &self.state,
+            config: self.config,
+            plan: self.plan,
+            tokenizer: &self.dataset.tokenizer,
+        })?;
+        let kept = &self.plan.checkpoints;
+        let best_step = self.state.best.filter(|_| kept.keep_best).map(|best| best.step);
+        self.checkpoints.retain(kept.keep_last, best_step)?;
+        self.update_manifest();
+        self.folder.write_manifest(self.manifest)?;
+        Ok(())
+    }
+
+    /// Leave everything on disk that a run with this ending leaves.
+    fn end(&mut self, status: RunStatus) -> Result<(), TrainError> {
+        if status == RunStatus::Finished {
+            self.manifest.final_validation_cross_entropy_nats = Some(self.final_cross_entropy_nats()?);
+        }
+        if self.checkpoints.steps()?.last() != Some(&self.state.step) {
+            self.save_checkpoint()?;
+        }
+        if status == RunStatus::Finished {
+            self.write_sample()?;
+        }
+        self.observers.finish();
+        self.update_manifest();
+        self.manifest.end(status);
+        Ok(())
+    }
+
+    fn write_sample(&self) -> Result<(), TrainError> {
+        let sample = &self.config.sample;
+        if sample.num_tokens == 0 {
+            return Ok(());
+        }
+        let settings = GenerationSettings {
+            prompt: sample.prompt.clone(),
+            num_tokens: sample.num_tokens,
+            seed: self.config.seed,
+            sampling: SamplingSettings {
+                temperature: sample.temperature,
+                top_k: sample.top_k,
+                top_p: sample.top_p,
+            },
+        };
+        let mut text = sample.prompt.clone();
+        generate(&self.model, &self.dataset.tokenizer, &settings, &self.device, |piece| {
+            text.push_str(piece);
+            Ok(())
+        })?;
+        self.folder.write_sample(&text)?;
+        Ok(())
+    }
+
+    fn update_manifest(&mut self) {
+        self.manifest.steps_done = self.state.step;
+        self.manifest.tokens_seen = self.state.tokens_seen;
+        self.manifest.active_flops = self.state.active_flops;
+        self.manifest.train_secs = self.elapsed_secs();
+    }
+
+    fn elapsed_secs(&self) -> f64 {
+        self.earlier_secs + self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Whether something that happens every `period` steps happens after `step`.
+fn is_due(period: Option<u64>, step: u64) -> bool {
+    period.is_some_and(|period| step.is_multiple_of(period))
+}
+
+fn aux_weights(plan: &RunPlan) -> AuxWeights {
+    plan.model.moe.as_ref().map_or_else(AuxWeights::default, |moe| AuxWeights {
+        load_balancing: moe.router.load_balancing_weight,
+        router_z: moe.router.z_loss_weight,
+    })
+}
+
+fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {
+    LoaderConfig {
+        seq_len: plan.seq_len,
+        sequences_per_batch: plan.sequences_per_micro_batch,
+        seed: config.seed,
+        mask_documents: config.data.mask_documents,
+    }
+}
+
+/// The state of a run that has done nothing.
+pub(crate) fn initial_state(seed: u64, data_hash: &str) -> TrainingState {
+    TrainingState {
+        step: 0,
+        tokens_seen: 0,
+        data_cursor: 0,
+        data_hash: data_hash.to_string(),
+        active_flops: 0.0,
+        train_secs: 0.0,
+        rng: RngState { seed, next_step: 0 },
+        best: None,
+        evals_without_improvement: 0,
+    }
+}
+
+/// Folder of a run that was given no `--out`: `runs/<name>-<config hash>`.
+pub fn default_run_folder(parent: &Path, config: &RunConfig) -> PathBuf {
+    let hash = crate::config_file::config_hash(config);
+    parent.join(format!("{}-{}", config.name, &hash[..8]))
+}

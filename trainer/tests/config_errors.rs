@@ -1,0 +1,304 @@
+//! What a mistake in a configuration reads like: one message with the place, the key, the value and what is allowed.
+
+#![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use switchyard_trainer::config_file::{LoadedConfig, Override, load};
+use switchyard_trainer::plan::RunPlan;
+use tempfile::TempDir;
+
+/// Sound as it stands; each test breaks it in one place.
+const SOUND: &str = r#"name = "sound"
+
+[data.crates]
+
+[model]
+num_layers = 4
+d_model = 32
+
+[model.attention]
+num_heads = 4
+
+[model.ffn]
+activation = "swiglu"
+
+[model.ffn.moe]
+num_experts = 8
+d_expert = 16
+
+[model.ffn.moe.router]
+top_k = 2
+
+[train]
+num_steps = 100
+seq_len = 16
+batch_tokens = 64
+
+[train.adamw]
+learning_rate = 1e-3
+
+[train.schedule.cosine]
+"#;
+
+fn write(folder: &TempDir, text: &str) -> PathBuf {
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn loaded(text: &str, overrides: &[&str]) -> Result<(LoadedConfig, RunPlan), String> {
+    let folder = TempDir::new().unwrap();
+    let path = write(&folder, text);
+    let overrides: Vec<Override> = overrides.iter().map(|text| Override::parse(text).unwrap()).collect();
+    let result = load(&path, &overrides).and_then(|loaded| {
+        let plan = loaded.resolve()?;
+        Ok((loaded, plan))
+    });
+    // The folder's name differs from run to run.
+    result.map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+}
+
+/// The error of the sound configuration after replacing `from` by `to`.
+fn broken(from: &str, to: &str) -> String {
+    assert!(SOUND.contains(from), "nothing to replace: {from}");
+    loaded(&SOUND.replacen(from, to, 1), &[]).unwrap_err()
+}
+
+/// The error of the sound configuration with overrides.
+fn set(overrides: &[&str]) -> String {
+    loaded(SOUND, overrides).unwrap_err()
+}
+
+#[test]
+fn the_sound_configuration_is_sound() {
+    let (_, plan) = loaded(SOUND, &[]).unwrap();
+    assert_eq!(plan.notes, Vec::<String>::new());
+}
+
+#[test]
+fn syntax_errors_name_the_line() {
+    assert_eq!(
+        broken("num_layers = 4", "num_layers 4"),
+        "run.toml:6:12: not valid TOML: key with no value, expected `=`"
+    );
+    assert_eq!(broken("d_model = 32", "num_layers = 5"), "run.toml:7:1: not valid TOML: duplicate key");
+    assert_eq!(
+        broken("num_layers = 4", "num_layers = 99999999999999999999"),
+        "run.toml:6:14: `99999999999999999999` is out of range: use a number of 64 bits"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let message = load(Path::new("no/such.toml"), &[]).unwrap_err().to_string();
+    assert!(message.starts_with("cannot read the configuration `no/such.toml`: "), "{message}");
+    assert!(message.ends_with("name a TOML file"), "{message}");
+}
+
+#[test]
+fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
+    insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes jitter, load_balancing_weight, renormalise, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, threads, train. Did you mean `seed`?");
+}
+
+#[test]
+fn a_wrong_type_names_value_and_type() {
+    insta::assert_snapshot!(broken("num_steps = 100", "num_steps = \"many\""), @r#"run.toml:23:1: `train.num_steps` is "many": use a whole number, 0 or more"#);
+    insta::assert_snapshot!(broken("num_steps = 100", "num_steps = -1"), @"run.toml:23:1: `train.num_steps` is -1: use a whole number, 0 or more");
+    insta::assert_snapshot!(broken("learning_rate = 1e-3", "learning_rate = true"), @"run.toml:28:1: `train.adamw.learning_rate` is true: use a number");
+    insta::assert_snapshot!(broken("\"swiglu\"", "\"swigul\""), @r#"run.toml:13:1: `model.ffn.activation` is "swigul": use one of "swiglu", "gelu", "gelu_tanh", "relu". Did you mean "swiglu"?"#);
+    insta::assert_snapshot!(broken("\"sound\"", "2026"), @r#"run.toml:1:1: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
+    insta::assert_snapshot!(broken("[data.crates]", "data = 3"), @"run.toml:3:1: `data` is 3: use a table with the keys cache_dir, crates, mask_documents, split, synthetic, text, tokenizer, tokens");
+    insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:12: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);
+    insta::assert_snapshot!(broken("[train.schedule.cosine]", "[train.schedule]\ncosine = true"), @"run.toml:31:1: `train.schedule.cosine` is true: use a table with the keys min_learning_rate");
+}
+
+#[test]
+fn a_missing_key_names_its_table() {
+    insta::assert_snapshot!(broken("num_steps = 100", ""), @"run.toml:22:2: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
+    insta::assert_snapshot!(broken("[model.attention]\nnum_heads = 4", ""), @"run.toml:5:2: [model] lacks `attention` (Attention and its heads): add [model.attention], a table with the keys bias, d_head, num_heads, num_kv_heads, qk_norm");
+    insta::assert_snapshot!(broken("name = \"sound\"", ""), @"run.toml: the configuration lacks `name` (Name of the run): add a string, or pass `--set name=VALUE`");
+    insta::assert_snapshot!(loaded("", &[]).unwrap_err(), @"run.toml: the configuration lacks `name` (Name of the run): add a string, or pass `--set name=VALUE`");
+}
+
+#[test]
+fn overrides_fail_as_files_do_and_are_named() {
+    insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
+    insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
+    insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
+    insta::assert_snapshot!(set(&["train.seq_len=10"]), @"run.toml:25:1: `train.batch_tokens` is 64, not a multiple of `train.seq_len` = 10: use 60 or 70");
+}
+
+#[test]
+fn a_second_choice_names_both_and_removal_makes_room() {
+    insta::assert_snapshot!(set(&["train.schedule.linear.min_learning_rate=0"]), @"--set train.schedule.linear.min_learning_rate=0: `train.schedule.linear` is given beside `train.schedule.cosine`: keep one of them (on the command line, `--set train.schedule.cosine=` removes the other)");
+    insta::assert_snapshot!(set(&["model.norm.rms={}", "model.norm.layer.bias=false"]), @"--set model.norm.layer.bias=false: `model.norm.layer` is given beside `model.norm.rms`: keep one of them (on the command line, `--set model.norm.rms=` removes the other)");
+    insta::assert_snapshot!(set(&["model.position.rope={}", "model.position.learned={}"]), @"--set model.position.learned={}: `model.position.learned` is given beside `model.position.rope`: keep one of them (on the command line, `--set model.position.rope=` removes the other)");
+    insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]");
+    let swapped = ["train.schedule.cosine=", "train.schedule.linear.min_learning_rate=0"];
+    let (loaded, _) = loaded(SOUND, &swapped).unwrap();
+    assert!(loaded.config.train.schedule.cosine.is_none() && loaded.config.train.schedule.linear.is_some());
+}
+
+#[test]
+fn an_override_beats_the_file_and_the_last_one_wins() {
+    let (loaded, plan) =
+        loaded(SOUND, &["train.num_steps=7", "train.num_steps=8", "data.crates=", "data.text.path=a b.txt"])
+            .unwrap();
+    assert_eq!(plan.num_steps, 8);
+    assert_eq!(loaded.config.data.text.unwrap().path, Path::new("a b.txt"));
+}
+
+#[test]
+fn sizes_that_do_not_fit_name_both_and_the_nearest_that_do() {
+    insta::assert_snapshot!(broken("batch_tokens = 64", "batch_tokens = 60"), @"run.toml:25:1: `train.batch_tokens` is 60, not a multiple of `train.seq_len` = 16: use 48 or 64");
+    insta::assert_snapshot!(broken("batch_tokens = 64", "batch_tokens = 8"), @"run.toml:25:1: `train.batch_tokens` is 8, not a multiple of `train.seq_len` = 16: use 16");
+    insta::assert_snapshot!(broken("batch_tokens = 64", "batch_tokens = 64\nmicro_batch_tokens = 48"), @"run.toml:25:1: `train.batch_tokens` is 64, not a multiple of `train.micro_batch_tokens` = 48: use 48 or 96");
+    insta::assert_snapshot!(broken("batch_tokens = 64", "batch_tokens = 64\nmicro_batch_tokens = 40"), @"run.toml:26:1: `train.micro_batch_tokens` is 40, not a multiple of `train.seq_len` = 16: use 32 or 48");
+    insta::assert_snapshot!(broken("num_heads = 4", "num_heads = 5"), @"run.toml:10:1: `model.attention.num_heads` is 5, which does not divide `model.d_model` = 32: use a divisor, or set `model.attention.d_head`");
+    insta::assert_snapshot!(broken("num_heads = 4", "num_heads = 4\nnum_kv_heads = 3"), @"run.toml:11:1: `model.attention.num_kv_heads` is 3, which does not divide `model.attention.num_heads` = 4: use a divisor");
+    insta::assert_snapshot!(broken("num_heads = 4", "num_heads = 32"), @"run.toml:10:1: `model.attention.num_heads` is 32, which makes heads of width 1, but rotary positions turn pairs of elements: make the width even");
+    insta::assert_snapshot!(broken("num_heads = 4", "num_heads = 4\nd_head = 5"), @"run.toml:11:1: `model.attention.d_head` is 5, but rotary positions turn pairs of elements: use an even width");
+}
+
+#[test]
+fn layers_that_do_not_fit_are_named() {
+    let with_layers = |layers: &str| broken("d_expert = 16", &format!("d_expert = 16\nlayers = {layers}"));
+    insta::assert_snapshot!(with_layers("{}"), @"run.toml:18:1: `model.ffn.moe.layers` is empty: give `every` or `list`, or remove the table to make all layers MoE");
+    insta::assert_snapshot!(with_layers("{ every = 2, list = [1] }"), @"run.toml:18:23: `model.ffn.moe.layers.list` is given beside `model.ffn.moe.layers.every`: keep one of them");
+    insta::assert_snapshot!(with_layers("{ every = 5 }"), @"run.toml:18:12: `model.ffn.moe.layers.every` is 5: use 1..=4");
+    insta::assert_snapshot!(with_layers("{ list = [] }"), @"run.toml:18:12: `model.ffn.moe.layers.list` is empty: name at least one layer, or remove `model.ffn.moe` for a dense model");
+    insta::assert_snapshot!(with_layers("{ list = [4] }"), @"run.toml:18:12: `model.ffn.moe.layers.list` holds 4, but the model has 4 layers: use 0..=3");
+    insta::assert_snapshot!(with_layers("{ list = [1, 1] }"), @"run.toml:18:12: `model.ffn.moe.layers.list` holds 1 twice: name each layer once");
+    insta::assert_snapshot!(with_layers("{ list = [1] }"), @"run.toml:12:8: `model.ffn.d_ff` is missing, but layer 0 is dense: give the hidden width of the dense block");
+}
+
+#[test]
+fn values_out_of_range_name_the_range() {
+    for (key, value, expected) in [
+        ("threads", "0", "use 1..=4096, or remove the key to use all cores"),
+        (
+            "name",
+            "../x",
+            "use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a letter or digit first",
+        ),
+        ("model.num_layers", "0", "use 1..=1024"),
+        ("model.d_model", "9223372036854775807", "use 1..=65536"),
+        ("model.dropout", "1.0", "use 0, or a number above 0 and below 1"),
+        ("model.dropout", "nan", "use 0, or a number above 0 and below 1"),
+        ("model.init.std", "-0.1", "use 0 or a number above 0"),
+        ("model.norm.rms.epsilon", "0", "use a number above 0"),
+        ("model.position.rope.theta", "inf", "use a number above 0"),
+        ("model.attention.num_kv_heads", "0", "use a divisor"),
+        ("model.ffn.moe.num_experts", "0", "use at least 1"),
+        ("model.ffn.moe.d_expert", "1000000", "use 1..=262144"),
+        (
+            "model.ffn.moe.d_shared_expert",
+            "1000000",
+            "use 1..=262144, or remove the key for no shared expert",
+        ),
+        ("model.ffn.moe.router.jitter", "1.5", "use a number between 0 and 1, or remove the key"),
+        ("model.ffn.moe.router.z_loss_weight", "-1.0", "use a positive number, or remove the key"),
+        ("model.ffn.moe.capacity.factor", "0", "use a positive number, or remove the table"),
+        ("data.split.tail.validation_fraction", "1.0", "use a share above 0 and below 1"),
+        ("train.num_steps", "0", "use 1..=1000000000"),
+        ("train.seq_len", "0", "use 1..=16777216"),
+        ("train.micro_batch_tokens", "0", "use 1..=1073741824"),
+        ("train.max_grad_norm", "0", "use a number above 0"),
+        ("train.eval_every_steps", "0", "use at least 1, or remove the key to do it at the end only"),
+        ("train.checkpoint_every_steps", "0", "use at least 1, or remove the key to do it at the end only"),
+        ("train.eval.max_tokens", "15", "use at least that, or remove the key"),
+        ("train.checkpoints.keep_last", "0", "use at least 1"),
+        ("train.adamw.learning_rate", "0", "use a number above 0"),
+        ("train.adamw.beta2", "1.0", "use 0, or a number above 0 and below 1"),
+        ("train.adamw.epsilon", "0", "use a number above 0"),
+        ("train.adamw.weight_decay", "-0.1", "use 0 or a number above 0"),
+        ("train.schedule.cosine.min_learning_rate", "0.1", "use at most the peak"),
+        ("sample.temperature", "-1", "use 0 or a number above 0"),
+        ("sample.top_k", "0", "use at least 1, or remove the key"),
+        ("sample.top_p", "0", "use a number above 0 and up to 1"),
+        ("sample.prompt", "''", "give at least one character"),
+    ] {
+        let argument = format!("{key}={value}");
+        let message = set(&[&argument]);
+        assert!(message.starts_with(&format!("--set {argument}: `{key}`")), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn schedules_and_early_stopping_that_cannot_work_are_refused() {
+    insta::assert_snapshot!(
+        set(&["train.schedule.cosine=", "train.schedule.warmup_steps=60", "train.schedule.wsd.decay_steps=50"]), @"--set train.schedule.wsd.decay_steps=50: `train.schedule.wsd.decay_steps` is 50, but `train.num_steps` = 100 less `train.schedule.warmup_steps` = 60 leaves 40: use at most that"
+    );
+    insta::assert_snapshot!(set(&["train.early_stopping.patience_evals=2"]), @"--set train.early_stopping.patience_evals=2: `train.early_stopping` needs evaluations to stop at: set `train.eval_every_steps`, or remove the table");
+    insta::assert_snapshot!(set(&["train.eval_every_steps=5", "train.early_stopping.patience_evals=0"]), @"--set train.early_stopping.patience_evals=0: `train.early_stopping.patience_evals` is 0: use at least 1");
+}
+
+#[test]
+fn keys_without_effect_are_noted_not_refused() {
+    let notes = |overrides: &[&str]| loaded(SOUND, overrides).unwrap().1.notes;
+    assert_eq!(
+        notes(&["model.ffn.d_ff=64", "model.ffn.bias=true"]),
+        [
+            "`model.ffn.d_ff` has no effect: every layer is MoE",
+            "`model.ffn.bias` has no effect: every layer is MoE"
+        ]
+    );
+    assert_eq!(
+        notes(&["train.schedule.warmup_steps=100"]),
+        [
+            "the learning rate never reaches its peak: `train.schedule.warmup_steps` is 100, `train.num_steps` 100"
+        ]
+    );
+}
+
+#[test]
+fn the_largest_model_allowed_can_be_counted() {
+    let (_, plan) = loaded(
+        SOUND,
+        &[
+            "model.num_layers=1024",
+            "model.d_model=65536",
+            "model.attention={ num_heads = 4096, d_head = 4096, bias = true, qk_norm = true }",
+            "model.ffn.moe.num_experts=16384",
+            "model.ffn.moe.router.top_k=16384",
+            "model.ffn.moe.d_expert=262144",
+            "model.ffn.moe.d_shared_expert=262144",
+            "train.num_steps=1000000000",
+            "train.seq_len=16777216",
+            "train.batch_tokens=1073741824",
+        ],
+    )
+    .unwrap();
+    assert!(plan.counts.total_params > 1 << 59);
+    assert_eq!(plan.total_tokens(), 1_000_000_000 * 1_073_741_824);
+    assert!(plan.describe().contains("parameters"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Cutting, repeating or replacing a piece of a file never panics, and an error always names the file.
+    #[test]
+    fn a_mangled_file_is_one_error_with_a_place(
+        at in 0..SOUND.len(),
+        len in 0_usize..20,
+        piece in proptest::sample::select(vec!["", ".", "[", "]", "=1\n", "\"\"", "ü", "-", "x", "\n", "{}", "#", "9"]),
+    ) {
+        let end = (at + len).min(SOUND.len());
+        let text = format!("{}{piece}{}", &SOUND[..at], &SOUND[end..]);
+        if let Err(message) = loaded(&text, &[]) {
+            prop_assert!(message.starts_with("run.toml"), "{}", message);
+        }
+    }
+}

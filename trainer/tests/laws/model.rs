@@ -1,0 +1,190 @@
+//! Laws of the whole network.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use crate::tiny;
+use switchyard_datasets::TokenBatch;
+use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::loss::AuxWeights;
+use switchyard_trainer::model::{ModelInput, Pass, Transformer};
+use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::parameters::parameter_data;
+use switchyard_trainer::plan::RunPlan;
+use switchyard_trainer::step::{StepSettings, train_step};
+
+fn model(config: &RunConfig, device: &Device) -> Transformer {
+    Transformer::new(&RunPlan::resolve(config).unwrap().model, config.seed, device)
+}
+
+fn ids(values: &[i32], shape: [usize; 2]) -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+}
+
+fn logits(model: &Transformer, input_ids: &[i32], segment_ids: Option<&[i32]>) -> Vec<Vec<f32>> {
+    let shape = [1, input_ids.len()];
+    let input = ModelInput {
+        input_ids_bs: ids(input_ids, shape),
+        segment_ids_bs: segment_ids.map(|segment_ids| ids(segment_ids, shape)),
+    };
+    let logits_tv = model.forward(&input, Pass::Evaluation).logits_tv;
+    let vocab_size = logits_tv.dims()[1];
+    let values = logits_tv.into_data().try_into_vec::<f32>().unwrap();
+    values.chunks(vocab_size).map(<[f32]>::to_vec).collect()
+}
+
+fn table<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    toml::from_str(text).unwrap()
+}
+
+/// Configurations that between them use every component.
+fn variants() -> Vec<(&'static str, RunConfig)> {
+    let mut learned = tiny::dense();
+    learned.model.position = table("[learned]");
+    learned.model.norm = table("[layer]\nbias = true");
+    learned.model.tie_embeddings = true;
+    learned.model.attention.bias = true;
+    learned.model.ffn = table("activation = \"gelu_tanh\"\nd_ff = 40\nbias = true");
+    let mut sinusoidal = tiny::moe();
+    sinusoidal.model.position = table("[sinusoidal]");
+    sinusoidal.model.attention.qk_norm = true;
+    sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
+    sinusoidal.model.ffn.d_ff = Some(20);
+    sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
+    vec![("dense", tiny::dense()), ("moe", tiny::moe()), ("learned", learned), ("sinusoidal", sinusoidal)]
+}
+
+#[test]
+fn the_plan_counts_the_parameters_that_the_model_has() {
+    for (name, config) in variants() {
+        let plan = RunPlan::resolve(&config).unwrap();
+        let num_params = model(&config, &Device::flex()).num_params() as u64;
+        assert_eq!(plan.counts.total_params, num_params, "{name}");
+    }
+}
+
+#[test]
+fn no_logit_depends_on_a_later_token() {
+    for (name, config) in variants() {
+        let model = model(&config, &Device::flex());
+        let one: Vec<i32> = (0..12).map(|i| (i * 5 + 1) % 32).collect();
+        let mut other = one.clone();
+        other[8] = 30;
+        let (one, other) = (logits(&model, &one, None), logits(&model, &other, None));
+        assert_eq!(one[..8], other[..8], "{name}");
+        assert_ne!(one[8], other[8], "{name}");
+    }
+}
+
+#[test]
+fn order_matters() {
+    for (name, config) in variants() {
+        let model = model(&config, &Device::flex());
+        let (one, other) = (logits(&model, &[1, 2, 3, 4], None), logits(&model, &[2, 1, 3, 4], None));
+        let difference = one[3].iter().zip(&other[3]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference > 1e-7, "{name}: swapping two earlier tokens changes nothing");
+    }
+}
+
+#[test]
+fn masked_documents_do_not_see_each_other() {
+    let mut config = tiny::moe();
+    config.model.position = table("[rope]");
+    let model = model(&config, &Device::flex());
+    let first = logits(&model, &[1, 2, 3, 9, 8, 7], Some(&[0, 0, 0, 1, 1, 1]));
+    let second = logits(&model, &[4, 5, 6, 9, 8, 7], Some(&[0, 0, 0, 1, 1, 1]));
+    assert_eq!(first[3..], second[3..]);
+    let unmasked = logits(&model, &[4, 5, 6, 9, 8, 7], None);
+    assert_ne!(second[3..], unmasked[3..]);
+}
+
+/// `steps` updates; the cross-entropy of each, and the parameters at the end.
+fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(String, TensorData)>) {
+    let device = Device::flex();
+    let mut network = model(config, &device.clone().autodiff());
+    let mut optimizer = AdamW::new(&config.train.adamw);
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let token = |i: usize| ((i as u64 * 7 + step * 3 + i as u64 / 5) % 32) as i32;
+        let batch = TokenBatch {
+            input_ids: (0..64).map(token).collect(),
+            target_ids: (1..65).map(token).collect(),
+            segment_ids: None,
+            domains: vec![0; 4],
+            num_sequences: 4,
+            seq_len: 16,
+        };
+        let settings = StepSettings {
+            seed: 1,
+            step,
+            learning_rate: 1e-2,
+            max_grad_norm: Some(0.5),
+            aux_weights: AuxWeights { load_balancing: Some(0.01), router_z: None },
+        };
+        let (next, measurements) =
+            train_step(network, &mut optimizer, vec![batch.clone(), batch], &settings, &device).unwrap();
+        network = next;
+        losses.push(measurements.cross_entropy_nats);
+    }
+    let parameters = parameter_data(&network).into_iter().map(|named| (named.path, named.value)).collect();
+    (losses, parameters)
+}
+
+#[test]
+fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
+    for activation in ["swiglu", "gelu", "relu"] {
+        let mut dense = tiny::dense();
+        dense.model.ffn = table(&format!("activation = \"{activation}\"\nd_ff = 24"));
+        let mut moe = dense.clone();
+        moe.model.ffn = table(&format!(
+            "activation = \"{activation}\"\n[moe]\nnum_experts = 1\nd_expert = 24\n[moe.router]\ntop_k = 1\n\
+             load_balancing_weight = 0.01"
+        ));
+        let (dense_losses, dense_parameters) = train(&dense, 4);
+        let (moe_losses, moe_parameters) = train(&moe, 4);
+        assert_eq!(dense_losses, moe_losses, "{activation}");
+
+        let routers: Vec<_> = moe_parameters.iter().filter(|(path, _)| path.contains("router")).collect();
+        assert_eq!(routers.len(), 2, "one router a layer");
+        assert_eq!(moe_parameters.len(), dense_parameters.len() + routers.len());
+        let values = |data: &TensorData| data.try_to_vec::<f32>().unwrap();
+        for (path, data) in &dense_parameters {
+            let twin = path.replace(".ffn.w_", ".ffn.experts.w_").replace("_df", "_edf").replace("_fd", "_efd");
+            let found = moe_parameters.iter().find(|(path, _)| *path == twin);
+            let (_, moe_data) = found.unwrap_or_else(|| panic!("{path} has no twin {twin}"));
+            assert_eq!(values(data), values(moe_data), "{activation}: {path}");
+        }
+    }
+}
+
+#[test]
+fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
+    // Cross-entropy is a mean over tokens, so two halves of a batch average to the batch; float addition in another
+    // order is the only difference.
+    let mut config = tiny::dense();
+    config.model.dropout = 0.0;
+    let device = Device::flex();
+    let batch = |range: std::ops::Range<i32>| TokenBatch {
+        input_ids: range.clone().map(|i| (i * 11 + 3) % 32).collect(),
+        target_ids: range.clone().map(|i| (i * 11 + 14) % 32).collect(),
+        segment_ids: None,
+        domains: vec![0; range.len() / 16],
+        num_sequences: range.len() / 16,
+        seq_len: 16,
+    };
+    let norm_of = |batches: Vec<TokenBatch>| {
+        let settings = StepSettings {
+            seed: 1,
+            step: 0,
+            learning_rate: 1e-3,
+            max_grad_norm: None,
+            aux_weights: AuxWeights::default(),
+        };
+        let network = model(&config, &device.clone().autodiff());
+        let mut optimizer = AdamW::new(&config.train.adamw);
+        train_step(network, &mut optimizer, batches, &settings, &device).unwrap().1
+    };
+    let whole = norm_of(vec![batch(0..64)]);
+    let halves = norm_of(vec![batch(0..32), batch(32..64)]);
+    assert!((whole.cross_entropy_nats - halves.cross_entropy_nats).abs() < 1e-6);
+    assert!((whole.grad_norm / halves.grad_norm - 1.0).abs() < 1e-5, "{} {}", whole.grad_norm, halves.grad_norm);
+}

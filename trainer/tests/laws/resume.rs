@@ -1,0 +1,226 @@
+//! Exact resumption, and refusal of what cannot be resumed.
+
+use std::fs;
+use std::path::Path;
+
+use crate::tiny;
+use proptest::prelude::*;
+use switchyard_trainer::TrainError;
+use switchyard_trainer::checkpoint::CheckpointError;
+use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunStatus};
+use tempfile::TempDir;
+
+/// The tensors of a checkpoint, as the bytes on disk.
+fn tensors(out: &Path, step: u64) -> [Vec<u8>; 2] {
+    let folder = out.join(format!("checkpoints/step-{step}"));
+    ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(folder.join(name)).unwrap())
+}
+
+fn with_steps(config: &RunConfig, num_steps: u64, threads: usize) -> RunConfig {
+    let mut config = config.clone();
+    config.train.num_steps = num_steps;
+    config.threads = Some(threads);
+    config
+}
+
+#[test]
+fn two_n_steps_equal_n_steps_then_resume_then_n_steps_bit_for_bit() {
+    for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
+        let folder = TempDir::new().unwrap();
+        let mut reference = None;
+        for threads in [1, 2] {
+            let whole = folder.path().join(format!("{name}-whole-{threads}"));
+            let parts = folder.path().join(format!("{name}-parts-{threads}"));
+            tiny::run(&with_steps(&config, 6, threads), &whole, OpenMode::New).unwrap();
+            tiny::run(&with_steps(&config, 3, threads), &parts, OpenMode::New).unwrap();
+            let resumed = tiny::run(&with_steps(&config, 6, threads), &parts, OpenMode::Resume).unwrap();
+
+            assert_eq!(resumed.manifest.resumed_from_steps, [3], "{name}");
+            assert_eq!(tiny::rows(&whole), tiny::rows(&parts), "{name}, {threads} threads: logged numbers");
+            assert!(tensors(&whole, 6) == tensors(&parts, 6), "{name}, {threads} threads: stored tensors");
+            assert_eq!(
+                fs::read(whole.join("sample.txt")).unwrap(),
+                fs::read(parts.join("sample.txt")).unwrap(),
+                "{name}: generated text"
+            );
+            let result = (tiny::rows(&whole), tensors(&whole, 6));
+            assert!(*reference.get_or_insert(result.clone()) == result, "{name}: depends on the thread count");
+        }
+    }
+}
+
+#[test]
+fn a_run_learns_what_can_be_learnt() {
+    let folder = TempDir::new().unwrap();
+    let mut config = tiny::moe();
+    config.train.num_steps = 60;
+    let out = folder.path().join("run");
+    let summary = tiny::run(&config, &out, OpenMode::New).unwrap();
+    let first = tiny::rows(&out)[0].as_step().unwrap().cross_entropy_nats;
+    let last = summary.manifest.final_validation_cross_entropy_nats.unwrap();
+    // ln 32 = 3.47 is what knowing nothing costs; the successors of a symbol are 3 per domain.
+    assert!((first - 3.47).abs() < 0.1, "the first loss is {first}");
+    assert!(last < first - 0.5, "the loss went from {first} to {last} only");
+    assert_eq!(summary.manifest.status, RunStatus::Finished);
+}
+
+#[test]
+fn rows_after_the_checkpoint_are_forgotten_and_written_anew() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    tiny::run(&tiny::dense(), &out, OpenMode::New).unwrap();
+    let whole = tiny::rows(&out);
+    // As a kill after step 5 would leave it: a checkpoint of step 3, rows up to 5, half a row of 6.
+    fs::remove_dir_all(out.join("checkpoints/step-6")).unwrap();
+    let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let cut = log.lines().position(|line| line.contains("\"step\":6,")).unwrap();
+    let kept: String = log.lines().take(cut).map(|line| format!("{line}\n")).collect();
+    fs::write(out.join("metrics.jsonl"), kept + "{\"kind\":\"step\",\"step\":6,\"tok").unwrap();
+    tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap();
+    assert_eq!(tiny::rows(&out), whole);
+}
+
+#[test]
+fn leftovers_of_an_interrupted_checkpoint_are_removed() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    tiny::run(&with_steps(&tiny::dense(), 3, 1), &out, OpenMode::New).unwrap();
+    let leftover = out.join("checkpoints/step-6.tmp");
+    fs::create_dir(&leftover).unwrap();
+    fs::write(leftover.join("model.safetensors"), b"half").unwrap();
+    tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap();
+    assert!(!leftover.exists());
+    assert_eq!(fs::read_link(out.join("checkpoints/latest")).unwrap(), Path::new("step-6"));
+}
+
+#[test]
+fn only_the_newest_and_the_best_checkpoints_stay() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut config = tiny::dense();
+    config.train.checkpoint_every_steps = Some(2);
+    config.train.num_steps = 12;
+    config.train.checkpoints.keep_last = 2;
+    let summary = tiny::run(&config, &out, OpenMode::New).unwrap();
+    let best = summary.manifest.best_validation_step.unwrap();
+    let mut found: Vec<u64> = fs::read_dir(out.join("checkpoints"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+        .collect();
+    found.sort_unstable();
+    let mut expected = vec![best, 10, 12];
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(found, expected);
+}
+
+/// A finished run of three steps, then what `damage` does to it; returns the error of resuming it.
+fn resume_error(damage: impl FnOnce(&Path), config: &RunConfig) -> String {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    tiny::run(&with_steps(&tiny::moe(), 3, 1), &out, OpenMode::New).unwrap();
+    damage(&out.join("checkpoints/step-3"));
+    let before = fs::read(out.join("metrics.jsonl")).unwrap();
+    let error = tiny::run(config, &out, OpenMode::Resume).unwrap_err();
+    assert!(error.is_users_mistake(), "{error}");
+    assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), before, "a refused run keeps its log");
+    error.to_string()
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_with_its_reason() {
+    let flip = |name: &'static str| {
+        move |folder: &Path| {
+            let path = folder.join(name);
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }
+    };
+    for name in ["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml"] {
+        let message = resume_error(flip(name), &tiny::moe());
+        assert!(message.contains(name) && message.contains("damaged") && message.contains("SHA-256"), "{message}");
+    }
+    let message = resume_error(|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(), &tiny::moe());
+    assert!(message.contains("model.safetensors: the checkpoint is damaged"), "{message}");
+    let truncate = |folder: &Path| {
+        let file = fs::OpenOptions::new().write(true).open(folder.join("optimizer.safetensors")).unwrap();
+        file.set_len(100).unwrap();
+    };
+    let message = resume_error(truncate, &tiny::moe());
+    assert!(message.contains("it has 100 bytes"), "{message}");
+    let message = resume_error(|folder| fs::remove_file(folder.join("manifest.json")).unwrap(), &tiny::moe());
+    assert!(message.contains("not a checkpoint"), "{message}");
+    let foreign = |folder: &Path| fs::write(folder.join("manifest.json"), "{\"a\": 1}").unwrap();
+    assert!(resume_error(foreign, &tiny::moe()).contains("damaged"));
+    let newer = |folder: &Path| {
+        let path = folder.join("manifest.json");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
+    };
+    let message = resume_error(newer, &tiny::moe());
+    assert!(message.contains("format version 9, this program reads version 1"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_of_another_configuration_is_refused_by_key() {
+    let mut wider = tiny::moe();
+    wider.model.d_model = 32;
+    let message = resume_error(|_| {}, &wider);
+    assert!(message.contains("`model.d_model` is 16 there and 32 now"), "{message}");
+    let mut other_data = tiny::moe();
+    other_data.data.synthetic.as_mut().unwrap().seed = 1;
+    let message = resume_error(|_| {}, &other_data);
+    assert!(message.contains("`data.synthetic.seed` is 0 there and 1 now"), "{message}");
+}
+
+#[test]
+fn an_existing_run_needs_resume_or_overwrite() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let config = with_steps(&tiny::dense(), 2, 1);
+    tiny::run(&config, &out, OpenMode::New).unwrap();
+    let error = tiny::run(&config, &out, OpenMode::New).unwrap_err();
+    assert!(matches!(error, TrainError::RunFolder(RunFolderError::AlreadyExists { .. })), "{error}");
+    tiny::run(&config, &out, OpenMode::Overwrite).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    tiny::run(&with_steps(&tiny::dense(), 3, 1), &out, OpenMode::New).unwrap();
+    // A file where the next checkpoint's temporary folder would go cannot be replaced by a folder: stands in for a
+    // disk that refuses to write.
+    let store = switchyard_trainer::checkpoint::CheckpointStore::open(&out.join("checkpoints")).unwrap();
+    assert_eq!(store.steps().unwrap(), [3]);
+    let whole = tensors(&out, 3);
+    fs::create_dir(out.join("checkpoints/step-6")).unwrap();
+    fs::write(out.join("checkpoints/step-6/manifest.json"), "{").unwrap();
+    let error = tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
+    fs::remove_dir_all(out.join("checkpoints/step-6")).unwrap();
+    tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap();
+    assert!(tensors(&out, 3) == whole);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    /// Whatever byte of whatever file of a checkpoint changes, resuming refuses.
+    #[test]
+    fn any_changed_byte_is_noticed(file in 0usize..6, place in 0.0f64..1.0, bit in 0u8..8) {
+        let names = ["model.safetensors", "optimizer.safetensors", "state.json", "plan.json", "config.toml",
+            "tokenizer.json"];
+        let flip = |folder: &Path| {
+            let path = folder.join(names[file]);
+            let mut bytes = fs::read(&path).unwrap();
+            let index = ((bytes.len() - 1) as f64 * place) as usize;
+            bytes[index] ^= 1 << bit;
+            fs::write(path, bytes).unwrap();
+        };
+        let message = resume_error(flip, &tiny::moe());
+        prop_assert!(message.contains(names[file]), "{message}");
+    }
+}

@@ -1,0 +1,178 @@
+//! Every recipe in `experiments/` can be run, and says the truth about itself.
+
+#![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
+
+use std::path::{Path, PathBuf};
+
+use switchyard_trainer::config_file::{LoadedConfig, Override, config_hash, load, schema, to_toml};
+use switchyard_trainer::plan::RunPlan;
+
+fn experiments() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments")
+}
+
+fn recipes() -> Vec<PathBuf> {
+    let mut recipes: Vec<PathBuf> = std::fs::read_dir(experiments())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| path.file_name().is_some_and(|name| name != "Cargo.toml"))
+        .collect();
+    recipes.sort();
+    recipes
+}
+
+/// A recipe as its user would start it: those on a text file need its path.
+fn load_recipe(path: &Path) -> LoadedConfig {
+    let needs_text = std::fs::read_to_string(path).unwrap().contains("\n[data.text]");
+    let overrides: Vec<Override> =
+        needs_text.then(|| Override::parse("data.text.path=input.txt").unwrap()).into_iter().collect();
+    load(path, &overrides).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn plan(name: &str) -> RunPlan {
+    load_recipe(&experiments().join(name)).resolve().unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_recipe_parses_and_resolves_without_notes() {
+    let recipes = recipes();
+    assert!(recipes.len() >= 4, "recipes are missing: {recipes:?}");
+    for path in recipes {
+        let loaded = load_recipe(&path);
+        let plan = loaded.resolve().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(plan.notes, Vec::<String>::new(), "{}", path.display());
+        assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()));
+    }
+}
+
+#[test]
+fn what_is_written_back_is_the_same_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in recipes() {
+        let config = load_recipe(&path).config;
+        let copy = folder.path().join("config.toml");
+        std::fs::write(&copy, to_toml(&config)).unwrap();
+        let reread = load(&copy, &[]).unwrap_or_else(|error| panic!("{error}")).config;
+        assert_eq!(reread, config, "{}", path.display());
+        assert_eq!(config_hash(&reread), config_hash(&config));
+    }
+}
+
+#[test]
+fn a_plan_survives_json() {
+    for path in recipes() {
+        let plan = load_recipe(&path).resolve().unwrap();
+        let json = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<RunPlan>(&json).unwrap(), plan);
+    }
+}
+
+#[test]
+fn sparse_recipes_cost_a_token_as_much_as_their_dense_counterparts() {
+    for (dense, sparse) in
+        [("quickstart-dense.toml", "quickstart.toml"), ("shakespeare-dense.toml", "shakespeare-moe.toml")]
+    {
+        let (dense, sparse) = (plan(dense), plan(sparse));
+        let (dense_flops, sparse_flops) = (dense.counts.forward_flops, sparse.counts.forward_flops);
+        assert_eq!(sparse_flops.routed_experts, dense_flops.dense_ffn);
+        let difference = sparse.counts.forward_flops_per_token - dense.counts.forward_flops_per_token;
+        assert_eq!(difference, sparse_flops.router);
+        assert!((difference as f64) < 0.01 * dense.counts.forward_flops_per_token as f64);
+        assert_eq!(sparse.total_tokens(), dense.total_tokens());
+        assert_eq!(sparse.schedule, dense.schedule);
+        assert_eq!(sparse.optimizer, dense.optimizer);
+    }
+}
+
+#[test]
+fn the_shakespeare_recipe_is_nanogpts_cpu_configuration() {
+    let plan = plan("shakespeare-dense.toml");
+    // nanoGPT prints 0.80M parameters, positions left out, for 65 characters; 191 more bytes of width 128 make the rest.
+    let params = plan.counts.params;
+    assert_eq!(plan.counts.total_params - params.position - 191 * 128, 795_904);
+    assert_eq!((plan.seq_len, plan.tokens_per_step, plan.num_steps), (64, 12 * 64, 2000));
+    assert_eq!(plan.model.residual_std(), 0.02 / 8.0_f64.sqrt());
+}
+
+#[test]
+fn a_recipe_without_its_text_says_how_to_name_it() {
+    for name in ["shakespeare-dense.toml", "shakespeare-moe.toml"] {
+        let error = load(&experiments().join(name), &[]).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        assert!(error.contains("[data.text] lacks `path`"), "{error}");
+        assert!(error.contains("--set data.text.path=VALUE"), "{error}");
+    }
+}
+
+#[test]
+fn the_schema_beside_the_recipes_is_the_current_one() {
+    let path = experiments().join("schema.json");
+    let written: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(written, schema(), "renew it: cargo run -- schema > experiments/schema.json");
+}
+
+#[test]
+fn a_plan_reads_as_a_page() {
+    // Not a recipe: sizes of recipes may be tuned without touching this page.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("page.toml");
+    std::fs::write(
+        &path,
+        r#"
+            name = "page"
+            data = { text = { path = "input.txt" } }
+            [model]
+            num_layers = 6
+            d_model = 256
+            attention = { num_heads = 8, num_kv_heads = 2 }
+            [model.ffn]
+            activation = "swiglu"
+            d_ff = 768
+            [model.ffn.moe]
+            num_experts = 16
+            d_expert = 192
+            d_shared_expert = 192
+            router = { top_k = 3 }
+            capacity = { factor = 1.25 }
+            layers = { every = 2 }
+            [train]
+            num_steps = 5000
+            seq_len = 256
+            batch_tokens = 16384
+            micro_batch_tokens = 4096
+            eval_every_steps = 250
+            eval = { max_tokens = 100000 }
+            adamw = { learning_rate = 2e-3 }
+            schedule = { warmup_steps = 200, wsd = { decay_steps = 1000, min_learning_rate = 1e-5 } }
+            early_stopping = { patience_evals = 1 }
+        "#,
+    )
+    .unwrap();
+    let plan = load(&path, &[]).unwrap().resolve().unwrap_or_else(|error| panic!("{error}"));
+    insta::assert_snapshot!(plan.describe(), @r"
+    page
+
+    model           6 layers of width 256
+    attention       8 heads of width 32 on 2 key/value heads
+    positions       rotary
+    norm            root mean square
+    dense blocks    SwiGLU of width 768
+    mixture         16 SwiGLU experts of width 192, each token to 3, a shared expert of width 192, capacity factor 1.25
+    layer map       DMDMDM  (first layer first; D dense, M mixture of experts)
+    vocabulary      256 tokens, head separate from the embedding
+    parameters      10.4 M (10,419,456) total
+                    4.67 M (4,668,672) active per token
+    sparsity        44.8 % active: 2.23 times as many parameters as a token uses
+    made of         embedding 65,536, attention 983,040, norms 3,328, dense blocks 1,769,472, routers 12,288, routed experts 7,077,888, shared experts 442,368, head 65,536
+    per token       9.99 MFLOP forward, 30.0 MFLOP training
+    per step        16,384 tokens, 491 GFLOP: 4 micro-batches of 16 sequences of 256 tokens
+    whole run       5,000 steps, 81,920,000 tokens, 2.45 PFLOP
+    memory          about 818 MB in f32
+                    weights 41.7 MB, gradients 41.7 MB, moments 83.4 MB, activations about 651 MB
+    learning rate   up to 0.002 in 200 steps, then constant, in the last 1,000 steps a line down to 0.00001
+    evaluation      every 250 steps and at the end, on the first 100,000 tokens of the validation split, at the end all of it
+    checkpoints     at the end, keeping the newest 2 and the best
+    early stopping  after 1 evaluation without improvement
+    ");
+}
