@@ -77,45 +77,69 @@ pub fn with_threads<T: Send>(
 }
 
 fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
-    let TrainRequest { config, plan, .. } = request;
-    let device = device::select(&config.device)?;
+    let device = device::select(&request.config.device)?;
     let folder = RunFolder::create(&request.out, request.mode)?;
-    let mut manifest = manifest_of(request, &folder)?;
-    folder.write_manifest(&manifest)?;
-    let outcome = Run::start(request, &folder, &mut manifest, device).and_then(|mut run| {
-        let status = run.train(plan, &request.stop)?;
-        run.end(status)
-    });
-    let outcome = match outcome {
+    let checkpoints = CheckpointStore::open(&folder.paths().checkpoints())?;
+    let manifest = manifest_of(request, &folder, &checkpoints)?;
+    let resumes = !manifest.resumed_from_steps.is_empty();
+    if !resumes {
+        folder.write_manifest(&manifest)?;
+    }
+    let mut run = match Run::start(request, &folder, checkpoints, manifest.clone(), device) {
+        Ok(run) => run,
+        // A checkpoint that is refused leaves the run as it was.
+        Err(error) if resumes => return Err(error),
+        Err(error) => return conclude(Err(error), manifest, &folder),
+    };
+    let outcome = run.train(&request.stop).and_then(|status| run.end(status));
+    run.update_manifest();
+    conclude(outcome, run.manifest, &folder)
+}
+
+/// Write down how the run ended.
+fn conclude(
+    outcome: Result<RunStatus, TrainError>,
+    mut manifest: RunManifest,
+    folder: &RunFolder,
+) -> Result<RunSummary, TrainError> {
+    let error = match outcome {
+        Ok(status) => {
+            manifest.end(status);
+            None
+        }
         // Ctrl-C while the data was prepared: there is no step to finish, and nothing is lost.
         Err(TrainError::Data(DatasetError::Interrupted)) => {
             manifest.end(RunStatus::Interrupted);
-            Ok(())
+            None
         }
-        other => other,
+        Err(error) => {
+            manifest.fail(error.to_string());
+            Some(error)
+        }
     };
-    if let Err(error) = &outcome {
-        manifest.fail(error.to_string());
-    }
-    // The run's own error matters more than a second one from writing it down.
     let written = folder.write_manifest(&manifest);
-    outcome?;
+    // The run's own error matters more than a second one from writing it down.
+    error.map_or(Ok(()), Err)?;
     written?;
-    Ok(RunSummary { out: request.out.clone(), manifest })
+    Ok(RunSummary { out: folder.paths().root().into(), manifest })
 }
 
-/// `run.json` at the start of this process: new, or the resumed run's own.
-fn manifest_of(request: &TrainRequest, folder: &RunFolder) -> Result<RunManifest, TrainError> {
+/// `run.json` at the start of this process: new, or the one of the run that goes on from a checkpoint.
+fn manifest_of(
+    request: &TrainRequest,
+    folder: &RunFolder,
+    checkpoints: &CheckpointStore,
+) -> Result<RunManifest, TrainError> {
     let RunConfig { seed, device, .. } = &request.config;
     let config = serde_json::to_value(&request.config).unwrap_or_default();
     let plan = serde_json::to_value(&request.plan).unwrap_or_default();
-    Ok(match request.mode {
-        OpenMode::Resume => {
-            let earlier = RunManifest::read(&folder.paths().manifest())?;
-            RunManifest { config, plan, device: device.clone(), ..earlier }
-        }
-        OpenMode::New | OpenMode::Overwrite => RunManifest::starting(config, plan, *seed, device),
-    })
+    let newest = if request.mode == OpenMode::Resume { checkpoints.steps()?.pop() } else { None };
+    let Some(step) = newest else {
+        return Ok(RunManifest::starting(config, plan, *seed, device));
+    };
+    let mut manifest = RunManifest::read(&folder.paths().manifest())?;
+    manifest.resume(step);
+    Ok(RunManifest { config, plan, device: device.clone(), ..manifest })
 }
 
 /// A run in progress.
@@ -123,7 +147,7 @@ struct Run<'a> {
     config: &'a RunConfig,
     plan: &'a RunPlan,
     folder: &'a RunFolder,
-    manifest: &'a mut RunManifest,
+    manifest: RunManifest,
     device: Device,
     dataset: Dataset,
     loader: Loader,
@@ -144,22 +168,19 @@ impl<'a> Run<'a> {
     fn start(
         request: &'a TrainRequest,
         folder: &'a RunFolder,
-        manifest: &'a mut RunManifest,
+        checkpoints: CheckpointStore,
+        mut manifest: RunManifest,
         device: Device,
     ) -> Result<Self, TrainError> {
         let TrainRequest { config, plan, .. } = request;
-        folder.write_config(&crate::config_file::to_toml(config))?;
         let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
         let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))?;
-        let checkpoints = CheckpointStore::open(&folder.paths().checkpoints())?;
         let Start { model, optimizer, state, resumed } =
             start(config, plan, &dataset, &checkpoints, request.mode, &device)?;
-        if resumed {
-            manifest.resume(state.step);
-        }
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
-        folder.write_manifest(manifest)?;
-        let observers = Observers::open(folder, manifest, plan, &state, resumed, request.show_progress)?;
+        folder.write_manifest(&manifest)?;
+        folder.write_config(&crate::config_file::to_toml(config))?;
+        let observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
         let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
         let earlier_secs = state.train_secs;
         let started = Instant::now();
@@ -183,14 +204,14 @@ impl<'a> Run<'a> {
     }
 
     /// The loop.
-    fn train(&mut self, plan: &RunPlan, stop: &AtomicBool) -> Result<RunStatus, TrainError> {
-        while self.state.step < plan.num_steps {
+    fn train(&mut self, stop: &AtomicBool) -> Result<RunStatus, TrainError> {
+        while self.state.step < self.plan.num_steps {
             self.step()?;
             let mut stop_early = false;
-            if is_due(plan.evaluation.every_steps, self.state.step) {
+            if is_due(self.plan.evaluation.every_steps, self.state.step) {
                 stop_early = self.evaluate_and_track()?;
             }
-            if is_due(plan.checkpoints.every_steps, self.state.step) {
+            if is_due(self.plan.checkpoints.every_steps, self.state.step) {
                 self.save_checkpoint()?;
             }
             if stop_early {
@@ -291,12 +312,12 @@ impl<'a> Run<'a> {
         let best_step = self.state.best.filter(|_| kept.keep_best).map(|best| best.step);
         self.checkpoints.retain(kept.keep_last, best_step)?;
         self.update_manifest();
-        self.folder.write_manifest(self.manifest)?;
+        self.folder.write_manifest(&self.manifest)?;
         Ok(())
     }
 
     /// Leave everything on disk that a run with this ending leaves.
-    fn end(&mut self, status: RunStatus) -> Result<(), TrainError> {
+    fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
         if status == RunStatus::Finished {
             self.manifest.final_validation_cross_entropy_nats = Some(self.final_cross_entropy_nats()?);
         }
@@ -307,9 +328,7 @@ impl<'a> Run<'a> {
             self.write_sample()?;
         }
         self.observers.finish();
-        self.update_manifest();
-        self.manifest.end(status);
-        Ok(())
+        Ok(status)
     }
 
     fn write_sample(&self) -> Result<(), TrainError> {

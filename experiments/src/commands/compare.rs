@@ -10,7 +10,7 @@ use switchyard_trainer::metrics::read_metrics;
 use switchyard_trainer::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
 use switchyard_trainer::train::{TrainRequest, default_run_folder, train};
 
-use super::{load, print_text};
+use super::{load_to_run, print_text};
 use crate::cli::CompareArgs;
 use crate::comparison::{Arm, Comparison};
 use crate::failure::Failure;
@@ -55,7 +55,7 @@ impl ArmPlan {
             );
             return Err(Failure::Mistake(message));
         }
-        let (loaded, plan) = load(path, &args.overrides)?;
+        let (loaded, plan) = load_to_run(path, &args.overrides)?;
         let out = default_run_folder(&args.out, &loaded.config);
         let stop = Arc::new(AtomicBool::new(false));
         let mode = OpenMode::New;

@@ -14,6 +14,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde::Serialize;
 use switchyard_trainer::config_file::{self, LoadedConfig, Override};
+use switchyard_trainer::device;
 use switchyard_trainer::plan::RunPlan;
 
 use crate::cli::{Cli, Command, ConfigArgs};
@@ -43,6 +44,14 @@ fn load(file: &Path, overrides: &[String]) -> Result<(LoadedConfig, RunPlan), Fa
     let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let loaded = config_file::load(file, &overrides)?;
     let plan = loaded.resolve()?;
+    Ok((loaded, plan))
+}
+
+/// As [`load`], for a command that computes: the device must be there too.
+fn load_to_run(file: &Path, overrides: &[String]) -> Result<(LoadedConfig, RunPlan), Failure> {
+    let (loaded, plan) = load(file, overrides)?;
+    device::select(&loaded.config.device)
+        .map_err(|error| Failure::Mistake(format!("{}: {error}", loaded.locate("device"))))?;
     Ok((loaded, plan))
 }
 

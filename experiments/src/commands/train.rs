@@ -5,13 +5,13 @@ use std::path::Path;
 use switchyard_trainer::run_folder::{OpenMode, RunStatus};
 use switchyard_trainer::train::{RunSummary, TrainRequest, default_run_folder, train};
 
-use super::load_args;
+use super::load_to_run;
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let (loaded, plan) = load_args(&args.config)?;
+    let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
     eprint!("{}", plan.describe());
     let out = args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config));
     eprintln!("run folder: {}", out.display());

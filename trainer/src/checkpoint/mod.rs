@@ -41,7 +41,7 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// Nothing of ours.
-    #[error("{path}: not a checkpoint: {reason}")]
+    #[error("{path}: not a checkpoint: {reason}. Name a run folder, or a folder `step-<n>` of its `checkpoints`")]
     NotACheckpoint {
         /// Path as given.
         path: PathBuf,
@@ -215,14 +215,17 @@ impl Checkpoint {
             String::from_utf8(file(name)?).map_err(|error| damaged(name, error.to_string()))
         };
         let tensors = |name: &str| tensors::deserialize(&folder.join(name), &file(name)?);
+        let plan: RunPlan = serde_json::from_slice(&file(PLAN_FILE)?)
+            .map_err(|error| damaged(PLAN_FILE, error.to_string()))?;
+        let tokenizer =
+            Tokenizer::from_json(file(TOKENIZER_FILE)?).map_err(|problem| damaged(TOKENIZER_FILE, problem))?;
         Ok(Self {
             path: folder.into(),
             state: read_state(folder)?,
-            plan: serde_json::from_slice(&file(PLAN_FILE)?)
-                .map_err(|error| damaged(PLAN_FILE, error.to_string()))?,
             config: toml::from_str(&text(CONFIG_FILE)?).map_err(|error| damaged(CONFIG_FILE, error.to_string()))?,
-            tokenizer: Tokenizer::from_json(file(TOKENIZER_FILE)?)
-                .map_err(|problem| damaged(TOKENIZER_FILE, problem))?,
+            // A vocabulary with fewer merges than asked for still leaves the model its ids.
+            tokenizer: tokenizer.with_vocab_size(plan.model.vocab_size),
+            plan,
             parameters: tensors(MODEL_FILE)?,
             moments: tensors(OPTIMIZER_FILE)?,
         })

@@ -121,10 +121,11 @@ fn resume_error(damage: impl FnOnce(&Path), config: &RunConfig) -> String {
     let out = folder.path().join("run");
     tiny::run(&with_steps(&tiny::moe(), 3, 1), &out, OpenMode::New).unwrap();
     damage(&out.join("checkpoints/step-3"));
-    let before = fs::read(out.join("metrics.jsonl")).unwrap();
+    let files = ["metrics.jsonl", "run.json", "config.toml", "sample.txt"].map(|name| out.join(name));
+    let before = files.clone().map(|path| fs::read(path).unwrap());
     let error = tiny::run(config, &out, OpenMode::Resume).unwrap_err();
     assert!(error.is_users_mistake(), "{error}");
-    assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), before, "a refused run keeps its log");
+    assert!(files.map(|path| fs::read(path).unwrap()) == before, "a refused resumption leaves the run as it was");
     error.to_string()
 }
 
