@@ -104,7 +104,9 @@ pub(crate) fn report_panics_as_errors() {
         if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
             default(info);
         }
-        let place = info.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+        let place = info
+            .location()
+            .map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let what = info.payload_as_str().unwrap_or("no message");
         eprintln!(
             "error: a bug in switchyard{place}: {what}\nCheckpoints on disk are intact: `--resume` goes on from the \

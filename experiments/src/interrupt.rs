@@ -28,7 +28,10 @@ pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     Ok(flag)
 }
 
-#[expect(clippy::exit, reason = "the user asked twice; checkpoints are written to temporary names, so none is torn")]
+#[expect(
+    clippy::exit,
+    reason = "the user asked twice; checkpoints are written to temporary names, so none is torn"
+)]
 fn end_now() {
     std::process::exit(INTERRUPTED);
 }

@@ -64,7 +64,10 @@ impl Desk {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_switchyard"));
-        command.args(arguments).current_dir(self.folder.path()).env("SWITCHYARD_CACHE_DIR", self.path("cache"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("SWITCHYARD_CACHE_DIR", self.path("cache"));
         command.env_remove("RUST_BACKTRACE").stdin(Stdio::null());
         command
     }
@@ -127,7 +130,11 @@ fn a_run_leaves_what_the_contract_promises() {
     let output = desk.run(&["train", "moe.toml", "--out", "run"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "", "messages go to standard error");
-    assert!(text(&output.stderr).contains("step 1/8"), "plain lines without a terminal: {}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("step 1/8"),
+        "plain lines without a terminal: {}",
+        text(&output.stderr)
+    );
 
     let run = desk.json("run/run.json");
     assert_eq!(run["status"], "finished");
@@ -143,14 +150,17 @@ fn a_run_leaves_what_the_contract_promises() {
         assert_eq!(row["step"], index as u64 + 1);
         assert!(row["cross_entropy_nats"].is_f64());
         let layer = &row["layers"][0];
-        let load: u64 = layer["tokens_per_expert"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+        let load: u64 =
+            layer["tokens_per_expert"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
         assert_eq!(load, 64 * 2, "dropless top-2 of 64 tokens");
         assert!(layer["layer"] == 0 && layer["max_violation"].is_f64());
     }
     let evals: Vec<u64> =
         rows.iter().filter(|row| row["kind"] == "eval").map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(evals, [4, 8]);
-    for path in ["run/checkpoints/step-8/model.safetensors", "run/checkpoints/latest/manifest.json", "run/sample.txt"] {
+    for path in
+        ["run/checkpoints/step-8/model.safetensors", "run/checkpoints/latest/manifest.json", "run/sample.txt"]
+    {
         assert!(desk.path(path).is_file(), "{path}");
     }
     assert!(fs::read_to_string(desk.path("run/sample.txt")).unwrap().starts_with("1 2"));
@@ -161,11 +171,15 @@ fn the_default_run_folder_is_named_after_the_configuration() {
     let desk = Desk::new();
     desk.ok(&["train", "dense.toml"]);
     desk.ok(&["train", "dense.toml", "--set", "seed=4"]);
-    let mut names: Vec<String> =
-        fs::read_dir(desk.path("runs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(desk.path("runs"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names.len(), 2, "another configuration, another folder: {names:?}");
-    assert!(names.iter().all(|name| name.starts_with("tiny-dense-") && name.len() == "tiny-dense-".len() + 8));
+    assert!(
+        names.iter().all(|name| name.starts_with("tiny-dense-") && name.len() == "tiny-dense-".len() + 8)
+    );
     let message = desk.mistake(&["train", "dense.toml"]);
     assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
     desk.ok(&["train", "dense.toml", "--overwrite"]);
@@ -217,7 +231,8 @@ fn eval_generate_inspect_and_plan_read_what_train_wrote() {
     assert_eq!(eval["whole_split"], true);
     assert!(desk.ok(&["eval", "run/checkpoints/step-4"]).contains("step 4"));
 
-    let generate = |seed: &str| desk.ok(&["generate", "run", "--prompt", "1 2", "--num-tokens", "12", "--seed", seed]);
+    let generate =
+        |seed: &str| desk.ok(&["generate", "run", "--prompt", "1 2", "--num-tokens", "12", "--seed", seed]);
     assert_eq!(generate("1"), generate("1"));
     assert_ne!(generate("1"), generate("2"));
     assert!(generate("1").starts_with("1 2"));
@@ -296,9 +311,13 @@ mod signals {
     fn however_often_it_is_killed_a_run_ends_with_the_same_numbers() {
         let desk = Desk::new();
         // A checkpoint after every step: most kills fall into the writing of one.
-        desk.write("killed.toml", &TINY.replace("checkpoint_every_steps = 4", "checkpoint_every_steps = 1").add(MOE));
+        desk.write(
+            "killed.toml",
+            &TINY.replace("checkpoint_every_steps = 4", "checkpoint_every_steps = 1").add(MOE),
+        );
         for round in 0..6 {
-            let mut arguments = vec!["train", "killed.toml", "--out", "run", "--set", "train.num_steps=1000000"];
+            let mut arguments =
+                vec!["train", "killed.toml", "--out", "run", "--set", "train.num_steps=1000000"];
             arguments.extend((round > 0).then_some("--resume"));
             let mut process = desk.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
             let steps_before = steps_logged(&desk);

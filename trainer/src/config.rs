@@ -159,7 +159,8 @@ pub struct CheckpointsConfig {
     /// Newest checkpoints to keep, at least 1; default 2.
     #[serde(default = "default_keep_last")]
     pub keep_last: usize,
-    /// Also keep the checkpoint with the best validation loss so far; default true.
+    /// Also keep the checkpoint with the lowest validation loss, of those written right after an evaluation; default
+    /// true.
     #[serde(default = "enabled")]
     pub keep_best: bool,
 }

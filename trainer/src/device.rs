@@ -6,7 +6,9 @@ use burn::tensor::Device;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Not one of the names.
-    #[error("`device` is \"{name}\": use \"cpu\", \"wgpu\", \"wgpu:N\" or \"cuda:N\"; available here: {available}")]
+    #[error(
+        "`device` is \"{name}\": use \"cpu\", \"wgpu\", \"wgpu:N\" or \"cuda:N\"; available here: {available}"
+    )]
     UnknownName {
         /// The name as written.
         name: String,
@@ -60,7 +62,9 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
 /// Names of the devices that [`select`] accepts on this machine, comma-separated.
 pub fn available() -> String {
     let numbered = |kind: &str, devices: Option<Vec<Device>>| {
-        (0..devices.map_or(0, |devices| devices.len())).map(|index| format!("{kind}:{index}")).collect::<Vec<_>>()
+        (0..devices.map_or(0, |devices| devices.len()))
+            .map(|index| format!("{kind}:{index}"))
+            .collect::<Vec<_>>()
     };
     let mut names = vec!["cpu".to_string()];
     names.extend(numbered("wgpu", wgpu_devices()));
@@ -114,6 +118,9 @@ mod tests {
     #[test]
     fn a_device_that_is_not_compiled_in_names_the_feature() {
         let message = select("cuda:0").unwrap_err().to_string();
-        assert!(message.contains("--features cuda") && message.contains("available devices: cpu"), "{message}");
+        assert!(
+            message.contains("--features cuda") && message.contains("available devices: cpu"),
+            "{message}"
+        );
     }
 }

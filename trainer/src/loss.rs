@@ -46,10 +46,7 @@ impl LossParts {
     }
 }
 
-fn mean_over_layers(
-    output: &ModelOutput,
-    part: impl Fn(&MoeAux) -> Option<Tensor<1>>,
-) -> Option<Tensor<1>> {
+fn mean_over_layers(output: &ModelOutput, part: impl Fn(&MoeAux) -> Option<Tensor<1>>) -> Option<Tensor<1>> {
     let losses: Vec<_> = output.moe_layers.iter().filter_map(|(_, aux)| part(aux)).collect();
     let num_layers = losses.len();
     losses.into_iter().reduce(|sum, loss| sum + loss).map(|sum| sum.div_scalar(num_layers as f64))

@@ -105,7 +105,8 @@ fn collect_differences(key: &str, before: &Value, now: &Value, differences: &mut
         names.dedup();
         for name in names {
             let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-            let value = |object: &serde_json::Map<String, Value>| object.get(name).cloned().unwrap_or_default();
+            let value =
+                |object: &serde_json::Map<String, Value>| object.get(name).cloned().unwrap_or_default();
             collect_differences(&inner, &value(before), &value(now), differences);
         }
     } else if before != now {

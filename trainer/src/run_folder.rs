@@ -16,6 +16,7 @@ mod timestamp;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use manifest::{RunManifest, RunStatus};
 
@@ -23,6 +24,9 @@ use crate::durable;
 
 /// Start of the names by which TensorBoard finds event files.
 pub(crate) const EVENT_FILE_PREFIX: &str = "events.out.tfevents.";
+
+/// How long a held lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A run folder that could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -265,7 +269,7 @@ fn take_lock(paths: &RunPaths) -> Result<File, RunFolderError> {
         .truncate(false) // The holder's process id is in it.
         .open(&path)
         .map_err(RunFolderError::io("open", &path))?;
-    match lock.try_lock() {
+    match try_lock_for(&lock, LOCK_PATIENCE) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
@@ -284,6 +288,20 @@ fn take_lock(paths: &RunPaths) -> Result<File, RunFolderError> {
     };
     write_pid(&mut lock).map_err(RunFolderError::io("write", &path))?;
     Ok(lock)
+}
+
+/// Tries for `patience`: a child process that another thread is just starting holds a copy of every open file until
+/// it has replaced itself, and with it a lock that was given up a moment ago.
+fn try_lock_for(lock: &File, patience: Duration) -> Result<(), TryLockError> {
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn replace(path: &Path, text: &str) -> Result<(), RunFolderError> {

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use switchyard_datasets::{Dataset, DatasetError, Loader, LoaderConfig, Progress};
 
 use crate::TrainError;
-use crate::checkpoint::{BestEvaluation, CheckpointStore, RngState, Snapshot, TrainingState};
+use crate::checkpoint::{CheckpointStore, LoggedEvaluation, RngState, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
@@ -151,14 +151,11 @@ struct Run<'a> {
     device: Device,
     dataset: Dataset,
     loader: Loader,
-    /// Always there between steps; a step consumes it and puts the next one back.
     model: Transformer,
     optimizer: AdamW,
     state: TrainingState,
     checkpoints: CheckpointStore,
     observers: Observers,
-    /// Step and loss of the latest evaluation, if it covered the whole split.
-    last_whole_evaluation: Option<(u64, f64)>,
     /// Start of this process's part of the run, and the training seconds of the parts before it.
     started: Instant,
     earlier_secs: f64,
@@ -197,7 +194,6 @@ impl<'a> Run<'a> {
             state,
             checkpoints,
             observers,
-            last_whole_evaluation: None,
             started,
             earlier_secs,
         })
@@ -205,27 +201,32 @@ impl<'a> Run<'a> {
 
     /// The loop.
     fn train(&mut self, stop: &AtomicBool) -> Result<RunStatus, TrainError> {
-        while self.state.step < self.plan.num_steps {
+        while self.state.step < self.plan.num_steps && !self.has_stopped_improving() {
             self.step()?;
-            let mut stop_early = false;
+            let checkpoint_is_due = is_due(self.plan.checkpoints.every_steps, self.state.step);
             if is_due(self.plan.evaluation.every_steps, self.state.step) {
-                stop_early = self.evaluate_and_track()?;
+                self.evaluate_and_track(checkpoint_is_due)?;
             }
-            if is_due(self.plan.checkpoints.every_steps, self.state.step) {
+            if checkpoint_is_due {
                 self.save_checkpoint()?;
-            }
-            if stop_early {
-                self.observers.note(&format!(
-                    "stopping early: the validation loss has not fallen in {} evaluations",
-                    self.state.evals_without_improvement
-                ));
-                break;
             }
             if stop.load(Ordering::SeqCst) {
                 return Ok(RunStatus::Interrupted);
             }
         }
+        if self.has_stopped_improving() {
+            let num_evals = self.state.evals_without_improvement;
+            self.observers.note(&format!(
+                "stopped early: the validation loss has not fallen in {num_evals} evaluations"
+            ));
+        }
         Ok(RunStatus::Finished)
+    }
+
+    /// Whether early stopping has ended the run.
+    fn has_stopped_improving(&self) -> bool {
+        let patience = self.plan.early_stopping.as_ref().map(|early| early.patience_evals);
+        patience.is_some_and(|patience| self.state.evals_without_improvement >= patience)
     }
 
     fn step(&mut self) -> Result<(), TrainError> {
@@ -240,6 +241,7 @@ impl<'a> Run<'a> {
         let micro_batches = (0..self.plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())
             .collect::<Result<Vec<_>, _>>()?;
+        // The clone shares the parameters; a step that fails leaves this model as it was.
         let model = self.model.clone();
         let (model, measurements) =
             train_step(model, &mut self.optimizer, micro_batches, &settings, &self.device)?;
@@ -254,32 +256,37 @@ impl<'a> Run<'a> {
         self.observers.step(&self.state, &measurements, settings.learning_rate, step_secs)
     }
 
-    /// Evaluate as the plan says; returns whether early stopping ends the run.
-    fn evaluate_and_track(&mut self) -> Result<bool, TrainError> {
+    /// Evaluate as the plan says, and remember how the result compares to earlier ones.
+    fn evaluate_and_track(&mut self, checkpoint_is_due: bool) -> Result<(), TrainError> {
         let evaluation = self.evaluate(self.plan.evaluation.max_tokens)?;
         self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), false)?;
         let (step, nats) = (self.state.step, evaluation.cross_entropy_nats);
-        self.last_whole_evaluation = evaluation.whole_split.then_some((step, nats));
         self.manifest.record_validation(step, nats);
-        let threshold = self.plan.early_stopping.as_ref().map_or(0.0, |early| early.min_improvement_nats);
-        let improved = self.state.best.is_none_or(|best| nats < best.cross_entropy_nats - threshold);
-        if improved {
-            self.state.best = Some(BestEvaluation { step, cross_entropy_nats: nats });
+        let this = LoggedEvaluation { step, cross_entropy_nats: nats };
+        self.state.whole_split = evaluation.whole_split.then_some(this);
+        let beats = |best: Option<LoggedEvaluation>, margin: f64| {
+            best.is_none_or(|best| nats < best.cross_entropy_nats - margin)
+        };
+        let margin = self.plan.early_stopping.as_ref().map_or(0.0, |early| early.min_improvement_nats);
+        if beats(self.state.best, margin) {
+            self.state.best = Some(this);
             self.state.evals_without_improvement = 0;
         } else {
             self.state.evals_without_improvement += 1;
         }
-        let patience = self.plan.early_stopping.as_ref().map(|early| early.patience_evals);
-        Ok(patience.is_some_and(|patience| self.state.evals_without_improvement >= patience))
+        if checkpoint_is_due && beats(self.state.best_checkpoint, 0.0) {
+            self.state.best_checkpoint = Some(this);
+        }
+        Ok(())
     }
 
     /// The last model's loss on the whole split: what the evaluation after the last step found if it covered
     /// everything, else measured now.
     fn final_cross_entropy_nats(&mut self) -> Result<f64, TrainError> {
-        if let Some((step, nats)) = self.last_whole_evaluation
-            && step == self.state.step
+        if let Some(logged) = self.state.whole_split
+            && logged.step == self.state.step
         {
-            return Ok(nats);
+            return Ok(logged.cross_entropy_nats);
         }
         let evaluation = self.evaluate(None)?;
         self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), true)?;
@@ -309,7 +316,7 @@ impl<'a> Run<'a> {
             tokenizer: &self.dataset.tokenizer,
         })?;
         let kept = &self.plan.checkpoints;
-        let best_step = self.state.best.filter(|_| kept.keep_best).map(|best| best.step);
+        let best_step = self.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
         self.checkpoints.retain(kept.keep_last, best_step)?;
         self.update_manifest();
         self.folder.write_manifest(&self.manifest)?;
@@ -399,6 +406,8 @@ pub(crate) fn initial_state(seed: u64, data_hash: &str) -> TrainingState {
         train_secs: 0.0,
         rng: RngState { seed, next_step: 0 },
         best: None,
+        best_checkpoint: None,
+        whole_split: None,
         evals_without_improvement: 0,
     }
 }

@@ -59,7 +59,14 @@ impl ArmPlan {
         let out = default_run_folder(&args.out, &loaded.config);
         let stop = Arc::new(AtomicBool::new(false));
         let mode = OpenMode::New;
-        Ok(Self::Config(Box::new(TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop })))
+        Ok(Self::Config(Box::new(TrainRequest {
+            config: loaded.config,
+            plan,
+            out,
+            mode,
+            show_progress: true,
+            stop,
+        })))
     }
 
     /// The arm's run folder, its run finished unless the user interrupted.

@@ -53,7 +53,12 @@ fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
     }
     line("largest domains".into())?;
     for domain in &statistics.top_domains {
-        line(format!("  {:>10} tokens  {:>5.1} %  {}", domain.num_tokens, 100.0 * domain.share, domain.name))?;
+        line(format!(
+            "  {:>10} tokens  {:>5.1} %  {}",
+            domain.num_tokens,
+            100.0 * domain.share,
+            domain.name
+        ))?;
     }
     line("most frequent tokens".into())?;
     for token in &statistics.top_tokens {

@@ -27,7 +27,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
             "eval_secs": evaluation.secs,
         }));
     }
-    let extent = if evaluation.whole_split { "the whole validation split" } else { "part of the validation split" };
+    let extent =
+        if evaluation.whole_split { "the whole validation split" } else { "part of the validation split" };
     print_text(&format!(
         "{}: step {step}, cross-entropy {nats:.4} nats per token (perplexity {:.2}) over {} tokens, {extent}, in {:.1} s\n",
         checkpoint.path.display(),

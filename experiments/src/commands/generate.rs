@@ -13,8 +13,7 @@ use crate::cli::GenerateArgs;
 use crate::failure::Failure;
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let sampling =
-        SamplingSettings { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    let sampling = SamplingSettings { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     sampling.check().map_err(|error| Failure::Mistake(error.to_string()))?;
     let settings = GenerationSettings {
         prompt: args.prompt.clone(),
@@ -27,7 +26,11 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     Ok(with_threads(threads, || stream(args, &checkpoint, &settings))?)
 }
 
-fn stream(args: &GenerateArgs, checkpoint: &Checkpoint, settings: &GenerationSettings) -> Result<(), TrainError> {
+fn stream(
+    args: &GenerateArgs,
+    checkpoint: &Checkpoint,
+    settings: &GenerationSettings,
+) -> Result<(), TrainError> {
     let device = device::select(args.device.as_deref().unwrap_or(&checkpoint.config.device))?;
     let model = checkpoint.model(&device)?;
     let print = |text: &str| {

@@ -79,7 +79,11 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     if let Some(error) = &manifest.error {
         line(format!("error            {error}"))?;
     }
-    line(format!("started, ended   {}, {}", manifest.started_at, manifest.ended_at.as_deref().unwrap_or("-")))?;
+    line(format!(
+        "started, ended   {}, {}",
+        manifest.started_at,
+        manifest.ended_at.as_deref().unwrap_or("-")
+    ))?;
     let counts = &manifest.plan["counts"];
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
     line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
@@ -89,7 +93,10 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
     line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
     if let Some(step) = records.iter().rev().find_map(Record::as_step) {
-        line(format!("last step        loss {:.4}, {:.0} tokens/s", step.cross_entropy_nats, step.tokens_per_sec))?;
+        line(format!(
+            "last step        loss {:.4}, {:.0} tokens/s",
+            step.cross_entropy_nats, step.tokens_per_sec
+        ))?;
         for layer in &step.layers {
             line(describe_layer(layer))?;
         }
@@ -114,7 +121,9 @@ fn write_figures(folder: &Path, run: &Path, records: &[Record]) -> Result<(), Fa
     let label = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let write = |name: &str, svg: String| {
         let path = folder.join(name);
-        fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display())).map_err(Failure::Fault)?;
+        fs::write(&path, svg)
+            .with_context(|| format!("cannot write {}", path.display()))
+            .map_err(Failure::Fault)?;
         print_text(&format!("{}\n", path.display()))
     };
     fs::create_dir_all(folder)

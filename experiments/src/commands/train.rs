@@ -38,7 +38,9 @@ fn report(summary: &RunSummary, file: &Path) {
                 manifest.train_secs,
                 nats.exp()
             );
-            eprintln!("run folder: {out} (metrics.jsonl, sample.txt, checkpoints/latest, events for TensorBoard)");
+            eprintln!(
+                "run folder: {out} (metrics.jsonl, sample.txt, checkpoints/latest, events for TensorBoard)"
+            );
             eprintln!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
         }
         _ => eprintln!(

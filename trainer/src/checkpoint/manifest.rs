@@ -58,8 +58,10 @@ impl CheckpointManifest {
     /// is of another version.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let path = folder.join(MANIFEST_FILE);
-        let text = fs::read_to_string(&path)
-            .map_err(|error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() })?;
+        let text = fs::read_to_string(&path).map_err(|error| CheckpointError::NotACheckpoint {
+            path: folder.into(),
+            reason: error.to_string(),
+        })?;
         let manifest: Self = serde_json::from_str(&text)
             .map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
         if manifest.format != FORMAT {

@@ -41,7 +41,9 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// Nothing of ours.
-    #[error("{path}: not a checkpoint: {reason}. Name a run folder, or a folder `step-<n>` of its `checkpoints`")]
+    #[error(
+        "{path}: not a checkpoint: {reason}. Name a run folder, or a folder `step-<n>` of its `checkpoints`"
+    )]
     NotACheckpoint {
         /// Path as given.
         path: PathBuf,
@@ -61,8 +63,10 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Of another version of the program.
-    #[error("{path}: the checkpoint has format version {found}, this program reads version {supported}: use the \
-             version of switchyard that wrote it")]
+    #[error(
+        "{path}: the checkpoint has format version {found}, this program reads version {supported}: use the \
+             version of switchyard that wrote it"
+    )]
     FormatVersion {
         /// The checkpoint's folder.
         path: PathBuf,
@@ -80,8 +84,10 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Could not be written.
-    #[error("{path}: cannot write the checkpoint: {reason}. Earlier checkpoints are intact; free space or fix the \
-             permissions, then start again with --resume")]
+    #[error(
+        "{path}: cannot write the checkpoint: {reason}. Earlier checkpoints are intact; free space or fix the \
+             permissions, then start again with --resume"
+    )]
     Write {
         /// Where it was to go.
         path: PathBuf,
@@ -117,8 +123,12 @@ pub struct TrainingState {
     pub train_secs: f64,
     /// State of the random numbers.
     pub rng: RngState,
-    /// Best evaluation so far.
-    pub best: Option<BestEvaluation>,
+    /// Best evaluation so far, as early stopping counts it.
+    pub best: Option<LoggedEvaluation>,
+    /// Best evaluation after which a checkpoint was written, which stays on disk.
+    pub best_checkpoint: Option<LoggedEvaluation>,
+    /// Latest evaluation between steps, if it covered the whole split: at the end of the run it need not be repeated.
+    pub whole_split: Option<LoggedEvaluation>,
     /// Evaluations in a row without improvement, for early stopping.
     pub evals_without_improvement: u32,
 }
@@ -143,9 +153,9 @@ pub fn read_state(folder: &Path) -> Result<TrainingState, CheckpointError> {
         .map_err(|error| CheckpointError::damaged(&folder.join(STATE_FILE), error.to_string()))
 }
 
-/// The lowest validation loss of a run.
+/// An evaluation between steps, as the log has it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct BestEvaluation {
+pub struct LoggedEvaluation {
     /// Updates done.
     pub step: u64,
     /// Validation cross-entropy, in nats.
@@ -211,18 +221,18 @@ impl Checkpoint {
         let manifest = CheckpointManifest::read(folder)?;
         let file = |name: &str| manifest.read_file(folder, name);
         let damaged = |name: &str, error: String| CheckpointError::damaged(&folder.join(name), error);
-        let text = |name: &str| {
-            String::from_utf8(file(name)?).map_err(|error| damaged(name, error.to_string()))
-        };
+        let text =
+            |name: &str| String::from_utf8(file(name)?).map_err(|error| damaged(name, error.to_string()));
         let tensors = |name: &str| tensors::deserialize(&folder.join(name), &file(name)?);
         let plan: RunPlan = serde_json::from_slice(&file(PLAN_FILE)?)
             .map_err(|error| damaged(PLAN_FILE, error.to_string()))?;
-        let tokenizer =
-            Tokenizer::from_json(file(TOKENIZER_FILE)?).map_err(|problem| damaged(TOKENIZER_FILE, problem))?;
+        let tokenizer = Tokenizer::from_json(file(TOKENIZER_FILE)?)
+            .map_err(|problem| damaged(TOKENIZER_FILE, problem))?;
         Ok(Self {
             path: folder.into(),
             state: read_state(folder)?,
-            config: toml::from_str(&text(CONFIG_FILE)?).map_err(|error| damaged(CONFIG_FILE, error.to_string()))?,
+            config: toml::from_str(&text(CONFIG_FILE)?)
+                .map_err(|error| damaged(CONFIG_FILE, error.to_string()))?,
             // A vocabulary with fewer merges than asked for still leaves the model its ids.
             tokenizer: tokenizer.with_vocab_size(plan.model.vocab_size),
             plan,

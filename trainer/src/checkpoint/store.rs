@@ -122,10 +122,8 @@ pub fn find_checkpoint(path: &Path) -> Result<PathBuf, CheckpointError> {
 }
 
 fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
-    let unreadable = |error: io::Error| CheckpointError::NotACheckpoint {
-        path: folder.into(),
-        reason: error.to_string(),
-    };
+    let unreadable =
+        |error: io::Error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() };
     let mut steps = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();

@@ -30,9 +30,12 @@ pub(super) fn serialize(path: &Path, tensors: &[Named<TensorData>]) -> Result<Ve
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] if the bytes are no such file or hold another type than f32.
-pub(super) fn deserialize(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|error| CheckpointError::damaged(path, error.to_string()))?;
+pub(super) fn deserialize(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::damaged(path, error.to_string()))?;
     file.iter()
         .map(|(name, view)| {
             if view.dtype() != Dtype::F32 {

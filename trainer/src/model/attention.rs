@@ -52,7 +52,8 @@ impl Attention {
     pub fn new(spec: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
         let (d, d_q, d_kv) = (spec.d_model, spec.num_heads * spec.d_head, spec.num_kv_heads * spec.d_head);
         let bias = spec.attention_bias;
-        let projection = |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, bias, source);
+        let projection =
+            |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, bias, source);
         let head_norm = || spec.qk_norm.then(|| Param::from_tensor(source.ones(spec.d_head)));
         Self {
             query: projection("query", [d, d_q], spec.init.std),
@@ -90,7 +91,8 @@ impl Attention {
             Some(table) => table.rotate(x_bhsk),
             None => x_bhsk,
         };
-        let q_bhsk = turn(heads(self.query.forward(x_td.clone()), self.num_heads, self.query_norm_k.as_ref()));
+        let q_bhsk =
+            turn(heads(self.query.forward(x_td.clone()), self.num_heads, self.query_norm_k.as_ref()));
         let k_bgsk = turn(heads(self.key.forward(x_td.clone()), self.num_kv_heads, self.key_norm_k.as_ref()));
         let v_bgsk = heads(self.value.forward(x_td), self.num_kv_heads, None);
         let mixed_bhsk = causal_attention(q_bhsk, k_bgsk, v_bgsk, mask);

@@ -12,7 +12,10 @@ use super::{Attention, LayerKind, ModelSpec, Norm, ParameterSource, Pass};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per layer, and burn derives modules of plain variants only")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per layer, and burn derives modules of plain variants only"
+)]
 pub enum FeedForward {
     /// One block for every token.
     Dense(DenseFfn),
@@ -123,7 +126,8 @@ fn moe_layer(spec: &ModelSpec, moe: &MoeConfig, key: &str, source: &ParameterSou
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
         w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], spec.residual_std()),
     };
-    let shared_expert =
-        moe.d_shared_expert.map(|width| dense_ffn(spec, width, false, &format!("{key}.shared_expert"), source));
+    let shared_expert = moe
+        .d_shared_expert
+        .map(|width| dense_ffn(spec, width, false, &format!("{key}.shared_expert"), source));
     MoeLayer::new(router, Experts::new(weights, spec.activation), shared_expert, moe.capacity.clone())
 }

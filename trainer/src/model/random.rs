@@ -81,7 +81,8 @@ impl StepNoise {
             return x_td;
         }
         let scale = (1.0 / (1.0 - p)) as f32;
-        let mask = self.values(site, x_td.dims(), |u| if f64::from(u) < p { 0.0 } else { scale }, &x_td.device());
+        let mask =
+            self.values(site, x_td.dims(), |u| if f64::from(u) < p { 0.0 } else { scale }, &x_td.device());
         x_td * mask
     }
 

@@ -49,9 +49,8 @@ impl Transformer {
     /// The network at its initial values, a pure function of `seed` and `spec`.
     pub fn new(spec: &ModelSpec, seed: u64, device: &Device) -> Self {
         let source = ParameterSource::new(seed, device);
-        let head = || {
-            Param::from_tensor(source.normal("head", [spec.d_model, spec.vocab_size], spec.init.std))
-        };
+        let head =
+            || Param::from_tensor(source.normal("head", [spec.d_model, spec.vocab_size], spec.init.std));
         Self {
             embedding: Embedding::new(spec, &source),
             blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),

@@ -1,8 +1,8 @@
 //! Laws of the whole network.
 
+use crate::tiny;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use crate::tiny;
 use switchyard_datasets::TokenBatch;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::loss::AuxWeights;
@@ -148,7 +148,8 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
         assert_eq!(moe_parameters.len(), dense_parameters.len() + routers.len());
         let values = |data: &TensorData| data.try_to_vec::<f32>().unwrap();
         for (path, data) in &dense_parameters {
-            let twin = path.replace(".ffn.w_", ".ffn.experts.w_").replace("_df", "_edf").replace("_fd", "_efd");
+            let twin =
+                path.replace(".ffn.w_", ".ffn.experts.w_").replace("_df", "_edf").replace("_fd", "_efd");
             let found = moe_parameters.iter().find(|(path, _)| *path == twin);
             let (_, moe_data) = found.unwrap_or_else(|| panic!("{path} has no twin {twin}"));
             assert_eq!(values(data), values(moe_data), "{activation}: {path}");
@@ -186,5 +187,10 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
     let whole = norm_of(vec![batch(0..64)]);
     let halves = norm_of(vec![batch(0..32), batch(32..64)]);
     assert!((whole.cross_entropy_nats - halves.cross_entropy_nats).abs() < 1e-6);
-    assert!((whole.grad_norm / halves.grad_norm - 1.0).abs() < 1e-5, "{} {}", whole.grad_norm, halves.grad_norm);
+    assert!(
+        (whole.grad_norm / halves.grad_norm - 1.0).abs() < 1e-5,
+        "{} {}",
+        whole.grad_norm,
+        halves.grad_norm
+    );
 }

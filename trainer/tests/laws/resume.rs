@@ -45,7 +45,10 @@ fn two_n_steps_equal_n_steps_then_resume_then_n_steps_bit_for_bit() {
                 "{name}: generated text"
             );
             let result = (tiny::rows(&whole), tensors(&whole, 6));
-            assert!(*reference.get_or_insert(result.clone()) == result, "{name}: depends on the thread count");
+            assert!(
+                *reference.get_or_insert(result.clone()) == result,
+                "{name}: depends on the thread count"
+            );
         }
     }
 }
@@ -63,6 +66,23 @@ fn a_run_learns_what_can_be_learnt() {
     assert!((first - 3.47).abs() < 0.1, "the first loss is {first}");
     assert!(last < first - 0.5, "the loss went from {first} to {last} only");
     assert_eq!(summary.manifest.status, RunStatus::Finished);
+}
+
+#[test]
+fn a_run_that_stopped_improving_stays_stopped() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut config = tiny::dense();
+    config.train.num_steps = 100;
+    // No evaluation improves by 100 nats, so the second and the third after the first are the last.
+    config.train.early_stopping =
+        Some(toml::from_str("patience_evals = 2\nmin_improvement_nats = 100.0").unwrap());
+    let summary = tiny::run(&config, &out, OpenMode::New).unwrap();
+    assert_eq!((summary.manifest.status, summary.manifest.steps_done), (RunStatus::Finished, 6));
+    let rows = tiny::rows(&out);
+    let resumed = tiny::run(&config, &out, OpenMode::Resume).unwrap();
+    assert_eq!((resumed.manifest.status, resumed.manifest.steps_done), (RunStatus::Finished, 6));
+    assert_eq!(tiny::rows(&out), rows);
 }
 
 #[test]
@@ -125,7 +145,10 @@ fn resume_error(damage: impl FnOnce(&Path), config: &RunConfig) -> String {
     let before = files.clone().map(|path| fs::read(path).unwrap());
     let error = tiny::run(config, &out, OpenMode::Resume).unwrap_err();
     assert!(error.is_users_mistake(), "{error}");
-    assert!(files.map(|path| fs::read(path).unwrap()) == before, "a refused resumption leaves the run as it was");
+    assert!(
+        files.map(|path| fs::read(path).unwrap()) == before,
+        "a refused resumption leaves the run as it was"
+    );
     error.to_string()
 }
 
@@ -140,11 +163,16 @@ fn a_damaged_checkpoint_is_refused_with_its_reason() {
             fs::write(path, bytes).unwrap();
         }
     };
-    for name in ["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml"] {
+    for name in ["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml"]
+    {
         let message = resume_error(flip(name), &tiny::moe());
-        assert!(message.contains(name) && message.contains("damaged") && message.contains("SHA-256"), "{message}");
+        assert!(
+            message.contains(name) && message.contains("damaged") && message.contains("SHA-256"),
+            "{message}"
+        );
     }
-    let message = resume_error(|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(), &tiny::moe());
+    let message =
+        resume_error(|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(), &tiny::moe());
     assert!(message.contains("model.safetensors: the checkpoint is damaged"), "{message}");
     let truncate = |folder: &Path| {
         let file = fs::OpenOptions::new().write(true).open(folder.join("optimizer.safetensors")).unwrap();
