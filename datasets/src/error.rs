@@ -152,7 +152,8 @@ pub enum DatasetError {
 
     /// Fewer tokens than one window needs.
     #[error(
-        "the data has {num_tokens} tokens, but one sequence of {seq_len} needs {}: use more data or a smaller `seq_len`",
+        "the training or the validation split has {num_tokens} tokens, but one sequence of {seq_len} needs {}: use more data, a \
+         larger split, or a smaller `train.seq_len`",
         seq_len + 1
     )]
     TooShort {
@@ -188,6 +189,10 @@ impl DatasetError {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::IsADirectory
                     | io::ErrorKind::NotADirectory
+                    // A compressed file that is cut off or is none.
+                    | io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::InvalidData
+                    | io::ErrorKind::InvalidInput
             ),
             Self::Interrupted | Self::LoaderStopped => false,
             _ => true,

@@ -33,7 +33,6 @@ pub struct Loader {
     batches: Option<Receiver<TokenBatch>>,
     thread: Option<JoinHandle<()>>,
     cursor: u64,
-    samples_per_epoch: u64,
 }
 
 impl Loader {
@@ -47,7 +46,6 @@ impl Loader {
             return Err(DatasetError::Zero { name: "sequences_per_batch" });
         }
         let sampler = Sampler::new(store.len(), seq_len, seed)?;
-        let samples_per_epoch = sampler.samples_per_epoch();
         let (sender, receiver) = sync_channel(PREFETCHED_BATCHES);
         let prefetch = move || {
             let mut next = cursor;
@@ -65,7 +63,7 @@ impl Loader {
             .name("prefetch".to_owned())
             .spawn(prefetch)
             .map_err(DatasetError::io("start the thread", "prefetch".as_ref()))?;
-        Ok(Self { batches: Some(receiver), thread: Some(thread), cursor, samples_per_epoch })
+        Ok(Self { batches: Some(receiver), thread: Some(thread), cursor })
     }
 
     /// The next batch.
@@ -83,11 +81,6 @@ impl Loader {
     /// started with this cursor continues with the same batches.
     pub fn cursor(&self) -> u64 {
         self.cursor
-    }
-
-    /// Passes over the data so far, 1.5 for one and a half.
-    pub fn epochs(&self) -> f64 {
-        self.cursor as f64 / self.samples_per_epoch as f64
     }
 }
 
@@ -160,7 +153,7 @@ mod tests {
     fn impossible_sizes_are_refused() {
         let store = Arc::new(counting_store(&[&[8]]));
         let message = |config| Loader::new(store.clone(), config, 0).unwrap_err().to_string();
-        assert!(message(config(8, 1)).contains("the data has 8 tokens"));
+        assert!(message(config(8, 1)).contains("has 8 tokens"));
         assert_eq!(message(config(4, 0)), "`sequences_per_batch` is 0: use at least 1");
     }
 }

@@ -174,7 +174,8 @@ pub(crate) mod tests {
         assert!(store.require_sequence(3).is_ok());
         assert_eq!(
             store.require_sequence(4).unwrap_err().to_string(),
-            "the data has 4 tokens, but one sequence of 4 needs 5: use more data or a smaller `seq_len`"
+            "the training or the validation split has 4 tokens, but one sequence of 4 needs 5: use more data, a larger split, \
+             or a smaller `train.seq_len`"
         );
     }
 }

@@ -56,7 +56,7 @@ Examples:
   switchyard train experiments/quickstart.toml --resume
 
 Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit.
-A second Ctrl-C stops at once.";
+A second Ctrl-C stops at once, with exit code 130.";
 
 const COMPARE_HELP: &str = "\
 The first arm is the baseline: steps and seconds are counted until the other arms reach its final loss.
@@ -95,7 +95,7 @@ pub(crate) struct EvalArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
     /// Evaluate on this many tokens from the start of the validation split [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_tokens: Option<u64>,
     /// Device [default: the run's]
     #[arg(long)]
@@ -109,9 +109,9 @@ pub(crate) struct EvalArgs {
 pub(crate) struct GenerateArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
-    /// Text to continue
-    #[arg(long, default_value = "\n")]
-    pub(crate) prompt: String,
+    /// Text to continue [default: a line break, or the end-of-document mark of ids]
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) num_tokens: usize,

@@ -18,6 +18,8 @@ pub(crate) enum Failure {
     Mistake(String),
     /// Anything else: exit code 1.
     Fault(anyhow::Error),
+    /// The user stopped it before it had anything to save: exit code 0.
+    Interrupted(String),
     /// Whoever read our output went away, as `head` does; nothing to say.
     ClosedPipe,
 }
@@ -26,8 +28,9 @@ impl Failure {
     /// What to tell the user.
     pub(crate) fn message(&self) -> Option<String> {
         match self {
-            Self::Mistake(message) => Some(message.clone()),
-            Self::Fault(error) => Some(format!("{error:#}")),
+            Self::Mistake(message) => Some(format!("error: {message}")),
+            Self::Fault(error) => Some(format!("error: {error:#}")),
+            Self::Interrupted(message) => Some(message.clone()),
             Self::ClosedPipe => None,
         }
     }
@@ -37,18 +40,20 @@ impl Failure {
         match self {
             Self::Mistake(_) => ExitCode::from(2),
             Self::Fault(_) => ExitCode::from(1),
-            Self::ClosedPipe => ExitCode::SUCCESS,
+            Self::Interrupted(_) | Self::ClosedPipe => ExitCode::SUCCESS,
         }
     }
 }
 
-fn of(is_users_mistake: bool, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
-    if is_users_mistake { Failure::Mistake(error.to_string()) } else { Failure::Fault(error.into()) }
+/// Our own errors quote their causes, so the message alone is kept.
+fn of(is_users_mistake: bool, error: &dyn std::error::Error) -> Failure {
+    let message = error.to_string();
+    if is_users_mistake { Failure::Mistake(message) } else { Failure::Fault(anyhow::Error::msg(message)) }
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        of(true, error)
+        of(true, &error)
     }
 }
 
@@ -80,7 +85,8 @@ impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Output { source } => source.into(),
-            error => of(error.is_users_mistake(), error),
+            TrainError::Data(DatasetError::Interrupted) => Self::Interrupted(error.to_string()),
+            error => of(error.is_users_mistake(), &error),
         }
     }
 }

@@ -7,6 +7,7 @@ mod failure;
 mod figures;
 mod interrupt;
 
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -24,13 +25,15 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let cli = Cli::parse();
-    match commands::run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+    // Nothing of the command is used after a panic, whose message the hook has printed.
+    match panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli.command))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
             if let Some(message) = failure.message() {
-                eprintln!("error: {message}");
+                eprintln!("{message}");
             }
             failure.exit_code()
         }
+        Err(_) => ExitCode::from(1),
     }
 }

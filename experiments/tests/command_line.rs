@@ -1,5 +1,7 @@
 //! The program as a script or a person meets it: exit codes, messages, files, signals.
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -1,6 +1,14 @@
 //! One AdamW update.
 
+use burn::backend::{
+    Autodiff, Backend, Dispatch, Flex, autodiff::checkpoint::strategy::CheckpointStrategy, backend_extension,
+    flex::FlexTensor, tensor::FloatTensor,
+};
 use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use crate::simd::{multiply_add, vectorised};
+use crate::slices::{BLOCK_LEN, InPlace, all_f32, contiguous, elements};
 
 /// Constants of one update, the bias corrections included.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,16 +39,253 @@ pub struct AdamWState {
 }
 
 /// The parameter and its moments after one update with `gradient_n` (arXiv:1711.05101, algorithm 2; the decay is
-/// multiplied by the learning rate, as in PyTorch).
+/// multiplied by the learning rate, as in PyTorch). Nothing is differentiated: the results do not remember how they
+/// were made.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn adamw_update(state: AdamWState, gradient_n: Tensor<1>, step: &AdamWStep) -> AdamWState {
     let AdamWState { value_n, moment1_n, moment2_n } = state;
-    let moment1_n = moment1_n.mul_scalar(step.beta1) + gradient_n.clone().mul_scalar(1.0 - step.beta1);
-    let moment2_n = moment2_n.mul_scalar(step.beta2) + gradient_n.square().mul_scalar(1.0 - step.beta2);
-    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
-    let correction2 = 1.0 - step.beta2.powf(step.step as f64);
-    let denominator_n =
-        moment2_n.clone().sqrt().mul_scalar(1.0 / correction2.sqrt()).add_scalar(step.epsilon);
-    let update_n = moment1_n.clone().mul_scalar(step.learning_rate / correction1) / denominator_n;
-    let value_n = value_n.mul_scalar(1.0 - step.learning_rate * step.weight_decay) - update_n;
-    AdamWState { value_n, moment1_n, moment2_n }
+    let lengths = [&value_n, &moment1_n, &moment2_n, &gradient_n].map(|tensor| tensor.dims()[0]);
+    assert!(
+        lengths.iter().all(|length| *length == lengths[0]),
+        "value, moments and gradient have the lengths {lengths:?}",
+    );
+    let (value_n, moment1_n, moment2_n) = Dispatch::adamw(
+        value_n.into_dispatch(),
+        moment1_n.into_dispatch(),
+        moment2_n.into_dispatch(),
+        gradient_n.into_dispatch(),
+        *step,
+    );
+    AdamWState {
+        value_n: Tensor::from_dispatch(value_n),
+        moment1_n: Tensor::from_dispatch(moment1_n),
+        moment2_n: Tensor::from_dispatch(moment2_n),
+    }
+}
+
+/// Factors of one update, the same for every element.
+#[derive(Debug, Clone, Copy)]
+struct Factors<T> {
+    keep1: T,
+    add1: T,
+    keep2: T,
+    add2: T,
+    /// One over the root of the second moment's bias correction.
+    root_correction: T,
+    epsilon: T,
+    /// Learning rate over the first moment's bias correction.
+    rate: T,
+    decay: T,
+}
+
+impl Factors<f64> {
+    fn new(step: &AdamWStep) -> Self {
+        Self {
+            keep1: step.beta1,
+            add1: 1.0 - step.beta1,
+            keep2: step.beta2,
+            add2: 1.0 - step.beta2,
+            root_correction: 1.0 / (1.0 - step.beta2.powf(step.step as f64)).sqrt(),
+            epsilon: step.epsilon,
+            rate: step.learning_rate / (1.0 - step.beta1.powf(step.step as f64)),
+            decay: 1.0 - step.learning_rate * step.weight_decay,
+        }
+    }
+
+    fn as_f32(self) -> Factors<f32> {
+        Factors {
+            keep1: self.keep1 as f32,
+            add1: self.add1 as f32,
+            keep2: self.keep2 as f32,
+            add2: self.add2 as f32,
+            root_correction: self.root_correction as f32,
+            epsilon: self.epsilon as f32,
+            rate: self.rate as f32,
+            decay: self.decay as f32,
+        }
+    }
+}
+
+/// The operation on one backend.
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
+pub(crate) trait AdamW: Backend {
+    /// The value and its first and second moment after the update, each `[n]`.
+    fn adamw(
+        value_n: FloatTensor<Self>,
+        moment1_n: FloatTensor<Self>,
+        moment2_n: FloatTensor<Self>,
+        gradient_n: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        stock_adamw::<Self>(value_n, moment1_n, moment2_n, gradient_n, step)
+    }
+}
+
+/// The default body of [`AdamW::adamw`].
+fn stock_adamw<B: Backend>(
+    value_n: FloatTensor<B>,
+    moment1_n: FloatTensor<B>,
+    moment2_n: FloatTensor<B>,
+    gradient_n: FloatTensor<B>,
+    step: AdamWStep,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let factors = Factors::new(&step);
+    let scaled = |tensor: FloatTensor<B>, factor: f64| B::float_mul_scalar(tensor, factor.into());
+    let square_n = B::float_mul(gradient_n.clone(), gradient_n.clone());
+    let moment1_n = B::float_add(scaled(moment1_n, factors.keep1), scaled(gradient_n, factors.add1));
+    let moment2_n = B::float_add(scaled(moment2_n, factors.keep2), scaled(square_n, factors.add2));
+    let root_n = scaled(B::float_sqrt(moment2_n.clone()), factors.root_correction);
+    let denominator_n = B::float_add_scalar(root_n, factors.epsilon.into());
+    let update_n = B::float_div(scaled(moment1_n.clone(), factors.rate), denominator_n);
+    (B::float_sub(scaled(value_n, factors.decay), update_n), moment1_n, moment2_n)
+}
+
+impl AdamW for Flex {
+    fn adamw(
+        value_n: FlexTensor,
+        moment1_n: FlexTensor,
+        moment2_n: FlexTensor,
+        gradient_n: FlexTensor,
+        step: AdamWStep,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if !all_f32(&[&value_n, &moment1_n, &moment2_n, &gradient_n]) {
+            return stock_adamw::<Flex>(value_n, moment1_n, moment2_n, gradient_n, step);
+        }
+        let factors = Factors::new(&step).as_f32();
+        let gradient_n = contiguous(gradient_n);
+        let [mut value_n, mut moment1_n, mut moment2_n] = [value_n, moment1_n, moment2_n].map(InPlace::new);
+        value_n
+            .par_blocks(BLOCK_LEN)
+            .zip(moment1_n.par_blocks(BLOCK_LEN))
+            .zip(moment2_n.par_blocks(BLOCK_LEN))
+            .zip(elements(&gradient_n).par_chunks(BLOCK_LEN))
+            .for_each(|(((value, moment1), moment2), gradient)| {
+                update(value, moment1, moment2, gradient, factors);
+            });
+        (value_n.finish(), moment1_n.finish(), moment2_n.finish())
+    }
+}
+
+#[cfg(feature = "cube")]
+impl AdamW for burn_cubecl::CubeBackend {}
+
+/// The update is no part of any graph: it is made on the inner tensors.
+impl<B: AdamW, C: CheckpointStrategy> AdamW for Autodiff<B, C> {
+    fn adamw(
+        value_n: FloatTensor<Self>,
+        moment1_n: FloatTensor<Self>,
+        moment2_n: FloatTensor<Self>,
+        gradient_n: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (value_n, moment1_n, moment2_n) = B::adamw(
+            value_n.into_primitive(),
+            moment1_n.into_primitive(),
+            moment2_n.into_primitive(),
+            gradient_n.into_primitive(),
+            step,
+        );
+        let untracked = FloatTensor::<Self>::new;
+        (untracked(value_n), untracked(moment1_n), untracked(moment2_n))
+    }
+}
+
+vectorised! {
+    /// Updates some elements.
+    fn update(
+        value: &mut [f32],
+        moment1: &mut [f32],
+        moment2: &mut [f32],
+        gradient: &[f32],
+        factors: Factors<f32>,
+    ) = update_each;
+}
+
+#[inline(always)]
+fn update_each<const FUSED: bool>(
+    value: &mut [f32],
+    moment1: &mut [f32],
+    moment2: &mut [f32],
+    gradient: &[f32],
+    factors: Factors<f32>,
+) {
+    let state = value.iter_mut().zip(moment1).zip(moment2);
+    for (((value, moment1), moment2), &gradient) in state.zip(gradient) {
+        *moment1 = multiply_add::<FUSED>(*moment1, factors.keep1, gradient * factors.add1);
+        *moment2 = multiply_add::<FUSED>(*moment2, factors.keep2, gradient * gradient * factors.add2);
+        let denominator = multiply_add::<FUSED>(moment2.sqrt(), factors.root_correction, factors.epsilon);
+        *value = multiply_add::<FUSED>(*value, factors.decay, -(*moment1 * factors.rate / denominator));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
+
+    const STEP: AdamWStep =
+        AdamWStep { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, step: 3 };
+
+    /// Value, first moment, second moment (not negative), gradient.
+    fn inputs(n: usize) -> [FlexTensor; 4] {
+        let [value, moment1, moment2, gradient] = [1, 2, 3, 4].map(|seed| random_flex(seed, [n]));
+        let moment2 = elements(&moment2).iter().map(|value| value * value).collect();
+        [value, moment1, crate::slices::from_elements(moment2, [n].into()), gradient]
+    }
+
+    #[test]
+    fn fused_update_agrees_with_the_stock_body_in_place_or_not() {
+        for n in [1, 13, 40_001] {
+            let [value, moment1, moment2, gradient] = inputs(n);
+            let stock =
+                stock_adamw::<Flex>(value.clone(), moment1.clone(), moment2.clone(), gradient.clone(), STEP);
+            let shared = <Flex as AdamW>::adamw(
+                value.clone(),
+                moment1.clone(),
+                moment2.clone(),
+                gradient.clone(),
+                STEP,
+            );
+            let before = inputs(n);
+            assert_eq!(elements(&value), elements(&before[0]), "a shared input stays as it was");
+            let owned = <Flex as AdamW>::adamw(value, moment1, moment2, gradient, STEP);
+            for fused in [shared, owned] {
+                assert_agree("value", &fused.0, &stock.0);
+                assert_agree("first moment", &fused.1, &stock.1);
+                assert_agree("second moment", &fused.2, &stock.2);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unshared_buffer_is_updated_in_place() {
+        let [value, moment1, moment2, gradient] = inputs(100);
+        let before = value.bytes().as_ptr();
+        let (value, _, _) = <Flex as AdamW>::adamw(value, moment1, moment2, gradient, STEP);
+        assert_eq!(value.bytes().as_ptr(), before);
+    }
+
+    #[test]
+    fn a_view_is_updated_without_its_surroundings() {
+        let [_, moment1, moment2, gradient] = inputs(10);
+        let whole = random_flex(7, [30]);
+        let view = whole.narrow(0, 5, 10);
+        let stock =
+            stock_adamw::<Flex>(view.clone(), moment1.clone(), moment2.clone(), gradient.clone(), STEP);
+        drop(whole);
+        let (value, _, _) = <Flex as AdamW>::adamw(view, moment1, moment2, gradient, STEP);
+        assert_agree("value", &value, &stock.0);
+    }
+
+    #[test]
+    fn the_update_repeats_bit_for_bit_for_any_number_of_threads() {
+        let compute = || {
+            let [value, moment1, moment2, gradient] = inputs(40_001);
+            let (value, moment1, moment2) = <Flex as AdamW>::adamw(value, moment1, moment2, gradient, STEP);
+            vec![value, moment1, moment2]
+        };
+        assert_eq!(bits_with_threads(1, compute), bits_with_threads(2, compute));
+    }
 }

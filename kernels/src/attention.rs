@@ -1,23 +1,39 @@
-//! Causal self-attention and the rotary position embedding.
+//! Causal self-attention.
 //!
-//! Shape letters: b batch, s sequence, h query heads, g key/value heads, d head width.
+//! Shape letters: b batch, s sequence, h query heads, g key/value heads, r query heads per key/value head, d head
+//! width.
 
-use burn::tensor::{Bool, Int, Tensor, activation::softmax};
+mod fused;
+mod stock;
+
+use burn::backend::{
+    Autodiff, Backend, Dispatch, ExtensionType, Flex, TensorMetadata,
+    autodiff::{
+        NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    backend_extension,
+    flex::FlexTensor,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{Int, Shape, Tensor};
+
+use crate::heads::Heads;
+use crate::slices::{all_f32, from_elements};
 
 /// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares it.
 #[derive(Debug, Clone)]
 pub struct CausalMask {
-    /// `[b or 1, 1, s, s]`, true where attention is forbidden.
-    forbidden_b1ss: Tensor<4, Bool>,
+    /// `[b or 1, s]`: a token sees those before it with its own number.
+    segment_ids_bs: Tensor<2, Int>,
 }
 
 impl CausalMask {
     /// Each token sees itself and what precedes it.
     pub fn new(seq_len: usize, device: &burn::tensor::Device) -> Self {
-        let rows = Tensor::<1, Int>::arange(0..seq_len as i64, device).reshape([seq_len, 1]);
-        let columns = Tensor::<1, Int>::arange(0..seq_len as i64, device).reshape([1, seq_len]);
-        let later = columns.expand([seq_len, seq_len]).greater(rows.expand([seq_len, seq_len]));
-        Self { forbidden_b1ss: later.reshape([1, 1, seq_len, seq_len]) }
+        Self { segment_ids_bs: Tensor::zeros([1, seq_len], device) }
     }
 
     /// As [`CausalMask::new`], and only within the token's own document.
@@ -25,11 +41,7 @@ impl CausalMask {
     /// # Shapes
     /// - `segment_ids_bs`: `[batch, seq]`, equal for tokens of one document
     pub fn within_documents(segment_ids_bs: Tensor<2, Int>) -> Self {
-        let [b, s] = segment_ids_bs.dims();
-        let causal = Self::new(s, &segment_ids_bs.device()).forbidden_b1ss.expand([b, 1, s, s]);
-        let query = segment_ids_bs.clone().reshape([b, 1, s, 1]).expand([b, 1, s, s]);
-        let key = segment_ids_bs.reshape([b, 1, 1, s]).expand([b, 1, s, s]);
-        Self { forbidden_b1ss: causal.bool_or(query.not_equal(key)) }
+        Self { segment_ids_bs }
     }
 }
 
@@ -42,70 +54,234 @@ impl CausalMask {
 /// - returns `[batch, num_heads, seq, d_head]`
 ///
 /// # Panics
-/// If `num_heads` is not a multiple of `num_kv_heads`.
+/// If `num_heads` is not a multiple of `num_kv_heads`, or shapes do not fit each other or `mask`.
 pub fn causal_attention(
     q_bhsd: Tensor<4>,
     k_bgsd: Tensor<4>,
     v_bgsd: Tensor<4>,
     mask: &CausalMask,
 ) -> Tensor<4> {
-    let [b, h, s, d] = q_bhsd.dims();
-    let k_bhsd = repeat_heads(k_bgsd, h);
-    let v_bhsd = repeat_heads(v_bgsd, h);
-    let scores_bhss = q_bhsd.mul_scalar(1.0 / (d as f64).sqrt()).matmul(k_bhsd.swap_dims(2, 3));
-    let forbidden = mask.forbidden_b1ss.clone().expand([b, h, s, s]);
-    softmax(scores_bhss.mask_fill(forbidden, f32::NEG_INFINITY), 3).matmul(v_bhsd)
+    let ([b, h, s, d], [_, g, ..]) = (q_bhsd.dims(), k_bgsd.dims());
+    assert!(g > 0 && h.is_multiple_of(g), "{h} query heads cannot share {g} key/value heads");
+    let [mask_b, mask_s] = mask.segment_ids_bs.dims();
+    assert!(
+        k_bgsd.dims() == [b, g, s, d]
+            && v_bgsd.dims() == [b, g, s, d]
+            && mask_s == s
+            && (mask_b == b || mask_b == 1),
+        "queries {:?}, keys {:?}, values {:?} and a mask of {mask_b} x {mask_s} do not fit each other",
+        q_bhsd.dims(),
+        k_bgsd.dims(),
+        v_bgsd.dims(),
+    );
+    Tensor::from_dispatch(Dispatch::causal_attention(
+        q_bhsd.into_dispatch(),
+        k_bgsd.into_dispatch(),
+        v_bgsd.into_dispatch(),
+        mask.segment_ids_bs.clone().into_dispatch(),
+    ))
 }
 
-/// Each key/value head repeated for the query heads that share it.
-fn repeat_heads(x_bgsd: Tensor<4>, num_heads: usize) -> Tensor<4> {
-    let [b, g, s, d] = x_bgsd.dims();
-    if g == num_heads {
-        return x_bgsd;
-    }
-    assert!(num_heads.is_multiple_of(g), "{num_heads} query heads cannot share {g} key/value heads");
-    let repeats = num_heads / g;
-    x_bgsd.reshape([b, g, 1, s, d]).expand([b, g, repeats, s, d]).reshape([b, num_heads, s, d])
+/// What the gradients are computed from: inputs and results of the forward pass.
+#[derive(Debug, Clone, ExtensionType)]
+pub(crate) struct SavedForAttention<B: Backend> {
+    q_bhsd: FloatTensor<B>,
+    k_bgsd: FloatTensor<B>,
+    v_bgsd: FloatTensor<B>,
+    segment_ids_bs: IntTensor<B>,
+    y_bhsd: FloatTensor<B>,
+    log_partition_bhs1: FloatTensor<B>,
 }
 
-/// Sines and cosines of the rotary position embedding (arXiv:2104.09864, eq. 34), rotate-half pairing: element i
-/// turns with element `i + d/2`, as in Llama.
-#[derive(Debug, Clone)]
-pub struct RotaryTable {
-    cos_sd: Tensor<2>,
-    sin_sd: Tensor<2>,
-}
-
-impl RotaryTable {
-    /// Table for positions `0..seq_len`; the angle of pair i at position p is `p * theta^(-2i/d)`.
-    ///
-    /// # Panics
-    /// If `d_head` is odd.
-    pub fn new(seq_len: usize, d_head: usize, theta: f64, device: &burn::tensor::Device) -> Self {
-        assert!(d_head.is_multiple_of(2), "rotary embedding needs an even head width, not {d_head}");
-        let half = d_head / 2;
-        let angles: Vec<f64> = (0..seq_len)
-            .flat_map(|p| (0..half).map(move |i| p as f64 * theta.powf(-2.0 * i as f64 / d_head as f64)))
-            .collect();
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|&a| f(a) as f32).collect();
-            let half_table =
-                Tensor::<2>::from_data(burn::tensor::TensorData::new(values, [seq_len, half]), device);
-            Tensor::cat(vec![half_table.clone(), half_table], 1)
-        };
-        Self { cos_sd: table(f64::cos), sin_sd: table(f64::sin) }
+/// The operation and its gradients on one backend.
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
+pub(crate) trait CausalAttention: Backend {
+    /// Attention's output, `[b, h, s, d]`.
+    fn causal_attention(
+        q_bhsd: FloatTensor<Self>,
+        k_bgsd: FloatTensor<Self>,
+        v_bgsd: FloatTensor<Self>,
+        segment_ids_bs: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::causal_attention_and_partition(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs).0
     }
 
-    /// `x_bhsd` with each pair of elements turned by its position's angle.
-    pub fn rotate(&self, x_bhsd: Tensor<4>) -> Tensor<4> {
-        let [b, h, s, d] = x_bhsd.dims();
-        let half = d / 2;
-        let first = x_bhsd.clone().narrow(3, 0, half);
-        let second = x_bhsd.clone().narrow(3, half, half);
-        let turned = Tensor::cat(vec![second.neg(), first], 3);
-        let at_positions = |table_sd: &Tensor<2>| {
-            table_sd.clone().narrow(0, 0, s).reshape([1, 1, s, d]).expand([b, h, s, d])
+    /// Attention's output, `[b, h, s, d]`, and the logarithm of each softmax's denominator, `[b, h, s, 1]`.
+    fn causal_attention_and_partition(
+        q_bhsd: FloatTensor<Self>,
+        k_bgsd: FloatTensor<Self>,
+        v_bgsd: FloatTensor<Self>,
+        segment_ids_bs: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        stock::forward::<Self>(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs)
+    }
+
+    /// Gradients of queries, `[b, h, s, d]`, keys and values, `[b, g, s, d]`, from that of the output.
+    fn causal_attention_gradients(
+        #[extension_type] saved: SavedForAttention<Self>,
+        dy_bhsd: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        stock::backward::<Self>(saved, dy_bhsd)
+    }
+}
+
+impl CausalAttention for Flex {
+    fn causal_attention_and_partition(
+        q_bhsd: FlexTensor,
+        k_bgsd: FlexTensor,
+        v_bgsd: FlexTensor,
+        segment_ids_bs: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let shape = q_bhsd.shape();
+        if !all_f32(&[&q_bhsd, &k_bgsd, &v_bgsd]) || shape.num_elements() == 0 {
+            return stock::forward::<Flex>(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs);
+        }
+        let [b, h, s, _] = shape.dims();
+        let documents = fused::Documents::new(segment_ids_bs, s);
+        let [q, k, v] = [q_bhsd, k_bgsd, v_bgsd].map(Heads::new);
+        let (y, log_partition) = fused::forward(&q, &k, &v, &documents);
+        (from_elements(y, shape), from_elements(log_partition, Shape::new([b, h, s, 1])))
+    }
+
+    fn causal_attention_gradients(
+        saved: SavedForAttention<Flex>,
+        dy_bhsd: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (q_shape, kv_shape) = (saved.q_bhsd.shape(), saved.k_bgsd.shape());
+        let floats = [&saved.q_bhsd, &saved.k_bgsd, &saved.v_bgsd, &saved.y_bhsd, &dy_bhsd];
+        if !all_f32(&floats) || q_shape.num_elements() == 0 {
+            return stock::backward::<Flex>(saved, dy_bhsd);
+        }
+        let [dq, dk, dv] = fused::backward(saved, dy_bhsd);
+        (from_elements(dq, q_shape), from_elements(dk, kv_shape.clone()), from_elements(dv, kv_shape))
+    }
+}
+
+#[cfg(feature = "cube")]
+impl CausalAttention for burn_cubecl::CubeBackend {}
+
+impl<B: CausalAttention, C: CheckpointStrategy> CausalAttention for Autodiff<B, C> {
+    fn causal_attention(
+        q_bhsd: FloatTensor<Self>,
+        k_bgsd: FloatTensor<Self>,
+        v_bgsd: FloatTensor<Self>,
+        segment_ids_bs: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [q_bhsd.node(), k_bgsd.node(), v_bgsd.node()];
+        match AttentionBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let inputs = [&q_bhsd, &k_bgsd, &v_bgsd].map(|input| prepared.checkpoint(input));
+                let (y_bhsd, log_partition_bhs1) = B::causal_attention_and_partition(
+                    q_bhsd.into_primitive(),
+                    k_bgsd.into_primitive(),
+                    v_bgsd.into_primitive(),
+                    segment_ids_bs.clone(),
+                );
+                let state = (inputs, segment_ids_bs, y_bhsd.clone(), log_partition_bhs1);
+                prepared.finish(state, y_bhsd)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::causal_attention(
+                q_bhsd.into_primitive(),
+                k_bgsd.into_primitive(),
+                v_bgsd.into_primitive(),
+                segment_ids_bs,
+            )),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: CausalAttention> Backward<B, 3> for AttentionBackward {
+    /// Queries, keys and values; segment ids; output; logarithms of the denominators.
+    type State = ([NodeId; 3], IntTensor<B>, FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy_bhsd = grads.consume::<B>(&ops.node);
+        let (inputs, segment_ids_bs, y_bhsd, log_partition_bhs1) = ops.state;
+        let [q_bhsd, k_bgsd, v_bgsd] =
+            inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let saved = SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, y_bhsd, log_partition_bhs1 };
+        let (dq_bhsd, dk_bgsd, dv_bgsd) = B::causal_attention_gradients(saved, dy_bhsd);
+        for (node, gradient) in ops.parents.into_iter().zip([dq_bhsd, dk_bgsd, dv_bgsd]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
+    use burn::tensor::TensorData;
+
+    /// Documents of 7 tokens, or one.
+    fn segments([b, s]: [usize; 2], masked: bool) -> FlexTensor {
+        let ids: Vec<i32> = (0..b * s).map(|i| if masked { (i / 7) as i32 } else { 0 }).collect();
+        FlexTensor::from_data(TensorData::new(ids, [b, s]))
+    }
+
+    /// Inputs as a model makes them: heads and positions swapped in memory.
+    fn inputs([b, h, g, s, d]: [usize; 5], masked: bool) -> (SavedForAttention<Flex>, FlexTensor) {
+        let heads = |seed, num_heads| random_flex(seed, [b, s, num_heads, d]).transpose(1, 2);
+        let (q_bhsd, k_bgsd, v_bgsd) = (heads(1, h), heads(2, g), heads(3, g));
+        let segment_ids_bs = segments([b, s], masked);
+        let (y_bhsd, log_partition_bhs1) =
+            stock::forward::<Flex>(q_bhsd.clone(), k_bgsd.clone(), v_bgsd.clone(), segment_ids_bs.clone());
+        let saved = SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, y_bhsd, log_partition_bhs1 };
+        (saved, heads(4, h))
+    }
+
+    fn fused_forward(saved: &SavedForAttention<Flex>) -> (FlexTensor, FlexTensor) {
+        let SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, .. } = saved.clone();
+        Flex::causal_attention_and_partition(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs)
+    }
+
+    #[test]
+    fn fused_attention_agrees_with_the_stock_body() {
+        for (sizes, masked) in [
+            ([1, 1, 1, 1, 1], false),
+            ([2, 2, 1, 16, 16], false),
+            ([2, 6, 2, 17, 5], true),
+            ([1, 4, 4, 61, 24], true),
+            ([1, 3, 1, 130, 33], false),
+        ] {
+            let (saved, dy_bhsd) = inputs(sizes, masked);
+            let (y_bhsd, log_partition_bhs1) = fused_forward(&saved);
+            assert_agree("output", &y_bhsd, &saved.y_bhsd);
+            assert_agree("log partition", &log_partition_bhs1, &saved.log_partition_bhs1);
+            let fused = Flex::causal_attention_gradients(saved.clone(), dy_bhsd.clone());
+            let stock = stock::backward::<Flex>(saved, dy_bhsd);
+            assert_agree("gradient of queries", &fused.0, &stock.0);
+            assert_agree("gradient of keys", &fused.1, &stock.1);
+            assert_agree("gradient of values", &fused.2, &stock.2);
+        }
+    }
+
+    #[test]
+    fn attention_repeats_bit_for_bit_for_any_number_of_threads() {
+        let compute = || {
+            let (saved, dy_bhsd) = inputs([3, 6, 2, 37, 20], true);
+            let (y_bhsd, _) = fused_forward(&saved);
+            let (dq_bhsd, dk_bgsd, dv_bgsd) = Flex::causal_attention_gradients(saved, dy_bhsd);
+            vec![y_bhsd, dq_bhsd, dk_bgsd, dv_bgsd]
         };
-        x_bhsd * at_positions(&self.cos_sd) + turned * at_positions(&self.sin_sd)
+        assert_eq!(bits_with_threads(1, compute), bits_with_threads(2, compute));
+    }
+
+    #[test]
+    fn no_later_key_changes_an_output_even_if_it_is_no_number() {
+        let (mut saved, _) = inputs([1, 1, 1, 20, 4], false);
+        let (clean, _) = fused_forward(&saved);
+        let mut k = saved.k_bgsd.to_contiguous();
+        k.storage_mut::<f32>()[19 * 4..].fill(f32::NAN);
+        saved.k_bgsd = k;
+        let (y, _) = fused_forward(&saved);
+        let y: &[f32] = y.storage();
+        assert_eq!(y[..19 * 4], clean.storage::<f32>()[..19 * 4]);
+        assert!(y[19 * 4..].iter().all(|value| value.is_nan()));
     }
 }

@@ -8,8 +8,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, CausalMask, RotaryTable, adamw_update, causal_attention, cross_entropy,
-    layer_norm, rms_norm,
+    AdamWState, AdamWStep, CausalMask, RotaryTable, adamw_update, causal_attention, cross_entropy, gelu,
+    gelu_tanh, layer_norm, rms_norm, swiglu,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -103,7 +103,7 @@ fn layer_norm_oracle(x: &[f64], scale: &[f64], bias: &[f64], epsilon: f64) -> Ve
 
 #[test]
 fn rms_norm_agrees_with_its_oracle() {
-    for (n, d) in [(1, 1), (3, 5), (4, 8)] {
+    for (n, d) in [(1, 1), (3, 5), (4, 8), (2, 37)] {
         let inputs = [random(1, n * d), random(2, d)];
         let (x, scale) = (tensor(&inputs[0], [n, d]), tensor(&inputs[1], [d]));
         let y = rms_norm(x.clone(), scale.clone(), 1e-3);
@@ -114,7 +114,7 @@ fn rms_norm_agrees_with_its_oracle() {
 
 #[test]
 fn layer_norm_agrees_with_its_oracle() {
-    for (n, d) in [(1, 3), (3, 5), (4, 8)] {
+    for (n, d) in [(1, 3), (3, 5), (4, 8), (2, 37)] {
         let inputs = [random(1, n * d), random(2, d), random(3, d)];
         let (x, scale, bias) = (tensor(&inputs[0], [n, d]), tensor(&inputs[1], [d]), tensor(&inputs[2], [d]));
         let y = layer_norm(x.clone(), scale.clone(), Some(bias.clone()), 1e-3);
@@ -126,22 +126,85 @@ fn layer_norm_agrees_with_its_oracle() {
 }
 
 #[test]
+fn layer_norm_without_bias_agrees_with_its_oracle() {
+    let (n, d) = (3, 21);
+    let inputs = [random(1, n * d), random(2, d)];
+    let (x, scale) = (tensor(&inputs[0], [n, d]), tensor(&inputs[1], [d]));
+    let y = layer_norm(x.clone(), scale.clone(), None, 1e-3);
+    let gradients = |g: &_| vec![values(x.grad(g).unwrap()), values(scale.grad(g).unwrap())];
+    let oracle = |i: &[Vec<f64>]| layer_norm_oracle(&i[0], &i[1], &vec![0.0; d], 1e-3);
+    check("layer_norm", y, gradients, &oracle, &inputs);
+}
+
+#[test]
+fn a_frozen_scale_gets_no_gradient_and_the_rows_keep_theirs() {
+    let inputs = [random(1, 10), random(2, 5)];
+    let (x, scale) = (tensor(&inputs[0], [2, 5]), tensor(&inputs[1], [5]).detach());
+    let y = rms_norm(x.clone(), scale, 1e-3);
+    let oracle = |i: &[Vec<f64>]| rms_norm_oracle(&i[0], &inputs[1], 1e-3);
+    check("rms_norm", y, |g| vec![values(x.grad(g).unwrap())], &oracle, &inputs[..1]);
+}
+
+#[test]
+fn swiglu_agrees_with_its_oracle() {
+    for shape in [[1, 1], [3, 37]] {
+        let len = shape[0] * shape[1];
+        let inputs = [random(1, len), random(2, len)];
+        let (up, gate) = (tensor(&inputs[0], shape), tensor(&inputs[1], shape));
+        let gradients = |g: &_| vec![values(up.grad(g).unwrap()), values(gate.grad(g).unwrap())];
+        let oracle = |i: &[Vec<f64>]| {
+            i[0].iter().zip(&i[1]).map(|(up, gate)| up * gate / (1.0 + (-gate).exp())).collect()
+        };
+        check("swiglu", swiglu(up.clone(), gate.clone()), gradients, &oracle, &inputs);
+    }
+}
+
+/// The normal distribution function by Simpson's rule on its density from 0.
+fn normal_distribution(x: f64) -> f64 {
+    let intervals = 2000;
+    let width = x / f64::from(intervals);
+    let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let inner = |i| density(f64::from(i) * width) * if i % 2 == 1 { 4.0 } else { 2.0 };
+    0.5 + (density(0.0) + (1..intervals).map(inner).sum::<f64>() + density(x)) * width / 3.0
+}
+
+#[test]
+fn gelu_agrees_with_its_oracle() {
+    let x = tensor(&random(1, 111), [3, 37]);
+    let gradients = |g: &_| vec![values(x.grad(g).unwrap())];
+    let oracle = |i: &[Vec<f64>]| i[0].iter().map(|x| x * normal_distribution(*x)).collect();
+    check("gelu", gelu(x.clone()), gradients, &oracle, &[random(1, 111)]);
+}
+
+#[test]
+fn gelu_tanh_agrees_with_its_oracle() {
+    let x = tensor(&random(1, 111), [3, 37]);
+    let gradients = |g: &_| vec![values(x.grad(g).unwrap())];
+    let one =
+        |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+    let oracle = |i: &[Vec<f64>]| i[0].iter().map(|x| one(*x)).collect();
+    check("gelu_tanh", gelu_tanh(x.clone()), gradients, &oracle, &[random(1, 111)]);
+}
+
+#[test]
 fn cross_entropy_agrees_with_its_oracle() {
-    let (t, v) = (5, 7);
-    let targets = [3usize, 0, 6, 6, 2];
-    let oracle = |i: &[Vec<f64>]| {
-        let losses = i[0]
-            .chunks(v)
-            .zip(targets)
-            .map(|(row, target)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target]);
-        vec![losses.sum::<f64>() / t as f64]
-    };
-    let inputs = [random(4, t * v)];
-    let logits = tensor(&inputs[0], [t, v]);
-    let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
-    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [t]), &Device::flex().autodiff());
-    let y = cross_entropy(logits.clone(), ids);
-    check("cross_entropy", y, |g| vec![values(logits.grad(g).unwrap())], &oracle, &inputs);
+    // One row; fewer columns than a vector has lanes; whole vectors and a rest.
+    for (t, v) in [(1, 1), (5, 7), (3, 37)] {
+        let targets: Vec<usize> = (0..t).map(|i| (3 + 5 * i) % v).collect();
+        let oracle = |i: &[Vec<f64>]| {
+            let losses = i[0]
+                .chunks(v)
+                .zip(&targets)
+                .map(|(row, &target)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target]);
+            vec![losses.sum::<f64>() / t as f64]
+        };
+        let inputs = [random(4, t * v)];
+        let logits = tensor(&inputs[0], [t, v]);
+        let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [t]), &Device::flex().autodiff());
+        let y = cross_entropy(logits.clone(), ids);
+        check("cross_entropy", y, |g| vec![values(logits.grad(g).unwrap())], &oracle, &inputs);
+    }
 }
 
 #[test]
@@ -211,6 +274,23 @@ fn attention_agrees_with_its_oracle_causal_grouped_and_masked_by_document() {
             |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
         check(&format!("attention {h}/{g}"), y, gradients, &oracle, &inputs);
     }
+}
+
+#[test]
+fn attention_over_more_than_one_block_of_queries_agrees_with_its_oracle() {
+    let (b, h, g, s, d) = (1, 2, 1, 19, 3);
+    let inputs = [random(5, b * h * s * d), random(6, b * g * s * d), random(7, b * g * s * d)];
+    let oracle = |i: &[Vec<f64>]| attention_oracle([b, h, g, s, d], &i[0], &i[1], &i[2], &|_, i, j| j <= i);
+    let (q, k, v) = (
+        tensor(&inputs[0], [b, h, s, d]),
+        tensor(&inputs[1], [b, g, s, d]),
+        tensor(&inputs[2], [b, g, s, d]),
+    );
+    let mask = CausalMask::new(s, &Device::flex().autodiff());
+    let y = causal_attention(q.clone(), k.clone(), v.clone(), &mask);
+    let gradients =
+        |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
+    check("attention of 19 positions", y, gradients, &oracle, &inputs);
 }
 
 #[test]

@@ -186,9 +186,9 @@ pub struct EarlyStoppingConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SampleConfig {
-    /// Text to continue; default a line break.
-    #[serde(default = "default_prompt")]
-    pub prompt: String,
+    /// Text to continue; absent is a line break, or the end-of-document mark of data that is ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
     /// Tokens to generate; default 256, and 0 writes no sample.
     #[serde(default = "default_sample_tokens")]
     pub num_tokens: usize,
@@ -206,7 +206,7 @@ pub struct SampleConfig {
 impl Default for SampleConfig {
     fn default() -> Self {
         Self {
-            prompt: default_prompt(),
+            prompt: None,
             num_tokens: default_sample_tokens(),
             temperature: default_temperature(),
             top_k: None,
@@ -237,10 +237,6 @@ fn default_weight_decay() -> f64 {
 
 fn default_keep_last() -> usize {
     2
-}
-
-fn default_prompt() -> String {
-    "\n".into()
 }
 
 fn default_sample_tokens() -> usize {

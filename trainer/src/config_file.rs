@@ -11,12 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
-use sha2::{Digest, Sha256};
 
 pub use self::overrides::Override;
 
 use self::origins::{Origins, SourcePosition};
 use crate::config::RunConfig;
+use crate::hash::sha256_hex;
 use crate::plan::RunPlan;
 
 /// A configuration that cannot be read: where, what, and what is allowed.
@@ -143,7 +143,7 @@ pub fn config_hash(config: &RunConfig) -> String {
         .unwrap_or_else(|error| panic!("a configuration must be JSON, but {error}: {config:?}"));
     let mut canonical = String::new();
     write_canonical(&json, &mut canonical);
-    Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(canonical)
 }
 
 /// JSON schema of the configuration file, for editors.

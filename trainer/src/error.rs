@@ -36,8 +36,9 @@ pub enum TrainError {
     },
     /// The loss is NaN or infinite.
     #[error(
-        "step {step}: the loss is {loss}. Nothing was updated and earlier checkpoints are intact; lower \
-         `train.adamw.learning_rate`, set `train.max_grad_norm`, or add `train.schedule.warmup_steps`"
+        "step {step}: the loss is {loss}. The run has diverged; start a new one with a lower \
+         `train.adamw.learning_rate`, with `train.max_grad_norm` or `train.schedule.warmup_steps` set, or with a smaller \
+         `model.init.std` if this is the first step. Checkpoints on disk are intact"
     )]
     NonFiniteLoss {
         /// The step, counted from 1.
@@ -47,8 +48,9 @@ pub enum TrainError {
     },
     /// A gradient is NaN or infinite.
     #[error(
-        "step {step}: {source}. Nothing was updated and earlier checkpoints are intact; lower \
-         `train.adamw.learning_rate`, set `train.max_grad_norm`, or add `train.schedule.warmup_steps`"
+        "step {step}: {source}. The run has diverged; start a new one with a lower \
+         `train.adamw.learning_rate`, with `train.max_grad_norm` or `train.schedule.warmup_steps` set, or with a smaller \
+         `model.init.std` if this is the first step. Checkpoints on disk are intact"
     )]
     NonFiniteGradient {
         /// The step, counted from 1.
@@ -57,8 +59,13 @@ pub enum TrainError {
         source: NonFiniteGradient,
     },
     /// Nothing to continue.
-    #[error("the prompt holds no token: give at least one character")]
-    EmptyPrompt,
+    #[error("the prompt {prompt:?} cannot be continued: {reason}")]
+    Prompt {
+        /// The prompt.
+        prompt: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Generated text could not be written.
     #[error("cannot write the generated text: {source}")]
     Output {
@@ -77,13 +84,14 @@ impl TrainError {
     /// Whether the user can mend it by changing arguments, configuration or input.
     pub fn is_users_mistake(&self) -> bool {
         match self {
-            Self::UnavailableDevice(_) | Self::EmptyPrompt => true,
+            Self::UnavailableDevice(_) | Self::Prompt { .. } | Self::Threads { .. } => true,
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
-            Self::Checkpoint(error) => !matches!(error, CheckpointError::Write { .. }),
+            Self::Checkpoint(error) => {
+                !matches!(error, CheckpointError::Write { .. } | CheckpointError::NonFinite { .. })
+            }
             Self::Metrics(error) => matches!(error, MetricsError::Malformed { .. }),
-            Self::Threads { .. }
-            | Self::NonFiniteLoss { .. }
+            Self::NonFiniteLoss { .. }
             | Self::NonFiniteGradient { .. }
             | Self::Output { .. }
             | Self::Device { .. } => false,

@@ -11,8 +11,8 @@ use crate::sampling::{SamplingSettings, sample_token};
 /// A request for text.
 #[derive(Debug, Clone)]
 pub struct GenerationSettings {
-    /// Text to continue.
-    pub prompt: String,
+    /// Text to continue; absent is a line break, or the end-of-document mark where text has no tokens.
+    pub prompt: Option<String>,
     /// Tokens to generate.
     pub num_tokens: usize,
     /// Seed of the choice of tokens.
@@ -25,7 +25,7 @@ pub struct GenerationSettings {
 /// prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
 ///
 /// # Errors
-/// [`TrainError`] if the prompt cannot be encoded, the device fails, or `on_text` returns an error (a closed pipe).
+/// [`TrainError`] if the prompt is refused, the device fails, or `on_text` returns an error (a closed pipe).
 pub fn generate(
     model: &Transformer,
     tokenizer: &Tokenizer,
@@ -34,10 +34,7 @@ pub fn generate(
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<(), TrainError> {
     let model = model.valid();
-    let mut context = tokenizer.encode(&settings.prompt)?;
-    if context.is_empty() {
-        return Err(TrainError::EmptyPrompt);
-    }
+    let mut context = prompt_ids(tokenizer, settings.prompt.as_deref())?;
     let mut decoder = tokenizer.decode_stream();
     let mut write = |text: &str| on_text(text).map_err(|source| TrainError::Output { source });
     for index in 0..settings.num_tokens {
@@ -52,6 +49,21 @@ pub fn generate(
     }
     let rest = decoder.finish()?;
     if rest.is_empty() { Ok(()) } else { write(&rest) }
+}
+
+/// The tokens that a generation goes on from.
+///
+/// # Errors
+/// [`TrainError::Prompt`] if a given prompt holds no token that `tokenizer` knows.
+pub fn prompt_ids(tokenizer: &Tokenizer, prompt: Option<&str>) -> Result<Vec<u32>, TrainError> {
+    let Some(prompt) = prompt else {
+        let line_break = tokenizer.encode("\n").unwrap_or_default();
+        let fallback = vec![tokenizer.end_of_document().unwrap_or(0)];
+        return Ok(if line_break.is_empty() { fallback } else { line_break });
+    };
+    let refused = |reason: String| TrainError::Prompt { prompt: prompt.into(), reason };
+    let ids = tokenizer.encode(prompt).map_err(|error| refused(error.to_string()))?;
+    if ids.is_empty() { Err(refused("it holds no token".into())) } else { Ok(ids) }
 }
 
 fn next_token_logits(model: &Transformer, context: &[u32], device: &Device) -> Result<Vec<f32>, TrainError> {

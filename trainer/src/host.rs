@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+
+use crate::hash::sha256_hex;
 
 /// The lock file at build time: it names the exact version of every dependency in this program.
 const CARGO_LOCK: &[u8] = include_bytes!("../../Cargo.lock");
@@ -77,7 +78,7 @@ impl Commit {
 
 /// SHA-256 of the `Cargo.lock` that the program was built with, in hexadecimal.
 pub fn cargo_lock_sha256() -> String {
-    Sha256::digest(CARGO_LOCK).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(CARGO_LOCK)
 }
 
 fn hostname() -> Option<String> {
@@ -144,6 +145,8 @@ fn command_line(program: &str, arguments: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn git(folder: &Path, arguments: &[&str]) {
@@ -173,7 +176,8 @@ mod tests {
     #[test]
     fn a_commit_is_dirty_once_a_tracked_file_changes() {
         if command_line("git", &["--version"]).is_none() {
-            eprintln!("skipped: no git on this machine");
+            // Written past the capture of test output, so that the skip is seen.
+            drop(writeln!(std::io::stderr(), "skipped: no git on this machine"));
             return;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -20,6 +20,7 @@ mod durable;
 mod error;
 pub mod evaluate;
 pub mod generate;
+mod hash;
 pub mod host;
 pub mod loss;
 pub mod metrics;

@@ -1,5 +1,7 @@
 //! Where a run begins: at its initial values, or at its newest checkpoint.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 use serde_json::Value;
 use switchyard_datasets::Dataset;
@@ -10,11 +12,12 @@ use crate::config::RunConfig;
 use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
-use crate::run_folder::OpenMode;
+use crate::run_folder::{OpenMode, RunManifest, RunStatus};
+use crate::schedule::ScheduleShape;
 use crate::train::initial_state;
 
-/// Keys that may change between the parts of a run: they do not change what is computed, only how far, how often it is
-/// looked at, where, and what is kept.
+/// Keys that may change between the parts of a run: how far it goes, how often it is looked at, where it runs and what
+/// is kept. The model, the data and the optimizer may not.
 const MAY_CHANGE: [&str; 10] = [
     "name",
     "device",
@@ -35,6 +38,8 @@ pub(crate) struct Start {
     pub(crate) state: TrainingState,
     /// Whether they come from a checkpoint.
     pub(crate) resumed: bool,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The beginning of a new run, or the newest checkpoint of a resumed one. A resumed run that was
@@ -55,23 +60,46 @@ pub(crate) fn start(
             optimizer: AdamW::new(&config.train.adamw),
             state: initial_state(config.seed, &dataset.manifest.key),
             resumed: false,
+            notes: Vec::new(),
         });
     };
     let checkpoint = Checkpoint::read(&checkpoints.path_of(step))?;
     check_same_run(&checkpoint, config)?;
     checkpoint.check_data(dataset)?;
+    let notes = notes_on_schedule(&checkpoint, plan);
     Ok(Start {
         model: checkpoint.model(&training_device)?,
         optimizer: checkpoint.optimizer(device),
         state: checkpoint.state,
         resumed: true,
+        notes,
     })
 }
 
+/// Ok if a run that has no checkpoint may begin anew: it was killed before its first one, and nothing else than that
+/// run is asked for.
+pub(crate) fn check_restart(
+    folder: &Path,
+    manifest: &RunManifest,
+    config: &RunConfig,
+) -> Result<(), CheckpointError> {
+    let refuse = |reason: String| CheckpointError::Mismatch { path: folder.into(), reason };
+    if manifest.status == RunStatus::Finished {
+        let reason = "it has finished, but its checkpoints are gone. Start it again with `--overwrite`";
+        return Err(refuse(reason.into()));
+    }
+    check_same_config(&manifest.config, config).map_err(refuse)
+}
+
 fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
-    let value = |config: &RunConfig| serde_json::to_value(config).unwrap_or_default();
+    let refuse = |reason: String| CheckpointError::Mismatch { path: checkpoint.path.clone(), reason };
+    check_same_config(&json(&checkpoint.config), config).map_err(refuse)
+}
+
+/// Ok if the two configurations differ in [`MAY_CHANGE`] only, else the first other difference.
+fn check_same_config(before: &Value, now: &RunConfig) -> Result<(), String> {
     let mut differences = Vec::new();
-    collect_differences("", &value(&checkpoint.config), &value(config), &mut differences);
+    collect_differences("", before, &json(now), &mut differences);
     differences.retain(|difference| {
         let inside = |allowed: &&str| {
             difference.key.strip_prefix(*allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -79,15 +107,30 @@ fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), Che
         !MAY_CHANGE.iter().any(inside)
     });
     let Some(first) = differences.first() else { return Ok(()) };
-    let reason = format!(
+    Err(format!(
         "`{}` is {} there and {} now ({} key(s) differ). Resume with the run's own configuration, or start a new run \
          in another folder",
         first.key,
         first.before,
         first.now,
         differences.len()
-    );
-    Err(CheckpointError::Mismatch { path: checkpoint.path.clone(), reason })
+    ))
+}
+
+/// What the user should know about going on with another number of steps.
+fn notes_on_schedule(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<String> {
+    let (then, now) = (checkpoint.plan.num_steps, plan.num_steps);
+    if then == now || plan.schedule.shape == ScheduleShape::Constant {
+        return Vec::new();
+    }
+    vec![format!(
+        "`train.num_steps` was {then} and is {now}: the learning rate of the coming steps follows the new length, so \
+         this is not the run that {now} steps from the start would have been"
+    )]
+}
+
+fn json(config: &RunConfig) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
 }
 
 /// A key whose value differs between two configurations.

@@ -57,7 +57,9 @@ pub enum RunFolderError {
         path: PathBuf,
     },
     /// Nothing to continue.
-    #[error("`{path}` holds no run to resume (no `run.json`): start it without `--resume`")]
+    #[error(
+        "`{path}` holds no run to resume (no `run.json`): start it without `--resume`, or name its folder with `--out` (a changed key changes the default folder)"
+    )]
     NothingToResume {
         /// The folder.
         path: PathBuf,
@@ -88,7 +90,17 @@ impl RunFolderError {
 
     /// Whether other arguments help, as opposed to a failing system.
     pub fn is_users_mistake(&self) -> bool {
-        !matches!(self, Self::Io { .. })
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::AlreadyExists
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::NotADirectory
+            ),
+            _ => true,
+        }
     }
 }
 
@@ -184,6 +196,14 @@ impl RunFolder {
             folder.remove_run()?;
         }
         Ok(folder)
+    }
+
+    /// Ok if [`RunFolder::create`] would accept the folder now; touches nothing.
+    ///
+    /// # Errors
+    /// As [`RunFolder::create`], but for the lock.
+    pub fn check(path: &Path, mode: OpenMode) -> Result<(), RunFolderError> {
+        check_content(&RunPaths::new(path), mode)
     }
 
     /// Where the parts of the run lie.

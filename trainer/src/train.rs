@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, DatasetError, Loader, LoaderConfig, Progress};
+use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress};
 
 use crate::TrainError;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, RngState, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
-use crate::generate::{GenerationSettings, generate};
+use crate::generate::{GenerationSettings, generate, prompt_ids};
 use crate::loss::AuxWeights;
+use crate::metrics::{Record, read_metrics};
 use crate::model::Transformer;
 use crate::observers::Observers;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
-use crate::resume::{Start, start};
+use crate::resume::{Start, check_restart, start};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use crate::sampling::SamplingSettings;
 use crate::step::{StepSettings, train_step};
@@ -78,6 +79,9 @@ pub fn with_threads<T: Send>(
 
 fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let device = device::select(&request.config.device)?;
+    // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite` deletes nothing.
+    RunFolder::check(&request.out, request.mode)?;
+    let dataset = prepared_data(request)?;
     let folder = RunFolder::create(&request.out, request.mode)?;
     let checkpoints = CheckpointStore::open(&folder.paths().checkpoints())?;
     let manifest = manifest_of(request, &folder, &checkpoints)?;
@@ -85,7 +89,7 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     if !resumes {
         folder.write_manifest(&manifest)?;
     }
-    let mut run = match Run::start(request, &folder, checkpoints, manifest.clone(), device) {
+    let mut run = match Run::start(request, dataset, &folder, checkpoints, manifest.clone(), device) {
         Ok(run) => run,
         // A checkpoint that is refused leaves the run as it was.
         Err(error) if resumes => return Err(error),
@@ -94,6 +98,19 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let outcome = run.train(&request.stop).and_then(|status| run.end(status));
     run.update_manifest();
     conclude(outcome, run.manifest, &folder)
+}
+
+/// The data, known to suffice for training, evaluation and the sample.
+fn prepared_data(request: &TrainRequest) -> Result<Dataset, TrainError> {
+    let TrainRequest { config, plan, .. } = request;
+    let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
+    let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))?;
+    EvaluationWindows::new(dataset.validation.clone(), plan.seq_len)?;
+    EvaluationWindows::new(dataset.train.clone(), plan.seq_len)?;
+    if plan.sample.num_tokens > 0 {
+        prompt_ids(&dataset.tokenizer, plan.sample.prompt.as_deref())?;
+    }
+    Ok(dataset)
 }
 
 /// Write down how the run ended.
@@ -105,11 +122,6 @@ fn conclude(
     let error = match outcome {
         Ok(status) => {
             manifest.end(status);
-            None
-        }
-        // Ctrl-C while the data was prepared: there is no step to finish, and nothing is lost.
-        Err(TrainError::Data(DatasetError::Interrupted)) => {
-            manifest.end(RunStatus::Interrupted);
             None
         }
         Err(error) => {
@@ -134,10 +146,15 @@ fn manifest_of(
     let config = serde_json::to_value(&request.config).unwrap_or_default();
     let plan = serde_json::to_value(&request.plan).unwrap_or_default();
     let newest = if request.mode == OpenMode::Resume { checkpoints.steps()?.pop() } else { None };
-    let Some(step) = newest else {
-        return Ok(RunManifest::starting(config, plan, *seed, device));
-    };
+    let starting = || RunManifest::starting(config.clone(), plan.clone(), *seed, device);
+    if request.mode != OpenMode::Resume {
+        return Ok(starting());
+    }
     let mut manifest = RunManifest::read(&folder.paths().manifest())?;
+    let Some(step) = newest else {
+        check_restart(folder.paths().root(), &manifest, &request.config)?;
+        return Ok(starting());
+    };
     manifest.resume(step);
     Ok(RunManifest { config, plan, device: device.clone(), ..manifest })
 }
@@ -164,20 +181,26 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(
         request: &'a TrainRequest,
+        dataset: Dataset,
         folder: &'a RunFolder,
         checkpoints: CheckpointStore,
         mut manifest: RunManifest,
         device: Device,
     ) -> Result<Self, TrainError> {
         let TrainRequest { config, plan, .. } = request;
-        let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
-        let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))?;
-        let Start { model, optimizer, state, resumed } =
+        let Start { model, optimizer, state, resumed, notes } =
             start(config, plan, &dataset, &checkpoints, request.mode, &device)?;
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
+        let mut observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
+        if resumed {
+            manifest.forget_validation();
+            for row in read_metrics(&folder.paths().metrics())?.iter().filter_map(Record::as_eval) {
+                manifest.record_validation(row.step, row.cross_entropy_nats);
+            }
+        }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
-        let observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
+        notes.iter().for_each(|note| observers.note(note));
         let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
         let earlier_secs = state.train_secs;
         let started = Instant::now();
@@ -325,21 +348,22 @@ impl<'a> Run<'a> {
 
     /// Leave everything on disk that a run with this ending leaves.
     fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
-        if status == RunStatus::Finished {
-            self.manifest.final_validation_cross_entropy_nats = Some(self.final_cross_entropy_nats()?);
-        }
+        // First of all: whatever fails after this, the trained model is on disk.
         if self.checkpoints.steps()?.last() != Some(&self.state.step) {
             self.save_checkpoint()?;
         }
         if status == RunStatus::Finished {
-            self.write_sample()?;
+            self.manifest.final_validation_cross_entropy_nats = Some(self.final_cross_entropy_nats()?);
+            if let Err(error) = self.write_sample() {
+                self.observers.note(&format!("no sample was written: {error}"));
+            }
         }
         self.observers.finish();
         Ok(status)
     }
 
     fn write_sample(&self) -> Result<(), TrainError> {
-        let sample = &self.config.sample;
+        let sample = &self.plan.sample;
         if sample.num_tokens == 0 {
             return Ok(());
         }
@@ -353,7 +377,7 @@ impl<'a> Run<'a> {
                 top_p: sample.top_p,
             },
         };
-        let mut text = sample.prompt.clone();
+        let mut text = sample.prompt.clone().unwrap_or_default();
         generate(&self.model, &self.dataset.tokenizer, &settings, &self.device, |piece| {
             text.push_str(piece);
             Ok(())

@@ -31,8 +31,12 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
         arms.push(read_arm(&folder)?);
     }
     let comparison = Comparison::new(&arms);
-    save(&args.out, &arms, &comparison)?;
-    if args.json { print_text(&comparison.to_json()?) } else { print_text(&comparison.to_text()) }
+    if args.json {
+        print_text(&comparison.to_json()?)?
+    } else {
+        print_text(&comparison.to_text())?
+    }
+    save(&args.out, &arms, &comparison)
 }
 
 /// One arm before it has run.
@@ -46,6 +50,13 @@ enum ArmPlan {
 impl ArmPlan {
     fn new(path: &Path, args: &CompareArgs) -> Result<Self, Failure> {
         if RunPaths::new(path).manifest().is_file() {
+            if let Some(change) = args.overrides.first() {
+                let message = format!(
+                    "--set {change}: {} has run already; give its configuration file",
+                    path.display()
+                );
+                return Err(Failure::Mistake(message));
+            }
             return Ok(Self::Run(path.to_path_buf()));
         }
         if path.is_dir() {
@@ -98,10 +109,12 @@ fn read_arm(folder: &Path) -> Result<Arm, Failure> {
     Ok(Arm { label, manifest, records: read_metrics(&paths.metrics())? })
 }
 
-/// The comparison beside the runs, under a name that the arms decide, so that another comparison does not replace it.
+/// The comparison beside the runs, under the names of its arms; a later comparison of the same names replaces it.
 fn save(out: &Path, arms: &[Arm], comparison: &Comparison) -> Result<(), Failure> {
     let labels: Vec<&str> = arms.iter().map(|arm| arm.label.as_str()).collect();
-    let folder = out.join(format!("compare-{}", labels.join("-vs-")));
+    // File systems allow 255 bytes; names are ASCII.
+    let name: String = format!("compare-{}", labels.join("-vs-")).chars().take(200).collect();
+    let folder = out.join(name);
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -38,7 +38,7 @@ fn stream(
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
     };
     let failed = |source| TrainError::Output { source };
-    print(&settings.prompt).map_err(failed)?;
+    print(settings.prompt.as_deref().unwrap_or_default()).map_err(failed)?;
     generate(&model, &checkpoint.tokenizer, settings, &device, print)?;
     print("\n").map_err(failed)
 }

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
+use crate::hash::sha256_hex;
 
 /// Name of the manifest in the checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -106,9 +106,4 @@ impl FileRecord {
     fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) }
     }
-}
-
-/// SHA-256 of `bytes` in lower-case hexadecimal.
-fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -83,6 +83,17 @@ pub enum CheckpointError {
         /// What differs.
         reason: String,
     },
+    /// Not worth keeping.
+    #[error(
+        "{path}: not written, because `{parameter}` is not finite: the run has diverged. Earlier checkpoints are \
+             intact; start a new run with a lower `train.adamw.learning_rate`, or with `train.max_grad_norm` set"
+    )]
+    NonFinite {
+        /// Where it was to go.
+        path: PathBuf,
+        /// The first parameter or moment with a NaN or an infinity.
+        parameter: String,
+    },
     /// Could not be written.
     #[error(
         "{path}: cannot write the checkpoint: {reason}. Earlier checkpoints are intact; free space or fix the \
@@ -184,15 +195,23 @@ impl Snapshot<'_> {
         let json = |value: serde_json::Result<Vec<u8>>| {
             value.map_err(|error| CheckpointError::write(path, &io::Error::other(error)))
         };
+        let (parameters, moments) = (parameter_data(self.model), self.optimizer.moments_data());
+        if let Some(bad) = parameters.iter().chain(&moments).find(|tensor| !is_finite(&tensor.value)) {
+            return Err(CheckpointError::NonFinite { path: path.into(), parameter: bad.path.clone() });
+        }
         Ok(vec![
-            (MODEL_FILE, tensors::serialize(path, &parameter_data(self.model))?),
-            (OPTIMIZER_FILE, tensors::serialize(path, &self.optimizer.moments_data())?),
+            (MODEL_FILE, tensors::serialize(path, &parameters)?),
+            (OPTIMIZER_FILE, tensors::serialize(path, &moments)?),
             (STATE_FILE, json(serde_json::to_vec_pretty(self.state))?),
             (CONFIG_FILE, crate::config_file::to_toml(self.config).into_bytes()),
             (PLAN_FILE, json(serde_json::to_vec_pretty(self.plan))?),
             (TOKENIZER_FILE, self.tokenizer.to_json()),
         ])
     }
+}
+
+fn is_finite(data: &TensorData) -> bool {
+    data.iter::<f32>().all(f32::is_finite)
 }
 
 /// A checkpoint read from disk, every file verified.

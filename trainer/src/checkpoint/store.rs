@@ -10,6 +10,7 @@ use crate::durable;
 
 const LATEST: &str = "latest";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+const REPLACED_SUFFIX: &str = ".replaced.tmp";
 
 /// `checkpoints/` of one run: folders `step-<n>`, and `latest`, which names the newest.
 #[derive(Debug, Clone)]
@@ -28,8 +29,7 @@ impl CheckpointStore {
         for entry in fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(|error| CheckpointError::write(&path, &error))?;
+                clean_up(&path).map_err(|error| CheckpointError::write(&path, &error))?;
             }
         }
         Ok(Self { folder: folder.to_path_buf() })
@@ -146,25 +146,42 @@ fn write_folder(folder: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> io::Resu
     durable::sync_parent(&path)
 }
 
-/// Put `temporary` in the place of `target`; an earlier checkpoint of the same step is moved aside first, since a
-/// folder cannot be renamed over another.
+/// Put `temporary` in the place of `target`. A folder cannot be renamed over another, so an earlier checkpoint of the
+/// same step is moved aside until the new one stands; [`clean_up`] puts it back if the process dies in between.
 fn replace_folder(temporary: &Path, target: &Path) -> io::Result<()> {
+    let aside = with_suffix(target, REPLACED_SUFFIX);
     if target.exists() {
-        remove_folder(target)?;
+        remove_if_present(&aside)?;
+        fs::rename(target, &aside)?;
     }
     fs::rename(temporary, target)?;
-    durable::sync_parent(target)
+    durable::sync_parent(target)?;
+    remove_if_present(&aside)
+}
+
+/// Remove what an interrupted process left, or put a checkpoint back that was about to be replaced.
+fn clean_up(path: &Path) -> io::Result<()> {
+    let replaced = path.to_string_lossy().strip_suffix(REPLACED_SUFFIX).map(PathBuf::from);
+    match replaced {
+        Some(target) if !target.exists() => fs::rename(path, target),
+        _ if path.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    }
 }
 
 /// Remove a folder in one visible step: renamed to a temporary name first, so that no reader and no crash meets half a
 /// checkpoint.
 fn remove_folder(folder: &Path) -> io::Result<()> {
-    let mut name = folder.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".removed{TEMPORARY_SUFFIX}"));
-    let aside = folder.with_file_name(name);
+    let aside = with_suffix(folder, ".removed.tmp");
     remove_if_present(&aside)?;
     fs::rename(folder, &aside)?;
     fs::remove_dir_all(&aside)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(suffix);
+    path.with_file_name(name)
 }
 
 fn remove_if_present(folder: &Path) -> io::Result<()> {

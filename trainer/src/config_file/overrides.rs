@@ -1,7 +1,6 @@
 //! `--set key.path=value`.
 
 use std::fmt;
-use std::str::FromStr;
 
 use toml::{Table, Value};
 
@@ -71,14 +70,6 @@ impl Override {
         }
         parent.insert(last.to_owned(), value.clone());
         Ok(())
-    }
-}
-
-impl FromStr for Override {
-    type Err = ConfigError;
-
-    fn from_str(argument: &str) -> Result<Self, ConfigError> {
-        Self::parse(argument)
     }
 }
 

@@ -59,7 +59,7 @@ pub struct LayerRecord {
     pub layer: usize,
     /// Tokens sent to each expert, dropped ones included.
     pub tokens_per_expert: Vec<u64>,
-    /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, eq. 4).
+    /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, section 4.1).
     pub max_violation: f64,
     /// Standard deviation of the expert loads over their mean.
     pub coefficient_of_variation: f64,

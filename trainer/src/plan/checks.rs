@@ -55,12 +55,12 @@ pub(super) fn not_zero(key: &str, is_zero: bool, alternative: &str) -> Result<()
     Ok(())
 }
 
-/// Nothing, if the value is a number above 0.
+/// Nothing, if the value is a number above 0, also in f32, which is what the model computes in.
 pub(super) fn positive(key: &str, value: f64) -> Result<(), PlanError> {
-    if value.is_finite() && value > 0.0 {
+    if (value as f32).is_normal() && value > 0.0 {
         return Ok(());
     }
-    Err(PlanError::new(key, format!("is {value}: use a number above 0")))
+    Err(PlanError::new(key, format!("is {value}: use a number above 0, between 1e-37 and 1e38")))
 }
 
 /// Nothing, if the value is a number and not below 0.

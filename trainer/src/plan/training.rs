@@ -151,7 +151,7 @@ fn check_sample(sample: &SampleConfig) -> Result<(), PlanError> {
         );
         return Err(PlanError::new("sample.top_p", problem));
     }
-    if sample.num_tokens > 0 && sample.prompt.is_empty() {
+    if sample.num_tokens > 0 && sample.prompt.as_deref() == Some("") {
         let problem = "is empty: give at least one character, or set `sample.num_tokens = 0` for no sample";
         return Err(PlanError::new("sample.prompt", problem));
     }

@@ -127,6 +127,12 @@ impl RunManifest {
         self.end(RunStatus::Failed);
     }
 
+    /// Forgets the best evaluation, for a resumed run to remember those that its log still has.
+    pub fn forget_validation(&mut self) {
+        self.best_validation_cross_entropy_nats = None;
+        self.best_validation_step = None;
+    }
+
     /// Remembers an evaluation if it is the best one so far; says whether it is.
     pub fn record_validation(&mut self, step: u64, cross_entropy_nats: f64) -> bool {
         let is_best = self.best_validation_cross_entropy_nats.is_none_or(|best| cross_entropy_nats < best);

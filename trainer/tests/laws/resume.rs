@@ -4,10 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use crate::tiny;
+use burn::tensor::Device;
 use proptest::prelude::*;
+use switchyard_datasets::Tokenizer;
 use switchyard_trainer::TrainError;
-use switchyard_trainer::checkpoint::CheckpointError;
+use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Snapshot, TrainingState};
 use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::model::Transformer;
+use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunStatus};
 use tempfile::TempDir;
 
@@ -219,20 +224,113 @@ fn an_existing_run_needs_resume_or_overwrite() {
 #[test]
 fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
     let folder = TempDir::new().unwrap();
+    let config = tiny::dense();
+    let plan = RunPlan::resolve(&config).unwrap();
+    let model = Transformer::new(&plan.model, 1, &Device::flex());
+    let optimizer = AdamW::new(&config.train.adamw);
+    let store = CheckpointStore::open(folder.path()).unwrap();
+    let save = |step: u64| {
+        let state: TrainingState = serde_json::from_value(serde_json::json!({
+            "step": step, "tokens_seen": 0, "data_cursor": 0, "data_hash": "", "active_flops": 0.0, "train_secs": 0.0,
+            "rng": { "seed": 1, "next_step": step }, "evals_without_improvement": 0,
+        }))
+        .unwrap();
+        let (config, plan, tokenizer) = (&config, &plan, &Tokenizer::Bytes);
+        store.save(&Snapshot { model: &model, optimizer: &optimizer, state: &state, config, plan, tokenizer })
+    };
+    save(1).unwrap();
+    // A file where the temporary folder has to go: the system refuses to create it, as a full disk would.
+    fs::write(folder.path().join("step-2.tmp"), "").unwrap();
+    let error = save(2).unwrap_err();
+    assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
+    assert!(error.to_string().contains("Earlier checkpoints are intact"), "{error}");
+    assert_eq!(store.steps().unwrap(), [1]);
+    assert_eq!(fs::read_link(folder.path().join("latest")).unwrap(), Path::new("step-1"));
+    Checkpoint::read(&folder.path().join("step-1")).unwrap();
+}
+
+#[test]
+fn a_checkpoint_whose_replacement_was_interrupted_is_put_back() {
+    let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     tiny::run(&with_steps(&tiny::dense(), 3, 1), &out, OpenMode::New).unwrap();
-    // A file where the next checkpoint's temporary folder would go cannot be replaced by a folder: stands in for a
-    // disk that refuses to write.
-    let store = switchyard_trainer::checkpoint::CheckpointStore::open(&out.join("checkpoints")).unwrap();
-    assert_eq!(store.steps().unwrap(), [3]);
     let whole = tensors(&out, 3);
-    fs::create_dir(out.join("checkpoints/step-6")).unwrap();
-    fs::write(out.join("checkpoints/step-6/manifest.json"), "{").unwrap();
-    let error = tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap_err();
-    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
-    fs::remove_dir_all(out.join("checkpoints/step-6")).unwrap();
-    tiny::run(&tiny::dense(), &out, OpenMode::Resume).unwrap();
+    let step = out.join("checkpoints/step-3");
+    fs::rename(&step, out.join("checkpoints/step-3.replaced.tmp")).unwrap();
+    CheckpointStore::open(&out.join("checkpoints")).unwrap();
     assert!(tensors(&out, 3) == whole);
+}
+
+#[test]
+fn a_model_that_is_not_finite_is_not_stored() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut config = tiny::dense();
+    config.train.num_steps = 1;
+    config.train.adamw.learning_rate = 1e37;
+    config.train.adamw.weight_decay = 1e37;
+    let error = tiny::run(&config, &out, OpenMode::New).unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::NonFinite { .. })), "{error}");
+    assert!(!out.join("checkpoints/step-1").exists());
+}
+
+#[test]
+fn a_run_without_a_checkpoint_begins_anew_only_if_it_is_the_same_and_unfinished() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let config = with_steps(&tiny::dense(), 3, 1);
+    tiny::run(&config, &out, OpenMode::New).unwrap();
+    let rows = tiny::rows(&out);
+    fs::remove_dir_all(out.join("checkpoints")).unwrap();
+    let error = tiny::run(&config, &out, OpenMode::Resume).unwrap_err().to_string();
+    assert!(error.contains("its checkpoints are gone"), "{error}");
+    // As a kill would have left it.
+    let manifest = fs::read_to_string(out.join("run.json")).unwrap();
+    fs::write(out.join("run.json"), manifest.replace("\"status\": \"finished\"", "\"status\": \"running\""))
+        .unwrap();
+    let mut wider = config.clone();
+    wider.model.d_model = 32;
+    let error = tiny::run(&wider, &out, OpenMode::Resume).unwrap_err().to_string();
+    assert!(error.contains("`model.d_model` is 16 there and 32 now"), "{error}");
+    assert_eq!(tiny::rows(&out), rows, "refused, so untouched");
+    tiny::run(&config, &out, OpenMode::Resume).unwrap();
+    assert_eq!(tiny::rows(&out), rows);
+}
+
+#[test]
+fn a_mistake_in_the_data_leaves_no_folder() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut config = tiny::dense();
+    config.train.seq_len = 4096;
+    config.train.batch_tokens = 4096;
+    config.train.micro_batch_tokens = None;
+    let error = tiny::run(&config, &out, OpenMode::New).unwrap_err();
+    assert!(error.is_users_mistake() && error.to_string().contains("4097"), "{error}");
+    config = tiny::dense();
+    config.sample.prompt = Some("words".into());
+    let error = tiny::run(&config, &out, OpenMode::New).unwrap_err();
+    assert!(error.is_users_mistake() && error.to_string().contains("\"words\""), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn large_tensors_give_the_same_numbers_with_any_number_of_threads() {
+    let folder = TempDir::new().unwrap();
+    let mut config = tiny::moe();
+    config.model.d_model = 96;
+    config.train.seq_len = 32;
+    config.train.batch_tokens = 2048;
+    config.train.micro_batch_tokens = Some(1024);
+    let result = |threads: usize| {
+        let out = folder.path().join(threads.to_string());
+        tiny::run(&with_steps(&config, 2, threads), &out, OpenMode::New).unwrap();
+        (tiny::rows(&out), tensors(&out, 2))
+    };
+    let one = result(1);
+    for threads in [2, 3, 5] {
+        assert!(result(threads) == one, "{threads} threads");
+    }
 }
 
 proptest! {

@@ -37,7 +37,6 @@ warmup_steps = 2
 keep_last = 10
 [sample]
 num_tokens = 8
-prompt = "1 2 3"
 [model]
 num_layers = 2
 d_model = 16

@@ -1,0 +1,43 @@
+//! Loops compiled for the vectors of the CPU that runs them.
+
+/// Vector lanes of the loops in this crate: one AVX-512 register of `f32`, two AVX2 registers.
+pub(crate) const LANES: usize = 16;
+
+/// `a * b + c`, rounded once if `FUSED`. Without hardware support a fused operation is a slow library call, so the
+/// portable version of a loop rounds twice.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Defines a function that runs `$body::<FUSED>` compiled for the widest vectors that the CPU has. The body must be
+/// `#[inline(always)]`: it takes the instruction set of the function that it is inlined into.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident;) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn with_avx512($($arg: $ty),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn with_avx2($($arg: $ty),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the CPU has AVX-512F, the only feature that the function needs.
+                    return unsafe { with_avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the CPU has AVX2 and FMA, the only features that the function needs.
+                    return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            // Every 64-bit ARM fuses in its baseline.
+            $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorised;

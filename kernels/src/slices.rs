@@ -1,0 +1,113 @@
+//! Flex tensors as f32 slices, cut into blocks for parallel work.
+
+use burn::backend::TensorMetadata;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape};
+use rayon::prelude::*;
+
+/// Elements of one parallel task of an element-wise operation: small enough for the second-level cache, and the same
+/// for every number of threads.
+pub(crate) const BLOCK_LEN: usize = 16 * 1024;
+
+/// Whether all of `tensors` are of the type that the slice loops are written for.
+pub(crate) fn all_f32(tensors: &[&FlexTensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// The tensor, copied if its elements do not lie one after another.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
+/// The elements of a contiguous f32 tensor.
+///
+/// # Panics
+/// If the tensor is none.
+pub(crate) fn elements(tensor: &FlexTensor) -> &[f32] {
+    match tensor.as_slice() {
+        Some(elements) => elements,
+        None => panic!("a {:?} tensor with layout {:?} has no f32 slice", tensor.dtype(), tensor.layout()),
+    }
+}
+
+/// A tensor of `elements` in row-major order.
+pub(crate) fn from_elements(elements: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(elements), Layout::contiguous(shape), DType::F32)
+}
+
+/// The elements of an integer tensor of any width, in row-major order.
+pub(crate) fn host_integers(tensor: FlexTensor) -> Vec<i64> {
+    tensor.into_data().iter::<i64>().collect()
+}
+
+/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside the source that its
+/// tasks copy from, so that the copy is as parallel as the update.
+pub(crate) struct InPlace {
+    target: FlexTensor,
+    source: Option<FlexTensor>,
+}
+
+impl InPlace {
+    /// The f32 tensor `tensor`, to be updated.
+    pub(crate) fn new(tensor: FlexTensor) -> Self {
+        let tensor = contiguous(tensor);
+        let shape = tensor.shape();
+        let covers_buffer = tensor.bytes().len() == shape.num_elements() * size_of::<f32>();
+        if tensor.is_unique() && covers_buffer {
+            return Self { target: tensor, source: None };
+        }
+        Self { target: FlexTensor::empty(shape, DType::F32), source: Some(tensor) }
+    }
+
+    /// The elements to update, in blocks of `block_len`.
+    pub(crate) fn par_blocks(&mut self, block_len: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
+        let source = self.source.as_ref().map(elements);
+        let target: &mut [f32] = self.target.storage_mut();
+        target.par_chunks_mut(block_len).enumerate().map(move |(index, block)| {
+            if let Some(source) = source {
+                block.copy_from_slice(&source[index * block_len..][..block.len()]);
+            }
+            block
+        })
+    }
+
+    /// The updated tensor.
+    pub(crate) fn finish(self) -> FlexTensor {
+        self.target
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+    use super::*;
+
+    /// Values between -4 and 4.
+    pub(crate) fn random_flex(seed: u64, shape: impl Into<Shape>) -> FlexTensor {
+        let shape = shape.into();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let values = (0..shape.num_elements()).map(|_| (rng.random::<f32>() - 0.5) * 8.0).collect();
+        from_elements(values, shape)
+    }
+
+    /// Both sides round in f32, over sums of thousands of terms at most, in another order.
+    pub(crate) fn assert_agree(what: &str, actual: &FlexTensor, expected: &FlexTensor) {
+        assert_eq!(actual.shape(), expected.shape(), "{what}");
+        let expected = contiguous(expected.clone());
+        let scale = elements(&expected).iter().fold(1.0f32, |scale, value| scale.max(value.abs()));
+        for (i, (a, e)) in elements(actual).iter().zip(elements(&expected)).enumerate() {
+            assert!((a - e).abs() <= 3e-6 * scale, "{what}[{i}]: {a} is not {e} (scale {scale})");
+        }
+    }
+
+    /// The bits of what `compute` returns in a pool of `num_threads`.
+    pub(crate) fn bits_with_threads(
+        num_threads: usize,
+        compute: impl Fn() -> Vec<FlexTensor> + Send + Sync,
+    ) -> Vec<Vec<u32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+        let tensors = pool.install(compute);
+        tensors.iter().map(|tensor| elements(tensor).iter().map(|value| value.to_bits()).collect()).collect()
+    }
+}
