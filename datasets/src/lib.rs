@@ -15,7 +15,7 @@
 //! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training split, or a
 //!    `tokenizer.json`. Where a source has several documents, each is followed by the end-of-document mark: the id
 //!    of `<|endoftext|>`, or byte 0. A single text gets none, so its bytes are exactly its tokens.
-//! 4. [`prepare`] writes the ids to **shards** in the cache and opens them as memory maps: a [`TokenStore`] each for
+//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them as memory maps: a [`TokenStore`] each for
 //!    training and validation. The same configuration and content finds them there the next time.
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its own, and hands out
 //!    [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs. [`EvaluationWindows`] go over a split once.

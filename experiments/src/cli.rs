@@ -79,7 +79,7 @@ pub(crate) struct ConfigArgs {
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Run folder [default: runs/<name>-<config hash>]
+    /// Run folder [default: runs/NAME-HASH, after the name and a hash of the configuration]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run folder

@@ -6,7 +6,7 @@
 //! | what will happen | [`plan`], with its arithmetic in [`accounting`] and [`schedule`] |
 //! | the network | [`model`] |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
-//! | the run around the steps | [`train`](mod@train), [`evaluate`](mod@evaluate), [`generate`](mod@generate) |
+//! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | where it runs | [`device`], [`host`], [`throughput`] |
 
