@@ -144,7 +144,8 @@ impl ArmResult {
         let manifest = &arm.manifest;
         let count = |key: &str| manifest.plan.get("counts")?.get(key)?.as_u64();
         let at_or_below = |target: f64| {
-            let mut evals = arm.records.iter().filter_map(Record::as_eval);
+            // The target is a loss on the whole split; one on a part of it can be lower by luck.
+            let mut evals = arm.records.iter().filter_map(Record::as_eval).filter(|row| row.whole_split);
             evals.find(|row| row.cross_entropy_nats <= target)
         };
         Self {
@@ -191,7 +192,8 @@ fn notes(arms: &[Arm], target: Option<f64>) -> Vec<String> {
         }
         if arm.records.iter().filter_map(Record::as_eval).any(|row| !row.whole_split) {
             notes.push(format!(
-                "Evaluations of `{}` during training cover part of the validation split (`train.eval.max_tokens`).",
+                "Evaluations of `{}` during training cover part of the validation split (`train.eval.max_tokens`), so they do \
+                 not count towards the time to a loss.",
                 arm.label
             ));
         }

@@ -12,7 +12,7 @@ use crate::config::{AdamWConfig, EarlyStoppingConfig, RunConfig, SampleConfig};
 use crate::model::ModelSpec;
 use crate::schedule::Schedule;
 
-/// A run with nothing left open. The loop reads this and nothing else of the configuration.
+/// A run with nothing left open.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunPlan {
     /// Name of the run.
