@@ -18,7 +18,7 @@ Start here:
   switchyard train experiments/quickstart.toml
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml
 
-Exit codes: 0 done (also after Ctrl-C, which finishes the step and writes a checkpoint), 2 a mistake in the
+Exit codes: 0 done (also after Ctrl-C, which finishes the step and writes a checkpoint), 2 a mistake in the \
 arguments, the configuration or the input, 1 anything else. Messages go to standard error, results to standard output.";
 
 #[derive(Debug, Subcommand)]
@@ -55,7 +55,7 @@ Examples:
   switchyard train experiments/quickstart.toml --set train.num_steps=50 --out runs/short
   switchyard train experiments/quickstart.toml --resume
 
-Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit.
+Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit. \
 A second Ctrl-C stops at once, with exit code 130.";
 
 const COMPARE_HELP: &str = "\
