@@ -14,7 +14,6 @@ use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunStatus};
 use crate::schedule::ScheduleShape;
-use crate::train::initial_state;
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at, where it runs and what
 /// is kept. The model, the data and the optimizer may not.
@@ -58,7 +57,7 @@ pub(crate) fn start(
         return Ok(Start {
             model: Transformer::new(&plan.model, config.seed, &training_device),
             optimizer: AdamW::new(&config.train.adamw),
-            state: initial_state(config.seed, &dataset.manifest.key),
+            state: TrainingState::initial(config.seed, &dataset.manifest.key),
             resumed: false,
             notes: Vec::new(),
         });

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress};
 
 use crate::TrainError;
-use crate::checkpoint::{CheckpointStore, LoggedEvaluation, RngState, Snapshot, TrainingState};
+use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
@@ -416,23 +416,6 @@ fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {
         sequences_per_batch: plan.sequences_per_micro_batch,
         seed: config.seed,
         mask_documents: config.data.mask_documents,
-    }
-}
-
-/// The state of a run that has done nothing.
-pub(crate) fn initial_state(seed: u64, data_hash: &str) -> TrainingState {
-    TrainingState {
-        step: 0,
-        tokens_seen: 0,
-        data_cursor: 0,
-        data_hash: data_hash.to_string(),
-        active_flops: 0.0,
-        train_secs: 0.0,
-        rng: RngState { seed, next_step: 0 },
-        best: None,
-        best_checkpoint: None,
-        whole_split: None,
-        evals_without_improvement: 0,
     }
 }
 

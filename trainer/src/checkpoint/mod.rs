@@ -144,6 +144,25 @@ pub struct TrainingState {
     pub evals_without_improvement: u32,
 }
 
+impl TrainingState {
+    /// The state of a run that has done nothing.
+    pub fn initial(seed: u64, data_hash: &str) -> Self {
+        Self {
+            step: 0,
+            tokens_seen: 0,
+            data_cursor: 0,
+            data_hash: data_hash.to_string(),
+            active_flops: 0.0,
+            train_secs: 0.0,
+            rng: RngState { seed, next_step: 0 },
+            best: None,
+            best_checkpoint: None,
+            whole_split: None,
+            evals_without_improvement: 0,
+        }
+    }
+}
+
 /// State of the random numbers: each is a pure function of the seed, the step and its place in the model, so these two
 /// numbers are all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
