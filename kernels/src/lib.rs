@@ -11,6 +11,7 @@ mod cross_entropy;
 mod exp;
 mod grouped_matmul;
 mod heads;
+mod matrix;
 mod norm;
 mod permute;
 mod rotary;

@@ -1,0 +1,239 @@
+//! Strided f32 matrices in slices, and their product on the calling thread.
+//!
+//! Operations cut their work into products that do not depend on the number of threads and run each one on one thread:
+//! that keeps results the same bit for bit, and is faster than sharing one product among threads.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// A matrix that is read: element (i, j) lies at `i * row_stride + j * column_stride`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    elements: &'a [f32],
+    shape: [usize; 2],
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// The matrix of `num_columns` columns whose rows follow one another in `elements`.
+    ///
+    /// # Panics
+    /// If the last row is not whole.
+    pub(crate) fn row_major(elements: &'a [f32], num_columns: usize) -> Self {
+        assert!(
+            elements.len().is_multiple_of(num_columns),
+            "{} elements in rows of {num_columns}",
+            elements.len()
+        );
+        Self { elements, shape: [elements.len() / num_columns, num_columns], strides: [num_columns, 1] }
+    }
+
+    /// The matrix with these strides.
+    ///
+    /// # Panics
+    /// If its last element lies outside `elements`.
+    pub(crate) fn strided(elements: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Self {
+        assert!(
+            fits(elements.len(), shape, strides),
+            "{shape:?} by {strides:?} in {} elements",
+            elements.len()
+        );
+        Self { elements, shape, strides }
+    }
+
+    /// Rows as columns.
+    pub(crate) fn transposed(self) -> Self {
+        let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);
+        Self { elements: self.elements, shape: [columns, rows], strides: [column_stride, row_stride] }
+    }
+
+    /// Only these rows.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.end <= self.shape[0], "rows {rows:?} of {}", self.shape[0]);
+        let start = (rows.start * self.strides[0]).min(self.elements.len());
+        Self::strided(&self.elements[start..], [rows.len(), self.shape[1]], self.strides)
+    }
+
+    /// Only these columns.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        self.transposed().rows(columns).transposed()
+    }
+}
+
+/// A row-major matrix that is written.
+#[derive(Debug)]
+pub(crate) struct MatrixMut<'a> {
+    elements: &'a mut [MaybeUninit<f32>],
+    shape: [usize; 2],
+    row_stride: usize,
+    has_values: bool,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// Rows of `num_columns` elements that follow one another.
+    ///
+    /// # Panics
+    /// If the last row is not whole.
+    pub(crate) fn row_major(elements: &'a mut [f32], num_columns: usize) -> Self {
+        // SAFETY: the same layout, and only values are ever written through a `MatrixMut`.
+        let elements = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<f32>]) };
+        Self { has_values: true, ..Self::uninit(elements, num_columns) }
+    }
+
+    /// As [`MatrixMut::row_major`], of elements that have no values yet.
+    pub(crate) fn uninit(elements: &'a mut [MaybeUninit<f32>], num_columns: usize) -> Self {
+        let len = elements.len();
+        assert!(len.is_multiple_of(num_columns), "{len} elements in rows of {num_columns}");
+        Self { elements, shape: [len / num_columns, num_columns], row_stride: num_columns, has_values: false }
+    }
+
+    /// Only these columns.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.shape[1], "columns {columns:?} of {}", self.shape[1]);
+        let start = columns.start.min(self.elements.len());
+        Self { elements: &mut self.elements[start..], shape: [self.shape[0], columns.len()], ..self }
+    }
+}
+
+fn fits(len: usize, [rows, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> bool {
+    rows == 0 || columns == 0 || (rows - 1) * row_stride + (columns - 1) * column_stride < len
+}
+
+/// `c = a b`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn multiply(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
+    product(c, a, b, false);
+}
+
+/// `c = c + a b`.
+///
+/// # Panics
+/// If the shapes do not fit, or `c` has no values.
+pub(crate) fn add_multiplied(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
+    assert!(c.has_values, "a product is added to elements without values");
+    product(c, a, b, true);
+}
+
+fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+    let ([m, n], [_, k]) = (c.shape, a.shape);
+    assert!(a.shape == [m, k] && b.shape == [k, n], "{:?} times {:?} into {:?}", a.shape, b.shape, c.shape);
+    // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c` borrows its
+    // elements alone, so it overlaps neither `a` nor `b`; and unless it has values it is not read.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.elements.as_mut_ptr().cast::<f32>(),
+            1,
+            c.row_stride as isize,
+            add,
+            a.elements.as_ptr(),
+            a.strides[1] as isize,
+            a.strides[0] as isize,
+            b.elements.as_ptr(),
+            b.strides[1] as isize,
+            b.strides[0] as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// Elements to be written, each exactly once, before they are read.
+#[derive(Debug)]
+pub(crate) struct Unwritten {
+    elements: Vec<MaybeUninit<f32>>,
+}
+
+impl Unwritten {
+    /// Room for `len` elements. Their memory is not touched: filling a large buffer with zeros costs as much as a pass
+    /// of the operation that overwrites them.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut elements = Vec::with_capacity(len);
+        // SAFETY: `MaybeUninit` needs no value, and the capacity is there.
+        unsafe { elements.set_len(len) };
+        Self { elements }
+    }
+
+    /// The elements, to be written.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [MaybeUninit<f32>] {
+        &mut self.elements
+    }
+
+    /// The values.
+    ///
+    /// # Safety
+    /// Every element has been written.
+    pub(crate) unsafe fn written(self) -> Vec<f32> {
+        let mut elements = std::mem::ManuallyDrop::new(self.elements);
+        // SAFETY: the same layout and allocation, given up by the vector above; the caller vouches for the values.
+        unsafe { Vec::from_raw_parts(elements.as_mut_ptr().cast(), elements.len(), elements.capacity()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn products_are_those_of_the_definition(m in 0_usize..40, k in 0_usize..40, n in 1_usize..40, flip: [bool; 2]) {
+            let value = |i: usize| ((i * 7919 % 31) as f32 - 15.0) / 8.0;
+            let a: Vec<f32> = (0..m * k).map(value).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
+            let a_at = |i: usize, p: usize| if flip[0] { a[p * m + i] } else { a[i * k + p] };
+            let b_at = |p: usize, j: usize| if flip[1] { b[j * k + p] } else { b[p * n + j] };
+            let oriented = |x, [rows, columns]: [usize; 2], flip| match flip {
+                true => Matrix::strided(x, [columns, rows], [rows.max(1), 1]).transposed(),
+                false => Matrix::strided(x, [rows, columns], [columns.max(1), 1]),
+            };
+            let mut c: Vec<f32> = (0..m * n).map(|i| value(i + 11)).collect();
+            let before = c.clone();
+            add_multiplied(MatrixMut::row_major(&mut c, n), oriented(&a, [m, k], flip[0]), oriented(&b, [k, n], flip[1]));
+            for i in 0..m {
+                for j in 0..n {
+                    // Multiples of 1/64 below 2^24 of them: every order of summation is exact.
+                    let expected = before[i * n + j] + (0..k).map(|p| a_at(i, p) * b_at(p, j)).sum::<f32>();
+                    prop_assert_eq!(c[i * n + j], expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn some_rows_and_columns_are_multiplied_and_written_alone() {
+        let a = Matrix::row_major(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3);
+        let b = Matrix::row_major(&[1.0, 10.0], 1);
+        let mut c = [0.0; 6];
+        multiply(MatrixMut::row_major(&mut c, 3).columns(1..2), a.columns(1..3), b);
+        assert_eq!(c, [0.0, 32.0, 0.0, 0.0, 65.0, 0.0]);
+        multiply(MatrixMut::row_major(&mut c[..3], 3).columns(0..1), a.rows(1..2).columns(0..2), b);
+        assert_eq!(c, [54.0, 32.0, 0.0, 0.0, 65.0, 0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "without values")]
+    fn nothing_is_added_to_what_has_no_value() {
+        let mut c = Unwritten::new(1);
+        let one = Matrix::row_major(&[1.0], 1);
+        add_multiplied(MatrixMut::uninit(c.as_mut_slice(), 1), one, one);
+    }
+}
