@@ -6,27 +6,6 @@ use switchyard_router::{CapacityConfig, TopKRouterConfig};
 
 use crate::MoeConfigError;
 
-/// Non-linearity of a feed-forward block, dense or expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `silu(x W_gate) * (x W_up)`: three weight matrices (arXiv:2002.05202).
-    Swiglu,
-    /// Exact GELU: `x * Phi(x)` (arXiv:1606.08415).
-    Gelu,
-    /// GELU's tanh approximation, as in GPT-2.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-}
-
-impl Activation {
-    /// Whether the block has a gate matrix beside the up projection.
-    pub fn is_gated(self) -> bool {
-        matches!(self, Self::Swiglu)
-    }
-}
-
 /// A mixture of experts in place of the dense feed-forward block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -4,8 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-
-use crate::{Activation, activate};
+use switchyard_kernels::{Activation, DenseBiases, DenseMatrices, dense_ffn};
 
 /// Initial values of a [`DenseFfn`].
 #[derive(Debug, Clone)]
@@ -70,17 +69,20 @@ impl DenseFfn {
     /// # Shapes
     /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
     pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
-        let gate_tf = self.w_gate_df.as_ref().map(|w_df| project(x_td.clone(), w_df, self.b_gate_f.as_ref()));
-        let up_tf = project(x_td, &self.w_up_df, self.b_up_f.as_ref());
-        let hidden_tf = activate(self.activation, up_tf, gate_tf);
-        project(hidden_tf, &self.w_down_fd, self.b_down_d.as_ref())
-    }
-}
-
-fn project(x: Tensor<2>, weight: &Param<Tensor<2>>, bias: Option<&Param<Tensor<1>>>) -> Tensor<2> {
-    let product = x.matmul(weight.val());
-    match bias {
-        Some(bias) => product + bias.val().unsqueeze(),
-        None => product,
+        let biases = match (&self.b_up_f, &self.b_down_d) {
+            (Some(b_up_f), Some(b_down_d)) => Some(DenseBiases {
+                b_gate_f: self.b_gate_f.as_ref().map(Param::val),
+                b_up_f: b_up_f.val(),
+                b_down_d: b_down_d.val(),
+            }),
+            _ => None,
+        };
+        let matrices = DenseMatrices {
+            w_gate_df: self.w_gate_df.as_ref().map(Param::val),
+            w_up_df: self.w_up_df.val(),
+            w_down_fd: self.w_down_fd.val(),
+            biases,
+        };
+        dense_ffn(x_td, matrices, self.activation)
     }
 }

@@ -1,12 +1,10 @@
 //! The routed experts of one layer, their matrices stacked.
 //!
-//! Shape letters: n packed rows, d model width, e experts, f hidden width of one expert.
+//! Shape letters: t tokens, k slots per token, d model width, e experts, f hidden width of one expert.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Groups, grouped_matmul};
-
-use crate::{Activation, activate};
+use switchyard_kernels::{Activation, DispatchPlan, ExpertMatrices, expert_ffn};
 
 /// Initial values of [`Experts`].
 #[derive(Debug, Clone)]
@@ -19,7 +17,7 @@ pub struct ExpertsWeights {
     pub w_down_efd: Tensor<3>,
 }
 
-/// E feed-forward blocks without biases, each applied to its own rows.
+/// E feed-forward blocks without biases, each applied to its own tokens.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// Gate projections `[e, d, f]`; none unless the activation is gated.
@@ -51,17 +49,19 @@ impl Experts {
         }
     }
 
-    /// Each group of rows through its expert.
+    /// Each token's sum of gate times expert over its slots in `plan`; zero for a token without any.
     ///
     /// # Shapes
-    /// - `rows_nd`: `[num_rows, d]`, sorted by expert; returns `[num_rows, d]`
+    /// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]`; returns `[num_tokens, d]`
     ///
     /// # Panics
-    /// If `groups` does not fit the rows or the number of experts.
-    pub fn forward(&self, rows_nd: Tensor<2>, groups: &Groups) -> Tensor<2> {
-        let gate_nf =
-            self.w_gate_edf.as_ref().map(|w_edf| grouped_matmul(rows_nd.clone(), w_edf.val(), groups));
-        let up_nf = grouped_matmul(rows_nd, self.w_up_edf.val(), groups);
-        grouped_matmul(activate(self.activation, up_nf, gate_nf), self.w_down_efd.val(), groups)
+    /// If `plan` does not fit the tokens, the gates or the number of experts.
+    pub fn forward(&self, x_td: Tensor<2>, gates_tk: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
+        let matrices = ExpertMatrices {
+            w_gate_edf: self.w_gate_edf.as_ref().map(Param::val),
+            w_up_edf: self.w_up_edf.val(),
+            w_down_efd: self.w_down_efd.val(),
+        };
+        expert_ffn(x_td, gates_tk, matrices, self.activation, plan)
     }
 }

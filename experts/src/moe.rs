@@ -1,15 +1,15 @@
 //! The mixture-of-experts layer: route, dispatch, multiply, combine.
 //!
-//! Shape letters: t tokens, d model width, e experts, k experts per token, n packed rows.
+//! Shape letters: t tokens, d model width, e experts, k experts per token.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use switchyard_kernels::{combine_rows, gather_rows};
+use switchyard_kernels::DispatchPlan;
 use switchyard_router::{
     CapacityConfig, RouterStatistics, Routing, TopKRouter, load_balancing_loss, router_z_loss,
 };
 
-use crate::{DenseFfn, DispatchPlan, Experts};
+use crate::{DenseFfn, Experts};
 
 /// A mixture of experts in place of a dense feed-forward block.
 #[derive(Module, Debug)]
@@ -90,10 +90,8 @@ impl MoeLayer {
         };
         let plan =
             DispatchPlan::new(&routing.expert_ids_tk, keep_tk.as_deref(), routing.num_experts, routing.top_k);
-        let rows_nd = gather_rows(x_td.clone(), &plan.slots);
-        let expert_rows_nd = self.experts.forward(rows_nd, &plan.groups);
-        let gates_tk = routing.gates_tk.clone().cast(expert_rows_nd.dtype());
-        let mixture_td = combine_rows(expert_rows_nd, gates_tk, &plan.slots);
+        let gates_tk = routing.gates_tk.clone().cast(x_td.dtype());
+        let mixture_td = self.experts.forward(x_td.clone(), gates_tk, &plan);
         let hidden_td = match &self.shared_expert {
             Some(shared_expert) => mixture_td + shared_expert.forward(x_td),
             None => mixture_td,

@@ -41,6 +41,14 @@ impl<'a> Matrix<'a> {
         Self { elements, shape, strides }
     }
 
+    pub(crate) fn num_rows(&self) -> usize {
+        self.shape[0]
+    }
+
+    pub(crate) fn num_columns(&self) -> usize {
+        self.shape[1]
+    }
+
     /// Rows as columns.
     pub(crate) fn transposed(self) -> Self {
         let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);
@@ -123,6 +131,25 @@ pub(crate) fn multiply(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
 pub(crate) fn add_multiplied(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
     assert!(c.has_values, "a product is added to elements without values");
     product(c, a, b, true);
+}
+
+/// Fills `target` with the rows of `a b`, and returns them.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn fill_with_product<'c>(
+    target: &'c mut [MaybeUninit<f32>],
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+) -> &'c mut [f32] {
+    assert!(
+        target.len() == a.num_rows() * b.num_columns(),
+        "{} elements for {a:?} times {b:?}",
+        target.len()
+    );
+    multiply(MatrixMut::uninit(target, b.num_columns()), a, b);
+    // SAFETY: the product has just written every element.
+    unsafe { &mut *(std::ptr::from_mut(target) as *mut [f32]) }
 }
 
 fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {

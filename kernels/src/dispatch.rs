@@ -1,6 +1,105 @@
-//! From each token's choice of experts to rows packed by expert.
+//! From each token's choice of experts to rows packed by expert, each a slot of a token.
 
-use switchyard_kernels::{Groups, SlotMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Which rows belong to which group: group g owns rows `offsets[g]..offsets[g + 1]`. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Groups {
+    offsets: Arc<[usize]>,
+}
+
+impl Groups {
+    /// Groups from their `num_groups + 1` row offsets.
+    ///
+    /// # Panics
+    /// If `offsets` is empty, does not start at 0, or descends.
+    pub fn new(offsets: impl Into<Arc<[usize]>>) -> Self {
+        let offsets = offsets.into();
+        assert!(offsets.first() == Some(&0), "row offsets must start at 0, got {offsets:?}");
+        assert!(offsets.is_sorted(), "row offsets must not descend, got {offsets:?}");
+        Self { offsets }
+    }
+
+    /// Number of groups, empty ones included.
+    pub fn num_groups(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Rows of all groups together.
+    pub fn num_rows(&self) -> usize {
+        self.offsets[self.num_groups()]
+    }
+
+    /// Rows of one group.
+    ///
+    /// # Panics
+    /// If `group` is not below [`Groups::num_groups`].
+    pub fn rows(&self, group: usize) -> Range<usize> {
+        self.offsets[group]..self.offsets[group + 1]
+    }
+
+    /// The groups that own rows, with their rows, in order.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        (0..self.num_groups()).map(|group| (group, self.rows(group))).filter(|(_, rows)| !rows.is_empty())
+    }
+}
+
+/// Which packed row holds which slot. Slot `t * top_k + s` is the s-th expert choice of token t; a slot without a
+/// row was dropped. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotMap {
+    num_tokens: usize,
+    top_k: usize,
+    slot_of_row: Arc<[u32]>,
+    row_of_slot: Arc<[Option<u32>]>,
+}
+
+impl SlotMap {
+    /// The map in which packed row r holds slot `slot_of_row[r]`.
+    ///
+    /// # Panics
+    /// If a slot is not below `num_tokens * top_k` or has two rows.
+    pub fn new(slot_of_row: impl Into<Arc<[u32]>>, num_tokens: usize, top_k: usize) -> Self {
+        let slot_of_row = slot_of_row.into();
+        let mut row_of_slot = vec![None; num_tokens * top_k];
+        for (row, &slot) in (0u32..).zip(slot_of_row.iter()) {
+            let earlier = row_of_slot[slot as usize].replace(row);
+            assert!(earlier.is_none(), "slot {slot} is in rows {earlier:?} and {row}");
+        }
+        Self { num_tokens, top_k, slot_of_row, row_of_slot: row_of_slot.into() }
+    }
+
+    /// Tokens, those without any row included.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// Slots of each token.
+    pub fn top_k(&self) -> usize {
+        self.top_k
+    }
+
+    /// Packed rows; `num_tokens * top_k` unless slots were dropped.
+    pub fn num_rows(&self) -> usize {
+        self.slot_of_row.len()
+    }
+
+    /// Slot that each packed row holds.
+    pub fn slot_of_row(&self) -> &[u32] {
+        &self.slot_of_row
+    }
+
+    /// Packed row of each slot, `None` where the slot was dropped.
+    pub fn row_of_slot(&self) -> &[Option<u32>] {
+        &self.row_of_slot
+    }
+
+    /// Whether a slot has no row.
+    pub(crate) fn drops_slots(&self) -> bool {
+        self.num_rows() < self.row_of_slot.len()
+    }
+}
 
 /// Where every kept assignment goes: rows sorted by expert, and within an expert in token order.
 #[derive(Debug, Clone, PartialEq, Eq)]

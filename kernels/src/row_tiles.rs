@@ -1,0 +1,172 @@
+//! Work on many rows, cut into single-threaded matrix products that do not depend on the number of threads.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::dispatch::Groups;
+use crate::matrix::{Matrix, MatrixMut, Unwritten, multiply};
+use crate::simd::vectorised;
+
+/// Most rows of one tile: its operands stay in the second-level cache, and the product already runs at full speed.
+const TILE_ROWS: usize = 128;
+/// About the multiplications of one task of a weight gradient: a millisecond's work.
+const TASK_MULTIPLICATIONS: usize = 1 << 25;
+/// Columns of one task that sums over rows.
+const SUM_COLUMNS: usize = 64;
+
+/// Some rows of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowTile {
+    pub(crate) group: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+impl RowTile {
+    /// Every group's rows in tiles of nearly equal size, in order.
+    pub(crate) fn of(groups: &Groups) -> Vec<Self> {
+        let tiles_of = |(group, rows): (usize, Range<usize>)| {
+            let num_tiles = rows.len().div_ceil(TILE_ROWS);
+            (0..num_tiles).map(move |tile| {
+                let at = |tile: usize| rows.start + rows.len() * tile / num_tiles;
+                Self { group, rows: at(tile)..at(tile + 1) }
+            })
+        };
+        groups.occupied().flat_map(tiles_of).collect()
+    }
+
+    /// `elements`, rows of `num_columns`, cut where the tiles are cut.
+    ///
+    /// # Panics
+    /// If `tiles` are not those of as many rows.
+    pub(crate) fn cut<'a, T>(
+        tiles: &[Self],
+        mut elements: &'a mut [T],
+        num_columns: usize,
+    ) -> Vec<&'a mut [T]> {
+        let parts = tiles.iter().map(|tile| {
+            let (part, rest) = std::mem::take(&mut elements).split_at_mut(tile.rows.len() * num_columns);
+            elements = rest;
+            part
+        });
+        let parts = parts.collect();
+        assert!(elements.is_empty(), "{} elements lie behind the last tile", elements.len());
+        parts
+    }
+}
+
+/// The gradient of one stack of matrices: per group, the transposed rows of `x` times those of `dy`.
+pub(crate) struct WeightGradient<'a> {
+    /// `[n, d]`.
+    pub(crate) x: Matrix<'a>,
+    /// `[n, f]`.
+    pub(crate) dy: Matrix<'a>,
+}
+
+/// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits between them. Groups
+/// without rows get zeros.
+pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]) -> Vec<Vec<f32>> {
+    let len_of = |gradient: &WeightGradient<'_>| {
+        groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()
+    };
+    let mut stacks: Vec<_> = gradients.iter().map(|gradient| Unwritten::new(len_of(gradient))).collect();
+    let tasks: Vec<_> = gradients
+        .iter()
+        .zip(&mut stacks)
+        .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.as_mut_slice()))
+        .collect();
+    tasks.into_par_iter().for_each(GradientTask::run);
+    // SAFETY: the tasks cover every row of every matrix, and each writes all of its rows.
+    stacks.into_iter().map(|stack| unsafe { stack.written() }).collect()
+}
+
+/// Some rows of one matrix of a stack.
+struct GradientTask<'a> {
+    x: Matrix<'a>,
+    dy: Matrix<'a>,
+    target: &'a mut [MaybeUninit<f32>],
+}
+
+impl<'a> WeightGradient<'a> {
+    fn tasks(&self, groups: &Groups, stack: &'a mut [MaybeUninit<f32>]) -> Vec<GradientTask<'a>> {
+        let (d, f) = (self.x.num_columns(), self.dy.num_columns());
+        let mut tasks = Vec::new();
+        for (group, matrix) in stack.chunks_mut((d * f).max(1)).enumerate() {
+            let (x, dy) = (self.x.rows(groups.rows(group)), self.dy.rows(groups.rows(group)));
+            let multiplications_per_row = (x.num_rows() * f).max(1);
+            let num_rows = (TASK_MULTIPLICATIONS / multiplications_per_row).next_multiple_of(64).max(64);
+            for (task, target) in matrix.chunks_mut(num_rows * f).enumerate() {
+                let first = task * num_rows;
+                let columns = first..(first + num_rows).min(d);
+                tasks.push(GradientTask { x: x.columns(columns), dy, target });
+            }
+        }
+        tasks
+    }
+}
+
+impl GradientTask<'_> {
+    fn run(self) {
+        if self.x.num_rows() == 0 {
+            self.target.fill(MaybeUninit::new(0.0));
+        } else {
+            multiply(MatrixMut::uninit(self.target, self.dy.num_columns()), self.x.transposed(), self.dy);
+        }
+    }
+}
+
+/// The sum of all rows of `x`, rows of `num_columns`, from the first to the last.
+pub(crate) fn sum_rows(x: &[f32], num_columns: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; num_columns];
+    sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
+        let first = block * SUM_COLUMNS;
+        for row in x.chunks(num_columns) {
+            add(sums, &row[first..first + sums.len()]);
+        }
+    });
+    sums
+}
+
+/// Adds `bias` to each row of as many elements.
+pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    for row in rows.chunks_mut(bias.len()) {
+        add(row, bias);
+    }
+}
+
+vectorised! {
+    /// `y = y + x`.
+    pub(crate) fn add(y: &mut [f32], x: &[f32]) = add_each;
+}
+
+#[inline(always)]
+fn add_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn tiles_cover_each_groups_rows_once_and_in_order(lens in prop::collection::vec(0_usize..600, 1..5)) {
+            let mut offsets = vec![0];
+            offsets.extend(lens.iter().scan(0, |end, len| { *end += len; Some(*end) }));
+            let groups = Groups::new(offsets);
+            let tiles = RowTile::of(&groups);
+            let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.rows.clone()).collect();
+            prop_assert_eq!(rows, (0..groups.num_rows()).collect::<Vec<_>>());
+            for tile in tiles {
+                prop_assert!((1..=TILE_ROWS).contains(&tile.rows.len()));
+                let group = groups.rows(tile.group);
+                prop_assert!(group.start <= tile.rows.start && tile.rows.end <= group.end);
+            }
+        }
+    }
+}
