@@ -40,6 +40,9 @@ pub(crate) enum Command {
     /// Compare dense and sparse arms: train what is not trained yet, then print and save a table
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
+    /// Time training steps or one feed-forward layer on this machine
+    #[command(subcommand, after_help = BENCH_HELP)]
+    Bench(BenchCommand),
     /// Print the JSON schema of the configuration file, for editors
     Schema,
     /// Print a completion script for a shell
@@ -64,6 +67,13 @@ Arms are configuration files (trained under --out, resumed if interrupted, skipp
 
 Example:
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+
+const BENCH_HELP: &str = "\
+Examples:
+  switchyard bench step experiments/bench/s2-e8k2.toml --json
+
+Times are wall-clock times of the median repetition, beside the machine's own rate of matrix products in the same \
+process. On a busy machine compare ratios within one run only.";
 
 /// A configuration file and changes to it.
 #[derive(Debug, Args)]
@@ -179,6 +189,34 @@ pub(crate) struct CompareArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Print the comparison as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Time training steps (forward, backward, clipping, AdamW) and forward passes of a configuration
+    Step(BenchStepArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchStepArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+}
+
+/// How often, and how it is shown.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Timed repetitions [default: at least 5, and as many as fit into 10 seconds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: Option<u64>,
+    /// Repetitions before the timed ones
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) warmup: usize,
+    /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -19,6 +19,7 @@ mod row_tiles;
 mod simd;
 mod slices;
 mod tensor_list;
+mod thread_products;
 mod tiles;
 
 pub use activation::Activation;
@@ -29,3 +30,4 @@ pub use dispatch::{DispatchPlan, Groups, SlotMap};
 pub use feed_forward::{DenseBiases, DenseMatrices, ExpertMatrices, dense_ffn, expert_ffn};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
+pub use thread_products::ThreadProducts;

@@ -9,9 +9,11 @@
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | where it runs | [`device`], [`host`], [`throughput`] |
+//! | how fast it runs | [`benchmark`] |
 
 pub mod accounting;
 pub mod batch;
+pub mod benchmark;
 pub mod checkpoint;
 pub mod config;
 pub mod config_file;

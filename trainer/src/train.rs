@@ -403,14 +403,14 @@ fn is_due(period: Option<u64>, step: u64) -> bool {
     period.is_some_and(|period| step.is_multiple_of(period))
 }
 
-fn aux_weights(plan: &RunPlan) -> AuxWeights {
+pub(crate) fn aux_weights(plan: &RunPlan) -> AuxWeights {
     plan.model.moe.as_ref().map_or_else(AuxWeights::default, |moe| AuxWeights {
         load_balancing: moe.router.load_balancing_weight,
         router_z: moe.router.z_loss_weight,
     })
 }
 
-fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {
+pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {
     LoaderConfig {
         seq_len: plan.seq_len,
         sequences_per_batch: plan.sequences_per_micro_batch,

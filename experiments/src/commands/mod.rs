@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod bench;
 mod compare;
 mod data;
 mod eval;
@@ -30,6 +31,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Compare(args) => compare::run(&args),
+        Command::Bench(command) => bench::run(&command),
         Command::Schema => print_json(&config_file::schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

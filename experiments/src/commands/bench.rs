@@ -1,0 +1,70 @@
+//! `switchyard bench`
+
+use std::fmt::Write;
+use std::path::Path;
+
+use switchyard_trainer::benchmark::{Machine, Repetitions, StepReport, benchmark_step};
+
+use super::{load_to_run, print_json, print_text};
+use crate::cli::{BenchArgs, BenchCommand, BenchStepArgs};
+use crate::failure::Failure;
+
+pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
+    match command {
+        BenchCommand::Step(args) => step(args),
+    }
+}
+
+fn step(args: &BenchStepArgs) -> Result<(), Failure> {
+    let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
+    let report =
+        benchmark_step(&case_of(&args.config.file), &loaded.config, &plan, repetitions(&args.bench))?;
+    if args.bench.json { print_json(&report) } else { print_text(&step_table(&report)) }
+}
+
+/// A case is named after its file.
+fn case_of(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn repetitions(args: &BenchArgs) -> Repetitions {
+    Repetitions { warmup: args.warmup, timed: args.steps.map(|steps| steps as usize) }
+}
+
+fn step_table(report: &StepReport) -> String {
+    let mut rows = vec![
+        ("step", times(report.step_ms_median, report.step_ms_min, report.steps)),
+        ("forward", times(report.forward_ms_median, report.forward_ms_min, report.steps)),
+        ("tokens/s", format!("{:.0}", report.tokens_per_sec)),
+        ("rate", rate(report.gflops, report.ceiling_share, &report.machine)),
+    ];
+    rows.extend(report.peak_rss_bytes.map(|bytes| ("peak memory", format!("{} MB", bytes / 1_000_000))));
+    rows.extend(
+        report.minor_page_faults_per_step.map(|faults| ("page faults", format!("{faults:.0} per step"))),
+    );
+    rows.push(("loss", format!("{:.4} to {:.4}", report.loss_first, report.loss_last)));
+    table(&report.case, &rows)
+}
+
+fn times(median_ms: f64, min_ms: f64, count: usize) -> String {
+    format!("{median_ms:.1} ms (median of {count}), {min_ms:.1} ms (shortest)")
+}
+
+fn rate(gflops: f64, ceiling_share: f64, machine: &Machine) -> String {
+    format!(
+        "{gflops:.1} GFLOP/s, {:.0} % of the {:.1} of matrix products on {} thread(s)",
+        100.0 * ceiling_share,
+        machine.matmul_ceiling_gflops,
+        machine.threads
+    )
+}
+
+fn table(case: &str, rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+    let mut text = format!("{case}\n");
+    for (label, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{label:width$}  {value}");
+    }
+    text
+}

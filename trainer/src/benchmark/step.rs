@@ -1,0 +1,166 @@
+//! Whole training steps of a configuration, and forward passes alone.
+
+use burn::tensor::Device;
+use serde::Serialize;
+use switchyard_datasets::{Loader, Progress};
+
+use super::{Machine, Repetitions, Usage};
+use crate::TrainError;
+use crate::config::RunConfig;
+use crate::device;
+use crate::evaluate::{EvaluationSettings, evaluate};
+use crate::model::Transformer;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::step::{StepSettings, train_step};
+use crate::train::{aux_weights, loader_config, with_threads};
+
+/// What was measured; times are wall-clock times.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepReport {
+    /// Name of the case.
+    pub case: String,
+    /// Median time of a step: forward, backward, clipping, AdamW.
+    pub step_ms_median: f64,
+    /// Shortest time of a step.
+    pub step_ms_min: f64,
+    /// Tokens trained on per second of the median step.
+    pub tokens_per_sec: f64,
+    /// Most memory resident during the steps and before; absent where the system does not tell.
+    pub peak_rss_bytes: Option<u64>,
+    /// Active training FLOPs per second of the median step, in units of 1e9.
+    pub gflops: f64,
+    /// The machine.
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// `gflops` as a share of the ceiling.
+    pub ceiling_share: f64,
+    /// Median time of a forward pass over as many tokens, with the loss and without gradients.
+    pub forward_ms_median: f64,
+    /// Shortest time of a forward pass.
+    pub forward_ms_min: f64,
+    /// Steps timed.
+    pub steps: usize,
+    /// Tokens per step.
+    pub tokens_per_step: usize,
+    /// Parameters of the model.
+    pub total_params: u64,
+    /// Loss of the first step, warm-up included.
+    pub loss_first: f64,
+    /// Loss of the last step.
+    pub loss_last: f64,
+    /// Pages mapped per timed step; absent where the system does not tell.
+    pub minor_page_faults_per_step: Option<f64>,
+}
+
+/// Time the training steps of `config`, named `case`, as [`crate::train::train`] does them.
+///
+/// # Errors
+/// [`TrainError`] if the data cannot be had, the device fails or the loss diverges.
+pub fn benchmark_step(
+    case: &str,
+    config: &RunConfig,
+    plan: &RunPlan,
+    repetitions: Repetitions,
+) -> Result<StepReport, TrainError> {
+    with_threads(config.threads, || benchmark_here(case, config, plan, repetitions))
+}
+
+fn benchmark_here(
+    case: &str,
+    config: &RunConfig,
+    plan: &RunPlan,
+    repetitions: Repetitions,
+) -> Result<StepReport, TrainError> {
+    let device = device::select(&config.device)?;
+    let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
+    let machine = Machine::observe(&config.device, &device)?;
+
+    let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), 0)?;
+    let mut training = Training::new(config, plan, loader, &device);
+    // The warm-up is done here, so that its page faults are not counted.
+    (0..repetitions.warmup).try_for_each(|_| training.step())?;
+    let before = Usage::now();
+    let steps = Repetitions { warmup: 0, ..repetitions }.time(|| training.step())?;
+    let after = Usage::now();
+
+    let forward_settings = EvaluationSettings {
+        seq_len: plan.seq_len,
+        sequences_per_batch: plan.sequences_per_micro_batch,
+        max_tokens: Some(plan.tokens_per_step as u64),
+        mask_documents: config.data.mask_documents,
+    };
+    let forward_passes = repetitions
+        .time(|| evaluate(&training.model, &dataset.train, &forward_settings, &device).map(drop))?;
+    let machine = machine.observe_again(&device)?;
+
+    let step_secs = steps.median_ms() / 1e3;
+    let gflops = plan.training_flops_per_step() / step_secs / 1e9;
+    let faults = after.minor_page_faults.zip(before.minor_page_faults).map(|(after, before)| after - before);
+    Ok(StepReport {
+        case: case.into(),
+        step_ms_median: steps.median_ms(),
+        step_ms_min: steps.min_ms(),
+        tokens_per_sec: plan.tokens_per_step as f64 / step_secs,
+        peak_rss_bytes: after.peak_rss_bytes,
+        gflops,
+        ceiling_share: gflops / machine.matmul_ceiling_gflops,
+        machine,
+        forward_ms_median: forward_passes.median_ms(),
+        forward_ms_min: forward_passes.min_ms(),
+        steps: steps.len(),
+        tokens_per_step: plan.tokens_per_step,
+        total_params: plan.counts.total_params,
+        loss_first: training.losses.0,
+        loss_last: training.losses.1,
+        minor_page_faults_per_step: faults.map(|faults| faults as f64 / steps.len() as f64),
+    })
+}
+
+/// A run's moving parts, without its folder.
+struct Training<'a> {
+    plan: &'a RunPlan,
+    loader: Loader,
+    model: Transformer,
+    optimizer: AdamW,
+    device: Device,
+    next_step: u64,
+    /// Of the first and of the last step.
+    losses: (f64, f64),
+}
+
+impl<'a> Training<'a> {
+    fn new(config: &RunConfig, plan: &'a RunPlan, loader: Loader, device: &Device) -> Self {
+        Self {
+            plan,
+            loader,
+            model: Transformer::new(&plan.model, plan.seed, &device.clone().autodiff()),
+            optimizer: AdamW::new(&config.train.adamw),
+            device: device.clone(),
+            next_step: 0,
+            losses: (f64::NAN, f64::NAN),
+        }
+    }
+
+    fn step(&mut self) -> Result<(), TrainError> {
+        let Self { plan, next_step: step, .. } = *self;
+        let settings = StepSettings {
+            seed: plan.seed,
+            step,
+            learning_rate: plan.schedule.learning_rate(step),
+            max_grad_norm: plan.max_grad_norm,
+            aux_weights: aux_weights(plan),
+        };
+        let micro_batches = (0..plan.micro_batches_per_step)
+            .map(|_| self.loader.next_batch())
+            .collect::<Result<Vec<_>, _>>()?;
+        let model = self.model.clone();
+        let (model, measurements) =
+            train_step(model, &mut self.optimizer, micro_batches, &settings, &self.device)?;
+        self.model = model;
+        let loss = measurements.total_loss;
+        self.losses = (if step == 0 { loss } else { self.losses.0 }, loss);
+        self.next_step += 1;
+        Ok(())
+    }
+}
