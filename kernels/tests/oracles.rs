@@ -8,8 +8,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, CausalMask, RotaryTable, adamw_update, causal_attention, cross_entropy, gelu,
-    gelu_tanh, layer_norm, rms_norm, swiglu,
+    AdamWState, AdamWStep, CausalMask, RotaryTable, adamw_update, causal_attention, cross_entropy,
+    layer_norm, rms_norm,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -143,47 +143,6 @@ fn a_frozen_scale_gets_no_gradient_and_the_rows_keep_theirs() {
     let y = rms_norm(x.clone(), scale, 1e-3);
     let oracle = |i: &[Vec<f64>]| rms_norm_oracle(&i[0], &inputs[1], 1e-3);
     check("rms_norm", y, |g| vec![values(x.grad(g).unwrap())], &oracle, &inputs[..1]);
-}
-
-#[test]
-fn swiglu_agrees_with_its_oracle() {
-    for shape in [[1, 1], [3, 37]] {
-        let len = shape[0] * shape[1];
-        let inputs = [random(1, len), random(2, len)];
-        let (up, gate) = (tensor(&inputs[0], shape), tensor(&inputs[1], shape));
-        let gradients = |g: &_| vec![values(up.grad(g).unwrap()), values(gate.grad(g).unwrap())];
-        let oracle = |i: &[Vec<f64>]| {
-            i[0].iter().zip(&i[1]).map(|(up, gate)| up * gate / (1.0 + (-gate).exp())).collect()
-        };
-        check("swiglu", swiglu(up.clone(), gate.clone()), gradients, &oracle, &inputs);
-    }
-}
-
-/// The normal distribution function by Simpson's rule on its density from 0.
-fn normal_distribution(x: f64) -> f64 {
-    let intervals = 2000;
-    let width = x / f64::from(intervals);
-    let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
-    let inner = |i| density(f64::from(i) * width) * if i % 2 == 1 { 4.0 } else { 2.0 };
-    0.5 + (density(0.0) + (1..intervals).map(inner).sum::<f64>() + density(x)) * width / 3.0
-}
-
-#[test]
-fn gelu_agrees_with_its_oracle() {
-    let x = tensor(&random(1, 111), [3, 37]);
-    let gradients = |g: &_| vec![values(x.grad(g).unwrap())];
-    let oracle = |i: &[Vec<f64>]| i[0].iter().map(|x| x * normal_distribution(*x)).collect();
-    check("gelu", gelu(x.clone()), gradients, &oracle, &[random(1, 111)]);
-}
-
-#[test]
-fn gelu_tanh_agrees_with_its_oracle() {
-    let x = tensor(&random(1, 111), [3, 37]);
-    let gradients = |g: &_| vec![values(x.grad(g).unwrap())];
-    let one =
-        |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
-    let oracle = |i: &[Vec<f64>]| i[0].iter().map(|x| one(*x)).collect();
-    check("gelu_tanh", gelu_tanh(x.clone()), gradients, &oracle, &[random(1, 111)]);
 }
 
 #[test]

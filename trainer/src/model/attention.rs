@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{CausalMask, RotaryTable, causal_attention, rms_norm};
+use switchyard_kernels::{CausalMask, RotaryTable, causal_attention, linear, rms_norm};
 
 use super::{ModelSpec, ParameterSource};
 
@@ -25,11 +25,7 @@ impl Projection {
     }
 
     fn forward(&self, x_ti: Tensor<2>) -> Tensor<2> {
-        let y_to = x_ti.matmul(self.weight_io.val());
-        match &self.bias_o {
-            Some(bias_o) => y_to + bias_o.val().unsqueeze(),
-            None => y_to,
-        }
+        linear(x_ti, self.weight_io.val(), self.bias_o.as_ref().map(Param::val))
     }
 }
 
