@@ -1,7 +1,6 @@
 //! Causal self-attention.
 //!
-//! Shape letters: b batch, s sequence, h query heads, g key/value heads, r query heads per key/value head, d head
-//! width.
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head width, q = h * d.
 
 mod fused;
 mod stock;
@@ -18,10 +17,11 @@ use burn::backend::{
     flex::FlexTensor,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Shape, Tensor};
+use burn::tensor::{Int, Tensor};
 
-use crate::heads::Heads;
-use crate::slices::{all_f32, from_elements};
+use crate::rotary::RotaryTable;
+use crate::slices::all_f32;
+use crate::tensor_list::TensorList;
 
 /// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares it.
 #[derive(Debug, Clone)]
@@ -45,116 +45,148 @@ impl CausalMask {
     }
 }
 
-/// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask`
-/// (arXiv:1706.03762, eq. 1); query head i reads key/value head `i / (h / g)` (arXiv:2305.13245).
+/// How the rows of tokens are cut into heads, and what attention knows of positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)` (arXiv:2305.13245).
+    pub num_kv_heads: usize,
+    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409, section 3).
+    pub alibi: bool,
+}
+
+/// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq. 1), of every head.
+/// With `rotary`, queries and keys are turned by their positions first. On the CPU the scores of a few queries exist at
+/// a time, never a `[seq, seq]` matrix (FlashAttention, arXiv:2205.14135).
 ///
 /// # Shapes
-/// - `q_bhsd`: `[batch, num_heads, seq, d_head]`
-/// - `k_bgsd`, `v_bgsd`: `[batch, num_kv_heads, seq, d_head]`
-/// - returns `[batch, num_heads, seq, d_head]`
+/// - `q_tq`: `[batch * seq, num_heads * d_head]`, head by head
+/// - `k_tg`, `v_tg`: `[batch * seq, num_kv_heads * d_head]`
+/// - returns `[batch * seq, num_heads * d_head]`
 ///
 /// # Panics
-/// If `num_heads` is not a multiple of `num_kv_heads`, or shapes do not fit each other or `mask`.
+/// If the shapes do not fit each other, `heads`, `mask` or `rotary`.
 pub fn causal_attention(
-    q_bhsd: Tensor<4>,
-    k_bgsd: Tensor<4>,
-    v_bgsd: Tensor<4>,
+    q_tq: Tensor<2>,
+    k_tg: Tensor<2>,
+    v_tg: Tensor<2>,
+    heads: Heads,
     mask: &CausalMask,
-) -> Tensor<4> {
-    let ([b, h, s, d], [_, g, ..]) = (q_bhsd.dims(), k_bgsd.dims());
+    rotary: Option<&RotaryTable>,
+) -> Tensor<2> {
+    let Heads { num_heads: h, num_kv_heads: g, .. } = heads;
     assert!(g > 0 && h.is_multiple_of(g), "{h} query heads cannot share {g} key/value heads");
-    let [mask_b, mask_s] = mask.segment_ids_bs.dims();
+    let ([t, q], [mask_b, s]) = (q_tq.dims(), mask.segment_ids_bs.dims());
+    let d = q / h;
     assert!(
-        k_bgsd.dims() == [b, g, s, d]
-            && v_bgsd.dims() == [b, g, s, d]
-            && mask_s == s
-            && (mask_b == b || mask_b == 1),
-        "queries {:?}, keys {:?}, values {:?} and a mask of {mask_b} x {mask_s} do not fit each other",
-        q_bhsd.dims(),
-        k_bgsd.dims(),
-        v_bgsd.dims(),
+        q == h * d
+            && k_tg.dims() == [t, g * d]
+            && v_tg.dims() == [t, g * d]
+            && t.is_multiple_of(s)
+            && (mask_b == 1 || mask_b * s == t),
+        "queries {:?}, keys {:?}, values {:?}, {h} and {g} heads and a mask of {mask_b} x {s} do not fit each other",
+        q_tq.dims(),
+        k_tg.dims(),
+        v_tg.dims(),
     );
+    let mut inputs = vec![q_tq.into_dispatch(), k_tg.into_dispatch(), v_tg.into_dispatch()];
+    if let Some(table) = rotary {
+        let [table_len, half] = table.cos_sp.dims();
+        assert!(
+            s <= table_len && d == 2 * half,
+            "{s} positions of head width {d} do not fit a table of {table_len} positions of width {}",
+            2 * half,
+        );
+        inputs.extend([table.cos_sp.clone().into_dispatch(), table.sin_sp.clone().into_dispatch()]);
+    }
     Tensor::from_dispatch(Dispatch::causal_attention(
-        q_bhsd.into_dispatch(),
-        k_bgsd.into_dispatch(),
-        v_bgsd.into_dispatch(),
+        TensorList::from_vec(inputs),
         mask.segment_ids_bs.clone().into_dispatch(),
+        heads,
     ))
+}
+
+/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two; for other numbers,
+/// those of the next lower power of two, then every other one of the next higher (arXiv:2108.12409, section 3 and the
+/// authors' code).
+fn alibi_slopes(num_heads: usize) -> Vec<f32> {
+    let powers = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64) as f32);
+    let lower = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
+    powers(lower).chain(powers(2 * lower).step_by(2)).take(num_heads).collect()
 }
 
 /// What the gradients are computed from: inputs and results of the forward pass.
 #[derive(Debug, Clone, ExtensionType)]
 pub(crate) struct SavedForAttention<B: Backend> {
-    q_bhsd: FloatTensor<B>,
-    k_bgsd: FloatTensor<B>,
-    v_bgsd: FloatTensor<B>,
+    y_tq: FloatTensor<B>,
+    log_partition_bhs: FloatTensor<B>,
     segment_ids_bs: IntTensor<B>,
-    y_bhsd: FloatTensor<B>,
-    log_partition_bhs1: FloatTensor<B>,
+    /// Queries, keys, values, and the rotary table's cosines and sines if there is one.
+    #[extension_type]
+    inputs: TensorList<B>,
 }
 
-/// The operation and its gradients on one backend.
+/// The operation and its gradients on one backend. `inputs` as in [`SavedForAttention`].
 #[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub(crate) trait CausalAttention: Backend {
-    /// Attention's output, `[b, h, s, d]`.
+    /// Attention's output, `[t, q]`.
     fn causal_attention(
-        q_bhsd: FloatTensor<Self>,
-        k_bgsd: FloatTensor<Self>,
-        v_bgsd: FloatTensor<Self>,
+        #[extension_type] inputs: TensorList<Self>,
         segment_ids_bs: IntTensor<Self>,
+        heads: Heads,
     ) -> FloatTensor<Self> {
-        Self::causal_attention_and_partition(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs).0
+        Self::causal_attention_and_partition(inputs, segment_ids_bs, heads).0
     }
 
-    /// Attention's output, `[b, h, s, d]`, and the logarithm of each softmax's denominator, `[b, h, s, 1]`.
+    /// Attention's output, `[t, q]`, and the logarithm of each softmax's denominator, `[b, h, s]`.
     fn causal_attention_and_partition(
-        q_bhsd: FloatTensor<Self>,
-        k_bgsd: FloatTensor<Self>,
-        v_bgsd: FloatTensor<Self>,
+        #[extension_type] inputs: TensorList<Self>,
         segment_ids_bs: IntTensor<Self>,
+        heads: Heads,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        stock::forward::<Self>(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs)
+        stock::forward::<Self>(inputs, segment_ids_bs, heads)
     }
 
-    /// Gradients of queries, `[b, h, s, d]`, keys and values, `[b, g, s, d]`, from that of the output.
+    /// Gradients of queries, keys and values, each in its shape, from that of the output.
     fn causal_attention_gradients(
         #[extension_type] saved: SavedForAttention<Self>,
-        dy_bhsd: FloatTensor<Self>,
+        dy_tq: FloatTensor<Self>,
+        heads: Heads,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        stock::backward::<Self>(saved, dy_bhsd)
+        stock::gradients::<Self>(saved, dy_tq, heads)
     }
 }
 
 impl CausalAttention for Flex {
     fn causal_attention_and_partition(
-        q_bhsd: FlexTensor,
-        k_bgsd: FlexTensor,
-        v_bgsd: FlexTensor,
+        inputs: TensorList<Flex>,
         segment_ids_bs: FlexTensor,
+        heads: Heads,
     ) -> (FlexTensor, FlexTensor) {
-        let shape = q_bhsd.shape();
-        if !all_f32(&[&q_bhsd, &k_bgsd, &v_bgsd]) || shape.num_elements() == 0 {
-            return stock::forward::<Flex>(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs);
+        if !computes_fused(&inputs, None) {
+            return stock::forward::<Flex>(inputs, segment_ids_bs, heads);
         }
-        let [b, h, s, _] = shape.dims();
-        let documents = fused::Documents::new(segment_ids_bs, s);
-        let [q, k, v] = [q_bhsd, k_bgsd, v_bgsd].map(Heads::new);
-        let (y, log_partition) = fused::forward(&q, &k, &v, &documents);
-        (from_elements(y, shape), from_elements(log_partition, Shape::new([b, h, s, 1])))
+        fused::forward(inputs.into_vec(), segment_ids_bs, heads)
     }
 
     fn causal_attention_gradients(
         saved: SavedForAttention<Flex>,
-        dy_bhsd: FlexTensor,
+        dy_tq: FlexTensor,
+        heads: Heads,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let (q_shape, kv_shape) = (saved.q_bhsd.shape(), saved.k_bgsd.shape());
-        let floats = [&saved.q_bhsd, &saved.k_bgsd, &saved.v_bgsd, &saved.y_bhsd, &dy_bhsd];
-        if !all_f32(&floats) || q_shape.num_elements() == 0 {
-            return stock::backward::<Flex>(saved, dy_bhsd);
+        if !computes_fused(&saved.inputs, Some(&dy_tq)) {
+            return stock::gradients::<Flex>(saved, dy_tq, heads);
         }
-        let [dq, dk, dv] = fused::backward(saved, dy_bhsd);
-        (from_elements(dq, q_shape), from_elements(dk, kv_shape.clone()), from_elements(dv, kv_shape))
+        fused::gradients(saved, dy_tq, heads)
     }
+}
+
+/// Whether the tensors are of the type that the loops are written for, and hold anything.
+fn computes_fused(inputs: &TensorList<Flex>, dy_tq: Option<&FlexTensor>) -> bool {
+    let inputs = inputs.clone().into_vec();
+    let tensors: Vec<_> = inputs.iter().chain(dy_tq).collect();
+    all_f32(&tensors) && inputs.iter().all(|input| input.shape().num_elements() > 0)
 }
 
 #[cfg(feature = "cube")]
@@ -162,30 +194,36 @@ impl CausalAttention for burn_cubecl::CubeBackend {}
 
 impl<B: CausalAttention, C: CheckpointStrategy> CausalAttention for Autodiff<B, C> {
     fn causal_attention(
-        q_bhsd: FloatTensor<Self>,
-        k_bgsd: FloatTensor<Self>,
-        v_bgsd: FloatTensor<Self>,
+        inputs: TensorList<Self>,
         segment_ids_bs: IntTensor<Self>,
+        heads: Heads,
     ) -> FloatTensor<Self> {
-        let nodes = [q_bhsd.node(), k_bgsd.node(), v_bgsd.node()];
+        let mut inputs = inputs.into_vec();
+        // The tables are constants.
+        let tables: Vec<_> = inputs.split_off(3).into_iter().map(|table| table.into_primitive()).collect();
+        let nodes = [inputs[0].node(), inputs[1].node(), inputs[2].node()];
+        let inner = |inputs: Vec<FloatTensor<Self>>| {
+            let inputs = inputs.into_iter().map(|input| input.into_primitive());
+            TensorList::from_vec(inputs.chain(tables.clone()).collect())
+        };
         match AttentionBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let inputs = [&q_bhsd, &k_bgsd, &v_bgsd].map(|input| prepared.checkpoint(input));
-                let (y_bhsd, log_partition_bhs1) = B::causal_attention_and_partition(
-                    q_bhsd.into_primitive(),
-                    k_bgsd.into_primitive(),
-                    v_bgsd.into_primitive(),
-                    segment_ids_bs.clone(),
-                );
-                let state = (inputs, segment_ids_bs, y_bhsd.clone(), log_partition_bhs1);
-                prepared.finish(state, y_bhsd)
+                let ids = inputs.iter().map(|input| prepared.checkpoint(input)).collect();
+                let (y_tq, log_partition_bhs) =
+                    B::causal_attention_and_partition(inner(inputs), segment_ids_bs.clone(), heads);
+                let state = SavedIds {
+                    inputs: ids,
+                    tables,
+                    segment_ids_bs,
+                    y_tq: y_tq.clone(),
+                    log_partition_bhs,
+                    heads,
+                };
+                prepared.finish(state, y_tq)
             }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::causal_attention(
-                q_bhsd.into_primitive(),
-                k_bgsd.into_primitive(),
-                v_bgsd.into_primitive(),
-                segment_ids_bs,
-            )),
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::causal_attention(inner(inputs), segment_ids_bs, heads))
+            }
         }
     }
 }
@@ -193,18 +231,28 @@ impl<B: CausalAttention, C: CheckpointStrategy> CausalAttention for Autodiff<B, 
 #[derive(Debug)]
 struct AttentionBackward;
 
+/// [`SavedForAttention`], the inputs as nodes.
+#[derive(Debug, Clone)]
+struct SavedIds<B: Backend> {
+    inputs: Vec<NodeId>,
+    tables: Vec<FloatTensor<B>>,
+    segment_ids_bs: IntTensor<B>,
+    y_tq: FloatTensor<B>,
+    log_partition_bhs: FloatTensor<B>,
+    heads: Heads,
+}
+
 impl<B: CausalAttention> Backward<B, 3> for AttentionBackward {
-    /// Queries, keys and values; segment ids; output; logarithms of the denominators.
-    type State = ([NodeId; 3], IntTensor<B>, FloatTensor<B>, FloatTensor<B>);
+    type State = SavedIds<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy_bhsd = grads.consume::<B>(&ops.node);
-        let (inputs, segment_ids_bs, y_bhsd, log_partition_bhs1) = ops.state;
-        let [q_bhsd, k_bgsd, v_bgsd] =
-            inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let saved = SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, y_bhsd, log_partition_bhs1 };
-        let (dq_bhsd, dk_bgsd, dv_bgsd) = B::causal_attention_gradients(saved, dy_bhsd);
-        for (node, gradient) in ops.parents.into_iter().zip([dq_bhsd, dk_bgsd, dv_bgsd]) {
+        let dy_tq = grads.consume::<B>(&ops.node);
+        let SavedIds { inputs, tables, segment_ids_bs, y_tq, log_partition_bhs, heads } = ops.state;
+        let inputs = inputs.into_iter().map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let inputs = TensorList::from_vec(inputs.chain(tables).collect());
+        let saved = SavedForAttention { y_tq, log_partition_bhs, segment_ids_bs, inputs };
+        let (dq_tq, dk_tg, dv_tg) = B::causal_attention_gradients(saved, dy_tq, heads);
+        for (node, gradient) in ops.parents.into_iter().zip([dq_tq, dk_tg, dv_tg]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);
             }
@@ -216,45 +264,64 @@ impl<B: CausalAttention> Backward<B, 3> for AttentionBackward {
 mod tests {
     use super::*;
     use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
+    use crate::slices::{elements, from_elements};
     use burn::tensor::TensorData;
 
-    /// Documents of 7 tokens, or one.
-    fn segments([b, s]: [usize; 2], masked: bool) -> FlexTensor {
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        b: usize,
+        s: usize,
+        d: usize,
+        heads: Heads,
+        /// Documents of 7 tokens, or one.
+        masked: bool,
+        rotary: bool,
+    }
+
+    fn case([b, h, g, s, d]: [usize; 5], masked: bool, rotary: bool, alibi: bool) -> Case {
+        Case { b, s, d, heads: Heads { num_heads: h, num_kv_heads: g, alibi }, masked, rotary }
+    }
+
+    /// Inputs with the results of the stock body, and a gradient of the output.
+    fn inputs(case: Case) -> (SavedForAttention<Flex>, FlexTensor) {
+        let Case { b, s, d, heads, masked, rotary } = case;
+        let rows = |seed, num_heads| random_flex(seed, [b * s, num_heads * d]);
+        let mut inputs =
+            vec![rows(1, heads.num_heads), rows(2, heads.num_kv_heads), rows(3, heads.num_kv_heads)];
+        if rotary {
+            let angles = random_flex(5, [s + 2, d / 2]);
+            let table = |f: fn(f32) -> f32| {
+                from_elements(elements(&angles).iter().map(|&angle| f(angle)).collect(), angles.shape())
+            };
+            inputs.extend([table(f32::cos), table(f32::sin)]);
+        }
+        let inputs = TensorList::from_vec(inputs);
         let ids: Vec<i32> = (0..b * s).map(|i| if masked { (i / 7) as i32 } else { 0 }).collect();
-        FlexTensor::from_data(TensorData::new(ids, [b, s]))
+        let segment_ids_bs = FlexTensor::from_data(TensorData::new(ids, [b, s]));
+        let (y_tq, log_partition_bhs) = stock::forward::<Flex>(inputs.clone(), segment_ids_bs.clone(), heads);
+        (SavedForAttention { y_tq, log_partition_bhs, segment_ids_bs, inputs }, rows(4, heads.num_heads))
     }
 
-    /// Inputs as a model makes them: heads and positions swapped in memory.
-    fn inputs([b, h, g, s, d]: [usize; 5], masked: bool) -> (SavedForAttention<Flex>, FlexTensor) {
-        let heads = |seed, num_heads| random_flex(seed, [b, s, num_heads, d]).transpose(1, 2);
-        let (q_bhsd, k_bgsd, v_bgsd) = (heads(1, h), heads(2, g), heads(3, g));
-        let segment_ids_bs = segments([b, s], masked);
-        let (y_bhsd, log_partition_bhs1) =
-            stock::forward::<Flex>(q_bhsd.clone(), k_bgsd.clone(), v_bgsd.clone(), segment_ids_bs.clone());
-        let saved = SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, y_bhsd, log_partition_bhs1 };
-        (saved, heads(4, h))
-    }
-
-    fn fused_forward(saved: &SavedForAttention<Flex>) -> (FlexTensor, FlexTensor) {
-        let SavedForAttention { q_bhsd, k_bgsd, v_bgsd, segment_ids_bs, .. } = saved.clone();
-        Flex::causal_attention_and_partition(q_bhsd, k_bgsd, v_bgsd, segment_ids_bs)
+    fn fused_forward(saved: &SavedForAttention<Flex>, heads: Heads) -> (FlexTensor, FlexTensor) {
+        Flex::causal_attention_and_partition(saved.inputs.clone(), saved.segment_ids_bs.clone(), heads)
     }
 
     #[test]
     fn fused_attention_agrees_with_the_stock_body() {
-        for (sizes, masked) in [
-            ([1, 1, 1, 1, 1], false),
-            ([2, 2, 1, 16, 16], false),
-            ([2, 6, 2, 17, 5], true),
-            ([1, 4, 4, 61, 24], true),
-            ([1, 3, 1, 130, 33], false),
+        for case in [
+            case([1, 1, 1, 1, 1], false, false, false),
+            case([1, 2, 1, 2, 2], false, true, false),
+            case([2, 2, 1, 16, 16], false, false, true),
+            case([2, 6, 2, 17, 6], true, true, false),
+            case([1, 4, 4, 64, 24], true, false, true),
+            case([1, 3, 1, 130, 34], false, true, true),
         ] {
-            let (saved, dy_bhsd) = inputs(sizes, masked);
-            let (y_bhsd, log_partition_bhs1) = fused_forward(&saved);
-            assert_agree("output", &y_bhsd, &saved.y_bhsd);
-            assert_agree("log partition", &log_partition_bhs1, &saved.log_partition_bhs1);
-            let fused = Flex::causal_attention_gradients(saved.clone(), dy_bhsd.clone());
-            let stock = stock::backward::<Flex>(saved, dy_bhsd);
+            let (saved, dy_tq) = inputs(case);
+            let (y_tq, log_partition_bhs) = fused_forward(&saved, case.heads);
+            assert_agree("output", &y_tq, &saved.y_tq);
+            assert_agree("log partition", &log_partition_bhs, &saved.log_partition_bhs);
+            let fused = Flex::causal_attention_gradients(saved.clone(), dy_tq.clone(), case.heads);
+            let stock = stock::gradients::<Flex>(saved, dy_tq, case.heads);
             assert_agree("gradient of queries", &fused.0, &stock.0);
             assert_agree("gradient of keys", &fused.1, &stock.1);
             assert_agree("gradient of values", &fused.2, &stock.2);
@@ -263,25 +330,36 @@ mod tests {
 
     #[test]
     fn attention_repeats_bit_for_bit_for_any_number_of_threads() {
+        let case = case([3, 6, 2, 137, 20], true, true, true);
         let compute = || {
-            let (saved, dy_bhsd) = inputs([3, 6, 2, 37, 20], true);
-            let (y_bhsd, _) = fused_forward(&saved);
-            let (dq_bhsd, dk_bgsd, dv_bgsd) = Flex::causal_attention_gradients(saved, dy_bhsd);
-            vec![y_bhsd, dq_bhsd, dk_bgsd, dv_bgsd]
+            let (saved, dy_tq) = inputs(case);
+            let (y_tq, _) = fused_forward(&saved, case.heads);
+            let (dq_tq, dk_tg, dv_tg) = Flex::causal_attention_gradients(saved, dy_tq, case.heads);
+            vec![y_tq, dq_tq, dk_tg, dv_tg]
         };
         assert_eq!(bits_with_threads(1, compute), bits_with_threads(2, compute));
     }
 
     #[test]
     fn no_later_key_changes_an_output_even_if_it_is_no_number() {
-        let (mut saved, _) = inputs([1, 1, 1, 20, 4], false);
-        let (clean, _) = fused_forward(&saved);
-        let mut k = saved.k_bgsd.to_contiguous();
-        k.storage_mut::<f32>()[19 * 4..].fill(f32::NAN);
-        saved.k_bgsd = k;
-        let (y, _) = fused_forward(&saved);
+        let case = case([1, 1, 1, 20, 4], false, false, false);
+        let (mut saved, _) = inputs(case);
+        let (clean, _) = fused_forward(&saved, case.heads);
+        let mut list = saved.inputs.into_vec();
+        list[1].storage_mut::<f32>()[19 * 4..].fill(f32::NAN);
+        saved.inputs = TensorList::from_vec(list);
+        let (y, _) = fused_forward(&saved, case.heads);
         let y: &[f32] = y.storage();
         assert_eq!(y[..19 * 4], clean.storage::<f32>()[..19 * 4]);
         assert!(y[19 * 4..].iter().all(|value| value.is_nan()));
+    }
+
+    #[test]
+    fn alibi_slopes_are_those_of_the_paper() {
+        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        let twelve = alibi_slopes(12);
+        assert_eq!(twelve[..8], alibi_slopes(8));
+        let expected = [1, 3, 5, 7].map(|i| 2f64.powf(-0.5 * f64::from(i)) as f32);
+        assert_eq!(twelve[8..], expected);
     }
 }

@@ -3,6 +3,7 @@
 //! Operations cut their work into products that do not depend on the number of threads and run each one on one thread:
 //! that keeps results the same bit for bit, and is faster than sharing one product among threads.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -49,6 +50,15 @@ impl<'a> Matrix<'a> {
         self.shape[1]
     }
 
+    /// One row of a matrix whose columns lie next to each other.
+    ///
+    /// # Panics
+    /// If there is none, or columns lie apart.
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.shape[0] && self.strides[1] == 1, "row {row} of {self:?}");
+        &self.elements[row * self.strides[0]..][..self.shape[1]]
+    }
+
     /// Rows as columns.
     pub(crate) fn transposed(self) -> Self {
         let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);
@@ -77,11 +87,15 @@ impl<'a> Matrix<'a> {
 /// A row-major matrix that is written.
 #[derive(Debug)]
 pub(crate) struct MatrixMut<'a> {
-    elements: &'a mut [MaybeUninit<f32>],
+    start: *mut MaybeUninit<f32>,
     shape: [usize; 2],
     row_stride: usize,
     has_values: bool,
+    elements: PhantomData<&'a mut [MaybeUninit<f32>]>,
 }
+
+// SAFETY: a `MatrixMut` is the only way to its elements while it lives, like the `&mut` slice that it was made from.
+unsafe impl Send for MatrixMut<'_> {}
 
 impl<'a> MatrixMut<'a> {
     /// Rows of `num_columns` elements that follow one another.
@@ -98,17 +112,43 @@ impl<'a> MatrixMut<'a> {
     pub(crate) fn uninit(elements: &'a mut [MaybeUninit<f32>], num_columns: usize) -> Self {
         let len = elements.len();
         assert!(len.is_multiple_of(num_columns), "{len} elements in rows of {num_columns}");
-        Self { elements, shape: [len / num_columns, num_columns], row_stride: num_columns, has_values: false }
+        Self {
+            start: elements.as_mut_ptr(),
+            shape: [len / num_columns, num_columns],
+            row_stride: num_columns,
+            has_values: false,
+            elements: PhantomData,
+        }
     }
 
-    /// Only these columns.
+    /// The matrix cut into blocks of `num_rows` by `num_columns`: all blocks of the first rows from left to right, then
+    /// those of the next.
     ///
     /// # Panics
-    /// If there are fewer.
-    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
-        assert!(columns.end <= self.shape[1], "columns {columns:?} of {}", self.shape[1]);
-        let start = columns.start.min(self.elements.len());
-        Self { elements: &mut self.elements[start..], shape: [self.shape[0], columns.len()], ..self }
+    /// If the last row or column of blocks is not whole.
+    pub(crate) fn into_blocks(self, num_rows: usize, num_columns: usize) -> Vec<Self> {
+        let [rows, columns] = self.shape;
+        assert!(
+            rows.is_multiple_of(num_rows) && columns.is_multiple_of(num_columns),
+            "{rows} x {columns} in blocks of {num_rows} x {num_columns}"
+        );
+        let block = |row: usize, column: usize| {
+            // SAFETY: the block begins within the matrix, and blocks do not overlap.
+            let start = unsafe { self.start.add(row * self.row_stride + column) };
+            Self { start, shape: [num_rows, num_columns], elements: PhantomData, ..self }
+        };
+        let columns = |row| (0..columns).step_by(num_columns).map(move |column| (row, column));
+        (0..rows).step_by(num_rows).flat_map(columns).map(|(row, column)| block(row, column)).collect()
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [MaybeUninit<f32>] {
+        assert!(row < self.shape[0], "row {row} of {}", self.shape[0]);
+        // SAFETY: the row lies within the matrix, which is borrowed for as long as the row is.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.shape[1]) }
     }
 }
 
@@ -162,7 +202,7 @@ fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
             m,
             n,
             k,
-            c.elements.as_mut_ptr().cast::<f32>(),
+            c.start.cast::<f32>(),
             1,
             c.row_stride as isize,
             add,
@@ -246,14 +286,27 @@ mod tests {
     }
 
     #[test]
-    fn some_rows_and_columns_are_multiplied_and_written_alone() {
+    fn some_rows_and_columns_are_multiplied_alone() {
         let a = Matrix::row_major(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3);
         let b = Matrix::row_major(&[1.0, 10.0], 1);
-        let mut c = [0.0; 6];
-        multiply(MatrixMut::row_major(&mut c, 3).columns(1..2), a.columns(1..3), b);
-        assert_eq!(c, [0.0, 32.0, 0.0, 0.0, 65.0, 0.0]);
-        multiply(MatrixMut::row_major(&mut c[..3], 3).columns(0..1), a.rows(1..2).columns(0..2), b);
-        assert_eq!(c, [54.0, 32.0, 0.0, 0.0, 65.0, 0.0]);
+        let mut c = [0.0; 2];
+        multiply(MatrixMut::row_major(&mut c, 1), a.columns(1..3), b);
+        assert_eq!(c, [32.0, 65.0]);
+        multiply(MatrixMut::row_major(&mut c[..1], 1), a.rows(1..2).columns(0..2), b);
+        assert_eq!(c, [54.0, 65.0]);
+    }
+
+    #[test]
+    fn blocks_are_written_where_they_lie() {
+        let mut c = [0.0; 12];
+        let one = Matrix::row_major(&[1.0, 2.0], 1);
+        for (index, mut block) in MatrixMut::row_major(&mut c, 3).into_blocks(2, 1).into_iter().enumerate() {
+            block.row_mut(1)[0].write(index as f32);
+            if index == 5 {
+                multiply(block, one, Matrix::row_major(&[7.0], 1));
+            }
+        }
+        assert_eq!(c, [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 7.0, 3.0, 4.0, 14.0]);
     }
 
     #[test]

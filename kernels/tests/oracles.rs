@@ -8,7 +8,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, CausalMask, RotaryTable, adamw_update, causal_attention, cross_entropy,
+    AdamWState, AdamWStep, CausalMask, Heads, RotaryTable, adamw_update, causal_attention, cross_entropy,
     layer_norm, rms_norm,
 };
 
@@ -174,107 +174,119 @@ fn cross_entropy_of_huge_logits_is_finite() {
     assert_eq!(loss, 1e4, "mean of 0 and 2e4");
 }
 
-/// One query head at a time, one position at a time.
-fn attention_oracle(
-    [b, h, g, s, d]: [usize; 5],
-    q: &[f64],
-    k: &[f64],
-    v: &[f64],
-    may_see: &dyn Fn(usize, usize, usize) -> bool,
-) -> Vec<f64> {
-    let mut out = vec![0.0; b * h * s * d];
-    for batch in 0..b {
-        for head in 0..h {
-            let kv = batch * g + head / (h / g);
-            for i in 0..s {
-                let query = &q[((batch * h + head) * s + i) * d..][..d];
-                let visible: Vec<usize> = (0..s).filter(|&j| may_see(batch, i, j)).collect();
-                let weight_of = |j: usize| {
-                    let key = &k[(kv * s + j) * d..][..d];
-                    (query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()).exp()
-                };
-                let total: f64 = visible.iter().map(|&j| weight_of(j)).sum();
-                for &j in &visible {
-                    for c in 0..d {
-                        out[((batch * h + head) * s + i) * d + c] +=
-                            weight_of(j) / total * v[(kv * s + j) * d + c];
-                    }
-                }
-            }
+/// What one test of attention runs on.
+struct AttentionCase {
+    b: usize,
+    s: usize,
+    d: usize,
+    heads: Heads,
+    /// Document of each position of each sequence.
+    segments: Option<Vec<usize>>,
+    /// Base of the rotary angles.
+    theta: Option<f64>,
+}
+
+impl AttentionCase {
+    /// Vector `head` of position `position` of `batch` in rows of `num_heads`, turned by its position: pairs (i, i + d/2)
+    /// as complex numbers times e^(i angle).
+    fn vector(&self, rows: &[f64], num_heads: usize, [batch, position, head]: [usize; 3]) -> Vec<f64> {
+        let d = self.d;
+        let x = &rows[((batch * self.s + position) * num_heads + head) * d..][..d];
+        let Some(theta) = self.theta else { return x.to_vec() };
+        let mut turned = vec![0.0; d];
+        for pair in 0..d / 2 {
+            let angle = position as f64 / theta.powf(2.0 * pair as f64 / d as f64);
+            let (a, b) = (x[pair], x[pair + d / 2]);
+            turned[pair] = a * angle.cos() - b * angle.sin();
+            turned[pair + d / 2] = a * angle.sin() + b * angle.cos();
         }
+        turned
     }
-    out
-}
 
-#[test]
-fn attention_agrees_with_its_oracle_causal_grouped_and_masked_by_document() {
-    let segments = [[0usize, 0, 0, 1, 1], [0, 1, 1, 1, 2]];
-    for (h, g, masked) in [(2, 2, false), (4, 2, false), (3, 1, true)] {
-        let (b, s, d) = (2, 5, 4);
-        let inputs = [random(5, b * h * s * d), random(6, b * g * s * d), random(7, b * g * s * d)];
-        let may_see = |batch: usize, i: usize, j: usize| {
-            j <= i && (!masked || segments[batch][i] == segments[batch][j])
-        };
-        let oracle = |i: &[Vec<f64>]| attention_oracle([b, h, g, s, d], &i[0], &i[1], &i[2], &may_see);
-        let device = Device::flex().autodiff();
-        let mask = if masked {
-            let ids: Vec<i32> = segments.iter().flatten().map(|&id| id as i32).collect();
-            CausalMask::within_documents(Tensor::from_data(TensorData::new(ids, [b, s]), &device))
-        } else {
-            CausalMask::new(s, &device)
-        };
-        let (q, k, v) = (
-            tensor(&inputs[0], [b, h, s, d]),
-            tensor(&inputs[1], [b, g, s, d]),
-            tensor(&inputs[2], [b, g, s, d]),
-        );
-        let y = causal_attention(q.clone(), k.clone(), v.clone(), &mask);
-        let gradients =
-            |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
-        check(&format!("attention {h}/{g}"), y, gradients, &oracle, &inputs);
-    }
-}
-
-#[test]
-fn attention_over_more_than_one_block_of_queries_agrees_with_its_oracle() {
-    let (b, h, g, s, d) = (1, 2, 1, 19, 3);
-    let inputs = [random(5, b * h * s * d), random(6, b * g * s * d), random(7, b * g * s * d)];
-    let oracle = |i: &[Vec<f64>]| attention_oracle([b, h, g, s, d], &i[0], &i[1], &i[2], &|_, i, j| j <= i);
-    let (q, k, v) = (
-        tensor(&inputs[0], [b, h, s, d]),
-        tensor(&inputs[1], [b, g, s, d]),
-        tensor(&inputs[2], [b, g, s, d]),
-    );
-    let mask = CausalMask::new(s, &Device::flex().autodiff());
-    let y = causal_attention(q.clone(), k.clone(), v.clone(), &mask);
-    let gradients =
-        |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
-    check("attention of 19 positions", y, gradients, &oracle, &inputs);
-}
-
-#[test]
-fn rotation_turns_each_pair_by_its_angle() {
-    let (h, s, d, theta) = (2, 4, 6, 100.0f64);
-    let inputs = [random(8, h * s * d)];
-    let oracle = |i: &[Vec<f64>]| {
-        let mut out = i[0].clone();
-        for head in 0..h {
-            for p in 0..s {
-                for pair in 0..d / 2 {
-                    let (a, b) = ((head * s + p) * d + pair, (head * s + p) * d + pair + d / 2);
-                    let angle = p as f64 / theta.powf(2.0 * pair as f64 / d as f64);
-                    // Multiplication of complex numbers.
-                    out[a] = i[0][a] * angle.cos() - i[0][b] * angle.sin();
-                    out[b] = i[0][a] * angle.sin() + i[0][b] * angle.cos();
+    /// One query head at a time, one position at a time.
+    fn oracle(&self, inputs: &[Vec<f64>]) -> Vec<f64> {
+        let Self { b, s, d, heads: Heads { num_heads: h, num_kv_heads: g, alibi }, .. } = *self;
+        let mut out = vec![0.0; b * s * h * d];
+        for (batch, head, i) in (0..b * h * s).map(|n| (n / (h * s), n / s % h, n % s)) {
+            let kv = head / (h / g);
+            let query = self.vector(&inputs[0], h, [batch, i, head]);
+            let sees =
+                |j: &usize| self.segments.as_ref().is_none_or(|ids| ids[batch * s + i] == ids[batch * s + j]);
+            let visible: Vec<usize> = (0..=i).filter(sees).collect();
+            let weight_of = |j: usize| {
+                let key = self.vector(&inputs[1], g, [batch, j, kv]);
+                let score = query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt();
+                // Heads are 1, 2 or 4 wherever ALiBi is on: slopes 2^(-8/h), 2^(-16/h), ...
+                let slope = if alibi { 2f64.powf(-8.0 * (head + 1) as f64 / h as f64) } else { 0.0 };
+                (score - slope * (i - j) as f64).exp()
+            };
+            let total: f64 = visible.iter().map(|&j| weight_of(j)).sum();
+            for &j in &visible {
+                for c in 0..d {
+                    out[((batch * s + i) * h + head) * d + c] +=
+                        weight_of(j) / total * inputs[2][((batch * s + j) * g + kv) * d + c];
                 }
             }
         }
         out
-    };
-    let x = tensor(&inputs[0], [1, h, s, d]);
-    // A longer table than the sequence: positions start at zero all the same.
-    let y = RotaryTable::new(s + 3, d, theta, &Device::flex().autodiff()).rotate(x.clone());
-    check("rotate", y, |g| vec![values(x.grad(g).unwrap())], &oracle, &inputs);
+    }
+
+    fn check(&self, what: &str) {
+        let Self { b, s, d, heads, .. } = *self;
+        let device = Device::flex().autodiff();
+        let shape = |num_heads| [b * s, num_heads * d];
+        let (q_shape, kv_shape) = (shape(heads.num_heads), shape(heads.num_kv_heads));
+        let random_rows = |seed, [t, width]: [usize; 2]| random(seed, t * width);
+        let inputs = [random_rows(5, q_shape), random_rows(6, kv_shape), random_rows(7, kv_shape)];
+        let (q, k, v) =
+            (tensor(&inputs[0], q_shape), tensor(&inputs[1], kv_shape), tensor(&inputs[2], kv_shape));
+        let mask = match &self.segments {
+            Some(ids) => {
+                let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+                CausalMask::within_documents(Tensor::from_data(TensorData::new(ids, [b, s]), &device))
+            }
+            None => CausalMask::new(s, &device),
+        };
+        // A longer table than the sequence: positions start at zero all the same.
+        let rotary = self.theta.map(|theta| RotaryTable::new(s + 3, d, theta, &device));
+        let y = causal_attention(q.clone(), k.clone(), v.clone(), heads, &mask, rotary.as_ref());
+        let gradients =
+            |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
+        check(what, y, gradients, &|inputs| self.oracle(inputs), &inputs);
+    }
+}
+
+fn heads(num_heads: usize, num_kv_heads: usize, alibi: bool) -> Heads {
+    Heads { num_heads, num_kv_heads, alibi }
+}
+
+#[test]
+fn attention_agrees_with_its_oracle_causal_grouped_and_masked_by_document() {
+    let segments = vec![0, 0, 0, 1, 1, 0, 1, 1, 1, 2];
+    for (heads, segments) in
+        [(heads(2, 2, false), None), (heads(4, 2, false), None), (heads(3, 1, false), Some(segments))]
+    {
+        AttentionCase { b: 2, s: 5, d: 4, heads, segments, theta: None }.check(&format!("{heads:?}"));
+    }
+}
+
+#[test]
+fn attention_with_rotary_positions_and_with_alibi_agrees_with_its_oracle() {
+    for (heads, theta) in
+        [(heads(2, 1, false), Some(100.0)), (heads(4, 4, true), None), (heads(2, 2, true), Some(10_000.0))]
+    {
+        let segments = Some(vec![0, 0, 0, 0, 0, 1, 1]);
+        AttentionCase { b: 1, s: 7, d: 6, heads, segments, theta }.check(&format!("{heads:?} {theta:?}"));
+    }
+}
+
+#[test]
+fn attention_of_one_position_and_of_more_than_one_block_of_queries_agrees_with_its_oracle() {
+    for s in [1, 2, 67] {
+        let heads = heads(1, 1, false);
+        AttentionCase { b: 1, s, d: 2, heads, segments: None, theta: Some(10.0) }
+            .check(&format!("{s} positions"));
+    }
 }
 
 #[test]

@@ -479,7 +479,7 @@ impl OpenTransformer {
 
     /// What each layer's router computes.
     fn routings(&self, spec: &ModelSpec, input: &ModelInput) -> Vec<Routing> {
-        let [batch_size, seq_len] = input.input_ids_bs.dims();
+        let [_, seq_len] = input.input_ids_bs.dims();
         let device = input.input_ids_bs.device();
         let PositionKind::Rope { theta } = spec.position else { panic!("{:?}", spec.position) };
         let rotary = RotaryTable::new(seq_len, spec.d_head, theta, &device);
@@ -488,7 +488,7 @@ impl OpenTransformer {
         let mut routings = Vec::new();
         for block in &self.blocks {
             let normed_td = block.attention_norm.forward(x_td.clone());
-            x_td = x_td + block.attention.forward(normed_td, batch_size, Some(&rotary), &mask);
+            x_td = x_td + block.attention.forward(normed_td, Some(&rotary), &mask);
             let normed_td = block.ffn_norm.forward(x_td.clone());
             routings.push(block.ffn.router.forward(normed_td.clone(), None));
             x_td = x_td + block.ffn.forward(normed_td, None, Mode::Evaluation).hidden_td;

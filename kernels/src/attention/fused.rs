@@ -1,26 +1,83 @@
 //! Attention on the CPU: blocks of queries against the keys that they see, without a `[seq, seq]` tensor.
-//!
-//! A block's queries are the lanes of a vector: scores are stored transposed, one row of lanes per key, so that the
-//! softmax over the keys needs no sum across lanes. Keys behind the block's last query are never touched.
+
+mod softmax;
 
 use burn::backend::flex::FlexTensor;
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::SavedForAttention;
-use crate::exp::exp;
-use crate::heads::Heads;
-use crate::simd::{LANES, vectorised};
-use crate::slices::{contiguous, elements, host_integers};
-use crate::tiles::{Lanes, Tiles, add_product, add_transposed_product};
+use super::{Heads, SavedForAttention, alibi_slopes};
+use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
+use crate::rotary::rotate_row;
+use crate::slices::{contiguous, elements, from_elements, host_integers};
+use softmax::{dot, exponentials, gradients_of_scores, max_and_hide};
+
+/// Queries of one block: few enough that a block's scores stay in the second-level cache for sequences of some
+/// thousand tokens, and that little is computed for keys behind a query.
+const BLOCK_QUERIES: usize = 64;
+
+/// The output, `[t, q]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
+pub(super) fn forward(
+    inputs: Vec<FlexTensor>,
+    segment_ids_bs: FlexTensor,
+    heads: Heads,
+) -> (FlexTensor, FlexTensor) {
+    let inputs: Vec<_> = inputs.into_iter().map(contiguous).collect();
+    let reader = Reader::new(&inputs, segment_ids_bs, heads);
+    let Reader { b, s, d, .. } = reader;
+    let (h, width) = (heads.num_heads, heads.num_heads * d);
+    let mut y = Unwritten::new(b * s * width);
+    let mut log_partition = vec![0.0; b * h * s];
+    let heads_of_y = MatrixMut::uninit(y.as_mut_slice(), width).into_blocks(s, d);
+    heads_of_y
+        .into_par_iter()
+        .zip(log_partition.par_chunks_mut(s))
+        .enumerate()
+        .for_each(|(index, (y, log_partition))| reader.attend(index / h, index % h, y, log_partition));
+    // SAFETY: the heads' blocks cover the output, and each task writes all rows of its own.
+    let y = unsafe { y.written() };
+    (from_elements(y, Shape::new([b * s, width])), from_elements(log_partition, Shape::new([b, h, s])))
+}
+
+/// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads that share a key/value
+/// head, in order.
+pub(super) fn gradients(
+    saved: SavedForAttention<Flex>,
+    dy_tq: FlexTensor,
+    heads: Heads,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let SavedForAttention { y_tq, log_partition_bhs, segment_ids_bs, inputs } = saved;
+    let inputs: Vec<_> = inputs.into_vec().into_iter().map(contiguous).collect();
+    let [y_tq, dy_tq, log_partition_bhs] = [y_tq, dy_tq, log_partition_bhs].map(contiguous);
+    let reader = Reader::new(&inputs, segment_ids_bs, heads);
+    let results =
+        Results { y: elements(&y_tq), dy: elements(&dy_tq), log_partition: elements(&log_partition_bhs) };
+    let Reader { b, s, d, .. } = reader;
+    let (g, sharing) = (heads.num_kv_heads, heads.num_heads / heads.num_kv_heads);
+    let [width, kv_width] = [heads.num_heads * d, g * d];
+    let mut buffers = [width, kv_width, kv_width].map(|width| Unwritten::new(b * s * width));
+    let [dq, dk, dv] = buffers.each_mut().map(Unwritten::as_mut_slice);
+    let dq = MatrixMut::uninit(dq, width).into_blocks(s, sharing * d);
+    let dk = MatrixMut::uninit(dk, kv_width).into_blocks(s, d);
+    let dv = MatrixMut::uninit(dv, kv_width).into_blocks(s, d);
+    dq.into_par_iter().zip(dk).zip(dv).enumerate().for_each(|(index, ((dq, dk), dv))| {
+        reader.differentiate(index / g, index % g, &results, [dq, dk, dv]);
+    });
+    // SAFETY: the blocks cover the gradients, and each task writes all rows of its own.
+    let [dq, dk, dv] = buffers.map(|buffer| unsafe { buffer.written() });
+    let rows = |elements, width| from_elements(elements, Shape::new([b * s, width]));
+    (rows(dq, width), rows(dk, kv_width), rows(dv, kv_width))
+}
 
 /// Which document each position belongs to; `None` for a sequence that is a single document.
-pub(super) struct Documents {
+struct Documents {
     of_sequence: Vec<Option<Vec<i64>>>,
 }
 
 impl Documents {
     /// From `segment_ids_bs`, `[batch or 1, seq]`.
-    pub(super) fn new(segment_ids_bs: FlexTensor, seq_len: usize) -> Self {
+    fn new(segment_ids_bs: FlexTensor, seq_len: usize) -> Self {
         let ids = host_integers(segment_ids_bs);
         let several = |ids: &[i64]| ids.iter().any(|id| *id != ids[0]);
         let of_sequence = ids.chunks(seq_len).map(|ids| several(ids).then(|| ids.to_vec())).collect();
@@ -32,260 +89,252 @@ impl Documents {
     }
 }
 
-/// The output, `[b, h, s, d]`, and each query's logarithm of the softmax's denominator, `[b, h, s, 1]`.
-pub(super) fn forward(q: &Heads, k: &Heads, v: &Heads, documents: &Documents) -> (Vec<f32>, Vec<f32>) {
-    let ([b, h, s, d], [_, g, ..]) = (q.dims(), k.dims());
-    let mut output = vec![0.0; b * h * s * d];
-    let mut log_partition = vec![0.0; b * h * s];
-    let heads = output.par_chunks_mut(s * d).zip(log_partition.par_chunks_mut(s)).enumerate();
-    heads.for_each(|(index, (output, log_partition))| {
-        let (batch, head) = (index / h, index % h);
-        let kv_head = head / (h / g);
-        let (keys, values) = (load(k, batch, kv_head, 1.0), load(v, batch, kv_head, 1.0));
-        let mut weights = Tiles::zeros(s, LANES);
-        let mut mixed = Tiles::zeros(LANES, d);
-        let blocks = output.chunks_mut(LANES * d).zip(log_partition.chunks_mut(LANES)).enumerate();
-        for (block, (output, log_partition)) in blocks {
-            let rows = QueryBlock { batch, head, start: block * LANES };
-            let (_, queries_transposed) = rows.load(q, scale(d));
-            rows.scores(&mut weights, &keys, &queries_transposed, documents.of(batch));
-            let num_keys = rows.num_keys();
-            let (max, sum) = softmax(&mut weights.lanes_mut()[..num_keys]);
-            mixed.clear();
-            add_transposed_product(&mut mixed, &weights, &values, num_keys);
-            for (lane, (output, log_partition)) in output.chunks_mut(d).zip(log_partition).enumerate() {
-                for (output, mixed) in output.iter_mut().zip(mixed.row(lane)) {
-                    *output = mixed / sum[lane];
-                }
-                *log_partition = max[lane] + sum[lane].ln();
-            }
-        }
-    });
-    (output, log_partition)
+/// What the tasks read of the forward pass's results.
+struct Results<'a> {
+    y: &'a [f32],
+    dy: &'a [f32],
+    log_partition: &'a [f32],
 }
 
-/// Gradients of queries, `[b, h, s, d]`, keys and values, `[b, g, s, d]`. One task does all query heads that share a
-/// key/value head, in order.
-pub(super) fn backward(saved: SavedForAttention<burn::backend::Flex>, dy: FlexTensor) -> [Vec<f32>; 3] {
-    let [q, k, v, y, dy] = [saved.q_bhsd, saved.k_bgsd, saved.v_bgsd, saved.y_bhsd, dy].map(Heads::new);
-    let ([b, h, s, d], [_, g, ..]) = (q.dims(), k.dims());
-    let documents = Documents::new(saved.segment_ids_bs, s);
-    let log_partition = contiguous(saved.log_partition_bhs1);
-    let log_partition = elements(&log_partition);
-    let mut dq = vec![0.0; b * h * s * d];
-    let mut dk = vec![0.0; b * g * s * d];
-    let mut dv = vec![0.0; b * g * s * d];
-    let sharing = h / g;
-    dq.par_chunks_mut(sharing * s * d)
-        .zip(dk.par_chunks_mut(s * d))
-        .zip(dv.par_chunks_mut(s * d))
-        .enumerate()
-        .for_each(|(index, ((dq, dk), dv))| {
-            let (batch, kv_head) = (index / g, index % g);
-            let mut group = GroupGradient::new(&k, &v, batch, kv_head);
-            for (offset, dq) in dq.chunks_mut(s * d).enumerate() {
-                let head = kv_head * sharing + offset;
-                let log_partition = &log_partition[(batch * h + head) * s..][..s];
-                let blocks = dq.chunks_mut(LANES * d).zip(log_partition.chunks(LANES)).enumerate();
-                for (block, (dq, log_partition)) in blocks {
-                    let rows = QueryBlock { batch, head, start: block * LANES };
-                    group.add_block(rows, [&q, &y, &dy], log_partition, documents.of(batch), dq);
-                }
-            }
-            store(&group.dkeys, dk, d);
-            store(&group.dvalues, dv, d);
-        });
-    [dq, dk, dv]
+/// What the tasks read of the inputs.
+struct Reader<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// Cosines and sines, `[positions, d / 2]`.
+    rotation: Option<[&'a [f32]; 2]>,
+    documents: Documents,
+    slopes: Option<Vec<f32>>,
+    heads: Heads,
+    b: usize,
+    s: usize,
+    d: usize,
 }
 
-/// The factor of the scores.
-fn scale(d: usize) -> f32 {
-    1.0 / (d as f32).sqrt()
-}
-
-/// One head as a matrix `[seq, d]`, times `factor`.
-fn load(x: &Heads, batch: usize, head: usize, factor: f32) -> Tiles {
-    let [_, _, s, d] = x.dims();
-    let mut tiles = Tiles::zeros(s, d);
-    for position in 0..s {
-        for (target, x) in tiles.row_mut(position).iter_mut().zip(x.row(batch, head, position)) {
-            *target = factor * x;
-        }
-    }
-    tiles
-}
-
-/// The matrix without its padding.
-fn store(tiles: &Tiles, target: &mut [f32], d: usize) {
-    for (position, target) in target.chunks_mut(d).enumerate() {
-        target.copy_from_slice(&tiles.row(position)[..d]);
-    }
-}
-
-/// The queries of one head at [`LANES`] positions from `start`.
+/// The block of queries from `start`, and the keys up to its last query.
 #[derive(Clone, Copy)]
 struct QueryBlock {
-    batch: usize,
-    head: usize,
     start: usize,
+    end: usize,
 }
 
 impl QueryBlock {
-    /// Keys up to the block's last query: a multiple of [`LANES`].
-    fn num_keys(self) -> usize {
-        self.start + LANES
+    fn all(s: usize) -> impl Iterator<Item = Self> {
+        (0..s).step_by(BLOCK_QUERIES).map(move |start| Self { start, end: s.min(start + BLOCK_QUERIES) })
     }
 
-    /// The block's rows of `x` times `factor`, `[LANES, d]`, and their transpose; zeros behind the sequence's end.
-    fn load(self, x: &Heads, factor: f32) -> (Tiles, Tiles) {
-        let [_, _, s, d] = x.dims();
-        let (mut rows, mut transposed) = (Tiles::zeros(LANES, d), Tiles::zeros(d, LANES));
-        for (lane, position) in (self.start..s.min(self.start + LANES)).enumerate() {
-            let x = x.row(self.batch, self.head, position);
-            let targets = rows.row_mut(lane).iter_mut().zip(transposed.lanes_mut());
-            for ((row, transposed), x) in targets.zip(x) {
-                *row = factor * x;
-                transposed[lane] = factor * x;
+    fn len(self) -> usize {
+        self.end - self.start
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn new(inputs: &'a [FlexTensor], segment_ids_bs: FlexTensor, heads: Heads) -> Self {
+        let ([t, width], s) = (inputs[0].shape().dims(), segment_ids_bs.shape()[1]);
+        Self {
+            q: elements(&inputs[0]),
+            k: elements(&inputs[1]),
+            v: elements(&inputs[2]),
+            rotation: (inputs.len() > 3).then(|| [elements(&inputs[3]), elements(&inputs[4])]),
+            documents: Documents::new(segment_ids_bs, s),
+            slopes: heads.alibi.then(|| alibi_slopes(heads.num_heads)),
+            heads,
+            b: t / s,
+            s,
+            d: width / heads.num_heads,
+        }
+    }
+
+    /// The factor of the scores.
+    fn scale(&self) -> f32 {
+        1.0 / (self.d as f32).sqrt()
+    }
+
+    /// One head of one sequence, `[s, d]`, where it lies among `num_heads` in `rows`.
+    fn head<'r>(&self, rows: &'r [f32], num_heads: usize, batch: usize, head: usize) -> Matrix<'r> {
+        let width = num_heads * self.d;
+        let first = batch * self.s * width + head * self.d;
+        Matrix::strided(&rows[first..], [self.s, self.d], [width, 1])
+    }
+
+    /// A copy of one head, `[s, d]`, turned and times `factor`.
+    fn load(&self, rows: &[f32], num_heads: usize, batch: usize, head: usize, factor: f32) -> Vec<f32> {
+        let width = num_heads * self.d;
+        let mut copy = vec![0.0; self.s * self.d];
+        for (position, target) in copy.chunks_exact_mut(self.d).enumerate() {
+            let row = &rows[(batch * self.s + position) * width + head * self.d..][..self.d];
+            self.turn(target, row, position, 1.0);
+            target.iter_mut().for_each(|value| *value *= factor);
+        }
+        copy
+    }
+
+    /// Writes `row` turned by `sign` times the angles of its position, if positions turn.
+    fn turn(&self, target: &mut [f32], row: &[f32], position: usize, sign: f32) {
+        match self.rotation {
+            Some(tables) => {
+                let half = self.d / 2;
+                let [cos, sin] = tables.map(|table| &table[position * half..][..half]);
+                rotate_row(target, row, cos, sin, sign);
+            }
+            None => target.copy_from_slice(row),
+        }
+    }
+
+    /// The block's scores, `[block, block.end]`, minus infinity where a query does not see a key. Returns each row's
+    /// maximum.
+    fn scores(
+        &self,
+        [batch, head]: [usize; 2],
+        block: QueryBlock,
+        queries: &[f32],
+        keys: &[f32],
+        scores: &mut [f32],
+    ) -> [f32; BLOCK_QUERIES] {
+        let queries = Matrix::row_major(queries, self.d).rows(block.start..block.end);
+        let keys = Matrix::row_major(keys, self.d).rows(0..block.end);
+        multiply(MatrixMut::row_major(scores, block.end), queries, keys.transposed());
+        let documents = self.documents.of(batch);
+        let slope = self.slopes.as_ref().map(|slopes| slopes[head]);
+        let mut max = [0.0; BLOCK_QUERIES];
+        for ((i, row), max) in scores.chunks_exact_mut(block.end).enumerate().zip(&mut max) {
+            let query = block.start + i;
+            if let Some(slope) = slope {
+                for (key, score) in row[..=query].iter_mut().enumerate() {
+                    *score += slope * (key as f32 - query as f32);
+                }
+            }
+            if let Some(ids) = documents {
+                for (score, id) in row[..=query].iter_mut().zip(ids) {
+                    *score = if *id == ids[query] { *score } else { f32::NEG_INFINITY };
+                }
+            }
+            *max = max_and_hide(row, query + 1);
+        }
+        max
+    }
+
+    /// One head of one sequence, forward.
+    fn attend(&self, batch: usize, head: usize, mut y: MatrixMut<'_>, log_partition: &mut [f32]) {
+        let (h, g) = (self.heads.num_heads, self.heads.num_kv_heads);
+        let kv_head = head / (h / g);
+        let queries = self.load(self.q, h, batch, head, self.scale());
+        let keys = self.load(self.k, g, batch, kv_head, 1.0);
+        let values = self.head(self.v, g, batch, kv_head);
+        let mut score_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.s];
+        let mut mixed_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.d];
+        for block in QueryBlock::all(self.s) {
+            let scores = &mut score_buffer[..block.len() * block.end];
+            let max = self.scores([batch, head], block, &queries, &keys, scores);
+            let mut sums = [0.0; BLOCK_QUERIES];
+            for ((row, max), sum) in scores.chunks_exact_mut(block.end).zip(max).zip(&mut sums) {
+                *sum = exponentials(row, max);
+            }
+            let mixed = &mut mixed_buffer[..block.len() * self.d];
+            let weights = Matrix::row_major(scores, block.end);
+            multiply(MatrixMut::row_major(mixed, self.d), weights, values.rows(0..block.end));
+            for (i, mixed) in mixed.chunks_exact(self.d).enumerate() {
+                let query = block.start + i;
+                for (target, mixed) in y.row_mut(query).iter_mut().zip(mixed) {
+                    target.write(mixed / sums[i]);
+                }
+                log_partition[query] = max[i] + sums[i].ln();
             }
         }
-        (rows, transposed)
     }
 
-    /// Scores of all keys that the block sees, `[num_keys, LANES]`, minus infinity where a query does not see a key.
-    fn scores(self, scores: &mut Tiles, keys: &Tiles, queries_transposed: &Tiles, documents: Option<&[i64]>) {
-        let num_keys = self.num_keys();
-        scores.lanes_mut()[..num_keys].fill([0.0; LANES]);
-        add_product(scores, keys, queries_transposed, num_keys, queries_transposed.lanes().len());
-        let scores = &mut scores.lanes_mut()[..num_keys];
-        for (later, scores) in scores[self.start..].iter_mut().enumerate() {
-            scores[..later].fill(f32::NEG_INFINITY);
-        }
-        if let Some(documents) = documents {
-            // Each query sees at least itself, so that the softmax has a finite maximum; lanes behind the
-            // sequence's end are not masked.
-            let own = &documents[self.start..documents.len().min(num_keys)];
-            for (scores, document) in scores.iter_mut().zip(documents) {
-                for (score, own) in scores.iter_mut().zip(own) {
-                    *score = if own == document { *score } else { f32::NEG_INFINITY };
+    /// All query heads that share one key/value head of one sequence, backward.
+    fn differentiate(
+        &self,
+        batch: usize,
+        kv_head: usize,
+        results: &Results<'_>,
+        [mut dq, mut dk, mut dv]: [MatrixMut<'_>; 3],
+    ) {
+        let (s, d, g) = (self.s, self.d, self.heads.num_kv_heads);
+        let sharing = self.heads.num_heads / g;
+        let keys = self.load(self.k, g, batch, kv_head, 1.0);
+        let mut group = GroupGradient::new(s, d);
+        let mut turned = vec![0.0; d];
+        for offset in 0..sharing {
+            let head = kv_head * sharing + offset;
+            group.add_head(self, [batch, head, kv_head], &keys, results);
+            for (position, row) in group.dqueries.chunks_exact(d).enumerate() {
+                self.turn(&mut turned, row, position, -1.0);
+                for (target, value) in dq.row_mut(position)[offset * d..].iter_mut().zip(&turned) {
+                    target.write(self.scale() * value);
                 }
             }
         }
+        for (position, (key, value)) in
+            group.dkeys.chunks_exact(d).zip(group.dvalues.chunks_exact(d)).enumerate()
+        {
+            self.turn(&mut turned, key, position, -1.0);
+            dk.row_mut(position).write_copy_of_slice(&turned);
+            dv.row_mut(position).write_copy_of_slice(value);
+        }
     }
 }
 
-/// What one key/value head's gradients are summed in.
+/// Gradients of one key/value head of one sequence, and of the query head at hand, each `[s, d]`, before they are
+/// turned back.
 struct GroupGradient {
-    keys: Tiles,
-    values: Tiles,
-    dkeys: Tiles,
-    dvalues: Tiles,
-    weights: Tiles,
-    dweights: Tiles,
-    dqueries: Tiles,
+    dqueries: Vec<f32>,
+    dkeys: Vec<f32>,
+    dvalues: Vec<f32>,
+    /// Scores and gradients of weights of one block.
+    scores: Vec<f32>,
+    dweights: Vec<f32>,
 }
 
 impl GroupGradient {
-    fn new(k: &Heads, v: &Heads, batch: usize, kv_head: usize) -> Self {
-        let [_, _, s, d] = k.dims();
-        Self {
-            keys: load(k, batch, kv_head, 1.0),
-            values: load(v, batch, kv_head, 1.0),
-            dkeys: Tiles::zeros(s, d),
-            dvalues: Tiles::zeros(s, d),
-            weights: Tiles::zeros(s, LANES),
-            dweights: Tiles::zeros(s, LANES),
-            dqueries: Tiles::zeros(LANES, d),
-        }
+    fn new(s: usize, d: usize) -> Self {
+        let [dqueries, dkeys, dvalues] = [(); 3].map(|()| vec![0.0; s * d]);
+        let [scores, dweights] = [(); 2].map(|()| vec![0.0; BLOCK_QUERIES.min(s) * s]);
+        Self { dqueries, dkeys, dvalues, scores, dweights }
     }
 
-    /// Adds one block's share to the gradients of keys and values, and writes the gradient of its queries.
-    fn add_block(
+    /// Adds one query head's share to the gradients of keys and values, and replaces that of the queries.
+    fn add_head(
         &mut self,
-        rows: QueryBlock,
-        [q, y, dy]: [&Heads; 3],
-        log_partition: &[f32],
-        documents: Option<&[i64]>,
-        dq: &mut [f32],
+        reader: &Reader<'_>,
+        [batch, head, kv_head]: [usize; 3],
+        keys: &[f32],
+        results: &Results<'_>,
     ) {
-        let (num_keys, d) = (rows.num_keys(), q.dims()[3]);
-        let (queries, queries_transposed) = rows.load(q, scale(d));
-        let (dy_rows, dy_transposed) = rows.load(dy, 1.0);
-        let mut log_partition_lanes = [0.0; LANES];
-        let mut dy_times_y = [0.0; LANES];
-        for (lane, log) in log_partition.iter().enumerate() {
-            log_partition_lanes[lane] = *log;
-            let y = y.row(rows.batch, rows.head, rows.start + lane);
-            dy_times_y[lane] = y.iter().zip(dy_rows.row(lane)).map(|(y, dy)| y * dy).sum();
-        }
-        rows.scores(&mut self.weights, &self.keys, &queries_transposed, documents);
-        self.dweights.lanes_mut()[..num_keys].fill([0.0; LANES]);
-        add_product(&mut self.dweights, &self.values, &dy_transposed, num_keys, d);
-        softmax_gradient(
-            &mut self.weights.lanes_mut()[..num_keys],
-            &mut self.dweights.lanes_mut()[..num_keys],
-            &log_partition_lanes,
-            &dy_times_y,
-        );
-        add_product(&mut self.dvalues, &self.weights, &dy_rows, num_keys, LANES);
-        add_product(&mut self.dkeys, &self.dweights, &queries, num_keys, LANES);
-        self.dqueries.clear();
-        add_transposed_product(&mut self.dqueries, &self.dweights, &self.keys, num_keys);
-        for (lane, dq) in dq.chunks_mut(d).enumerate() {
-            for (dq, gradient) in dq.iter_mut().zip(self.dqueries.row(lane)) {
-                *dq = scale(d) * gradient;
+        let (s, d, Heads { num_heads: h, num_kv_heads: g, .. }) = (reader.s, reader.d, reader.heads);
+        let queries = reader.load(reader.q, h, batch, head, reader.scale());
+        let values = reader.head(reader.v, g, batch, kv_head);
+        let (y, dy) = (reader.head(results.y, h, batch, head), reader.head(results.dy, h, batch, head));
+        let log_partition = &results.log_partition[(batch * h + head) * s..][..s];
+        for block in QueryBlock::all(s) {
+            let scores = &mut self.scores[..block.len() * block.end];
+            let dweights = &mut self.dweights[..block.len() * block.end];
+            reader.scores([batch, head], block, &queries, keys, scores);
+            let (dy_block, seen) = (dy.rows(block.start..block.end), 0..block.end);
+            multiply(
+                MatrixMut::row_major(dweights, block.end),
+                dy_block,
+                values.rows(seen.clone()).transposed(),
+            );
+            for (i, (scores, dweights)) in
+                scores.chunks_exact_mut(block.end).zip(dweights.chunks_exact_mut(block.end)).enumerate()
+            {
+                let query = block.start + i;
+                let dy_times_y = dot(dy.row(query), y.row(query));
+                gradients_of_scores(scores, dweights, query + 1, log_partition[query], dy_times_y);
             }
-        }
-    }
-}
-
-vectorised! {
-    /// Replaces each lane's scores by their exponentials relative to the lane's maximum; returns maxima and sums.
-    fn softmax(scores: &mut [Lanes]) -> (Lanes, Lanes) = softmax_lanes;
-}
-
-#[inline(always)]
-fn softmax_lanes<const FUSED: bool>(scores: &mut [Lanes]) -> (Lanes, Lanes) {
-    let mut max_lanes = [f32::NEG_INFINITY; LANES];
-    for scores in &*scores {
-        for (max, &score) in max_lanes.iter_mut().zip(scores) {
-            // Loses NaN, which the sum finds again.
-            *max = if score > *max { score } else { *max };
-        }
-    }
-    let mut sum_lanes = [0.0; LANES];
-    for scores in scores {
-        for ((score, max), sum) in scores.iter_mut().zip(&max_lanes).zip(&mut sum_lanes) {
-            *score = exp::<FUSED>(*score - max);
-            *sum += *score;
-        }
-    }
-    (max_lanes, sum_lanes)
-}
-
-vectorised! {
-    /// Replaces `scores` by the softmax's weights and the gradients of the weights by those of the scores.
-    fn softmax_gradient(
-        scores: &mut [Lanes],
-        dweights: &mut [Lanes],
-        log_partition: &Lanes,
-        dy_times_y: &Lanes,
-    ) = softmax_gradient_lanes;
-}
-
-#[inline(always)]
-fn softmax_gradient_lanes<const FUSED: bool>(
-    scores: &mut [Lanes],
-    dweights: &mut [Lanes],
-    log_partition: &Lanes,
-    dy_times_y: &Lanes,
-) {
-    for (scores, dweights) in scores.iter_mut().zip(dweights) {
-        let constants = log_partition.iter().zip(dy_times_y);
-        for ((score, dweight), (log_partition, dy_times_y)) in scores.iter_mut().zip(dweights).zip(constants)
-        {
-            let weight = exp::<FUSED>(*score - log_partition);
-            *score = weight;
-            *dweight = weight * (*dweight - dy_times_y);
+            let (weights, dscores) =
+                (Matrix::row_major(scores, block.end), Matrix::row_major(dweights, block.end));
+            let queries = Matrix::row_major(&queries, d).rows(block.start..block.end);
+            let part = |gradient, rows: std::ops::Range<usize>| -> MatrixMut<'_> {
+                let gradient: &mut Vec<f32> = gradient;
+                MatrixMut::row_major(&mut gradient[rows.start * d..rows.end * d], d)
+            };
+            add_multiplied(part(&mut self.dvalues, seen.clone()), weights.transposed(), dy_block);
+            add_multiplied(part(&mut self.dkeys, seen.clone()), dscores.transposed(), queries);
+            let keys = Matrix::row_major(keys, d).rows(seen);
+            multiply(part(&mut self.dqueries, block.start..block.end), dscores, keys);
         }
     }
 }

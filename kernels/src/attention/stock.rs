@@ -2,44 +2,101 @@
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
-use burn::tensor::Shape;
+use burn::tensor::{Shape, TensorData};
 
-use super::SavedForAttention;
+use super::{Heads, SavedForAttention, alibi_slopes};
+use crate::rotary::{Turn, rotate};
+use crate::tensor_list::TensorList;
 
-/// The output, `[b, h, s, d]`, and the logarithm of each softmax's denominator, `[b, h, s, 1]`.
+/// The output, `[t, h * d]`, and the logarithm of each softmax's denominator, `[b, h, s]`.
 pub(super) fn forward<B: Backend>(
-    q_bhsd: FloatTensor<B>,
-    k_bgsd: FloatTensor<B>,
-    v_bgsd: FloatTensor<B>,
+    inputs: TensorList<B>,
     segment_ids_bs: IntTensor<B>,
+    heads: Heads,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let h = q_bhsd.shape()[1];
-    let scores_bhss = scores::<B>(q_bhsd, repeat_heads::<B>(k_bgsd, h), segment_ids_bs);
+    let SplitInputs { q_bhsd, k_bgsd, v_bgsd, .. } = split::<B>(inputs, &segment_ids_bs, heads);
+    let h = heads.num_heads;
+    let scores_bhss = scores::<B>(q_bhsd, repeat_heads::<B>(k_bgsd, h), segment_ids_bs, heads);
+    let [b, _, s, _] = scores_bhss.shape().dims();
     let max_bhs1 = B::float_max_dim(scores_bhss.clone(), 3);
     let exp_bhss = B::float_exp(B::float_sub(scores_bhss, max_bhs1.clone()));
     let sum_bhs1 = B::float_sum_dim(exp_bhss.clone(), 3);
     let weights_bhss = B::float_div(exp_bhss, sum_bhs1.clone());
     let y_bhsd = B::float_matmul(weights_bhss, repeat_heads::<B>(v_bgsd, h));
-    (y_bhsd, B::float_add(B::float_log(sum_bhs1), max_bhs1))
+    let log_partition_bhs1 = B::float_add(B::float_log(sum_bhs1), max_bhs1);
+    (from_heads::<B>(y_bhsd), B::float_reshape(log_partition_bhs1, Shape::new([b, h, s])))
 }
 
-/// Gradients of queries, `[b, h, s, d]`, keys and values, `[b, g, s, d]`.
-pub(super) fn backward<B: Backend>(
+/// Gradients of queries, `[t, h * d]`, keys and values, `[t, g * d]`.
+pub(super) fn gradients<B: Backend>(
     saved: SavedForAttention<B>,
-    dy_bhsd: FloatTensor<B>,
+    dy_tq: FloatTensor<B>,
+    heads: Heads,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let ([h, d], g) = ([1, 3].map(|dim| saved.q_bhsd.shape()[dim]), saved.k_bgsd.shape()[1]);
-    let (k_bhsd, v_bhsd) = (repeat_heads::<B>(saved.k_bgsd, h), repeat_heads::<B>(saved.v_bgsd, h));
-    let scores_bhss = scores::<B>(saved.q_bhsd.clone(), k_bhsd.clone(), saved.segment_ids_bs);
-    let weights_bhss = B::float_exp(B::float_sub(scores_bhss, saved.log_partition_bhs1));
+    let SavedForAttention { inputs, segment_ids_bs, y_tq, log_partition_bhs } = saved;
+    let SplitInputs { q_bhsd, k_bgsd, v_bgsd, rotation } = split::<B>(inputs, &segment_ids_bs, heads);
+    let (h, g) = (heads.num_heads, heads.num_kv_heads);
+    let [b, _, s, d] = q_bhsd.shape().dims();
+    let (y_bhsd, dy_bhsd) = (to_heads::<B>(y_tq, [b, s, h]), to_heads::<B>(dy_tq, [b, s, h]));
+    let log_partition_bhs1 = B::float_reshape(log_partition_bhs, Shape::new([b, h, s, 1]));
+    let (k_bhsd, v_bhsd) = (repeat_heads::<B>(k_bgsd, h), repeat_heads::<B>(v_bgsd, h));
+    let scores_bhss = scores::<B>(q_bhsd.clone(), k_bhsd.clone(), segment_ids_bs, heads);
+    let weights_bhss = B::float_exp(B::float_sub(scores_bhss, log_partition_bhs1));
     let dv_bhsd = B::float_matmul(B::float_swap_dims(weights_bhss.clone(), 2, 3), dy_bhsd.clone());
     let dweights_bhss = B::float_matmul(dy_bhsd.clone(), B::float_swap_dims(v_bhsd, 2, 3));
-    let dy_times_y_bhs1 = B::float_sum_dim(B::float_mul(dy_bhsd, saved.y_bhsd), 3);
+    let dy_times_y_bhs1 = B::float_sum_dim(B::float_mul(dy_bhsd, y_bhsd), 3);
     let dscores_bhss = B::float_mul(weights_bhss, B::float_sub(dweights_bhss, dy_times_y_bhs1));
     let dscores_bhss = B::float_mul_scalar(dscores_bhss, scale(d).into());
     let dq_bhsd = B::float_matmul(dscores_bhss.clone(), k_bhsd);
-    let dk_bhsd = B::float_matmul(B::float_swap_dims(dscores_bhss, 2, 3), saved.q_bhsd);
-    (dq_bhsd, sum_shared_heads::<B>(dk_bhsd, g), sum_shared_heads::<B>(dv_bhsd, g))
+    let dk_bhsd = B::float_matmul(B::float_swap_dims(dscores_bhss, 2, 3), q_bhsd);
+    let turn_back = |x_bhsd: FloatTensor<B>| match rotation.clone() {
+        Some((cos_sp, sin_sp)) => rotate::<B>(x_bhsd, cos_sp, sin_sp, Turn::Back),
+        None => x_bhsd,
+    };
+    (
+        from_heads::<B>(turn_back(dq_bhsd)),
+        from_heads::<B>(turn_back(sum_shared_heads::<B>(dk_bhsd, g))),
+        from_heads::<B>(sum_shared_heads::<B>(dv_bhsd, g)),
+    )
+}
+
+/// Heads of queries and keys, turned, and of values; the tables that they were turned by.
+struct SplitInputs<B: Backend> {
+    q_bhsd: FloatTensor<B>,
+    k_bgsd: FloatTensor<B>,
+    v_bgsd: FloatTensor<B>,
+    rotation: Option<(FloatTensor<B>, FloatTensor<B>)>,
+}
+
+fn split<B: Backend>(inputs: TensorList<B>, segment_ids_bs: &IntTensor<B>, heads: Heads) -> SplitInputs<B> {
+    let mut inputs = inputs.into_vec().into_iter();
+    let mut next = || inputs.next().expect("queries, keys and values");
+    let (q_tq, k_tg, v_tg) = (next(), next(), next());
+    let rotation = inputs.next().zip(inputs.next());
+    let s = segment_ids_bs.shape()[1];
+    let b = q_tq.shape()[0] / s;
+    let turn = |x_bhsd: FloatTensor<B>| match rotation.clone() {
+        Some((cos_sp, sin_sp)) => rotate::<B>(x_bhsd, cos_sp, sin_sp, Turn::Forward),
+        None => x_bhsd,
+    };
+    SplitInputs {
+        q_bhsd: turn(to_heads::<B>(q_tq, [b, s, heads.num_heads])),
+        k_bgsd: turn(to_heads::<B>(k_tg, [b, s, heads.num_kv_heads])),
+        v_bgsd: to_heads::<B>(v_tg, [b, s, heads.num_kv_heads]),
+        rotation,
+    }
+}
+
+/// `[b * s, h * d]` as `[b, h, s, d]`.
+fn to_heads<B: Backend>(x_tq: FloatTensor<B>, [b, s, h]: [usize; 3]) -> FloatTensor<B> {
+    let d = x_tq.shape()[1] / h;
+    B::float_swap_dims(B::float_reshape(x_tq, Shape::new([b, s, h, d])), 1, 2)
+}
+
+/// The inverse of [`to_heads`].
+fn from_heads<B: Backend>(x_bhsd: FloatTensor<B>) -> FloatTensor<B> {
+    let [b, h, s, d] = x_bhsd.shape().dims();
+    B::float_reshape(B::float_swap_dims(x_bhsd, 1, 2), Shape::new([b * s, h * d]))
 }
 
 /// The factor of the scores.
@@ -52,12 +109,27 @@ fn scores<B: Backend>(
     q_bhsd: FloatTensor<B>,
     k_bhsd: FloatTensor<B>,
     segment_ids_bs: IntTensor<B>,
+    heads: Heads,
 ) -> FloatTensor<B> {
     let [b, h, s, d] = q_bhsd.shape().dims();
     let q_bhsd = B::float_mul_scalar(q_bhsd, scale(d).into());
     let scores_bhss = B::float_matmul(q_bhsd, B::float_swap_dims(k_bhsd, 2, 3));
+    let scores_bhss = if heads.alibi { add_alibi::<B>(scores_bhss) } else { scores_bhss };
     let forbidden_bhss = B::bool_expand(forbidden::<B>(segment_ids_bs), Shape::new([b, h, s, s]));
     B::float_mask_fill(scores_bhss, forbidden_bhss, f32::NEG_INFINITY.into())
+}
+
+/// Scores plus each head's slope times the (negative) distance of the key.
+fn add_alibi<B: Backend>(scores_bhss: FloatTensor<B>) -> FloatTensor<B> {
+    let [_, h, s, _] = scores_bhss.shape().dims();
+    let distance = |slope: f32, query: usize, key: usize| slope * (key as f32 - query as f32);
+    let biases: Vec<f32> = alibi_slopes(h)
+        .into_iter()
+        .flat_map(|slope| (0..s * s).map(move |pair| distance(slope, pair / s, pair % s)))
+        .collect();
+    let (device, dtype) = (scores_bhss.device(), scores_bhss.dtype());
+    let data = TensorData::new(biases, [1, h, s, s]).convert_dtype(dtype);
+    B::float_add(scores_bhss, B::float_from_data(data, &device))
 }
 
 /// `[b or 1, 1, s, s]`: true where the query (dimension 2) does not see the key (dimension 3).

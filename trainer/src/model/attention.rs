@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{CausalMask, RotaryTable, causal_attention, linear, rms_norm};
+use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
 
 use super::{ModelSpec, ParameterSource};
 
@@ -38,8 +38,8 @@ pub struct Attention {
     output: Projection,
     query_norm_k: Option<Param<Tensor<1>>>,
     key_norm_k: Option<Param<Tensor<1>>>,
-    num_heads: usize,
-    num_kv_heads: usize,
+    #[module(skip)]
+    heads: Heads,
     d_head: usize,
 }
 
@@ -58,8 +58,7 @@ impl Attention {
             output: projection("output", [d_q, d], spec.residual_std()),
             query_norm_k: head_norm(),
             key_norm_k: head_norm(),
-            num_heads: spec.num_heads,
-            num_kv_heads: spec.num_kv_heads,
+            heads: Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, alibi: false },
             d_head: spec.d_head,
         }
     }
@@ -68,31 +67,15 @@ impl Attention {
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub fn forward(
-        &self,
-        x_td: Tensor<2>,
-        batch_size: usize,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-    ) -> Tensor<2> {
-        let [t, _] = x_td.dims();
-        let heads = |projected_to: Tensor<2>, num_heads: usize, norm: Option<&Param<Tensor<1>>>| {
-            let normed = match norm {
-                Some(scale_k) => self.normalise_heads(projected_to, scale_k.val()),
-                None => projected_to,
-            };
-            normed.reshape([batch_size, t / batch_size, num_heads, self.d_head]).swap_dims(1, 2)
+    pub fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
+        let normalised = |x_to: Tensor<2>, scale_k: Option<&Param<Tensor<1>>>| match scale_k {
+            Some(scale_k) => self.normalise_heads(x_to, scale_k.val()),
+            None => x_to,
         };
-        let turn = |x_bhsk: Tensor<4>| match rotary {
-            Some(table) => table.rotate(x_bhsk),
-            None => x_bhsk,
-        };
-        let q_bhsk =
-            turn(heads(self.query.forward(x_td.clone()), self.num_heads, self.query_norm_k.as_ref()));
-        let k_bgsk = turn(heads(self.key.forward(x_td.clone()), self.num_kv_heads, self.key_norm_k.as_ref()));
-        let v_bgsk = heads(self.value.forward(x_td), self.num_kv_heads, None);
-        let mixed_bhsk = causal_attention(q_bhsk, k_bgsk, v_bgsk, mask);
-        self.output.forward(mixed_bhsk.swap_dims(1, 2).reshape([t, self.num_heads * self.d_head]))
+        let q_tq = normalised(self.query.forward(x_td.clone()), self.query_norm_k.as_ref());
+        let k_tg = normalised(self.key.forward(x_td.clone()), self.key_norm_k.as_ref());
+        let v_tg = self.value.forward(x_td);
+        self.output.forward(causal_attention(q_tq, k_tg, v_tg, self.heads, mask, rotary))
     }
 
     /// Each head's vector RMS-normalised with a scale shared by the heads (Qwen3).

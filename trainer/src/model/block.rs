@@ -65,13 +65,12 @@ impl Block {
     pub fn forward(
         &self,
         x_td: Tensor<2>,
-        batch_size: usize,
         rotary: Option<&RotaryTable>,
         mask: &CausalMask,
         pass: Pass,
     ) -> (Tensor<2>, Option<MoeAux>) {
         let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td, batch_size, rotary, mask);
+        let mixed_td = self.attention.forward(normed_td, rotary, mask);
         let x_td = x_td + self.drop_out("attention", mixed_td, pass);
 
         let normed_td = self.ffn_norm.forward(x_td.clone());

@@ -70,7 +70,7 @@ impl Transformer {
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
     pub fn forward(&self, input: &ModelInput, pass: Pass) -> ModelOutput {
-        let [batch_size, seq_len] = input.input_ids_bs.dims();
+        let [_, seq_len] = input.input_ids_bs.dims();
         let max = self.spec.max_seq_len;
         assert!(seq_len <= max, "a sequence of {seq_len} tokens, but the model's positions end at {max}");
         let device = input.input_ids_bs.device();
@@ -86,7 +86,7 @@ impl Transformer {
         }
         let mut moe_layers = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (next_td, aux) = block.forward(x_td, batch_size, rotary.as_ref(), &mask, pass);
+            let (next_td, aux) = block.forward(x_td, rotary.as_ref(), &mask, pass);
             x_td = next_td;
             moe_layers.extend(aux.map(|aux| (layer, aux)));
         }

@@ -1,0 +1,101 @@
+//! The loops over one query's scores.
+
+use crate::exp::exp;
+use crate::simd::{LANES, multiply_add, vectorised};
+
+/// The largest of the first `num_seen` scores; the others become minus infinity.
+pub(super) fn max_and_hide(row: &mut [f32], num_seen: usize) -> f32 {
+    let (seen, hidden) = row.split_at_mut(num_seen);
+    hidden.fill(f32::NEG_INFINITY);
+    max(seen)
+}
+
+vectorised! {
+    fn max(row: &[f32]) -> f32 = max_of_row;
+}
+
+#[inline(always)]
+fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut max_lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (max, &score) in max_lanes.iter_mut().zip(chunk) {
+            // Loses NaN, which the sum of the exponentials finds again.
+            *max = if score > *max { score } else { *max };
+        }
+    }
+    max_lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+vectorised! {
+    /// Replaces scores by their exponentials relative to `max`; returns the sum.
+    pub(super) fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
+}
+
+#[inline(always)]
+fn exponentials_of_row<const FUSED: bool>(row: &mut [f32], max: f32) -> f32 {
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, score) in sums.iter_mut().zip(chunk) {
+            *score = exp::<FUSED>(*score - max);
+            *sum += *score;
+        }
+    }
+    let rest = rest.iter_mut().map(|score| {
+        *score = exp::<FUSED>(*score - max);
+        *score
+    });
+    sums.into_iter().chain(rest).sum()
+}
+
+/// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights by those of the
+/// scores; the others become zero.
+pub(super) fn gradients_of_scores(
+    scores: &mut [f32],
+    dweights: &mut [f32],
+    num_seen: usize,
+    log_partition: f32,
+    dy_times_y: f32,
+) {
+    let ((scores, hidden_scores), (dweights, hidden_dweights)) =
+        (scores.split_at_mut(num_seen), dweights.split_at_mut(num_seen));
+    hidden_scores.fill(0.0);
+    hidden_dweights.fill(0.0);
+    gradients(scores, dweights, log_partition, dy_times_y);
+}
+
+vectorised! {
+    fn gradients(scores: &mut [f32], dweights: &mut [f32], log_partition: f32, dy_times_y: f32) = gradients_of_row;
+}
+
+#[inline(always)]
+fn gradients_of_row<const FUSED: bool>(
+    scores: &mut [f32],
+    dweights: &mut [f32],
+    log_partition: f32,
+    dy_times_y: f32,
+) {
+    for (score, dweight) in scores.iter_mut().zip(dweights) {
+        let weight = exp::<FUSED>(*score - log_partition);
+        *score = weight;
+        *dweight = weight * (*dweight - dy_times_y);
+    }
+}
+
+vectorised! {
+    /// The sum of the products of two rows.
+    pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_of_rows;
+}
+
+#[inline(always)]
+fn dot_of_rows<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = multiply_add::<FUSED>(a, b, *sum);
+        }
+    }
+    sums.into_iter().chain(a_rest.iter().zip(b_rest).map(|(a, b)| a * b)).sum()
+}
