@@ -71,6 +71,7 @@ Example:
 const BENCH_HELP: &str = "\
 Examples:
   switchyard bench step experiments/bench/s2-e8k2.toml --json
+  switchyard bench layer experiments/bench/s3-e8.toml
 
 Times are wall-clock times of the median repetition, beside the machine's own rate of matrix products in the same \
 process. On a busy machine compare ratios within one run only.";
@@ -197,12 +198,24 @@ pub(crate) struct CompareArgs {
 pub(crate) enum BenchCommand {
     /// Time training steps (forward, backward, clipping, AdamW) and forward passes of a configuration
     Step(BenchStepArgs),
+    /// Time one feed-forward layer, dense or a mixture, described by a small file of its own; a mixture takes turns with
+    /// the dense layer of equal active FLOPs
+    Layer(BenchLayerArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchStepArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchLayerArgs {
+    /// Description of the layer (TOML): num_tokens, d_model, d_ff, activation, num_experts, top_k,
+    /// hot_expert_fraction, seed, threads
+    pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
 }

@@ -268,6 +268,54 @@ fn compare_trains_what_is_missing_once_and_saves_a_table() {
     assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), saved);
 }
 
+#[test]
+fn bench_step_prints_what_a_comparison_needs() {
+    let desk = Desk::new();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/s1-dense.toml");
+    let recipe = recipe.to_str().unwrap();
+    let arguments =
+        ["bench", "step", recipe, "--steps", "2", "--warmup", "1", "--set", "threads=2", "--json"];
+    let report: Value = serde_json::from_str(&desk.ok(&arguments)).unwrap();
+    assert_eq!(
+        (&report["case"], &report["steps"], &report["threads"]),
+        (&"s1-dense".into(), &2.into(), &2.into())
+    );
+    let positive =
+        ["step_ms_median", "step_ms_min", "forward_ms_median", "forward_ms_min", "tokens_per_sec", "gflops"];
+    for key in positive.iter().chain(&["matmul_ceiling_gflops", "ceiling_share", "loss_first", "loss_last"]) {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}: {report}");
+    }
+    assert!(report["step_ms_min"].as_f64() <= report["step_ms_median"].as_f64());
+    for key in ["device", "dtype", "cpu_model", "commit", "peak_rss_bytes", "minor_page_faults_per_step"] {
+        assert!(report.get(key).is_some(), "{key}: {report}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+    assert!(!desk.path("runs").exists(), "nothing is kept");
+}
+
+#[test]
+fn bench_layer_compares_a_mixture_with_its_dense_layer_and_with_itself() {
+    let desk = Desk::new();
+    let mixture = "num_tokens = 64\nd_model = 16\nd_ff = 8\nactivation = \"gelu\"\nnum_experts = 4\ntop_k = 2\nthreads = 1\n";
+    desk.write("layer.toml", mixture);
+    desk.write("hot.toml", &format!("{mixture}hot_expert_fraction = 0.75\n"));
+    let report = |file: &str| -> Value {
+        serde_json::from_str(&desk.ok(&["bench", "layer", file, "--steps", "3", "--json"])).unwrap()
+    };
+    let (layer, hot) = (report("layer.toml"), report("hot.toml"));
+    for key in ["step_ms_median", "forward_ms_median", "gflops", "dense_ms_median", "ratio_to_dense"] {
+        assert!(layer[key].as_f64().unwrap() > 0.0 && hot[key].as_f64().unwrap() > 0.0, "{key}: {layer}");
+    }
+    assert!(layer["skew_ratio"].is_null() && hot["skew_ratio"].as_f64().unwrap() > 0.0);
+    assert_eq!(hot["busiest_expert_share"], 0.75);
+    desk.write("bad.toml", &mixture.replace("top_k = 2", "top_k = 7"));
+    let message = desk.mistake(&["bench", "layer", "bad.toml"]);
+    assert!(message.contains("bad.toml:6:1: `top_k` is 7"), "{message}");
+    assert!(desk.ok(&["bench", "layer", "layer.toml", "--steps", "1"]).contains("to dense"));
+}
+
 #[cfg(unix)]
 mod signals {
     use super::*;

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+pub(crate) use self::origins::{Origins, SourcePosition};
 pub use self::overrides::Override;
 
-use self::origins::{Origins, SourcePosition};
 use crate::config::RunConfig;
 use crate::hash::sha256_hex;
 use crate::plan::RunPlan;

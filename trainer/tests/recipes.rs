@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use switchyard_trainer::benchmark::LayerCase;
 use switchyard_trainer::config_file::{LoadedConfig, Override, config_hash, load, schema, to_toml};
 use switchyard_trainer::plan::RunPlan;
 
@@ -12,14 +13,26 @@ fn experiments() -> PathBuf {
 }
 
 fn recipes() -> Vec<PathBuf> {
-    let mut recipes: Vec<PathBuf> = std::fs::read_dir(experiments())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+    let (recipes, _) = files();
+    recipes
+}
+
+/// Descriptions of single layers, for `switchyard bench layer`.
+fn layer_cases() -> Vec<PathBuf> {
+    let (_, layer_cases) = files();
+    layer_cases
+}
+
+/// Recipes, and what is none because it describes no training.
+fn files() -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let in_folder = |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = in_folder(experiments())
+        .chain(in_folder(experiments().join("bench")))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .filter(|path| path.file_name().is_some_and(|name| name != "Cargo.toml"))
         .collect();
-    recipes.sort();
-    recipes
+    files.sort();
+    files.into_iter().partition(|path| std::fs::read_to_string(path).unwrap().contains("\n[train]"))
 }
 
 /// A recipe as its user would start it: those on a text file need its path.
@@ -37,7 +50,7 @@ fn plan(name: &str) -> RunPlan {
 #[test]
 fn every_recipe_parses_and_resolves_without_notes() {
     let recipes = recipes();
-    assert!(recipes.len() >= 4, "recipes are missing: {recipes:?}");
+    assert!(recipes.len() >= 10, "recipes are missing: {recipes:?}");
     for path in recipes {
         let loaded = load_recipe(&path);
         let plan = loaded.resolve().unwrap_or_else(|error| panic!("{error}"));
@@ -70,9 +83,14 @@ fn a_plan_survives_json() {
 
 #[test]
 fn sparse_recipes_cost_a_token_as_much_as_their_dense_counterparts() {
-    for (dense, sparse) in
-        [("quickstart-dense.toml", "quickstart.toml"), ("shakespeare-dense.toml", "shakespeare-moe.toml")]
-    {
+    for (dense, sparse) in [
+        ("quickstart-dense.toml", "quickstart.toml"),
+        ("shakespeare-dense.toml", "shakespeare-moe.toml"),
+        ("bench/s1-dense.toml", "bench/s1-e8k2.toml"),
+        ("bench/s2-dense.toml", "bench/s2-e8k2.toml"),
+        ("bench/s2-dense.toml", "bench/s2-e32k4.toml"),
+        ("bench/s2-dense.toml", "bench/s2-e64k8.toml"),
+    ] {
         let (dense, sparse) = (plan(dense), plan(sparse));
         let (dense_flops, sparse_flops) = (dense.counts.forward_flops, sparse.counts.forward_flops);
         assert_eq!(sparse_flops.routed_experts, dense_flops.dense_ffn);
@@ -93,6 +111,31 @@ fn the_shakespeare_recipe_is_nanogpts_cpu_configuration() {
     assert_eq!(plan.counts.total_params - params.position - 191 * 128, 795_904);
     assert_eq!((plan.seq_len, plan.tokens_per_step, plan.num_steps), (64, 12 * 64, 2000));
     assert_eq!(plan.model.residual_std(), 0.02 / 8.0_f64.sqrt());
+}
+
+#[test]
+fn benchmarks_have_the_sizes_of_the_models_they_are_compared_with() {
+    let size = |name: &str| {
+        let plan = plan(&format!("bench/{name}.toml"));
+        (plan.counts.total_params, plan.tokens_per_step)
+    };
+    // Embedding and head 2 v d, norms (2 l + 1) d, projections 4 l d d, and per layer 3 d f, or d e and e times that.
+    assert_eq!(size("s1-dense"), (1_115_264, 12 * 64));
+    assert_eq!(size("s1-e8k2"), (3_478_656, 12 * 64));
+    assert_eq!(size("s2-dense"), (8_391_936, 8 * 256));
+    assert_eq!(size("s2-e8k2"), (22_560_000, 8 * 256));
+    assert_eq!(size("s2-e32k4"), (41_471_232, 8 * 256));
+    assert_eq!(size("s2-e64k8"), (41_520_384, 8 * 256));
+}
+
+#[test]
+fn layer_cases_cost_as_much_as_the_dense_one() {
+    let cases = layer_cases();
+    assert_eq!(cases.len(), 4, "{cases:?}");
+    for path in cases {
+        let case = LayerCase::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(case.training_flops(), 18.0 * 2048.0 * 512.0 * 2048.0, "{}", path.display());
+    }
 }
 
 #[test]

@@ -3,15 +3,18 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use switchyard_trainer::benchmark::{Machine, Repetitions, StepReport, benchmark_step};
+use switchyard_trainer::benchmark::{
+    LayerCase, LayerReport, Machine, Repetitions, StepReport, benchmark_layer, benchmark_step,
+};
 
 use super::{load_to_run, print_json, print_text};
-use crate::cli::{BenchArgs, BenchCommand, BenchStepArgs};
+use crate::cli::{BenchArgs, BenchCommand, BenchLayerArgs, BenchStepArgs};
 use crate::failure::Failure;
 
 pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Step(args) => step(args),
+        BenchCommand::Layer(args) => layer(args),
     }
 }
 
@@ -20,6 +23,12 @@ fn step(args: &BenchStepArgs) -> Result<(), Failure> {
     let report =
         benchmark_step(&case_of(&args.config.file), &loaded.config, &plan, repetitions(&args.bench))?;
     if args.bench.json { print_json(&report) } else { print_text(&step_table(&report)) }
+}
+
+fn layer(args: &BenchLayerArgs) -> Result<(), Failure> {
+    let case = LayerCase::load(&args.file)?;
+    let report = benchmark_layer(&case_of(&args.file), &case, repetitions(&args.bench))?;
+    if args.bench.json { print_json(&report) } else { print_text(&layer_table(&report)) }
 }
 
 /// A case is named after its file.
@@ -33,12 +42,12 @@ fn repetitions(args: &BenchArgs) -> Repetitions {
 
 fn step_table(report: &StepReport) -> String {
     let mut rows = vec![
-        ("step", times(report.step_ms_median, report.step_ms_min, report.steps)),
-        ("forward", times(report.forward_ms_median, report.forward_ms_min, report.steps)),
+        ("step", times(report.step_ms_median, report.step_ms_min)),
+        ("forward", times(report.forward_ms_median, report.forward_ms_min)),
         ("tokens/s", format!("{:.0}", report.tokens_per_sec)),
         ("rate", rate(report.gflops, report.ceiling_share, &report.machine)),
     ];
-    rows.extend(report.peak_rss_bytes.map(|bytes| ("peak memory", format!("{} MB", bytes / 1_000_000))));
+    rows.extend(report.peak_rss_bytes.map(peak_memory));
     rows.extend(
         report.minor_page_faults_per_step.map(|faults| ("page faults", format!("{faults:.0} per step"))),
     );
@@ -46,8 +55,33 @@ fn step_table(report: &StepReport) -> String {
     table(&report.case, &rows)
 }
 
-fn times(median_ms: f64, min_ms: f64, count: usize) -> String {
-    format!("{median_ms:.1} ms (median of {count}), {min_ms:.1} ms (shortest)")
+fn layer_table(report: &LayerReport) -> String {
+    let mut rows = vec![
+        ("forward + backward", times(report.step_ms_median, report.step_ms_min)),
+        ("forward", times(report.forward_ms_median, report.forward_ms_min)),
+        ("tokens/s", format!("{:.0}", report.tokens_per_sec)),
+        ("rate", rate(report.gflops, report.ceiling_share, &report.machine)),
+    ];
+    rows.extend(report.peak_rss_bytes.map(peak_memory));
+    rows.extend(
+        report
+            .busiest_expert_share
+            .map(|share| ("busiest expert", format!("{:.1} % of the tokens", 100.0 * share))),
+    );
+    rows.extend(report.ratio_to_dense.map(|ratio| ("to dense", format!("{ratio:.3} times its time"))));
+    rows.extend(
+        report.forward_ratio_to_dense.map(|ratio| ("forward to dense", format!("{ratio:.3} times its time"))),
+    );
+    rows.extend(report.skew_ratio.map(|ratio| ("to balanced", format!("{ratio:.3} times its time"))));
+    table(&report.case, &rows)
+}
+
+fn times(median_ms: f64, min_ms: f64) -> String {
+    format!("{median_ms:.1} ms median, {min_ms:.1} ms shortest")
+}
+
+fn peak_memory(bytes: u64) -> (&'static str, String) {
+    ("peak memory", format!("{} MB", bytes / 1_000_000))
 }
 
 fn rate(gflops: f64, ceiling_share: f64, machine: &Machine) -> String {

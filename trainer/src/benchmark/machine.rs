@@ -98,11 +98,9 @@ mod tests {
         assert_eq!(minor_page_faults("7 (a) b) R 1 2 3 4 5 6 77 8 9"), Some(77));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn touched_memory_shows_in_the_usage() {
-        if !cfg!(target_os = "linux") {
-            return;
-        }
         let before = Usage::now();
         let touched = vec![1_u8; 64 << 20];
         let after = Usage::now();

@@ -22,7 +22,7 @@ impl Repetitions {
     ///
     /// # Errors
     /// The first error of any work.
-    pub fn time_in_turn(&self, works: &mut [Work<'_>]) -> Result<Vec<Timings>, TrainError> {
+    pub(super) fn time_in_turn(&self, works: &mut [Work<'_>]) -> Result<Vec<Timings>, TrainError> {
         for _ in 0..self.warmup {
             works.iter_mut().try_for_each(|work| work())?;
         }
@@ -47,13 +47,16 @@ impl Repetitions {
     ///
     /// # Errors
     /// The first error of the work.
-    pub fn time(&self, mut work: impl FnMut() -> Result<(), TrainError>) -> Result<Timings, TrainError> {
+    pub(super) fn time(
+        &self,
+        mut work: impl FnMut() -> Result<(), TrainError>,
+    ) -> Result<Timings, TrainError> {
         Ok(self.time_in_turn(&mut [&mut work])?.remove(0))
     }
 }
 
 /// Work that can be repeated.
-pub type Work<'a> = &'a mut dyn FnMut() -> Result<(), TrainError>;
+pub(super) type Work<'a> = &'a mut dyn FnMut() -> Result<(), TrainError>;
 
 /// Wall-clock times of repetitions of the same work, in milliseconds and in their order.
 #[derive(Debug, Clone, Default)]

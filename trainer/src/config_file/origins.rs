@@ -10,14 +10,14 @@ use super::Override;
 
 /// Line and column in a file, counted from 1; columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SourcePosition {
+pub(crate) struct SourcePosition {
     line: usize,
     column: usize,
 }
 
 impl SourcePosition {
     /// The position of byte `offset` of `text`.
-    pub(super) fn of(text: &str, offset: usize) -> Self {
+    pub(crate) fn of(text: &str, offset: usize) -> Self {
         let before = &text.as_bytes()[..offset.min(text.len())];
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         Self {
@@ -35,7 +35,7 @@ impl fmt::Display for SourcePosition {
 
 /// The keys of a file with their positions, and the overrides on top.
 #[derive(Debug, Clone)]
-pub(super) struct Origins {
+pub(crate) struct Origins {
     path: PathBuf,
     /// By key path, such as `train.num_steps`.
     positions: BTreeMap<String, SourcePosition>,
@@ -47,7 +47,7 @@ impl Origins {
     ///
     /// # Errors
     /// If `text` is not TOML.
-    pub(super) fn read(text: &str, path: &Path, overrides: &[Override]) -> Result<Self, toml::de::Error> {
+    pub(crate) fn read(text: &str, path: &Path, overrides: &[Override]) -> Result<Self, toml::de::Error> {
         let mut positions = BTreeMap::new();
         collect_positions(DeTable::parse(text)?.get_ref(), "", text, &mut positions);
         Ok(Self { path: path.to_owned(), positions, overrides: overrides.to_vec() })
@@ -55,7 +55,7 @@ impl Origins {
 
     /// `file:line:column` or `--set key=value` of `key`, or of the nearest table around it that was written; the file
     /// alone, if there is none.
-    pub(super) fn locate(&self, key: &str) -> String {
+    pub(crate) fn locate(&self, key: &str) -> String {
         // Elements of a list have no place of their own.
         let mut key = key.split('[').next().unwrap_or(key);
         loop {

@@ -36,18 +36,24 @@ pub struct Block {
     key: String,
 }
 
+impl FeedForward {
+    /// The feed-forward block of layer `layer`, its values drawn under `key`.
+    pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
+        match (spec.layers[layer], &spec.moe, spec.d_ff) {
+            (LayerKind::Moe, Some(moe), _) => Self::Moe(moe_layer(spec, moe, key, source)),
+            (LayerKind::Dense, _, Some(d_ff)) => {
+                Self::Dense(dense_ffn(spec, d_ff, spec.ffn_bias, key, source))
+            }
+            (kind, _, _) => unreachable!("a resolved spec has the widths of its {kind:?} layers"),
+        }
+    }
+}
+
 impl Block {
     /// Block number `layer`, counted from 0.
     pub fn new(spec: &ModelSpec, layer: usize, source: &ParameterSource) -> Self {
         let key = format!("blocks.{layer}");
-        let ffn_key = format!("{key}.ffn");
-        let ffn = match (spec.layers[layer], &spec.moe, spec.d_ff) {
-            (LayerKind::Moe, Some(moe), _) => FeedForward::Moe(moe_layer(spec, moe, &ffn_key, source)),
-            (LayerKind::Dense, _, Some(d_ff)) => {
-                FeedForward::Dense(dense_ffn(spec, d_ff, spec.ffn_bias, &ffn_key, source))
-            }
-            (kind, _, _) => unreachable!("a resolved spec has the widths of its {kind:?} layers"),
-        };
+        let ffn = FeedForward::new(spec, layer, &format!("{key}.ffn"), source);
         Self {
             attention_norm: Norm::new(spec.norm, spec.d_model, source),
             attention: Attention::new(spec, &format!("{key}.attention"), source),
