@@ -83,20 +83,21 @@ fn a_plan_survives_json() {
 
 #[test]
 fn sparse_recipes_cost_a_token_as_much_as_their_dense_counterparts() {
-    for (dense, sparse) in [
-        ("quickstart-dense.toml", "quickstart.toml"),
-        ("shakespeare-dense.toml", "shakespeare-moe.toml"),
-        ("bench/s1-dense.toml", "bench/s1-e8k2.toml"),
-        ("bench/s2-dense.toml", "bench/s2-e8k2.toml"),
-        ("bench/s2-dense.toml", "bench/s2-e32k4.toml"),
-        ("bench/s2-dense.toml", "bench/s2-e64k8.toml"),
+    for (dense, sparse, max_router_share) in [
+        ("quickstart-dense.toml", "quickstart.toml", 0.01),
+        ("shakespeare-dense.toml", "shakespeare-moe.toml", 0.01),
+        ("bench/s1-dense.toml", "bench/s1-e8k2.toml", 0.01),
+        ("bench/s2-dense.toml", "bench/s2-e8k2.toml", 0.01),
+        ("bench/s2-dense.toml", "bench/s2-e32k4.toml", 0.01),
+        // 64 gate logits beside hidden values of width 1024.
+        ("bench/s2-dense.toml", "bench/s2-e64k8.toml", 0.02),
     ] {
         let (dense, sparse) = (plan(dense), plan(sparse));
         let (dense_flops, sparse_flops) = (dense.counts.forward_flops, sparse.counts.forward_flops);
         assert_eq!(sparse_flops.routed_experts, dense_flops.dense_ffn);
         let difference = sparse.counts.forward_flops_per_token - dense.counts.forward_flops_per_token;
         assert_eq!(difference, sparse_flops.router);
-        assert!((difference as f64) < 0.01 * dense.counts.forward_flops_per_token as f64);
+        assert!((difference as f64) < max_router_share * dense.counts.forward_flops_per_token as f64);
         assert_eq!(sparse.total_tokens(), dense.total_tokens());
         assert_eq!(sparse.schedule, dense.schedule);
         assert_eq!(sparse.optimizer, dense.optimizer);
