@@ -11,16 +11,18 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::Parser;
+use switchyard_kernels::keep_freed_memory;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Cli;
 
 // A training step allocates and frees the same large buffers over and over; the system's allocator gives them back to
-// the kernel each time and pays for it in page faults.
+// the kernel each time and pays for it in page faults. See also `keep_freed_memory`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     failure::report_panics_as_errors();
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();

@@ -6,6 +6,7 @@
 
 mod activation;
 mod adamw;
+mod allocator;
 mod attention;
 mod cross_entropy;
 mod dispatch;
@@ -23,6 +24,7 @@ mod thread_products;
 
 pub use activation::Activation;
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
+pub use allocator::keep_freed_memory;
 pub use attention::{CausalMask, Heads, causal_attention};
 pub use cross_entropy::cross_entropy;
 pub use dispatch::{DispatchPlan, Groups, SlotMap};
