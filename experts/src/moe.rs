@@ -101,11 +101,11 @@ impl MoeLayer {
 
     fn aux(&self, routing: Routing, num_dropped: usize) -> MoeAux {
         let config = self.router.config();
-        let Routing { probs_te, logits_te, statistics, .. } = routing;
+        let Routing { logits_te, statistics, .. } = routing;
         MoeAux {
             load_balancing_loss: config
                 .load_balancing_weight
-                .map(|_| load_balancing_loss(probs_te, statistics.tokens_per_expert())),
+                .map(|_| load_balancing_loss(logits_te.clone(), statistics.tokens_per_expert())),
             router_z_loss: config.z_loss_weight.map(|_| router_z_loss(logits_te)),
             statistics: statistics.with_dropped(num_dropped as u64),
         }

@@ -16,6 +16,7 @@ mod linear;
 mod matrix;
 mod norm;
 mod rotary;
+mod routing;
 mod row_tiles;
 mod simd;
 mod slices;
@@ -32,4 +33,5 @@ pub use feed_forward::{DenseBiases, DenseMatrices, ExpertMatrices, dense_ffn, ex
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
+pub use routing::{GateSoftmax, expected_load, mean_square_log_partition, top_k_gates};
 pub use thread_products::ThreadProducts;

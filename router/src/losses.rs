@@ -2,21 +2,22 @@
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 /// How unevenly the experts are used: `E * sum_e f_e P_e` with `f_e = tokens_per_expert[e] / (T * k)` and `P_e` the
-/// mean probability of expert e (Switch, arXiv:2101.03961, eq. 4-6; GShard, arXiv:2006.16668, section 2.2). Only
+/// mean over tokens of the softmax over all experts (Switch, arXiv:2101.03961, eq. 4-6; GShard, arXiv:2006.16668, section 2.2). Only
 /// `P_e` has a gradient. Perfect balance is 1, whatever `top_k` is; the worst case is `E / k`, all tokens on the same
 /// k experts. Libraries that divide the counts by T alone (Hugging Face's `load_balancing_loss_func`) report k times
 /// this value.
 ///
 /// # Shapes
-/// - `probs_te`: `[num_tokens, num_experts]`, the softmax over all experts; returns `[1]`
+/// - `logits_te`: `[num_tokens, num_experts]`; returns `[1]`
 ///
 /// # Panics
 /// If `tokens_per_expert` has not one count per expert, or counts nothing.
-pub fn load_balancing_loss(probs_te: Tensor<2>, tokens_per_expert: &[u64]) -> Tensor<1> {
-    let [_, num_experts] = probs_te.dims();
+pub fn load_balancing_loss(logits_te: Tensor<2>, tokens_per_expert: &[u64]) -> Tensor<1> {
+    let [_, num_experts] = logits_te.dims();
     assert!(
         tokens_per_expert.len() == num_experts,
         "{} counts for {num_experts} experts",
@@ -26,11 +27,7 @@ pub fn load_balancing_loss(probs_te: Tensor<2>, tokens_per_expert: &[u64]) -> Te
     assert!(num_assignments > 0, "no token was assigned to any of the {num_experts} experts");
     let scale = num_experts as f64 / num_assignments as f64;
     let load_e: Vec<f64> = tokens_per_expert.iter().map(|&count| count as f64 * scale).collect();
-    let load_1e = Tensor::<2>::from_data(
-        TensorData::new(load_e, [1, num_experts]),
-        (&probs_te.device(), probs_te.dtype()),
-    );
-    (probs_te.mean_dim(0) * load_1e).sum()
+    expected_load(logits_te, &load_e)
 }
 
 /// Mean squared log-partition of the gate; keeps logits small enough for low precision.
@@ -39,15 +36,12 @@ pub fn load_balancing_loss(probs_te: Tensor<2>, tokens_per_expert: &[u64]) -> Te
 /// # Shapes
 /// - `logits_te`: `[num_tokens, num_experts]`; returns `[1]`
 pub fn router_z_loss(logits_te: Tensor<2>) -> Tensor<1> {
-    // The maximum cancels out of the value and of the gradient: shifting by it only guards `exp`.
-    let max_t1 = logits_te.clone().detach().max_dim(1);
-    let log_partition_t1 = (logits_te - max_t1.clone()).exp().sum_dim(1).log() + max_t1;
-    log_partition_t1.square().mean()
+    mean_square_log_partition(logits_te)
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device, Tensor, TensorData, activation::softmax};
+    use burn::tensor::{DType, Device, Tensor, TensorData};
     use proptest::prelude::*;
 
     use super::*;
@@ -118,7 +112,7 @@ mod tests {
             counts in prop::collection::vec(1_u64..9, E),
         ) {
             let logits_te = leaf(&logits, E);
-            let loss = load_balancing_loss(softmax(logits_te.clone(), 1), &counts);
+            let loss = load_balancing_loss(logits_te.clone(), &counts);
             prop_assert!((value(&loss) - oracle_load_balancing(&logits, &counts)).abs() < 1e-12);
             assert_gradient(&logits_te, loss, &differences(&logits, |x| oracle_load_balancing(x, &counts)));
         }
@@ -126,9 +120,9 @@ mod tests {
 
     #[test]
     fn even_probabilities_or_even_loads_cost_one_whatever_k() {
-        let uniform = softmax(leaf(&[0.0; 8], 4), 1);
+        let uniform = leaf(&[0.0; 8], 4);
         assert!((value(&load_balancing_loss(uniform, &[4, 0, 0, 0])) - 1.0).abs() < 1e-12);
-        let decided = softmax(leaf(&[5.0, 0.0, -3.0, 1.0], 4), 1);
+        let decided = leaf(&[5.0, 0.0, -3.0, 1.0], 4);
         for count in [1, 2, 7] {
             assert!((value(&load_balancing_loss(decided.clone(), &[count; 4])) - 1.0).abs() < 1e-12);
         }
@@ -136,14 +130,14 @@ mod tests {
 
     #[test]
     fn a_collapsed_router_costs_the_number_of_experts() {
-        let certain = softmax(leaf(&[1e4, 0.0, 0.0, 0.0], 4), 1);
+        let certain = leaf(&[1e4, 0.0, 0.0, 0.0], 4);
         assert!((value(&load_balancing_loss(certain, &[1, 0, 0, 0])) - 4.0).abs() < 1e-12);
     }
 
     #[test]
     fn one_expert_costs_exactly_one_without_gradient() {
         let logits_t1 = leaf(&[0.3, -2.0, 1e4], 1);
-        let loss = load_balancing_loss(softmax(logits_t1.clone(), 1), &[3]);
+        let loss = load_balancing_loss(logits_t1.clone(), &[3]);
         assert_eq!(value(&loss), 1.0);
         assert_gradient(&logits_t1, loss, &[0.0; 3]);
     }
@@ -152,8 +146,7 @@ mod tests {
     fn huge_logits_stay_finite() {
         for logits in [[1e4, -1e4, 0.0], [-1e4; 3], [1e4; 3]] {
             let logits_te = leaf(&logits, E);
-            let loss = router_z_loss(logits_te.clone())
-                + load_balancing_loss(softmax(logits_te.clone(), 1), &[1, 0, 0]);
+            let loss = router_z_loss(logits_te.clone()) + load_balancing_loss(logits_te.clone(), &[1, 0, 0]);
             assert!(value(&loss).is_finite());
             let gradient = logits_te.grad(&loss.backward()).unwrap().into_data();
             assert!(gradient.iter::<f64>().all(f64::is_finite), "{gradient:?}");

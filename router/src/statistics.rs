@@ -163,11 +163,13 @@ impl RouterStatistics {
     }
 
     fn add_token(&mut self, logits_e: &[f64], chosen_k: &[u32]) {
-        let probs_e = softmax(logits_e);
+        let (probs_e, log_partition) = softmax(logits_e);
         for (sum, p) in self.probability_sum_e.iter_mut().zip(&probs_e) {
             *sum += p;
         }
-        self.entropy_sum_nats += probs_e.iter().copied().map(entropy_term).sum::<f64>().max(0.0);
+        // -ln p_e = log_partition - logit_e; a term's limit at p = 0 is 0.
+        let surprise = |(&p, logit): (&f64, &f64)| if p > 0.0 { p * (log_partition - logit) } else { 0.0 };
+        self.entropy_sum_nats += probs_e.iter().zip(logits_e).map(surprise).sum::<f64>().max(0.0);
         let mut smallest_chosen = f64::INFINITY;
         for &expert in chosen_k {
             self.tokens_per_expert[expert as usize] += 1;
@@ -197,11 +199,13 @@ impl From<RouterStatistics> for RouterSummary {
     }
 }
 
-fn softmax(logits_e: &[f64]) -> Vec<f64> {
+/// The softmax, and the logarithm of its denominator.
+fn softmax(logits_e: &[f64]) -> (Vec<f64>, f64) {
     let max = logits_e.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exps_e: Vec<f64> = logits_e.iter().map(|&logit| (logit - max).exp()).collect();
-    let sum: f64 = exps_e.iter().sum();
-    exps_e.into_iter().map(|exp| exp / sum).collect()
+    let mut probs_e: Vec<f64> = logits_e.iter().map(|&logit| (logit - max).exp()).collect();
+    let sum: f64 = probs_e.iter().sum();
+    probs_e.iter_mut().for_each(|p| *p /= sum);
+    (probs_e, sum.ln() + max)
 }
 
 /// `-p ln p`, with its limit 0 at 0.

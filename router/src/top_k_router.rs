@@ -3,12 +3,17 @@
 //! Shape letters: t tokens, d model width, e experts, k experts per token.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Int, Tensor, TensorData, activation::softmax};
+use burn::tensor::{DType, Tensor};
+use rayon::prelude::*;
+use switchyard_kernels::{GateSoftmax, linear, top_k_gates};
 
 use crate::{
     CapacityConfig, DropPolicy, RouterStatistics, SoftmaxOrder, TopKRouterConfig, expert_capacity,
     keep_earliest, keep_largest_gates, select_top_k,
 };
+
+/// Tokens whose choice is made at once.
+const BLOCK_TOKENS: usize = 256;
 
 /// A linear gate and the choice of its k best experts.
 #[derive(Module, Debug)]
@@ -28,8 +33,6 @@ pub struct Routing {
     pub gates_tk: Tensor<2>,
     /// Gate logits: `[num_tokens, num_experts]`.
     pub logits_te: Tensor<2>,
-    /// Softmax of the logits over all experts: `[num_tokens, num_experts]`.
-    pub probs_te: Tensor<2>,
     /// Experts of the layer.
     pub num_experts: usize,
     /// Experts each token chose.
@@ -80,23 +83,38 @@ impl TopKRouter {
             Some(noise_td) => x_td.clone() * noise_td.cast(x_td.dtype()),
             None => x_td,
         };
-        let logits_te = x_td.matmul(at_least_f32(self.weight_de.val()));
-        let [num_tokens, num_experts] = logits_te.dims();
+        let logits_te = linear(x_td, at_least_f32(self.weight_de.val()), None);
+        let [_, num_experts] = logits_te.dims();
         let top_k = self.config.top_k;
         let host_logits_te = read_to_host::<f64>(&logits_te);
-        let expert_ids_tk = select_top_k(&host_logits_te, num_experts, top_k);
-        let probs_te = softmax(logits_te.clone(), 1);
-        let ids_tk = upload_ids(&expert_ids_tk, [num_tokens, top_k], &logits_te);
-        let gates_tk = match self.config.softmax {
-            SoftmaxOrder::AfterSelection => softmax(logits_te.clone().gather(1, ids_tk), 1),
-            SoftmaxOrder::BeforeSelection => {
-                let chosen_tk = probs_te.clone().gather(1, ids_tk);
-                if self.config.renormalise { chosen_tk.clone() / chosen_tk.sum_dim(1) } else { chosen_tk }
-            }
+        let (expert_ids_tk, statistics) = choose(&host_logits_te, num_experts, top_k);
+        let softmax = match self.config.softmax {
+            SoftmaxOrder::AfterSelection => GateSoftmax::OverChosen,
+            SoftmaxOrder::BeforeSelection if self.config.renormalise => GateSoftmax::OverChosen,
+            SoftmaxOrder::BeforeSelection => GateSoftmax::OverAll,
         };
-        let statistics = RouterStatistics::measure(&host_logits_te, &expert_ids_tk, num_experts, top_k);
-        Routing { expert_ids_tk, gates_tk, logits_te, probs_te, num_experts, top_k, statistics }
+        let gates_tk = top_k_gates(logits_te.clone(), expert_ids_tk.as_slice(), softmax);
+        Routing { expert_ids_tk, gates_tk, logits_te, num_experts, top_k, statistics }
     }
+}
+
+/// The choice of every token and its statistics, in one pass over the logits. Tokens are cut into blocks that do not
+/// depend on the number of threads, and the blocks' sums are added in order.
+fn choose(logits_te: &[f64], num_experts: usize, top_k: usize) -> (Vec<u32>, RouterStatistics) {
+    let blocks: Vec<_> = logits_te
+        .par_chunks(BLOCK_TOKENS * num_experts)
+        .map(|logits_te| {
+            let expert_ids_tk = select_top_k(logits_te, num_experts, top_k);
+            let statistics = RouterStatistics::measure(logits_te, &expert_ids_tk, num_experts, top_k);
+            (expert_ids_tk, statistics)
+        })
+        .collect();
+    let mut all = (Vec::new(), RouterStatistics::measure(&[], &[], num_experts, top_k));
+    for (expert_ids_tk, statistics) in blocks {
+        all.0.extend(expert_ids_tk);
+        all.1.merge(&statistics);
+    }
+    all
 }
 
 impl Routing {
@@ -139,9 +157,4 @@ fn read_to_host<E: burn::tensor::Element>(values: &Tensor<2>) -> Vec<E> {
     values
         .try_to_vec_as::<E>()
         .unwrap_or_else(|error| panic!("the device did not return routing data: {error}"))
-}
-
-fn upload_ids(expert_ids_tk: &[u32], shape: [usize; 2], like: &Tensor<2>) -> Tensor<2, Int> {
-    let ids: Vec<i32> = expert_ids_tk.iter().map(|&id| id as i32).collect();
-    Tensor::from_data(TensorData::new(ids, shape), &like.device())
 }

@@ -330,11 +330,11 @@ impl Reference {
         // The reference balances all layers as if they were one, and counts each token k times: its loss is not a
         // function of our layers' losses, but it is k times ours of all the layers' probabilities and counts together.
         let weight = moe.router.load_balancing_weight.unwrap();
-        let probs = Tensor::cat(routings.iter().map(|routing| routing.probs_te.clone()).collect(), 0);
+        let logits = Tensor::cat(routings.iter().map(|routing| routing.logits_te.clone()).collect(), 0);
         let counts: Vec<u64> = (0..moe.num_experts)
             .map(|e| routings.iter().map(|routing| routing.tokens_per_expert()[e]).sum())
             .collect();
-        let balance = load_balancing_loss(probs, &counts).mul_scalar(moe.router.top_k as f64);
+        let balance = load_balancing_loss(logits, &counts).mul_scalar(moe.router.top_k as f64);
         assert_scalar("load balancing", &balance, self.training.scalar("aux_loss"));
         let cross_entropy = self.cross_entropy(&model);
         assert_scalar("cross-entropy", &cross_entropy, self.training.scalar("ce_loss"));
