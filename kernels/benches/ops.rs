@@ -3,8 +3,7 @@
 //!     cargo bench --workspace --bench ops [-- NAME]
 //!
 //! Items are floating-point operations of matrix products, the backward pass counted as twice the forward pass; bytes are
-//! those of the operands and the result, read or written once per pass. The system's allocator serves these benchmarks, not the
-//! program's own.
+//! those of the operands and the result, read or written once per pass. Memory is allocated as in the program.
 //!
 //! Shape letters: t tokens, d model width, b batch, h heads, s sequence, v vocabulary, f hidden width, n rows.
 
@@ -25,7 +24,11 @@ const D_HEAD: usize = D_MODEL / NUM_HEADS;
 const VOCAB_SIZE: usize = 4096;
 const D_FF: usize = 1024;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
+    ops::keep_freed_memory();
     divan::main();
 }
 
@@ -96,47 +99,96 @@ fn layer_norm(bencher: Bencher, pass: Pass) {
 }
 
 #[divan::bench(args = PASSES)]
-fn swiglu(bencher: Bencher, pass: Pass) {
-    let (up_tf, gate_tf) = (pass.input([NUM_TOKENS, D_FF]), pass.input([NUM_TOKENS, D_FF]));
-    let work = pass.bytes(3 * NUM_TOKENS * D_FF);
-    pass.time(bencher, work, || ops::swiglu(up_tf.clone(), gate_tf.clone()));
-}
-
-#[divan::bench(args = PASSES)]
-fn gelu(bencher: Bencher, pass: Pass) {
-    let x_tf = pass.input([NUM_TOKENS, D_FF]);
-    pass.time(bencher, pass.bytes(2 * NUM_TOKENS * D_FF), || ops::gelu(x_tf.clone()));
-}
-
-#[divan::bench(args = PASSES)]
-fn gelu_tanh(bencher: Bencher, pass: Pass) {
-    let x_tf = pass.input([NUM_TOKENS, D_FF]);
-    pass.time(bencher, pass.bytes(2 * NUM_TOKENS * D_FF), || ops::gelu_tanh(x_tf.clone()));
+fn linear(bencher: Bencher, pass: Pass) {
+    let (x_td, w_df) = (pass.input([NUM_TOKENS, D_MODEL]), pass.input([D_MODEL, D_MODEL]));
+    let work = pass.flops(2 * NUM_TOKENS * D_MODEL * D_MODEL);
+    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None));
 }
 
 #[divan::bench(args = PASSES)]
 fn causal_attention(bencher: Bencher, pass: Pass) {
-    let heads = || pass.input([NUM_SEQUENCES, NUM_HEADS, SEQ_LEN, D_HEAD]);
-    let (q_bhsd, k_bhsd, v_bhsd) = (heads(), heads(), heads());
+    let rows = || pass.input([NUM_TOKENS, D_MODEL]);
+    let (q_tq, k_tg, v_tg) = (rows(), rows(), rows());
+    let heads = ops::Heads { num_heads: NUM_HEADS, num_kv_heads: NUM_HEADS, alibi: false };
     let mask = ops::CausalMask::new(SEQ_LEN, &pass.device());
+    let table = ops::RotaryTable::new(SEQ_LEN, D_HEAD, 10_000.0, &pass.device());
     // A position sees (s + 1) / 2 others on average, for the scores and for their weighted sum.
     let work = pass.flops(2 * NUM_TOKENS * D_MODEL * (SEQ_LEN + 1));
-    pass.time(bencher, work, || ops::causal_attention(q_bhsd.clone(), k_bhsd.clone(), v_bhsd.clone(), &mask));
+    pass.time(bencher, work, || {
+        ops::causal_attention(q_tq.clone(), k_tg.clone(), v_tg.clone(), heads, &mask, Some(&table))
+    });
 }
 
 #[divan::bench(args = PASSES)]
-fn rotate(bencher: Bencher, pass: Pass) {
-    let x_bhsd = pass.input([NUM_SEQUENCES, NUM_HEADS, SEQ_LEN, D_HEAD]);
-    let table = ops::RotaryTable::new(SEQ_LEN, D_HEAD, 10_000.0, &pass.device());
-    pass.time(bencher, pass.bytes(2 * NUM_TOKENS * D_MODEL), || table.rotate(x_bhsd.clone()));
+fn dense_ffn(bencher: Bencher, pass: Pass) {
+    let x_td = pass.input([NUM_TOKENS, D_MODEL]);
+    let matrices = ops::DenseMatrices {
+        w_gate_df: Some(pass.input([D_MODEL, D_FF])),
+        w_up_df: pass.input([D_MODEL, D_FF]),
+        w_down_fd: pass.input([D_FF, D_MODEL]),
+        biases: None,
+    };
+    let work = pass.flops(6 * NUM_TOKENS * D_MODEL * D_FF);
+    pass.time(bencher, work, || ops::dense_ffn(x_td.clone(), matrices.clone(), ops::Activation::Swiglu));
+}
+
+/// As much work as the dense block, shared by `[experts, experts per token]`.
+#[divan::bench(args = [[8, 2], [32, 4], [64, 8]])]
+fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
+    let pass = Pass::ForwardBackward;
+    let d_expert = D_FF / top_k;
+    let x_td = pass.input([NUM_TOKENS, D_MODEL]);
+    let gates_tk = pass.input([NUM_TOKENS, top_k]);
+    let matrices = ops::ExpertMatrices {
+        w_gate_edf: Some(pass.input([num_experts, D_MODEL, d_expert])),
+        w_up_edf: pass.input([num_experts, D_MODEL, d_expert]),
+        w_down_efd: pass.input([num_experts, d_expert, D_MODEL]),
+    };
+    // An odd factor permutes the powers of two: balanced, and neighbours go to different experts.
+    let ids: Vec<u32> = (0..NUM_TOKENS * top_k).map(|slot| (slot * 1_237 % num_experts) as u32).collect();
+    let plan = ops::DispatchPlan::new(&ids, None, num_experts, top_k);
+    let work = pass.flops(6 * NUM_TOKENS * D_MODEL * D_FF);
+    pass.time(bencher, work, || {
+        ops::expert_ffn(x_td.clone(), gates_tk.clone(), matrices.clone(), ops::Activation::Swiglu, &plan)
+    });
 }
 
 #[divan::bench(args = PASSES)]
-fn cross_entropy(bencher: Bencher, pass: Pass) {
-    let logits_tv = pass.input([NUM_TOKENS, VOCAB_SIZE]);
+fn top_k_gates(bencher: Bencher, pass: Pass) {
+    const NUM_EXPERTS: usize = 64;
+    const TOP_K: usize = 8;
+    let logits_te = pass.input([NUM_TOKENS, NUM_EXPERTS]);
+    let ids: Vec<u32> = (0..NUM_TOKENS * TOP_K).map(|slot| (slot % NUM_EXPERTS) as u32).collect();
+    let work = pass.bytes(NUM_TOKENS * (NUM_EXPERTS + TOP_K));
+    pass.time(bencher, work, || {
+        ops::top_k_gates(logits_te.clone(), ids.as_slice(), ops::GateSoftmax::OverChosen)
+    });
+}
+
+#[divan::bench(args = PASSES)]
+fn expected_load(bencher: Bencher, pass: Pass) {
+    const NUM_EXPERTS: usize = 64;
+    let logits_te = pass.input([NUM_TOKENS, NUM_EXPERTS]);
+    let work = pass.bytes(NUM_TOKENS * NUM_EXPERTS);
+    pass.time(bencher, work, || ops::expected_load(logits_te.clone(), &[1.0; NUM_EXPERTS]));
+}
+
+#[divan::bench(args = PASSES)]
+fn mean_square_log_partition(bencher: Bencher, pass: Pass) {
+    let logits_te = pass.input([NUM_TOKENS, 64]);
+    let work = pass.bytes(NUM_TOKENS * 64);
+    pass.time(bencher, work, || ops::mean_square_log_partition(logits_te.clone()));
+}
+
+#[divan::bench(args = PASSES)]
+fn head_loss(bencher: Bencher, pass: Pass) {
+    let (x_td, w_dv) = (pass.input([NUM_TOKENS, D_MODEL]), pass.input([D_MODEL, VOCAB_SIZE]));
     let target_ids_t = ids([NUM_TOKENS], VOCAB_SIZE, &pass.device());
-    let work = pass.bytes(NUM_TOKENS * VOCAB_SIZE);
-    pass.time(bencher, work, || ops::cross_entropy(logits_tv.clone(), target_ids_t.clone()));
+    let work = pass.flops(2 * NUM_TOKENS * D_MODEL * VOCAB_SIZE);
+    pass.time(bencher, work, || {
+        ops::head_loss(x_td.clone(), w_dv.clone(), target_ids_t.clone(), ops::HeadLossOptions::default())
+            .total_1
+    });
 }
 
 /// All parameters of the dense model at once; there is nothing to differentiate.
@@ -150,6 +202,7 @@ fn adamw_update(bencher: Bencher) {
         epsilon: 1e-8,
         weight_decay: 0.1,
         step: 1,
+        gradient_scale: 1.0,
     };
     let input = || Pass::Forward.input([NUM_PARAMS]);
     let gradient_n = input();
@@ -161,45 +214,4 @@ fn adamw_update(bencher: Bencher) {
         .counter(work)
         .with_inputs(state)
         .bench_local_values(|state| ops::adamw_update(state, gradient_n.clone(), &step));
-}
-
-/// Rows packed by expert, of 8 experts and 2 per token.
-mod packed_rows {
-    use super::*;
-
-    const NUM_EXPERTS: usize = 8;
-    const TOP_K: usize = 2;
-    const NUM_ROWS: usize = NUM_TOKENS * TOP_K;
-    const D_EXPERT: usize = D_FF / TOP_K;
-
-    /// Slots in an order that mixes the tokens.
-    fn slots() -> ops::SlotMap {
-        // An odd factor permutes the powers of two.
-        let slot_of_row: Vec<u32> = (0..NUM_ROWS).map(|row| (row * 1_237 % NUM_ROWS) as u32).collect();
-        ops::SlotMap::new(slot_of_row, NUM_TOKENS, TOP_K)
-    }
-
-    #[divan::bench(args = PASSES)]
-    fn gather_rows(bencher: Bencher, pass: Pass) {
-        let (x_td, slots) = (pass.input([NUM_TOKENS, D_MODEL]), slots());
-        let work = pass.bytes((NUM_TOKENS + NUM_ROWS) * D_MODEL);
-        pass.time(bencher, work, || ops::gather_rows(x_td.clone(), &slots));
-    }
-
-    #[divan::bench(args = PASSES)]
-    fn combine_rows(bencher: Bencher, pass: Pass) {
-        let (y_nd, gates_tk, slots) =
-            (pass.input([NUM_ROWS, D_MODEL]), pass.input([NUM_TOKENS, TOP_K]), slots());
-        let work = pass.bytes((NUM_TOKENS + NUM_ROWS) * D_MODEL);
-        pass.time(bencher, work, || ops::combine_rows(y_nd.clone(), gates_tk.clone(), &slots));
-    }
-
-    #[divan::bench(args = PASSES)]
-    fn grouped_matmul(bencher: Bencher, pass: Pass) {
-        let (x_nd, w_edf) = (pass.input([NUM_ROWS, D_MODEL]), pass.input([NUM_EXPERTS, D_MODEL, D_EXPERT]));
-        let rows_per_expert = NUM_ROWS / NUM_EXPERTS;
-        let groups = ops::Groups::new((0..=NUM_EXPERTS).map(|e| e * rows_per_expert).collect::<Vec<_>>());
-        let work = pass.flops(2 * NUM_ROWS * D_MODEL * D_EXPERT);
-        pass.time(bencher, work, || ops::grouped_matmul(x_nd.clone(), w_edf.clone(), &groups));
-    }
 }

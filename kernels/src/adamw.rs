@@ -25,6 +25,8 @@ pub struct AdamWStep {
     pub weight_decay: f64,
     /// Updates so far, this one included: at least 1.
     pub step: u64,
+    /// Multiplies the gradient first: clipping without a pass of its own.
+    pub gradient_scale: f64,
 }
 
 /// A flattened parameter with its two moments.
@@ -78,6 +80,7 @@ struct Factors<T> {
     /// Learning rate over the first moment's bias correction.
     rate: T,
     decay: T,
+    gradient_scale: T,
 }
 
 impl Factors<f64> {
@@ -91,6 +94,7 @@ impl Factors<f64> {
             epsilon: step.epsilon,
             rate: step.learning_rate / (1.0 - step.beta1.powf(step.step as f64)),
             decay: 1.0 - step.learning_rate * step.weight_decay,
+            gradient_scale: step.gradient_scale,
         }
     }
 
@@ -104,6 +108,7 @@ impl Factors<f64> {
             epsilon: self.epsilon as f32,
             rate: self.rate as f32,
             decay: self.decay as f32,
+            gradient_scale: self.gradient_scale as f32,
         }
     }
 }
@@ -133,6 +138,7 @@ fn stock_adamw<B: Backend>(
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let factors = Factors::new(&step);
     let scaled = |tensor: FloatTensor<B>, factor: f64| B::float_mul_scalar(tensor, factor.into());
+    let gradient_n = scaled(gradient_n, factors.gradient_scale);
     let square_n = B::float_mul(gradient_n.clone(), gradient_n.clone());
     let moment1_n = B::float_add(scaled(moment1_n, factors.keep1), scaled(gradient_n, factors.add1));
     let moment2_n = B::float_add(scaled(moment2_n, factors.keep2), scaled(square_n, factors.add2));
@@ -213,6 +219,7 @@ fn update_each<const FUSED: bool>(
 ) {
     let state = value.iter_mut().zip(moment1).zip(moment2);
     for (((value, moment1), moment2), &gradient) in state.zip(gradient) {
+        let gradient = gradient * factors.gradient_scale;
         *moment1 = multiply_add::<FUSED>(*moment1, factors.keep1, gradient * factors.add1);
         *moment2 = multiply_add::<FUSED>(*moment2, factors.keep2, gradient * gradient * factors.add2);
         let denominator = multiply_add::<FUSED>(moment2.sqrt(), factors.root_correction, factors.epsilon);
@@ -225,8 +232,15 @@ mod tests {
     use super::*;
     use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
 
-    const STEP: AdamWStep =
-        AdamWStep { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, step: 3 };
+    const STEP: AdamWStep = AdamWStep {
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        step: 3,
+        gradient_scale: 0.5,
+    };
 
     /// Value, first moment, second moment (not negative), gradient.
     fn inputs(n: usize) -> [FlexTensor; 4] {

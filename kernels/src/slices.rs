@@ -35,6 +35,11 @@ pub(crate) fn from_elements(elements: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(elements), Layout::contiguous(shape), DType::F32)
 }
 
+/// As [`from_elements`], in f64.
+pub(crate) fn from_doubles(elements: Vec<f64>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(elements), Layout::contiguous(shape), DType::F64)
+}
+
 /// The elements of an integer tensor of any width, in row-major order.
 pub(crate) fn host_integers(tensor: FlexTensor) -> Vec<i64> {
     tensor.into_data().iter::<i64>().collect()

@@ -8,8 +8,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, CausalMask, Heads, RotaryTable, adamw_update, causal_attention, cross_entropy,
-    layer_norm, rms_norm,
+    AdamWState, AdamWStep, CausalMask, GateSoftmax, HeadLossOptions, Heads, RotaryTable, adamw_update,
+    causal_attention, head_loss, layer_norm, rms_norm, top_k_gates,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -146,32 +146,67 @@ fn a_frozen_scale_gets_no_gradient_and_the_rows_keep_theirs() {
 }
 
 #[test]
-fn cross_entropy_agrees_with_its_oracle() {
+fn head_loss_agrees_with_its_oracle() {
     // One row; fewer columns than a vector has lanes; whole vectors and a rest.
-    for (t, v) in [(1, 1), (5, 7), (3, 37)] {
+    for (t, d, v, z_loss_weight) in [(1, 1, 1, None), (5, 2, 7, Some(0.5)), (4, 3, 37, None)] {
         let targets: Vec<usize> = (0..t).map(|i| (3 + 5 * i) % v).collect();
+        let options = HeadLossOptions { ignored_target: Some(-100), z_loss_weight };
+        // The last of several tokens is ignored.
+        let num_counted = if t == 1 { 1 } else { t - 1 };
         let oracle = |i: &[Vec<f64>]| {
-            let losses = i[0]
-                .chunks(v)
-                .zip(&targets)
-                .map(|(row, &target)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target]);
-            vec![losses.sum::<f64>() / t as f64]
+            let logit = |token: usize, column: usize| -> f64 {
+                (0..d).map(|j| i[0][token * d + j] * i[1][j * v + column]).sum()
+            };
+            let loss = |token: usize| {
+                let log_partition = (0..v).map(|column| logit(token, column).exp()).sum::<f64>().ln();
+                log_partition - logit(token, targets[token])
+                    + z_loss_weight.unwrap_or(0.0) * log_partition.powi(2)
+            };
+            vec![(0..num_counted).map(loss).sum::<f64>() / num_counted as f64]
         };
-        let inputs = [random(4, t * v)];
-        let logits = tensor(&inputs[0], [t, v]);
-        let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
+        let inputs = [random(4, t * d), random(5, d * v)];
+        let (x, w) = (tensor(&inputs[0], [t, d]), tensor(&inputs[1], [d, v]));
+        let id = |token: usize| if token < num_counted { targets[token] as i32 } else { -100 };
+        let ids: Vec<i32> = (0..t).map(id).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [t]), &Device::flex().autodiff());
-        let y = cross_entropy(logits.clone(), ids);
-        check("cross_entropy", y, |g| vec![values(logits.grad(g).unwrap())], &oracle, &inputs);
+        let loss = head_loss(x.clone(), w.clone(), ids, options).total_1;
+        let gradients = |g: &_| vec![values(x.grad(g).unwrap()), values(w.grad(g).unwrap())];
+        check("head_loss", loss, gradients, &oracle, &inputs);
     }
 }
 
 #[test]
-fn cross_entropy_of_huge_logits_is_finite() {
+fn head_loss_of_huge_logits_is_finite() {
+    let plain = |rows| Tensor::<2>::from_data(rows, &Device::flex());
     let ids = Tensor::<1, Int>::from_data([0i32, 1], &Device::flex());
-    let logits = Tensor::<2>::from_data([[1e4f32, -1e4], [1e4, -1e4]], &Device::flex());
-    let loss = values(cross_entropy(logits, ids))[0];
-    assert_eq!(loss, 1e4, "mean of 0 and 2e4");
+    let (x, w) = (plain([[1e4f32, -1e4], [1e4, -1e4]]), plain([[1.0, 0.0], [0.0, 1.0]]));
+    let loss = head_loss(x, w, ids, HeadLossOptions::default());
+    assert_eq!(values(loss.cross_entropy_1)[0], 1e4, "mean of 0 and 2e4");
+}
+
+#[test]
+fn gates_agree_with_their_oracle() {
+    let (t, e, k) = (3, 5, 2);
+    let ids: [u32; 6] = [4, 1, 0, 2, 3, 0];
+    for softmax in [GateSoftmax::OverChosen, GateSoftmax::OverAll] {
+        let oracle = |i: &[Vec<f64>]| {
+            let gate = |slot: usize| {
+                let logit = |expert: usize| i[0][slot / k * e + expert].exp();
+                let rivals: f64 = match softmax {
+                    GateSoftmax::OverChosen => {
+                        ids[slot / k * k..][..k].iter().map(|&expert| logit(expert as usize)).sum()
+                    }
+                    GateSoftmax::OverAll => (0..e).map(logit).sum(),
+                };
+                logit(ids[slot] as usize) / rivals
+            };
+            (0..t * k).map(gate).collect()
+        };
+        let inputs = [random(6, t * e)];
+        let logits = tensor(&inputs[0], [t, e]);
+        let gates = top_k_gates(logits.clone(), ids, softmax);
+        check("gates", gates, |g| vec![values(logits.grad(g).unwrap())], &oracle, &inputs);
+    }
 }
 
 /// What one test of attention runs on.
@@ -301,13 +336,15 @@ fn adamw_follows_the_algorithm_over_several_steps() {
     for step in 1..=5u64 {
         let gradient = random(20 + step, n);
         for i in 0..n {
-            m[i] = beta1 * m[i] + (1.0 - beta1) * gradient[i];
-            v[i] = beta2 * v[i] + (1.0 - beta2) * gradient[i] * gradient[i];
+            let scaled = 0.5 * gradient[i];
+            m[i] = beta1 * m[i] + (1.0 - beta1) * scaled;
+            v[i] = beta2 * v[i] + (1.0 - beta2) * scaled * scaled;
             let m_hat = m[i] / (1.0 - beta1.powi(step as i32));
             let v_hat = v[i] / (1.0 - beta2.powi(step as i32));
             value[i] -= learning_rate * (m_hat / (v_hat.sqrt() + epsilon) + weight_decay * value[i]);
         }
-        let constants = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step };
+        let constants =
+            AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale: 0.5 };
         state = adamw_update(state, plain(&gradient), &constants);
         assert_close("value", &values(state.value_n.clone()), &value);
         assert_close("moment1", &values(state.moment1_n.clone()), &m);

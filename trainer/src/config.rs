@@ -57,6 +57,10 @@ pub struct TrainConfig {
     /// Global norm to which gradients are clipped; absent means no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
+    /// Weight of the mean squared log-partition of the head's scores, which keeps them near zero (PaLM,
+    /// arXiv:2204.02311, section 5); absent turns the loss off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_z_loss_weight: Option<f64>,
     /// The optimizer.
     pub adamw: AdamWConfig,
     /// The learning rate over the steps; exactly one table inside. Absent is constant.

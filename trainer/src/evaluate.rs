@@ -9,7 +9,6 @@ use switchyard_datasets::{EvaluationWindows, TokenStore};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::loss::LossParts;
 use crate::model::{Pass, Transformer};
 use crate::step::{RoutingByLayer, merge_routing, read_scalar};
 
@@ -65,8 +64,8 @@ pub fn evaluate(
         let batch_tokens = batch.num_tokens() as u64;
         let batch = DeviceBatch::upload(batch, device);
         let output = model.forward(&batch.input, Pass::Evaluation);
-        let parts = LossParts::new(&output, batch.target_ids_t);
-        nats += read_scalar(&parts.cross_entropy)? * batch_tokens as f64;
+        let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t, None);
+        nats += read_scalar(&loss.cross_entropy_1)? * batch_tokens as f64;
         num_tokens += batch_tokens;
         merge_routing(&mut routing, &output);
     }

@@ -72,7 +72,7 @@ fn next_token_logits(model: &Transformer, context: &[u32], device: &Device) -> R
     let seq_len = ids.len();
     let input_ids_bs = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, seq_len]), device);
     let output = model.forward(&ModelInput { input_ids_bs, segment_ids_bs: None }, Pass::Evaluation);
-    let last_v = output.logits_tv.narrow(0, seq_len - 1, 1);
+    let last_v = model.logits(output.hidden_td.narrow(0, seq_len - 1, 1));
     let read_failed = |error: String| TrainError::Device { reason: error };
     let data = last_v.try_into_data().map_err(|error| read_failed(format!("{error:?}")))?;
     data.try_into_vec::<f32>().map_err(|error| read_failed(format!("{error:?}")))

@@ -31,6 +31,7 @@ mod observers;
 pub mod optimizer;
 pub mod parameters;
 pub mod plan;
+mod replaceable;
 mod resume;
 pub mod run_folder;
 pub mod sampling;

@@ -69,6 +69,7 @@ impl Observers {
             cross_entropy_nats: measurements.cross_entropy_nats,
             load_balancing_loss: measurements.load_balancing_loss,
             router_z_loss: measurements.router_z_loss,
+            head_z_loss: measurements.head_z_loss,
             total_loss: measurements.total_loss,
             learning_rate,
             grad_norm: measurements.grad_norm,

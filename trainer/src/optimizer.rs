@@ -4,15 +4,23 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
+use switchyard_kernels::{AdamWState, AdamWStep, adamw_update, square_sums};
 
 use crate::config::AdamWConfig;
 use crate::parameters::{Named, update_parameters};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StepGradients {
     gradients: Vec<Named<Tensor<1>>>,
+    /// The update multiplies every gradient by it.
+    scale: f64,
+}
+
+impl Default for StepGradients {
+    fn default() -> Self {
+        Self { gradients: Vec::new(), scale: 1.0 }
+    }
 }
 
 /// A gradient that is not a finite number.
@@ -47,30 +55,29 @@ impl StepGradients {
     /// # Errors
     /// [`NonFiniteGradient`] names the first parameter whose gradient is not finite.
     pub fn global_norm(&self) -> Result<f64, NonFiniteGradient> {
-        let mut sum_of_squares = 0.0;
-        for Named { path, value } in &self.gradients {
-            let data = value.to_data();
-            let values = floats(&data);
-            // Several partial sums in a fixed order: exact enough in f64, and quick.
-            let square_sum: f64 = values
-                .chunks(4096)
-                .map(|chunk| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>())
-                .sum();
+        let parts: Vec<_> =
+            self.gradients.iter().map(|gradient| square_sums(gradient.value.clone())).collect();
+        let mut total = 0.0;
+        for (Named { path, value }, parts) in self.gradients.iter().zip(parts) {
+            let square_sum: f64 = parts.into_data().iter::<f64>().sum();
             if !square_sum.is_finite() {
-                let num_bad = values.iter().filter(|g| !g.is_finite()).count();
-                return Err(NonFiniteGradient { path: path.clone(), num_bad, num_elements: values.len() });
+                let data = value.to_data();
+                let num_bad = data.iter::<f32>().filter(|g| !g.is_finite()).count();
+                return Err(NonFiniteGradient {
+                    path: path.clone(),
+                    num_bad,
+                    num_elements: data.num_elements(),
+                });
             }
-            sum_of_squares += square_sum;
+            total += square_sum;
         }
-        Ok(sum_of_squares.sqrt())
+        Ok(total.sqrt())
     }
 
     /// Multiply by `max_norm / norm` if `norm` is above `max_norm` (arXiv:1211.5063, algorithm 1).
     pub fn clip(&mut self, norm: f64, max_norm: f64) {
         if norm > max_norm {
-            for gradient in &mut self.gradients {
-                gradient.value = gradient.value.clone().mul_scalar(max_norm / norm);
-            }
+            self.scale *= max_norm / norm;
         }
     }
 }
@@ -101,8 +108,20 @@ impl AdamW {
         self.step += 1;
         let mut by_path: BTreeMap<String, Tensor<1>> =
             gradients.gradients.into_iter().map(|gradient| (gradient.path, gradient.value)).collect();
+        let step = AdamWStep {
+            learning_rate,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            epsilon: self.config.epsilon,
+            weight_decay: self.config.weight_decay,
+            step: self.step,
+            gradient_scale: gradients.scale,
+        };
         update_parameters(model, |path, shape, value_n| match by_path.remove(path) {
-            Some(gradient_n) => self.update_one(path, shape, value_n, gradient_n, learning_rate),
+            Some(gradient_n) => {
+                let weight_decay = if self.decays(path, shape) { step.weight_decay } else { 0.0 };
+                self.update_one(path, value_n, gradient_n, &AdamWStep { weight_decay, ..step })
+            }
             None => value_n,
         })
     }
@@ -110,25 +129,16 @@ impl AdamW {
     fn update_one(
         &mut self,
         path: &str,
-        shape: &[usize],
         value_n: Tensor<1>,
         gradient_n: Tensor<1>,
-        learning_rate: f64,
+        step: &AdamWStep,
     ) -> Tensor<1> {
         let moments = self.moments.remove(path).unwrap_or_else(|| {
-            let zeros = Tensor::zeros(value_n.dims(), &value_n.device());
-            Moments { first_n: zeros.clone(), second_n: zeros }
+            let zeros = || Tensor::zeros(value_n.dims(), &value_n.device());
+            Moments { first_n: zeros(), second_n: zeros() }
         });
-        let step = AdamWStep {
-            learning_rate,
-            beta1: self.config.beta1,
-            beta2: self.config.beta2,
-            epsilon: self.config.epsilon,
-            weight_decay: if self.decays(path, shape) { self.config.weight_decay } else { 0.0 },
-            step: self.step,
-        };
         let state = AdamWState { value_n, moment1_n: moments.first_n, moment2_n: moments.second_n };
-        let AdamWState { value_n, moment1_n, moment2_n } = adamw_update(state, gradient_n, &step);
+        let AdamWState { value_n, moment1_n, moment2_n } = adamw_update(state, gradient_n, step);
         self.moments.insert(path.to_string(), Moments { first_n: moment1_n, second_n: moment2_n });
         value_n
     }
@@ -171,9 +181,4 @@ impl AdamW {
             .collect();
         Self { config: config.clone(), step, moments }
     }
-}
-
-/// The elements of f32 data.
-fn floats(data: &TensorData) -> &[f32] {
-    data.as_slice::<f32>().expect("parameters and gradients are f32")
 }

@@ -35,6 +35,8 @@ pub struct RunPlan {
     pub optimizer: AdamWConfig,
     /// Global norm to which gradients are clipped; absent means no clipping.
     pub max_grad_norm: Option<f64>,
+    /// Weight of the head's z-loss; absent means none.
+    pub head_z_loss_weight: Option<f64>,
     /// Learning rate of each step.
     pub schedule: Schedule,
     /// When and on how much to validate.
@@ -118,6 +120,7 @@ impl RunPlan {
             model,
             optimizer: config.train.adamw.clone(),
             max_grad_norm: config.train.max_grad_norm,
+            head_z_loss_weight: config.train.head_z_loss_weight,
             schedule,
             evaluation: EvaluationPlan {
                 every_steps: config.train.eval_every_steps,

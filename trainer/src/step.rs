@@ -8,7 +8,7 @@ use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::loss::{AuxWeights, LossParts};
 use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
-use crate::optimizer::{AdamW, StepGradients};
+use crate::optimizer::StepGradients;
 use crate::parameters::parameter_gradients;
 
 /// What one step needs to know besides model, optimizer and data.
@@ -18,11 +18,9 @@ pub struct StepSettings {
     pub seed: u64,
     /// Index of the step, from 0.
     pub step: u64,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
     /// Global norm above which gradients are scaled down.
     pub max_grad_norm: Option<f64>,
-    /// Weights of the router losses.
+    /// Weights of what is added to the cross-entropy.
     pub aux_weights: AuxWeights,
 }
 
@@ -35,6 +33,8 @@ pub struct StepMeasurements {
     pub load_balancing_loss: Option<f64>,
     /// Router z-loss, unweighted.
     pub router_z_loss: Option<f64>,
+    /// Mean squared log-partition of the head's scores, unweighted.
+    pub head_z_loss: Option<f64>,
     /// The loss that was minimised.
     pub total_loss: f64,
     /// Global norm of the gradient before clipping.
@@ -46,17 +46,17 @@ pub struct StepMeasurements {
 /// Routing statistics of the MoE layers, merged over batches.
 pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
 
-/// The model after one update on `micro_batches`, whose gradients are averaged.
+/// Gradients of one update on `micro_batches`, averaged over them and clipped, and what was measured on the way.
+/// [`crate::optimizer::AdamW::update`] makes the update, which cannot fail.
 ///
 /// # Errors
-/// [`TrainError::NonFiniteLoss`] or [`TrainError::NonFiniteGradient`] before anything is updated.
-pub fn train_step(
-    model: Transformer,
-    optimizer: &mut AdamW,
+/// [`TrainError::NonFiniteLoss`], [`TrainError::NonFiniteGradient`], or [`TrainError::Device`] if it cannot be read.
+pub fn step_gradients(
+    model: &Transformer,
     micro_batches: Vec<TokenBatch>,
     settings: &StepSettings,
     device: &Device,
-) -> Result<(Transformer, StepMeasurements), TrainError> {
+) -> Result<(StepGradients, StepMeasurements), TrainError> {
     let scale = 1.0 / micro_batches.len() as f64;
     let mut gradients = StepGradients::default();
     let mut measurements = StepMeasurements::default();
@@ -64,13 +64,12 @@ pub fn train_step(
         let batch = DeviceBatch::upload(micro_batch, device);
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let output = model.forward(&batch.input, Pass::Training(noise));
-        let parts = LossParts::new(&output, batch.target_ids_t);
-        let total = parts.total(settings.aux_weights);
-        measurements.add(&parts, &total, &output, scale)?;
+        let parts = LossParts::new(model, &output, batch.target_ids_t, settings.aux_weights);
+        measurements.add(&parts, &output, scale)?;
         if !measurements.total_loss.is_finite() {
             return Err(TrainError::NonFiniteLoss { step: settings.step + 1, loss: measurements.total_loss });
         }
-        gradients.accumulate(parameter_gradients(&model, &total.mul_scalar(scale).backward()));
+        gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }
     measurements.grad_norm = gradients
         .global_norm()
@@ -78,17 +77,11 @@ pub fn train_step(
     if let Some(max_norm) = settings.max_grad_norm {
         gradients.clip(measurements.grad_norm, max_norm);
     }
-    Ok((optimizer.update(model, gradients, settings.learning_rate), measurements))
+    Ok((gradients, measurements))
 }
 
 impl StepMeasurements {
-    fn add(
-        &mut self,
-        parts: &LossParts,
-        total: &Tensor<1>,
-        output: &ModelOutput,
-        scale: f64,
-    ) -> Result<(), TrainError> {
+    fn add(&mut self, parts: &LossParts, output: &ModelOutput, scale: f64) -> Result<(), TrainError> {
         let add_optional = |sum: &mut Option<f64>, part: &Option<Tensor<1>>| -> Result<(), TrainError> {
             if let Some(part) = part {
                 *sum.get_or_insert(0.0) += scale * read_scalar(part)?;
@@ -96,9 +89,10 @@ impl StepMeasurements {
             Ok(())
         };
         self.cross_entropy_nats += scale * read_scalar(&parts.cross_entropy)?;
-        self.total_loss += scale * read_scalar(total)?;
+        self.total_loss += scale * read_scalar(&parts.total)?;
         add_optional(&mut self.load_balancing_loss, &parts.load_balancing)?;
         add_optional(&mut self.router_z_loss, &parts.router_z)?;
+        add_optional(&mut self.head_z_loss, &parts.head_z)?;
         merge_routing(&mut self.routing, output);
         Ok(())
     }

@@ -20,10 +20,11 @@ use crate::model::Transformer;
 use crate::observers::Observers;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
+use crate::replaceable::Replaceable;
 use crate::resume::{Start, check_restart, start};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use crate::sampling::SamplingSettings;
-use crate::step::{StepSettings, train_step};
+use crate::step::{StepSettings, step_gradients};
 use crate::throughput::measure_matmul_peak_flops;
 
 /// What to train, and where.
@@ -168,7 +169,7 @@ struct Run<'a> {
     device: Device,
     dataset: Dataset,
     loader: Loader,
-    model: Transformer,
+    model: Replaceable<Transformer>,
     optimizer: AdamW,
     state: TrainingState,
     checkpoints: CheckpointStore,
@@ -212,7 +213,7 @@ impl<'a> Run<'a> {
             device,
             dataset,
             loader,
-            model,
+            model: Replaceable::new(model),
             optimizer,
             state,
             checkpoints,
@@ -254,21 +255,19 @@ impl<'a> Run<'a> {
 
     fn step(&mut self) -> Result<(), TrainError> {
         let step_started = Instant::now();
+        let learning_rate = self.plan.schedule.learning_rate(self.state.step);
         let settings = StepSettings {
             seed: self.config.seed,
             step: self.state.step,
-            learning_rate: self.plan.schedule.learning_rate(self.state.step),
             max_grad_norm: self.plan.max_grad_norm,
             aux_weights: aux_weights(self.plan),
         };
         let micro_batches = (0..self.plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())
             .collect::<Result<Vec<_>, _>>()?;
-        // The clone shares the parameters; a step that fails leaves this model as it was.
-        let model = self.model.clone();
-        let (model, measurements) =
-            train_step(model, &mut self.optimizer, micro_batches, &settings, &self.device)?;
-        self.model = model;
+        let (gradients, measurements) =
+            step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
+        self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
         self.state.step += 1;
         self.state.tokens_seen += self.plan.tokens_per_step as u64;
         self.state.active_flops += self.plan.training_flops_per_step();
@@ -276,7 +275,7 @@ impl<'a> Run<'a> {
         self.state.rng.next_step = self.state.step;
         self.state.train_secs = self.elapsed_secs();
         let step_secs = step_started.elapsed().as_secs_f64();
-        self.observers.step(&self.state, &measurements, settings.learning_rate, step_secs)
+        self.observers.step(&self.state, &measurements, learning_rate, step_secs)
     }
 
     /// Evaluate as the plan says, and remember how the result compares to earlier ones.
@@ -324,14 +323,14 @@ impl<'a> Run<'a> {
             max_tokens,
             mask_documents: self.config.data.mask_documents,
         };
-        evaluate(&self.model, &self.dataset.validation, &settings, &self.device)
+        evaluate(self.model.get(), &self.dataset.validation, &settings, &self.device)
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
         self.state.train_secs = self.elapsed_secs();
         self.observers.sync()?;
         self.checkpoints.save(&Snapshot {
-            model: &self.model,
+            model: self.model.get(),
             optimizer: &self.optimizer,
             state: &self.state,
             config: self.config,
@@ -378,7 +377,7 @@ impl<'a> Run<'a> {
             },
         };
         let mut text = sample.prompt.clone().unwrap_or_default();
-        generate(&self.model, &self.dataset.tokenizer, &settings, &self.device, |piece| {
+        generate(self.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
             text.push_str(piece);
             Ok(())
         })?;
@@ -404,10 +403,12 @@ fn is_due(period: Option<u64>, step: u64) -> bool {
 }
 
 pub(crate) fn aux_weights(plan: &RunPlan) -> AuxWeights {
-    plan.model.moe.as_ref().map_or_else(AuxWeights::default, |moe| AuxWeights {
-        load_balancing: moe.router.load_balancing_weight,
-        router_z: moe.router.z_loss_weight,
-    })
+    let router = plan.model.moe.as_ref().map(|moe| &moe.router);
+    AuxWeights {
+        load_balancing: router.and_then(|router| router.load_balancing_weight),
+        router_z: router.and_then(|router| router.z_loss_weight),
+        head_z: plan.head_z_loss_weight,
+    }
 }
 
 pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {

@@ -100,9 +100,9 @@ fn a_file_that_cannot_be_read_is_named() {
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
     insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes jitter, load_balancing_weight, renormalise, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
-    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
-    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
-    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
     insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, threads, train. Did you mean `seed`?");
 }
 
@@ -129,11 +129,11 @@ fn a_missing_key_names_its_table() {
 #[test]
 fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
-    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
     insta::assert_snapshot!(set(&["train.seq_len=10"]), @"run.toml:25:1: `train.batch_tokens` is 64, not a multiple of `train.seq_len` = 10: use 60 or 70");
 }
@@ -214,6 +214,7 @@ fn values_out_of_range_name_the_range() {
         ("train.seq_len", "0", "use 1..=16777216"),
         ("train.micro_batch_tokens", "0", "use 1..=1073741824"),
         ("train.max_grad_norm", "0", "use a number above 0"),
+        ("train.head_z_loss_weight", "0", "use a number above 0"),
         ("train.eval_every_steps", "0", "use at least 1, or remove the key to do it at the end only"),
         ("train.checkpoint_every_steps", "0", "use at least 1, or remove the key to do it at the end only"),
         ("train.eval.max_tokens", "15", "use at least that, or remove the key"),

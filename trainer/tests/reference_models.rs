@@ -19,7 +19,7 @@ use switchyard_experts::{Activation, Experts, ExpertsWeights, Mode, MoeConfig, M
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::{Routing, SoftmaxOrder, TopKRouterConfig, load_balancing_loss};
 use switchyard_trainer::batch::DeviceBatch;
-use switchyard_trainer::loss::LossParts;
+use switchyard_trainer::loss::{AuxWeights, LossParts};
 use switchyard_trainer::model::{
     Attention, Embedding, InitConfig, LayerKind, ModelInput, ModelSpec, Norm, NormKind, ParameterSource,
     Pass, PositionKind, Transformer,
@@ -383,11 +383,11 @@ impl Reference {
         };
         let batch = DeviceBatch::upload(batch, &self.device);
         let output = model.forward(&batch.input, Pass::Evaluation);
-        LossParts::new(&output, batch.target_ids_t).cross_entropy
+        LossParts::new(model, &output, batch.target_ids_t, AuxWeights::default()).total
     }
 
     fn check_logits(&self, model: &Transformer) {
-        let logits_tv = model.forward(&self.input(), Pass::Evaluation).logits_tv;
+        let logits_tv = model.logits(model.forward(&self.input(), Pass::Evaluation).hidden_td);
         assert_close("logits", &values(logits_tv), &self.outputs.floats("logits").1);
     }
 

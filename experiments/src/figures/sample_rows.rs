@@ -55,6 +55,7 @@ fn step_record(
         cross_entropy_nats,
         load_balancing_loss: None,
         router_z_loss: None,
+        head_z_loss: None,
         total_loss: cross_entropy_nats,
         learning_rate: 1e-3,
         grad_norm: 1.0,

@@ -12,7 +12,8 @@ use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
-use crate::step::{StepSettings, train_step};
+use crate::replaceable::Replaceable;
+use crate::step::{StepSettings, step_gradients};
 use crate::train::{aux_weights, loader_config, with_threads};
 
 /// What was measured; times are wall-clock times.
@@ -91,7 +92,7 @@ fn benchmark_here(
         mask_documents: config.data.mask_documents,
     };
     let forward_passes = repetitions
-        .time(|| evaluate(&training.model, &dataset.train, &forward_settings, &device).map(drop))?;
+        .time(|| evaluate(training.model.get(), &dataset.train, &forward_settings, &device).map(drop))?;
     let machine = machine.observe_again(&device)?;
 
     let step_secs = steps.median_ms() / 1e3;
@@ -121,7 +122,7 @@ fn benchmark_here(
 struct Training<'a> {
     plan: &'a RunPlan,
     loader: Loader,
-    model: Transformer,
+    model: Replaceable<Transformer>,
     optimizer: AdamW,
     device: Device,
     next_step: u64,
@@ -134,7 +135,7 @@ impl<'a> Training<'a> {
         Self {
             plan,
             loader,
-            model: Transformer::new(&plan.model, plan.seed, &device.clone().autodiff()),
+            model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
             optimizer: AdamW::new(&config.train.adamw),
             device: device.clone(),
             next_step: 0,
@@ -147,17 +148,16 @@ impl<'a> Training<'a> {
         let settings = StepSettings {
             seed: plan.seed,
             step,
-            learning_rate: plan.schedule.learning_rate(step),
             max_grad_norm: plan.max_grad_norm,
             aux_weights: aux_weights(plan),
         };
         let micro_batches = (0..plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())
             .collect::<Result<Vec<_>, _>>()?;
-        let model = self.model.clone();
-        let (model, measurements) =
-            train_step(model, &mut self.optimizer, micro_batches, &settings, &self.device)?;
-        self.model = model;
+        let (gradients, measurements) =
+            step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
+        let learning_rate = plan.schedule.learning_rate(step);
+        self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
         let loss = measurements.total_loss;
         self.losses = (if step == 0 { loss } else { self.losses.0 }, loss);
         self.next_step += 1;

@@ -150,6 +150,7 @@ fn step_scalars(row: &StepRecord) -> Vec<(String, f64)> {
         ("cross_entropy_nats", Some(row.cross_entropy_nats)),
         ("load_balancing_loss", row.load_balancing_loss),
         ("router_z_loss", row.router_z_loss),
+        ("head_z_loss", row.head_z_loss),
         ("total_loss", Some(row.total_loss)),
         ("learning_rate", Some(row.learning_rate)),
         ("grad_norm", Some(row.grad_norm)),

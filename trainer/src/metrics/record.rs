@@ -30,6 +30,9 @@ pub struct StepRecord {
     /// Router z-loss, unweighted, mean over MoE layers and micro-batches; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_z_loss: Option<f64>,
+    /// Mean squared log-partition of the head's scores, unweighted, mean over micro-batches; absent without a weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_z_loss: Option<f64>,
     /// The number that was differentiated: cross-entropy plus the weighted auxiliary losses.
     pub total_loss: f64,
     /// Learning rate of this update.
@@ -172,11 +175,12 @@ impl Record {
 }
 
 impl StepRecord {
-    fn numbers(&self) -> [(&'static str, f64); 11] {
+    fn numbers(&self) -> [(&'static str, f64); 12] {
         [
             ("cross_entropy_nats", self.cross_entropy_nats),
             ("load_balancing_loss", self.load_balancing_loss.unwrap_or(0.0)),
             ("router_z_loss", self.router_z_loss.unwrap_or(0.0)),
+            ("head_z_loss", self.head_z_loss.unwrap_or(0.0)),
             ("total_loss", self.total_loss),
             ("learning_rate", self.learning_rate),
             ("grad_norm", self.grad_norm),
@@ -246,6 +250,7 @@ pub(super) mod tests {
             cross_entropy_nats,
             load_balancing_loss: Some(1.5),
             router_z_loss: None,
+            head_z_loss: None,
             total_loss: cross_entropy_nats + 0.015,
             learning_rate: 1e-3,
             grad_norm: 0.75,

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use switchyard_experts::MoeAux;
-use switchyard_kernels::{CausalMask, RotaryTable};
+use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
 
 use super::{Block, Embedding, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise};
 
@@ -28,8 +28,8 @@ pub enum Pass {
 /// What a forward pass returns; nothing else leaves the model.
 #[derive(Debug)]
 pub struct ModelOutput {
-    /// `[batch * seq, vocab_size]` scores of the next token.
-    pub logits_tv: Tensor<2>,
+    /// `[batch * seq, d_model]` what the head reads, see [`Transformer::logits`] and [`Transformer::head_loss`].
+    pub hidden_td: Tensor<2>,
     /// Losses and statistics of each MoE layer, with the layer's index.
     pub moe_layers: Vec<(usize, MoeAux)>,
 }
@@ -65,7 +65,7 @@ impl Transformer {
         &self.spec
     }
 
-    /// Scores of the next token at every position, with the MoE layers' losses and statistics.
+    /// The normalised hidden rows at every position, with the MoE layers' losses and statistics.
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -90,8 +90,32 @@ impl Transformer {
             x_td = next_td;
             moe_layers.extend(aux.map(|aux| (layer, aux)));
         }
-        let logits_tv = self.final_norm.forward(x_td).matmul(self.head_matrix());
-        ModelOutput { logits_tv, moe_layers }
+        ModelOutput { hidden_td: self.final_norm.forward(x_td), moe_layers }
+    }
+
+    /// Scores of the token that comes next after each of these rows.
+    ///
+    /// # Shapes
+    /// - `hidden_td`: `[num_rows, d_model]`, rows of [`ModelOutput::hidden_td`]; returns `[num_rows, vocab_size]`
+    pub fn logits(&self, hidden_td: Tensor<2>) -> Tensor<2> {
+        hidden_td.matmul(self.head_matrix())
+    }
+
+    /// The loss of these rows' scores against the tokens that came next; the scores are not kept.
+    ///
+    /// # Shapes
+    /// - `hidden_td`: `[num_rows, d_model]`; `target_ids_t`: `[num_rows]`
+    ///
+    /// # Panics
+    /// If a target lies outside the vocabulary.
+    pub fn head_loss(
+        &self,
+        hidden_td: Tensor<2>,
+        target_ids_t: Tensor<1, Int>,
+        z_loss_weight: Option<f64>,
+    ) -> HeadLoss {
+        let options = HeadLossOptions { ignored_target: None, z_loss_weight };
+        head_loss(hidden_td, self.head_matrix(), target_ids_t, options)
     }
 
     fn head_matrix(&self) -> Tensor<2> {

@@ -21,6 +21,9 @@ pub(super) fn check_run(config: &RunConfig) -> Result<(), PlanError> {
     if let Some(norm) = config.train.max_grad_norm {
         positive("train.max_grad_norm", norm)?;
     }
+    if let Some(weight) = config.train.head_z_loss_weight {
+        positive("train.head_z_loss_weight", weight)?;
+    }
     check_sample(&config.sample)
 }
 

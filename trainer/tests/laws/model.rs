@@ -1,6 +1,7 @@
 //! Laws of the whole network.
 
 use crate::tiny;
+use burn::backend::DispatchTensorKind;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
@@ -8,9 +9,9 @@ use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::loss::AuxWeights;
 use switchyard_trainer::model::{ModelInput, Pass, Transformer};
 use switchyard_trainer::optimizer::AdamW;
-use switchyard_trainer::parameters::parameter_data;
+use switchyard_trainer::parameters::{parameter_data, update_parameters};
 use switchyard_trainer::plan::RunPlan;
-use switchyard_trainer::step::{StepSettings, train_step};
+use switchyard_trainer::step::{StepSettings, step_gradients};
 
 fn model(config: &RunConfig, device: &Device) -> Transformer {
     Transformer::new(&RunPlan::resolve(config).unwrap().model, config.seed, device)
@@ -26,7 +27,7 @@ fn logits(model: &Transformer, input_ids: &[i32], segment_ids: Option<&[i32]>) -
         input_ids_bs: ids(input_ids, shape),
         segment_ids_bs: segment_ids.map(|segment_ids| ids(segment_ids, shape)),
     };
-    let logits_tv = model.forward(&input, Pass::Evaluation).logits_tv;
+    let logits_tv = model.logits(model.forward(&input, Pass::Evaluation).hidden_td);
     let vocab_size = logits_tv.dims()[1];
     let values = logits_tv.into_data().try_into_vec::<f32>().unwrap();
     values.chunks(vocab_size).map(<[f32]>::to_vec).collect()
@@ -116,13 +117,12 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(String, TensorData)>
         let settings = StepSettings {
             seed: 1,
             step,
-            learning_rate: 1e-2,
             max_grad_norm: Some(0.5),
-            aux_weights: AuxWeights { load_balancing: Some(0.01), router_z: None },
+            aux_weights: AuxWeights { load_balancing: Some(0.01), ..AuxWeights::default() },
         };
-        let (next, measurements) =
-            train_step(network, &mut optimizer, vec![batch.clone(), batch], &settings, &device).unwrap();
-        network = next;
+        let (gradients, measurements) =
+            step_gradients(&network, vec![batch.clone(), batch], &settings, &device).unwrap();
+        network = optimizer.update(network, gradients, 1e-2);
         losses.push(measurements.cross_entropy_nats);
     }
     let parameters = parameter_data(&network).into_iter().map(|named| (named.path, named.value)).collect();
@@ -158,6 +158,33 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
 }
 
 #[test]
+fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
+    let config = tiny::dense();
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        aux_weights: AuxWeights { head_z: Some(0.25), ..AuxWeights::default() },
+    };
+    let batch = TokenBatch {
+        input_ids: (0..16).collect(),
+        target_ids: (1..17).collect(),
+        segment_ids: None,
+        domains: vec![0],
+        num_sequences: 1,
+        seq_len: 16,
+    };
+    let device = Device::flex();
+    let network = model(&config, &device.clone().autodiff());
+    let measured = step_gradients(&network, vec![batch], &settings, &device).unwrap().1;
+    let z_loss = measured.head_z_loss.unwrap();
+    // The fresh model's scores are near zero, so its partition function is near the number of tokens.
+    assert!((z_loss.sqrt() - 32f64.ln()).abs() < 0.1, "{z_loss}");
+    // The total is a sum in f32.
+    assert!((measured.total_loss - measured.cross_entropy_nats - 0.25 * z_loss).abs() < 1e-6, "{measured:?}");
+}
+
+#[test]
 fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
     // Cross-entropy is a mean over tokens, so two halves of a batch average to the batch; float addition in another
     // order is the only difference.
@@ -173,16 +200,10 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         seq_len: 16,
     };
     let norm_of = |batches: Vec<TokenBatch>| {
-        let settings = StepSettings {
-            seed: 1,
-            step: 0,
-            learning_rate: 1e-3,
-            max_grad_norm: None,
-            aux_weights: AuxWeights::default(),
-        };
+        let settings =
+            StepSettings { seed: 1, step: 0, max_grad_norm: None, aux_weights: AuxWeights::default() };
         let network = model(&config, &device.clone().autodiff());
-        let mut optimizer = AdamW::new(&config.train.adamw);
-        train_step(network, &mut optimizer, batches, &settings, &device).unwrap().1
+        step_gradients(&network, batches, &settings, &device).unwrap().1
     };
     let whole = norm_of(vec![batch(0..64)]);
     let halves = norm_of(vec![batch(0..32), batch(32..64)]);
@@ -193,4 +214,46 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         whole.grad_norm,
         halves.grad_norm
     );
+}
+
+/// Where a CPU tensor's elements begin.
+fn address(value_n: &Tensor<1>) -> *const u8 {
+    match value_n.clone().into_dispatch().kind {
+        DispatchTensorKind::Flex(tensor) => tensor.as_float().bytes().as_ptr(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn parameters_are_updated_where_they_lie() {
+    let config = tiny::moe();
+    let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
+    let mut optimizer = AdamW::new(&config.train.adamw);
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: Some(0.5),
+        aux_weights: AuxWeights { load_balancing: Some(0.01), ..AuxWeights::default() },
+    };
+    let batch = TokenBatch {
+        input_ids: (0..32).collect(),
+        target_ids: (0..32).rev().collect(),
+        segment_ids: None,
+        domains: vec![0; 2],
+        num_sequences: 2,
+        seq_len: 16,
+    };
+    let mut addresses = Vec::new();
+    for _ in 0..3 {
+        let (gradients, _) = step_gradients(&network, vec![batch.clone()], &settings, &device).unwrap();
+        let mut addresses_of_step = Vec::new();
+        network = optimizer.update(network, gradients, 1e-3);
+        network = update_parameters(network, |_, _, value_n| {
+            addresses_of_step.push(address(&value_n));
+            value_n
+        });
+        addresses.push(addresses_of_step);
+    }
+    assert_eq!(addresses[1], addresses[0]);
+    assert_eq!(addresses[2], addresses[0]);
 }
