@@ -8,7 +8,7 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::{Heads, SavedForAttention, alibi_slopes};
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
+use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, columns_in_order, multiply};
 use crate::rotary::rotate_row;
 use crate::slices::{contiguous, elements, from_elements, host_integers};
 use softmax::{dot, exponentials, gradients_of_scores, max_and_hide};
@@ -188,12 +188,11 @@ impl<'a> Reader<'a> {
         [batch, head]: [usize; 2],
         block: QueryBlock,
         queries: &[f32],
-        keys: &[f32],
+        keys_transposed: Matrix<'_>,
         scores: &mut [f32],
     ) -> [f32; BLOCK_QUERIES] {
         let queries = Matrix::row_major(queries, self.d).rows(block.start..block.end);
-        let keys = Matrix::row_major(keys, self.d).rows(0..block.end);
-        multiply(MatrixMut::row_major(scores, block.end), queries, keys.transposed());
+        multiply(MatrixMut::row_major(scores, block.end), queries, keys_transposed.columns(0..block.end));
         let documents = self.documents.of(batch);
         let slope = self.slopes.as_ref().map(|slopes| slopes[head]);
         let mut max = [0.0; BLOCK_QUERIES];
@@ -220,12 +219,14 @@ impl<'a> Reader<'a> {
         let kv_head = head / (h / g);
         let queries = self.load(self.q, h, batch, head, self.scale());
         let keys = self.load(self.k, g, batch, kv_head, 1.0);
+        let keys_transposed = columns_in_order(Matrix::row_major(&keys, self.d));
+        let keys_transposed = Matrix::row_major(&keys_transposed, self.s);
         let values = self.head(self.v, g, batch, kv_head);
         let mut score_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.s];
         let mut mixed_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.d];
         for block in QueryBlock::all(self.s) {
             let scores = &mut score_buffer[..block.len() * block.end];
-            let max = self.scores([batch, head], block, &queries, &keys, scores);
+            let max = self.scores([batch, head], block, &queries, keys_transposed, scores);
             let mut sums = [0.0; BLOCK_QUERIES];
             for ((row, max), sum) in scores.chunks_exact_mut(block.end).zip(max).zip(&mut sums) {
                 *sum = exponentials(row, max);
@@ -304,18 +305,21 @@ impl GroupGradient {
     ) {
         let (s, d, Heads { num_heads: h, num_kv_heads: g, .. }) = (reader.s, reader.d, reader.heads);
         let queries = reader.load(reader.q, h, batch, head, reader.scale());
-        let values = reader.head(reader.v, g, batch, kv_head);
+        let keys_transposed = columns_in_order(Matrix::row_major(keys, d));
+        let keys_transposed = Matrix::row_major(&keys_transposed, s);
+        let values_transposed = columns_in_order(reader.head(reader.v, g, batch, kv_head));
+        let values_transposed = Matrix::row_major(&values_transposed, s);
         let (y, dy) = (reader.head(results.y, h, batch, head), reader.head(results.dy, h, batch, head));
         let log_partition = &results.log_partition[(batch * h + head) * s..][..s];
         for block in QueryBlock::all(s) {
             let scores = &mut self.scores[..block.len() * block.end];
             let dweights = &mut self.dweights[..block.len() * block.end];
-            reader.scores([batch, head], block, &queries, keys, scores);
+            reader.scores([batch, head], block, &queries, keys_transposed, scores);
             let (dy_block, seen) = (dy.rows(block.start..block.end), 0..block.end);
             multiply(
                 MatrixMut::row_major(dweights, block.end),
                 dy_block,
-                values.rows(seen.clone()).transposed(),
+                values_transposed.columns(seen.clone()),
             );
             for (i, (scores, dweights)) in
                 scores.chunks_exact_mut(block.end).zip(dweights.chunks_exact_mut(block.end)).enumerate()

@@ -13,7 +13,7 @@ use super::Block;
 use super::operands::Operands;
 use crate::activation::{Activation, lanes};
 use crate::dispatch::{Groups, SlotMap};
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, fill_with_product};
+use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, columns_in_order, fill_with_product};
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
 use crate::slices::{contiguous, elements, from_elements};
 
@@ -101,6 +101,33 @@ struct Reader<'a> {
     f: usize,
 }
 
+/// Each group's matrices transposed, row by row; empty for groups without rows.
+struct TransposedMatrices {
+    up: Vec<Vec<f32>>,
+    down: Vec<Vec<f32>>,
+    gate: Option<Vec<Vec<f32>>>,
+}
+
+impl TransposedMatrices {
+    fn new(reader: &Reader<'_>, groups: &Groups) -> Self {
+        let Operands { up, down, gate, .. } = reader.operands;
+        let of_stack = |stack, num_columns| {
+            (0..groups.num_groups())
+                .into_par_iter()
+                .map(|group| match groups.rows(group).is_empty() {
+                    true => Vec::new(),
+                    false => columns_in_order(reader.matrix_of(stack, group, num_columns)),
+                })
+                .collect()
+        };
+        Self {
+            up: of_stack(up, reader.f),
+            down: of_stack(down, reader.d),
+            gate: gate.map(|gate| of_stack(gate, reader.f)),
+        }
+    }
+}
+
 /// One tile's part of each buffer of the forward pass: rows of f, f (or nothing) and d elements.
 struct ForwardTile<'a> {
     tile: &'a RowTile,
@@ -121,14 +148,16 @@ impl<'a> Reader<'a> {
     }
 
     fn forward(&self, ForwardTile { tile, up, gate, y }: ForwardTile<'_>) {
-        let Operands { up_bias, down_bias, gate_bias, .. } = self.operands;
+        let Operands { up: w_up, down: w_down, gate: w_gate, up_bias, down_bias, gate_bias, .. } =
+            self.operands;
+        let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         let mut gathered = Unwritten::new(if self.slots.is_some() { y.len() } else { 0 });
         let x = Matrix::row_major(self.rows(self.operands.x, tile, gathered.as_mut_slice()), self.d);
-        let up = project(up, x, self.up(tile), up_bias);
-        let gate = self.gate(tile).map(|w_gate| &*project(gate, x, w_gate, gate_bias));
+        let up = project(up, x, matrix_of(w_up, self.f), up_bias);
+        let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
         let mut hidden = vec![0.0; up.len()];
         lanes::activate(self.activation, &mut hidden, up, gate);
-        project(y, Matrix::row_major(&hidden, self.f), self.down(tile), down_bias);
+        project(y, Matrix::row_major(&hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
     /// The tile's rows of `x_td`: where they lie, or gathered into `target`.
@@ -141,21 +170,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn up(&self, tile: &RowTile) -> Matrix<'a> {
-        self.matrix_of(self.operands.up, tile, self.f)
-    }
-
-    fn gate(&self, tile: &RowTile) -> Option<Matrix<'a>> {
-        self.operands.gate.map(|gate| self.matrix_of(gate, tile, self.f))
-    }
-
-    fn down(&self, tile: &RowTile) -> Matrix<'a> {
-        self.matrix_of(self.operands.down, tile, self.d)
-    }
-
-    fn matrix_of(&self, stack: &'a [f32], tile: &RowTile, num_columns: usize) -> Matrix<'a> {
+    fn matrix_of(&self, stack: &'a [f32], group: usize, num_columns: usize) -> Matrix<'a> {
         let len = self.d * self.f;
-        Matrix::row_major(&stack[tile.group * len..][..len], num_columns)
+        Matrix::row_major(&stack[group * len..][..len], num_columns)
     }
 }
 
@@ -212,7 +229,7 @@ impl<'a> RowGradients<'a> {
         let Sizes { groups, n, d, f, f_gate, .. } = sizes;
         let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
         let d_gathered = if reader.slots.is_some() { d } else { 0 };
-        let tiles = RowTile::of(groups);
+        let (tiles, matrices) = (RowTile::of(groups), TransposedMatrices::new(reader, groups));
         let mut buffers = [n * f, n * d_gathered, n * d_gathered, n * d].map(Unwritten::new);
         let mut dweight = vec![0.0; n];
         let [hidden_buffer, x_buffer, dy_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
@@ -235,7 +252,7 @@ impl<'a> RowGradients<'a> {
                 dx,
                 dweight,
             });
-        parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.backward(dy_td, tile));
+        parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.backward(dy_td, &matrices, tile));
         // SAFETY: the tiles cover all rows, and each wrote its whole parts.
         let [weighted_hidden, x, dy, dx] = buffers.map(|buffer| unsafe { buffer.written() });
         Self { dup: up, dgate: gate, weighted_hidden, x, dy, dx, dweight }
@@ -282,11 +299,12 @@ impl<'a> RowGradients<'a> {
 }
 
 impl Reader<'_> {
-    fn backward(&self, dy_td: &[f32], part: BackwardTile<'_>) {
+    fn backward(&self, dy_td: &[f32], matrices: &TransposedMatrices, part: BackwardTile<'_>) {
         let BackwardTile { tile, up, gate, weighted_hidden, x, dy, dx, dweight } = part;
         self.rows(self.operands.x, tile, x);
         let dy = Matrix::row_major(self.rows(dy_td, tile, dy), self.d);
-        let dhidden = fill_with_product(weighted_hidden, dy, self.down(tile).transposed());
+        let dhidden =
+            fill_with_product(weighted_hidden, dy, Matrix::row_major(&matrices.down[tile.group], self.f));
         let gated = self.operands.gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
             let elements = i * self.f..(i + 1) * self.f;
@@ -300,10 +318,15 @@ impl Reader<'_> {
                 weight,
             );
         }
-        let dx = fill_with_product(dx, Matrix::row_major(up, self.f), self.up(tile).transposed());
-        if let Some(w_gate) = self.gate(tile) {
-            let dgate = Matrix::row_major(gate, self.f);
-            add_multiplied(MatrixMut::row_major(dx, self.d), dgate, w_gate.transposed());
+        let dx = fill_with_product(
+            dx,
+            Matrix::row_major(up, self.f),
+            Matrix::row_major(&matrices.up[tile.group], self.d),
+        );
+        if let Some(w_gate) = &matrices.gate {
+            let (dgate, w_gate) =
+                (Matrix::row_major(gate, self.f), Matrix::row_major(&w_gate[tile.group], self.d));
+            add_multiplied(MatrixMut::row_major(dx, self.d), dgate, w_gate);
         }
     }
 
