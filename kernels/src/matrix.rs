@@ -183,12 +183,21 @@ pub(crate) fn rows_in_order<'a>(a: Matrix<'a>, storage: &'a mut Vec<f32>) -> Mat
 /// Writes the columns of `a` from `first`, as many as fit into `target`.
 fn transpose_columns(target: &mut [MaybeUninit<f32>], a: Matrix<'_>, first: usize) {
     let rows = a.shape[0];
+    let num_columns = target.len() / rows.max(1);
+    // Rows are often a power of two apart, and then all fall on the same few places of the cache: each is read once, into
+    // a square that lies together.
+    let mut square = [[0.0; TRANSPOSE_SQUARE]; TRANSPOSE_SQUARE];
     for start in (0..rows).step_by(TRANSPOSE_SQUARE) {
         let end = rows.min(start + TRANSPOSE_SQUARE);
+        for (row, copy) in (start..end).zip(&mut square) {
+            let from = row * a.strides[0] + first * a.strides[1];
+            for (j, copy) in copy[..num_columns].iter_mut().enumerate() {
+                *copy = a.elements[from + j * a.strides[1]];
+            }
+        }
         for (j, column) in target.chunks_exact_mut(rows).enumerate() {
-            let from = (first + j) * a.strides[1];
-            for (i, target) in (start..end).zip(&mut column[start..end]) {
-                target.write(a.elements[i * a.strides[0] + from]);
+            for (target, row) in column[start..end].iter_mut().zip(&square) {
+                target.write(row[j]);
             }
         }
     }

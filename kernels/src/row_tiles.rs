@@ -9,8 +9,11 @@ use crate::dispatch::Groups;
 use crate::matrix::{Matrix, MatrixMut, Unwritten, multiply};
 use crate::simd::vectorised;
 
-/// Most rows of one tile: its operands stay in the second-level cache, and the product already runs at full speed.
-const TILE_ROWS: usize = 128;
+/// Most rows of one tile. Each product brings its matrix into order first: the more rows share that, the better. But a
+/// tile is a task, and with few rows there must be enough of them.
+const TILE_ROWS: usize = 256;
+/// With fewer rows in all, tiles have half as many.
+const MANY_ROWS: usize = 2048;
 /// About the multiplications of one task of a weight gradient: a millisecond's work.
 const TASK_MULTIPLICATIONS: usize = 1 << 25;
 /// Rows of one task of a weight gradient are a multiple of this: with fewer, a product spends a tenth of its time on
@@ -29,8 +32,9 @@ pub(crate) struct RowTile {
 impl RowTile {
     /// Every group's rows in tiles of nearly equal size, in order.
     pub(crate) fn of(groups: &Groups) -> Vec<Self> {
+        let max_rows = if groups.num_rows() < MANY_ROWS { TILE_ROWS / 2 } else { TILE_ROWS };
         let tiles_of = |(group, rows): (usize, Range<usize>)| {
-            let num_tiles = rows.len().div_ceil(TILE_ROWS);
+            let num_tiles = rows.len().div_ceil(max_rows);
             (0..num_tiles).map(move |tile| {
                 let at = |tile: usize| rows.start + rows.len() * tile / num_tiles;
                 Self { group, rows: at(tile)..at(tile + 1) }

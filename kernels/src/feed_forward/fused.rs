@@ -101,30 +101,28 @@ struct Reader<'a> {
     f: usize,
 }
 
-/// Each group's matrices transposed, row by row; empty for groups without rows.
+/// One group's matrices transposed, row by row.
 struct TransposedMatrices {
-    up: Vec<Vec<f32>>,
-    down: Vec<Vec<f32>>,
-    gate: Option<Vec<Vec<f32>>>,
+    up: Vec<f32>,
+    down: Vec<f32>,
+    gate: Option<Vec<f32>>,
 }
 
 impl TransposedMatrices {
-    fn new(reader: &Reader<'_>, groups: &Groups) -> Self {
+    fn new(reader: &Reader<'_>, group: usize) -> Self {
         let Operands { up, down, gate, .. } = reader.operands;
-        let of_stack = |stack, num_columns| {
-            (0..groups.num_groups())
-                .into_par_iter()
-                .map(|group| match groups.rows(group).is_empty() {
-                    true => Vec::new(),
-                    false => columns_in_order(reader.matrix_of(stack, group, num_columns)),
-                })
-                .collect()
-        };
-        Self {
-            up: of_stack(up, reader.f),
-            down: of_stack(down, reader.d),
-            gate: gate.map(|gate| of_stack(gate, reader.f)),
-        }
+        let of = |stack, num_columns| columns_in_order(reader.matrix_of(stack, group, num_columns));
+        Self { up: of(up, reader.f), down: of(down, reader.d), gate: gate.map(|gate| of(gate, reader.f)) }
+    }
+
+    /// For each group, if several tiles share them. A single tile makes its own: they are still in the cache when it
+    /// reads them, and not in memory all at once.
+    fn shared(reader: &Reader<'_>, groups: &Groups, tiles: &[RowTile]) -> Vec<Option<Self>> {
+        let mut num_tiles = vec![0; groups.num_groups()];
+        tiles.iter().for_each(|tile| num_tiles[tile.group] += 1);
+        let of_group =
+            |(group, &num_tiles): (usize, &usize)| (num_tiles > 1).then(|| Self::new(reader, group));
+        num_tiles.par_iter().enumerate().map(of_group).collect()
     }
 }
 
@@ -229,7 +227,8 @@ impl<'a> RowGradients<'a> {
         let Sizes { groups, n, d, f, f_gate, .. } = sizes;
         let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
         let d_gathered = if reader.slots.is_some() { d } else { 0 };
-        let (tiles, matrices) = (RowTile::of(groups), TransposedMatrices::new(reader, groups));
+        let tiles = RowTile::of(groups);
+        let matrices = TransposedMatrices::shared(reader, groups, &tiles);
         let mut buffers = [n * f, n * d_gathered, n * d_gathered, n * d].map(Unwritten::new);
         let mut dweight = vec![0.0; n];
         let [hidden_buffer, x_buffer, dy_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
@@ -252,7 +251,10 @@ impl<'a> RowGradients<'a> {
                 dx,
                 dweight,
             });
-        parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.backward(dy_td, &matrices, tile));
+        parts.collect::<Vec<_>>().into_par_iter().for_each(|part| match &matrices[part.tile.group] {
+            Some(matrices) => reader.backward(dy_td, matrices, part),
+            None => reader.backward(dy_td, &TransposedMatrices::new(reader, part.tile.group), part),
+        });
         // SAFETY: the tiles cover all rows, and each wrote its whole parts.
         let [weighted_hidden, x, dy, dx] = buffers.map(|buffer| unsafe { buffer.written() });
         Self { dup: up, dgate: gate, weighted_hidden, x, dy, dx, dweight }
@@ -303,8 +305,7 @@ impl Reader<'_> {
         let BackwardTile { tile, up, gate, weighted_hidden, x, dy, dx, dweight } = part;
         self.rows(self.operands.x, tile, x);
         let dy = Matrix::row_major(self.rows(dy_td, tile, dy), self.d);
-        let dhidden =
-            fill_with_product(weighted_hidden, dy, Matrix::row_major(&matrices.down[tile.group], self.f));
+        let dhidden = fill_with_product(weighted_hidden, dy, Matrix::row_major(&matrices.down, self.f));
         let gated = self.operands.gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
             let elements = i * self.f..(i + 1) * self.f;
@@ -318,14 +319,10 @@ impl Reader<'_> {
                 weight,
             );
         }
-        let dx = fill_with_product(
-            dx,
-            Matrix::row_major(up, self.f),
-            Matrix::row_major(&matrices.up[tile.group], self.d),
-        );
+        let dx =
+            fill_with_product(dx, Matrix::row_major(up, self.f), Matrix::row_major(&matrices.up, self.d));
         if let Some(w_gate) = &matrices.gate {
-            let (dgate, w_gate) =
-                (Matrix::row_major(gate, self.f), Matrix::row_major(&w_gate[tile.group], self.d));
+            let (dgate, w_gate) = (Matrix::row_major(gate, self.f), Matrix::row_major(w_gate, self.d));
             add_multiplied(MatrixMut::row_major(dx, self.d), dgate, w_gate);
         }
     }
