@@ -3,11 +3,19 @@
 use crate::exp::exp;
 use crate::simd::{LANES, multiply_add, vectorised};
 
-/// The largest of the first `num_seen` scores; the others become minus infinity.
-pub(super) fn max_and_hide(row: &mut [f32], num_seen: usize) -> f32 {
-    let (seen, hidden) = row.split_at_mut(num_seen);
-    hidden.fill(f32::NEG_INFINITY);
-    max(seen)
+/// Replaces the first `num_seen` scores by their exponentials relative to the largest, and the others by zero. Returns
+/// the largest and the sum.
+pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize) -> (f32, f32) {
+    let max = max(&row[..num_seen]);
+    let (near, far) = row.split_at_mut(whole_vectors(num_seen, row.len()));
+    near[num_seen..].fill(f32::NEG_INFINITY);
+    far.fill(0.0);
+    (max, exponentials(near, max))
+}
+
+/// `num_seen` rounded up to whole vectors, which cost less than single elements at the end, in a row of `len`.
+fn whole_vectors(num_seen: usize, len: usize) -> usize {
+    num_seen.next_multiple_of(LANES).min(len)
 }
 
 vectorised! {
@@ -29,7 +37,7 @@ fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
 
 vectorised! {
     /// Replaces scores by their exponentials relative to `max`; returns the sum.
-    pub(super) fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
+    fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
 }
 
 #[inline(always)]
@@ -58,11 +66,11 @@ pub(super) fn gradients_of_scores(
     log_partition: f32,
     dy_times_y: f32,
 ) {
-    let ((scores, hidden_scores), (dweights, hidden_dweights)) =
-        (scores.split_at_mut(num_seen), dweights.split_at_mut(num_seen));
-    hidden_scores.fill(0.0);
-    hidden_dweights.fill(0.0);
-    gradients(scores, dweights, log_partition, dy_times_y);
+    let near = whole_vectors(num_seen, scores.len());
+    scores[num_seen..near].fill(f32::NEG_INFINITY);
+    scores[near..].fill(0.0);
+    dweights[num_seen..].fill(0.0);
+    gradients(&mut scores[..near], &mut dweights[..near], log_partition, dy_times_y);
 }
 
 vectorised! {
