@@ -49,6 +49,11 @@ impl Experts {
         }
     }
 
+    /// The experts' non-linearity.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+
     /// Each token's sum of gate times expert over its slots in `plan`; zero for a token without any.
     ///
     /// # Shapes

@@ -72,6 +72,11 @@ fn layer_table(report: &LayerReport) -> String {
     rows.extend(
         report.forward_ratio_to_dense.map(|ratio| ("forward to dense", format!("{ratio:.3} times its time"))),
     );
+    rows.extend(
+        report
+            .routing_share
+            .map(|share| ("routing", format!("{:.1} % of forward + backward", 100.0 * share))),
+    );
     rows.extend(report.skew_ratio.map(|ratio| ("to balanced", format!("{ratio:.3} times its time"))));
     table(&report.case, &rows)
 }

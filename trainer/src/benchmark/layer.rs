@@ -45,6 +45,13 @@ pub struct LayerReport {
     pub forward_dense_ms_median: Option<f64>,
     /// Time of the forward pass as a multiple of the dense layer's.
     pub forward_ratio_to_dense: Option<f64>,
+    /// Share of the time that is not the experts' products and activations: routing, permutation, combination, and what
+    /// they cost the products. Measured against the experts alone, each a dense block on rows that lie together, one after
+    /// another: experts too small to occupy all threads need `threads = 1` for a meaningful share. Absent for a dense
+    /// layer.
+    pub routing_share: Option<f64>,
+    /// The same of the forward pass.
+    pub forward_routing_share: Option<f64>,
     /// Median time of the same layer without a hot expert; absent if there is none, as all that follows about it.
     pub balanced_ms_median: Option<f64>,
     /// Time as a multiple of that without a hot expert.
@@ -77,7 +84,10 @@ fn benchmark_here(name: &str, case: &LayerCase, repetitions: Repetitions) -> Res
 
     let step_secs = training.layer.median_ms() / 1e3;
     let gflops = case.training_flops() / step_secs / 1e9;
-    let busiest = contenders.layer.tokens_per_expert().into_iter().max();
+    let share_beside = |layer: &Timings, experts: &Option<Timings>| {
+        experts.as_ref().map(|experts| 1.0 - 1.0 / layer.ratio_to(experts))
+    };
+    let busiest = contenders.layer[0].tokens_per_expert().into_iter().max();
     Ok(LayerReport {
         case: name.into(),
         step_ms_median: training.layer.median_ms(),
@@ -95,6 +105,8 @@ fn benchmark_here(name: &str, case: &LayerCase, repetitions: Repetitions) -> Res
         ratio_to_dense: training.dense.as_ref().map(|dense| training.layer.ratio_to(dense)),
         forward_dense_ms_median: forward.dense.as_ref().map(Timings::median_ms),
         forward_ratio_to_dense: forward.dense.as_ref().map(|dense| forward.layer.ratio_to(dense)),
+        routing_share: share_beside(&training.layer, &training.experts_alone),
+        forward_routing_share: share_beside(&forward.layer, &forward.experts_alone),
         balanced_ms_median: training.balanced.as_ref().map(Timings::median_ms),
         skew_ratio: training.balanced.as_ref().map(|balanced| training.layer.ratio_to(balanced)),
         forward_skew_ratio: forward.balanced.as_ref().map(|balanced| forward.layer.ratio_to(balanced)),
@@ -106,21 +118,26 @@ struct Contenders<T> {
     layer: T,
     /// Equal active FLOPs, for a mixture.
     dense: Option<T>,
+    /// A mixture's experts without their routing.
+    experts_alone: Option<T>,
     /// The same layer without a hot expert, if it has one.
     balanced: Option<T>,
 }
 
-impl Contenders<LayerWork> {
+/// Each contender is layers to be run one after another.
+impl Contenders<Vec<LayerWork>> {
     fn new(case: &LayerCase) -> Self {
         let layer = LayerWork::new(case);
-        let dense = case.is_mixture().then(|| LayerWork::dense(case));
-        match case.hot_expert_fraction {
-            None => Self { layer, dense, balanced: None },
+        let dense = case.is_mixture().then(|| vec![LayerWork::dense(case)]);
+        let (layer, balanced) = match case.hot_expert_fraction {
+            None => (layer, None),
             Some(fraction) => {
                 let balanced = layer.with_switchable_expert();
-                Self { layer: balanced.clone().with_hot_expert(fraction), dense, balanced: Some(balanced) }
+                (balanced.clone().with_hot_expert(fraction), Some(vec![balanced]))
             }
-        }
+        };
+        let experts_alone = case.is_mixture().then(|| layer.experts_alone());
+        Self { layer: vec![layer], dense, experts_alone, balanced }
     }
 
     /// Times of `pass` over each, taking turns.
@@ -129,17 +146,21 @@ impl Contenders<LayerWork> {
         repetitions: Repetitions,
         pass: impl Fn(&LayerWork) -> Result<(), TrainError>,
     ) -> Result<Contenders<Timings>, TrainError> {
-        let mut layer = || pass(&self.layer);
-        let mut dense = self.dense.as_ref().map(|dense| || pass(dense));
-        let mut balanced = self.balanced.as_ref().map(|balanced| || pass(balanced));
+        let run = |works: &Vec<LayerWork>| works.iter().try_for_each(&pass);
+        let mut layer = || run(&self.layer);
+        let mut dense = self.dense.as_ref().map(|dense| || run(dense));
+        let mut experts_alone = self.experts_alone.as_ref().map(|experts| || run(experts));
+        let mut balanced = self.balanced.as_ref().map(|balanced| || run(balanced));
         let mut works: Vec<Work<'_>> = vec![&mut layer];
         works.extend(dense.as_mut().map(|dense| dense as Work<'_>));
+        works.extend(experts_alone.as_mut().map(|experts| experts as Work<'_>));
         works.extend(balanced.as_mut().map(|balanced| balanced as Work<'_>));
         let mut timings = repetitions.time_in_turn(&mut works)?.into_iter();
         let mut next = |is_there: bool| if is_there { timings.next() } else { None };
         Ok(Contenders {
             layer: next(true).unwrap_or_default(),
             dense: next(self.dense.is_some()),
+            experts_alone: next(self.experts_alone.is_some()),
             balanced: next(self.balanced.is_some()),
         })
     }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_experts::{Mode, MoeConfig};
+use switchyard_experts::{DenseFfn, DenseFfnWeights, Mode, MoeConfig};
 use switchyard_router::{SoftmaxOrder, TopKRouterConfig};
 
 use super::LayerCase;
@@ -51,6 +51,36 @@ impl LayerWork {
             ..case.clone()
         };
         Self::new(&dense)
+    }
+
+    /// What a mixture multiplies and activates, and nothing else: each expert as a dense layer on as many rows as it has
+    /// tokens, which lie together. Empty for a dense layer.
+    pub(super) fn experts_alone(&self) -> Vec<Self> {
+        let FeedForward::Moe(moe) = &self.layer else { return Vec::new() };
+        let [_, d] = self.x_td.dims();
+        let expert = |(index, num_rows): (usize, u64)| {
+            let matrix = |stack_exy: &Param<Tensor<3>>| {
+                let [_, rows, columns] = stack_exy.val().dims();
+                stack_exy.val().narrow(0, index, 1).reshape([rows, columns]).detach()
+            };
+            let weights = DenseFfnWeights {
+                w_gate_df: moe.experts.w_gate_edf.as_ref().map(matrix),
+                w_up_df: matrix(&moe.experts.w_up_edf),
+                w_down_fd: matrix(&moe.experts.w_down_efd),
+                b_gate_f: None,
+                b_up_f: None,
+                b_down_d: None,
+            };
+            // An expert has each token at most once.
+            let n = num_rows as usize;
+            Self {
+                layer: FeedForward::Dense(DenseFfn::new(weights, moe.experts.activation())),
+                x_td: self.x_td.clone().narrow(0, 0, n).detach().require_grad(),
+                gradient: self.gradient.clone().narrow(0, 0, n * d),
+            }
+        };
+        let with_rows = |&(_, num_rows): &(usize, u64)| num_rows > 0;
+        self.tokens_per_expert().into_iter().enumerate().filter(with_rows).map(expert).collect()
     }
 
     /// The same layer where each token's last feature decides about expert 0 alone, and the input whose last feature is
@@ -211,6 +241,15 @@ mod tests {
         let tokens = LayerWork::new(&case()).with_switchable_expert().tokens_per_expert();
         // 100 each on average; the gates of one random router differ by far less than this.
         assert!(tokens.iter().all(|&tokens| (50..150).contains(&tokens)), "{tokens:?}");
+    }
+
+    #[test]
+    fn experts_alone_compute_as_many_rows_as_the_mixture() {
+        let work = LayerWork::new(&case());
+        let num_rows: usize = work.experts_alone().iter().map(|expert| expert.x_td.dims()[0]).sum();
+        assert_eq!(num_rows, 400);
+        work.experts_alone().iter().for_each(|expert| expert.train().unwrap());
+        assert!(LayerWork::dense(&case()).experts_alone().is_empty());
     }
 
     #[test]
