@@ -286,7 +286,7 @@ impl AttentionCase {
         let rotary = self.theta.map(|theta| RotaryTable::new(s + 3, d, theta, &device));
         let y = causal_attention(q.clone(), k.clone(), v.clone(), heads, &mask, rotary.as_ref());
         let gradients =
-            |t: &_| vec![values(q.grad(t).unwrap()), values(k.grad(t).unwrap()), values(v.grad(t).unwrap())];
+            |t: &_| [&q, &k, &v].map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient"))).to_vec();
         check(what, y, gradients, &|inputs| self.oracle(inputs), &inputs);
     }
 }

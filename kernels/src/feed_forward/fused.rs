@@ -137,7 +137,7 @@ struct ForwardTile<'a> {
 impl<'a> Reader<'a> {
     fn new(operands: &'a Operands<FlexTensor>, block: &'a Block, sizes: &Sizes) -> Self {
         Self {
-            operands: operands.as_ref().map(|operand| elements(operand)),
+            operands: operands.as_ref().map(elements),
             activation: block.activation,
             slots: block.plan.as_ref().map(|plan| &plan.slots),
             d: sizes.d,

@@ -1,6 +1,6 @@
 //! One block with its inputs, and how the operation is run on them.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Gradients, Tensor};
 use switchyard_kernels::{
     Activation, DenseBiases, DenseMatrices, DispatchPlan, ExpertMatrices, dense_ffn, expert_ffn,
 };
@@ -91,8 +91,8 @@ impl Case {
             (Some(plan), Some(gates)) => {
                 let matrices = ExpertMatrices {
                     w_gate_edf: gate.clone(),
-                    w_up_edf: up.clone().unwrap(),
-                    w_down_efd: down.clone().unwrap(),
+                    w_up_edf: up.clone().expect("a leaf has its tensor and gradient"),
+                    w_down_efd: down.clone().expect("a leaf has its tensor and gradient"),
                 };
                 expert_ffn(x.clone(), gates.clone(), matrices, self.activation, plan)
             }
@@ -102,8 +102,8 @@ impl Case {
                 let [b_up, b_down, b_gate] = biases.clone();
                 let matrices = DenseMatrices {
                     w_gate_df: flat(&gate, [d, f]),
-                    w_up_df: flat(&up, [d, f]).unwrap(),
-                    w_down_fd: flat(&down, [f, d]).unwrap(),
+                    w_up_df: flat(&up, [d, f]).expect("a leaf has its tensor and gradient"),
+                    w_down_fd: flat(&down, [f, d]).expect("a leaf has its tensor and gradient"),
                     biases: b_up.zip(b_down).map(|(b_up_f, b_down_d)| DenseBiases {
                         b_gate_f: b_gate,
                         b_up_f,
@@ -114,24 +114,23 @@ impl Case {
             }
         };
         let gradients = (y.clone() * tensor(c, [t, d], dtype)).sum().backward();
-        let of1 = |leaf: &Option<Tensor<1>>| {
-            leaf.as_ref().map_or(vec![], |leaf| values(&leaf.grad(&gradients).unwrap()))
-        };
-        let of3 = |leaf: &Option<Tensor<3>>| {
-            leaf.as_ref().map_or(vec![], |leaf| values(&leaf.grad(&gradients).unwrap()))
-        };
-        let dgates = gates.map_or(vec![], |gates| values(&gates.grad(&gradients).unwrap()));
-        let dx = values(&x.grad(&gradients).unwrap());
+        let dgates = gradient(&gradients, &gates);
+        let dx = values(&x.grad(&gradients).expect("a leaf has its tensor and gradient"));
         let all = vec![
             dx,
-            of3(&up),
-            of3(&down),
-            of3(&gate),
+            gradient(&gradients, &up),
+            gradient(&gradients, &down),
+            gradient(&gradients, &gate),
             dgates,
-            of1(&biases[0]),
-            of1(&biases[1]),
-            of1(&biases[2]),
+            gradient(&gradients, &biases[0]),
+            gradient(&gradients, &biases[1]),
+            gradient(&gradients, &biases[2]),
         ];
         (values(&y), all)
     }
+}
+
+/// The gradient of a leaf; empty if there is none.
+fn gradient<const D: usize>(gradients: &Gradients, leaf: &Option<Tensor<D>>) -> Vec<f64> {
+    leaf.as_ref().map_or(vec![], |leaf| values(&leaf.grad(gradients).expect("a leaf has a gradient")))
 }
