@@ -11,7 +11,7 @@ mod selection;
 mod statistics;
 mod top_k_router;
 
-pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates};
+pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_random};
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
 pub use error::RouterError;
 pub use jitter::jitter_noise;

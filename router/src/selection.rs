@@ -2,6 +2,8 @@
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
+use std::cmp::Ordering;
+
 /// The `top_k` experts with the highest scores of each token, best first: `[t, k]`, row-major. Ties go to the lower
 /// expert index, and NaN ranks below everything, so the choice is a pure function of the scores on every machine.
 ///
@@ -36,6 +38,12 @@ fn beats(score: f64, other: f64) -> bool {
     score > other || (other.is_nan() && !score.is_nan())
 }
 
+/// The order in which every choice ranks two scores: the higher first, NaN last, and 0 equal to -0. A stable sort
+/// by it leaves ties with the lower index.
+pub(crate) fn best_first(a: f64, b: f64) -> Ordering {
+    a.is_nan().cmp(&b.is_nan()).then(b.partial_cmp(&a).unwrap_or(Ordering::Equal))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -62,6 +70,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn sorting_best_first_selects_the_same(
+            scores in prop::collection::vec(prop::sample::select(vec![-0.0, 0.0, 1.0, f64::NEG_INFINITY, f64::NAN]), 7),
+        ) {
+            let mut order: Vec<u32> = (0..7).collect();
+            order.sort_by(|&a, &b| best_first(scores[a as usize], scores[b as usize]));
+            prop_assert_eq!(select_top_k(&scores, 7, 7), order);
+        }
+
         /// The oracle sorts every row in full.
         #[test]
         fn selection_is_a_prefix_of_the_stable_sort(

@@ -135,11 +135,12 @@ impl Routing {
     /// If the device fails to return the gates.
     pub fn slots_within(&self, capacity: &CapacityConfig) -> Vec<bool> {
         let limit = expert_capacity(capacity.factor, self.top_k, self.num_tokens(), self.num_experts);
+        let limits_e = vec![limit; self.num_experts];
         match capacity.drop {
-            DropPolicy::Position => keep_earliest(&self.expert_ids_tk, self.num_experts, limit),
+            DropPolicy::Position => keep_earliest(&self.expert_ids_tk, &limits_e),
             DropPolicy::Probability => {
                 let gates_tk = read_to_host::<f32>(&self.gates_tk);
-                keep_largest_gates(&self.expert_ids_tk, &gates_tk, self.num_experts, limit)
+                keep_largest_gates(&self.expert_ids_tk, &gates_tk, &limits_e)
             }
         }
     }
