@@ -26,6 +26,10 @@ pub struct RouterSummary {
     pub max_violation: f64,
     /// See [`RouterStatistics::coefficient_of_variation`].
     pub coefficient_of_variation: f64,
+    /// See [`RouterStatistics::gini_coefficient`].
+    pub gini_coefficient: f64,
+    /// See [`RouterStatistics::effective_num_experts`].
+    pub effective_num_experts: f64,
     /// See [`RouterStatistics::gate_entropy_nats`].
     pub gate_entropy_nats: f64,
     /// See [`RouterStatistics::marginal_entropy_nats`].
@@ -117,6 +121,32 @@ impl RouterStatistics {
         self.over_mean_load(variance.sqrt(), 0.0)
     }
 
+    /// Gini coefficient of the loads: the mean absolute difference between the loads of two experts, drawn with
+    /// replacement, over twice the mean load. 0 is perfect balance, `1 - k / E` all tokens on the same k experts. 0
+    /// without tokens.
+    pub fn gini_coefficient(&self) -> f64 {
+        let num_experts = self.tokens_per_expert.len() as i128;
+        let mut sorted = self.tokens_per_expert.clone();
+        sorted.sort_unstable();
+        // With ranks 1..=E, sum_i sum_j |x_i - x_j| = 2 sum_rank (2 rank - E - 1) x_rank; in integers, balance is
+        // exactly 0.
+        let weighted =
+            (1_i128..).zip(&sorted).map(|(rank, &load)| (2 * rank - num_experts - 1) * i128::from(load));
+        let sum = weighted.sum::<i128>() as f64;
+        self.over_mean_load(sum / (num_experts * num_experts) as f64, 0.0)
+    }
+
+    /// Effective number of experts: the exponential of the entropy of the experts' shares of the load, the number of
+    /// equally loaded experts that would be as diverse. From 1 to E; 0 without tokens.
+    pub fn effective_num_experts(&self) -> f64 {
+        let total: u64 = self.tokens_per_expert.iter().sum();
+        if total == 0 {
+            return 0.0;
+        }
+        let shares = self.tokens_per_expert.iter().map(|&load| load as f64 / total as f64);
+        shares.map(entropy_term).sum::<f64>().max(0.0).exp()
+    }
+
     /// Mean over tokens of the entropy `-sum_e p_e ln p_e` of the softmax over all experts: how undecided the router
     /// is about a single token, from 0 to `ln E`.
     pub fn gate_entropy_nats(&self) -> f64 {
@@ -154,6 +184,8 @@ impl RouterStatistics {
             tokens_per_expert: self.tokens_per_expert.clone(),
             max_violation: self.max_violation(),
             coefficient_of_variation: self.coefficient_of_variation(),
+            gini_coefficient: self.gini_coefficient(),
+            effective_num_experts: self.effective_num_experts(),
             gate_entropy_nats: self.gate_entropy_nats(),
             marginal_entropy_nats: self.marginal_entropy_nats(),
             dead_expert_fraction: self.dead_expert_fraction(),
@@ -225,10 +257,12 @@ mod tests {
         RouterStatistics::measure(logits_te, &ids, num_experts, top_k)
     }
 
-    fn numbers(summary: &RouterSummary) -> [f64; 7] {
+    fn numbers(summary: &RouterSummary) -> [f64; 9] {
         [
             summary.max_violation,
             summary.coefficient_of_variation,
+            summary.gini_coefficient,
+            summary.effective_num_experts,
             summary.gate_entropy_nats,
             summary.marginal_entropy_nats,
             summary.dead_expert_fraction,
@@ -253,6 +287,10 @@ mod tests {
         assert_close(summary.max_violation, 1.4); // 4 / (5/3) - 1
         // Variance (49 + 25 + 4) / 27 = 26/9; its root over 5/3.
         assert_close(summary.coefficient_of_variation, 26.0_f64.sqrt() / 5.0);
+        // Six ordered pairs differ by 4, 4, 1, 1, 3, 3: 16 / (2 * 3 * 5).
+        assert_close(summary.gini_coefficient, 8.0 / 15.0);
+        // exp(0.8 ln(5/4) + 0.2 ln 5) = 5 / 4^0.8.
+        assert_close(summary.effective_num_experts, 5.0 / 4.0_f64.powf(0.8));
         assert_close(summary.gate_entropy_nats, 1.5 * 2.0_f64.ln());
         // Mean probabilities 0.45, 0.25, 0.3.
         assert_close(
@@ -276,7 +314,7 @@ mod tests {
     fn one_expert_is_perfectly_balanced_and_certain() {
         let summary = measure(&[0.3, -7.0, 1e4], 1, 1).summary();
         assert_eq!(summary.tokens_per_expert, [3]);
-        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
     }
 
     #[test]
@@ -285,13 +323,28 @@ mod tests {
         let summary = measure(&logits_te, 4, 1).summary();
         assert_close(summary.coefficient_of_variation, 3.0_f64.sqrt());
         let exact = RouterSummary { coefficient_of_variation: 0.0, ..summary };
-        assert_eq!(numbers(&exact), [3.0, 0.0, 0.0, 0.0, 0.75, 1.0, 0.0]);
+        assert_eq!(numbers(&exact), [3.0, 0.0, 0.75, 1.0, 0.0, 0.0, 0.75, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn even_loads_have_no_inequality_and_use_every_expert() {
+        let even = measure(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 3, 1);
+        assert_eq!(even.tokens_per_expert(), [1; 3]);
+        assert_eq!(even.gini_coefficient(), 0.0);
+        assert_close(even.effective_num_experts(), 3.0);
+    }
+
+    #[test]
+    fn a_router_collapsed_to_k_experts_effectively_uses_k() {
+        let collapsed = measure(&[0.9, 0.8, 0.1, 0.0].repeat(5), 4, 2);
+        assert_close(collapsed.gini_coefficient(), 0.5);
+        assert_close(collapsed.effective_num_experts(), 2.0);
     }
 
     #[test]
     fn no_tokens_are_no_numbers_but_zeros() {
         let summary = measure(&[], 4, 2).summary();
-        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+        assert_eq!(numbers(&summary), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
     }
 
     proptest! {
@@ -307,12 +360,29 @@ mod tests {
             prop_assert!(numbers(&summary).iter().all(|x| x.is_finite()));
             prop_assert_eq!(summary.tokens_per_expert.iter().sum::<u64>() as usize, 24 / num_experts * top_k);
             prop_assert!((0.0..=num_experts as f64 / top_k as f64 - 1.0 + 1e-12).contains(&summary.max_violation));
+            let few = 1.0 - top_k as f64 / num_experts as f64;
+            prop_assert!((0.0..=few + 1e-12).contains(&summary.gini_coefficient));
+            prop_assert!(summary.effective_num_experts >= top_k as f64 - 1e-12);
+            prop_assert!(summary.effective_num_experts <= num_experts as f64 + 1e-12);
             prop_assert!((0.0..=most).contains(&summary.gate_entropy_nats));
             // Entropy is concave: the mean's entropy is at least the mean entropy.
             prop_assert!(summary.marginal_entropy_nats >= summary.gate_entropy_nats - 1e-12);
             prop_assert!(summary.marginal_entropy_nats <= most);
             prop_assert!((0.0..=1.0).contains(&summary.gate_margin));
             prop_assert!((0.0..1.0).contains(&summary.dead_expert_fraction));
+        }
+
+        /// The oracle is the definition, over all pairs.
+        #[test]
+        fn gini_is_the_mean_difference_over_twice_the_mean(
+            logits in prop::collection::vec(prop::sample::select(vec![-1.0, 0.0, 0.5, 3.0]), 40),
+            top_k in 1_usize..=5,
+        ) {
+            let statistics = measure(&logits, 5, top_k);
+            let load_e = statistics.tokens_per_expert();
+            let pairs = load_e.iter().flat_map(|a| load_e.iter().map(move |b| a.abs_diff(*b)));
+            let expected = pairs.sum::<u64>() as f64 / (2 * 5 * load_e.iter().sum::<u64>()) as f64;
+            prop_assert!((statistics.gini_coefficient() - expected).abs() < 1e-12);
         }
 
         #[test]
