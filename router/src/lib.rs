@@ -4,6 +4,8 @@
 
 mod capacity;
 mod config;
+mod control;
+mod draw;
 mod error;
 mod jitter;
 mod losses;
@@ -13,6 +15,7 @@ mod top_k_router;
 
 pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_random};
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
+pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;
 pub use jitter::jitter_noise;
 pub use losses::{load_balancing_loss, router_z_loss};
