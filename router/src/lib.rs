@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod draw;
 mod error;
+mod hash;
 mod jitter;
 mod losses;
 mod selection;
@@ -17,6 +18,7 @@ pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_rand
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
 pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;
+pub use hash::TokenHash;
 pub use jitter::jitter_noise;
 pub use losses::{load_balancing_loss, router_z_loss};
 pub use selection::select_top_k;
