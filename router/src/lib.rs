@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod draw;
 mod error;
+mod groups;
 mod hash;
 mod jitter;
 mod losses;
@@ -18,6 +19,7 @@ pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_rand
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
 pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;
+pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
 pub use jitter::jitter_noise;
 pub use losses::{load_balancing_loss, router_z_loss};
