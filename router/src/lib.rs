@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod draw;
 mod error;
+mod expert_choice;
 mod groups;
 mod hash;
 mod jitter;
@@ -19,6 +20,7 @@ pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_rand
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
 pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;
+pub use expert_choice::{ExpertChoice, expert_choice};
 pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
 pub use jitter::jitter_noise;
