@@ -2,6 +2,7 @@
 //!
 //! Everything the router learns is a return value ([`Routing`]); nothing is kept between calls.
 
+mod bias;
 mod capacity;
 mod config;
 mod control;
@@ -17,6 +18,7 @@ mod selection;
 mod statistics;
 mod top_k_router;
 
+pub use bias::BiasUpdate;
 pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_random};
 pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
 pub use control::{forced_uniform_experts, random_experts};
