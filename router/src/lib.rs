@@ -15,6 +15,7 @@ mod jitter;
 mod losses;
 mod second_expert;
 mod selection;
+mod sinkhorn;
 mod statistics;
 mod top_k_router;
 
@@ -30,5 +31,6 @@ pub use jitter::jitter_noise;
 pub use losses::{load_balancing_loss, router_z_loss};
 pub use second_expert::{keep_second_at_random, sample_second_expert};
 pub use selection::select_top_k;
+pub use sinkhorn::{SinkhornConfig, sinkhorn_plan};
 pub use statistics::{RouterStatistics, RouterSummary};
 pub use top_k_router::{Routing, TopKRouter};
