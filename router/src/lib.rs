@@ -13,6 +13,8 @@ mod groups;
 mod hash;
 mod jitter;
 mod losses;
+mod noisy;
+mod normal;
 mod quantile;
 mod second_expert;
 mod selection;
@@ -30,6 +32,10 @@ pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
 pub use jitter::jitter_noise;
 pub use losses::{load_balancing_loss, router_z_loss};
+pub use noisy::{
+    LoadLoss, importance_loss_and_gradient, load_loss_and_gradient, load_probabilities, noisy_logits,
+    noisy_top_k_gates,
+};
 pub use quantile::{QuantileHistogram, quantile_balanced_bias};
 pub use second_expert::{keep_second_at_random, sample_second_expert};
 pub use selection::select_top_k;
