@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use switchyard_router::{CapacityConfig, TopKRouterConfig};
+use switchyard_router::{CapacityConfig, RouterConfig};
 
 use crate::MoeConfigError;
 
@@ -18,8 +18,11 @@ pub struct MoeConfig {
     /// experts of one width are the same function as one of their summed width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_shared_expert: Option<usize>,
+    /// Weigh the shared expert's output of each token with a sigmoid gate of its own (Qwen2-MoE); default false.
+    #[serde(default)]
+    pub shared_expert_gate: bool,
     /// How tokens choose experts.
-    pub router: TopKRouterConfig,
+    pub router: RouterConfig,
     /// Limit on tokens per expert; absent is dropless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<CapacityConfig>,
@@ -44,9 +47,12 @@ impl MoeConfig {
                 return Err(MoeConfigError::Zero { key, optional });
             }
         }
+        if self.shared_expert_gate && self.d_shared_expert.is_none() {
+            return Err(MoeConfigError::SharedExpertGate);
+        }
         self.router.validate(self.num_experts)?;
         if let Some(capacity) = &self.capacity {
-            capacity.validate()?;
+            capacity.validate(self.num_experts)?;
         }
         Ok(())
     }
@@ -66,23 +72,17 @@ pub struct MoeLayersConfig {
 
 #[cfg(test)]
 mod tests {
-    use switchyard_router::{DropPolicy, SoftmaxOrder};
+    use switchyard_router::DropPolicy;
 
     use super::*;
 
     fn config() -> MoeConfig {
-        let router = TopKRouterConfig {
-            top_k: 2,
-            softmax: SoftmaxOrder::BeforeSelection,
-            renormalise: true,
-            jitter: None,
-            load_balancing_weight: Some(0.01),
-            z_loss_weight: None,
-        };
+        let router = RouterConfig { load_balancing_weight: Some(0.01), ..RouterConfig::top_k(2) };
         MoeConfig {
             num_experts: 8,
             d_expert: 16,
             d_shared_expert: None,
+            shared_expert_gate: false,
             router,
             capacity: None,
             layers: None,
@@ -104,7 +104,12 @@ mod tests {
             message(MoeConfig { num_experts: 1, ..config() }),
             "`model.ffn.moe.router.top_k` is 2, but the layer has 1 experts: use 1..=1"
         );
-        let capacity = CapacityConfig { factor: -1.0, drop: DropPolicy::Position };
+        let capacity = CapacityConfig {
+            factor: -1.0,
+            factor_per_expert: None,
+            drop: DropPolicy::Position,
+            evaluation_factor: None,
+        };
         assert_eq!(
             message(MoeConfig { capacity: Some(capacity), ..config() }),
             "`model.ffn.moe.capacity.factor` is -1: use a positive number, or remove the table for a dropless layer"

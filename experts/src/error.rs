@@ -14,6 +14,12 @@ pub enum MoeConfigError {
         /// Whether the key may be absent.
         optional: bool,
     },
+    /// A gate of a shared expert that is not there.
+    #[error(
+        "`model.ffn.moe.shared_expert_gate` is true, but there is no shared expert: set \
+         `model.ffn.moe.d_shared_expert`, or remove the key"
+    )]
+    SharedExpertGate,
     /// A mistake in the router's or the capacity's keys.
     #[error(transparent)]
     Router(#[from] RouterError),

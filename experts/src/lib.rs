@@ -8,11 +8,12 @@ mod dense;
 mod error;
 mod grouped;
 mod moe;
+mod soft;
 
 pub use config::{MoeConfig, MoeLayersConfig};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};
-pub use moe::{Mode, MoeAux, MoeLayer, MoeOutput};
+pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
 pub use switchyard_kernels::{Activation, DispatchPlan};
 pub use switchyard_router::{CapacityConfig, DropPolicy};

@@ -1,36 +1,46 @@
 //! The mixture-of-experts layer: route, dispatch, multiply, combine.
 //!
-//! Shape letters: t tokens, d model width, e experts, k experts per token.
+//! Shape letters: t tokens, d model width, e experts, k slots per token.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::DispatchPlan;
+use burn::tensor::activation::sigmoid;
+use switchyard_kernels::{DispatchPlan, linear};
 use switchyard_router::{
-    CapacityConfig, RouterStatistics, Routing, TopKRouter, load_balancing_loss, router_z_loss,
+    AuxLoss, BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, RouterStatistics,
+    Routing, Selection,
 };
 
-use crate::{DenseFfn, Experts};
+use crate::{DenseFfn, Experts, soft};
 
 /// A mixture of experts in place of a dense feed-forward block.
 #[derive(Module, Debug)]
 pub struct MoeLayer {
     /// Chooses the experts.
-    pub router: TopKRouter,
+    pub router: Router,
     /// The experts to choose from.
     pub experts: Experts,
     /// Sees every token; its output is added to the mixture's.
     pub shared_expert: Option<DenseFfn>,
+    /// Weighs the shared expert's output of each token with a sigmoid, `[d_model, 1]` (Qwen2-MoE); absent adds it as it is.
+    pub shared_gate_d1: Option<Param<Tensor<2>>>,
     #[module(skip)]
     capacity: Option<CapacityConfig>,
 }
 
-/// Whether a capacity applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Experts drop what exceeds their capacity, if one is configured.
-    Training,
-    /// Every token reaches all its experts.
-    Evaluation,
+/// What the layer reads.
+#[derive(Debug, Clone)]
+pub struct MoeInput<'a> {
+    /// What the experts read, `[num_tokens, d_model]`.
+    pub x_td: Tensor<2>,
+    /// What the router reads; none if the same.
+    pub router_x_td: Option<Tensor<2>>,
+    /// `[num_tokens]`, for routers that go by token id; may be empty for others.
+    pub token_ids_t: &'a [u32],
+    /// Tokens of one sequence.
+    pub seq_len: usize,
+    /// Why: while training there are noise, losses and a capacity.
+    pub pass: RouterPass<'a>,
 }
 
 /// What the layer returns.
@@ -45,12 +55,25 @@ pub struct MoeOutput {
 /// What the layer learnt besides its output.
 #[derive(Debug)]
 pub struct MoeAux {
-    /// See [`load_balancing_loss`]; unweighted, `[1]`. None unless a weight is configured.
-    pub load_balancing_loss: Option<Tensor<1>>,
-    /// See [`router_z_loss`]; unweighted, `[1]`. None unless a weight is configured.
-    pub router_z_loss: Option<Tensor<1>>,
+    /// Losses with a weight; only while training.
+    pub losses: Vec<AuxLoss>,
     /// Counts, gate statistics and dropped assignments.
     pub statistics: RouterStatistics,
+    /// What the router's bias is updated by; only while training a router with a bias.
+    pub balance: Option<BalanceCount>,
+    /// Who went where and why; none where tokens are mixed softly.
+    pub route: Option<Route>,
+}
+
+/// Who went where and why, on the host.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Logits whose softmax is the normalised score: `[t, e]`, row-major.
+    pub log_scores_te: Vec<f64>,
+    /// Experts of each token, before capacity.
+    pub choice: Choice,
+    /// Whether each slot reached its expert; none if all did.
+    pub kept_tk: Option<Vec<bool>>,
 }
 
 impl MoeLayer {
@@ -59,55 +82,90 @@ impl MoeLayer {
     /// # Panics
     /// If router and experts differ in the number of experts.
     pub fn new(
-        router: TopKRouter,
+        router: Router,
         experts: Experts,
         shared_expert: Option<DenseFfn>,
         capacity: Option<CapacityConfig>,
     ) -> Self {
-        let ([_, num_routed], [num_experts, _, _]) =
-            (router.weight_de.val().dims(), experts.w_up_edf.val().dims());
+        let [num_experts, _, _] = experts.w_up_edf.val().dims();
         assert!(
-            num_routed == num_experts,
-            "the router chooses among {num_routed} experts, but the layer has {num_experts}"
+            router.num_experts() == num_experts,
+            "the router chooses among {} experts, but the layer has {num_experts}",
+            router.num_experts()
         );
-        Self { router, experts, shared_expert, capacity }
+        Self { router, experts, shared_expert, shared_gate_d1: None, capacity }
+    }
+
+    /// The layer with a gate on its shared expert, `[d_model, 1]`.
+    pub fn with_shared_gate(self, shared_gate_d1: Tensor<2>) -> Self {
+        Self { shared_gate_d1: Some(Param::from_tensor(shared_gate_d1)), ..self }
+    }
+
+    /// The layer with its router's bias updated, see [`Router::rebalanced`].
+    pub fn rebalanced(self, count: &BalanceCount) -> Self {
+        Self { router: self.router.rebalanced(count), ..self }
     }
 
     /// The gate-weighted sum of each token's experts, plus the shared expert. A token whose assignments were all
     /// dropped gets the shared expert only, or zero.
     ///
-    /// # Shapes
-    /// - `x_td`: `[num_tokens, d]`; `noise_td`: factors for the router's input, see
-    ///   [`switchyard_router::jitter_noise`]
-    ///
     /// # Panics
-    /// If the device fails to return the gate logits.
-    pub fn forward(&self, x_td: Tensor<2>, noise_td: Option<Tensor<2>>, mode: Mode) -> MoeOutput {
-        let routing = self.router.forward(x_td.clone(), noise_td);
-        let keep_tk = match (mode, &self.capacity) {
-            (Mode::Training, Some(capacity)) => Some(routing.slots_within(capacity)),
-            _ => None,
+    /// If the device fails to return the gate logits, or token ids are missing where the router needs them.
+    pub fn forward(&self, input: MoeInput<'_>) -> MoeOutput {
+        let MoeInput { x_td, router_x_td, token_ids_t, seq_len, pass } = input;
+        let router_x_td = router_x_td.unwrap_or_else(|| x_td.clone());
+        let router_input = RouterInput { x_td: router_x_td, token_ids_t, seq_len, pass };
+        let (mixture_td, aux) = match self.router.config().selection() {
+            Selection::Soft(_) => soft::forward(&self.router, &self.experts, x_td.clone(), router_input),
+            _ => self.forward_routed(x_td.clone(), router_input),
         };
-        let plan =
-            DispatchPlan::new(&routing.expert_ids_tk, keep_tk.as_deref(), routing.num_experts, routing.top_k);
-        let gates_tk = routing.gates_tk.clone().cast(x_td.dtype());
-        let mixture_td = self.experts.forward(x_td.clone(), gates_tk, &plan);
         let hidden_td = match &self.shared_expert {
-            Some(shared_expert) => mixture_td + shared_expert.forward(x_td),
+            Some(shared_expert) => mixture_td + self.forward_shared(shared_expert, x_td),
             None => mixture_td,
         };
-        MoeOutput { hidden_td, aux: self.aux(routing, plan.num_dropped()) }
+        MoeOutput { hidden_td, aux }
     }
 
-    fn aux(&self, routing: Routing, num_dropped: usize) -> MoeAux {
-        let config = self.router.config();
-        let Routing { logits_te, statistics, .. } = routing;
-        MoeAux {
-            load_balancing_loss: config
-                .load_balancing_weight
-                .map(|_| load_balancing_loss(logits_te.clone(), statistics.tokens_per_expert())),
-            router_z_loss: config.z_loss_weight.map(|_| router_z_loss(logits_te)),
-            statistics: statistics.with_dropped(num_dropped as u64),
+    fn forward_shared(&self, shared_expert: &DenseFfn, x_td: Tensor<2>) -> Tensor<2> {
+        let hidden_td = shared_expert.forward(x_td.clone());
+        match &self.shared_gate_d1 {
+            Some(gate_d1) => hidden_td * sigmoid(linear(x_td, gate_d1.val(), None)),
+            None => hidden_td,
+        }
+    }
+
+    fn forward_routed(&self, x_td: Tensor<2>, input: RouterInput<'_>) -> (Tensor<2>, MoeAux) {
+        let pass = input.pass;
+        let routing = self.router.forward(input);
+        let within_capacity_tk =
+            self.capacity_factor(pass).map(|(capacity, factor)| routing.slots_within(capacity, factor));
+        let Routing { choice, gates_tk, log_scores_te, num_experts, statistics, losses, balance, .. } =
+            routing;
+        let num_dropped = |kept_tk: &Vec<bool>| {
+            let num_kept = kept_tk.iter().filter(|kept| **kept).count() as u64;
+            statistics.tokens_per_expert().iter().sum::<u64>() - num_kept
+        };
+        let num_dropped = within_capacity_tk.as_ref().map_or(0, num_dropped);
+        let kept_tk = within_capacity_tk.or_else(|| choice.keep_tk.clone());
+        let plan =
+            DispatchPlan::new(&choice.expert_ids_tk, kept_tk.as_deref(), num_experts, choice.slots_per_token);
+        let gates_tk = gates_tk.cast(x_td.dtype());
+        let mixture_td = self.experts.forward(x_td, gates_tk, &plan);
+        let aux = MoeAux {
+            losses,
+            statistics: statistics.with_dropped(num_dropped),
+            balance,
+            route: Some(Route { log_scores_te, choice, kept_tk }),
+        };
+        (mixture_td, aux)
+    }
+
+    /// The capacity that applies, and its factor.
+    fn capacity_factor(&self, pass: RouterPass<'_>) -> Option<(&CapacityConfig, f64)> {
+        let capacity = self.capacity.as_ref()?;
+        match pass {
+            RouterPass::Training { .. } => Some((capacity, capacity.factor)),
+            RouterPass::Evaluation | RouterPass::Generation => Some((capacity, capacity.evaluation_factor?)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::RouterError;
+use crate::{BiasUpdate, ExpertGroups, SinkhornConfig};
 
 /// Where the softmax stands relative to the choice of the top-k experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
@@ -16,11 +16,12 @@ pub enum SoftmaxOrder {
     AfterSelection,
 }
 
-/// Top-k token choice: each token picks its `top_k` experts.
+/// How tokens choose experts: a gate scores them, a selection picks from the scores, a bias or losses balance the load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)] // A misspelt `top_K` must stop the run, not train another model.
-pub struct TopKRouterConfig {
-    /// Experts each token is sent to, in `1..=num_experts`.
+pub struct RouterConfig {
+    /// Experts each token is sent to, in `1..=num_experts`. Under expert choice the average; under soft mixing the
+    /// experts whose work equals that of all slots.
     pub top_k: usize,
     /// Where the softmax stands; default `before_selection`.
     #[serde(default)]
@@ -29,45 +30,348 @@ pub struct TopKRouterConfig {
     /// Has no effect with `softmax = "after_selection"`, whose gates already sum to one.
     #[serde(default = "enabled")]
     pub renormalise: bool,
+    /// Sigmoid scores in place of the softmax (DeepSeek-V3, arXiv:2412.19437, eq. 12-15).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigmoid: Option<SigmoidConfig>,
+    /// A cosine gate in place of the linear one (X-MoE, arXiv:2204.09179, section 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<CosineConfig>,
+    /// Only the experts of each token's best groups compete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<ExpertGroups>,
+    /// A bias per expert, added to the scores for the selection only, which balances the load without a loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<ExpertBiasConfig>,
+    /// How experts are picked from the scores; absent is the `top_k` best of each token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<SelectionConfig>,
     /// Multiply the router's input by uniform noise in `[1 - jitter, 1 + jitter]` while training
     /// (Switch, arXiv:2101.03961, appendix C); absent turns it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<f64>,
+    /// Type of the gate's arithmetic; default `f32`, also where the model computes in a shorter one.
+    #[serde(default)]
+    pub precision: GatePrecision,
+    /// Factor on the standard deviation of the gate's initial values; default 1 (Switch, section 2.4, uses 0.1).
+    #[serde(default = "one")]
+    pub init_scale: f64,
+    /// What the router reads; default `normed`.
+    #[serde(default)]
+    pub input: RouterSource,
     /// Weight of the load-balancing loss; absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancing_weight: Option<f64>,
+    /// Over which tokens the load-balancing loss counts the loads; default `micro_batch`.
+    #[serde(default)]
+    pub load_balancing_scope: BalancingScope,
     /// Weight of the router z-loss; absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub z_loss_weight: Option<f64>,
+    /// Weight of the gate's mean entropy: above 0 makes tokens decided, below 0 undecided; absent turns it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy_weight: Option<f64>,
 }
 
-impl TopKRouterConfig {
-    /// Checks what does not depend on the rest of the model.
-    ///
-    /// # Errors
-    /// Names the first key under `model.ffn.moe.router` whose value is out of range.
-    pub fn validate(&self, num_experts: usize) -> Result<(), RouterError> {
-        if !(1..=num_experts).contains(&self.top_k) {
-            return Err(RouterError::TopKOutOfRange { top_k: self.top_k, num_experts });
+impl RouterConfig {
+    /// The `top_k` best experts by softmax, renormalised, without losses: every other key at its default.
+    pub fn top_k(top_k: usize) -> Self {
+        Self {
+            top_k,
+            softmax: SoftmaxOrder::default(),
+            renormalise: enabled(),
+            sigmoid: None,
+            cosine: None,
+            groups: None,
+            bias: None,
+            selection: None,
+            jitter: None,
+            precision: GatePrecision::default(),
+            init_scale: one(),
+            input: RouterSource::default(),
+            load_balancing_weight: None,
+            load_balancing_scope: BalancingScope::default(),
+            z_loss_weight: None,
+            entropy_weight: None,
         }
-        match self.jitter {
-            Some(jitter) if !(jitter > 0.0 && jitter < 1.0) => {
-                return Err(RouterError::JitterOutOfRange { jitter });
-            }
-            _ => {}
-        }
-        let weights =
-            [("load_balancing_weight", self.load_balancing_weight), ("z_loss_weight", self.z_loss_weight)];
-        for (key, weight) in weights {
-            match weight {
-                Some(weight) if !(weight.is_finite() && weight > 0.0) => {
-                    return Err(RouterError::LossWeightOutOfRange { key, weight });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
+
+    /// How experts are picked.
+    ///
+    /// # Panics
+    /// If several selections are given, which [`RouterConfig::validate`] reports as an error.
+    pub fn selection(&self) -> Selection<'_> {
+        let mut given = self.selection.iter().flat_map(SelectionConfig::given);
+        let selection = given.next().unwrap_or(Selection::TopK);
+        assert!(given.next().is_none(), "several selections: {:?}", self.selection);
+        selection
+    }
+
+    /// How the expert bias is updated; none without a bias.
+    ///
+    /// # Panics
+    /// If there is not exactly one rule, which [`RouterConfig::validate`] reports as an error.
+    pub fn bias_rule(&self) -> Option<BiasRule> {
+        let mut rules = self.bias.as_ref()?.given();
+        assert!(rules.len() == 1, "{} rules for the expert bias", rules.len());
+        rules.pop()
+    }
+
+    /// Whether a token's experts depend on no later token.
+    pub fn is_causal(&self) -> bool {
+        !matches!(self.selection(), Selection::ExpertChoice(_) | Selection::Soft(_))
+    }
+
+    /// Whether a gate is learned at all.
+    pub fn learns(&self) -> bool {
+        !matches!(self.selection(), Selection::Hash(_) | Selection::Random | Selection::ForcedUniform)
+    }
+}
+
+/// How experts are picked from the scores: [`SelectionConfig`] with its one table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Selection<'a> {
+    /// The best of each token.
+    TopK,
+    /// The best of noisy logits.
+    Noisy(&'a NoisyConfig),
+    /// The best, and another one with a probability.
+    RandomSecond(&'a RandomSecondConfig),
+    /// Balanced assignment.
+    Sinkhorn(&'a SinkhornConfig),
+    /// Experts take tokens.
+    ExpertChoice(&'a ExpertChoiceConfig),
+    /// By token id.
+    Hash(&'a HashConfig),
+    /// Weighted means of tokens.
+    Soft(&'a SoftConfig),
+    /// At random.
+    Random,
+    /// In turn.
+    ForcedUniform,
+}
+
+impl SelectionConfig {
+    /// The tables that are there.
+    pub(crate) fn given(&self) -> Vec<Selection<'_>> {
+        let Self { noisy, random_second, sinkhorn, expert_choice, hash, soft, random, forced_uniform } = self;
+        let tables = [
+            noisy.as_ref().map(Selection::Noisy),
+            random_second.as_ref().map(Selection::RandomSecond),
+            sinkhorn.as_ref().map(Selection::Sinkhorn),
+            expert_choice.as_ref().map(Selection::ExpertChoice),
+            hash.as_ref().map(Selection::Hash),
+            soft.as_ref().map(Selection::Soft),
+            random.as_ref().map(|_| Selection::Random),
+            forced_uniform.as_ref().map(|_| Selection::ForcedUniform),
+        ];
+        tables.into_iter().flatten().collect()
+    }
+}
+
+/// How an expert bias is updated: [`ExpertBiasConfig`] with its one table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BiasRule {
+    /// By a step of this size.
+    Step {
+        /// Which step.
+        update: BiasUpdate,
+        /// Its size.
+        rate: f64,
+    },
+    /// To the quantile that balances.
+    Quantile,
+}
+
+impl ExpertBiasConfig {
+    /// The tables that are there.
+    pub(crate) fn given(&self) -> Vec<BiasRule> {
+        let Self { sign, proportional, quantile } = self;
+        let step = |update, config: &BiasRateConfig| BiasRule::Step { update, rate: config.rate };
+        let tables = [
+            sign.as_ref().map(|config| step(BiasUpdate::Sign, config)),
+            proportional.as_ref().map(|config| step(BiasUpdate::Proportional, config)),
+            quantile.as_ref().map(|_| BiasRule::Quantile),
+        ];
+        tables.into_iter().flatten().collect()
+    }
+}
+
+/// `[model.ffn.moe.router.sigmoid]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SigmoidConfig {
+    /// Factor on all gates (`routed_scaling_factor` of DeepSeek-V3); default 1.
+    #[serde(default = "one")]
+    pub routed_scaling: f64,
+}
+
+/// `[model.ffn.moe.router.cosine]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CosineConfig {
+    /// Width in which tokens and experts are compared.
+    pub d_projection: usize,
+    /// Initial temperature, which divides the cosines and is learned; default 0.07.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+}
+
+/// `[model.ffn.moe.router.bias]`: give exactly one of the tables. The bias is updated once per optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertBiasConfig {
+    /// A step of fixed size towards balance (loss-free balancing, arXiv:2408.15664, algorithm 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign: Option<BiasRateConfig>,
+    /// A step in proportion to the violation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proportional: Option<BiasRateConfig>,
+    /// The bias that would have balanced the step's tokens (quantile balancing).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<QuantileConfig>,
+}
+
+/// `[model.ffn.moe.router.bias.sign]` and `.proportional`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BiasRateConfig {
+    /// Step size; default 0.001.
+    #[serde(default = "default_bias_rate")]
+    pub rate: f64,
+}
+
+/// `[model.ffn.moe.router.bias.quantile]`, which has no keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuantileConfig {}
+
+/// `[model.ffn.moe.router.selection]`: give at most one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct SelectionConfig {
+    /// Normal noise of learned size on the logits (Shazeer et al., arXiv:1701.06538, section 2.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noisy: Option<NoisyConfig>,
+    /// The second expert is kept with a probability of twice its gate (GShard, arXiv:2006.16668, algorithm 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random_second: Option<RandomSecondConfig>,
+    /// Balanced assignment by Sinkhorn's algorithm while training (S-BASE, arXiv:2202.01169); evaluation takes the best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sinkhorn: Option<SinkhornConfig>,
+    /// Each expert takes its best tokens (arXiv:2202.09368). Not causal: a token's experts depend on later tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_choice: Option<ExpertChoiceConfig>,
+    /// Experts by token id, nothing learned (arXiv:2106.04426).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<HashConfig>,
+    /// Every expert works on weighted means of the tokens (Soft MoE, arXiv:2308.00951). Not causal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft: Option<SoftConfig>,
+    /// Experts at random, drawn anew each step: a control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<ControlConfig>,
+    /// Experts in turn, by position: a control with perfect balance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced_uniform: Option<ControlConfig>,
+}
+
+/// `[model.ffn.moe.router.selection.noisy]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoisyConfig {
+    /// Weight of the importance loss (eq. 6 and 7); absent turns it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub importance_weight: Option<f64>,
+    /// Weight of the load loss (appendix A); absent turns it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_weight: Option<f64>,
+}
+
+/// `[model.ffn.moe.router.selection.random_second]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RandomSecondConfig {
+    /// Draw the second expert from the others' probabilities instead of taking the second best; default false.
+    #[serde(default)]
+    pub sampled: bool,
+}
+
+/// `[model.ffn.moe.router.selection.expert_choice]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertChoiceConfig {
+    /// An expert takes `ceil(capacity_factor * top_k * num_tokens / num_experts)` tokens; default 1.
+    #[serde(default = "one")]
+    pub capacity_factor: f64,
+    /// How text is generated, where later tokens are not known; absent refuses to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<GenerationRule>,
+}
+
+/// How a selection that is not causal generates text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GenerationRule {
+    /// Each token takes its `top_k` best experts.
+    TopK,
+}
+
+/// `[model.ffn.moe.router.selection.hash]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HashConfig {
+    /// Seed of the hash, apart from the run's; default 0.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// `[model.ffn.moe.router.selection.soft]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SoftConfig {
+    /// Slots of each expert per sequence; absent is `ceil(top_k * seq_len / num_experts)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots_per_expert: Option<usize>,
+}
+
+/// A control's table, which has no keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlConfig {}
+
+/// Type of the gate's arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum GatePrecision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 64 bits.
+    F64,
+}
+
+/// What a router reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterSource {
+    /// What the experts read: the normalised residual stream.
+    #[default]
+    Normed,
+    /// The residual stream itself, whose length tells tokens apart too.
+    Residual,
+}
+
+/// Tokens over which the load-balancing loss counts the experts' loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum BalancingScope {
+    /// Each sequence alone (DeepSeek-V3, arXiv:2412.19437, eq. 17-20): the mean over sequences.
+    Sequence,
+    /// Each micro-batch alone.
+    #[default]
+    MicroBatch,
+    /// The step's micro-batches so far (arXiv:2501.11873, section 3): loads add up over gradient accumulation.
+    GlobalBatch,
 }
 
 /// Limit on the tokens one expert takes from a batch while training. Evaluation is dropless.
@@ -76,22 +380,15 @@ impl TopKRouterConfig {
 pub struct CapacityConfig {
     /// Capacity of an expert is `ceil(factor * top_k * num_tokens / num_experts)`.
     pub factor: f64,
+    /// Factor of each expert, in place of `factor`; absent is the same for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor_per_expert: Option<Vec<f64>>,
     /// Which assignments are dropped over capacity.
     #[serde(default)]
     pub drop: DropPolicy,
-}
-
-impl CapacityConfig {
-    /// Checks the factor.
-    ///
-    /// # Errors
-    /// If `model.ffn.moe.capacity.factor` is not a positive number.
-    pub fn validate(&self) -> Result<(), RouterError> {
-        if self.factor.is_finite() && self.factor > 0.0 {
-            return Ok(());
-        }
-        Err(RouterError::CapacityFactorOutOfRange { factor: self.factor })
-    }
+    /// Factor while evaluating; absent evaluates dropless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation_factor: Option<f64>,
 }
 
 /// Which assignments an expert over its capacity drops.
@@ -103,62 +400,22 @@ pub enum DropPolicy {
     Position,
     /// Those with the smallest gate.
     Probability,
+    /// A random choice, so that no position is favoured (DeepSpeed's random token selection).
+    Random,
 }
 
 fn enabled() -> bool {
     true
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn one() -> f64 {
+    1.0
+}
 
-    fn config(top_k: usize) -> TopKRouterConfig {
-        TopKRouterConfig {
-            top_k,
-            softmax: SoftmaxOrder::BeforeSelection,
-            renormalise: true,
-            jitter: None,
-            load_balancing_weight: None,
-            z_loss_weight: None,
-        }
-    }
+fn default_temperature() -> f64 {
+    0.07
+}
 
-    #[test]
-    fn each_mistake_names_its_key_value_and_remedy() {
-        let message = |config: TopKRouterConfig| config.validate(8).unwrap_err().to_string();
-        assert_eq!(
-            message(config(9)),
-            "`model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8"
-        );
-        assert_eq!(
-            message(config(0)),
-            "`model.ffn.moe.router.top_k` is 0, but the layer has 8 experts: use 1..=8"
-        );
-        assert_eq!(
-            message(TopKRouterConfig { jitter: Some(1.5), ..config(2) }),
-            "`model.ffn.moe.router.jitter` is 1.5: use a number between 0 and 1, or remove the key to turn jitter off"
-        );
-        assert_eq!(
-            message(TopKRouterConfig { z_loss_weight: Some(-0.1), ..config(2) }),
-            "`model.ffn.moe.router.z_loss_weight` is -0.1: use a positive number, or remove the key to turn the loss off"
-        );
-        assert_eq!(
-            message(TopKRouterConfig { load_balancing_weight: Some(f64::NAN), ..config(2) }),
-            "`model.ffn.moe.router.load_balancing_weight` is NaN: use a positive number, or remove the key to turn \
-             the loss off"
-        );
-        assert!(config(8).validate(8).is_ok());
-    }
-
-    #[test]
-    fn a_capacity_factor_must_be_positive() {
-        let capacity = |factor| CapacityConfig { factor, drop: DropPolicy::Position };
-        assert_eq!(
-            capacity(0.0).validate().unwrap_err().to_string(),
-            "`model.ffn.moe.capacity.factor` is 0: use a positive number, or remove the table for a dropless layer"
-        );
-        assert!(capacity(f64::INFINITY).validate().is_err());
-        assert!(capacity(1.25).validate().is_ok());
-    }
+fn default_bias_rate() -> f64 {
+    0.001
 }

@@ -4,41 +4,51 @@
 
 mod bias;
 mod capacity;
+mod choice;
 mod config;
 mod control;
 mod draw;
 mod error;
 mod expert_choice;
+mod gate;
 mod groups;
 mod hash;
-mod jitter;
 mod losses;
+mod noise;
 mod noisy;
 mod normal;
 mod quantile;
+mod router;
 mod second_expert;
 mod selection;
 mod sinkhorn;
 mod statistics;
-mod top_k_router;
+mod validate;
 
 pub use bias::BiasUpdate;
 pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_random};
-pub use config::{CapacityConfig, DropPolicy, SoftmaxOrder, TopKRouterConfig};
+pub use choice::Choice;
+pub use config::{
+    BalancingScope, BiasRateConfig, BiasRule, CapacityConfig, ControlConfig, CosineConfig, DropPolicy,
+    ExpertBiasConfig, ExpertChoiceConfig, GatePrecision, GenerationRule, HashConfig, NoisyConfig,
+    QuantileConfig, RandomSecondConfig, RouterConfig, RouterSource, Selection, SelectionConfig,
+    SigmoidConfig, SoftConfig, SoftmaxOrder,
+};
 pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;
 pub use expert_choice::{ExpertChoice, expert_choice};
+pub use gate::{CosineGate, CosineWeights, GateWeights};
 pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
-pub use jitter::jitter_noise;
-pub use losses::{load_balancing_loss, router_z_loss};
+pub use losses::{AuxLoss, AuxLossKind, load_balancing_loss, router_z_loss};
+pub use noise::RouterNoise;
 pub use noisy::{
     LoadLoss, importance_loss_and_gradient, load_loss_and_gradient, load_probabilities, noisy_logits,
     noisy_top_k_gates,
 };
 pub use quantile::{QuantileHistogram, quantile_balanced_bias};
+pub use router::{BalanceCount, Router, RouterInput, RouterPass, Routing};
 pub use second_expert::{keep_second_at_random, sample_second_expert};
 pub use selection::select_top_k;
 pub use sinkhorn::{SinkhornConfig, sinkhorn_plan};
 pub use statistics::{RouterStatistics, RouterSummary};
-pub use top_k_router::{Routing, TopKRouter};

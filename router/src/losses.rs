@@ -1,9 +1,187 @@
 //! Auxiliary losses that keep a router usable. Unscaled: the caller applies the configured weights.
 //!
-//! Shape letters: t tokens, e experts, k experts per token.
+//! Shape letters: t tokens, e experts, k slots per token.
 
-use burn::tensor::Tensor;
+use burn::tensor::activation::{log_sigmoid, log_softmax};
+use burn::tensor::{Tensor, TensorData};
 use switchyard_kernels::{expected_load, mean_square_log_partition};
+
+use crate::gate::{GateNoise, GateOutput};
+use crate::router::read_to_host;
+use crate::{BalancingScope, Choice, RouterConfig, Selection};
+
+/// Which loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AuxLossKind {
+    /// See [`load_balancing_loss`].
+    LoadBalancing,
+    /// See [`router_z_loss`].
+    RouterZ,
+    /// See [`gate_entropy`].
+    GateEntropy,
+    /// Squared coefficient of variation of the experts' summed gates (arXiv:1701.06538, eq. 6 and 7).
+    Importance,
+    /// Squared coefficient of variation of the experts' expected loads (arXiv:1701.06538, appendix A).
+    Load,
+}
+
+impl AuxLossKind {
+    /// Name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LoadBalancing => "load_balancing_loss",
+            Self::RouterZ => "router_z_loss",
+            Self::GateEntropy => "gate_entropy_loss",
+            Self::Importance => "importance_loss",
+            Self::Load => "load_loss",
+        }
+    }
+}
+
+/// A loss with the weight that it was given.
+#[derive(Debug, Clone)]
+pub struct AuxLoss {
+    /// Which loss.
+    pub kind: AuxLossKind,
+    /// Its value, unweighted, `[1]`.
+    pub value_1: Tensor<1>,
+    /// Its weight.
+    pub weight: f64,
+}
+
+/// What losses are made from.
+pub(crate) struct LossInput<'a> {
+    pub(crate) gate: &'a GateOutput,
+    pub(crate) choice: &'a Choice,
+    pub(crate) tokens_per_expert: &'a [u64],
+    pub(crate) earlier_tokens_per_expert: &'a [u64],
+    pub(crate) seq_len: usize,
+}
+
+impl RouterConfig {
+    /// Every loss with a weight.
+    pub(crate) fn losses(&self, input: &LossInput<'_>) -> Vec<AuxLoss> {
+        let logits_te = &input.gate.logits_te;
+        // Without tokens there is nothing to balance.
+        if logits_te.dims()[0] == 0 {
+            return Vec::new();
+        }
+        // The softmax of these is the sigmoids over their sum. No epsilon stands in the sum, with which low scores could
+        // bring the loss below its bound.
+        let log_scores_te =
+            || if self.sigmoid.is_some() { log_sigmoid(logits_te.clone()) } else { logits_te.clone() };
+        let (importance_weight, load_weight) = match self.selection() {
+            Selection::Noisy(noisy) => (noisy.importance_weight, noisy.load_weight),
+            _ => (None, None),
+        };
+        let mut losses = Vec::new();
+        let mut add = |kind, weight: Option<f64>, value: &dyn Fn() -> Tensor<1>| {
+            losses.extend(weight.map(|weight| AuxLoss { kind, value_1: value(), weight }));
+        };
+        add(AuxLossKind::LoadBalancing, self.load_balancing_weight, &|| {
+            balancing_in_scope(log_scores_te(), self.load_balancing_scope, input)
+        });
+        add(AuxLossKind::RouterZ, self.z_loss_weight, &|| router_z_loss(logits_te.clone()));
+        add(AuxLossKind::GateEntropy, self.entropy_weight, &|| gate_entropy(log_scores_te()));
+        add(AuxLossKind::Importance, importance_weight, &|| importance_loss(logits_te.clone(), input.choice));
+        if let Some(noise) = &input.gate.noise {
+            add(AuxLossKind::Load, load_weight, &|| load_loss(logits_te, noise, self.top_k));
+        }
+        losses
+    }
+}
+
+fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &LossInput<'_>) -> Tensor<1> {
+    let counts = input.tokens_per_expert;
+    match scope {
+        BalancingScope::MicroBatch => load_balancing_loss(log_scores_te, counts),
+        BalancingScope::GlobalBatch if input.earlier_tokens_per_expert.is_empty() => {
+            load_balancing_loss(log_scores_te, counts)
+        }
+        BalancingScope::GlobalBatch => {
+            let so_far: Vec<u64> = counts
+                .iter()
+                .zip(input.earlier_tokens_per_expert)
+                .map(|(now, earlier)| now + earlier)
+                .collect();
+            load_balancing_loss(log_scores_te, &so_far)
+        }
+        BalancingScope::Sequence => sequence_balancing_loss(log_scores_te, input.choice, input.seq_len),
+    }
+}
+
+/// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20).
+fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, seq_len: usize) -> Tensor<1> {
+    let [num_tokens, num_experts] = log_scores_te.dims();
+    let num_sequences = num_tokens / seq_len;
+    let of_sequence = |sequence: usize| {
+        let slots =
+            sequence * seq_len * choice.slots_per_token..(sequence + 1) * seq_len * choice.slots_per_token;
+        let mut counts = vec![0; num_experts];
+        for slot in slots.filter(|&slot| choice.keep_tk.as_ref().is_none_or(|keep_tk| keep_tk[slot])) {
+            counts[choice.expert_ids_tk[slot] as usize] += 1;
+        }
+        load_balancing_loss(log_scores_te.clone().narrow(0, sequence * seq_len, seq_len), &counts)
+    };
+    let losses: Vec<_> = (0..num_sequences).map(of_sequence).collect();
+    Tensor::cat(losses, 0).mean()
+}
+
+/// Mean over tokens of the entropy of the softmax over all experts, in nats.
+///
+/// # Shapes
+/// - `log_scores_te`: `[num_tokens, num_experts]`; returns `[1]`
+pub(crate) fn gate_entropy(log_scores_te: Tensor<2>) -> Tensor<1> {
+    let log_p_te = log_softmax(log_scores_te, 1);
+    (log_p_te.clone().exp() * log_p_te).sum_dim(1).mean().neg()
+}
+
+/// Squared coefficient of variation of the experts' summed gates, whose gates are the softmax over the chosen.
+fn importance_loss(logits_te: Tensor<2>, choice: &Choice) -> Tensor<1> {
+    let [t, e] = logits_te.dims();
+    let mut penalty_te = vec![f32::MIN; t * e];
+    for (slot, &expert) in choice.expert_ids_tk.iter().enumerate() {
+        penalty_te[slot / choice.slots_per_token * e + expert as usize] = 0.0;
+    }
+    let penalty_te =
+        Tensor::from_data(TensorData::new(penalty_te, [t, e]), (&logits_te.device(), logits_te.dtype()));
+    // f32's lowest number plus a logit is f32's lowest number: the gate of an expert that was not chosen is 0.
+    let gates_te = log_softmax(logits_te + penalty_te, 1).exp();
+    squared_variation(gates_te.sum_dim(0))
+}
+
+/// Squared coefficient of variation of the experts' loads, each the sum over tokens of the probability that fresh noise
+/// would choose it (arXiv:1701.06538, eq. 8-11).
+fn load_loss(noisy_logits_te: &Tensor<2>, noise: &GateNoise, top_k: usize) -> Tensor<1> {
+    let [t, e] = noisy_logits_te.dims();
+    if top_k == e {
+        return Tensor::zeros([1], &noisy_logits_te.device()); // Everybody is always chosen.
+    }
+    let thresholds_te: Vec<f64> = read_to_host::<f64>(noisy_logits_te)
+        .chunks_exact(e)
+        .flat_map(|row| others_kth_highest(row, top_k))
+        .collect();
+    let GateNoise { clean_logits_te, std_te } = noise;
+    let thresholds_te = Tensor::<2>::from_data(TensorData::new(thresholds_te, [t, e]), &std_te.device());
+    let distance_te = (clean_logits_te.clone() - thresholds_te.cast(std_te.dtype())) / std_te.clone();
+    let probability_te = (distance_te / std::f64::consts::SQRT_2).erf().add_scalar(1.0).div_scalar(2.0);
+    squared_variation(probability_te.sum_dim(0))
+}
+
+/// For each expert the `top_k`-th highest logit of the others, which its own must exceed to be chosen.
+fn others_kth_highest(logits_e: &[f64], top_k: usize) -> Vec<f64> {
+    let mut sorted = logits_e.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let (kth, next) = (sorted[top_k - 1], sorted[top_k]);
+    logits_e.iter().map(|&logit| if logit >= kth { next } else { kth }).collect()
+}
+
+/// Variance over squared mean: no root stands in it, whose gradient at perfect balance would be 0 / 0.
+fn squared_variation(sums_1e: Tensor<2>) -> Tensor<1> {
+    let mean_11 = sums_1e.clone().mean_dim(1);
+    let variance = (sums_1e - mean_11.clone()).square().mean();
+    variance / mean_11.square().reshape([1])
+}
 
 /// How unevenly the experts are used: `E * sum_e f_e P_e` with `f_e = tokens_per_expert[e] / (T * k)` and `P_e` the
 /// mean over tokens of the softmax over all experts (Switch, arXiv:2101.03961, eq. 4-6; GShard, arXiv:2006.16668, section 2.2). Only

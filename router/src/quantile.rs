@@ -208,7 +208,7 @@ mod tests {
         let biased: Vec<f64> =
             scores_te.iter().enumerate().map(|(i, s)| s + bias_e[i % bias_e.len()]).collect();
         let ids = select_top_k(&biased, bias_e.len(), top_k);
-        RouterStatistics::measure(scores_te, &ids, bias_e.len(), top_k).max_violation()
+        RouterStatistics::measure(scores_te, &ids, None, bias_e.len(), top_k).max_violation()
     }
 
     #[track_caller]

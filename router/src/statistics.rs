@@ -46,14 +46,23 @@ impl RouterStatistics {
     /// Statistics of one choice, nothing dropped.
     ///
     /// # Shapes
-    /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`: `[num_tokens, top_k]`, row-major
+    /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`: `[num_tokens, top_k]`, row-major;
+    ///   `keep_tk`: whether a slot is a choice at all, absent if all are
     ///
     /// # Panics
     /// If the lengths do not fit, or an expert id is not below `num_experts`.
-    pub fn measure(logits_te: &[f64], expert_ids_tk: &[u32], num_experts: usize, top_k: usize) -> Self {
+    pub fn measure(
+        logits_te: &[f64],
+        expert_ids_tk: &[u32],
+        keep_tk: Option<&[bool]>,
+        num_experts: usize,
+        top_k: usize,
+    ) -> Self {
         let num_tokens = logits_te.len() / num_experts;
         assert!(
-            logits_te.len() == num_tokens * num_experts && expert_ids_tk.len() == num_tokens * top_k,
+            logits_te.len() == num_tokens * num_experts
+                && expert_ids_tk.len() == num_tokens * top_k
+                && keep_tk.is_none_or(|keep_tk| keep_tk.len() == expert_ids_tk.len()),
             "{} logits and {} expert ids do not fit {num_experts} experts with top_k {top_k}",
             logits_te.len(),
             expert_ids_tk.len(),
@@ -66,9 +75,13 @@ impl RouterStatistics {
             margin_sum: 0.0,
             num_dropped: 0,
         };
-        for (logits_e, chosen_k) in logits_te.chunks_exact(num_experts).zip(expert_ids_tk.chunks_exact(top_k))
-        {
-            statistics.add_token(logits_e, chosen_k);
+        let mut chosen = Vec::with_capacity(top_k);
+        for (token, logits_e) in logits_te.chunks_exact(num_experts).enumerate() {
+            let slots = token * top_k..(token + 1) * top_k;
+            let is_chosen = |slot: &usize| keep_tk.is_none_or(|keep_tk| keep_tk[*slot]);
+            chosen.clear();
+            chosen.extend(slots.filter(is_chosen).map(|slot| expert_ids_tk[slot]));
+            statistics.add_token(logits_e, &chosen);
         }
         statistics
     }
@@ -207,6 +220,9 @@ impl RouterStatistics {
             self.tokens_per_expert[expert as usize] += 1;
             smallest_chosen = smallest_chosen.min(probs_e[expert as usize]);
         }
+        if chosen_k.is_empty() {
+            return; // Nothing that could flip.
+        }
         let left_out = (0_u32..).zip(&probs_e).filter(|(expert, _)| !chosen_k.contains(expert));
         self.margin_sum += smallest_chosen - left_out.fold(0.0, |largest, (_, &p)| p.max(largest));
     }
@@ -254,7 +270,7 @@ mod tests {
 
     fn measure(logits_te: &[f64], num_experts: usize, top_k: usize) -> RouterStatistics {
         let ids = select_top_k(logits_te, num_experts, top_k);
-        RouterStatistics::measure(logits_te, &ids, num_experts, top_k)
+        RouterStatistics::measure(logits_te, &ids, None, num_experts, top_k)
     }
 
     fn numbers(summary: &RouterSummary) -> [f64; 9] {

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::MoeConfig;
+use switchyard_router::Selection;
 
 use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
 
@@ -45,7 +46,9 @@ pub struct ParameterBreakdown {
     pub norm: u64,
     /// Dense feed-forward blocks: m d f, with biases.
     pub dense_ffn: u64,
-    /// Routers: d e.
+    /// Routers: d e for a linear gate, twice that with learned noise, d e p for p soft slots per expert, d c + c e + 1 for
+    /// a cosine gate of width c, nothing where nothing is learned; with a gated shared expert d more. An expert bias, which is
+    /// not learned, is not counted.
     pub router: u64,
     /// Routed experts: e m d f.
     pub routed_experts: u64,
@@ -123,7 +126,7 @@ impl ParameterBreakdown {
             attention: layers.all * attention_params(spec),
             norm: (2 * layers.all + 1) * norm_params,
             dense_ffn: layers.dense * (matrices * d * d_ff + ffn_bias),
-            router: d * moe(|moe| moe.num_experts),
+            router: layers.moe * router_params(spec),
             routed_experts: matrices * d * moe(|moe| moe.num_experts * moe.d_expert),
             shared_experts: matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
             head: if spec.tie_embeddings { 0 } else { d * v },
@@ -156,7 +159,7 @@ impl ForwardFlops {
             attention_projections: layers.all * 2 * d * (2 * d_query + 2 * d_kv),
             attention_mixing: layers.all * 2 * d_query * (s + 1),
             dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
-            router: 2 * d * moe(|moe| moe.num_experts),
+            router: 2 * layers.moe * router_matrix_params(spec),
             routed_experts: 2 * active_expert_params(spec),
             shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
             head: 2 * d * v,
@@ -261,6 +264,30 @@ fn attention_params(spec: &ModelSpec) -> u64 {
     d * (2 * d_query + 2 * d_kv) + biases + head_norms
 }
 
+/// Parameters of the matrices of one layer's router.
+fn router_matrix_params(spec: &ModelSpec) -> u64 {
+    let Some(moe) = &spec.moe else { return 0 };
+    let (d, e) = (spec.d_model as u64, moe.num_experts as u64);
+    let shared_gate = if moe.shared_expert_gate { d } else { 0 };
+    let gate = match (moe.router.selection(), &moe.router.cosine) {
+        (Selection::Hash(_) | Selection::Random | Selection::ForcedUniform, _) => 0,
+        (Selection::Soft(_), _) => d * e * spec.soft_slots_per_expert().unwrap_or(1) as u64,
+        (Selection::Noisy(_), None) => 2 * d * e,
+        (_, None) => d * e,
+        (selection, Some(cosine)) => {
+            let noise = if matches!(selection, Selection::Noisy(_)) { d * e } else { 0 };
+            (d + e) * cosine.d_projection as u64 + noise
+        }
+    };
+    gate + shared_gate
+}
+
+/// Parameters of one layer's router.
+fn router_params(spec: &ModelSpec) -> u64 {
+    let has_temperature = spec.moe.as_ref().is_some_and(|moe| moe.router.cosine.is_some());
+    router_matrix_params(spec) + u64::from(has_temperature)
+}
+
 fn ffn_matrices(spec: &ModelSpec) -> u64 {
     if spec.activation.is_gated() { 3 } else { 2 }
 }
@@ -274,7 +301,7 @@ fn active_expert_params(spec: &ModelSpec) -> u64 {
 #[cfg(test)]
 mod tests {
     use switchyard_experts::Activation;
-    use switchyard_router::{SoftmaxOrder, TopKRouterConfig};
+    use switchyard_router::RouterConfig;
 
     use super::*;
     use crate::model::InitConfig;
@@ -305,18 +332,12 @@ mod tests {
 
     /// The same with 4 gated experts of width 3, of which 2 are used, and a shared one of width 1.
     fn sparse() -> ModelSpec {
-        let router = TopKRouterConfig {
-            top_k: 2,
-            softmax: SoftmaxOrder::BeforeSelection,
-            renormalise: true,
-            jitter: None,
-            load_balancing_weight: None,
-            z_loss_weight: None,
-        };
+        let router = RouterConfig::top_k(2);
         let moe = MoeConfig {
             num_experts: 4,
             d_expert: 3,
             d_shared_expert: Some(1),
+            shared_expert_gate: false,
             router,
             capacity: None,
             layers: None,

@@ -18,13 +18,10 @@ impl DeviceBatch {
     /// `batch` copied to `device`.
     pub fn upload(batch: TokenBatch, device: &Device) -> Self {
         let shape = [batch.num_sequences, batch.seq_len];
-        let matrix = |ids: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device);
+        let num_targets = batch.target_ids.len();
         Self {
-            input: ModelInput {
-                input_ids_bs: matrix(batch.input_ids),
-                segment_ids_bs: batch.segment_ids.map(matrix),
-            },
-            target_ids_t: matrix(batch.target_ids).flatten(0, 1),
+            input: ModelInput::upload(batch.input_ids, batch.segment_ids, shape, device),
+            target_ids_t: Tensor::from_data(TensorData::new(batch.target_ids, [num_targets]), device),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Text from a trained model, token by token.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
 
 use crate::TrainError;
@@ -70,8 +70,7 @@ fn next_token_logits(model: &Transformer, context: &[u32], device: &Device) -> R
     let visible = &context[context.len().saturating_sub(model.spec().max_seq_len)..];
     let ids: Vec<i32> = visible.iter().map(|&id| id as i32).collect();
     let seq_len = ids.len();
-    let input_ids_bs = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, seq_len]), device);
-    let output = model.forward(&ModelInput { input_ids_bs, segment_ids_bs: None }, Pass::Evaluation);
+    let output = model.forward(&ModelInput::upload(ids, None, [1, seq_len], device), Pass::Generation);
     let last_v = model.logits(output.hidden_td.narrow(0, seq_len - 1, 1));
     let read_failed = |error: String| TrainError::Device { reason: error };
     let data = last_v.try_into_data().map_err(|error| read_failed(format!("{error:?}")))?;

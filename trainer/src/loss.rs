@@ -1,20 +1,11 @@
 //! The training loss and its parts.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Int, Tensor};
-use switchyard_experts::MoeAux;
+use switchyard_router::AuxLossKind;
 
 use crate::model::{ModelOutput, Transformer};
-
-/// Weights of what is added to the cross-entropy; absent turns a loss off.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct AuxWeights {
-    /// Weight of the load-balancing loss.
-    pub load_balancing: Option<f64>,
-    /// Weight of the router z-loss.
-    pub router_z: Option<f64>,
-    /// Weight of the head's z-loss.
-    pub head_z: Option<f64>,
-}
 
 /// One micro-batch's loss and its parts, each `[1]`. Only the total is differentiated.
 #[derive(Debug, Clone)]
@@ -23,12 +14,19 @@ pub struct LossParts {
     pub total: Tensor<1>,
     /// Mean next-token cross-entropy, in nats.
     pub cross_entropy: Tensor<1>,
-    /// Load-balancing loss, unweighted, mean over the MoE layers.
-    pub load_balancing: Option<Tensor<1>>,
-    /// Router z-loss, unweighted, mean over the MoE layers.
-    pub router_z: Option<Tensor<1>>,
+    /// Every router loss with a weight.
+    pub router: BTreeMap<AuxLossKind, RouterLoss>,
     /// Mean squared log-partition of the head's scores, unweighted.
     pub head_z: Option<Tensor<1>>,
+}
+
+/// One kind of router loss, each value the mean over the layers that have it, `[1]`.
+#[derive(Debug, Clone)]
+pub struct RouterLoss {
+    /// As it is.
+    pub unweighted: Tensor<1>,
+    /// As it enters the total.
+    pub weighted: Tensor<1>,
 }
 
 impl LossParts {
@@ -37,23 +35,32 @@ impl LossParts {
         model: &Transformer,
         output: &ModelOutput,
         target_ids_t: Tensor<1, Int>,
-        weights: AuxWeights,
+        head_z_weight: Option<f64>,
     ) -> Self {
-        let head = model.head_loss(output.hidden_td.clone(), target_ids_t, weights.head_z);
-        let load_balancing = mean_over_layers(output, |aux| aux.load_balancing_loss.clone());
-        let router_z = mean_over_layers(output, |aux| aux.router_z_loss.clone());
-        let weighted = [(&load_balancing, weights.load_balancing), (&router_z, weights.router_z)];
-        let total = weighted.into_iter().fold(head.total_1, |total, part| match part {
-            (Some(loss), Some(weight)) => total + loss.clone().mul_scalar(weight),
-            _ => total,
-        });
-        let head_z = weights.head_z.map(|_| head.square_log_partition_1);
-        Self { total, cross_entropy: head.cross_entropy_1, load_balancing, router_z, head_z }
+        let head = model.head_loss(output.hidden_td.clone(), target_ids_t, head_z_weight);
+        let router = router_losses(output);
+        let total = router.values().fold(head.total_1, |total, loss| total + loss.weighted.clone());
+        let head_z = head_z_weight.map(|_| head.square_log_partition_1);
+        Self { total, cross_entropy: head.cross_entropy_1, router, head_z }
     }
 }
 
-fn mean_over_layers(output: &ModelOutput, part: impl Fn(&MoeAux) -> Option<Tensor<1>>) -> Option<Tensor<1>> {
-    let losses: Vec<_> = output.moe_layers.iter().filter_map(|(_, aux)| part(aux)).collect();
-    let num_layers = losses.len();
-    losses.into_iter().reduce(|sum, loss| sum + loss).map(|sum| sum.div_scalar(num_layers as f64))
+fn router_losses(output: &ModelOutput) -> BTreeMap<AuxLossKind, RouterLoss> {
+    let mut by_kind: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for loss in output.moe_layers.iter().flat_map(|(_, aux)| &aux.losses) {
+        by_kind.entry(loss.kind).or_default().push(loss);
+    }
+    let mean = |losses: Vec<Tensor<1>>| {
+        let num_layers = losses.len() as f64;
+        losses.into_iter().reduce(|sum, loss| sum + loss).map(|sum| sum.div_scalar(num_layers))
+    };
+    by_kind
+        .into_iter()
+        .filter_map(|(kind, losses)| {
+            let unweighted = mean(losses.iter().map(|loss| loss.value_1.clone()).collect())?;
+            let weighted =
+                mean(losses.iter().map(|loss| loss.value_1.clone().mul_scalar(loss.weight)).collect())?;
+            Some((kind, RouterLoss { unweighted, weighted }))
+        })
+        .collect()
 }

@@ -1,6 +1,6 @@
 //! Everybody who watches a run: the metrics file, the event file, the progress display. They read; the loop acts.
 
-use switchyard_router::RouterStatistics;
+use switchyard_router::{AuxLossKind, RouterStatistics};
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
@@ -63,12 +63,19 @@ impl Observers {
         learning_rate: f64,
         step_secs: f64,
     ) -> Result<(), TrainError> {
+        let losses = &measurements.router_losses;
+        let router_loss = |kind| losses.get(&kind).map(|loss| loss.unweighted);
+        let weighted_losses = losses.iter().map(|(kind, loss)| (kind.name().into(), loss.weighted)).collect();
         let row = StepRecord {
             step: state.step,
             tokens_seen: state.tokens_seen,
             cross_entropy_nats: measurements.cross_entropy_nats,
-            load_balancing_loss: measurements.load_balancing_loss,
-            router_z_loss: measurements.router_z_loss,
+            load_balancing_loss: router_loss(AuxLossKind::LoadBalancing),
+            router_z_loss: router_loss(AuxLossKind::RouterZ),
+            gate_entropy_loss: router_loss(AuxLossKind::GateEntropy),
+            importance_loss: router_loss(AuxLossKind::Importance),
+            load_loss: router_loss(AuxLossKind::Load),
+            weighted_losses,
             head_z_loss: measurements.head_z_loss,
             total_loss: measurements.total_loss,
             learning_rate,
@@ -140,6 +147,8 @@ fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
         tokens_per_expert: summary.tokens_per_expert,
         max_violation: summary.max_violation,
         coefficient_of_variation: summary.coefficient_of_variation,
+        gini_coefficient: summary.gini_coefficient,
+        effective_num_experts: summary.effective_num_experts,
         gate_entropy_nats: summary.gate_entropy_nats,
         marginal_entropy_nats: summary.marginal_entropy_nats,
         dead_expert_fraction: summary.dead_expert_fraction,

@@ -1,12 +1,14 @@
 //! One optimizer step: forward, backward, accumulate, clip, update.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Device, Tensor};
 use switchyard_datasets::TokenBatch;
-use switchyard_router::RouterStatistics;
+use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::loss::{AuxWeights, LossParts};
+use crate::loss::LossParts;
 use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
 use crate::optimizer::StepGradients;
 use crate::parameters::parameter_gradients;
@@ -14,14 +16,14 @@ use crate::parameters::parameter_gradients;
 /// What one step needs to know besides model, optimizer and data.
 #[derive(Debug, Clone, Copy)]
 pub struct StepSettings {
-    /// Seed of dropout and jitter.
+    /// Seed of dropout and of the routers' noise.
     pub seed: u64,
     /// Index of the step, from 0.
     pub step: u64,
     /// Global norm above which gradients are scaled down.
     pub max_grad_norm: Option<f64>,
-    /// Weights of what is added to the cross-entropy.
-    pub aux_weights: AuxWeights,
+    /// Weight of the head's z-loss; absent turns it off.
+    pub head_z_weight: Option<f64>,
 }
 
 /// What one step learned, means over its micro-batches.
@@ -29,10 +31,8 @@ pub struct StepSettings {
 pub struct StepMeasurements {
     /// Next-token cross-entropy, in nats.
     pub cross_entropy_nats: f64,
-    /// Load-balancing loss, unweighted.
-    pub load_balancing_loss: Option<f64>,
-    /// Router z-loss, unweighted.
-    pub router_z_loss: Option<f64>,
+    /// Router losses with a weight.
+    pub router_losses: BTreeMap<AuxLossKind, LossValue>,
     /// Mean squared log-partition of the head's scores, unweighted.
     pub head_z_loss: Option<f64>,
     /// The loss that was minimised.
@@ -41,6 +41,17 @@ pub struct StepMeasurements {
     pub grad_norm: f64,
     /// Routing of each MoE layer, with the layer's index.
     pub routing: RoutingByLayer,
+    /// What the routers with a bias learned about their balance, by layer.
+    pub balance: BTreeMap<usize, BalanceCount>,
+}
+
+/// A loss as it is, and as it enters the total.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossValue {
+    /// As it is.
+    pub unweighted: f64,
+    /// As it enters the total.
+    pub weighted: f64,
 }
 
 /// Routing statistics of the MoE layers, merged over batches.
@@ -63,8 +74,8 @@ pub fn step_gradients(
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
         let batch = DeviceBatch::upload(micro_batch, device);
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
-        let output = model.forward(&batch.input, Pass::Training(noise));
-        let parts = LossParts::new(model, &output, batch.target_ids_t, settings.aux_weights);
+        let output = model.forward(&batch.input, Pass::Training { noise, earlier: &measurements.routing });
+        let parts = LossParts::new(model, &output, batch.target_ids_t, settings.head_z_weight);
         measurements.add(&parts, &output, scale)?;
         if !measurements.total_loss.is_finite() {
             return Err(TrainError::NonFiniteLoss { step: settings.step + 1, loss: measurements.total_loss });
@@ -82,19 +93,31 @@ pub fn step_gradients(
 
 impl StepMeasurements {
     fn add(&mut self, parts: &LossParts, output: &ModelOutput, scale: f64) -> Result<(), TrainError> {
-        let add_optional = |sum: &mut Option<f64>, part: &Option<Tensor<1>>| -> Result<(), TrainError> {
-            if let Some(part) = part {
-                *sum.get_or_insert(0.0) += scale * read_scalar(part)?;
-            }
-            Ok(())
-        };
         self.cross_entropy_nats += scale * read_scalar(&parts.cross_entropy)?;
         self.total_loss += scale * read_scalar(&parts.total)?;
-        add_optional(&mut self.load_balancing_loss, &parts.load_balancing)?;
-        add_optional(&mut self.router_z_loss, &parts.router_z)?;
-        add_optional(&mut self.head_z_loss, &parts.head_z)?;
+        for (kind, loss) in &parts.router {
+            let value = self.router_losses.entry(*kind).or_default();
+            value.unweighted += scale * read_scalar(&loss.unweighted)?;
+            value.weighted += scale * read_scalar(&loss.weighted)?;
+        }
+        if let Some(head_z) = &parts.head_z {
+            *self.head_z_loss.get_or_insert(0.0) += scale * read_scalar(head_z)?;
+        }
         merge_routing(&mut self.routing, output);
+        self.merge_balance(output);
         Ok(())
+    }
+
+    fn merge_balance(&mut self, output: &ModelOutput) {
+        for (layer, aux) in &output.moe_layers {
+            match (self.balance.get_mut(layer), &aux.balance) {
+                (Some(sum), Some(balance)) => sum.merge(balance),
+                (None, Some(balance)) => {
+                    self.balance.insert(*layer, balance.clone());
+                }
+                (_, None) => {}
+            }
+        }
     }
 }
 

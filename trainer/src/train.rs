@@ -14,7 +14,6 @@ use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
 use crate::generate::{GenerationSettings, generate, prompt_ids};
-use crate::loss::AuxWeights;
 use crate::metrics::{Record, read_metrics};
 use crate::model::Transformer;
 use crate::observers::Observers;
@@ -260,14 +259,15 @@ impl<'a> Run<'a> {
             seed: self.config.seed,
             step: self.state.step,
             max_grad_norm: self.plan.max_grad_norm,
-            aux_weights: aux_weights(self.plan),
+            head_z_weight: self.plan.head_z_loss_weight,
         };
         let micro_batches = (0..self.plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())
             .collect::<Result<Vec<_>, _>>()?;
         let (gradients, measurements) =
             step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
-        self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
+        let updated = |model| self.optimizer.update(model, gradients, learning_rate);
+        self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
         self.state.step += 1;
         self.state.tokens_seen += self.plan.tokens_per_step as u64;
         self.state.active_flops += self.plan.training_flops_per_step();
@@ -400,15 +400,6 @@ impl<'a> Run<'a> {
 /// Whether something that happens every `period` steps happens after `step`.
 fn is_due(period: Option<u64>, step: u64) -> bool {
     period.is_some_and(|period| step.is_multiple_of(period))
-}
-
-pub(crate) fn aux_weights(plan: &RunPlan) -> AuxWeights {
-    let router = plan.model.moe.as_ref().map(|moe| &moe.router);
-    AuxWeights {
-        load_balancing: router.and_then(|router| router.load_balancing_weight),
-        router_z: router.and_then(|router| router.z_loss_weight),
-        head_z: plan.head_z_loss_weight,
-    }
 }
 
 pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {

@@ -12,17 +12,20 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use switchyard_datasets::TokenBatch;
-use switchyard_experts::{Activation, Experts, ExpertsWeights, Mode, MoeConfig, MoeLayer};
+use switchyard_experts::{Activation, Experts, ExpertsWeights, MoeConfig, MoeInput, MoeLayer};
 use switchyard_kernels::{CausalMask, RotaryTable};
-use switchyard_router::{Routing, SoftmaxOrder, TopKRouterConfig, load_balancing_loss};
+use switchyard_router::{
+    AuxLossKind, GateWeights, RouterConfig, RouterInput, RouterPass, Routing, SoftmaxOrder,
+    load_balancing_loss,
+};
 use switchyard_trainer::batch::DeviceBatch;
-use switchyard_trainer::loss::{AuxWeights, LossParts};
+use switchyard_trainer::loss::LossParts;
 use switchyard_trainer::model::{
     Attention, Embedding, InitConfig, LayerKind, ModelInput, ModelSpec, Norm, NormKind, ParameterSource,
-    Pass, PositionKind, Transformer,
+    Pass, PositionKind, StepNoise, Transformer,
 };
 use switchyard_trainer::parameters::{parameter_data, parameter_gradients, update_parameters};
 
@@ -106,16 +109,17 @@ fn llama_spec() -> ModelSpec {
 }
 
 fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancing_weight: f64) -> ModelSpec {
-    let router = TopKRouterConfig {
-        top_k: 2,
-        softmax,
-        renormalise: true,
-        jitter: None,
-        load_balancing_weight: Some(balancing_weight),
-        z_loss_weight: None,
+    let router =
+        RouterConfig { softmax, load_balancing_weight: Some(balancing_weight), ..RouterConfig::top_k(2) };
+    let moe = MoeConfig {
+        num_experts,
+        d_expert,
+        d_shared_expert: None,
+        shared_expert_gate: false,
+        router,
+        capacity: None,
+        layers: None,
     };
-    let moe =
-        MoeConfig { num_experts, d_expert, d_shared_expert: None, router, capacity: None, layers: None };
     ModelSpec { layers: vec![LayerKind::Moe; 2], d_ff: None, moe: Some(moe), ..llama_spec() }
 }
 
@@ -330,7 +334,8 @@ impl Reference {
         // The reference balances all layers as if they were one, and counts each token k times: its loss is not a
         // function of our layers' losses, but it is k times ours of all the layers' probabilities and counts together.
         let weight = moe.router.load_balancing_weight.unwrap();
-        let logits = Tensor::cat(routings.iter().map(|routing| routing.logits_te.clone()).collect(), 0);
+        let logits =
+            Tensor::cat(routings.iter().map(|routing| routing.logits_te.clone().unwrap()).collect(), 0);
         let counts: Vec<u64> = (0..moe.num_experts)
             .map(|e| routings.iter().map(|routing| routing.tokens_per_expert()[e]).sum())
             .collect();
@@ -362,8 +367,7 @@ impl Reference {
 
     fn input(&self) -> ModelInput {
         let (shape, _) = self.outputs.floats("logits");
-        let input_ids = TensorData::new(self.outputs.ids("input_ids"), [shape[0], shape[1]]);
-        ModelInput { input_ids_bs: Tensor::from_data(input_ids, &self.device), segment_ids_bs: None }
+        ModelInput::upload(self.outputs.ids("input_ids"), None, [shape[0], shape[1]], &self.device)
     }
 
     /// Mean cross-entropy of each row's tokens but the first, given those before.
@@ -383,7 +387,7 @@ impl Reference {
         };
         let batch = DeviceBatch::upload(batch, &self.device);
         let output = model.forward(&batch.input, Pass::Evaluation);
-        LossParts::new(model, &output, batch.target_ids_t, AuxWeights::default()).total
+        LossParts::new(model, &output, batch.target_ids_t, None).total
     }
 
     fn check_logits(&self, model: &Transformer) {
@@ -393,9 +397,11 @@ impl Reference {
 
     /// The choices, gate logits and gates of one layer.
     fn check_routing(&self, layer: usize, routing: &Routing) {
-        let chosen: Vec<i32> = routing.expert_ids_tk.iter().map(|&id| i32::try_from(id).unwrap()).collect();
+        let chosen: Vec<i32> =
+            routing.choice.expert_ids_tk.iter().map(|&id| i32::try_from(id).unwrap()).collect();
         assert_eq!(chosen, self.outputs.ids(&format!("topk_index.{layer}")), "layer {layer}");
-        for (what, actual) in [("router_logits", &routing.logits_te), ("topk_weight", &routing.gates_tk)] {
+        let logits_te = routing.logits_te.clone().unwrap();
+        for (what, actual) in [("router_logits", &logits_te), ("topk_weight", &routing.gates_tk)] {
             let name = format!("{what}.{layer}");
             assert_close(&name, &values(actual.clone()), &self.outputs.floats(&name).1);
         }
@@ -403,7 +409,7 @@ impl Reference {
 
     /// Each layer's counts and load-balancing loss, as its equation gives them from the reference's routing.
     fn check_layer_balance(&self, model: &Transformer, num_experts: usize) {
-        let output = model.forward(&self.input(), Pass::Evaluation);
+        let output = model.forward(&self.input(), Pass::training(StepNoise::new(0, 0, 0)));
         assert_eq!(output.moe_layers.len(), model.spec().num_layers());
         for (layer, aux) in &output.moe_layers {
             let chosen = self.outputs.ids(&format!("topk_index.{layer}"));
@@ -419,8 +425,8 @@ impl Reference {
             let products = counts.iter().zip(&probability_sums).map(|(&count, sum)| count as f64 * sum);
             let scale = num_experts as f64 / (chosen.len() * (logits_te.len() / num_experts)) as f64;
             assert_eq!(aux.statistics.tokens_per_expert(), counts, "layer {layer}");
-            let loss = aux.load_balancing_loss.clone().unwrap();
-            assert_scalar("load balancing of a layer", &loss, products.sum::<f64>() * scale);
+            let balancing = aux.losses.iter().find(|loss| loss.kind == AuxLossKind::LoadBalancing).unwrap();
+            assert_scalar("load balancing of a layer", &balancing.value_1, products.sum::<f64>() * scale);
         }
     }
 
@@ -471,7 +477,12 @@ impl OpenTransformer {
                 attention_norm: Norm::new(spec.norm, d, &source),
                 attention: Attention::new(spec, "", &source),
                 ffn_norm: Norm::new(spec.norm, d, &source),
-                ffn: MoeLayer::new(moe.router.init(Tensor::zeros([d, e], device)), experts, None, None),
+                ffn: MoeLayer::new(
+                    moe.router.init(e, GateWeights::linear(Tensor::zeros([d, e], device))),
+                    experts,
+                    None,
+                    None,
+                ),
             }
         };
         Self { embedding: Embedding::new(spec, &source), blocks: spec.layers.iter().map(block).collect() }
@@ -490,8 +501,12 @@ impl OpenTransformer {
             let normed_td = block.attention_norm.forward(x_td.clone());
             x_td = x_td + block.attention.forward(normed_td, Some(&rotary), &mask);
             let normed_td = block.ffn_norm.forward(x_td.clone());
-            routings.push(block.ffn.router.forward(normed_td.clone(), None));
-            x_td = x_td + block.ffn.forward(normed_td, None, Mode::Evaluation).hidden_td;
+            let pass = RouterPass::Evaluation;
+            let router_input = RouterInput { x_td: normed_td.clone(), token_ids_t: &[], seq_len, pass };
+            routings.push(block.ffn.router.forward(router_input));
+            let layer_input =
+                MoeInput { x_td: normed_td, router_x_td: None, token_ids_t: &[], seq_len, pass };
+            x_td = x_td + block.ffn.forward(layer_input).hidden_td;
         }
         routings
     }

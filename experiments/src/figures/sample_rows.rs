@@ -1,5 +1,7 @@
 //! Rows of made-up runs, for tests.
 
+use std::collections::BTreeMap;
+
 use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, perplexity};
 
 /// A training step with the given loss.
@@ -19,6 +21,8 @@ pub(crate) fn layer(layer: usize, tokens_per_expert: &[u64]) -> LayerRecord {
         tokens_per_expert: tokens_per_expert.to_vec(),
         max_violation: 0.5,
         coefficient_of_variation: 0.25,
+        gini_coefficient: 0.125,
+        effective_num_experts: 1.75,
         gate_entropy_nats: 1.0,
         marginal_entropy_nats: 1.25,
         dead_expert_fraction: 0.0,
@@ -55,6 +59,10 @@ fn step_record(
         cross_entropy_nats,
         load_balancing_loss: None,
         router_z_loss: None,
+        gate_entropy_loss: None,
+        importance_loss: None,
+        load_loss: None,
+        weighted_losses: BTreeMap::new(),
         head_z_loss: None,
         total_loss: cross_entropy_nats,
         learning_rate: 1e-3,

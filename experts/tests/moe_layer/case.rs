@@ -4,9 +4,10 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_experts::{
-    Activation, CapacityConfig, DenseFfn, DenseFfnWeights, Experts, ExpertsWeights, MoeLayer,
+    Activation, CapacityConfig, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights, MoeAux,
+    MoeInput, MoeLayer, MoeOutput,
 };
-use switchyard_router::{SoftmaxOrder, TopKRouterConfig};
+use switchyard_router::{AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass};
 
 /// Sizes and choices of a layer.
 #[derive(Debug, Clone)]
@@ -17,7 +18,7 @@ pub(crate) struct Setup {
     pub(crate) d_expert: usize,
     pub(crate) d_shared_expert: Option<usize>,
     pub(crate) activation: Activation,
-    pub(crate) router: TopKRouterConfig,
+    pub(crate) router: RouterConfig,
     pub(crate) capacity: Option<CapacityConfig>,
 }
 
@@ -30,13 +31,10 @@ impl Setup {
             d_expert: 4,
             d_shared_expert: None,
             activation: Activation::Swiglu,
-            router: TopKRouterConfig {
-                top_k,
-                softmax: SoftmaxOrder::BeforeSelection,
-                renormalise: true,
-                jitter: None,
+            router: RouterConfig {
                 load_balancing_weight: Some(0.5),
                 z_loss_weight: Some(0.25),
+                ..RouterConfig::top_k(top_k)
             },
             capacity: None,
         }
@@ -116,8 +114,28 @@ pub(crate) fn layer(setup: &Setup, values: &Values, dtype: DType) -> MoeLayer {
         };
         DenseFfn::new(weights, activation)
     });
-    let router = setup.router.init(tensor(&values.router_de, [d, e], dtype));
+    let router = setup.router.init(e, GateWeights::linear(tensor(&values.router_de, [d, e], dtype)));
     MoeLayer::new(router, Experts::new(experts, activation), shared_expert, setup.capacity.clone())
+}
+
+/// The same factor for all experts; evaluation is dropless.
+pub(crate) fn capacity(factor: f64, drop: DropPolicy) -> CapacityConfig {
+    CapacityConfig { factor, factor_per_expert: None, drop, evaluation_factor: None }
+}
+
+/// The pass of a training step without noise.
+pub(crate) fn training() -> RouterPass<'static> {
+    RouterPass::Training { noise: RouterNoise::new(0), earlier_tokens_per_expert: &[] }
+}
+
+pub(crate) fn forward(layer: &MoeLayer, x_td: Tensor<2>, pass: RouterPass<'_>) -> MoeOutput {
+    let [seq_len, _] = x_td.dims();
+    layer.forward(MoeInput { x_td, router_x_td: None, token_ids_t: &[], seq_len, pass })
+}
+
+/// A loss of the layer, unweighted.
+pub(crate) fn loss_of(aux: &MoeAux, kind: AuxLossKind) -> Option<Tensor<1>> {
+    aux.losses.iter().find(|loss| loss.kind == kind).map(|loss| loss.value_1.clone())
 }
 
 /// Gradients of the input and of the layer's parameters, in the order of [`Values::leaves_mut`]; empty where the
@@ -126,7 +144,7 @@ pub(crate) fn layer_gradients(x_td: &Tensor<2>, layer: &MoeLayer, gradients: &Gr
     let shared = layer.shared_expert.as_ref();
     [
         flat_gradient(x_td, gradients),
-        flat_gradient(&layer.router.weight_de.val(), gradients),
+        param_gradient(layer.router.weight_de.as_ref(), gradients),
         param_gradient(layer.experts.w_gate_edf.as_ref(), gradients),
         param_gradient(Some(&layer.experts.w_up_edf), gradients),
         param_gradient(Some(&layer.experts.w_down_efd), gradients),

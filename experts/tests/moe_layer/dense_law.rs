@@ -1,9 +1,10 @@
 use burn::tensor::{DType, Gradients, Tensor};
-use switchyard_experts::{Activation, DenseFfn, DenseFfnWeights, Mode};
-use switchyard_router::SoftmaxOrder;
+use switchyard_experts::{Activation, DenseFfn, DenseFfnWeights};
+use switchyard_router::{AuxLossKind, SoftmaxOrder};
 
 use crate::case::{
-    Setup, Values, bits, flat_gradient, layer, layer_gradients, param_gradient, tensor, values,
+    Setup, Values, bits, flat_gradient, forward, layer, layer_gradients, loss_of, param_gradient, tensor,
+    training, values,
 };
 
 fn dense(setup: &Setup, inputs: &Values) -> DenseFfn {
@@ -43,8 +44,9 @@ fn assert_equals_dense(setup: &Setup) {
 
     let layer = layer(setup, &inputs, DType::F32);
     let x_td = tensor(&inputs.x_td, shape, DType::F32).require_grad();
-    let output = layer.forward(x_td.clone(), None, Mode::Training);
-    let balancing = output.aux.load_balancing_loss.unwrap_or_else(|| panic!("the loss has a weight"));
+    let output = forward(&layer, x_td.clone(), training());
+    let balancing =
+        loss_of(&output.aux, AuxLossKind::LoadBalancing).unwrap_or_else(|| panic!("the loss has a weight"));
     let loss = (output.hidden_td.clone() * c_td).sum();
     let gradients = (loss.clone() + balancing.clone()).backward();
     let [dx, drouter, dgate, dup, ddown, ..] = layer_gradients(&x_td, &layer, &gradients);

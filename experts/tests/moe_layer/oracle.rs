@@ -96,6 +96,7 @@ fn is_kept(setup: &Setup, assignment: &Assignment, all: &[Assignment]) -> bool {
     let precedes = |other: &&Assignment| match capacity.drop {
         DropPolicy::Position => other.token < assignment.token,
         DropPolicy::Probability => other.gate > assignment.gate,
+        DropPolicy::Random => panic!("who is dropped at random is not a function of the values"),
     };
     all.iter().filter(|other| other.expert == assignment.expert).filter(precedes).count() < limit
 }

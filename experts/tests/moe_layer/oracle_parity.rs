@@ -1,8 +1,10 @@
 use burn::tensor::DType;
-use switchyard_experts::{Activation, CapacityConfig, DropPolicy, Mode, MoeOutput};
-use switchyard_router::SoftmaxOrder;
+use switchyard_experts::{Activation, DropPolicy, MoeOutput};
+use switchyard_router::{AuxLossKind, SoftmaxOrder};
 
-use crate::case::{Setup, Values, layer, layer_gradients, tensor, values};
+use crate::case::{
+    Setup, Values, capacity, forward, layer, layer_gradients, loss_of, tensor, training, values,
+};
 use crate::oracle;
 
 const ACTIVATIONS: [Activation; 4] =
@@ -18,16 +20,16 @@ fn run(setup: &Setup, inputs: &Values) -> (MoeOutput, [Vec<f64>; 8]) {
     let layer = layer(setup, inputs, DType::F64);
     let shape = [setup.num_tokens, setup.d_model];
     let x_td = tensor(&inputs.x_td, shape, DType::F64).require_grad();
-    let output = layer.forward(x_td.clone(), None, Mode::Training);
+    let output = forward(&layer, x_td.clone(), training());
     let mut loss = (output.hidden_td.clone() * tensor(&inputs.c_td, shape, DType::F64)).sum();
     let weighted = [
-        (setup.router.load_balancing_weight, &output.aux.load_balancing_loss),
-        (setup.router.z_loss_weight, &output.aux.router_z_loss),
+        (setup.router.load_balancing_weight, loss_of(&output.aux, AuxLossKind::LoadBalancing)),
+        (setup.router.z_loss_weight, loss_of(&output.aux, AuxLossKind::RouterZ)),
     ];
     for (weight, aux) in weighted {
         assert_eq!(weight.is_some(), aux.is_some(), "a loss is computed exactly if it has a weight");
         if let (Some(weight), Some(aux)) = (weight, aux) {
-            loss = loss + aux.clone() * weight;
+            loss = loss + aux * weight;
         }
     }
     let gradients = layer_gradients(&x_td, &layer, &loss.backward());
@@ -50,12 +52,12 @@ fn check(setup: &Setup, inputs: &Values) -> oracle::Outcome {
     let statistics = &output.aux.statistics;
     // Sums of some dozen terms of size 1 in f64; burn's erf is good to 1e-13 or so.
     assert_close("output", &values(&output.hidden_td), &expected.hidden_td, 1e-11);
-    for (what, aux, loss) in [
-        ("load-balancing loss", &output.aux.load_balancing_loss, expected.load_balancing_loss),
-        ("z-loss", &output.aux.router_z_loss, expected.router_z_loss),
+    for (kind, loss) in [
+        (AuxLossKind::LoadBalancing, expected.load_balancing_loss),
+        (AuxLossKind::RouterZ, expected.router_z_loss),
     ] {
-        if let Some(aux) = aux {
-            assert_close(what, &values(aux), &[loss], 1e-11);
+        if let Some(aux) = loss_of(&output.aux, kind) {
+            assert_close(kind.name(), &values(&aux), &[loss], 1e-11);
         }
     }
     assert_eq!(statistics.tokens_per_expert(), expected.tokens_per_expert);
@@ -135,7 +137,7 @@ fn both_drop_policies_agree_with_the_oracle() {
         for shared in [None, Some(2)] {
             let mut setup = Setup::small(9, 4, 2);
             setup.d_shared_expert = shared;
-            setup.capacity = Some(CapacityConfig { factor: 0.6, drop });
+            setup.capacity = Some(capacity(0.6, drop));
             let outcome = check(&setup, &Values::random(&setup, 5));
             assert!(outcome.num_dropped > 0, "nothing was dropped");
         }
@@ -150,7 +152,7 @@ fn f32_agrees_with_the_oracle_within_its_precision() {
         let inputs = Values::random(&setup, 6);
         let layer = layer(&setup, &inputs, DType::F32);
         let x_td = tensor(&inputs.x_td, [33, 24], DType::F32);
-        let output = layer.forward(x_td, None, Mode::Training);
+        let output = forward(&layer, x_td, training());
         let expected = oracle::forward(&setup, &inputs).hidden_td;
         let largest = expected.iter().fold(0.0_f64, |largest, y| largest.max(y.abs()));
         // Two products in a row, of 24 and 40 terms: some 64 roundings of 6e-8 each, never all in one direction.

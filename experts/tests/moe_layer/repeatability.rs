@@ -4,9 +4,8 @@ use std::process::Command;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor};
-use switchyard_experts::Mode;
 
-use crate::case::{Setup, Values, bits, layer, layer_gradients, tensor};
+use crate::case::{Setup, Values, bits, forward, layer, layer_gradients, tensor, training};
 
 /// Set in the child processes of [`results_do_not_depend_on_the_number_of_threads`].
 const CHILD: &str = "SWITCHYARD_TEST_PRINTS_DIGEST";
@@ -19,7 +18,7 @@ fn digest() -> u64 {
     let inputs = Values::random(&setup, 10);
     let layer = layer(&setup, &inputs, DType::F32);
     let x_td = tensor(&inputs.x_td, [512, 160], DType::F32).require_grad();
-    let output = layer.forward(x_td.clone(), None, Mode::Training);
+    let output = forward(&layer, x_td.clone(), training());
     let loss = (output.hidden_td.clone() * tensor(&inputs.c_td, [512, 160], DType::F32)).sum();
     let gradients = layer_gradients(&x_td, &layer, &loss.backward());
     let mut hasher = DefaultHasher::new();

@@ -6,8 +6,8 @@ use std::hint::black_box;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_experts::{DenseFfn, DenseFfnWeights, Mode, MoeConfig};
-use switchyard_router::{SoftmaxOrder, TopKRouterConfig};
+use switchyard_experts::{DenseFfn, DenseFfnWeights, MoeConfig, MoeInput, MoeLayer, MoeOutput};
+use switchyard_router::{RouterConfig, RouterNoise, RouterPass};
 
 use super::LayerCase;
 use crate::TrainError;
@@ -86,14 +86,15 @@ impl LayerWork {
     /// The same layer where each token's last feature decides about expert 0 alone, and the input whose last feature is
     /// 0: expert 0 is one among others.
     pub(super) fn with_switchable_expert(mut self) -> Self {
-        if let FeedForward::Moe(moe) = &mut self.layer {
-            let weight_de = moe.router.weight_de.val();
+        if let FeedForward::Moe(moe) = &mut self.layer
+            && let Some(weight_de) = moe.router.weight_de.as_ref().map(Param::val)
+        {
             let [d, e] = weight_de.dims();
             let mut last_row = vec![0.0; e];
             last_row[0] = HOT_LOGIT;
             let last_row = Tensor::from_data(TensorData::new(last_row, [1, e]), &weight_de.device());
             moe.router.weight_de =
-                Param::from_tensor(weight_de.slice_assign([d - 1..d, 0..e], last_row).detach());
+                Some(Param::from_tensor(weight_de.slice_assign([d - 1..d, 0..e], last_row).detach()));
         }
         self.with_last_feature(|_| 0.0)
     }
@@ -147,8 +148,8 @@ impl LayerWork {
         match &self.layer {
             FeedForward::Dense(dense) => (dense.forward(self.x_td.clone()), None),
             FeedForward::Moe(moe) => {
-                let output = moe.forward(self.x_td.clone(), None, Mode::Training);
-                (output.hidden_td, output.aux.load_balancing_loss)
+                let MoeOutput { hidden_td, aux } = self.forward_moe(moe);
+                (hidden_td, aux.losses.into_iter().next().map(|loss| loss.value_1))
             }
         }
     }
@@ -157,13 +158,19 @@ impl LayerWork {
     pub(super) fn tokens_per_expert(&self) -> Vec<u64> {
         match &self.layer {
             FeedForward::Dense(_) => Vec::new(),
-            FeedForward::Moe(moe) => moe
-                .forward(self.x_td.clone(), None, Mode::Training)
-                .aux
-                .statistics
-                .tokens_per_expert()
-                .to_vec(),
+            FeedForward::Moe(moe) => self.forward_moe(moe).aux.statistics.tokens_per_expert().to_vec(),
         }
+    }
+
+    fn forward_moe(&self, moe: &MoeLayer) -> MoeOutput {
+        let [num_tokens, _] = self.x_td.dims();
+        moe.forward(MoeInput {
+            x_td: self.x_td.clone(),
+            router_x_td: None,
+            token_ids_t: &[],
+            seq_len: num_tokens,
+            pass: RouterPass::Training { noise: RouterNoise::new(0), earlier_tokens_per_expert: &[] },
+        })
     }
 }
 
@@ -173,13 +180,10 @@ fn spec(case: &LayerCase) -> ModelSpec {
         num_experts,
         d_expert: case.d_ff,
         d_shared_expert: None,
-        router: TopKRouterConfig {
-            top_k,
-            softmax: SoftmaxOrder::BeforeSelection,
-            renormalise: true,
-            jitter: None,
+        shared_expert_gate: false,
+        router: RouterConfig {
             load_balancing_weight: Some(LOAD_BALANCING_WEIGHT),
-            z_loss_weight: None,
+            ..RouterConfig::top_k(top_k)
         },
         capacity: None,
         layers: None,

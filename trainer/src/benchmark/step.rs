@@ -14,7 +14,7 @@ use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::step::{StepSettings, step_gradients};
-use crate::train::{aux_weights, loader_config, with_threads};
+use crate::train::{loader_config, with_threads};
 
 /// What was measured; times are wall-clock times.
 #[derive(Debug, Clone, Serialize)]
@@ -149,7 +149,7 @@ impl<'a> Training<'a> {
             seed: plan.seed,
             step,
             max_grad_norm: plan.max_grad_norm,
-            aux_weights: aux_weights(plan),
+            head_z_weight: plan.head_z_loss_weight,
         };
         let micro_batches = (0..plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())

@@ -3,6 +3,8 @@
 //! Every `f64` is finite and survives the file bit for bit. A NaN or an infinity is refused when it is
 //! written, see [`Record::first_non_finite`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A row, told apart by its first key `kind`.
@@ -30,9 +32,21 @@ pub struct StepRecord {
     /// Router z-loss, unweighted, mean over MoE layers and micro-batches; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_z_loss: Option<f64>,
+    /// Mean entropy of the gate as a loss, unweighted; absent without a weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate_entropy_loss: Option<f64>,
+    /// Importance loss of noisy top-k gating, unweighted; absent without a weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub importance_loss: Option<f64>,
+    /// Load loss of noisy top-k gating, unweighted; absent without a weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_loss: Option<f64>,
     /// Mean squared log-partition of the head's scores, unweighted, mean over micro-batches; absent without a weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_z_loss: Option<f64>,
+    /// Each router loss as it enters the total, weighted, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weighted_losses: BTreeMap<String, f64>,
     /// The number that was differentiated: cross-entropy plus the weighted auxiliary losses.
     pub total_loss: f64,
     /// Learning rate of this update.
@@ -66,6 +80,12 @@ pub struct LayerRecord {
     pub max_violation: f64,
     /// Standard deviation of the expert loads over their mean.
     pub coefficient_of_variation: f64,
+    /// Gini coefficient of the expert loads: 0 is balance, near 1 collapse.
+    #[serde(default)]
+    pub gini_coefficient: f64,
+    /// Exponential of the entropy of the load shares: experts that would carry the load if it were even.
+    #[serde(default)]
+    pub effective_num_experts: f64,
     /// Mean over tokens of the entropy of the gate's distribution.
     pub gate_entropy_nats: f64,
     /// Entropy of the gate's distribution averaged over tokens.
@@ -175,11 +195,14 @@ impl Record {
 }
 
 impl StepRecord {
-    fn numbers(&self) -> [(&'static str, f64); 12] {
+    fn numbers(&self) -> [(&'static str, f64); 15] {
         [
             ("cross_entropy_nats", self.cross_entropy_nats),
             ("load_balancing_loss", self.load_balancing_loss.unwrap_or(0.0)),
             ("router_z_loss", self.router_z_loss.unwrap_or(0.0)),
+            ("gate_entropy_loss", self.gate_entropy_loss.unwrap_or(0.0)),
+            ("importance_loss", self.importance_loss.unwrap_or(0.0)),
+            ("load_loss", self.load_loss.unwrap_or(0.0)),
             ("head_z_loss", self.head_z_loss.unwrap_or(0.0)),
             ("total_loss", self.total_loss),
             ("learning_rate", self.learning_rate),
@@ -211,10 +234,12 @@ impl EvalRecord {
 
 impl LayerRecord {
     /// The statistics that are one number each, by the name they have in the file.
-    pub(super) fn numbers(&self) -> [(&'static str, f64); 7] {
+    pub(super) fn numbers(&self) -> [(&'static str, f64); 9] {
         [
             ("max_violation", self.max_violation),
             ("coefficient_of_variation", self.coefficient_of_variation),
+            ("gini_coefficient", self.gini_coefficient),
+            ("effective_num_experts", self.effective_num_experts),
             ("gate_entropy_nats", self.gate_entropy_nats),
             ("marginal_entropy_nats", self.marginal_entropy_nats),
             ("dead_expert_fraction", self.dead_expert_fraction),
@@ -235,6 +260,8 @@ pub(super) mod tests {
             tokens_per_expert: tokens_per_expert.to_vec(),
             max_violation: 0.5,
             coefficient_of_variation: 0.25,
+            gini_coefficient: 0.125,
+            effective_num_experts: 1.75,
             gate_entropy_nats: 1.0,
             marginal_entropy_nats: 1.25,
             dead_expert_fraction: 0.0,
@@ -250,6 +277,10 @@ pub(super) mod tests {
             cross_entropy_nats,
             load_balancing_loss: Some(1.5),
             router_z_loss: None,
+            gate_entropy_loss: None,
+            importance_loss: None,
+            load_loss: None,
+            weighted_losses: BTreeMap::new(),
             head_z_loss: None,
             total_loss: cross_entropy_nats + 0.015,
             learning_rate: 1e-3,

@@ -3,10 +3,12 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_experts::{
-    DenseFfn, DenseFfnWeights, Experts, ExpertsWeights, Mode, MoeAux, MoeConfig, MoeLayer, MoeOutput,
+    DenseFfn, DenseFfnWeights, Experts, ExpertsWeights, MoeAux, MoeConfig, MoeInput, MoeLayer, MoeOutput,
 };
 use switchyard_kernels::{CausalMask, RotaryTable};
-use switchyard_router::jitter_noise;
+use switchyard_router::{
+    BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
+};
 
 use super::{Attention, LayerKind, ModelSpec, Norm, ParameterSource, Pass};
 
@@ -33,7 +35,24 @@ pub struct Block {
     #[module(skip)]
     dropout: f64,
     #[module(skip)]
+    layer: usize,
+    #[module(skip)]
     key: String,
+}
+
+/// What every block of one forward pass reads beside the residual stream.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockContext<'a> {
+    /// Rotary positions, if the model has them.
+    pub rotary: Option<&'a RotaryTable>,
+    /// Who may look at whom.
+    pub mask: &'a CausalMask,
+    /// `[batch * seq]` token ids.
+    pub token_ids_t: &'a [u32],
+    /// Tokens of one sequence.
+    pub seq_len: usize,
+    /// What the pass is for.
+    pub pass: Pass<'a>,
 }
 
 impl FeedForward {
@@ -60,6 +79,7 @@ impl Block {
             ffn_norm: Norm::new(spec.norm, spec.d_model, source),
             ffn,
             dropout: spec.dropout,
+            layer,
             key,
         }
     }
@@ -68,43 +88,74 @@ impl Block {
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub fn forward(
-        &self,
-        x_td: Tensor<2>,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-        pass: Pass,
-    ) -> (Tensor<2>, Option<MoeAux>) {
+    pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<MoeAux>) {
+        let pass = context.pass;
         let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td, rotary, mask);
+        let mixed_td = self.attention.forward(normed_td, context.rotary, context.mask);
         let x_td = x_td + self.drop_out("attention", mixed_td, pass);
 
         let normed_td = self.ffn_norm.forward(x_td.clone());
         let (hidden_td, aux) = match &self.ffn {
             FeedForward::Dense(ffn) => (ffn.forward(normed_td), None),
             FeedForward::Moe(moe) => {
-                let output = self.forward_moe(moe, normed_td, pass);
+                let output = self.forward_moe(moe, x_td.clone(), normed_td, context);
                 (output.hidden_td, Some(output.aux))
             }
         };
         (x_td + self.drop_out("ffn", hidden_td, pass), aux)
     }
 
-    fn forward_moe(&self, moe: &MoeLayer, x_td: Tensor<2>, pass: Pass) -> MoeOutput {
-        let Pass::Training(noise) = pass else {
-            return moe.forward(x_td, None, Mode::Evaluation);
+    fn forward_moe(
+        &self,
+        moe: &MoeLayer,
+        residual_td: Tensor<2>,
+        normed_td: Tensor<2>,
+        context: &BlockContext<'_>,
+    ) -> MoeOutput {
+        let earlier_statistics = match context.pass {
+            Pass::Training { earlier, .. } => earlier.iter().find(|(layer, _)| *layer == self.layer),
+            Pass::Evaluation | Pass::Generation => None,
         };
-        let noise_td = moe.router.config().jitter.map(|jitter| {
-            let mut generator = noise.generator(&format!("{}.router", self.key));
-            jitter_noise(jitter, x_td.dims(), &mut generator, &x_td.device())
-        });
-        moe.forward(x_td, noise_td, Mode::Training)
+        let earlier = earlier_statistics.map(|(_, statistics)| statistics.tokens_per_expert());
+        let pass = match context.pass {
+            Pass::Training { noise, .. } => RouterPass::Training {
+                noise: noise.of_router(&format!("{}.router", self.key)),
+                earlier_tokens_per_expert: earlier.unwrap_or_default(),
+            },
+            Pass::Evaluation => RouterPass::Evaluation,
+            Pass::Generation => RouterPass::Generation,
+        };
+        let reads_residual = moe.router.config().input == RouterSource::Residual;
+        moe.forward(MoeInput {
+            x_td: normed_td,
+            router_x_td: reads_residual.then_some(residual_td),
+            token_ids_t: context.token_ids_t,
+            seq_len: context.seq_len,
+            pass,
+        })
     }
 
-    fn drop_out(&self, site: &str, x_td: Tensor<2>, pass: Pass) -> Tensor<2> {
-        match pass {
-            Pass::Training(noise) => noise.dropout(&format!("{}.{site}", self.key), x_td, self.dropout),
-            Pass::Evaluation => x_td,
+    /// The block with its router's bias updated by what a step's tokens said.
+    pub(super) fn with_balanced_router(self, count: &BalanceCount) -> Self {
+        let ffn = match self.ffn {
+            FeedForward::Moe(moe) => FeedForward::Moe(moe.rebalanced(count)),
+            dense @ FeedForward::Dense(_) => dense,
+        };
+        Self { ffn, ..self }
+    }
+
+    /// The mixture, if this block has one.
+    pub fn moe(&self) -> Option<&MoeLayer> {
+        match &self.ffn {
+            FeedForward::Moe(moe) => Some(moe),
+            FeedForward::Dense(_) => None,
+        }
+    }
+
+    fn drop_out(&self, site: &str, x_td: Tensor<2>, pass: Pass<'_>) -> Tensor<2> {
+        match pass.noise() {
+            Some(noise) => noise.dropout(&format!("{}.{site}", self.key), x_td, self.dropout),
+            None => x_td,
         }
     }
 }
@@ -125,7 +176,7 @@ fn dense_ffn(spec: &ModelSpec, d_ff: usize, bias: bool, key: &str, source: &Para
 fn moe_layer(spec: &ModelSpec, moe: &MoeConfig, key: &str, source: &ParameterSource) -> MoeLayer {
     let (d, std, e, f) = (spec.d_model, spec.init.std, moe.num_experts, moe.d_expert);
     let gated = spec.activation.is_gated();
-    let router = moe.router.init(source.normal(&format!("{key}.router"), [d, e], std));
+    let router = router(&moe.router, [d, e], spec, &format!("{key}.router"), source);
     let weights = ExpertsWeights {
         w_gate_edf: gated.then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
@@ -134,5 +185,38 @@ fn moe_layer(spec: &ModelSpec, moe: &MoeConfig, key: &str, source: &ParameterSou
     let shared_expert = moe
         .d_shared_expert
         .map(|width| dense_ffn(spec, width, false, &format!("{key}.shared_expert"), source));
-    MoeLayer::new(router, Experts::new(weights, spec.activation), shared_expert, moe.capacity.clone())
+    let layer =
+        MoeLayer::new(router, Experts::new(weights, spec.activation), shared_expert, moe.capacity.clone());
+    match moe.shared_expert_gate {
+        true => layer.with_shared_gate(source.normal(&format!("{key}.shared_gate"), [d, 1], std)),
+        false => layer,
+    }
+}
+
+/// A router at its initial values. The noise's gate starts at zero (arXiv:1701.06538, appendix A), the bias too.
+fn router(
+    config: &RouterConfig,
+    [d, e]: [usize; 2],
+    spec: &ModelSpec,
+    key: &str,
+    source: &ParameterSource,
+) -> Router {
+    let std = spec.init.std * config.init_scale;
+    let num_columns = match config.selection() {
+        Selection::Soft(_) => e * spec.soft_slots_per_expert().unwrap_or(1),
+        _ => e,
+    };
+    let weights = GateWeights {
+        weight_de: (config.learns() && config.cosine.is_none())
+            .then(|| source.normal(key, [d, num_columns], std)),
+        noise_weight_de: matches!(config.selection(), Selection::Noisy(_))
+            .then(|| Tensor::zeros([d, e], source.device())),
+        cosine: config.cosine.as_ref().map(|cosine| CosineWeights {
+            projection_dc: source.normal(&format!("{key}.projection"), [d, cosine.d_projection], std),
+            directions_ce: source.normal(&format!("{key}.directions"), [cosine.d_projection, e], std),
+            log_scale_1: source.zeros(1) - cosine.temperature.ln(),
+        }),
+        bias_e: config.bias.as_ref().map(|_| source.zeros(e)),
+    };
+    config.init(e, weights)
 }

@@ -12,7 +12,7 @@ mod spec;
 mod transformer;
 
 pub use attention::Attention;
-pub use block::{Block, FeedForward};
+pub use block::{Block, BlockContext, FeedForward};
 pub use config::{
     AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig, NormConfig,
     PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,

@@ -7,6 +7,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rayon::prelude::*;
+use switchyard_router::RouterNoise;
 
 /// Initial parameter values, each drawn from the run's seed and the parameter's own key.
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ impl ParameterSource {
     }
 }
 
-/// Noise of one forward pass while training: dropout and router jitter.
+/// Noise of one forward pass while training: dropout and the routers' noise.
 #[derive(Debug, Clone, Copy)]
 pub struct StepNoise {
     key: u64,
@@ -86,9 +87,9 @@ impl StepNoise {
         x_td * mask
     }
 
-    /// A generator for the noise of one place in the model.
-    pub fn generator(&self, site: &str) -> ChaCha8Rng {
-        ChaCha8Rng::seed_from_u64(stream_key(self.key, site))
+    /// The random numbers of one router.
+    pub fn of_router(&self, site: &str) -> RouterNoise {
+        RouterNoise::new(stream_key(self.key, site))
     }
 
     fn values(

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, MoeConfig};
+use switchyard_router::Selection;
 
 use super::config::InitConfig;
 
@@ -50,6 +51,15 @@ impl ModelSpec {
     /// Number of Transformer blocks.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Slots of one expert per sequence, where tokens are mixed softly; as many as give the work of `top_k` experts per
+    /// token unless configured.
+    pub fn soft_slots_per_expert(&self) -> Option<usize> {
+        let moe = self.moe.as_ref()?;
+        let Selection::Soft(soft) = moe.router.selection() else { return None };
+        let equal_work = (moe.router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
+        Some(soft.slots_per_expert.unwrap_or(equal_work))
     }
 
     /// Standard deviation of the projections that write to the residual stream.

@@ -1,11 +1,15 @@
 //! The whole network: embedding, blocks, final norm, head.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_experts::MoeAux;
 use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
+use switchyard_router::{BalanceCount, RouterStatistics};
 
-use super::{Block, Embedding, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise};
+use super::{Block, BlockContext, Embedding, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
@@ -14,15 +18,52 @@ pub struct ModelInput {
     pub input_ids_bs: Tensor<2, Int>,
     /// `[batch, seq]` document of each token within its row, when attention is masked by document.
     pub segment_ids_bs: Option<Tensor<2, Int>>,
+    /// `[batch * seq]` the same ids on the host, for routers that go by token.
+    pub token_ids_t: Arc<[u32]>,
 }
 
-/// Whether a forward pass trains: with noise and capacity limits, or without either.
+impl ModelInput {
+    /// A micro-batch of these ids, `[batch, seq]` row-major, on `device`.
+    pub fn upload(
+        ids: Vec<i32>,
+        segment_ids: Option<Vec<i32>>,
+        shape_bs: [usize; 2],
+        device: &Device,
+    ) -> Self {
+        let token_ids_t = ids.iter().map(|&id| id as u32).collect();
+        let matrix = |ids: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(ids, shape_bs), device);
+        Self { input_ids_bs: matrix(ids), segment_ids_bs: segment_ids.map(matrix), token_ids_t }
+    }
+}
+
+/// What a forward pass is for.
 #[derive(Debug, Clone, Copy)]
-pub enum Pass {
-    /// Dropout, jitter and capacity as configured.
-    Training(StepNoise),
-    /// No noise, dropless.
+pub enum Pass<'a> {
+    /// Dropout, router noise, losses and capacity as configured.
+    Training {
+        /// Random numbers of the pass.
+        noise: StepNoise,
+        /// Routing of the step's earlier micro-batches; empty in the first.
+        earlier: &'a [(usize, RouterStatistics)],
+    },
+    /// No noise; dropless unless a capacity for evaluation is configured.
     Evaluation,
+    /// As evaluation, but no token may depend on a later one.
+    Generation,
+}
+
+impl Pass<'_> {
+    /// The first micro-batch of a training step.
+    pub fn training(noise: StepNoise) -> Self {
+        Self::Training { noise, earlier: &[] }
+    }
+
+    pub(super) fn noise(self) -> Option<StepNoise> {
+        match self {
+            Self::Training { noise, .. } => Some(noise),
+            Self::Evaluation | Self::Generation => None,
+        }
+    }
 }
 
 /// What a forward pass returns; nothing else leaves the model.
@@ -80,17 +121,37 @@ impl Transformer {
         };
         let rotary = self.rotary_table(seq_len, &device);
 
+        let context = BlockContext {
+            rotary: rotary.as_ref(),
+            mask: &mask,
+            token_ids_t: &input.token_ids_t,
+            seq_len,
+            pass,
+        };
         let mut x_td = self.embedding.forward(input.input_ids_bs.clone());
-        if let Pass::Training(noise) = pass {
+        if let Some(noise) = pass.noise() {
             x_td = noise.dropout("embedding", x_td, self.spec.dropout);
         }
         let mut moe_layers = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (next_td, aux) = block.forward(x_td, rotary.as_ref(), &mask, pass);
+            let (next_td, aux) = block.forward(x_td, &context);
             x_td = next_td;
             moe_layers.extend(aux.map(|aux| (layer, aux)));
         }
         ModelOutput { hidden_td: self.final_norm.forward(x_td), moe_layers }
+    }
+
+    /// The network with the expert biases updated by what a whole step's tokens said about each layer; to be called once
+    /// per optimizer step. Routers without a bias stay as they are.
+    pub fn with_balanced_routers(self, balance: &BTreeMap<usize, BalanceCount>) -> Self {
+        if balance.is_empty() {
+            return self;
+        }
+        let rebalanced = |(layer, block): (usize, Block)| match balance.get(&layer) {
+            Some(count) => block.with_balanced_router(count),
+            None => block,
+        };
+        Self { blocks: self.blocks.into_iter().enumerate().map(rebalanced).collect(), ..self }
     }
 
     /// Scores of the token that comes next after each of these rows.

@@ -3,10 +3,9 @@
 use crate::tiny;
 use burn::backend::DispatchTensorKind;
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::loss::AuxWeights;
 use switchyard_trainer::model::{ModelInput, Pass, Transformer};
 use switchyard_trainer::optimizer::AdamW;
 use switchyard_trainer::parameters::{parameter_data, update_parameters};
@@ -17,16 +16,10 @@ fn model(config: &RunConfig, device: &Device) -> Transformer {
     Transformer::new(&RunPlan::resolve(config).unwrap().model, config.seed, device)
 }
 
-fn ids(values: &[i32], shape: [usize; 2]) -> Tensor<2, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
-}
-
 fn logits(model: &Transformer, input_ids: &[i32], segment_ids: Option<&[i32]>) -> Vec<Vec<f32>> {
     let shape = [1, input_ids.len()];
-    let input = ModelInput {
-        input_ids_bs: ids(input_ids, shape),
-        segment_ids_bs: segment_ids.map(|segment_ids| ids(segment_ids, shape)),
-    };
+    let input =
+        ModelInput::upload(input_ids.to_vec(), segment_ids.map(<[i32]>::to_vec), shape, &Device::flex());
     let logits_tv = model.logits(model.forward(&input, Pass::Evaluation).hidden_td);
     let vocab_size = logits_tv.dims()[1];
     let values = logits_tv.into_data().try_into_vec::<f32>().unwrap();
@@ -114,12 +107,7 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(String, TensorData)>
             num_sequences: 4,
             seq_len: 16,
         };
-        let settings = StepSettings {
-            seed: 1,
-            step,
-            max_grad_norm: Some(0.5),
-            aux_weights: AuxWeights { load_balancing: Some(0.01), ..AuxWeights::default() },
-        };
+        let settings = StepSettings { seed: 1, step, max_grad_norm: Some(0.5), head_z_weight: None };
         let (gradients, measurements) =
             step_gradients(&network, vec![batch.clone(), batch], &settings, &device).unwrap();
         network = optimizer.update(network, gradients, 1e-2);
@@ -160,12 +148,7 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
 #[test]
 fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
     let config = tiny::dense();
-    let settings = StepSettings {
-        seed: 1,
-        step: 0,
-        max_grad_norm: None,
-        aux_weights: AuxWeights { head_z: Some(0.25), ..AuxWeights::default() },
-    };
+    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: Some(0.25) };
     let batch = TokenBatch {
         input_ids: (0..16).collect(),
         target_ids: (1..17).collect(),
@@ -200,8 +183,7 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         seq_len: 16,
     };
     let norm_of = |batches: Vec<TokenBatch>| {
-        let settings =
-            StepSettings { seed: 1, step: 0, max_grad_norm: None, aux_weights: AuxWeights::default() };
+        let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None };
         let network = model(&config, &device.clone().autodiff());
         step_gradients(&network, batches, &settings, &device).unwrap().1
     };
@@ -229,12 +211,7 @@ fn parameters_are_updated_where_they_lie() {
     let config = tiny::moe();
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
     let mut optimizer = AdamW::new(&config.train.adamw);
-    let settings = StepSettings {
-        seed: 1,
-        step: 0,
-        max_grad_norm: Some(0.5),
-        aux_weights: AuxWeights { load_balancing: Some(0.01), ..AuxWeights::default() },
-    };
+    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None };
     let batch = TokenBatch {
         input_ids: (0..32).collect(),
         target_ids: (0..32).rev().collect(),

@@ -1,0 +1,374 @@
+//! One layer's router: gate, choice, gates of the chosen, losses and statistics.
+//!
+//! Shape letters: t tokens, d model width, e experts, k slots per token.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{log_sigmoid, sigmoid};
+use burn::tensor::{Int, Tensor, TensorData};
+use switchyard_kernels::{GateSoftmax, top_k_gates};
+
+use crate::choice::{HostScores, statistics};
+use crate::gate::{GateOutput, in_gate_precision};
+use crate::losses::LossInput;
+use crate::noise::Purpose;
+use crate::{
+    AuxLoss, BiasRule, CapacityConfig, Choice, CosineGate, DropPolicy, GateWeights, QuantileHistogram,
+    RouterConfig, RouterNoise, RouterStatistics, Selection, SoftmaxOrder, expert_capacity, keep_earliest,
+    keep_largest_gates, keep_random,
+};
+
+/// A gate and the choice of experts by what it says.
+#[derive(Module, Debug)]
+pub struct Router {
+    /// Linear gate, `[d_model, num_experts]`.
+    pub weight_de: Option<Param<Tensor<2>>>,
+    /// Gate of the noise's size, `[d_model, num_experts]`.
+    pub noise_weight_de: Option<Param<Tensor<2>>>,
+    /// Cosine gate.
+    pub cosine: Option<CosineGate>,
+    /// Bias of each expert in the selection; no gradient reaches it, see [`Router::rebalanced`].
+    pub bias_e: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    num_experts: usize,
+    #[module(skip)]
+    config: RouterConfig,
+}
+
+/// What a router reads.
+#[derive(Debug, Clone)]
+pub struct RouterInput<'a> {
+    /// `[num_tokens, d_model]`.
+    pub x_td: Tensor<2>,
+    /// `[num_tokens]`, for routers that go by token id; may be empty for others.
+    pub token_ids_t: &'a [u32],
+    /// Tokens of one sequence, a divisor of the number of tokens.
+    pub seq_len: usize,
+    /// Why the tokens are routed.
+    pub pass: RouterPass<'a>,
+}
+
+/// Why tokens are routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterPass<'a> {
+    /// With noise, losses and capacity.
+    Training {
+        /// Random numbers of this router in this pass.
+        noise: RouterNoise,
+        /// Loads of the step's earlier micro-batches; empty if this is the first.
+        earlier_tokens_per_expert: &'a [u64],
+    },
+    /// Without noise and losses.
+    Evaluation,
+    /// As evaluation, but no token may depend on a later one.
+    Generation,
+}
+
+/// Which experts each token goes to, with everything the router learnt on the way.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// Who goes where, before capacity.
+    pub choice: Choice,
+    /// Weight of each slot's output: `[num_tokens, slots_per_token]`. Without meaning in slots that are no choice.
+    pub gates_tk: Tensor<2>,
+    /// What the gate said, noise included: `[num_tokens, num_experts]`; none if nothing is learned.
+    pub logits_te: Option<Tensor<2>>,
+    /// Logits whose softmax over experts is the normalised score: `[t, e]`, row-major, on the host.
+    pub log_scores_te: Vec<f64>,
+    /// Experts of the layer.
+    pub num_experts: usize,
+    /// Experts of each token on average, as configured.
+    pub top_k: usize,
+    /// Counts and gate statistics, before capacity.
+    pub statistics: RouterStatistics,
+    /// Losses with a weight; only while training.
+    pub losses: Vec<AuxLoss>,
+    /// What [`Router::rebalanced`] needs; only while training a router with a bias.
+    pub balance: Option<BalanceCount>,
+    noise: RouterNoise,
+}
+
+/// What a step's tokens say about an expert bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BalanceCount {
+    /// Assignments to each expert.
+    pub tokens_per_expert: Vec<u64>,
+    /// Biases that tokens would have required; only for quantile balancing.
+    pub required_biases: Option<QuantileHistogram>,
+}
+
+impl BalanceCount {
+    /// Adds another micro-batch of the same step.
+    ///
+    /// # Panics
+    /// If it is of another router.
+    pub fn merge(&mut self, other: &Self) {
+        assert!(
+            self.tokens_per_expert.len() == other.tokens_per_expert.len(),
+            "cannot merge counts of {} and {} experts",
+            self.tokens_per_expert.len(),
+            other.tokens_per_expert.len()
+        );
+        self.tokens_per_expert.iter_mut().zip(&other.tokens_per_expert).for_each(|(sum, more)| *sum += more);
+        if let (Some(histogram), Some(other)) = (&mut self.required_biases, &other.required_biases) {
+            histogram.merge(other);
+        }
+    }
+}
+
+impl RouterConfig {
+    /// A router of `num_experts` experts with these values.
+    ///
+    /// # Panics
+    /// If the configuration does not fit the experts, which [`RouterConfig::validate`] reports as an error, or the values
+    /// are not those that it needs.
+    pub fn init(&self, num_experts: usize, weights: GateWeights) -> Router {
+        assert!(
+            (1..=num_experts).contains(&self.top_k),
+            "cannot choose {} of {num_experts} experts",
+            self.top_k
+        );
+        let GateWeights { weight_de, noise_weight_de, cosine, bias_e } = weights;
+        let needed = (
+            self.learns() && self.cosine.is_none(),
+            matches!(self.selection(), Selection::Noisy(_)),
+            self.cosine.is_some(),
+            self.bias.is_some(),
+        );
+        let given = (weight_de.is_some(), noise_weight_de.is_some(), cosine.is_some(), bias_e.is_some());
+        assert!(needed == given, "linear, noise, cosine and bias: {needed:?} needed, {given:?} given");
+        Router {
+            weight_de: weight_de.map(Param::from_tensor),
+            noise_weight_de: noise_weight_de.map(Param::from_tensor),
+            cosine: cosine.map(CosineGate::new),
+            bias_e: bias_e.map(|bias_e| Param::from_tensor(bias_e).set_require_grad(false)),
+            num_experts,
+            config: self.clone(),
+        }
+    }
+}
+
+impl Router {
+    /// The configuration it was made from.
+    pub fn config(&self) -> &RouterConfig {
+        &self.config
+    }
+
+    /// Experts to choose from.
+    pub fn num_experts(&self) -> usize {
+        self.num_experts
+    }
+
+    /// Routes every token. The gate computes in f32 or longer whatever the type of `x_td`.
+    ///
+    /// The choice is made on the host: one device read of the `[t, e]` logits per call.
+    ///
+    /// # Panics
+    /// If the device fails to return the logits, token ids are missing where they are needed, or the router mixes softly.
+    pub fn forward(&self, input: RouterInput<'_>) -> Routing {
+        let [num_tokens, _] = input.x_td.dims();
+        let device = input.x_td.device();
+        let noise = input.pass.noise();
+        let gate = self.gate_output(&input, noise);
+        let logits_te = match &gate {
+            Some(gate) => read_to_host::<f64>(&gate.logits_te),
+            None => vec![0.0; num_tokens * self.num_experts],
+        };
+        let bias_e = self.bias_on_host();
+        let scores =
+            HostScores { logits_te: &logits_te, bias_e: bias_e.as_deref(), num_experts: self.num_experts };
+        let choice = self.config.choose(scores, &input);
+        let gates_tk = match &gate {
+            Some(gate) => self.gates(gate.logits_te.clone(), &choice),
+            None => {
+                Tensor::full([num_tokens, choice.slots_per_token], 1.0 / self.config.top_k as f64, &device)
+            }
+        };
+        let required_biases =
+            bias_e.as_ref().filter(|_| noise.is_some() && self.config.balances_by_quantile()).map(|bias_e| {
+                let mut histogram = QuantileHistogram::new(bias_e, self.config.top_k);
+                histogram.add(&self.config.scores(scores));
+                histogram
+            });
+        let log_scores_te = self.config.log_scores(logits_te);
+        let statistics = statistics(&log_scores_te, &choice, self.num_experts);
+        let losses = match (&gate, input.pass) {
+            (Some(gate), RouterPass::Training { earlier_tokens_per_expert, .. }) => {
+                self.config.losses(&LossInput {
+                    gate,
+                    choice: &choice,
+                    tokens_per_expert: statistics.tokens_per_expert(),
+                    earlier_tokens_per_expert,
+                    seq_len: input.seq_len,
+                })
+            }
+            _ => Vec::new(),
+        };
+        let tokens_per_expert = statistics.tokens_per_expert().to_vec();
+        let balance =
+            bias_e.filter(|_| noise.is_some()).map(|_| BalanceCount { tokens_per_expert, required_biases });
+        Routing {
+            choice,
+            gates_tk,
+            logits_te: gate.map(|gate| gate.logits_te),
+            log_scores_te,
+            num_experts: self.num_experts,
+            top_k: self.config.top_k,
+            statistics,
+            losses,
+            balance,
+            noise: noise.unwrap_or(RouterNoise::new(0)),
+        }
+    }
+
+    /// Logits of the slots of a router that mixes softly: `[num_tokens, num_slots]`.
+    ///
+    /// # Panics
+    /// If the router has no gate.
+    pub fn soft_logits(&self, input: &RouterInput<'_>) -> Tensor<2> {
+        let gate = self.gate_output(input, input.pass.noise());
+        gate.unwrap_or_else(|| panic!("{:?} has no gate", self.config)).logits_te
+    }
+
+    /// Logits of the gate with jitter and noise as the pass asks for; none if nothing is learned.
+    pub(crate) fn gate_output(
+        &self,
+        input: &RouterInput<'_>,
+        noise: Option<RouterNoise>,
+    ) -> Option<GateOutput> {
+        let device = input.x_td.device();
+        let x_td = in_gate_precision(input.x_td.clone(), self.config.precision);
+        let x_td = match (self.config.jitter, noise) {
+            (Some(jitter), Some(noise)) => {
+                let factors_td = noise.jitter(jitter, x_td.dims(), &device);
+                let dtype = x_td.dtype();
+                x_td * factors_td.cast(dtype)
+            }
+            _ => x_td,
+        };
+        self.gate_logits(x_td, |shape_te| noise.map(|noise| noise.standard_normal(shape_te, &device)))
+    }
+
+    /// The gate of each slot.
+    fn gates(&self, logits_te: Tensor<2>, choice: &Choice) -> Tensor<2> {
+        let ids = choice.expert_ids_tk.as_slice();
+        // An expert that picks its tokens weighs each by its own score: the token's other experts do not matter.
+        let over_chosen =
+            self.config.renormalise && !matches!(self.config.selection(), Selection::ExpertChoice(_));
+        let Some(sigmoid_config) = &self.config.sigmoid else {
+            let after = self.config.softmax == SoftmaxOrder::AfterSelection;
+            let softmax = if over_chosen || after { GateSoftmax::OverChosen } else { GateSoftmax::OverAll };
+            return top_k_gates(logits_te, ids, softmax);
+        };
+        let gates_tk = if over_chosen {
+            // Sigmoids over their sum, which would round to 0 / 0 where all logits are low.
+            top_k_gates(log_sigmoid(logits_te), ids, GateSoftmax::OverChosen)
+        } else {
+            let shape_tk = [logits_te.dims()[0], choice.slots_per_token];
+            let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+            let ids_tk = Tensor::<2, Int>::from_data(TensorData::new(ids, shape_tk), &logits_te.device());
+            sigmoid(logits_te.gather(1, ids_tk))
+        };
+        gates_tk.mul_scalar(sigmoid_config.routed_scaling)
+    }
+
+    /// The bias of each expert; none without one.
+    ///
+    /// # Panics
+    /// If the device fails to return it.
+    pub fn bias_on_host(&self) -> Option<Vec<f64>> {
+        let bias_e = self.bias_e.as_ref()?.val();
+        let values = bias_e.try_to_vec_as::<f64>();
+        Some(values.unwrap_or_else(|error| panic!("the device did not return the expert bias: {error}")))
+    }
+
+    /// The router with its bias updated by what a step's tokens said; to be called once per optimizer step. A router
+    /// without a bias stays as it is.
+    ///
+    /// # Panics
+    /// If the counts are of another router, or the device fails to return the bias.
+    pub fn rebalanced(self, count: &BalanceCount) -> Self {
+        let (Some(rule), Some(mut bias_e)) = (self.config.bias_rule(), self.bias_on_host()) else {
+            return self;
+        };
+        match (rule, &count.required_biases) {
+            (BiasRule::Step { update, rate }, _) => update.apply(&mut bias_e, &count.tokens_per_expert, rate),
+            (BiasRule::Quantile, Some(required)) => bias_e = required.solve(),
+            (BiasRule::Quantile, None) => panic!("quantile balancing without a histogram"),
+        }
+        let values: Vec<f32> = bias_e.iter().map(|&bias| bias as f32).collect();
+        let bias_e = self.bias_e.map(|param| {
+            param.map(|old_e| {
+                let new_e = Tensor::from_data(TensorData::new(values, old_e.dims()), &old_e.device());
+                new_e.set_require_grad(false)
+            })
+        });
+        Self { bias_e, ..self }
+    }
+}
+
+impl RouterPass<'_> {
+    fn noise(self) -> Option<RouterNoise> {
+        match self {
+            Self::Training { noise, .. } => Some(noise),
+            Self::Evaluation | Self::Generation => None,
+        }
+    }
+}
+
+impl Routing {
+    /// Number of routed tokens.
+    pub fn num_tokens(&self) -> usize {
+        self.choice.expert_ids_tk.len() / self.choice.slots_per_token
+    }
+
+    /// Assignments to each expert, before capacity.
+    pub fn tokens_per_expert(&self) -> &[u64] {
+        self.statistics.tokens_per_expert()
+    }
+
+    /// Whether each slot is a choice and stays within the capacity of `factor`, or the expert's own factor. Dropping by
+    /// probability reads the gates from the device.
+    ///
+    /// # Panics
+    /// If the device fails to return the gates.
+    pub fn slots_within(&self, capacity: &CapacityConfig, factor: f64) -> Vec<bool> {
+        let factor_of =
+            |expert: usize| capacity.factor_per_expert.as_ref().map_or(factor, |factors| factors[expert]);
+        let capacity_of =
+            |expert| expert_capacity(factor_of(expert), self.top_k, self.num_tokens(), self.num_experts);
+        let capacities_e: Vec<usize> = (0..self.num_experts).map(capacity_of).collect();
+        self.only_choices(|ids, gates_tk| match capacity.drop {
+            DropPolicy::Position => keep_earliest(ids, &capacities_e),
+            DropPolicy::Probability => keep_largest_gates(ids, &gates_tk(), &capacities_e),
+            DropPolicy::Random => {
+                keep_random(ids, &capacities_e, &mut self.noise.generator(Purpose::Dropping))
+            }
+        })
+    }
+
+    /// Applies `keep` to the slots that are choices; the others are not kept.
+    fn only_choices(&self, keep: impl Fn(&[u32], &dyn Fn() -> Vec<f32>) -> Vec<bool>) -> Vec<bool> {
+        let Choice { expert_ids_tk, keep_tk, .. } = &self.choice;
+        let read_gates = || read_to_host::<f32>(&self.gates_tk);
+        let Some(keep_tk) = keep_tk else { return keep(expert_ids_tk, &read_gates) };
+        let chosen = |index: &usize| keep_tk[*index];
+        let slots: Vec<usize> = (0..keep_tk.len()).filter(chosen).collect();
+        let ids: Vec<u32> = slots.iter().map(|&slot| expert_ids_tk[slot]).collect();
+        let gates = || {
+            let all = read_gates();
+            slots.iter().map(|&slot| all[slot]).collect()
+        };
+        let mut kept = vec![false; keep_tk.len()];
+        for (slot, keep) in slots.iter().zip(keep(&ids, &gates)) {
+            kept[*slot] = keep;
+        }
+        kept
+    }
+}
+
+pub(crate) fn read_to_host<E: burn::tensor::Element>(values: &Tensor<2>) -> Vec<E> {
+    // A device that cannot return a tensor is lost: burn's own operations panic on it too.
+    values
+        .try_to_vec_as::<E>()
+        .unwrap_or_else(|error| panic!("the device did not return routing data: {error}"))
+}
