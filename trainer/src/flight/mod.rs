@@ -4,6 +4,16 @@
 //! | question | module |
 //! |---|---|
 //! | what is on disk, in which format | [`columns`] |
+//! | which measures of one routing are worth keeping | [`probe`] |
+//! | which expert misbehaves since which step | [`diagnosis`] |
+//! | where two runs part | [`divergence`] |
+//! | what another capacity or `top_k` would have done | [`whatif`] |
 
 pub mod columns;
+pub mod diagnosis;
+pub mod divergence;
+mod history;
+pub mod probe;
+pub mod whatif;
 
+pub use history::{LayerLoad, RunStep};
