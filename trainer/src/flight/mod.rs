@@ -5,10 +5,12 @@
 //! |---|---|
 //! | what is on disk, in which format | [`columns`] |
 //! | which measures of one routing are worth keeping | [`probe`] |
+//! | what is wrong now | [`alarms`] |
 //! | which expert misbehaves since which step | [`diagnosis`] |
 //! | where two runs part | [`divergence`] |
 //! | what another capacity or `top_k` would have done | [`whatif`] |
 
+pub mod alarms;
 pub mod columns;
 pub mod diagnosis;
 pub mod divergence;
