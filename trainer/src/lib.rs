@@ -8,6 +8,7 @@
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
+//! | what every expert did, and what went wrong since when | [`flight`] |
 //! | where it runs | [`device`], [`host`], [`throughput`] |
 //! | how fast it runs | [`benchmark`] |
 
@@ -21,6 +22,7 @@ pub mod device;
 mod durable;
 mod error;
 pub mod evaluate;
+pub mod flight;
 pub mod generate;
 mod hash;
 pub mod host;

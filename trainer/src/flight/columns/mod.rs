@@ -1,0 +1,127 @@
+//! The large half of the flight recorder: one row per expert and step, and at intervals one row per token and expert,
+//! as Parquet files. DuckDB, pandas and polars read them without Switchyard:
+//! `select * from 'flight/experts-*.parquet' where dead_steps > 100`.
+//!
+//! A file is written once, to a temporary name, forced to the disk and renamed: it is whole or absent. Nothing is ever
+//! appended to a file, which Parquet, with its footer at the end, could not survive.
+
+mod experts;
+mod scores;
+mod table;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
+pub use scores::{ScoreRow, read_scores, recorded_score_steps, write_scores};
+
+use crate::durable;
+use table::{Column, Table};
+
+/// What `durable::replace` leaves of a table when the process is killed inside it.
+const TEMPORARY_EXTENSION: &str = ".parquet.tmp";
+
+/// A recording that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ColumnsError {
+    /// The file system refused; a full disk ends here.
+    #[error("cannot {action} `{path}`: {source}; check that the disk has space and the folder is writable")]
+    Io {
+        /// What was tried: `read`, `write`, `remove`, ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file that is not what was written.
+    #[error(
+        "`{path}` is damaged: {reason}; delete it or restore it from a copy. Training needs no recording: without the \
+         file only its steps are missing from what is asked later"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Rows that Parquet cannot hold.
+    #[error("cannot encode `{path}`: {reason}; this is a fault of Switchyard, please report it")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// The encoder's reason.
+        reason: String,
+    },
+    /// Scores of a step at which none were recorded.
+    #[error("`{folder}` holds no gate scores of step {step}: {recorded}")]
+    NotRecorded {
+        /// The folder of recordings.
+        folder: PathBuf,
+        /// The step asked for.
+        step: u64,
+        /// Which steps there are.
+        recorded: String,
+    },
+}
+
+impl ColumnsError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Bring `folder` to the state after `last_step`, creating it if it is missing: later rows and score files go, a part
+/// that straddles the step is rewritten, and so does what a killed process left unfinished. Absent means a new run:
+/// every recording goes. Other people's files stay.
+///
+/// # Errors
+/// [`ColumnsError::Damaged`] for a part that must be rewritten and cannot be read; [`ColumnsError::Io`].
+pub fn rewind(folder: &Path, last_step: Option<u64>) -> Result<(), ColumnsError> {
+    fs::create_dir_all(folder).map_err(ColumnsError::io("create", folder))?;
+    for name in file_names(folder)? {
+        if name.ends_with(TEMPORARY_EXTENSION) {
+            remove(&folder.join(name))?;
+        }
+    }
+    experts::rewind(folder, last_step)?;
+    scores::rewind(folder, last_step)
+}
+
+/// Names of the files in `folder`, sorted; none if it does not exist.
+fn file_names(folder: &Path) -> Result<Vec<String>, ColumnsError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ColumnsError::io("read", folder)(error)),
+    };
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(ColumnsError::io("read", folder))?;
+    names.sort();
+    Ok(names)
+}
+
+fn write(path: &Path, columns: &[Column]) -> Result<(), ColumnsError> {
+    let bytes = table::encode(columns)
+        .map_err(|error| ColumnsError::Unwritable { path: path.into(), reason: error.to_string() })?;
+    durable::replace(path, &bytes).map_err(ColumnsError::io("write", path))
+}
+
+fn read<Row>(
+    path: &Path,
+    rows: impl FnOnce(&Table) -> Result<Vec<Row>, String>,
+) -> Result<Vec<Row>, ColumnsError> {
+    let bytes = fs::read(path).map_err(ColumnsError::io("read", path))?;
+    let file = File::open(path).map_err(ColumnsError::io("read", path))?;
+    Table::open(file, &bytes)
+        .and_then(|table| rows(&table))
+        .map_err(|reason| ColumnsError::Damaged { path: path.into(), reason })
+}
+
+fn remove(path: &Path) -> Result<(), ColumnsError> {
+    fs::remove_file(path).map_err(ColumnsError::io("remove", path))
+}
