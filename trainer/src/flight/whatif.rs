@@ -5,9 +5,10 @@
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
+use rand::{SeedableRng, rngs::ChaCha8Rng};
 use switchyard_router::{
     DropPolicy, RouterStatistics, RouterSummary, expert_capacity, keep_earliest, keep_largest_gates,
-    select_top_k,
+    keep_random, select_top_k,
 };
 
 use super::columns::ScoreRow;
@@ -123,7 +124,7 @@ pub fn what_if(scores: &LayerScores, question: &WhatIf) -> Result<WhatIfAnswer, 
     );
     let top_k = question.top_k;
     let pass_len = question.tokens_per_pass.map_or(logits_te.len(), |tokens| tokens * num_experts);
-    let mut statistics = RouterStatistics::measure(&[], &[], num_experts, top_k);
+    let mut statistics = RouterStatistics::measure(&[], &[], None, num_experts, top_k);
     let mut kept_per_expert = vec![0; num_experts];
     for logits_te in logits_te.chunks(pass_len.max(1)) {
         let expert_ids_tk = select_top_k(logits_te, num_experts, top_k);
@@ -132,7 +133,7 @@ pub fn what_if(scores: &LayerScores, question: &WhatIf) -> Result<WhatIfAnswer, 
         for (&expert, _) in expert_ids_tk.iter().zip(&keep).filter(|&(_, &kept)| kept) {
             kept_per_expert[expert as usize] += 1;
         }
-        let pass = RouterStatistics::measure(logits_te, &expert_ids_tk, num_experts, top_k);
+        let pass = RouterStatistics::measure(logits_te, &expert_ids_tk, None, num_experts, top_k);
         statistics.merge(&pass.with_dropped((keep.len() - num_kept) as u64));
     }
     let summary = statistics.summary();
@@ -160,12 +161,16 @@ fn check(question: &WhatIf, num_experts: usize) -> Result<(), WhatIfError> {
 fn slots_kept(logits_te: &[f64], expert_ids_tk: &[u32], num_experts: usize, question: &WhatIf) -> Vec<bool> {
     let Some(factor) = question.capacity_factor else { return vec![true; expert_ids_tk.len()] };
     let num_tokens = logits_te.len() / num_experts;
-    let capacity = expert_capacity(factor, question.top_k, num_tokens, num_experts);
+    let capacities_e = vec![expert_capacity(factor, question.top_k, num_tokens, num_experts); num_experts];
     match question.drop {
-        DropPolicy::Position => keep_earliest(expert_ids_tk, num_experts, capacity),
+        DropPolicy::Position => keep_earliest(expert_ids_tk, &capacities_e),
         DropPolicy::Probability => {
             let gates_tk = gates(logits_te, expert_ids_tk, num_experts, question);
-            keep_largest_gates(expert_ids_tk, &gates_tk, num_experts, capacity)
+            keep_largest_gates(expert_ids_tk, &gates_tk, &capacities_e)
+        }
+        DropPolicy::Random => {
+            let mut generator = ChaCha8Rng::seed_from_u64(0);
+            keep_random(expert_ids_tk, &capacities_e, &mut generator)
         }
     }
 }
