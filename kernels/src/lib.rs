@@ -15,6 +15,7 @@ mod head_loss;
 mod linear;
 mod matrix;
 mod norm;
+mod panel_product;
 mod rotary;
 mod routing;
 mod row_tiles;

@@ -19,7 +19,8 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::dispatch::Groups;
-use crate::matrix::{Matrix, Unwritten, columns_in_order, fill_with_product};
+use crate::matrix::{Matrix, Unwritten};
+use crate::panel_product::fill_with_product;
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
 use crate::slices::{all_f32, contiguous, elements, from_elements};
 
@@ -114,9 +115,8 @@ impl Project for Flex {
         if !all_f32(&[&dy_tf, &w_df]) {
             return Self::float_matmul(dy_tf, Self::float_transpose(w_df));
         }
-        let (w_df, [d, f]) = (contiguous(w_df.clone()), w_df.shape().dims());
-        let w_fd = columns_in_order(matrix(&w_df));
-        multiply_rows(dy_tf, Matrix::strided(&w_fd, [f, d], [d, 1]), None)
+        let w_df = contiguous(w_df);
+        multiply_rows(dy_tf, matrix(&w_df).transposed(), None)
     }
 
     fn project_weight_gradient(x_td: FlexTensor, dy_tf: FlexTensor) -> FlexTensor {

@@ -52,12 +52,17 @@ impl<'a> Matrix<'a> {
         self.shape[1]
     }
 
+    /// Whether the elements of each row lie next to each other.
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.strides[1] == 1
+    }
+
     /// One row of a matrix whose columns lie next to each other.
     ///
     /// # Panics
     /// If there is none, or columns lie apart.
     pub(crate) fn row(&self, row: usize) -> &'a [f32] {
-        assert!(row < self.shape[0] && self.strides[1] == 1, "row {row} of {self:?}");
+        assert!(row < self.shape[0] && self.has_contiguous_rows(), "row {row} of {self:?}");
         &self.elements[row * self.strides[0]..][..self.shape[1]]
     }
 
@@ -171,15 +176,6 @@ pub(crate) fn columns_in_order(a: Matrix<'_>) -> Vec<f32> {
     unsafe { target.written() }
 }
 
-/// `a` with its rows in order: as it lies, or copied to `storage`.
-pub(crate) fn rows_in_order<'a>(a: Matrix<'a>, storage: &'a mut Vec<f32>) -> Matrix<'a> {
-    if a.strides[1] == 1 {
-        return a;
-    }
-    *storage = columns_in_order(a.transposed());
-    Matrix::strided(storage, a.shape, [a.shape[1], 1])
-}
-
 /// Writes the columns of `a` from `first`, as many as fit into `target`.
 fn transpose_columns(target: &mut [MaybeUninit<f32>], a: Matrix<'_>, first: usize) {
     let rows = a.shape[0];
@@ -222,25 +218,6 @@ pub(crate) fn multiply(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
 pub(crate) fn add_multiplied(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
     assert!(c.has_values, "a product is added to elements without values");
     product(c, a, b, true);
-}
-
-/// Fills `target` with the rows of `a b`, and returns them.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub(crate) fn fill_with_product<'c>(
-    target: &'c mut [MaybeUninit<f32>],
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-) -> &'c mut [f32] {
-    assert!(
-        target.len() == a.num_rows() * b.num_columns(),
-        "{} elements for {a:?} times {b:?}",
-        target.len()
-    );
-    multiply(MatrixMut::uninit(target, b.num_columns()), a, b);
-    // SAFETY: the product has just written every element.
-    unsafe { &mut *(std::ptr::from_mut(target) as *mut [f32]) }
 }
 
 fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {

@@ -13,7 +13,8 @@ use super::Block;
 use super::operands::Operands;
 use crate::activation::{Activation, lanes};
 use crate::dispatch::{Groups, SlotMap};
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, columns_in_order, fill_with_product};
+use crate::matrix::{Matrix, Unwritten};
+use crate::panel_product::{add_product, fill_with_product};
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
 use crate::slices::{contiguous, elements, from_elements};
 
@@ -99,31 +100,6 @@ struct Reader<'a> {
     slots: Option<&'a SlotMap>,
     d: usize,
     f: usize,
-}
-
-/// One group's matrices transposed, row by row.
-struct TransposedMatrices {
-    up: Vec<f32>,
-    down: Vec<f32>,
-    gate: Option<Vec<f32>>,
-}
-
-impl TransposedMatrices {
-    fn new(reader: &Reader<'_>, group: usize) -> Self {
-        let Operands { up, down, gate, .. } = reader.operands;
-        let of = |stack, num_columns| columns_in_order(reader.matrix_of(stack, group, num_columns));
-        Self { up: of(up, reader.f), down: of(down, reader.d), gate: gate.map(|gate| of(gate, reader.f)) }
-    }
-
-    /// For each group, if several tiles share them. A single tile makes its own: they are still in the cache when it
-    /// reads them, and not in memory all at once.
-    fn shared(reader: &Reader<'_>, groups: &Groups, tiles: &[RowTile]) -> Vec<Option<Self>> {
-        let mut num_tiles = vec![0; groups.num_groups()];
-        tiles.iter().for_each(|tile| num_tiles[tile.group] += 1);
-        let of_group =
-            |(group, &num_tiles): (usize, &usize)| (num_tiles > 1).then(|| Self::new(reader, group));
-        num_tiles.par_iter().enumerate().map(of_group).collect()
-    }
 }
 
 /// One tile's part of each buffer of the forward pass: rows of f, f (or nothing) and d elements.
@@ -228,7 +204,6 @@ impl<'a> RowGradients<'a> {
         let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
         let d_gathered = if reader.slots.is_some() { d } else { 0 };
         let tiles = RowTile::of(groups);
-        let matrices = TransposedMatrices::shared(reader, groups, &tiles);
         let mut buffers = [n * f, n * d_gathered, n * d_gathered, n * d].map(Unwritten::new);
         let mut dweight = vec![0.0; n];
         let [hidden_buffer, x_buffer, dy_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
@@ -251,10 +226,7 @@ impl<'a> RowGradients<'a> {
                 dx,
                 dweight,
             });
-        parts.collect::<Vec<_>>().into_par_iter().for_each(|part| match &matrices[part.tile.group] {
-            Some(matrices) => reader.backward(dy_td, matrices, part),
-            None => reader.backward(dy_td, &TransposedMatrices::new(reader, part.tile.group), part),
-        });
+        parts.collect::<Vec<_>>().into_par_iter().for_each(|part| reader.backward(dy_td, part));
         // SAFETY: the tiles cover all rows, and each wrote its whole parts.
         let [weighted_hidden, x, dy, dx] = buffers.map(|buffer| unsafe { buffer.written() });
         Self { dup: up, dgate: gate, weighted_hidden, x, dy, dx, dweight }
@@ -301,12 +273,14 @@ impl<'a> RowGradients<'a> {
 }
 
 impl Reader<'_> {
-    fn backward(&self, dy_td: &[f32], matrices: &TransposedMatrices, part: BackwardTile<'_>) {
+    fn backward(&self, dy_td: &[f32], part: BackwardTile<'_>) {
         let BackwardTile { tile, up, gate, weighted_hidden, x, dy, dx, dweight } = part;
+        let Operands { up: w_up, down: w_down, gate: w_gate, .. } = self.operands;
+        let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         self.rows(self.operands.x, tile, x);
         let dy = Matrix::row_major(self.rows(dy_td, tile, dy), self.d);
-        let dhidden = fill_with_product(weighted_hidden, dy, Matrix::row_major(&matrices.down, self.f));
-        let gated = self.operands.gate.is_some();
+        let dhidden = fill_with_product(weighted_hidden, dy, matrix_of(w_down, self.d).transposed());
+        let gated = w_gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
             let elements = i * self.f..(i + 1) * self.f;
             let gate = gated.then(|| &mut gate[elements.clone()]);
@@ -319,11 +293,9 @@ impl Reader<'_> {
                 weight,
             );
         }
-        let dx =
-            fill_with_product(dx, Matrix::row_major(up, self.f), Matrix::row_major(&matrices.up, self.d));
-        if let Some(w_gate) = &matrices.gate {
-            let (dgate, w_gate) = (Matrix::row_major(gate, self.f), Matrix::row_major(w_gate, self.d));
-            add_multiplied(MatrixMut::row_major(dx, self.d), dgate, w_gate);
+        let dx = fill_with_product(dx, Matrix::row_major(up, self.f), matrix_of(w_up, self.f).transposed());
+        if let Some(w_gate) = w_gate {
+            add_product(dx, Matrix::row_major(gate, self.f), matrix_of(w_gate, self.f).transposed());
         }
     }
 

@@ -9,9 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows;
-use crate::matrix::{
-    Matrix, MatrixMut, Unwritten, add_multiplied, fill_with_product, multiply, rows_in_order,
-};
+use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
+use crate::panel_product::fill_with_product;
 
 /// Rows of one task.
 const TILE_ROWS: usize = 128;
@@ -60,8 +59,6 @@ pub(super) struct Means {
 impl Head<'_> {
     /// The losses alone.
     pub(super) fn losses(self) -> Means {
-        let mut storage = Vec::new();
-        let w = rows_in_order(self.w, &mut storage);
         let num_tiles = self.num_rows().div_ceil(TILE_ROWS);
         let sums: Vec<Sums> = (0..num_tiles)
             .into_par_iter()
@@ -69,7 +66,7 @@ impl Head<'_> {
                 let first = tile * TILE_ROWS;
                 let rows = first..(first + TILE_ROWS).min(self.num_rows());
                 let mut logits = Unwritten::new(rows.len() * self.w.num_columns());
-                self.logits_to_gradient(rows, w, logits.as_mut_slice()).1
+                self.logits_to_gradient(rows, logits.as_mut_slice()).1
             })
             .collect();
         self.means(&sums)
@@ -79,15 +76,12 @@ impl Head<'_> {
     pub(super) fn losses_and_gradients(self, by_columns: bool) -> (Means, Gradients) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
         let chunk_rows = (CHUNK_LEN / v).next_multiple_of(TILE_ROWS).max(MIN_CHUNK_ROWS);
-        let (mut storage, mut transposed_storage) = (Vec::new(), Vec::new());
-        let w = rows_in_order(self.w, &mut storage);
-        let w_transposed = rows_in_order(self.w.transposed(), &mut transposed_storage);
         let (mut dx, mut sums) = (Unwritten::new(self.num_rows() * d), Vec::new());
         let mut dw = MatrixGradient::Unwritten(Unwritten::new(d * v));
         for (chunk, dx) in dx.as_mut_slice().chunks_mut(chunk_rows * d).enumerate() {
             let first = chunk * chunk_rows;
             let rows = first..first + dx.len() / d;
-            let (dlogits, sums_of_tiles) = self.chunk(rows.clone(), [w, w_transposed], dx);
+            let (dlogits, sums_of_tiles) = self.chunk(rows.clone(), dx);
             sums.extend(sums_of_tiles);
             let (x, dlogits) = (self.x.rows(rows), Matrix::row_major(&dlogits, v));
             dw = match by_columns {
@@ -118,12 +112,7 @@ impl Head<'_> {
     }
 
     /// The gradient of the logits of `rows`, and each tile's sums. Fills `dx` with the gradient of the rows.
-    fn chunk(
-        &self,
-        rows: Range<usize>,
-        [w, w_transposed]: [Matrix<'_>; 2],
-        dx: &mut [MaybeUninit<f32>],
-    ) -> (Vec<f32>, Vec<Sums>) {
+    fn chunk(&self, rows: Range<usize>, dx: &mut [MaybeUninit<f32>]) -> (Vec<f32>, Vec<Sums>) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
         let mut dlogits = Unwritten::new(rows.len() * v);
         let tiles =
@@ -132,8 +121,8 @@ impl Head<'_> {
             .enumerate()
             .map(|(tile, (dlogits, dx))| {
                 let first = rows.start + tile * TILE_ROWS;
-                let (dlogits, sums) = self.logits_to_gradient(first..first + dx.len() / d, w, dlogits);
-                multiply(MatrixMut::uninit(dx, d), Matrix::row_major(dlogits, v), w_transposed);
+                let (dlogits, sums) = self.logits_to_gradient(first..first + dx.len() / d, dlogits);
+                fill_with_product(dx, Matrix::row_major(dlogits, v), self.w.transposed());
                 sums
             })
             .collect();
@@ -145,11 +134,10 @@ impl Head<'_> {
     fn logits_to_gradient<'l>(
         &self,
         rows: Range<usize>,
-        w: Matrix<'_>,
         logits: &'l mut [MaybeUninit<f32>],
     ) -> (&'l mut [f32], Sums) {
         let share = 1.0 / self.num_counted() as f64;
-        let logits = fill_with_product(logits, self.x.rows(rows.clone()), w);
+        let logits = fill_with_product(logits, self.x.rows(rows.clone()), self.w);
         let mut sums = Sums::default();
         for (row, &target) in logits.chunks_mut(self.w.num_columns()).zip(&self.targets[rows]) {
             let Some(target) = target else {

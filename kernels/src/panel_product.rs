@@ -1,0 +1,305 @@
+//! Products of rows with a matrix of weights, on the calling thread.
+//!
+//! The matrix is read once, a block at a time, into panels: as many columns as two vector registers hold, row after row.
+//! It may lie by rows or by columns. A forward pass multiplies by the weights and a backward pass by their transpose; packing
+//! either costs the same, so nothing is transposed beforehand. While a block is multiplied, the next one is fetched. All
+//! that pays off for the few rows of one expert; the product of `matrix.rs` is for operands that lie in any way.
+//!
+//! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the next terms are added: the same
+//! bits whichever rows and columns surround it.
+
+mod panels;
+mod tile;
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+#[cfg(target_arch = "aarch64")]
+use pulp::aarch64::Neon;
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::{V3, V4};
+use pulp::{Scalar128b, Simd, WithSimd};
+
+use crate::matrix::Matrix;
+use panels::{Fetch, Panels};
+use tile::{Pass, panel_width};
+
+/// Rows of one panel: with the columns of two registers, a panel takes half of the first-level cache.
+const PANEL_DEPTH: usize = 256;
+/// Columns packed at once, in panels of any width: the block takes a quarter of the second-level cache, and its rows are
+/// long enough to be read as a stream.
+const BLOCK_COLUMNS: usize = 128;
+
+/// Fills `target` with the rows of `a w`, and returns them.
+///
+/// # Panics
+/// If the shapes do not fit, the columns of `a` lie apart, or `w` lies neither by rows nor by columns.
+pub(crate) fn fill_with_product<'c>(
+    target: &'c mut [MaybeUninit<f32>],
+    a: Matrix<'_>,
+    w: Matrix<'_>,
+) -> &'c mut [f32] {
+    if w.num_rows() == 0 {
+        target.fill(MaybeUninit::new(0.0));
+    }
+    multiply(Product::new(target, a, w, false));
+    // SAFETY: every element has just been written, by the product or, where that is empty, by zeros.
+    unsafe { &mut *(std::ptr::from_mut(target) as *mut [f32]) }
+}
+
+/// Adds the rows of `a w` to those of `c`.
+///
+/// # Panics
+/// As [`fill_with_product`].
+pub(crate) fn add_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'_>) {
+    // SAFETY: the same layout, and the product writes nothing but values.
+    let c = unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) };
+    multiply(Product::new(c, a, w, true));
+}
+
+/// With the widest vectors that the CPU has. The tile of each instruction set fills its registers; nothing else differs.
+fn multiply(product: Product<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(avx512) = V4::try_new() {
+            return Simd::vectorize(avx512, Tiled::<12, true>(product));
+        }
+        if let Some(avx2) = V3::try_new() {
+            return Simd::vectorize(avx2, Tiled::<6, true>(product));
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(neon) = Neon::try_new() {
+        return Simd::vectorize(neon, Tiled::<12, true>(product));
+    }
+    Simd::vectorize(Scalar128b, Tiled::<6, false>(product));
+}
+
+/// `c = a w`, or `c = c + a w`.
+struct Product<'a> {
+    c: &'a mut [MaybeUninit<f32>],
+    a: Matrix<'a>,
+    w: Matrix<'a>,
+    /// `c` has values.
+    add: bool,
+}
+
+impl<'a> Product<'a> {
+    fn new(c: &'a mut [MaybeUninit<f32>], a: Matrix<'a>, w: Matrix<'a>, add: bool) -> Self {
+        let len = a.num_rows() * w.num_columns();
+        assert!(
+            a.num_columns() == w.num_rows() && c.len() == len,
+            "{a:?} times {w:?} into {} elements",
+            c.len()
+        );
+        Self { c, a, w, add }
+    }
+
+    /// The blocks that the matrix is packed in: those of the first columns from top to bottom, then those of the next.
+    fn blocks(&self) -> Vec<Block> {
+        let cut =
+            |len: usize, step: usize| (0..len).step_by(step).map(move |start| start..len.min(start + step));
+        let (depth, num_columns) = (self.w.num_rows(), self.w.num_columns());
+        let block_of = |columns: Range<usize>| {
+            cut(depth, PANEL_DEPTH).map(move |rows| Block { rows, columns: columns.clone() })
+        };
+        cut(num_columns, BLOCK_COLUMNS).flat_map(block_of).collect()
+    }
+}
+
+/// Part of the matrix of weights.
+struct Block {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Block {
+    fn of<'a>(&self, w: Matrix<'a>) -> Matrix<'a> {
+        w.rows(self.rows.clone()).columns(self.columns.clone())
+    }
+}
+
+/// A product in tiles of `ROWS` rows and two registers; `FUSED` as in [`crate::simd::multiply_add`].
+struct Tiled<'a, const ROWS: usize, const FUSED: bool>(Product<'a>);
+
+impl<const ROWS: usize, const FUSED: bool> WithSimd for Tiled<'_, ROWS, FUSED> {
+    type Output = ();
+
+    // All that computes with vectors is inlined into this function, which then is compiled for one instruction set.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self(product) = self;
+        let blocks = product.blocks();
+        let Product { c, a, w, add } = product;
+        let mut panels = Panels::new::<S>(w);
+        for (index, block) in blocks.iter().enumerate() {
+            let panels = panels.pack::<S>(block.of(w));
+            let a_block = a.columns(block.rows.clone());
+            let num_tiles = a.num_rows().div_ceil(ROWS) * block.columns.len().div_ceil(panel_width::<S>());
+            let mut fetch = Fetch::new(blocks.get(index + 1).map(|next| next.of(w)), num_tiles);
+            let panel_len = block.rows.len() * panel_width::<S>();
+            for (panel, column) in
+                panels.chunks(panel_len).zip(block.columns.clone().step_by(panel_width::<S>()))
+            {
+                let columns = column..block.columns.end.min(column + panel_width::<S>());
+                let add = add || block.rows.start > 0;
+                Pass { simd, a: a_block, panel, num_columns: w.num_columns(), columns, add }
+                    .run::<ROWS, FUSED>(c, &mut fetch);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Multiply = fn(Product<'_>);
+
+    /// The product as each instruction set computes it that this CPU can run. The code of AVX-512 is that of AVX2 in registers
+    /// of 16 lanes and tiles of 12 rows, which AVX2 computes here with pairs of registers.
+    fn all_ways() -> Vec<(&'static str, Multiply)> {
+        let mut ways: Vec<(&'static str, Multiply)> =
+            vec![("portable", |product| Simd::vectorize(Scalar128b, Tiled::<6, false>(product)))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use pulp::x86::V3_512b;
+            if V3::is_available() {
+                ways.push(("AVX2", |product| {
+                    Simd::vectorize(V3::try_new().unwrap(), Tiled::<6, true>(product))
+                }));
+                ways.push(("AVX2 in pairs", |product| {
+                    Simd::vectorize(V3_512b(V3::try_new().unwrap()), Tiled::<12, true>(product))
+                }));
+            }
+            if V4::is_available() {
+                ways.push(("AVX-512", |product| {
+                    Simd::vectorize(V4::try_new().unwrap(), Tiled::<12, true>(product))
+                }));
+            }
+        }
+        ways.push(("as chosen", multiply));
+        ways
+    }
+
+    /// Multiples of 1/8 below 2: sums of thousands of their products are exact in any order.
+    fn values(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| (((i + seed) * 7919 % 31) as f32 - 15.0) / 8.0).collect()
+    }
+
+    /// The matrix whose element (p, j) lies at `p * n + j`, or at `j * k + p` if `by_columns`.
+    fn oriented(elements: &[f32], [k, n]: [usize; 2], by_columns: bool) -> Matrix<'_> {
+        match by_columns {
+            true => Matrix::strided(elements, [n, k], [k, 1]).transposed(),
+            false => Matrix::strided(elements, [k, n], [n, 1]),
+        }
+    }
+
+    /// `c + a w` by the definition, in f64.
+    fn oracle(c: &[f32], a: &[f32], w: Matrix<'_>, w_at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+        let (k, n) = (w.num_rows(), w.num_columns());
+        let element = |(index, &c): (usize, &f32)| {
+            let (i, j) = (index / n, index % n);
+            (0..k).fold(f64::from(c), |sum, p| sum + f64::from(a[i * k + p]) * f64::from(w_at(p, j))) as f32
+        };
+        c.iter().enumerate().map(element).collect()
+    }
+
+    fn uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+        // SAFETY: the same layout, and the products write nothing but values.
+        unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) }
+    }
+
+    fn check_against_the_definition([m, k, n]: [usize; 3], by_columns: bool) {
+        let (a, w_elements) = (values(m * k, 0), values(k * n, 5));
+        let a_matrix = Matrix::strided(&a, [m, k], [k, 1]);
+        let w = oriented(&w_elements, [k, n], by_columns);
+        let w_at = |p: usize, j: usize| w_elements[if by_columns { j * k + p } else { p * n + j }];
+        for (way, multiply) in all_ways() {
+            for add in [false, true] {
+                let before = if add { values(m * n, 11) } else { vec![0.0; m * n] };
+                let mut c = if add { before.clone() } else { vec![f32::NAN; m * n] };
+                let expected = oracle(&before, &a, w, w_at);
+                multiply(Product::new(uninit(&mut c), a_matrix, w, add));
+                if k > 0 || add {
+                    assert_eq!(c, expected, "{way}, {m} x {k} x {n}, by columns: {by_columns}, added: {add}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn products_are_those_of_the_definition(m in 0_usize..=50, k in 0_usize..=50, n in 0_usize..=50, flip: bool) {
+            check_against_the_definition([m, k, n], flip);
+        }
+    }
+
+    #[test]
+    fn products_of_several_blocks_are_those_of_the_definition() {
+        let (deep, wide) = (PANEL_DEPTH, BLOCK_COLUMNS);
+        for [m, k, n] in
+            [[1, deep + 1, wide + 1], [13, 2 * deep + 9, 3], [7, 5, 2 * wide + 17], [25, deep, wide]]
+        {
+            for by_columns in [false, true] {
+                check_against_the_definition([m, k, n], by_columns);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_a_larger_matrix_are_multiplied_alone() {
+        let (a, w) = (values(20 * 30, 0), values(40 * 50, 5));
+        let a_part = Matrix::row_major(&a, 30).rows(3..17).columns(4..24);
+        let by_rows = Matrix::row_major(&w, 50).rows(10..30).columns(7..44);
+        let copy: Vec<f32> = (0..20).flat_map(|p| by_rows.row(p).to_vec()).collect();
+        let a_copy: Vec<f32> = (0..14).flat_map(|i| a_part.row(i).to_vec()).collect();
+        let mut expected = vec![0.0; 14 * 37];
+        add_product(&mut expected, Matrix::row_major(&a_copy, 20), Matrix::row_major(&copy, 37));
+        let mut c = vec![0.0; 14 * 37];
+        add_product(&mut c, a_part, by_rows);
+        assert_eq!(c, expected);
+    }
+
+    #[test]
+    fn a_rows_bits_do_not_depend_on_the_rows_beside_it() {
+        // Numbers whose sums do round, unlike those above.
+        let irregular = |len: usize| (0..len).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
+        let (m, k, n) = (29, PANEL_DEPTH + 70, BLOCK_COLUMNS + 21);
+        let (a, w) = (irregular(m * k), irregular(k * n));
+        for (way, multiply) in all_ways() {
+            for by_columns in [false, true] {
+                let w = oriented(&w, [k, n], by_columns);
+                let rows = |first: usize, last: usize| {
+                    let mut c = vec![0.0; (last - first) * n];
+                    let a = Matrix::row_major(&a[first * k..last * k], k);
+                    multiply(Product::new(uninit(&mut c), a, w, false));
+                    c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let all = rows(0, m);
+                for (first, last) in [(0, 1), (11, 12), (28, 29), (3, 20), (5, 29)] {
+                    assert_eq!(rows(first, last), all[first * n..last * n], "{way}, rows {first} to {last}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_zero_and_adds_nothing() {
+        let (a, w) = (Matrix::strided(&[], [2, 0], [1, 1]), Matrix::strided(&[], [0, 3], [3, 1]));
+        let mut c = [MaybeUninit::new(7.0); 6];
+        assert_eq!(fill_with_product(&mut c, a, w), [0.0; 6]);
+        let mut c = [7.0; 6];
+        add_product(&mut c, a, w);
+        assert_eq!(c, [7.0; 6]);
+    }
+
+    #[test]
+    #[should_panic(expected = "into 5 elements")]
+    fn shapes_that_do_not_fit_are_refused() {
+        let a = Matrix::row_major(&[1.0; 6], 3);
+        add_product(&mut [0.0; 5], a, Matrix::row_major(&[1.0; 9], 3));
+    }
+}

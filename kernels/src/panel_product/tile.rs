@@ -1,0 +1,139 @@
+//! One panel times all rows: tiles that stay in registers while the panel passes by.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use pulp::Simd;
+use pulp::bytemuck::cast_slice;
+
+use super::panels::Fetch;
+use crate::matrix::Matrix;
+
+/// Columns of a panel: two registers.
+#[inline(always)]
+pub(super) const fn panel_width<S: Simd>() -> usize {
+    2 * lanes::<S>()
+}
+
+const fn lanes<S: Simd>() -> usize {
+    size_of::<S::f32s>() / size_of::<f32>()
+}
+
+/// One row of a panel, or the sums of one row of a tile.
+type Pair<S> = [<S as Simd>::f32s; 2];
+
+/// One panel and the part of each row that it is multiplied by.
+pub(super) struct Pass<'a, S> {
+    pub(super) simd: S,
+    pub(super) a: Matrix<'a>,
+    pub(super) panel: &'a [f32],
+    /// Columns of the product, and which of them the panel holds.
+    pub(super) num_columns: usize,
+    pub(super) columns: Range<usize>,
+    /// The elements of the product have values, to be added to.
+    pub(super) add: bool,
+}
+
+impl<S: Simd> Pass<'_, S> {
+    /// All rows: whole tiles, then ever lower ones. A row's sums do not depend on the tile that it falls into.
+    #[inline(always)]
+    pub(super) fn run<const ROWS: usize, const FUSED: bool>(
+        &self,
+        c: &mut [MaybeUninit<f32>],
+        fetch: &mut Fetch<'_>,
+    ) {
+        let row = self.tiles::<ROWS, FUSED>(0, c, fetch);
+        let row = if ROWS > 8 { self.tiles::<8, FUSED>(row, c, fetch) } else { row };
+        let row = self.tiles::<4, FUSED>(row, c, fetch);
+        let row = self.tiles::<2, FUSED>(row, c, fetch);
+        self.tiles::<1, FUSED>(row, c, fetch);
+    }
+
+    /// As many tiles of `ROWS` rows as there are from `row` on. Returns the row behind them.
+    #[inline(always)]
+    fn tiles<const ROWS: usize, const FUSED: bool>(
+        &self,
+        mut row: usize,
+        c: &mut [MaybeUninit<f32>],
+        fetch: &mut Fetch<'_>,
+    ) -> usize {
+        let (pairs, _) = S::as_simd_f32s(self.panel);
+        let (pairs, _) = pairs.as_chunks::<2>();
+        while row + ROWS <= self.a.num_rows() {
+            fetch.some();
+            let mut rows = [[].as_slice(); ROWS];
+            for (i, a) in rows.iter_mut().enumerate() {
+                *a = self.a.row(row + i);
+            }
+            let sums = sums::<S, ROWS, FUSED>(self.simd, rows, pairs);
+            self.write(row, sums, c);
+            row += ROWS;
+        }
+        row
+    }
+
+    /// Writes the sums of the rows from `row` on.
+    #[inline(always)]
+    fn write<const ROWS: usize>(&self, row: usize, sums: [Pair<S>; ROWS], c: &mut [MaybeUninit<f32>]) {
+        if self.columns.len() < panel_width::<S>() {
+            return self.write_some_columns(row, &sums.clone(), c);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let start = (row + i) * self.num_columns + self.columns.start;
+            let (target, _) = S::as_uninit_mut_simd_f32s(&mut c[start..start + panel_width::<S>()]);
+            for (target, &sum) in target.iter_mut().zip(sums) {
+                // SAFETY: with `add`, all elements have values.
+                let sum =
+                    if self.add { self.simd.add_f32s(unsafe { target.assume_init() }, sum) } else { sum };
+                target.write(sum);
+            }
+        }
+    }
+
+    /// The last panel may hold more columns than the product. Not inlined: sums that are read one by one would lie in memory
+    /// for all tiles.
+    #[inline(never)]
+    fn write_some_columns(&self, row: usize, sums: &[Pair<S>], c: &mut [MaybeUninit<f32>]) {
+        for (i, sums) in sums.iter().enumerate() {
+            let start = (row + i) * self.num_columns + self.columns.start;
+            let target = &mut c[start..][..self.columns.len()];
+            for (target, &sum) in target.iter_mut().zip(cast_slice::<_, f32>(sums)) {
+                // SAFETY: with `add`, all elements have values.
+                let sum = if self.add { sum + unsafe { target.assume_init() } } else { sum };
+                target.write(sum);
+            }
+        }
+    }
+}
+
+/// The products of some rows with a panel, each summed from the first term to the last.
+///
+/// # Panics
+/// If a row is not as long as the panel is deep.
+#[inline(always)]
+fn sums<S: Simd, const ROWS: usize, const FUSED: bool>(
+    simd: S,
+    rows: [&[f32]; ROWS],
+    panel: &[Pair<S>],
+) -> [Pair<S>; ROWS] {
+    for row in rows {
+        assert!(row.len() == panel.len(), "{} elements times a panel of {}", row.len(), panel.len());
+    }
+    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+    for (p, pair) in panel.iter().enumerate() {
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            // SAFETY: the row is as long as the panel.
+            let a = simd.splat_f32s(*unsafe { row.get_unchecked(p) });
+            for (sum, &b) in sums.iter_mut().zip(pair) {
+                *sum = multiply_add::<S, FUSED>(simd, a, b, *sum);
+            }
+        }
+    }
+    sums
+}
+
+/// As [`crate::simd::multiply_add`], of vectors.
+#[inline(always)]
+fn multiply_add<S: Simd, const FUSED: bool>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+    if FUSED { simd.mul_add_f32s(a, b, c) } else { simd.add_f32s(simd.mul_f32s(a, b), c) }
+}
