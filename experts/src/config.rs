@@ -53,6 +53,7 @@ impl MoeConfig {
         self.router.validate(self.num_experts)?;
         if let Some(capacity) = &self.capacity {
             capacity.validate(self.num_experts)?;
+            capacity.validate_selection(&self.router)?;
         }
         Ok(())
     }

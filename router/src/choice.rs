@@ -2,6 +2,7 @@
 //!
 //! Shape letters: t tokens, e experts, k slots per token.
 
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::noise::Purpose;
@@ -23,6 +24,15 @@ pub struct Choice {
     pub keep_tk: Option<Vec<bool>>,
     /// Slots of each token.
     pub slots_per_token: usize,
+}
+
+impl Choice {
+    /// The experts of each token on a device: `[t, k]`.
+    pub(crate) fn upload(&self, device: &Device) -> Tensor<2, Int> {
+        let ids: Vec<i32> = self.expert_ids_tk.iter().map(|&id| id as i32).collect();
+        let shape_tk = [ids.len() / self.slots_per_token, self.slots_per_token];
+        Tensor::from_data(TensorData::new(ids, shape_tk), device)
+    }
 }
 
 /// What the gate said, on the host.
@@ -57,6 +67,8 @@ impl RouterConfig {
                 return chosen_by_experts(expert_choice(&self.scores(scores), num_experts, capacity));
             }
             (Selection::Hash(hash), _) => {
+                let num_ids = input.token_ids_t.len();
+                assert!(num_ids == num_tokens, "hash routing of {num_tokens} tokens by {num_ids} token ids");
                 TokenHash::random(num_experts, top_k, hash.seed).experts_of(input.token_ids_t)
             }
             (Selection::Random, noise) => {

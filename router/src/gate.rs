@@ -13,6 +13,9 @@ use crate::{GatePrecision, Router};
 const MAX_COSINE_SCALE: f64 = 100.0;
 /// Added to squared lengths: a token of zeros is at a right angle to every expert.
 const LENGTH_EPSILON: f64 = 1e-12;
+/// Added to the noise's size, as the authors of noisy gating do in their code (tensor2tensor's `noisy_top_k_gating`):
+/// distances are measured in it, so it must not vanish.
+const NOISE_EPSILON: f64 = 0.01;
 
 /// Initial values of a [`Router`]; which of them there are depends on the configuration.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +113,7 @@ impl Router {
         };
         let noise = self.noise_weight_de.as_ref().and_then(|noise_weight_de| {
             let normal_te = standard_normal_te(clean_logits_te.dims())?.cast(dtype);
-            let std_te = softplus(linear(x_td, noise_weight_de.val().cast(dtype), None), 1.0);
+            let std_te = softplus(linear(x_td, noise_weight_de.val().cast(dtype), None), 1.0) + NOISE_EPSILON;
             Some((normal_te, std_te))
         });
         Some(match noise {

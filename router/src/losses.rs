@@ -3,7 +3,7 @@
 //! Shape letters: t tokens, e experts, k slots per token.
 
 use burn::tensor::activation::{log_sigmoid, log_softmax};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
 use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 use crate::gate::{GateNoise, GateOutput};
@@ -52,6 +52,7 @@ pub struct AuxLoss {
 /// What losses are made from.
 pub(crate) struct LossInput<'a> {
     pub(crate) gate: &'a GateOutput,
+    pub(crate) gates_tk: &'a Tensor<2>,
     pub(crate) choice: &'a Choice,
     pub(crate) tokens_per_expert: &'a [u64],
     pub(crate) earlier_tokens_per_expert: &'a [u64],
@@ -83,7 +84,7 @@ impl RouterConfig {
         });
         add(AuxLossKind::RouterZ, self.z_loss_weight, &|| router_z_loss(logits_te.clone()));
         add(AuxLossKind::GateEntropy, self.entropy_weight, &|| gate_entropy(log_scores_te()));
-        add(AuxLossKind::Importance, importance_weight, &|| importance_loss(logits_te.clone(), input.choice));
+        add(AuxLossKind::Importance, importance_weight, &|| importance_loss(input));
         if let Some(noise) = &input.gate.noise {
             add(AuxLossKind::Load, load_weight, &|| load_loss(logits_te, noise, self.top_k));
         }
@@ -110,7 +111,8 @@ fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &L
     }
 }
 
-/// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20).
+/// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). A sequence of which no
+/// expert takes a token has no loads, and no part in the mean.
 fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, seq_len: usize) -> Tensor<1> {
     let [num_tokens, num_experts] = log_scores_te.dims();
     let num_sequences = num_tokens / seq_len;
@@ -121,9 +123,12 @@ fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, seq_len: u
         for slot in slots.filter(|&slot| choice.keep_tk.as_ref().is_none_or(|keep_tk| keep_tk[slot])) {
             counts[choice.expert_ids_tk[slot] as usize] += 1;
         }
-        load_balancing_loss(log_scores_te.clone().narrow(0, sequence * seq_len, seq_len), &counts)
+        let is_routed = counts.iter().any(|&count| count > 0);
+        is_routed.then(|| {
+            load_balancing_loss(log_scores_te.clone().narrow(0, sequence * seq_len, seq_len), &counts)
+        })
     };
-    let losses: Vec<_> = (0..num_sequences).map(of_sequence).collect();
+    let losses: Vec<_> = (0..num_sequences).filter_map(of_sequence).collect();
     Tensor::cat(losses, 0).mean()
 }
 
@@ -136,17 +141,12 @@ pub(crate) fn gate_entropy(log_scores_te: Tensor<2>) -> Tensor<1> {
     (log_p_te.clone().exp() * log_p_te).sum_dim(1).mean().neg()
 }
 
-/// Squared coefficient of variation of the experts' summed gates, whose gates are the softmax over the chosen.
-fn importance_loss(logits_te: Tensor<2>, choice: &Choice) -> Tensor<1> {
-    let [t, e] = logits_te.dims();
-    let mut penalty_te = vec![f32::MIN; t * e];
-    for (slot, &expert) in choice.expert_ids_tk.iter().enumerate() {
-        penalty_te[slot / choice.slots_per_token * e + expert as usize] = 0.0;
-    }
-    let penalty_te =
-        Tensor::from_data(TensorData::new(penalty_te, [t, e]), (&logits_te.device(), logits_te.dtype()));
-    // f32's lowest number plus a logit is f32's lowest number: the gate of an expert that was not chosen is 0.
-    let gates_te = log_softmax(logits_te + penalty_te, 1).exp();
+/// Squared coefficient of variation of the experts' summed gates.
+fn importance_loss(input: &LossInput<'_>) -> Tensor<1> {
+    let (logits_te, gates_tk) = (&input.gate.logits_te, input.gates_tk);
+    let ids_tk = input.choice.upload(&gates_tk.device());
+    let zeros_te = Tensor::<2>::zeros(logits_te.dims(), (&gates_tk.device(), gates_tk.dtype()));
+    let gates_te = zeros_te.scatter(1, ids_tk, gates_tk.clone(), IndexingUpdateOp::Add);
     squared_variation(gates_te.sum_dim(0))
 }
 
@@ -155,16 +155,20 @@ fn importance_loss(logits_te: Tensor<2>, choice: &Choice) -> Tensor<1> {
 fn load_loss(noisy_logits_te: &Tensor<2>, noise: &GateNoise, top_k: usize) -> Tensor<1> {
     let [t, e] = noisy_logits_te.dims();
     if top_k == e {
-        return Tensor::zeros([1], &noisy_logits_te.device()); // Everybody is always chosen.
+        // Everybody is always chosen.
+        return Tensor::zeros([1], (&noisy_logits_te.device(), noisy_logits_te.dtype()));
     }
     let thresholds_te: Vec<f64> = read_to_host::<f64>(noisy_logits_te)
         .chunks_exact(e)
         .flat_map(|row| others_kth_highest(row, top_k))
         .collect();
     let GateNoise { clean_logits_te, std_te } = noise;
-    let thresholds_te = Tensor::<2>::from_data(TensorData::new(thresholds_te, [t, e]), &std_te.device());
-    let distance_te = (clean_logits_te.clone() - thresholds_te.cast(std_te.dtype())) / std_te.clone();
-    let probability_te = (distance_te / std::f64::consts::SQRT_2).erf().add_scalar(1.0).div_scalar(2.0);
+    let thresholds_te =
+        Tensor::<2>::from_data(TensorData::new(thresholds_te, [t, e]), (&std_te.device(), std_te.dtype()));
+    let distance_te = (clean_logits_te.clone() - thresholds_te) / std_te.clone();
+    // Not divided by the root of 2: burn's gradient of a division by a number computes its inverse in f32.
+    let in_erf_units_te = distance_te.mul_scalar(std::f64::consts::FRAC_1_SQRT_2);
+    let probability_te = in_erf_units_te.erf().add_scalar(1.0).mul_scalar(0.5);
     squared_variation(probability_te.sum_dim(0))
 }
 

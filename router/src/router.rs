@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{log_sigmoid, sigmoid};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use switchyard_kernels::{GateSoftmax, top_k_gates};
 
 use crate::choice::{HostScores, statistics};
@@ -195,6 +195,7 @@ impl Router {
             (Some(gate), RouterPass::Training { earlier_tokens_per_expert, .. }) => {
                 self.config.losses(&LossInput {
                     gate,
+                    gates_tk: &gates_tk,
                     choice: &choice,
                     tokens_per_expert: statistics.tokens_per_expert(),
                     earlier_tokens_per_expert,
@@ -251,21 +252,23 @@ impl Router {
     /// The gate of each slot.
     fn gates(&self, logits_te: Tensor<2>, choice: &Choice) -> Tensor<2> {
         let ids = choice.expert_ids_tk.as_slice();
+        if ids.is_empty() {
+            let shape_tk = [0, choice.slots_per_token];
+            return Tensor::zeros(shape_tk, (&logits_te.device(), logits_te.dtype()));
+        }
         // An expert that picks its tokens weighs each by its own score: the token's other experts do not matter.
-        let over_chosen =
-            self.config.renormalise && !matches!(self.config.selection(), Selection::ExpertChoice(_));
+        let among_chosen = !matches!(self.config.selection(), Selection::ExpertChoice(_));
         let Some(sigmoid_config) = &self.config.sigmoid else {
-            let after = self.config.softmax == SoftmaxOrder::AfterSelection;
-            let softmax = if over_chosen || after { GateSoftmax::OverChosen } else { GateSoftmax::OverAll };
+            let sums_to_one = self.config.renormalise || self.config.softmax == SoftmaxOrder::AfterSelection;
+            let softmax =
+                if among_chosen && sums_to_one { GateSoftmax::OverChosen } else { GateSoftmax::OverAll };
             return top_k_gates(logits_te, ids, softmax);
         };
-        let gates_tk = if over_chosen {
+        let gates_tk = if among_chosen && self.config.renormalise {
             // Sigmoids over their sum, which would round to 0 / 0 where all logits are low.
             top_k_gates(log_sigmoid(logits_te), ids, GateSoftmax::OverChosen)
         } else {
-            let shape_tk = [logits_te.dims()[0], choice.slots_per_token];
-            let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-            let ids_tk = Tensor::<2, Int>::from_data(TensorData::new(ids, shape_tk), &logits_te.device());
+            let ids_tk = choice.upload(&logits_te.device());
             sigmoid(logits_te.gather(1, ids_tk))
         };
         gates_tk.mul_scalar(sigmoid_config.routed_scaling)
@@ -295,10 +298,10 @@ impl Router {
             (BiasRule::Quantile, Some(required)) => bias_e = required.solve(),
             (BiasRule::Quantile, None) => panic!("quantile balancing without a histogram"),
         }
-        let values: Vec<f32> = bias_e.iter().map(|&bias| bias as f32).collect();
         let bias_e = self.bias_e.map(|param| {
             param.map(|old_e| {
-                let new_e = Tensor::from_data(TensorData::new(values, old_e.dims()), &old_e.device());
+                let data = TensorData::new(bias_e, old_e.dims());
+                let new_e = Tensor::from_data(data, (&old_e.device(), old_e.dtype()));
                 new_e.set_require_grad(false)
             })
         });

@@ -1,6 +1,11 @@
 //! Which configurations of a router and of a capacity make sense.
 
-use crate::{BiasRule, CapacityConfig, ExpertGroups, RouterConfig, RouterError, Selection, SoftmaxOrder};
+use crate::{
+    BalancingScope, BiasRule, CapacityConfig, ExpertGroups, RouterConfig, RouterError, Selection,
+    SinkhornConfig, SoftmaxOrder,
+};
+
+const WITHOUT_LOSS: &str = ", or remove the key to turn the loss off";
 
 impl RouterConfig {
     /// Checks what does not depend on the rest of the model.
@@ -17,7 +22,7 @@ impl RouterConfig {
         one_table("router.selection", self.selection.as_ref().map(|tables| tables.given().len()))?;
         one_table("router.bias", self.bias.as_ref().map(|tables| tables.given().len()))?;
         self.validate_selection(num_experts)?;
-        self.validate_scores()?;
+        self.validate_bias()?;
         match &self.groups {
             Some(groups) => validate_groups(groups, self.top_k, num_experts),
             None => Ok(()),
@@ -31,11 +36,10 @@ impl RouterConfig {
             return Err(RouterError::new("router.jitter", problem));
         }
         positive("router.init_scale", Some(self.init_scale), "")?;
-        const LOSS: &str = ", or remove the key to turn the loss off";
-        positive("router.load_balancing_weight", self.load_balancing_weight, LOSS)?;
-        positive("router.z_loss_weight", self.z_loss_weight, LOSS)?;
+        positive("router.load_balancing_weight", self.load_balancing_weight, WITHOUT_LOSS)?;
+        positive("router.z_loss_weight", self.z_loss_weight, WITHOUT_LOSS)?;
         if let Some(weight) = self.entropy_weight.filter(|weight| !weight.is_finite() || *weight == 0.0) {
-            let problem = format!("is {weight}: use a number other than 0{LOSS}");
+            let problem = format!("is {weight}: use a number other than 0{WITHOUT_LOSS}");
             return Err(RouterError::new("router.entropy_weight", problem));
         }
         positive("router.sigmoid.routed_scaling", self.sigmoid.as_ref().map(|s| s.routed_scaling), "")?;
@@ -49,16 +53,23 @@ impl RouterConfig {
     }
 
     fn validate_selection(&self, num_experts: usize) -> Result<(), RouterError> {
-        const LOSS: &str = ", or remove the key to turn the loss off";
+        self.validate_effect()?;
+        self.validate_gradient(num_experts)?;
         match self.selection() {
             Selection::Noisy(noisy) => {
-                positive("router.selection.noisy.importance_weight", noisy.importance_weight, LOSS)?;
-                positive("router.selection.noisy.load_weight", noisy.load_weight, LOSS)
+                positive("router.selection.noisy.importance_weight", noisy.importance_weight, WITHOUT_LOSS)?;
+                positive("router.selection.noisy.load_weight", noisy.load_weight, WITHOUT_LOSS)
             }
             Selection::RandomSecond(_) if self.top_k != 2 => Err(RouterError::new(
                 "router.selection.random_second",
-                format!("needs `top_k = 2`, but `model.ffn.moe.router.top_k` is {}", self.top_k),
+                format!(
+                    "needs two experts per token, but `model.ffn.moe.router.top_k` is {}: set it to 2, or remove the table",
+                    self.top_k
+                ),
             )),
+            Selection::Sinkhorn(SinkhornConfig { max_iterations: 0, .. }) => {
+                Err(RouterError::new("router.selection.sinkhorn.max_iterations", "is 0: use at least 1"))
+            }
             Selection::Sinkhorn(sinkhorn) => {
                 positive("router.selection.sinkhorn.temperature", Some(sinkhorn.temperature), "")?;
                 positive("router.selection.sinkhorn.tolerance", Some(sinkhorn.tolerance), "")
@@ -66,18 +77,17 @@ impl RouterConfig {
             Selection::ExpertChoice(choice) => {
                 positive("router.selection.expert_choice.capacity_factor", Some(choice.capacity_factor), "")
             }
-            Selection::Soft(soft) if soft.slots_per_expert == Some(0) => {
-                Err(RouterError::new("router.selection.soft.slots_per_expert", "is 0: use at least 1"))
-            }
-            Selection::Hash(_) | Selection::Random | Selection::ForcedUniform => self.validate_unlearned(),
+            Selection::Soft(soft) if soft.slots_per_expert == Some(0) => Err(RouterError::new(
+                "router.selection.soft.slots_per_expert",
+                "is 0: use at least 1, or remove the key",
+            )),
             _ => Ok(()),
         }
-        .and_then(|()| self.validate_gradient(num_experts))
     }
 
-    /// A gate that is not learned has no losses, noise or bias.
-    fn validate_unlearned(&self) -> Result<(), RouterError> {
-        let without_effect = [
+    /// A key that changes nothing must not be there: the run would not be the one that is written down.
+    fn validate_effect(&self) -> Result<(), RouterError> {
+        let given = [
             ("load_balancing_weight", self.load_balancing_weight.is_some()),
             ("z_loss_weight", self.z_loss_weight.is_some()),
             ("entropy_weight", self.entropy_weight.is_some()),
@@ -86,14 +96,25 @@ impl RouterConfig {
             ("groups", self.groups.is_some()),
             ("sigmoid", self.sigmoid.is_some()),
             ("cosine", self.cosine.is_some()),
+            ("softmax", self.softmax == SoftmaxOrder::AfterSelection),
         ];
-        match without_effect.iter().find(|(_, given)| *given) {
-            Some((key, _)) => Err(RouterError::new(
-                format!("router.{key}"),
-                "has no effect, because the selection learns nothing: remove it, or the selection's table",
-            )),
-            None => Ok(()),
+        let (keys, reason) = self.selection().without_effect();
+        let mut idle = given.iter().filter(|(key, given)| *given && keys.contains(key));
+        if let Some((key, _)) = idle.next() {
+            let problem = format!("{reason}: remove it, or `model.ffn.moe.router.selection`");
+            return Err(RouterError::new(format!("router.{key}"), problem));
         }
+        if self.softmax == SoftmaxOrder::AfterSelection && self.sigmoid.is_some() {
+            let problem = "is \"after_selection\", which has no effect on sigmoid scores: remove it, or \
+                           `model.ffn.moe.router.sigmoid`";
+            return Err(RouterError::new("router.softmax", problem));
+        }
+        if self.load_balancing_scope != BalancingScope::MicroBatch && self.load_balancing_weight.is_none() {
+            let problem =
+                "has no effect without `model.ffn.moe.router.load_balancing_weight`: set that, or remove it";
+            return Err(RouterError::new("router.load_balancing_scope", problem));
+        }
+        Ok(())
     }
 
     /// One renormalised gate is always 1: the router would never get a gradient from the model's loss.
@@ -105,7 +126,7 @@ impl RouterConfig {
         }
         const REASON: &str =
             "the only gate of each token is always 1, so the router would not learn from the model's loss";
-        if self.sigmoid.is_none() && self.softmax == SoftmaxOrder::AfterSelection {
+        if self.softmax == SoftmaxOrder::AfterSelection {
             let problem =
                 format!("is \"after_selection\" with `top_k = 1`: {REASON}; use \"before_selection\"");
             return Err(RouterError::new("router.softmax", problem));
@@ -117,28 +138,61 @@ impl RouterConfig {
         Ok(())
     }
 
-    fn validate_scores(&self) -> Result<(), RouterError> {
-        if let Some(rule) = self.bias_rule() {
-            if let BiasRule::Step { update, rate } = rule {
+    fn validate_bias(&self) -> Result<(), RouterError> {
+        match self.bias_rule() {
+            Some(BiasRule::Step { update, rate }) => {
                 let table = format!("{update:?}").to_lowercase();
-                positive(&format!("router.bias.{table}.rate"), Some(rate), "")?;
+                positive(&format!("router.bias.{table}.rate"), Some(rate), "")
             }
-            if rule == BiasRule::Quantile && self.groups.is_some() {
-                return Err(RouterError::new(
-                    "router.bias.quantile",
-                    "cannot balance experts that compete within groups: remove it, or `model.ffn.moe.router.groups`",
-                ));
-            }
+            Some(BiasRule::Quantile) if self.groups.is_some() => Err(RouterError::new(
+                "router.bias.quantile",
+                "cannot balance experts that compete within groups: remove it, or `model.ffn.moe.router.groups`",
+            )),
+            _ => Ok(()),
         }
-        let selects_by_score = matches!(self.selection(), Selection::TopK);
-        for (key, given) in [("bias", self.bias.is_some()), ("groups", self.groups.is_some())] {
-            if given && !selects_by_score {
-                let problem =
-                    "has no effect on this selection: remove it, or `model.ffn.moe.router.selection`";
-                return Err(RouterError::new(format!("router.{key}"), problem));
-            }
+    }
+}
+
+impl Selection<'_> {
+    /// Keys under `router` that change nothing, or not what they should, and why.
+    fn without_effect(self) -> (&'static [&'static str], &'static str) {
+        const IDLE: &str = "has no effect on this selection";
+        match self {
+            Self::TopK => (&[], IDLE),
+            Self::Noisy(_) => (&["bias", "groups", "sigmoid"], "does not go with noisy gating"),
+            Self::RandomSecond(_) | Self::Sinkhorn(_) => (&["bias", "groups"], IDLE),
+            Self::ExpertChoice(_) => (
+                &["bias", "groups", "softmax", "load_balancing_weight"],
+                "has no effect where experts take equally many tokens by their own scores",
+            ),
+            Self::Soft(_) => (
+                &[
+                    "load_balancing_weight",
+                    "z_loss_weight",
+                    "entropy_weight",
+                    "bias",
+                    "groups",
+                    "sigmoid",
+                    "cosine",
+                    "softmax",
+                ],
+                "has no effect on soft mixing, which selects nothing",
+            ),
+            Self::Hash(_) | Self::Random | Self::ForcedUniform => (
+                &[
+                    "load_balancing_weight",
+                    "z_loss_weight",
+                    "entropy_weight",
+                    "jitter",
+                    "bias",
+                    "groups",
+                    "sigmoid",
+                    "cosine",
+                    "softmax",
+                ],
+                "has no effect, because the selection learns nothing",
+            ),
         }
-        Ok(())
     }
 }
 
@@ -155,9 +209,35 @@ impl CapacityConfig {
             self.evaluation_factor,
             ", or remove the key to evaluate dropless",
         )?;
+        self.validate_factors(num_experts)
+    }
+
+    /// Checks that the selection leaves something to a capacity.
+    ///
+    /// # Errors
+    /// If it decides by itself how many tokens an expert takes.
+    pub fn validate_selection(&self, router: &RouterConfig) -> Result<(), RouterError> {
+        let problem = match router.selection() {
+            Selection::ExpertChoice(_) => {
+                "has no effect where experts take their tokens: remove it, and set \
+                 `model.ffn.moe.router.selection.expert_choice.capacity_factor`"
+            }
+            Selection::Soft(_) => {
+                "has no effect on soft mixing: remove it, and set \
+                 `model.ffn.moe.router.selection.soft.slots_per_expert`"
+            }
+            _ => return Ok(()),
+        };
+        Err(RouterError::new("capacity", problem))
+    }
+
+    fn validate_factors(&self, num_experts: usize) -> Result<(), RouterError> {
         let Some(factors) = &self.factor_per_expert else { return Ok(()) };
         if factors.len() != num_experts {
-            let problem = format!("has {} factors, but the layer has {num_experts} experts", factors.len());
+            let problem = format!(
+                "has {} factors, but the layer has {num_experts} experts: give one for each",
+                factors.len()
+            );
             return Err(RouterError::new("capacity.factor_per_expert", problem));
         }
         factors.iter().try_for_each(|&factor| positive("capacity.factor_per_expert", Some(factor), ""))
@@ -207,41 +287,271 @@ mod tests {
 
     use RouterConfig as Config;
 
+    /// The message for a layer of 8 experts, without the path that all messages begin with.
+    #[track_caller]
+    fn message(router: &str) -> String {
+        let config: Config = serde_json::from_str(router).unwrap();
+        let error = config.validate(8).unwrap_err().to_string();
+        error.strip_prefix("`model.ffn.moe.router.").unwrap().to_string()
+    }
+
     #[test]
-    fn each_mistake_names_its_key_value_and_remedy() {
-        let message = |config: Config| config.validate(8).unwrap_err().to_string();
-        assert_eq!(
-            message(Config::top_k(9)),
-            "`model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8"
-        );
-        assert_eq!(
-            message(Config::top_k(0)),
-            "`model.ffn.moe.router.top_k` is 0, but the layer has 8 experts: use 1..=8"
-        );
-        assert_eq!(
-            message(Config { jitter: Some(1.5), ..Config::top_k(2) }),
-            "`model.ffn.moe.router.jitter` is 1.5: use a number between 0 and 1, or remove the key to turn jitter off"
-        );
-        assert_eq!(
-            message(Config { z_loss_weight: Some(-0.1), ..Config::top_k(2) }),
-            "`model.ffn.moe.router.z_loss_weight` is -0.1: use a positive number, or remove the key to turn the loss off"
-        );
-        assert_eq!(
-            message(Config { load_balancing_weight: Some(f64::NAN), ..Config::top_k(2) }),
-            "`model.ffn.moe.router.load_balancing_weight` is NaN: use a positive number, or remove the key to turn \
-             the loss off"
-        );
+    fn a_number_out_of_range_names_its_key_value_and_remedy() {
+        for (router, expected) in [
+            (r#"{"top_k": 9}"#, "top_k` is 9, but the layer has 8 experts: use 1..=8"),
+            (r#"{"top_k": 0}"#, "top_k` is 0, but the layer has 8 experts: use 1..=8"),
+            (
+                r#"{"top_k": 2, "jitter": 1.5}"#,
+                "jitter` is 1.5: use a number between 0 and 1, or remove the key to turn jitter off",
+            ),
+            (
+                r#"{"top_k": 2, "z_loss_weight": -0.1}"#,
+                "z_loss_weight` is -0.1: use a positive number, or remove the key to turn the loss off",
+            ),
+            (
+                r#"{"top_k": 2, "load_balancing_weight": 0}"#,
+                "load_balancing_weight` is 0: use a positive number, or remove the key to turn the loss off",
+            ),
+            (
+                r#"{"top_k": 2, "entropy_weight": 0}"#,
+                "entropy_weight` is 0: use a number other than 0, or remove the key to turn the loss off",
+            ),
+            (r#"{"top_k": 2, "init_scale": 0}"#, "init_scale` is 0: use a positive number"),
+            (
+                r#"{"top_k": 2, "sigmoid": {"routed_scaling": -1}}"#,
+                "sigmoid.routed_scaling` is -1: use a positive number",
+            ),
+            (r#"{"top_k": 2, "cosine": {"d_projection": 0}}"#, "cosine.d_projection` is 0: use at least 1"),
+            (
+                r#"{"top_k": 2, "cosine": {"d_projection": 4, "temperature": 0}}"#,
+                "cosine.temperature` is 0: use a positive number",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"noisy": {"load_weight": -1}}}"#,
+                "selection.noisy.load_weight` is -1: use a positive number, or remove the key to turn the loss off",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"sinkhorn": {"max_iterations": 0}}}"#,
+                "selection.sinkhorn.max_iterations` is 0: use at least 1",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"sinkhorn": {"temperature": 0}}}"#,
+                "selection.sinkhorn.temperature` is 0: use a positive number",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"expert_choice": {"capacity_factor": 0}}}"#,
+                "selection.expert_choice.capacity_factor` is 0: use a positive number",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"soft": {"slots_per_expert": 0}}}"#,
+                "selection.soft.slots_per_expert` is 0: use at least 1, or remove the key",
+            ),
+            (r#"{"top_k": 2, "bias": {"sign": {"rate": 0}}}"#, "bias.sign.rate` is 0: use a positive number"),
+            (
+                r#"{"top_k": 2, "bias": {"proportional": {"rate": -0.5}}}"#,
+                "bias.proportional.rate` is -0.5: use a positive number",
+            ),
+        ] {
+            assert_eq!(message(router), expected);
+        }
+        let nan = Config { load_balancing_weight: Some(f64::NAN), ..Config::top_k(2) };
+        assert!(nan.validate(8).unwrap_err().to_string().contains("is NaN: use a positive number"));
         assert!(Config::top_k(8).validate(8).is_ok());
     }
 
     #[test]
-    fn a_capacity_factor_must_be_positive() {
-        let capacity = |factor| CapacityConfig {
+    fn a_table_of_alternatives_holds_exactly_one() {
+        for (router, expected) in [
+            (r#"{"top_k": 2, "selection": {}}"#, "selection` is empty: give one of its tables, or remove it"),
+            (
+                r#"{"top_k": 2, "selection": {"random": {}, "hash": {}}}"#,
+                "selection` has 2 tables: keep one of them",
+            ),
+            (r#"{"top_k": 2, "bias": {}}"#, "bias` is empty: give one of its tables, or remove it"),
+            (
+                r#"{"top_k": 2, "bias": {"sign": {}, "proportional": {}, "quantile": {}}}"#,
+                "bias` has 3 tables: keep one of them",
+            ),
+        ] {
+            assert_eq!(message(router), expected);
+        }
+    }
+
+    #[test]
+    fn groups_that_do_not_fit_name_what_would() {
+        for (router, expected) in [
+            (
+                r#"{"top_k": 2, "groups": {"num_groups": 3, "top_groups": 1}}"#,
+                "groups.num_groups` is 3, which does not divide 8 experts: use a divisor",
+            ),
+            (
+                r#"{"top_k": 2, "groups": {"num_groups": 0, "top_groups": 1}}"#,
+                "groups.num_groups` is 0, which does not divide 8 experts: use a divisor",
+            ),
+            (
+                r#"{"top_k": 5, "groups": {"num_groups": 4, "top_groups": 2}}"#,
+                "groups.top_groups` is 2: of 4 groups of 2 experts, use at least 3 and at most 4",
+            ),
+            (
+                r#"{"top_k": 1, "renormalise": false, "groups": {"num_groups": 4, "top_groups": 5}}"#,
+                "groups.top_groups` is 5: of 4 groups of 2 experts, use at least 1 and at most 4",
+            ),
+            (
+                r#"{"top_k": 2, "groups": {"num_groups": 4, "top_groups": 2}, "bias": {"quantile": {}}}"#,
+                "bias.quantile` cannot balance experts that compete within groups: remove it, or \
+                 `model.ffn.moe.router.groups`",
+            ),
+        ] {
+            assert_eq!(message(router), expected);
+        }
+    }
+
+    #[test]
+    fn a_router_that_would_not_learn_from_the_models_loss_is_refused() {
+        const REASON: &str =
+            "the only gate of each token is always 1, so the router would not learn from the model's loss";
+        assert_eq!(
+            message(r#"{"top_k": 1}"#),
+            format!("renormalise` is true with `top_k = 1`: {REASON}; use false")
+        );
+        assert_eq!(
+            message(r#"{"top_k": 1, "sigmoid": {}}"#),
+            format!("renormalise` is true with `top_k = 1`: {REASON}; use false")
+        );
+        assert_eq!(
+            message(r#"{"top_k": 1, "softmax": "after_selection"}"#),
+            format!("softmax` is \"after_selection\" with `top_k = 1`: {REASON}; use \"before_selection\"")
+        );
+        // Where nothing is learned, or more than one gate counts, there is nothing to refuse.
+        for router in [
+            r#"{"top_k": 1, "renormalise": false}"#,
+            r#"{"top_k": 1, "selection": {"hash": {}}}"#,
+            r#"{"top_k": 1, "selection": {"expert_choice": {}}}"#,
+            r#"{"top_k": 1, "selection": {"soft": {}}}"#,
+        ] {
+            let config: Config = serde_json::from_str(router).unwrap();
+            assert_eq!(config.validate(8), Ok(()), "{router}");
+        }
+        assert_eq!(Config::top_k(1).validate(1), Ok(()));
+    }
+
+    #[test]
+    fn a_key_without_effect_is_refused() {
+        const UNLEARNED: &str = "has no effect, because the selection learns nothing: remove it, or \
+                                 `model.ffn.moe.router.selection`";
+        for selection in ["hash", "random", "forced_uniform"] {
+            for key in [
+                r#""bias": {"sign": {}}"#,
+                r#""groups": {"num_groups": 2, "top_groups": 1}"#,
+                r#""load_balancing_weight": 0.1"#,
+                r#""z_loss_weight": 0.1"#,
+                r#""entropy_weight": 0.1"#,
+                r#""jitter": 0.1"#,
+                r#""sigmoid": {}"#,
+                r#""cosine": {"d_projection": 4}"#,
+                r#""softmax": "after_selection""#,
+            ] {
+                let name = key.split('"').nth(1).unwrap();
+                let router = format!(r#"{{"top_k": 2, "selection": {{"{selection}": {{}}}}, {key}}}"#);
+                assert_eq!(message(&router), format!("{name}` {UNLEARNED}"));
+            }
+        }
+        for (router, expected) in [
+            (
+                r#"{"top_k": 2, "selection": {"sinkhorn": {}}, "bias": {"sign": {}}}"#,
+                "bias` has no effect on this selection: remove it, or `model.ffn.moe.router.selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"noisy": {}}, "sigmoid": {}}"#,
+                "sigmoid` does not go with noisy gating: remove it, or `model.ffn.moe.router.selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"expert_choice": {}}, "load_balancing_weight": 0.01}"#,
+                "load_balancing_weight` has no effect where experts take equally many tokens by their own scores: \
+                 remove it, or `model.ffn.moe.router.selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"soft": {}}, "z_loss_weight": 0.01}"#,
+                "z_loss_weight` has no effect on soft mixing, which selects nothing: remove it, or \
+                 `model.ffn.moe.router.selection`",
+            ),
+            (
+                r#"{"top_k": 2, "softmax": "after_selection", "sigmoid": {}}"#,
+                "softmax` is \"after_selection\", which has no effect on sigmoid scores: remove it, or \
+                 `model.ffn.moe.router.sigmoid`",
+            ),
+            (
+                r#"{"top_k": 2, "load_balancing_scope": "global_batch"}"#,
+                "load_balancing_scope` has no effect without `model.ffn.moe.router.load_balancing_weight`: set that, \
+                 or remove it",
+            ),
+            (
+                r#"{"top_k": 3, "selection": {"random_second": {}}}"#,
+                "selection.random_second` needs two experts per token, but `model.ffn.moe.router.top_k` is 3: set it \
+                 to 2, or remove the table",
+            ),
+        ] {
+            assert_eq!(message(router), expected);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_no_configuration() {
+        for router in [
+            r#"{"top_K": 2}"#,
+            r#"{"top_k": 2, "selection": {"hash": {"sed": 1}}}"#,
+            r#"{"top_k": 2, "selection": {"random": {"seed": 1}}}"#,
+            r#"{"top_k": 2, "bias": {"sign": {"speed": 1}}}"#,
+        ] {
+            assert!(serde_json::from_str::<Config>(router).is_err(), "{router}");
+        }
+    }
+
+    fn capacity(factor: f64) -> CapacityConfig {
+        CapacityConfig {
             factor,
             factor_per_expert: None,
             drop: DropPolicy::Position,
             evaluation_factor: None,
+        }
+    }
+
+    #[test]
+    fn a_capacity_fits_the_experts_and_the_selection() {
+        let message = |capacity: &CapacityConfig| capacity.validate(8).unwrap_err().to_string();
+        let of_three = CapacityConfig { factor_per_expert: Some(vec![1.0; 3]), ..capacity(1.0) };
+        assert_eq!(
+            message(&of_three),
+            "`model.ffn.moe.capacity.factor_per_expert` has 3 factors, but the layer has 8 experts: give one for each"
+        );
+        let one_negative = CapacityConfig {
+            factor_per_expert: Some(vec![1.0, 1.0, -2.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+            ..capacity(1.0)
         };
+        assert_eq!(
+            message(&one_negative),
+            "`model.ffn.moe.capacity.factor_per_expert` is -2: use a positive number"
+        );
+        let evaluation = CapacityConfig { evaluation_factor: Some(0.0), ..capacity(1.0) };
+        assert_eq!(
+            message(&evaluation),
+            "`model.ffn.moe.capacity.evaluation_factor` is 0: use a positive number, or remove the key to evaluate \
+             dropless"
+        );
+        let with = |selection: &str| {
+            let router = format!(r#"{{"top_k": 2, "selection": {{"{selection}": {{}}}}}}"#);
+            capacity(1.0).validate_selection(&serde_json::from_str(&router).unwrap())
+        };
+        assert_eq!(with("hash"), Ok(()));
+        for (selection, key) in [("expert_choice", "capacity_factor"), ("soft", "slots_per_expert")] {
+            let message = with(selection).unwrap_err().to_string();
+            assert!(message.starts_with("`model.ffn.moe.capacity` has no effect"), "{message}");
+            assert!(message.contains(&format!("selection.{selection}.{key}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_capacity_factor_must_be_positive() {
         assert_eq!(
             capacity(0.0).validate(8).unwrap_err().to_string(),
             "`model.ffn.moe.capacity.factor` is 0: use a positive number, or remove the table for a dropless layer"

@@ -7,7 +7,7 @@ use switchyard_experts::{
     Activation, CapacityConfig, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights, MoeAux,
     MoeInput, MoeLayer, MoeOutput,
 };
-use switchyard_router::{AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass};
+use switchyard_router::{AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass, Selection};
 
 /// Sizes and choices of a layer.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub(crate) struct Setup {
     pub(crate) num_tokens: usize,
     pub(crate) d_model: usize,
     pub(crate) num_experts: usize,
+    /// Columns of the gate per expert: more than one under soft mixing.
+    pub(crate) slots_per_expert: usize,
     pub(crate) d_expert: usize,
     pub(crate) d_shared_expert: Option<usize>,
     pub(crate) activation: Activation,
@@ -28,6 +30,7 @@ impl Setup {
             num_tokens,
             d_model: 3,
             num_experts,
+            slots_per_expert: 1,
             d_expert: 4,
             d_shared_expert: None,
             activation: Activation::Swiglu,
@@ -66,7 +69,7 @@ impl Values {
         Self {
             x_td: draw(t * d),
             c_td: draw(t * d),
-            router_de: draw(d * e),
+            router_de: draw(d * e * setup.slots_per_expert),
             w_gate_edf: draw(e * d * f),
             w_up_edf: draw(e * d * f),
             w_down_efd: draw(e * f * d),
@@ -114,7 +117,15 @@ pub(crate) fn layer(setup: &Setup, values: &Values, dtype: DType) -> MoeLayer {
         };
         DenseFfn::new(weights, activation)
     });
-    let router = setup.router.init(e, GateWeights::linear(tensor(&values.router_de, [d, e], dtype)));
+    let gate = || tensor(&values.router_de, [d, e * setup.slots_per_expert], dtype);
+    let weights = GateWeights {
+        weight_de: setup.router.learns().then(gate),
+        noise_weight_de: matches!(setup.router.selection(), Selection::Noisy(_))
+            .then(|| tensor(&vec![0.25; d * e], [d, e], dtype)),
+        cosine: None,
+        bias_e: setup.router.bias.as_ref().map(|_| tensor(&vec![0.0; e], [e], dtype)),
+    };
+    let router = setup.router.init(e, weights);
     MoeLayer::new(router, Experts::new(experts, activation), shared_expert, setup.capacity.clone())
 }
 
@@ -130,7 +141,18 @@ pub(crate) fn training() -> RouterPass<'static> {
 
 pub(crate) fn forward(layer: &MoeLayer, x_td: Tensor<2>, pass: RouterPass<'_>) -> MoeOutput {
     let [seq_len, _] = x_td.dims();
-    layer.forward(MoeInput { x_td, router_x_td: None, token_ids_t: &[], seq_len, pass })
+    forward_in_sequences(layer, x_td, seq_len, pass)
+}
+
+/// As [`forward`], in sequences of `seq_len` tokens; token i has the id i.
+pub(crate) fn forward_in_sequences(
+    layer: &MoeLayer,
+    x_td: Tensor<2>,
+    seq_len: usize,
+    pass: RouterPass<'_>,
+) -> MoeOutput {
+    let token_ids: Vec<u32> = (0..x_td.dims()[0] as u32).collect();
+    layer.forward(MoeInput { x_td, router_x_td: None, token_ids_t: &token_ids, seq_len, pass })
 }
 
 /// A loss of the layer, unweighted.

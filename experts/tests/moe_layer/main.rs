@@ -6,3 +6,5 @@ mod dropping;
 mod oracle;
 mod oracle_parity;
 mod repeatability;
+mod selections;
+mod soft_mixing;

@@ -101,7 +101,8 @@ fn is_kept(setup: &Setup, assignment: &Assignment, all: &[Assignment]) -> bool {
     all.iter().filter(|other| other.expert == assignment.expert).filter(precedes).count() < limit
 }
 
-fn expert(setup: &Setup, values: &Values, expert: usize, x: &[f64]) -> Vec<f64> {
+/// One expert's output for one token.
+pub(crate) fn expert(setup: &Setup, values: &Values, expert: usize, x: &[f64]) -> Vec<f64> {
     let len = setup.d_model * setup.d_expert;
     let gate = values.w_gate_edf.chunks(len).nth(expert).unwrap_or_default();
     let up = values.w_up_edf.chunks(len).nth(expert).unwrap_or_default();
@@ -163,12 +164,12 @@ fn router_z_loss(logits: &[Vec<f64>]) -> f64 {
     squares.sum::<f64>() / logits.len() as f64
 }
 
-fn softmax(logits: &[f64]) -> Vec<f64> {
+pub(crate) fn softmax(logits: &[f64]) -> Vec<f64> {
     let partition: f64 = logits.iter().map(|x| x.exp()).sum();
     logits.iter().map(|x| x.exp() / partition).collect()
 }
 
-fn vector_times_matrix(x: &[f64], matrix: &[f64], num_columns: usize) -> Vec<f64> {
+pub(crate) fn vector_times_matrix(x: &[f64], matrix: &[f64], num_columns: usize) -> Vec<f64> {
     (0..num_columns)
         .map(|j| x.iter().enumerate().map(|(i, x)| x * matrix[i * num_columns + j]).sum())
         .collect()
