@@ -160,6 +160,25 @@ impl MoeLayer {
         (mixture_td, aux)
     }
 
+    /// The first expert whose output for one of its tokens is not finite; none if all are. Runs every expert alone.
+    ///
+    /// # Panics
+    /// If `route` is not of these tokens, or the device fails to return the outputs.
+    pub fn first_non_finite_expert(&self, x_td: &Tensor<2>, route: &Route) -> Option<usize> {
+        let Choice { expert_ids_tk, slots_per_token: k, .. } = &route.choice;
+        let num_experts = self.router.num_experts();
+        let ones_tk = Tensor::ones([expert_ids_tk.len() / k, *k], (&x_td.device(), x_td.dtype()));
+        (0..num_experts).find(|&expert| {
+            let is_its = |(slot, &id): (usize, &u32)| {
+                id as usize == expert && route.kept_tk.as_ref().is_none_or(|kept_tk| kept_tk[slot])
+            };
+            let its_slots: Vec<bool> = expert_ids_tk.iter().enumerate().map(is_its).collect();
+            let plan = DispatchPlan::new(expert_ids_tk, Some(&its_slots), num_experts, *k);
+            let output_td = self.experts.forward(x_td.clone(), ones_tk.clone(), &plan);
+            !output_td.to_data().iter::<f32>().all(f32::is_finite)
+        })
+    }
+
     /// The capacity that applies, and its factor.
     fn capacity_factor(&self, pass: RouterPass<'_>) -> Option<(&CapacityConfig, f64)> {
         let capacity = self.capacity.as_ref()?;

@@ -36,5 +36,5 @@ pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
 pub use routing::{GateSoftmax, expected_load, mean_square_log_partition, top_k_gates};
-pub use square_sum::square_sums;
+pub use square_sum::{square_sums, square_sums_of_rows};
 pub use thread_products::ThreadProducts;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::DataConfig;
 
+use crate::flight::alarms::AlarmsConfig;
 use crate::model::ModelConfig;
 
 /// A run, as written.
@@ -75,6 +76,9 @@ pub struct TrainConfig {
     /// Stop when the validation loss no longer falls; absent trains all `num_steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStoppingConfig>,
+    /// What is recorded about routers and experts, and what raises an alarm; on without the table.
+    #[serde(default, skip_serializing_if = "FlightRecorderConfig::is_default")]
+    pub flight_recorder: FlightRecorderConfig,
 }
 
 /// AdamW (arXiv:1711.05101). Matrices decay; norms, biases and embeddings do not.
@@ -186,6 +190,48 @@ pub struct EarlyStoppingConfig {
     pub min_improvement_nats: f64,
 }
 
+/// `[train.flight_recorder]`: what the run leaves in `flight/`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FlightRecorderConfig {
+    /// Record and watch at all; default true.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+    /// Record every token's gate scores every n steps, for `switchyard whatif`; default 100. A number above
+    /// `num_steps` records none.
+    #[serde(default = "default_scores_every_steps")]
+    pub scores_every_steps: u64,
+    /// Measure what costs too much for every step every n steps: co-activation, saturation, specialisation, the experts'
+    /// similarity and weights, the balancing losses' gradient; default 50.
+    #[serde(default = "default_probe_every_steps")]
+    pub probe_every_steps: u64,
+    /// Steps in one file of expert rows, which a killed process loses at most; default 20.
+    #[serde(default = "default_steps_per_part")]
+    pub steps_per_part: usize,
+    /// When to raise an alarm.
+    #[serde(default)]
+    pub alarms: AlarmsConfig,
+}
+
+impl Default for FlightRecorderConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            scores_every_steps: default_scores_every_steps(),
+            probe_every_steps: default_probe_every_steps(),
+            steps_per_part: default_steps_per_part(),
+            alarms: AlarmsConfig::default(),
+        }
+    }
+}
+
+impl FlightRecorderConfig {
+    /// A table that says nothing is not written, so that a run without it keeps the hash, and the folder, it had.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// `[sample]`: text generated from the trained model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -241,6 +287,18 @@ fn default_weight_decay() -> f64 {
 
 fn default_keep_last() -> usize {
     2
+}
+
+fn default_scores_every_steps() -> u64 {
+    100
+}
+
+fn default_probe_every_steps() -> u64 {
+    50
+}
+
+fn default_steps_per_part() -> usize {
+    20
 }
 
 fn default_sample_tokens() -> usize {

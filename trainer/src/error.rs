@@ -4,7 +4,11 @@ use switchyard_datasets::DatasetError;
 
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceError;
+use crate::flight::alarms::NonFinite;
+use crate::flight::columns::ColumnsError;
+use crate::flight::whatif::WhatIfError;
 use crate::metrics::MetricsError;
+use crate::norms::layer_of;
 use crate::optimizer::NonFiniteGradient;
 use crate::run_folder::RunFolderError;
 
@@ -23,6 +27,9 @@ pub enum TrainError {
     /// Logs cannot be read or written.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The flight recorder's files cannot be read or written.
+    #[error(transparent)]
+    Recording(#[from] ColumnsError),
     /// A checkpoint cannot be read, used or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -36,15 +43,18 @@ pub enum TrainError {
     },
     /// The loss is NaN or infinite.
     #[error(
-        "step {step}: the loss is {loss}. The run has diverged; start a new one with a lower \
+        "step {step}: the loss is {loss}{}. The run has diverged; start a new one with a lower \
          `train.adamw.learning_rate`, with `train.max_grad_norm` or `train.schedule.warmup_steps` set, or with a smaller \
-         `model.init.std` if this is the first step. Checkpoints on disk are intact"
+         `model.init.std` if this is the first step. Checkpoints on disk are intact",
+        first_seen(.origin.as_ref())
     )]
     NonFiniteLoss {
         /// The step, counted from 1.
         step: u64,
         /// The loss.
         loss: f64,
+        /// Where the first NaN or infinity is; absent if a second look found none.
+        origin: Option<NonFinite>,
     },
     /// A gradient is NaN or infinite.
     #[error(
@@ -58,6 +68,17 @@ pub enum TrainError {
         /// Which parameter.
         source: NonFiniteGradient,
     },
+    /// A step that the run does not have.
+    #[error("step {step} is none of the run: use 1..={num_steps}")]
+    NoSuchStep {
+        /// The step.
+        step: u64,
+        /// Steps of the run.
+        num_steps: u64,
+    },
+    /// A question about a run's routing that has no answer.
+    #[error(transparent)]
+    Question(#[from] WhatIfError),
     /// Nothing to continue.
     #[error("the prompt {prompt:?} cannot be continued: {reason}")]
     Prompt {
@@ -80,17 +101,43 @@ pub enum TrainError {
     },
 }
 
+fn first_seen(origin: Option<&NonFinite>) -> String {
+    origin.map_or_else(String::new, |origin| format!("; the first NaN or infinity is in {origin}"))
+}
+
 impl TrainError {
+    /// Where the NaN or infinity that stopped the run came from; absent of other errors.
+    pub fn non_finite(&self) -> Option<NonFinite> {
+        match self {
+            Self::NonFiniteLoss { origin, .. } => {
+                Some(origin.clone().unwrap_or(NonFinite { layer: None, expert: None, op: "the loss".into() }))
+            }
+            Self::NonFiniteGradient { source, .. } => Some(NonFinite {
+                layer: layer_of(&source.path),
+                expert: source.expert,
+                op: format!("the gradient of `{}`", source.path),
+            }),
+            _ => None,
+        }
+    }
+
     /// Whether the user can mend it by changing arguments, configuration or input.
     pub fn is_users_mistake(&self) -> bool {
         match self {
-            Self::UnavailableDevice(_) | Self::Prompt { .. } | Self::Threads { .. } => true,
+            Self::UnavailableDevice(_)
+            | Self::Prompt { .. }
+            | Self::Threads { .. }
+            | Self::NoSuchStep { .. }
+            | Self::Question(_) => true,
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
             Self::Checkpoint(error) => {
                 !matches!(error, CheckpointError::Write { .. } | CheckpointError::NonFinite { .. })
             }
             Self::Metrics(error) => matches!(error, MetricsError::Malformed { .. }),
+            Self::Recording(error) => {
+                matches!(error, ColumnsError::Damaged { .. } | ColumnsError::NotRecorded { .. })
+            }
             Self::NonFiniteLoss { .. }
             | Self::NonFiniteGradient { .. }
             | Self::Output { .. }

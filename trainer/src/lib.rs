@@ -29,6 +29,8 @@ pub mod host;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod moving_parts;
+pub mod norms;
 mod observers;
 pub mod optimizer;
 pub mod parameters;

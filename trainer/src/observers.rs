@@ -5,6 +5,7 @@ use switchyard_router::{AuxLossKind, RouterStatistics};
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::evaluate::Evaluation;
+use crate::flight::StepFlight;
 use crate::metrics::{
     EvalRecord, EventFile, LayerRecord, MetricsFile, ProgressDisplay, Record, StepRecord, perplexity,
 };
@@ -60,35 +61,22 @@ impl Observers {
         &mut self,
         state: &TrainingState,
         measurements: &StepMeasurements,
+        flight: &StepFlight,
         learning_rate: f64,
         step_secs: f64,
     ) -> Result<(), TrainError> {
-        let losses = &measurements.router_losses;
-        let router_loss = |kind| losses.get(&kind).map(|loss| loss.unweighted);
-        let weighted_losses = losses.iter().map(|(kind, loss)| (kind.name().into(), loss.weighted)).collect();
         let row = StepRecord {
-            step: state.step,
-            tokens_seen: state.tokens_seen,
-            cross_entropy_nats: measurements.cross_entropy_nats,
-            load_balancing_loss: router_loss(AuxLossKind::LoadBalancing),
-            router_z_loss: router_loss(AuxLossKind::RouterZ),
-            gate_entropy_loss: router_loss(AuxLossKind::GateEntropy),
-            importance_loss: router_loss(AuxLossKind::Importance),
-            load_loss: router_loss(AuxLossKind::Load),
-            weighted_losses,
-            head_z_loss: measurements.head_z_loss,
-            total_loss: measurements.total_loss,
-            learning_rate,
-            grad_norm: measurements.grad_norm,
             tokens_per_sec: self.tokens_per_step / step_secs,
             step_secs,
             elapsed_secs: state.train_secs,
-            active_flops: state.active_flops,
             mfu: self.matmul_peak_flops.map(|peak| self.flops_per_step / step_secs / peak),
-            layers: layer_records(&measurements.routing),
+            layers: recorded_layers(&measurements.routing, flight),
+            ..step_record(state, measurements, learning_rate)
         };
         self.progress.step(&row);
-        self.write(&Record::Step(row))
+        self.write(&Record::Step(row))?;
+        flight.alarms.iter().for_each(|alarm| self.note(&format!("alarm: {}", alarm.message)));
+        Ok(())
     }
 
     /// An evaluation has ended; `end_of_run` if it is the one after the last step.
@@ -136,8 +124,54 @@ impl Observers {
     }
 }
 
+/// The row of a step, without clock readings and what the flight recorder adds.
+pub(crate) fn step_record(
+    state: &TrainingState,
+    measurements: &StepMeasurements,
+    learning_rate: f64,
+) -> StepRecord {
+    let losses = &measurements.router_losses;
+    let router_loss = |kind| losses.get(&kind).map(|loss| loss.unweighted);
+    let weighted_losses = losses.iter().map(|(kind, loss)| (kind.name().into(), loss.weighted)).collect();
+    StepRecord {
+        step: state.step,
+        tokens_seen: state.tokens_seen,
+        cross_entropy_nats: measurements.cross_entropy_nats,
+        load_balancing_loss: router_loss(AuxLossKind::LoadBalancing),
+        router_z_loss: router_loss(AuxLossKind::RouterZ),
+        gate_entropy_loss: router_loss(AuxLossKind::GateEntropy),
+        importance_loss: router_loss(AuxLossKind::Importance),
+        load_loss: router_loss(AuxLossKind::Load),
+        weighted_losses,
+        head_z_loss: measurements.head_z_loss,
+        total_loss: measurements.total_loss,
+        learning_rate,
+        grad_norm: measurements.grad_norm,
+        tokens_per_sec: 0.0,
+        step_secs: 0.0,
+        elapsed_secs: 0.0,
+        active_flops: state.active_flops,
+        mfu: None,
+        layers: layer_records(&measurements.routing),
+    }
+}
+
 fn layer_records(routing: &RoutingByLayer) -> Vec<LayerRecord> {
     routing.iter().map(|(layer, statistics)| layer_record(*layer, statistics)).collect()
+}
+
+/// As [`layer_records`], with what the flight recorder adds.
+fn recorded_layers(routing: &RoutingByLayer, flight: &StepFlight) -> Vec<LayerRecord> {
+    let with_flight = |record: LayerRecord| match flight.layers.get(&record.layer) {
+        Some(flight) => LayerRecord {
+            running_max_violation: Some(flight.running_max_violation),
+            router_grad_norm: flight.router_grad_norm,
+            router_weight_norm: Some(flight.router_weight_norm),
+            ..record
+        },
+        None => record,
+    };
+    layer_records(routing).into_iter().map(with_flight).collect()
 }
 
 fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
@@ -146,6 +180,7 @@ fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
         layer,
         tokens_per_expert: summary.tokens_per_expert,
         max_violation: summary.max_violation,
+        running_max_violation: None,
         coefficient_of_variation: summary.coefficient_of_variation,
         gini_coefficient: summary.gini_coefficient,
         effective_num_experts: summary.effective_num_experts,
@@ -154,5 +189,7 @@ fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
         dead_expert_fraction: summary.dead_expert_fraction,
         gate_margin: summary.gate_margin,
         dropped_fraction: summary.dropped_fraction,
+        router_grad_norm: None,
+        router_weight_norm: None,
     }
 }

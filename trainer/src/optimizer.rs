@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_kernels::{AdamWState, AdamWStep, adamw_update, square_sums};
+use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
 
 use crate::config::AdamWConfig;
+use crate::norms::{Norms, ParameterSquares};
 use crate::parameters::{Named, update_parameters};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
@@ -25,14 +26,32 @@ impl Default for StepGradients {
 
 /// A gradient that is not a finite number.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
-#[error("the gradient of `{path}` is not finite ({num_bad} of {num_elements} elements)")]
+#[error("the gradient of `{path}` is not finite ({num_bad} of {num_elements} elements{})", of_expert(*.expert))]
 pub struct NonFiniteGradient {
     /// The first such parameter, in the model's order.
     pub path: String,
+    /// The first expert whose part of it is not finite; absent outside the experts.
+    pub expert: Option<usize>,
     /// Elements that are NaN or infinite.
     pub num_bad: usize,
     /// Elements of the gradient.
     pub num_elements: usize,
+}
+
+impl NonFiniteGradient {
+    fn of(gradient: &Named<Tensor<1>>, expert: Option<usize>) -> Self {
+        let data = gradient.value.to_data();
+        Self {
+            path: gradient.path.clone(),
+            expert,
+            num_bad: data.iter::<f32>().filter(|g| !g.is_finite()).count(),
+            num_elements: data.num_elements(),
+        }
+    }
+}
+
+fn of_expert(expert: Option<usize>) -> String {
+    expert.map_or_else(String::new, |expert| format!(", the first of them of expert {expert}"))
 }
 
 impl StepGradients {
@@ -50,28 +69,26 @@ impl StepGradients {
         }
     }
 
-    /// Euclidean norm over all parameters together.
+    /// Euclidean norms over all parameters together and over the parts of each mixture. `num_experts` of a layer says
+    /// into how many rows the gradients of its experts divide.
     ///
     /// # Errors
     /// [`NonFiniteGradient`] names the first parameter whose gradient is not finite.
-    pub fn global_norm(&self) -> Result<f64, NonFiniteGradient> {
-        let parts: Vec<_> =
-            self.gradients.iter().map(|gradient| square_sums(gradient.value.clone())).collect();
-        let mut total = 0.0;
-        for (Named { path, value }, parts) in self.gradients.iter().zip(parts) {
-            let square_sum: f64 = parts.into_data().iter::<f64>().sum();
-            if !square_sum.is_finite() {
-                let data = value.to_data();
-                let num_bad = data.iter::<f32>().filter(|g| !g.is_finite()).count();
-                return Err(NonFiniteGradient {
-                    path: path.clone(),
-                    num_bad,
-                    num_elements: data.num_elements(),
-                });
+    pub fn norms(&self, num_experts: impl Fn(usize) -> usize) -> Result<Norms, NonFiniteGradient> {
+        let squares: Vec<_> = self
+            .gradients
+            .iter()
+            .map(|gradient| ParameterSquares::start(&gradient.path, gradient.value.clone(), &num_experts))
+            .collect();
+        let mut norms = Norms::default();
+        for (gradient, squares) in self.gradients.iter().zip(squares) {
+            let squares = squares.read();
+            if !squares.total().is_finite() {
+                return Err(NonFiniteGradient::of(gradient, squares.first_non_finite_expert()));
             }
-            total += square_sum;
+            norms.add(&squares);
         }
-        Ok(total.sqrt())
+        Ok(norms.finish())
     }
 
     /// Multiply by `max_norm / norm` if `norm` is above `max_norm` (arXiv:1211.5063, algorithm 1).

@@ -8,7 +8,7 @@ mod training;
 use serde::{Deserialize, Serialize};
 
 use crate::accounting::{MemoryEstimate, ModelCounts};
-use crate::config::{AdamWConfig, EarlyStoppingConfig, RunConfig, SampleConfig};
+use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
 use crate::model::ModelSpec;
 use crate::schedule::Schedule;
 
@@ -45,6 +45,9 @@ pub struct RunPlan {
     pub checkpoints: CheckpointPlan,
     /// When to give up early; absent means never.
     pub early_stopping: Option<EarlyStoppingConfig>,
+    /// What is recorded about routers and experts.
+    #[serde(default)]
+    pub flight_recorder: FlightRecorderConfig,
     /// Text generated at the end.
     pub sample: SampleConfig,
     /// Parameters and FLOPs.
@@ -132,6 +135,7 @@ impl RunPlan {
                 keep_best: config.train.checkpoints.keep_best,
             },
             early_stopping: config.train.early_stopping.clone(),
+            flight_recorder: config.train.flight_recorder.clone(),
             sample: config.sample.clone(),
             counts,
             notes,

@@ -17,7 +17,7 @@ use crate::schedule::ScheduleShape;
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at, where it runs and what
 /// is kept. The model, the data and the optimizer may not.
-const MAY_CHANGE: [&str; 10] = [
+const MAY_CHANGE: [&str; 11] = [
     "name",
     "device",
     "threads",
@@ -27,6 +27,7 @@ const MAY_CHANGE: [&str; 10] = [
     "train.eval",
     "train.checkpoint_every_steps",
     "train.checkpoints",
+    "train.flight_recorder",
     "sample",
 ];
 

@@ -8,8 +8,10 @@ use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
+use crate::flight::RoutedPass;
 use crate::loss::LossParts;
 use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
+use crate::norms::MoeNorms;
 use crate::optimizer::StepGradients;
 use crate::parameters::parameter_gradients;
 
@@ -43,6 +45,10 @@ pub struct StepMeasurements {
     pub routing: RoutingByLayer,
     /// What the routers with a bias learned about their balance, by layer.
     pub balance: BTreeMap<usize, BalanceCount>,
+    /// Gradient norms of each mixture before clipping, by layer.
+    pub moe_grad_norms: BTreeMap<usize, MoeNorms>,
+    /// Who went where in each micro-batch.
+    pub passes: Vec<RoutedPass>,
 }
 
 /// A loss as it is, and as it enters the total.
@@ -72,19 +78,29 @@ pub fn step_gradients(
     let mut gradients = StepGradients::default();
     let mut measurements = StepMeasurements::default();
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
+        let (domains, seq_len) = (micro_batch.domains.clone(), micro_batch.seq_len);
         let batch = DeviceBatch::upload(micro_batch, device);
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
-        let output = model.forward(&batch.input, Pass::Training { noise, earlier: &measurements.routing });
+        let earlier = measurements.routing.clone();
+        let pass = Pass::Training { noise, earlier: &earlier };
+        let output = model.forward(&batch.input, pass);
         let parts = LossParts::new(model, &output, batch.target_ids_t, settings.head_z_weight);
         measurements.add(&parts, &output, scale)?;
         if !measurements.total_loss.is_finite() {
-            return Err(TrainError::NonFiniteLoss { step: settings.step + 1, loss: measurements.total_loss });
+            return Err(TrainError::NonFiniteLoss {
+                step: settings.step + 1,
+                loss: measurements.total_loss,
+                origin: model.first_non_finite(&batch.input, pass),
+            });
         }
+        measurements.passes.push(RoutedPass::new(&batch.input, domains, seq_len, output)?);
         gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }
-    measurements.grad_norm = gradients
-        .global_norm()
+    let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
+    let norms = gradients
+        .norms(num_experts)
         .map_err(|source| TrainError::NonFiniteGradient { step: settings.step + 1, source })?;
+    (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
     if let Some(max_norm) = settings.max_grad_norm {
         gradients.clip(measurements.grad_norm, max_norm);
     }

@@ -9,21 +9,21 @@ use burn::tensor::Device;
 use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress};
 
 use crate::TrainError;
-use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
+use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot};
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
+use crate::flight::alarms::Alarm;
+use crate::flight::{FlightRecorder, StepFlight};
 use crate::generate::{GenerationSettings, generate, prompt_ids};
 use crate::metrics::{Record, read_metrics};
-use crate::model::Transformer;
+use crate::moving_parts::MovingParts;
 use crate::observers::Observers;
-use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::resume::{Start, check_restart, start};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use crate::sampling::SamplingSettings;
-use crate::step::{StepSettings, step_gradients};
 use crate::throughput::measure_matmul_peak_flops;
 
 /// What to train, and where.
@@ -95,7 +95,10 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
         Err(error) if resumes => return Err(error),
         Err(error) => return conclude(Err(error), manifest, &folder),
     };
-    let outcome = run.train(&request.stop).and_then(|status| run.end(status));
+    let outcome = run
+        .train(&request.stop)
+        .and_then(|status| run.end(status))
+        .inspect_err(|error| run.record_failure(error));
     run.update_manifest();
     conclude(outcome, run.manifest, &folder)
 }
@@ -167,12 +170,10 @@ struct Run<'a> {
     manifest: RunManifest,
     device: Device,
     dataset: Dataset,
-    loader: Loader,
-    model: Replaceable<Transformer>,
-    optimizer: AdamW,
-    state: TrainingState,
+    parts: MovingParts,
     checkpoints: CheckpointStore,
     observers: Observers,
+    recorder: Option<FlightRecorder>,
     /// Start of this process's part of the run, and the training seconds of the parts before it.
     started: Instant,
     earlier_secs: f64,
@@ -192,6 +193,8 @@ impl<'a> Run<'a> {
             start(config, plan, &dataset, &checkpoints, request.mode, &device)?;
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
         let mut observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
+        let masks = config.data.mask_documents;
+        let recorder = FlightRecorder::open(folder.paths(), plan, &state, resumed, &dataset, masks, &device)?;
         if resumed {
             manifest.forget_validation();
             for row in read_metrics(&folder.paths().metrics())?.iter().filter_map(Record::as_eval) {
@@ -211,12 +214,10 @@ impl<'a> Run<'a> {
             manifest,
             device,
             dataset,
-            loader,
-            model: Replaceable::new(model),
-            optimizer,
-            state,
+            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state },
             checkpoints,
             observers,
+            recorder,
             started,
             earlier_secs,
         })
@@ -224,21 +225,25 @@ impl<'a> Run<'a> {
 
     /// The loop.
     fn train(&mut self, stop: &AtomicBool) -> Result<RunStatus, TrainError> {
-        while self.state.step < self.plan.num_steps && !self.has_stopped_improving() {
-            self.step()?;
-            let checkpoint_is_due = is_due(self.plan.checkpoints.every_steps, self.state.step);
-            if is_due(self.plan.evaluation.every_steps, self.state.step) {
+        while self.parts.state.step < self.plan.num_steps && !self.has_stopped_improving() {
+            let stops = self.step()?;
+            let checkpoint_is_due = is_due(self.plan.checkpoints.every_steps, self.parts.state.step);
+            if is_due(self.plan.evaluation.every_steps, self.parts.state.step) {
                 self.evaluate_and_track(checkpoint_is_due)?;
             }
             if checkpoint_is_due {
                 self.save_checkpoint()?;
+            }
+            if let Some(alarm) = stops {
+                self.manifest.error = Some(format!("stopped by an alarm: {}", alarm.message));
+                return Ok(RunStatus::Alarmed);
             }
             if stop.load(Ordering::SeqCst) {
                 return Ok(RunStatus::Interrupted);
             }
         }
         if self.has_stopped_improving() {
-            let num_evals = self.state.evals_without_improvement;
+            let num_evals = self.parts.state.evals_without_improvement;
             self.observers.note(&format!(
                 "stopped early: the validation loss has not fallen in {num_evals} evaluations"
             ));
@@ -249,55 +254,45 @@ impl<'a> Run<'a> {
     /// Whether early stopping has ended the run.
     fn has_stopped_improving(&self) -> bool {
         let patience = self.plan.early_stopping.as_ref().map(|early| early.patience_evals);
-        patience.is_some_and(|patience| self.state.evals_without_improvement >= patience)
+        patience.is_some_and(|patience| self.parts.state.evals_without_improvement >= patience)
     }
 
-    fn step(&mut self) -> Result<(), TrainError> {
+    /// Do a step; returns the alarm that stops the run.
+    fn step(&mut self) -> Result<Option<Alarm>, TrainError> {
         let step_started = Instant::now();
-        let learning_rate = self.plan.schedule.learning_rate(self.state.step);
-        let settings = StepSettings {
-            seed: self.config.seed,
-            step: self.state.step,
-            max_grad_norm: self.plan.max_grad_norm,
-            head_z_weight: self.plan.head_z_loss_weight,
+        let learning_rate = self.plan.schedule.learning_rate(self.parts.state.step);
+        let measurements = self.parts.step(self.config, self.plan, &self.device)?;
+        self.parts.state.train_secs = self.elapsed_secs();
+        let (step, model) = (self.parts.state.step, self.parts.model.get());
+        let flight = match &mut self.recorder {
+            Some(recorder) => recorder.record(step, &measurements, model)?,
+            None => StepFlight::default(),
         };
-        let micro_batches = (0..self.plan.micro_batches_per_step)
-            .map(|_| self.loader.next_batch())
-            .collect::<Result<Vec<_>, _>>()?;
-        let (gradients, measurements) =
-            step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
-        let updated = |model| self.optimizer.update(model, gradients, learning_rate);
-        self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
-        self.state.step += 1;
-        self.state.tokens_seen += self.plan.tokens_per_step as u64;
-        self.state.active_flops += self.plan.training_flops_per_step();
-        self.state.data_cursor = self.loader.cursor();
-        self.state.rng.next_step = self.state.step;
-        self.state.train_secs = self.elapsed_secs();
         let step_secs = step_started.elapsed().as_secs_f64();
-        self.observers.step(&self.state, &measurements, learning_rate, step_secs)
+        self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs)?;
+        Ok(flight.stops)
     }
 
     /// Evaluate as the plan says, and remember how the result compares to earlier ones.
     fn evaluate_and_track(&mut self, checkpoint_is_due: bool) -> Result<(), TrainError> {
         let evaluation = self.evaluate(self.plan.evaluation.max_tokens)?;
-        self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), false)?;
-        let (step, nats) = (self.state.step, evaluation.cross_entropy_nats);
+        self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), false)?;
+        let (step, nats) = (self.parts.state.step, evaluation.cross_entropy_nats);
         self.manifest.record_validation(step, nats);
         let this = LoggedEvaluation { step, cross_entropy_nats: nats };
-        self.state.whole_split = evaluation.whole_split.then_some(this);
+        self.parts.state.whole_split = evaluation.whole_split.then_some(this);
         let beats = |best: Option<LoggedEvaluation>, margin: f64| {
             best.is_none_or(|best| nats < best.cross_entropy_nats - margin)
         };
         let margin = self.plan.early_stopping.as_ref().map_or(0.0, |early| early.min_improvement_nats);
-        if beats(self.state.best, margin) {
-            self.state.best = Some(this);
-            self.state.evals_without_improvement = 0;
+        if beats(self.parts.state.best, margin) {
+            self.parts.state.best = Some(this);
+            self.parts.state.evals_without_improvement = 0;
         } else {
-            self.state.evals_without_improvement += 1;
+            self.parts.state.evals_without_improvement += 1;
         }
-        if checkpoint_is_due && beats(self.state.best_checkpoint, 0.0) {
-            self.state.best_checkpoint = Some(this);
+        if checkpoint_is_due && beats(self.parts.state.best_checkpoint, 0.0) {
+            self.parts.state.best_checkpoint = Some(this);
         }
         Ok(())
     }
@@ -305,14 +300,14 @@ impl<'a> Run<'a> {
     /// The last model's loss on the whole split: what the evaluation after the last step found if it covered
     /// everything, else measured now.
     fn final_cross_entropy_nats(&mut self) -> Result<f64, TrainError> {
-        if let Some(logged) = self.state.whole_split
-            && logged.step == self.state.step
+        if let Some(logged) = self.parts.state.whole_split
+            && logged.step == self.parts.state.step
         {
             return Ok(logged.cross_entropy_nats);
         }
         let evaluation = self.evaluate(None)?;
-        self.observers.evaluation(&self.state, &evaluation, self.elapsed_secs(), true)?;
-        self.manifest.record_validation(self.state.step, evaluation.cross_entropy_nats);
+        self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), true)?;
+        self.manifest.record_validation(self.parts.state.step, evaluation.cross_entropy_nats);
         Ok(evaluation.cross_entropy_nats)
     }
 
@@ -323,22 +318,26 @@ impl<'a> Run<'a> {
             max_tokens,
             mask_documents: self.config.data.mask_documents,
         };
-        evaluate(self.model.get(), &self.dataset.validation, &settings, &self.device)
+        evaluate(self.parts.model.get(), &self.dataset.validation, &settings, &self.device)
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        self.state.train_secs = self.elapsed_secs();
+        self.parts.state.train_secs = self.elapsed_secs();
         self.observers.sync()?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.sync()?;
+            self.parts.state.flight = Some(recorder.state());
+        }
         self.checkpoints.save(&Snapshot {
-            model: self.model.get(),
-            optimizer: &self.optimizer,
-            state: &self.state,
+            model: self.parts.model.get(),
+            optimizer: &self.parts.optimizer,
+            state: &self.parts.state,
             config: self.config,
             plan: self.plan,
             tokenizer: &self.dataset.tokenizer,
         })?;
         let kept = &self.plan.checkpoints;
-        let best_step = self.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
+        let best_step = self.parts.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
         self.checkpoints.retain(kept.keep_last, best_step)?;
         self.update_manifest();
         self.folder.write_manifest(&self.manifest)?;
@@ -348,17 +347,28 @@ impl<'a> Run<'a> {
     /// Leave everything on disk that a run with this ending leaves.
     fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
         // First of all: whatever fails after this, the trained model is on disk.
-        if self.checkpoints.steps()?.last() != Some(&self.state.step) {
+        if self.checkpoints.steps()?.last() != Some(&self.parts.state.step) {
             self.save_checkpoint()?;
         }
         if status == RunStatus::Finished {
             self.manifest.final_validation_cross_entropy_nats = Some(self.final_cross_entropy_nats()?);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.finish(self.parts.model.get())?;
+            }
             if let Err(error) = self.write_sample() {
                 self.observers.note(&format!("no sample was written: {error}"));
             }
         }
         self.observers.finish();
         Ok(status)
+    }
+
+    /// Write down what the recorder knows of a run that ends in `error`.
+    fn record_failure(&mut self, error: &TrainError) {
+        let step = self.parts.state.step + 1;
+        let Some(recorder) = &mut self.recorder else { return };
+        // The run's own error matters more than a second one from writing it down.
+        drop(recorder.record_failure(step, error.non_finite()));
     }
 
     fn write_sample(&self) -> Result<(), TrainError> {
@@ -377,7 +387,7 @@ impl<'a> Run<'a> {
             },
         };
         let mut text = sample.prompt.clone().unwrap_or_default();
-        generate(self.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
+        generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
             text.push_str(piece);
             Ok(())
         })?;
@@ -386,9 +396,9 @@ impl<'a> Run<'a> {
     }
 
     fn update_manifest(&mut self) {
-        self.manifest.steps_done = self.state.step;
-        self.manifest.tokens_seen = self.state.tokens_seen;
-        self.manifest.active_flops = self.state.active_flops;
+        self.manifest.steps_done = self.parts.state.step;
+        self.manifest.tokens_seen = self.parts.state.tokens_seen;
+        self.manifest.active_flops = self.parts.state.active_flops;
         self.manifest.train_secs = self.elapsed_secs();
     }
 

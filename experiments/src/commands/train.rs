@@ -23,11 +23,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let stop = interrupt::stop_flag()?;
     let request = TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop };
     let summary = train(&request)?;
-    report(&summary, &args.config.file);
-    Ok(())
+    report(&summary, &args.config.file)
 }
 
-fn report(summary: &RunSummary, file: &Path) {
+/// Say how the run ended; one that an alarm stopped is no success.
+fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
     let RunSummary { out, manifest } = summary;
     let out = out.display();
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
@@ -43,10 +43,20 @@ fn report(summary: &RunSummary, file: &Path) {
             );
             eprintln!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
         }
+        (RunStatus::Alarmed, _) => {
+            let reason = manifest.error.as_deref().unwrap_or("stopped by an alarm");
+            return Err(Failure::Fault(anyhow::anyhow!(
+                "{reason}. The checkpoint of step {} is written; go on all the same with: switchyard train {} --out {out} \
+                 --resume",
+                manifest.steps_done,
+                file.display()
+            )));
+        }
         _ => eprintln!(
             "interrupted after step {}; continue with: switchyard train {} --out {out} --resume",
             manifest.steps_done,
             file.display()
         ),
     }
+    Ok(())
 }

@@ -20,6 +20,7 @@ pub(crate) fn layer(layer: usize, tokens_per_expert: &[u64]) -> LayerRecord {
         layer,
         tokens_per_expert: tokens_per_expert.to_vec(),
         max_violation: 0.5,
+        running_max_violation: None,
         coefficient_of_variation: 0.25,
         gini_coefficient: 0.125,
         effective_num_experts: 1.75,
@@ -28,6 +29,8 @@ pub(crate) fn layer(layer: usize, tokens_per_expert: &[u64]) -> LayerRecord {
         dead_expert_fraction: 0.0,
         gate_margin: 0.125,
         dropped_fraction: 0.0,
+        router_grad_norm: None,
+        router_weight_norm: None,
     }
 }
 

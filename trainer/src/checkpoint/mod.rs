@@ -22,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use switchyard_datasets::{Dataset, Tokenizer};
 
 pub use manifest::{CheckpointManifest, FileRecord, MANIFEST_FILE};
+pub(crate) use store::steps_in;
 pub use store::{CheckpointStore, find_checkpoint};
 
 use crate::config::RunConfig;
+use crate::flight::FlightState;
 use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::parameters::{parameter_data, update_parameters};
@@ -142,6 +144,9 @@ pub struct TrainingState {
     pub whole_split: Option<LoggedEvaluation>,
     /// Evaluations in a row without improvement, for early stopping.
     pub evals_without_improvement: u32,
+    /// What the flight recorder remembers; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flight: Option<FlightState>,
 }
 
 impl TrainingState {
@@ -159,6 +164,7 @@ impl TrainingState {
             best_checkpoint: None,
             whole_split: None,
             evals_without_improvement: 0,
+            flight: None,
         }
     }
 }

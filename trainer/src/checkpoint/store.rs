@@ -121,7 +121,8 @@ pub fn find_checkpoint(path: &Path) -> Result<PathBuf, CheckpointError> {
     })
 }
 
-fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
+/// Steps of the checkpoints in `folder`, oldest first.
+pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     let unreadable =
         |error: io::Error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() };
     let mut steps = Vec::new();

@@ -1,21 +1,37 @@
 //! The flight recorder: what every router did, kept so that it can be asked later which expert in which layer
-//! misbehaves, and since when. Host code on plain numbers; nothing here reads a device or changes a model.
+//! misbehaves, and since when. The recorder and its probes read the model; nothing here changes it. The rest is host code on
+//! plain numbers.
 //!
 //! | question | module |
 //! |---|---|
-//! | what is on disk, in which format | [`columns`] |
+//! | what is watched in a run, and when | `recorder`, `prober` |
+//! | what is on disk, in which format | [`columns`] (large: Parquet), `lines` (small: JSON lines) |
 //! | which measures of one routing are worth keeping | [`probe`] |
 //! | what is wrong now | [`alarms`] |
 //! | which expert misbehaves since which step | [`diagnosis`] |
 //! | where two runs part | [`divergence`] |
-//! | what another capacity or `top_k` would have done | [`whatif`] |
+//! | what another capacity or `top_k` would have done | [`whatif`], asked of a run by [`question`] |
+//! | whether a step comes out the same again | [`replay`] |
 
 pub mod alarms;
 pub mod columns;
 pub mod diagnosis;
 pub mod divergence;
+mod gates;
 mod history;
+mod lines;
+mod passes;
 pub mod probe;
+mod prober;
+pub mod question;
+mod reading;
+mod recorder;
+pub mod replay;
 pub mod whatif;
 
 pub use history::{LayerLoad, RunStep};
+pub use passes::{RoutedLayer, RoutedPass};
+pub use prober::{Information, ProbeRow, SaturationRow};
+pub use reading::{read_alarms, read_probes, read_saturation};
+pub use recorder::FlightState;
+pub(crate) use recorder::{FlightRecorder, StepFlight};

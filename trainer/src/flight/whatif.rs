@@ -43,6 +43,24 @@ pub struct WhatIfAnswer {
 /// A question that has no answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum WhatIfError {
+    /// A dense run.
+    #[error("the run has no mixture of experts, so there is nothing to ask about its routing")]
+    NoMixture,
+    /// A router whose choice the recorded scores do not decide.
+    #[error(
+        "the run's router has `model.ffn.moe.router.{key}`, with which the recorded scores alone do not decide who goes \
+         where: train a run with the other setting instead"
+    )]
+    NotPlain {
+        /// The key under `model.ffn.moe.router`.
+        key: &'static str,
+    },
+    /// A capacity that the question cannot express.
+    #[error(
+        "the run's experts have capacities of their own (`model.ffn.moe.capacity.factor_per_expert`): ask about one \
+         capacity factor, or about a dropless layer"
+    )]
+    FactorPerExpert,
     /// Not that many experts.
     #[error("`top_k` is {top_k}, but the layer has {num_experts} experts: use 1..={num_experts}")]
     TopKOutOfRange {

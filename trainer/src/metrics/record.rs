@@ -78,6 +78,9 @@ pub struct LayerRecord {
     pub tokens_per_expert: Vec<u64>,
     /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, section 4.1).
     pub max_violation: f64,
+    /// The same of the load averaged over about 50 steps, earlier ones fading; absent without the flight recorder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_max_violation: Option<f64>,
     /// Standard deviation of the expert loads over their mean.
     pub coefficient_of_variation: f64,
     /// Gini coefficient of the expert loads: 0 is balance, near 1 collapse.
@@ -96,6 +99,12 @@ pub struct LayerRecord {
     pub gate_margin: f64,
     /// Share of (token, expert) assignments dropped by the capacity limit; 0 when dropless.
     pub dropped_fraction: f64,
+    /// Gradient norm of the router, before clipping; absent if it learns nothing or without the flight recorder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_grad_norm: Option<f64>,
+    /// Weight norm of the router after the update; absent without the flight recorder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_weight_norm: Option<f64>,
 }
 
 /// What one evaluation measured.
@@ -167,13 +176,7 @@ impl Record {
     /// one plan can be compared bit for bit.
     pub fn without_timings(&self) -> Self {
         match self.clone() {
-            Self::Step(row) => Self::Step(StepRecord {
-                tokens_per_sec: 0.0,
-                step_secs: 0.0,
-                elapsed_secs: 0.0,
-                mfu: None,
-                ..row
-            }),
+            Self::Step(row) => Self::Step(row.without_timings()),
             Self::Eval(row) => Self::Eval(EvalRecord { eval_secs: 0.0, elapsed_secs: 0.0, ..row }),
         }
     }
@@ -195,6 +198,11 @@ impl Record {
 }
 
 impl StepRecord {
+    /// As [`Record::without_timings`].
+    pub fn without_timings(self) -> Self {
+        Self { tokens_per_sec: 0.0, step_secs: 0.0, elapsed_secs: 0.0, mfu: None, ..self }
+    }
+
     fn numbers(&self) -> [(&'static str, f64); 15] {
         [
             ("cross_entropy_nats", self.cross_entropy_nats),
@@ -234,8 +242,13 @@ impl EvalRecord {
 
 impl LayerRecord {
     /// The statistics that are one number each, by the name they have in the file.
-    pub(super) fn numbers(&self) -> [(&'static str, f64); 9] {
-        [
+    pub(super) fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let recorded = [
+            ("running_max_violation", self.running_max_violation),
+            ("router_grad_norm", self.router_grad_norm),
+            ("router_weight_norm", self.router_weight_norm),
+        ];
+        let always = [
             ("max_violation", self.max_violation),
             ("coefficient_of_variation", self.coefficient_of_variation),
             ("gini_coefficient", self.gini_coefficient),
@@ -245,7 +258,9 @@ impl LayerRecord {
             ("dead_expert_fraction", self.dead_expert_fraction),
             ("gate_margin", self.gate_margin),
             ("dropped_fraction", self.dropped_fraction),
-        ]
+        ];
+        let recorded = recorded.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        always.into_iter().chain(recorded).collect()
     }
 }
 
@@ -259,6 +274,7 @@ pub(super) mod tests {
             layer,
             tokens_per_expert: tokens_per_expert.to_vec(),
             max_violation: 0.5,
+            running_max_violation: None,
             coefficient_of_variation: 0.25,
             gini_coefficient: 0.125,
             effective_num_experts: 1.75,
@@ -267,6 +283,8 @@ pub(super) mod tests {
             dead_expert_fraction: 0.0,
             gate_margin: 0.125,
             dropped_fraction: 0.0,
+            router_grad_norm: None,
+            router_weight_norm: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! One Transformer block: attention, then a feed-forward block, each on a normalised residual stream.
 
+mod provenance;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_experts::{

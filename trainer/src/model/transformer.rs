@@ -1,11 +1,13 @@
 //! The whole network: embedding, blocks, final norm, head.
 
+pub(super) mod provenance;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use switchyard_experts::MoeAux;
+use switchyard_experts::{MoeAux, MoeLayer};
 use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
 use switchyard_router::{BalanceCount, RouterStatistics};
 
@@ -111,6 +113,25 @@ impl Transformer {
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
     pub fn forward(&self, input: &ModelInput, pass: Pass) -> ModelOutput {
+        self.in_context(input, pass, |context| {
+            let mut x_td = self.embed(input, pass);
+            let mut moe_layers = Vec::new();
+            for (layer, block) in self.blocks.iter().enumerate() {
+                let (next_td, aux) = block.forward(x_td, context);
+                x_td = next_td;
+                moe_layers.extend(aux.map(|aux| (layer, aux)));
+            }
+            ModelOutput { hidden_td: self.final_norm.forward(x_td), moe_layers }
+        })
+    }
+
+    /// What `work` makes of what every block reads.
+    fn in_context<R>(
+        &self,
+        input: &ModelInput,
+        pass: Pass<'_>,
+        work: impl FnOnce(&BlockContext<'_>) -> R,
+    ) -> R {
         let [_, seq_len] = input.input_ids_bs.dims();
         let max = self.spec.max_seq_len;
         assert!(seq_len <= max, "a sequence of {seq_len} tokens, but the model's positions end at {max}");
@@ -121,24 +142,31 @@ impl Transformer {
         };
         let rotary = self.rotary_table(seq_len, &device);
 
-        let context = BlockContext {
+        work(&BlockContext {
             rotary: rotary.as_ref(),
             mask: &mask,
             token_ids_t: &input.token_ids_t,
             seq_len,
             pass,
-        };
-        let mut x_td = self.embedding.forward(input.input_ids_bs.clone());
-        if let Some(noise) = pass.noise() {
-            x_td = noise.dropout("embedding", x_td, self.spec.dropout);
+        })
+    }
+
+    fn embed(&self, input: &ModelInput, pass: Pass<'_>) -> Tensor<2> {
+        let x_td = self.embedding.forward(input.input_ids_bs.clone());
+        match pass.noise() {
+            Some(noise) => noise.dropout("embedding", x_td, self.spec.dropout),
+            None => x_td,
         }
-        let mut moe_layers = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let (next_td, aux) = block.forward(x_td, &context);
-            x_td = next_td;
-            moe_layers.extend(aux.map(|aux| (layer, aux)));
-        }
-        ModelOutput { hidden_td: self.final_norm.forward(x_td), moe_layers }
+    }
+
+    /// The mixture of a layer; none if the layer is dense or does not exist.
+    pub fn moe(&self, layer: usize) -> Option<&MoeLayer> {
+        self.blocks.get(layer).and_then(Block::moe)
+    }
+
+    /// Every mixture with its layer's index.
+    pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeLayer)> {
+        self.blocks.iter().enumerate().filter_map(|(layer, block)| Some((layer, block.moe()?)))
     }
 
     /// The network with the expert biases updated by what a whole step's tokens said about each layer; to be called once

@@ -5,7 +5,9 @@ use super::checks::{
     MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, at_most_one, below_one, in_range, not_negative,
     not_zero, optional_in_range, positive,
 };
-use crate::config::{AdamWConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, WsdConfig};
+use crate::config::{
+    AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, WsdConfig,
+};
 use crate::schedule::{Schedule, ScheduleShape};
 
 /// Checks the keys that stand alone.
@@ -100,6 +102,7 @@ pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
     not_zero("train.eval_every_steps", train.eval_every_steps == Some(0), at_the_end)?;
     not_zero("train.checkpoint_every_steps", train.checkpoint_every_steps == Some(0), at_the_end)?;
     not_zero("train.checkpoints.keep_last", train.checkpoints.keep_last == 0, "")?;
+    check_flight_recorder(&train.flight_recorder)?;
     match train.eval.max_tokens {
         Some(max_tokens) if max_tokens < train.seq_len as u64 => {
             let problem = format!(
@@ -119,6 +122,15 @@ pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
         return Err(PlanError::new("train.early_stopping", problem));
     }
     Ok(())
+}
+
+fn check_flight_recorder(config: &FlightRecorderConfig) -> Result<(), PlanError> {
+    let key = |name: &str| format!("train.flight_recorder.{name}");
+    let never = "; a number above `train.num_steps` does it never";
+    not_zero(&key("scores_every_steps"), config.scores_every_steps == 0, never)?;
+    not_zero(&key("probe_every_steps"), config.probe_every_steps == 0, never)?;
+    not_zero(&key("steps_per_part"), config.steps_per_part == 0, "")?;
+    config.alarms.validate().map_err(|error| PlanError::from_message(error.to_string()))
 }
 
 fn check_name(name: &str) -> Result<(), PlanError> {

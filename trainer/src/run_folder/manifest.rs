@@ -21,6 +21,8 @@ pub enum RunStatus {
     Finished,
     /// Stopped by the user after a checkpoint; can be resumed.
     Interrupted,
+    /// Stopped by an alarm that the configuration lets stop it, after a checkpoint; can be resumed.
+    Alarmed,
     /// Ended by an error, which the manifest quotes.
     Failed,
 }
@@ -30,7 +32,7 @@ pub enum RunStatus {
 pub struct RunManifest {
     /// Where the run stands.
     pub status: RunStatus,
-    /// Why a `failed` run failed; else absent.
+    /// Why a `failed` run failed or an `alarmed` one stopped; else absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Validation cross-entropy of the last model over the whole split; absent until the run has finished.

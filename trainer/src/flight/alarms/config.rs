@@ -1,4 +1,4 @@
-//! What the user writes in `[train.alarms]`.
+//! What the user writes in `[train.flight_recorder.alarms]`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,9 @@ pub struct AlarmsConfig {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AlarmsError {
     /// A number out of range.
-    #[error("`train.alarms.{key}` is {value}: use {range}, or remove the key for its default")]
+    #[error(
+        "`train.flight_recorder.alarms.{key}` is {value}: use {range}, or remove the key for its default"
+    )]
     OutOfRange {
         /// The key.
         key: &'static str,
@@ -97,7 +99,9 @@ pub enum AlarmsError {
         range: &'static str,
     },
     /// An alarm that is off cannot stop a run.
-    #[error("`train.alarms` has {kind:?} in both `stop_on` and `off`: remove it from one of them")]
+    #[error(
+        "`train.flight_recorder.alarms` has {kind:?} in both `stop_on` and `off`: remove it from one of them"
+    )]
     OffAndStopping {
         /// The alarm.
         kind: AlarmKind,
@@ -127,7 +131,7 @@ impl AlarmsConfig {
     /// Checks every threshold.
     ///
     /// # Errors
-    /// Names the first key under `train.alarms` whose value cannot be meant.
+    /// Names the first key under `train.flight_recorder.alarms` whose value cannot be meant.
     pub fn validate(&self) -> Result<(), AlarmsError> {
         let steps = |value: Option<usize>| value.map(|steps| steps as f64);
         let at_least_one = [
@@ -218,16 +222,20 @@ mod tests {
         };
         assert_eq!(
             message(r#"{"window_steps": 0}"#),
-            "`train.alarms.window_steps` is 0: use a whole number from 1, or remove the key for its default"
+            "`train.flight_recorder.alarms.window_steps` is 0: use a whole number from 1, or remove the key for its \
+             default"
         );
         assert_eq!(
             message(r#"{"dropped_share": 1.5}"#),
-            "`train.alarms.dropped_share` is 1.5: use a number from 0 to 1, or remove the key for its default"
+            "`train.flight_recorder.alarms.dropped_share` is 1.5: use a number from 0 to 1, or remove the key for its default"
         );
-        assert!(message(r#"{"max_violation": -1.0}"#).contains("`train.alarms.max_violation` is -1"));
+        assert!(
+            message(r#"{"max_violation": -1.0}"#)
+                .contains("`train.flight_recorder.alarms.max_violation` is -1")
+        );
         assert_eq!(
             message(r#"{"stop_on": ["loss_spike"], "off": ["loss_spike"]}"#),
-            "`train.alarms` has LossSpike in both `stop_on` and `off`: remove it from one of them"
+            "`train.flight_recorder.alarms` has LossSpike in both `stop_on` and `off`: remove it from one of them"
         );
     }
 }

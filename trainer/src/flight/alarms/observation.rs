@@ -1,5 +1,7 @@
 //! What the alarms are shown of a step.
 
+use std::fmt;
+
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepObservation {
@@ -57,6 +59,16 @@ pub struct NonFinite {
     pub expert: Option<usize>,
     /// What was computed, such as `router logits` or `gradient of experts.down_weight`.
     pub op: String,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.layer, self.expert) {
+            (Some(layer), Some(expert)) => write!(f, "layer {layer} expert {expert}: {}", self.op),
+            (Some(layer), None) => write!(f, "layer {layer}: {}", self.op),
+            (None, _) => write!(f, "{}", self.op),
+        }
+    }
 }
 
 impl LayerObservation {

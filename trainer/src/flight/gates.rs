@@ -1,0 +1,132 @@
+//! The recorded scores of a step.
+//!
+//! Shape letters: t tokens, e experts, k slots per token.
+
+use std::iter;
+
+use switchyard_experts::Route;
+use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
+
+use super::RoutedPass;
+use super::columns::ScoreRow;
+use crate::model::Transformer;
+
+/// One row per layer, token and expert; tokens are counted over the step's micro-batches. `has_domains` says whether the
+/// corpus knows them.
+pub(super) fn score_rows(
+    step: u64,
+    passes: &[RoutedPass],
+    model: &Transformer,
+    has_domains: bool,
+) -> Vec<ScoreRow> {
+    let mut rows = Vec::new();
+    for (layer, moe) in model.moe_layers() {
+        let mut first_token = 0;
+        for pass in passes {
+            let Some(route) = pass.layer(layer).and_then(|routed| routed.route.as_ref()) else { continue };
+            let recorder = LayerScores { step, layer: layer as u32, config: moe.router.config(), route };
+            rows.extend(recorder.rows(pass, first_token, has_domains));
+            first_token += pass.token_ids_t.len() as u32;
+        }
+    }
+    rows
+}
+
+/// Scores of one layer in one pass.
+struct LayerScores<'a> {
+    step: u64,
+    layer: u32,
+    config: &'a RouterConfig,
+    route: &'a Route,
+}
+
+impl LayerScores<'_> {
+    fn rows(&self, pass: &RoutedPass, first_token: u32, has_domains: bool) -> Vec<ScoreRow> {
+        let (k, num_tokens) = (self.route.choice.slots_per_token, pass.token_ids_t.len());
+        let num_experts = self.route.log_scores_te.len() / num_tokens.max(1);
+        let tokens = (0..num_tokens).zip(pass.token_ids_t.iter()).zip(pass.domains_of_tokens());
+        let rows_of_token = |((token, &token_id), domain): ((usize, &u32), u32)| {
+            let scores_e = &self.route.log_scores_te[token * num_experts..][..num_experts];
+            let chosen = self.chosen(token * k..(token + 1) * k);
+            let gates =
+                gates(self.config, scores_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
+            (0_u32..).zip(scores_e).map(move |(expert, &score)| {
+                let rank = chosen.iter().position(|slot| slot.expert == expert);
+                ScoreRow {
+                    step: self.step,
+                    layer: self.layer,
+                    token: first_token + token as u32,
+                    token_id,
+                    domain: has_domains.then_some(domain),
+                    expert,
+                    logit: score as f32,
+                    rank: rank.map(|rank| rank.min(u8::MAX.into()) as u8),
+                    kept: rank.is_some_and(|rank| chosen[rank].is_kept),
+                    gate: rank.map_or(0.0, |rank| gates[rank]),
+                }
+            })
+        };
+        tokens.flat_map(rows_of_token).collect()
+    }
+
+    /// The slots that are choices, in order.
+    fn chosen(&self, slots: std::ops::Range<usize>) -> Vec<ChosenSlot> {
+        let Route { choice, kept_tk, .. } = self.route;
+        let is_choice = |slot: &usize| choice.keep_tk.as_ref().is_none_or(|keep_tk| keep_tk[*slot]);
+        let chosen = |slot: usize| ChosenSlot {
+            expert: choice.expert_ids_tk[slot],
+            is_kept: kept_tk.as_ref().is_none_or(|kept_tk| kept_tk[slot]),
+        };
+        slots.filter(is_choice).map(chosen).collect()
+    }
+}
+
+struct ChosenSlot {
+    expert: u32,
+    is_kept: bool,
+}
+
+/// The gates of a token's chosen experts, from the logits whose softmax is the normalised score. The device computes them
+/// in f32; these are f64, rounded.
+fn gates(config: &RouterConfig, scores_e: &[f64], chosen: &[u32]) -> Vec<f32> {
+    if !config.learns() {
+        return iter::repeat_n((1.0 / config.top_k as f64) as f32, chosen.len()).collect();
+    }
+    let chosen: Vec<f64> = chosen.iter().map(|&expert| scores_e[expert as usize]).collect();
+    let over_chosen = config.renormalise && !matches!(config.selection(), Selection::ExpertChoice(_));
+    match &config.sigmoid {
+        Some(sigmoid) if !over_chosen => {
+            chosen.iter().map(|score| (sigmoid.routed_scaling * score.exp()) as f32).collect()
+        }
+        sigmoid => {
+            let rivals = if over_chosen || config.softmax == SoftmaxOrder::AfterSelection {
+                &chosen
+            } else {
+                scores_e
+            };
+            let scaling = sigmoid.as_ref().map_or(1.0, |sigmoid| sigmoid.routed_scaling);
+            let max = rivals.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let partition: f64 = rivals.iter().map(|score| (score - max).exp()).sum();
+            chosen.iter().map(|score| (scaling * (score - max).exp() / partition) as f32).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_follow_the_order_of_softmax_and_selection() {
+        let scores = [1.0_f64.ln(), 2.0_f64.ln(), 5.0_f64.ln()];
+        let mut config = RouterConfig::top_k(2);
+        let rounded = |config: &RouterConfig| {
+            gates(config, &scores, &[2, 1]).iter().map(|gate| (gate * 1000.0).round()).collect::<Vec<_>>()
+        };
+        assert_eq!(rounded(&config), [714.0, 286.0]); // 5/7 and 2/7.
+        config.renormalise = false;
+        assert_eq!(rounded(&config), [625.0, 250.0]); // 5/8 and 2/8.
+        config.softmax = SoftmaxOrder::AfterSelection;
+        assert_eq!(rounded(&config), [714.0, 286.0]);
+    }
+}

@@ -1,0 +1,317 @@
+//! The flight recorder of one run: shown every step, it writes what `flight/` holds and raises alarms.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use switchyard_datasets::Dataset;
+use switchyard_experts::MoeLayer;
+
+use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, NonFinite, StepObservation};
+use super::columns::{self, ExpertLog, ExpertRow, write_scores};
+use super::gates::score_rows;
+use super::lines::Lines;
+use super::prober::{ProbeRow, Prober};
+use super::{RoutedLayer, RoutedPass};
+use crate::TrainError;
+use crate::checkpoint::TrainingState;
+use crate::config::FlightRecorderConfig;
+use crate::model::Transformer;
+use crate::norms::router_weight_norm;
+use crate::plan::RunPlan;
+use crate::run_folder::RunPaths;
+use crate::step::StepMeasurements;
+
+/// Share of the running load that the next step's load replaces: it looks back about 50 steps.
+const RUNNING_LOAD_RATE: f64 = 0.02;
+
+/// What the recorder remembers between steps; a checkpoint holds it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlightState {
+    alarms: AlarmsState,
+    /// Load of each expert of each mixture, earlier steps fading, by layer.
+    running_load: BTreeMap<usize, Vec<f64>>,
+}
+
+/// What the recorder adds to a layer's row in the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct LayerFlight {
+    pub(crate) running_max_violation: f64,
+    pub(crate) router_grad_norm: Option<f64>,
+    pub(crate) router_weight_norm: f64,
+}
+
+/// What the recorder has to say about a step.
+#[derive(Debug, Default)]
+pub(crate) struct StepFlight {
+    /// By layer.
+    pub(crate) layers: BTreeMap<usize, LayerFlight>,
+    /// What begins to go wrong.
+    pub(crate) alarms: Vec<Alarm>,
+    /// The first of the alarms that stops the run.
+    pub(crate) stops: Option<Alarm>,
+}
+
+/// The recorder.
+#[derive(Debug)]
+pub(crate) struct FlightRecorder {
+    config: FlightRecorderConfig,
+    folder: PathBuf,
+    num_steps: u64,
+    device: Device,
+    experts: ExpertLog,
+    alarms: Alarms,
+    alarm_rows: Lines<Alarm>,
+    running_load: BTreeMap<usize, Vec<f64>>,
+    prober: Prober,
+}
+
+impl FlightRecorder {
+    /// The recorder of a run that has come to `state`, its files rewound to that step if it goes on; none if the
+    /// configuration turns it off.
+    pub(crate) fn open(
+        paths: &RunPaths,
+        plan: &RunPlan,
+        state: &TrainingState,
+        resumed: bool,
+        dataset: &Dataset,
+        mask_documents: bool,
+        device: &Device,
+    ) -> Result<Option<Self>, TrainError> {
+        let config = &plan.flight_recorder;
+        let last_step = resumed.then_some(state.step);
+        let folder = paths.flight();
+        if !config.enabled && !folder.exists() {
+            return Ok(None);
+        }
+        columns::rewind(&folder, last_step)?;
+        let alarm_rows = Lines::rewind(&paths.alarms(), last_step)?;
+        let prober = Prober::open(paths, plan, dataset, mask_documents, last_step)?;
+        let FlightState { alarms, running_load } = state.flight.clone().unwrap_or_default();
+        Ok(config.enabled.then(|| Self {
+            experts: ExpertLog::new(&folder, config.steps_per_part),
+            alarms: Alarms::resume(config.alarms.clone(), alarms),
+            config: config.clone(),
+            folder,
+            num_steps: plan.num_steps,
+            device: device.clone(),
+            alarm_rows,
+            running_load,
+            prober,
+        }))
+    }
+
+    /// Takes in step number `step` and the model that came of it.
+    ///
+    /// # Errors
+    /// [`TrainError`] if a file cannot be written or the device fails.
+    pub(crate) fn record(
+        &mut self,
+        step: u64,
+        measurements: &StepMeasurements,
+        model: &Transformer,
+    ) -> Result<StepFlight, TrainError> {
+        let passes = &measurements.passes;
+        let probes = match step.is_multiple_of(self.config.probe_every_steps) {
+            true => self.prober.probe(step, model, passes, &self.device)?,
+            false => Vec::new(),
+        };
+        if step.is_multiple_of(self.config.scores_every_steps) {
+            let rows = score_rows(step, passes, model, self.prober.has_domains());
+            write_scores(&self.folder, step, &rows)?;
+        }
+        let layers: Vec<LayerStep<'_>> = model
+            .moe_layers()
+            .map(|(layer, moe)| LayerStep::new(layer, moe, measurements, &probes))
+            .collect();
+        let alarms = self.observe(&StepObservation {
+            step,
+            num_steps: self.num_steps,
+            cross_entropy_nats: measurements.cross_entropy_nats,
+            layers: layers.iter().map(LayerStep::observation).collect(),
+            non_finite: None,
+        })?;
+        self.experts.append(layers.iter().flat_map(|layer| {
+            layer.expert_rows(step, self.alarms.dead_steps(layer.layer)).collect::<Vec<_>>()
+        }))?;
+        let flights = layers.iter().map(|layer| (layer.layer, self.layer_flight(layer))).collect();
+        let stops = self.alarms.stopping(&alarms).cloned();
+        Ok(StepFlight { layers: flights, alarms, stops })
+    }
+
+    /// Takes in that step number `step` ended in a NaN or an infinity, and writes everything down.
+    ///
+    /// # Errors
+    /// [`TrainError`] if a file cannot be written.
+    pub(crate) fn record_failure(&mut self, step: u64, origin: Option<NonFinite>) -> Result<(), TrainError> {
+        if origin.is_some() {
+            let observation = StepObservation {
+                step,
+                num_steps: self.num_steps,
+                cross_entropy_nats: f64::NAN,
+                layers: Vec::new(),
+                non_finite: origin,
+            };
+            self.observe(&observation)?;
+        }
+        self.sync()
+    }
+
+    /// What a checkpoint must hold.
+    pub(crate) fn state(&self) -> FlightState {
+        FlightState { alarms: self.alarms.state().clone(), running_load: self.running_load.clone() }
+    }
+
+    /// Returns once everything so far is on the disk itself.
+    ///
+    /// # Errors
+    /// [`TrainError`] if a file cannot be written.
+    pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
+        self.experts.flush()?;
+        self.prober.sync()?;
+        Ok(self.alarm_rows.sync()?)
+    }
+
+    /// Compares every probe with the final model.
+    ///
+    /// # Errors
+    /// [`TrainError`] if a file cannot be read or written.
+    pub(crate) fn finish(&mut self, model: &Transformer) -> Result<(), TrainError> {
+        self.prober.finish(model, &self.device)
+    }
+
+    fn observe(&mut self, observation: &StepObservation) -> Result<Vec<Alarm>, TrainError> {
+        let alarms = self.alarms.observe(observation);
+        alarms.iter().try_for_each(|alarm| self.alarm_rows.append(alarm))?;
+        Ok(alarms)
+    }
+
+    fn layer_flight(&mut self, layer: &LayerStep<'_>) -> LayerFlight {
+        let running_e = self.running_load.entry(layer.layer).or_default();
+        running_e.resize(layer.tokens_per_expert.len(), 0.0);
+        for (running, &tokens) in running_e.iter_mut().zip(&layer.tokens_per_expert) {
+            *running += RUNNING_LOAD_RATE * (tokens as f64 - *running);
+        }
+        LayerFlight {
+            running_max_violation: max_violation(running_e),
+            router_grad_norm: layer.router_grad_norm,
+            router_weight_norm: layer.router_weight_norm,
+        }
+    }
+}
+
+/// Largest load over mean load, minus 1; 0 without a load.
+fn max_violation(load_e: &[f64]) -> f64 {
+    let mean = load_e.iter().sum::<f64>() / load_e.len() as f64;
+    let max = load_e.iter().copied().fold(0.0, f64::max);
+    if mean > 0.0 { max / mean - 1.0 } else { 0.0 }
+}
+
+/// One layer in one step.
+struct LayerStep<'a> {
+    layer: usize,
+    moe: &'a MoeLayer,
+    passes: &'a [RoutedPass],
+    routed: Vec<&'a RoutedLayer>,
+    tokens_per_expert: Vec<u64>,
+    dropped_per_expert: Vec<u64>,
+    entropies_nats: (f64, f64),
+    router_grad_norm: Option<f64>,
+    router_weight_norm: f64,
+    expert_grad_norms: Vec<f64>,
+    probe: Option<&'a ProbeRow>,
+}
+
+impl<'a> LayerStep<'a> {
+    fn new(
+        layer: usize,
+        moe: &'a MoeLayer,
+        measurements: &'a StepMeasurements,
+        probes: &'a [ProbeRow],
+    ) -> Self {
+        let routed: Vec<&RoutedLayer> =
+            measurements.passes.iter().filter_map(|pass| pass.layer(layer)).collect();
+        let num_experts = moe.router.num_experts();
+        let statistics = measurements.routing.iter().find(|(index, _)| *index == layer);
+        let entropies_nats = statistics
+            .map(|(_, statistics)| (statistics.gate_entropy_nats(), statistics.marginal_entropy_nats()));
+        let norms = measurements.moe_grad_norms.get(&layer);
+        let sum = |counts: Vec<Vec<u64>>| {
+            (0..num_experts).map(|expert| counts.iter().map(|counts| counts[expert]).sum()).collect()
+        };
+        Self {
+            layer,
+            moe,
+            passes: &measurements.passes,
+            tokens_per_expert: sum(routed.iter().map(|routed| routed.tokens_per_expert.clone()).collect()),
+            dropped_per_expert: sum(routed.iter().map(|routed| routed.dropped_per_expert()).collect()),
+            routed,
+            entropies_nats: entropies_nats.unwrap_or_default(),
+            router_grad_norm: norms.and_then(|norms| norms.router),
+            router_weight_norm: router_weight_norm(&moe.router),
+            expert_grad_norms: norms.map_or_else(Vec::new, |norms| norms.experts.clone()),
+            probe: probes.iter().find(|probe| probe.layer == layer),
+        }
+    }
+
+    fn observation(&self) -> LayerObservation {
+        let learns = self.moe.router.config().learns();
+        let num_tokens = self.passes.iter().map(|pass| pass.token_ids_t.len() as u64).sum();
+        LayerObservation {
+            layer: self.layer,
+            num_tokens,
+            top_k: self.routed.first().and_then(|routed| routed.top_k()),
+            tokens_per_expert: self.tokens_per_expert.clone(),
+            num_dropped: self.dropped_per_expert.iter().sum(),
+            gate_entropy_nats: self.entropies_nats.0,
+            marginal_entropy_nats: self.entropies_nats.1,
+            // A router that learns and got no gradient got one of exactly zero.
+            router_grad_norm: learns.then(|| self.router_grad_norm.unwrap_or(0.0)),
+            balancing_grad_norm: self.probe.and_then(|probe| probe.balancing_grad_norm),
+            load_balancing_loss: self.mean_over_passes(|index| self.routed[index].load_balancing_loss),
+            load_balancing_bound: self.mean_over_passes(|index| {
+                let config = self.moe.router.config();
+                self.routed[index].balancing_bound(config, &self.routed[..index], self.passes[index].seq_len)
+            }),
+            agreement: self.probe.and_then(|probe| probe.agreement_with_previous).filter(|_| learns),
+        }
+    }
+
+    /// The mean of a value of each pass; none if a pass has none.
+    fn mean_over_passes(&self, value: impl Fn(usize) -> Option<f64>) -> Option<f64> {
+        let num_passes = self.routed.len();
+        let sum = (0..num_passes).map(value).sum::<Option<f64>>()?;
+        (num_passes > 0).then(|| sum / num_passes as f64)
+    }
+
+    fn expert_rows(&self, step: u64, dead_steps: &[u64]) -> impl Iterator<Item = ExpertRow> {
+        let biases = self.moe.router.bias_on_host();
+        let weight_norms = self.probe.map_or(&[][..], |probe| &probe.expert_weight_norms);
+        (0..self.tokens_per_expert.len()).map(move |expert| ExpertRow {
+            step,
+            layer: self.layer as u32,
+            expert: expert as u32,
+            tokens: self.tokens_per_expert[expert],
+            dropped: self.dropped_per_expert[expert],
+            bias: biases.as_ref().map(|biases| biases[expert]),
+            dead_steps: dead_steps.get(expert).copied().unwrap_or_default(),
+            router_grad_norm: self.router_grad_norm.unwrap_or(0.0),
+            router_weight_norm: self.router_weight_norm,
+            expert_grad_norm: self.expert_grad_norms.get(expert).copied(),
+            expert_weight_norm: weight_norms.get(expert).copied(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_violation_is_that_of_the_running_load() {
+        assert_eq!(max_violation(&[3.0, 1.0]), 0.5);
+        assert_eq!(max_violation(&[0.0, 0.0]), 0.0);
+    }
+}

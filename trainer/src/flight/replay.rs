@@ -1,0 +1,157 @@
+//! Repeating a step of a run from the nearest checkpoint before it.
+
+use std::path::Path;
+
+use switchyard_datasets::{Dataset, Loader, Progress};
+
+use super::question::plan_of;
+use crate::TrainError;
+use crate::checkpoint::{Checkpoint, CheckpointError, TrainingState, steps_in};
+use crate::config::RunConfig;
+use crate::device;
+use crate::metrics::{LayerRecord, Record, StepRecord, read_metrics};
+use crate::model::Transformer;
+use crate::moving_parts::MovingParts;
+use crate::observers::step_record;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::replaceable::Replaceable;
+use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
+use crate::train::{loader_config, with_threads};
+
+/// A repeated step beside the recorded one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replay {
+    /// Step of the checkpoint that it began with; 0 are the initial values.
+    pub from_step: u64,
+    /// The last repeated step, without clock readings.
+    pub repeated: StepRecord,
+    /// What the run recorded of it, without clock readings; absent if the run has not come that far.
+    pub recorded: Option<StepRecord>,
+    /// The first repeated step that is not, bit for bit, what the run recorded.
+    pub first_difference: Option<u64>,
+}
+
+impl Replay {
+    /// Whether the run recorded the step, and it and those before it were repeated bit for bit.
+    pub fn is_exact(&self) -> bool {
+        self.recorded.is_some() && self.first_difference.is_none()
+    }
+}
+
+/// Repeats the steps of the run in `folder` up to `step`, from its last checkpoint before that or from the initial
+/// values. Writes nothing into the run.
+///
+/// # Errors
+/// [`TrainError`] if the run's files cannot be read, its data has changed, or a step fails as it failed then.
+pub fn replay(
+    folder: &Path,
+    step: u64,
+    device: Option<&str>,
+    progress: &Progress,
+) -> Result<Replay, TrainError> {
+    let paths = RunPaths::new(folder);
+    let rows = read_metrics(&paths.metrics())?;
+    let (config, plan) = settings_of(&paths, step)?;
+    if !(1..=plan.num_steps).contains(&step) {
+        return Err(TrainError::NoSuchStep { step, num_steps: plan.num_steps });
+    }
+    with_threads(config.threads, || {
+        let dataset = switchyard_datasets::prepare(&config.data, progress)?;
+        repeat(&paths, step, &rows, &Run { config: &config, plan: &plan, dataset: &dataset, device })
+    })
+}
+
+/// What is repeated.
+struct Run<'a> {
+    config: &'a RunConfig,
+    plan: &'a RunPlan,
+    dataset: &'a Dataset,
+    device: Option<&'a str>,
+}
+
+fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result<Replay, TrainError> {
+    let device = device::select(run.device.unwrap_or(&run.config.device))?;
+    let mut parts = run.parts_before(paths, step, &device)?;
+    let from_step = parts.state.step;
+    let mut first_difference = None;
+    loop {
+        let learning_rate = run.plan.schedule.learning_rate(parts.state.step);
+        let measurements = parts.step(run.config, run.plan, &device)?;
+        let this = parts.state.step;
+        let repeated = comparable(&step_record(&parts.state, &measurements, learning_rate));
+        let recorded = rows.iter().filter_map(Record::as_step).find(|row| row.step == this).map(comparable);
+        if recorded.as_ref().is_some_and(|recorded| *recorded != repeated) {
+            first_difference.get_or_insert(this);
+        }
+        if this >= step {
+            return Ok(Replay { from_step, repeated, recorded, first_difference });
+        }
+    }
+}
+
+/// A row without clock readings and without what only the recorder of the whole run knows.
+fn comparable(row: &StepRecord) -> StepRecord {
+    let layer = |layer: &LayerRecord| LayerRecord {
+        running_max_violation: None,
+        router_grad_norm: None,
+        router_weight_norm: None,
+        ..layer.clone()
+    };
+    let row = StepRecord { layers: row.layers.iter().map(layer).collect(), ..row.clone() };
+    row.without_timings()
+}
+
+impl Run<'_> {
+    /// Where the run was at its last checkpoint before `step`.
+    fn parts_before(
+        &self,
+        paths: &RunPaths,
+        step: u64,
+        device: &burn::tensor::Device,
+    ) -> Result<MovingParts, TrainError> {
+        let training_device = device.clone().autodiff();
+        let before = checkpoint_steps(paths)?.into_iter().rfind(|&saved| saved < step);
+        let (model, optimizer, state) = match before {
+            Some(saved) => {
+                let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
+                checkpoint.check_data(self.dataset)?;
+                (checkpoint.model(&training_device)?, checkpoint.optimizer(device), checkpoint.state)
+            }
+            None => (
+                Transformer::new(&self.plan.model, self.config.seed, &training_device),
+                AdamW::new(&self.config.train.adamw),
+                TrainingState::initial(self.config.seed, &self.dataset.manifest.key),
+            ),
+        };
+        let loader_config = loader_config(self.config, self.plan);
+        let loader = Loader::new(self.dataset.train.clone(), loader_config, state.data_cursor)?;
+        Ok(MovingParts { loader, model: Replaceable::new(model), optimizer, state })
+    }
+}
+
+/// The configuration and the plan that `step` was done with: those of the first checkpoint at or after it, else the run's
+/// latest. They differ where a run went on with another number of steps.
+fn settings_of(paths: &RunPaths, step: u64) -> Result<(RunConfig, RunPlan), TrainError> {
+    if let Some(saved) = checkpoint_steps(paths)?.into_iter().find(|&saved| saved >= step) {
+        let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
+        return Ok((checkpoint.config, checkpoint.plan));
+    }
+    let path = paths.manifest();
+    let manifest = RunManifest::read(&path)?;
+    let config = serde_json::from_value(manifest.config).map_err(|error| RunFolderError::BadManifest {
+        path,
+        reason: format!("its `config` is none of this version: {error}"),
+    })?;
+    Ok((config, plan_of(paths)?))
+}
+
+/// Steps of the run's checkpoints, oldest first. Unlike a store it leaves what another process is writing alone.
+fn checkpoint_steps(paths: &RunPaths) -> Result<Vec<u64>, CheckpointError> {
+    let folder = paths.checkpoints();
+    if folder.is_dir() { steps_in(&folder) } else { Ok(Vec::new()) }
+}
+
+fn checkpoint_path(paths: &RunPaths, step: u64) -> std::path::PathBuf {
+    paths.checkpoints().join(format!("step-{step}"))
+}

@@ -1,0 +1,53 @@
+//! Which part of a block makes the first NaN or infinity.
+
+use burn::tensor::Tensor;
+use switchyard_experts::MoeAux;
+
+use super::super::transformer::provenance::is_finite;
+use super::{Block, BlockContext, FeedForward};
+
+impl Block {
+    /// The part, and its expert if it is one, whose output is not finite although its input is; none if all is finite.
+    pub(in crate::model) fn first_non_finite(
+        &self,
+        x_td: Tensor<2>,
+        context: &BlockContext<'_>,
+    ) -> Option<(Option<usize>, String)> {
+        let normed_td = self.attention_norm.forward(x_td.clone());
+        let mixed_td = self.attention.forward(normed_td, context.rotary, context.mask);
+        if !is_finite(&mixed_td) {
+            return Some((None, "the attention's output".into()));
+        }
+        let x_td = x_td + self.drop_out("attention", mixed_td, context.pass);
+        let normed_td = self.ffn_norm.forward(x_td.clone());
+        match &self.ffn {
+            FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
+                .then(|| (None, "the feed-forward block's output".into())),
+            FeedForward::Moe(moe) => {
+                let output = self.forward_moe(moe, x_td, normed_td.clone(), context);
+                if let Some(fault) = routing_fault(&output.aux) {
+                    return Some((None, fault.into()));
+                }
+                if is_finite(&output.hidden_td) {
+                    return None;
+                }
+                let expert =
+                    output.aux.route.and_then(|route| moe.first_non_finite_expert(&normed_td, &route));
+                let op = if expert.is_some() { "the expert's output" } else { "the mixture's output" };
+                Some((expert, op.into()))
+            }
+        }
+    }
+}
+
+/// What of the routing is not finite.
+fn routing_fault(aux: &MoeAux) -> Option<&'static str> {
+    let scores_are_finite =
+        aux.route.as_ref().is_none_or(|route| route.log_scores_te.iter().all(|score| score.is_finite()));
+    let is_finite = |value: &Tensor<1>| value.to_data().iter::<f32>().all(f32::is_finite);
+    if !scores_are_finite {
+        return Some("the router's logits");
+    }
+    let loss = aux.losses.iter().find(|loss| !is_finite(&loss.value_1))?;
+    Some(loss.kind.name())
+}

@@ -1,0 +1,52 @@
+//! What a step moves on: model, optimizer, data position and counters. A run and its replay share this code.
+
+use burn::tensor::Device;
+use switchyard_datasets::Loader;
+
+use crate::TrainError;
+use crate::checkpoint::TrainingState;
+use crate::config::RunConfig;
+use crate::model::Transformer;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::replaceable::Replaceable;
+use crate::step::{StepMeasurements, StepSettings, step_gradients};
+
+/// The moving parts of a run.
+#[derive(Debug)]
+pub(crate) struct MovingParts {
+    pub(crate) loader: Loader,
+    pub(crate) model: Replaceable<Transformer>,
+    pub(crate) optimizer: AdamW,
+    pub(crate) state: TrainingState,
+}
+
+impl MovingParts {
+    /// Does the next step and says what it measured. A step that fails changes nothing but the loader.
+    pub(crate) fn step(
+        &mut self,
+        config: &RunConfig,
+        plan: &RunPlan,
+        device: &Device,
+    ) -> Result<StepMeasurements, TrainError> {
+        let learning_rate = plan.schedule.learning_rate(self.state.step);
+        let settings = StepSettings {
+            seed: config.seed,
+            step: self.state.step,
+            max_grad_norm: plan.max_grad_norm,
+            head_z_weight: plan.head_z_loss_weight,
+        };
+        let micro_batches = (0..plan.micro_batches_per_step)
+            .map(|_| self.loader.next_batch())
+            .collect::<Result<Vec<_>, _>>()?;
+        let (gradients, measurements) = step_gradients(self.model.get(), micro_batches, &settings, device)?;
+        let updated = |model| self.optimizer.update(model, gradients, learning_rate);
+        self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+        self.state.step += 1;
+        self.state.tokens_seen += plan.tokens_per_step as u64;
+        self.state.active_flops += plan.training_flops_per_step();
+        self.state.data_cursor = self.loader.cursor();
+        self.state.rng.next_step = self.state.step;
+        Ok(measurements)
+    }
+}

@@ -1,0 +1,193 @@
+//! Norms of gradients and weights: over everything, and over the router and each expert of every mixture.
+//!
+//! The experts of a layer are stacked in one tensor, so a row of it is an expert and one pass gives all norms.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use switchyard_experts::Experts;
+use switchyard_kernels::square_sums_of_rows;
+use switchyard_router::Router;
+
+/// Euclidean norms.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Norms {
+    /// Over all parameters together.
+    pub global: f64,
+    /// Of each mixture, by layer.
+    pub moe: BTreeMap<usize, MoeNorms>,
+}
+
+/// Euclidean norms of one mixture.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MoeNorms {
+    /// Of the router; absent if nothing of it is learned.
+    pub router: Option<f64>,
+    /// Of each expert.
+    pub experts: Vec<f64>,
+}
+
+/// Which part of a mixture a parameter belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Router,
+    Experts,
+}
+
+/// The part and its layer, from a path such as `blocks.3.ffn.experts.w_up_edf`; none outside the mixtures.
+fn part_of(path: &str) -> Option<(usize, Part)> {
+    let (layer, rest) = path.strip_prefix("blocks.")?.split_once('.')?;
+    let part = match rest.strip_prefix("ffn.")?.split_once('.')?.0 {
+        "router" => Part::Router,
+        "experts" => Part::Experts,
+        _ => return None,
+    };
+    Some((layer.parse().ok()?, part))
+}
+
+/// The layer that a parameter is in, from its path; none outside the layers.
+pub(crate) fn layer_of(path: &str) -> Option<usize> {
+    path.strip_prefix("blocks.")?.split_once('.')?.0.parse().ok()
+}
+
+/// Sums of squares that the device may still be working on.
+#[derive(Debug)]
+pub(crate) struct ParameterSquares {
+    part: Option<(usize, Part)>,
+    num_rows: usize,
+    parts: Tensor<1>,
+}
+
+/// Sums of squares on the host.
+#[derive(Debug)]
+pub(crate) struct HostSquares {
+    part: Option<(usize, Part)>,
+    rows: Vec<f64>,
+}
+
+impl ParameterSquares {
+    pub(crate) fn start(path: &str, value_n: Tensor<1>, num_experts: impl Fn(usize) -> usize) -> Self {
+        let part = part_of(path);
+        let num_rows = match part {
+            Some((layer, Part::Experts)) => num_experts(layer),
+            _ => 1,
+        };
+        Self { part, num_rows, parts: square_sums_of_rows(value_n, num_rows) }
+    }
+
+    pub(crate) fn read(self) -> HostSquares {
+        HostSquares { part: self.part, rows: row_sums(self.parts, self.num_rows) }
+    }
+}
+
+fn row_sums(parts: Tensor<1>, num_rows: usize) -> Vec<f64> {
+    let parts: Vec<f64> = parts.into_data().iter::<f64>().collect();
+    parts.chunks((parts.len() / num_rows).max(1)).map(|row| row.iter().sum()).collect()
+}
+
+impl HostSquares {
+    pub(crate) fn total(&self) -> f64 {
+        self.rows.iter().sum()
+    }
+
+    /// The first expert whose sum is not finite; none outside the experts.
+    pub(crate) fn first_non_finite_expert(&self) -> Option<usize> {
+        self.part.filter(|(_, part)| *part == Part::Experts)?;
+        self.rows.iter().position(|sum| !sum.is_finite())
+    }
+}
+
+impl Norms {
+    /// Adds a parameter; all sums are squares until [`Norms::finish`].
+    pub(crate) fn add(&mut self, squares: &HostSquares) {
+        self.global += squares.total();
+        let Some((layer, part)) = squares.part else { return };
+        let moe = self.moe.entry(layer).or_default();
+        match part {
+            Part::Router => *moe.router.get_or_insert(0.0) += squares.total(),
+            Part::Experts => {
+                moe.experts.resize(squares.rows.len(), 0.0);
+                moe.experts.iter_mut().zip(&squares.rows).for_each(|(sum, row)| *sum += row);
+            }
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> Self {
+        self.global = self.global.sqrt();
+        for moe in self.moe.values_mut() {
+            moe.router = moe.router.map(f64::sqrt);
+            moe.experts.iter_mut().for_each(|sum| *sum = sum.sqrt());
+        }
+        self
+    }
+}
+
+/// Norm of the weights that a router learns, 0 if it learns none. The selection bias is none of them.
+pub(crate) fn router_weight_norm(router: &Router) -> f64 {
+    let cosine = router.cosine.as_ref();
+    let matrices = [
+        router.weight_de.as_ref(),
+        router.noise_weight_de.as_ref(),
+        cosine.map(|cosine| &cosine.projection_dc),
+        cosine.map(|cosine| &cosine.directions_ce),
+    ];
+    let scale = cosine.map_or(0.0, |cosine| squares_of_rows(&cosine.log_scale_1, 1)[0]);
+    let squares = matrices.into_iter().flatten().map(|matrix| squares_of_rows(matrix, 1)[0]);
+    (squares.sum::<f64>() + scale).sqrt()
+}
+
+/// Norm of the weights of each expert.
+pub(crate) fn expert_weight_norms(experts: &Experts) -> Vec<f64> {
+    let [num_experts, _, _] = experts.w_up_edf.dims();
+    let matrices = [experts.w_gate_edf.as_ref(), Some(&experts.w_up_edf), Some(&experts.w_down_efd)];
+    let mut sums = vec![0.0; num_experts];
+    for matrix in matrices.into_iter().flatten() {
+        let rows = squares_of_rows(matrix, num_experts);
+        sums.iter_mut().zip(rows).for_each(|(sum, row)| *sum += row);
+    }
+    sums.into_iter().map(f64::sqrt).collect()
+}
+
+fn squares_of_rows<const D: usize>(param: &Param<Tensor<D>>, num_rows: usize) -> Vec<f64> {
+    let value_n: Tensor<1> = param.val().inner().flatten(0, D - 1);
+    row_sums(square_sums_of_rows(value_n, num_rows), num_rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn squares(path: &str, values: &[f32]) -> HostSquares {
+        let device = Device::flex();
+        ParameterSquares::start(path, Tensor::from_floats(values, &device), |_| 2).read()
+    }
+
+    #[test]
+    fn each_expert_and_each_router_has_its_own_norm() {
+        let mut norms = Norms::default();
+        norms.add(&squares("blocks.1.ffn.router.weight_de", &[3.0, 4.0]));
+        norms.add(&squares("blocks.1.ffn.experts.w_up_edf", &[1.0, 2.0, 2.0, 0.0]));
+        norms.add(&squares("blocks.1.ffn.experts.w_down_efd", &[2.0, 4.0, 0.0, 0.0]));
+        norms.add(&squares("embedding.weight_vd", &[1.0]));
+        let norms = norms.finish();
+        assert_eq!(norms.moe[&1], MoeNorms { router: Some(5.0), experts: vec![5.0, 2.0] });
+        assert_eq!(norms.global, (25.0_f64 + 25.0 + 4.0 + 1.0).sqrt());
+    }
+
+    #[test]
+    fn the_expert_with_a_nan_is_named() {
+        let experts = squares("blocks.0.ffn.experts.w_up_edf", &[1.0, 2.0, f32::NAN, 0.0]);
+        assert_eq!(experts.first_non_finite_expert(), Some(1));
+        assert_eq!(squares("head_dv", &[f32::NAN]).first_non_finite_expert(), None);
+    }
+
+    #[test]
+    fn layers_are_told_by_their_paths() {
+        assert_eq!(part_of("blocks.12.ffn.router.cosine.log_scale_1"), Some((12, Part::Router)));
+        assert_eq!(part_of("blocks.12.ffn.shared_expert.w_up_df"), None);
+        assert_eq!((layer_of("blocks.12.attention.query"), layer_of("head_dv")), (Some(12), None));
+    }
+}
