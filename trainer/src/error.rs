@@ -7,6 +7,7 @@ use crate::device::DeviceError;
 use crate::metrics::MetricsError;
 use crate::optimizer::NonFiniteGradient;
 use crate::run_folder::RunFolderError;
+use crate::upcycle::UpcycleError;
 
 /// Why a run, an evaluation or a generation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum TrainError {
     /// A checkpoint cannot be read, used or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A dense model cannot become the mixture that is asked for.
+    #[error(transparent)]
+    Upcycle(#[from] UpcycleError),
     /// The threads could not be started.
     #[error("`threads` is {threads}, but the system could not start them: {reason}")]
     Threads {
@@ -84,7 +88,9 @@ impl TrainError {
     /// Whether the user can mend it by changing arguments, configuration or input.
     pub fn is_users_mistake(&self) -> bool {
         match self {
-            Self::UnavailableDevice(_) | Self::Prompt { .. } | Self::Threads { .. } => true,
+            Self::UnavailableDevice(_) | Self::Upcycle(_) | Self::Prompt { .. } | Self::Threads { .. } => {
+                true
+            }
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
             Self::Checkpoint(error) => {
