@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether they beat dense ones.
@@ -26,6 +26,9 @@ pub(crate) enum Command {
     /// Train a model from a configuration file
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
+    /// Begin a mixture of experts from a trained dense model: a run folder for `train --resume`
+    #[command(after_help = UPCYCLE_HELP)]
+    Upcycle(UpcycleArgs),
     /// Measure the validation loss of a checkpoint, dropless and without noise
     Eval(EvalArgs),
     /// Continue a text with a trained model
@@ -60,6 +63,15 @@ Examples:
 
 Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit. \
 A second Ctrl-C stops at once, with exit code 130.";
+
+const UPCYCLE_HELP: &str = "\
+Example:
+  switchyard train dense.toml --out runs/dense
+  switchyard upcycle runs/dense moe.toml --out runs/moe
+  switchyard train moe.toml --out runs/moe --resume
+
+The optimizer, the schedule and the data start anew. With copy and granular_split the first validation loss is the dense \
+model's wherever a token's gates add up to one number; the command says when they do not.";
 
 const COMPARE_HELP: &str = "\
 The first arm is the baseline: steps and seconds are counted until the other arms reach its final loss.
@@ -99,6 +111,40 @@ pub(crate) struct TrainArgs {
     /// Delete the run in the run folder first
     #[arg(long, conflicts_with = "resume")]
     pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpcycleArgs {
+    /// Run folder or checkpoint folder of the dense model
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Run folder to begin [default: runs/NAME-HASH, after the name and a hash of the configuration]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Delete the run in the run folder first
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// How a dense block becomes experts
+    #[arg(long, value_enum, default_value_t = UpcycleMethodArg::Copy)]
+    pub(crate) method: UpcycleMethodArg,
+    /// Share of each expert's hidden units that `--method drop` draws anew, in 0..=1 [default: 0.5]
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) drop_ratio: Option<f64>,
+    /// Seed of the routers and of what is drawn anew [default: the configuration's]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum UpcycleMethodArg {
+    /// Every expert is the dense block (arXiv:2212.05055)
+    Copy,
+    /// The experts are parts of the dense block (arXiv:2410.07524)
+    GranularSplit,
+    /// Every expert is the dense block with some hidden units drawn anew (arXiv:2502.19261)
+    Drop,
 }
 
 #[derive(Debug, Args)]

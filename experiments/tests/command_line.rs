@@ -406,3 +406,58 @@ mod signals {
         process.wait().unwrap();
     }
 }
+
+#[test]
+fn a_dense_run_upcycled_goes_on_as_a_mixture() {
+    let desk = Desk::new();
+    let three_steps = ["--set", "train.num_steps=3"];
+    desk.ok(&[&["train", "dense.toml", "--out", "dense"], &three_steps[..]].concat());
+    desk.write(
+        "upcycled.toml",
+        &TINY.replace("\"tiny\"", "\"up\"").add(&MOE.replace("d_expert = 8", "d_expert = 16")),
+    );
+    let output = desk.run(&["upcycle", "dense", "upcycled.toml", "--out", "up"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("starts as the dense model's function"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert_eq!(desk.json("up/run.json")["upcycled_from"]["step"], 3);
+
+    let loss = |run: &str| {
+        let evaluation: Value = serde_json::from_str(&desk.ok(&["eval", run, "--json"])).unwrap();
+        (evaluation["step"].as_u64().unwrap(), evaluation["cross_entropy_nats"].as_f64().unwrap())
+    };
+    let ((dense_step, dense), (step, upcycled)) = (loss("dense"), loss("up"));
+    assert_eq!((dense_step, step), (3, 0));
+    // Sums in f32 over the same terms in another order.
+    assert!((dense - upcycled).abs() < 1e-6, "{dense} {upcycled}");
+
+    desk.ok(&["train", "upcycled.toml", "--out", "up", "--resume", "--set", "train.num_steps=2"]);
+    let run = desk.json("up/run.json");
+    assert_eq!((&run["status"], &run["steps_done"]), (&"finished".into(), &2.into()));
+    assert_eq!(run["upcycled_from"]["step"], 3, "where it came from is not forgotten");
+    assert!(run["final_validation_cross_entropy_nats"].as_f64().unwrap() < dense);
+}
+
+#[test]
+fn upcycling_refuses_what_does_not_fit_and_leaves_no_folder() {
+    let desk = Desk::new();
+    desk.ok(&["train", "dense.toml", "--out", "dense", "--set", "train.num_steps=1"]);
+    let expect = |arguments: &[&str], parts: &[&str]| {
+        let message = desk.mistake(&[&["upcycle"], arguments, &["--out", "up"]].concat());
+        for part in parts {
+            assert!(message.contains(part), "{part:?} is not in {message}");
+        }
+        assert!(!desk.path("up").exists());
+    };
+    let wide = ["--set", "model.ffn.moe.d_expert=16"];
+    expect(&["dense", "moe.toml"], &["moe.toml:", "`model.ffn.moe.d_expert` is 8", "granular_split"]);
+    expect(
+        &["dense", "moe.toml", "--set", "model.d_model=32", wide[0], wide[1]],
+        &["--set model.d_model=32", "`model.d_model` is 32, but 16"],
+    );
+    expect(&["dense", "moe.toml", wide[0], wide[1], "--drop-ratio", "0.5"], &["--method drop"]);
+    expect(&["absent", "moe.toml"], &["absent", "not a checkpoint"]);
+}

@@ -11,6 +11,7 @@ use crate::metrics::MetricsError;
 use crate::norms::layer_of;
 use crate::optimizer::NonFiniteGradient;
 use crate::run_folder::RunFolderError;
+use crate::upcycle::UpcycleError;
 
 /// Why a run, an evaluation or a generation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum TrainError {
     /// A checkpoint cannot be read, used or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A dense model cannot become the mixture that is asked for.
+    #[error(transparent)]
+    Upcycle(#[from] UpcycleError),
     /// The threads could not be started.
     #[error("`threads` is {threads}, but the system could not start them: {reason}")]
     Threads {
@@ -128,7 +132,8 @@ impl TrainError {
             | Self::Prompt { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
-            | Self::Question(_) => true,
+            | Self::Question(_)
+            | Self::Upcycle(_) => true,
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
             Self::Checkpoint(error) => {

@@ -7,6 +7,7 @@
 //! | the network | [`model`] |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
+//! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
 //! | where it runs | [`device`], [`host`], [`throughput`] |
@@ -43,5 +44,6 @@ pub mod schedule;
 pub mod step;
 pub mod throughput;
 pub mod train;
+pub mod upcycle;
 
 pub use error::TrainError;

@@ -88,6 +88,11 @@ pub(crate) fn check_restart(
         let reason = "it has finished, but its checkpoints are gone. Start it again with `--overwrite`";
         return Err(refuse(reason.into()));
     }
+    if manifest.upcycled_from.is_some() {
+        let reason =
+            "it was upcycled from a dense checkpoint, and its own checkpoints are gone. Upcycle again";
+        return Err(refuse(reason.into()));
+    }
     check_same_config(&manifest.config, config).map_err(refuse)
 }
 

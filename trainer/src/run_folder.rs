@@ -19,7 +19,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use manifest::{RunManifest, RunStatus};
+pub use manifest::{RunManifest, RunStatus, UpcycledFrom};
 
 use crate::durable;
 

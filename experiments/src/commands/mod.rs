@@ -8,6 +8,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod train;
+mod upcycle;
 
 use std::io::Write;
 use std::path::Path;
@@ -25,6 +26,7 @@ use crate::failure::Failure;
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Train(args) => train::run(&args),
+        Command::Upcycle(args) => upcycle::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(&args),

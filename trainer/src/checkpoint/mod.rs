@@ -319,6 +319,11 @@ impl Checkpoint {
         }
     }
 
+    /// The parameters by their paths.
+    pub fn parameters(&self) -> &BTreeMap<String, TensorData> {
+        &self.parameters
+    }
+
     /// Ok if `dataset` is what this checkpoint was trained on.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, MoeConfig};
-use switchyard_router::Selection;
+use switchyard_router::{RouterConfig, Selection};
 
 use super::config::InitConfig;
 
@@ -51,6 +51,12 @@ impl ModelSpec {
     /// Number of Transformer blocks.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// How tokens of layer `layer` choose experts; none in a layer without.
+    pub fn router_of(&self, layer: usize) -> Option<&RouterConfig> {
+        let moe = self.moe.as_ref().filter(|_| self.layers[layer] == LayerKind::Moe)?;
+        Some(&moe.router)
     }
 
     /// Slots of one expert per sequence, where tokens are mixed softly; as many as give the work of `top_k` experts per

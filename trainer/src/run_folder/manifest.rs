@@ -1,7 +1,7 @@
 //! `run.json`: what a run is, where it ran and how it ended.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,6 +10,7 @@ use super::RunFolderError;
 use super::timestamp::now_rfc3339;
 use crate::durable;
 use crate::host::{self, Commit, HostInfo};
+use crate::upcycle::UpcycleMethod;
 
 /// Where a run stands. A `running` run whose folder nobody has locked was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,19 @@ pub enum RunStatus {
     Alarmed,
     /// Ended by an error, which the manifest quotes.
     Failed,
+}
+
+/// Where the parameters of an upcycled run come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpcycledFrom {
+    /// Folder of the dense checkpoint.
+    pub checkpoint: PathBuf,
+    /// Its step.
+    pub step: u64,
+    /// How its blocks became experts.
+    pub method: UpcycleMethod,
+    /// Seed of what was drawn.
+    pub seed: u64,
 }
 
 /// The content of `run.json`.
@@ -58,6 +72,9 @@ pub struct RunManifest {
     pub ended_at: Option<String>,
     /// Steps of the checkpoints that later processes of this run continued from.
     pub resumed_from_steps: Vec<u64>,
+    /// The dense checkpoint that the run began from; absent if it began from random values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upcycled_from: Option<UpcycledFrom>,
     /// Seed of everything random in the run.
     pub seed: u64,
     /// The device, as the program names it.
@@ -93,6 +110,7 @@ impl RunManifest {
             started_at: now_rfc3339(),
             ended_at: None,
             resumed_from_steps: Vec::new(),
+            upcycled_from: None,
             seed,
             device: device.into(),
             host: HostInfo::detect(),

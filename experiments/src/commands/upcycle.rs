@@ -1,0 +1,73 @@
+//! `switchyard upcycle`
+
+use std::path::Path;
+
+use switchyard_trainer::TrainError;
+use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
+use switchyard_trainer::config_file::LoadedConfig;
+use switchyard_trainer::run_folder::OpenMode;
+use switchyard_trainer::train::{default_run_folder, with_threads};
+use switchyard_trainer::upcycle::{UpcycleMethod, UpcycleRequest, UpcycleSettings, UpcycleSummary, upcycle};
+
+use super::load_to_run;
+use crate::cli::{UpcycleArgs, UpcycleMethodArg};
+use crate::failure::Failure;
+use crate::interrupt;
+
+const DEFAULT_DROP_RATIO: f64 = 0.5;
+
+pub(super) fn run(args: &UpcycleArgs) -> Result<(), Failure> {
+    let method = method(args)?;
+    let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
+    let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
+    let request = UpcycleRequest {
+        out: args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config)),
+        mode: if args.overwrite { OpenMode::Overwrite } else { OpenMode::New },
+        settings: UpcycleSettings { method, seed: args.seed.unwrap_or(loaded.config.seed) },
+        config: loaded.config.clone(),
+        plan,
+        show_progress: true,
+        stop: interrupt::stop_flag()?,
+    };
+    let summary = with_threads(request.config.threads, || upcycle(&checkpoint, &request))
+        .map_err(|error| located(error, &loaded))?;
+    report(&summary, &request, &args.config.file);
+    Ok(())
+}
+
+fn method(args: &UpcycleArgs) -> Result<UpcycleMethod, Failure> {
+    match (args.method, args.drop_ratio) {
+        (UpcycleMethodArg::Drop, ratio) => {
+            Ok(UpcycleMethod::Drop { ratio: ratio.unwrap_or(DEFAULT_DROP_RATIO) })
+        }
+        (_, Some(ratio)) => Err(Failure::Mistake(format!(
+            "--drop-ratio is {ratio}, but this method draws nothing anew: add --method drop, or remove it"
+        ))),
+        (UpcycleMethodArg::Copy, None) => Ok(UpcycleMethod::Copy),
+        (UpcycleMethodArg::GranularSplit, None) => Ok(UpcycleMethod::GranularSplit),
+    }
+}
+
+/// The error with the place of its key, if it has one.
+fn located(error: TrainError, loaded: &LoadedConfig) -> Failure {
+    match &error {
+        TrainError::Upcycle(mistake) => match mistake.key() {
+            Some(key) => Failure::Mistake(format!("{}: {mistake}", loaded.locate(key))),
+            None => error.into(),
+        },
+        _ => error.into(),
+    }
+}
+
+fn report(summary: &UpcycleSummary, request: &UpcycleRequest, file: &Path) {
+    let out = request.out.display();
+    eprintln!("written: {}", summary.checkpoint.display());
+    match &summary.deviation {
+        None => eprintln!("the mixture starts as the dense model's function"),
+        Some(reason) => eprintln!("the mixture does not start as the dense model's function: {reason}"),
+    }
+    if !summary.same_data {
+        eprintln!("the data is not what the dense model was trained on");
+    }
+    eprintln!("next: switchyard train {} --out {out} --resume", file.display());
+}

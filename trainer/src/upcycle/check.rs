@@ -1,0 +1,143 @@
+//! What must hold for a dense model to become a mixture, and what for it to stay the same function.
+
+use serde::Serialize;
+use switchyard_experts::MoeConfig;
+use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
+
+use super::{UpcycleError, UpcycleMethod};
+use crate::model::{LayerKind, ModelSpec, PositionKind};
+
+/// Ok if `dense` can become `spec`.
+pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
+    if let Some(layer) = dense.layers.iter().position(|kind| *kind != LayerKind::Dense) {
+        return Err(UpcycleError::NotDense { layer, kind: "a mixture" });
+    }
+    if let UpcycleMethod::Drop { ratio } = method
+        && !(0.0..=1.0).contains(&ratio)
+    {
+        return Err(UpcycleError::Ratio { ratio });
+    }
+    check_carried_over(dense, spec)?;
+    let Some(moe) = &spec.moe else {
+        let problem = "is missing: describe the mixture that the dense model becomes".into();
+        return Err(UpcycleError::Key { key: "model.ffn.moe", problem });
+    };
+    check_blocks(dense, spec)?;
+    check_experts(dense.d_ff.unwrap_or(0), moe, method)
+}
+
+/// Everything outside the feed-forward blocks.
+fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), UpcycleError> {
+    same("data.tokenizer", &spec.vocab_size, &dense.vocab_size)?;
+    same("model.num_layers", &spec.num_layers(), &dense.num_layers())?;
+    same("model.d_model", &spec.d_model, &dense.d_model)?;
+    same("model.attention.num_heads", &spec.num_heads, &dense.num_heads)?;
+    same("model.attention.num_kv_heads", &spec.num_kv_heads, &dense.num_kv_heads)?;
+    same("model.attention.d_head", &spec.d_head, &dense.d_head)?;
+    same("model.attention.qk_norm", &spec.qk_norm, &dense.qk_norm)?;
+    same("model.attention.bias", &spec.attention_bias, &dense.attention_bias)?;
+    same("model.norm", &spec.norm, &dense.norm)?;
+    same("model.position", &spec.position, &dense.position)?;
+    same("model.tie_embeddings", &spec.tie_embeddings, &dense.tie_embeddings)?;
+    same("model.ffn.activation", &spec.activation, &dense.activation)?;
+    match spec.position {
+        PositionKind::Learned => same("train.seq_len", &spec.max_seq_len, &dense.max_seq_len),
+        _ => Ok(()),
+    }
+}
+
+fn same<T: PartialEq + Serialize>(key: &'static str, now: &T, there: &T) -> Result<(), UpcycleError> {
+    let text = |value: &T| serde_json::to_string(value).unwrap_or_default();
+    if now == there { Ok(()) } else { Err(UpcycleError::Differs { key, now: text(now), there: text(there) }) }
+}
+
+/// The blocks that stay dense, and those that become experts, which have no biases.
+fn check_blocks(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), UpcycleError> {
+    if dense.ffn_bias {
+        let problem =
+            "is true in the dense checkpoint, but experts have no biases: train a dense model without".into();
+        return Err(UpcycleError::Key { key: "model.ffn.bias", problem });
+    }
+    if spec.layers.contains(&LayerKind::Dense) {
+        same("model.ffn.d_ff", &spec.d_ff, &dense.d_ff)?;
+        same("model.ffn.bias", &spec.ffn_bias, &dense.ffn_bias)?;
+    }
+    Ok(())
+}
+
+fn check_experts(d_ff: usize, moe: &MoeConfig, method: UpcycleMethod) -> Result<(), UpcycleError> {
+    let MoeConfig { num_experts, d_expert, .. } = *moe;
+    let width = "model.ffn.moe.d_expert";
+    match method {
+        UpcycleMethod::Copy | UpcycleMethod::Drop { .. } if d_expert != d_ff => {
+            let problem = format!(
+                "is {d_expert}, but each expert is a copy of the dense block of width {d_ff}: use {d_ff}, or \
+                 `--method granular_split`"
+            );
+            Err(UpcycleError::Key { key: width, problem })
+        }
+        UpcycleMethod::GranularSplit if !d_ff.is_multiple_of(d_expert) => {
+            let problem =
+                format!("is {d_expert}, which does not divide the dense block's width {d_ff}: use a divisor");
+            Err(UpcycleError::Key { key: width, problem })
+        }
+        UpcycleMethod::GranularSplit if !num_experts.is_multiple_of(d_ff / d_expert) => {
+            let problem = format!(
+                "is {num_experts}, but the dense block is cut into {} parts: use a multiple",
+                d_ff / d_expert
+            );
+            Err(UpcycleError::Key { key: "model.ffn.moe.num_experts", problem })
+        }
+        UpcycleMethod::Copy | UpcycleMethod::Drop { .. } | UpcycleMethod::GranularSplit => Ok(()),
+    }
+}
+
+/// The sum of one token's gates, where it is the same for every token.
+pub(super) fn gate_sum(router: &RouterConfig) -> Option<f64> {
+    match router.selection() {
+        Selection::ExpertChoice(_) | Selection::Soft(_) => return None,
+        _ if !router.learns() => return Some(1.0),
+        _ => {}
+    }
+    match &router.sigmoid {
+        Some(sigmoid) => router.renormalise.then_some(sigmoid.routed_scaling),
+        None => (router.renormalise || router.softmax == SoftmaxOrder::AfterSelection).then_some(1.0),
+    }
+}
+
+/// Parts that one copy of the dense block is cut into.
+pub(super) fn num_parts(dense: &ModelSpec, moe: &MoeConfig, method: UpcycleMethod) -> usize {
+    match method {
+        UpcycleMethod::Copy | UpcycleMethod::Drop { .. } => 1,
+        UpcycleMethod::GranularSplit => dense.d_ff.unwrap_or(moe.d_expert) / moe.d_expert,
+    }
+}
+
+/// Why the mixture of `layer` computes something else than its dense block; none if it does not.
+pub(super) fn deviation(
+    dense: &ModelSpec,
+    spec: &ModelSpec,
+    layer: usize,
+    method: UpcycleMethod,
+) -> Option<String> {
+    let (Some(moe), Some(router)) = (&spec.moe, spec.router_of(layer)) else { return None };
+    let num_parts = num_parts(dense, moe, method);
+    let drops = moe.capacity.as_ref().is_some_and(|capacity| capacity.evaluation_factor.is_some());
+    if matches!(method, UpcycleMethod::Drop { ratio } if ratio > 0.0) {
+        return Some("hidden units were drawn anew".into());
+    }
+    if gate_sum(router).is_none() {
+        return Some("a token's gates do not add up to the same number for all tokens".into());
+    }
+    if drops {
+        return Some("`model.ffn.moe.capacity.evaluation_factor` drops tokens".into());
+    }
+    if !router.top_k.is_multiple_of(num_parts) {
+        let top_k = router.top_k;
+        return Some(format!("`top_k` = {top_k} takes no whole copies of {num_parts} parts"));
+    }
+    if num_parts > 1 && (!router.learns() || router.groups.is_some()) {
+        return Some(format!("the router does not keep the {num_parts} parts of a copy together"));
+    }
+    None
+}

@@ -1,0 +1,108 @@
+//! The run folder that an upcycled model begins in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use switchyard_datasets::{Dataset, Progress};
+
+use super::{DenseModel, UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
+use crate::TrainError;
+use crate::checkpoint::{Checkpoint, CheckpointStore, Snapshot, TrainingState};
+use crate::config::RunConfig;
+use crate::device;
+use crate::metrics::MetricsFile;
+use crate::optimizer::AdamW;
+use crate::plan::RunPlan;
+use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus, UpcycledFrom};
+
+/// What to upcycle, and where to.
+#[derive(Debug, Clone)]
+pub struct UpcycleRequest {
+    /// The configuration of the mixture.
+    pub config: RunConfig,
+    /// What it resolves to.
+    pub plan: RunPlan,
+    /// Run folder to begin.
+    pub out: PathBuf,
+    /// What to do with a run that is there already.
+    pub mode: OpenMode,
+    /// How.
+    pub settings: UpcycleSettings,
+    /// Show progress on standard error.
+    pub show_progress: bool,
+    /// Set by Ctrl-C while data is prepared.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct UpcycleSummary {
+    /// The checkpoint of step 0.
+    pub checkpoint: PathBuf,
+    /// Why the mixture does not start as the dense model's function; none if it does.
+    pub deviation: Option<String>,
+    /// Whether the data is what the dense model was trained on.
+    pub same_data: bool,
+}
+
+/// Begin a run from the dense `checkpoint`: a run folder with a checkpoint of step 0, fresh optimizer and schedule, for
+/// `train` to resume.
+///
+/// # Errors
+/// [`TrainError`]; a mistake in the configuration, the checkpoint or the data leaves no folder behind.
+pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
+    let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
+    let dense = DenseModel { spec: &checkpoint.plan.model, parameters: checkpoint.parameters() };
+    check::check(dense.spec, &plan.model, settings.method)?;
+    RunFolder::check(out, *mode)?;
+    let dataset = prepared_data(checkpoint, request)?;
+    let device = device::select(&config.device)?;
+    let model = upcycled_model(dense, &plan.model, *settings, &device)?;
+    let folder = RunFolder::create(out, *mode)?;
+    // First of all: a folder that a kill leaves behind is known for a run, and for one without checkpoints.
+    folder.write_manifest(&manifest(checkpoint, request))?;
+    folder.write_config(&crate::config_file::to_toml(config))?;
+    MetricsFile::create(&folder.paths().metrics())?;
+    let state = TrainingState::initial(config.seed, &dataset.manifest.key);
+    let written = CheckpointStore::open(&folder.paths().checkpoints())?.save(&Snapshot {
+        model: &model,
+        optimizer: &AdamW::new(&config.train.adamw),
+        state: &state,
+        config,
+        plan,
+        tokenizer: &dataset.tokenizer,
+    })?;
+    Ok(UpcycleSummary {
+        checkpoint: written,
+        deviation: deviation_from_dense(dense.spec, &plan.model, settings.method),
+        same_data: state.data_hash == checkpoint.state.data_hash,
+    })
+}
+
+/// The data of the new run, its ids known to mean what they meant to the dense model.
+fn prepared_data(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Dataset, TrainError> {
+    let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
+    let dataset =
+        switchyard_datasets::prepare(&request.config.data, &progress.with_stop(request.stop.clone()))?;
+    if dataset.tokenizer.to_json() != checkpoint.tokenizer.to_json() {
+        return Err(UpcycleError::Tokenizer { checkpoint: checkpoint.path.clone() }.into());
+    }
+    Ok(dataset)
+}
+
+/// `run.json` of a run that waits to be resumed.
+fn manifest(checkpoint: &Checkpoint, request: &UpcycleRequest) -> RunManifest {
+    let UpcycleRequest { config, plan, settings, .. } = request;
+    let value = serde_json::to_value(config).unwrap_or_default();
+    let plan = serde_json::to_value(plan).unwrap_or_default();
+    let mut manifest = RunManifest::starting(value, plan, config.seed, &config.device);
+    manifest.upcycled_from = Some(UpcycledFrom {
+        checkpoint: checkpoint.path.clone(),
+        step: checkpoint.state.step,
+        method: settings.method,
+        seed: settings.seed,
+    });
+    manifest.end(RunStatus::Interrupted);
+    manifest
+}

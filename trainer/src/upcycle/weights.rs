@@ -1,0 +1,198 @@
+//! From the parameters of a dense model to those of the mixture: pure arithmetic on named values.
+//!
+//! Shape letters: d model width, f hidden width, e experts.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::check::{gate_sum, num_parts};
+use super::{DenseModel, UpcycleMethod, UpcycleSettings};
+use crate::model::random::uniform;
+use crate::model::{ModelSpec, ParameterSource, Transformer};
+use crate::parameters::update_parameters;
+
+/// The mixture with every parameter that comes from `dense` in place.
+///
+/// # Panics
+/// If a parameter of `dense` is missing, which a checkpoint that was read has checked.
+pub(super) fn mapped(
+    dense: DenseModel<'_>,
+    spec: &ModelSpec,
+    settings: UpcycleSettings,
+    device: &Device,
+) -> Transformer {
+    let mapping = Mapping { dense, spec, settings };
+    let initial = Transformer::new(spec, settings.seed, device);
+    update_parameters(initial, |path, shape, initial_n| match mapping.values(path, shape, &initial_n) {
+        Some(values) => Tensor::from_data(TensorData::new(values, initial_n.dims()), &initial_n.device()),
+        None => initial_n,
+    })
+}
+
+/// The expert matrices: end of their path, end of the dense matrix's path, and the axis of the latter that runs over
+/// hidden units.
+const EXPERT_MATRICES: [(&str, &str, HiddenAxis); 3] = [
+    (".experts.w_gate_edf", ".w_gate_df", HiddenAxis::Columns),
+    (".experts.w_up_edf", ".w_up_df", HiddenAxis::Columns),
+    (".experts.w_down_efd", ".w_down_fd", HiddenAxis::Rows),
+];
+
+/// Parameters of the router whose last axis runs over experts.
+const GATE_MATRICES: [&str; 2] = [".router.weight_de", ".router.cosine.directions_ce"];
+
+/// Which way a feed-forward matrix has its hidden units.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum HiddenAxis {
+    /// As columns: gate and up projection.
+    Columns,
+    /// As rows: down projection.
+    Rows,
+}
+
+struct Mapping<'a> {
+    dense: DenseModel<'a>,
+    spec: &'a ModelSpec,
+    settings: UpcycleSettings,
+}
+
+impl Mapping<'_> {
+    /// Values of the mixture's parameter at `path`; none if it stays at its initial ones.
+    fn values(&self, path: &str, shape: &[usize], initial_n: &Tensor<1>) -> Option<Vec<f32>> {
+        let expert_matrix = EXPERT_MATRICES.into_iter().find(|(suffix, _, _)| path.ends_with(suffix));
+        if let Some((suffix, dense_suffix, axis)) = expert_matrix {
+            let block = path.strip_suffix(suffix).unwrap_or(path);
+            let matrix = self.dense_matrix(&format!("{block}{dense_suffix}"), axis);
+            return Some(self.experts(block, dense_suffix, &matrix));
+        }
+        if GATE_MATRICES.iter().any(|suffix| path.ends_with(suffix)) {
+            let initial = host_values(&initial_n.to_data());
+            return Some(shared_by_parts(initial, shape[1], self.num_parts()));
+        }
+        // It adds nothing at first, and learns, because its other matrices are not zero.
+        if path.ends_with(".shared_expert.w_down_fd") {
+            return Some(vec![0.0; shape.iter().product()]);
+        }
+        self.dense.parameters.get(path).map(host_values)
+    }
+
+    fn num_parts(&self) -> usize {
+        self.spec.moe.as_ref().map_or(1, |moe| num_parts(self.dense.spec, moe, self.settings.method))
+    }
+
+    fn dense_matrix(&self, path: &str, axis: HiddenAxis) -> DenseMatrix {
+        let Some(data) = self.dense.parameters.get(path) else { panic!("a dense model without `{path}`") };
+        let shape = data.shape();
+        DenseMatrix { values: host_values(data), num_columns: shape[1], axis }
+    }
+
+    /// One matrix of every expert of `block`, stacked.
+    fn experts(&self, block: &str, matrix_name: &str, dense: &DenseMatrix) -> Vec<f32> {
+        let Some(moe) = &self.spec.moe else { return Vec::new() };
+        let num_parts = self.num_parts();
+        let scale = match dense.axis {
+            HiddenAxis::Columns => 1.0,
+            HiddenAxis::Rows => self.output_scale(block),
+        };
+        let of_expert = |expert: usize| {
+            let part = expert % num_parts;
+            let units = part * moe.d_expert..(part + 1) * moe.d_expert;
+            let redrawn = self.redrawn_units(block, expert, dense.num_units());
+            let key = format!("{block}{matrix_name}#{expert}");
+            let source = ParameterSource::new(self.settings.seed, &Device::flex());
+            dense.with_units_redrawn(&redrawn, &key, &source).units(units)
+        };
+        (0..moe.num_experts).flat_map(of_expert).map(|value| value * scale).collect()
+    }
+
+    /// Factor on the experts' outputs that makes whole copies, weighed by gates, add up to the dense block.
+    fn output_scale(&self, block: &str) -> f32 {
+        let layer = block.split('.').find_map(|name| name.parse().ok()).unwrap_or(0);
+        let sum = self.spec.router_of(layer).and_then(gate_sum).unwrap_or(1.0);
+        (self.num_parts() as f64 / sum) as f32
+    }
+
+    /// Hidden units of an expert that are drawn anew, the same in each of its matrices, in order.
+    fn redrawn_units(&self, block: &str, expert: usize, num_units: usize) -> Vec<usize> {
+        let UpcycleMethod::Drop { ratio } = self.settings.method else { return Vec::new() };
+        let stream = format!("{block}.redrawn#{expert}");
+        let rank = |unit: &usize| uniform(self.settings.seed, &stream, *unit as u64);
+        let mut units: Vec<usize> = (0..num_units).collect();
+        units.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+        units.truncate((ratio * num_units as f64) as usize);
+        units.sort_unstable();
+        units
+    }
+}
+
+/// A matrix of the dense block, row-major.
+#[derive(Debug, Clone)]
+struct DenseMatrix {
+    values: Vec<f32>,
+    num_columns: usize,
+    axis: HiddenAxis,
+}
+
+impl DenseMatrix {
+    fn num_units(&self) -> usize {
+        match self.axis {
+            HiddenAxis::Columns => self.num_columns,
+            HiddenAxis::Rows => self.values.len() / self.num_columns,
+        }
+    }
+
+    /// The hidden units in `range`, a matrix of the same kind.
+    fn units(&self, range: Range<usize>) -> Vec<f32> {
+        match self.axis {
+            HiddenAxis::Rows => {
+                self.values[range.start * self.num_columns..range.end * self.num_columns].to_vec()
+            }
+            HiddenAxis::Columns => self
+                .values
+                .chunks_exact(self.num_columns)
+                .flat_map(|row| &row[range.clone()])
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// Places of the values of `units` in `values`.
+    fn places(&self, units: &[usize]) -> Vec<usize> {
+        let num_columns = self.num_columns;
+        let of_unit = |&unit: &usize| match self.axis {
+            HiddenAxis::Rows => (unit * num_columns..(unit + 1) * num_columns).step_by(1),
+            HiddenAxis::Columns => (unit..self.values.len()).step_by(num_columns),
+        };
+        units.iter().flat_map(of_unit).collect()
+    }
+
+    /// The matrix with the values of `units` drawn from the normal distribution of their mean and deviation.
+    fn with_units_redrawn(&self, units: &[usize], key: &str, source: &ParameterSource) -> Self {
+        let places = self.places(units);
+        if places.is_empty() {
+            return self.clone();
+        }
+        let old = places.iter().map(|&place| f64::from(self.values[place]));
+        let mean = old.clone().sum::<f64>() / places.len() as f64;
+        let variance = old.map(|value| (value - mean).powi(2)).sum::<f64>() / places.len() as f64;
+        let drawn = source.normal(key, [places.len()], variance.sqrt()).into_data();
+        let mut values = self.values.clone();
+        for (place, noise) in places.into_iter().zip(host_values(&drawn)) {
+            values[place] = mean as f32 + noise;
+        }
+        Self { values, ..self.clone() }
+    }
+}
+
+/// A gate's matrix in which the `num_parts` experts of each copy have the column of the first of them.
+fn shared_by_parts(values: Vec<f32>, num_columns: usize, num_parts: usize) -> Vec<f32> {
+    let of_place = |place: usize| {
+        let column = place % num_columns;
+        values[place - column % num_parts]
+    };
+    (0..values.len()).map(of_place).collect()
+}
+
+fn host_values(data: &TensorData) -> Vec<f32> {
+    data.iter::<f32>().collect()
+}
