@@ -214,7 +214,7 @@ fn switch_base_grows_with_its_experts_as_published() {
             [ffn.moe]
             num_experts = {num_experts}
             d_expert = 3072
-            router = {{ top_k = 1 }}
+            router = {{ top_k = 1, renormalise = false }}
             layers = {{ every = 2 }}"
         );
         let sparse = counts(&mixture, 32_128, 512);
