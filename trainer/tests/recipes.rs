@@ -203,6 +203,7 @@ fn a_plan_reads_as_a_page() {
     norm            root mean square
     dense blocks    SwiGLU of width 768
     mixture         16 SwiGLU experts of width 192, each token to 3, a shared expert of width 192, capacity factor 1.25
+    router          softmax scores renormalised
     layer map       DMDMDM  (first layer first; D dense, M mixture of experts)
     vocabulary      256 tokens, head separate from the embedding
     parameters      10.4 M (10,419,456) total
