@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether they beat dense ones.
@@ -138,9 +138,20 @@ pub(crate) struct GenerateArgs {
     /// Seed of the choice of tokens
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// How experts that choose their tokens are replaced, since they need the later ones [default: the run's]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) routing: Option<RoutingArg>,
     /// Device [default: the run's]
     #[arg(long)]
     pub(crate) device: Option<String>,
+}
+
+/// See [`switchyard_trainer::generate::GenerationRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum RoutingArg {
+    /// Each token takes its top_k best experts
+    TopK,
 }
 
 #[derive(Debug, Args)]

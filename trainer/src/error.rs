@@ -66,6 +66,12 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The model's routers need tokens that are not there yet.
+    #[error("text cannot be generated: {reason}")]
+    NotCausal {
+        /// The key that makes it so, and what to do.
+        reason: String,
+    },
     /// Generated text could not be written.
     #[error("cannot write the generated text: {source}")]
     Output {
@@ -84,7 +90,10 @@ impl TrainError {
     /// Whether the user can mend it by changing arguments, configuration or input.
     pub fn is_users_mistake(&self) -> bool {
         match self {
-            Self::UnavailableDevice(_) | Self::Prompt { .. } | Self::Threads { .. } => true,
+            Self::UnavailableDevice(_)
+            | Self::Prompt { .. }
+            | Self::NotCausal { .. }
+            | Self::Threads { .. } => true,
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
             Self::Checkpoint(error) => {
