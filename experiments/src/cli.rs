@@ -184,9 +184,20 @@ pub(crate) struct GenerateArgs {
     /// Seed of the choice of tokens
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// How experts that choose their tokens are replaced, since they need the later ones [default: the run's]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) routing: Option<RoutingArg>,
     /// Device [default: the run's]
     #[arg(long)]
     pub(crate) device: Option<String>,
+}
+
+/// See [`switchyard_trainer::generate::GenerationRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum RoutingArg {
+    /// Each token takes its top_k best experts
+    TopK,
 }
 
 #[derive(Debug, Args)]

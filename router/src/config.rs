@@ -101,7 +101,7 @@ impl RouterConfig {
     /// If several selections are given, which [`RouterConfig::validate`] reports as an error.
     pub fn selection(&self) -> Selection<'_> {
         let mut given = self.selection.iter().flat_map(SelectionConfig::given);
-        let selection = given.next().unwrap_or(Selection::TopK);
+        let (_, selection) = given.next().unwrap_or(("top_k", Selection::TopK));
         assert!(given.next().is_none(), "several selections: {:?}", self.selection);
         selection
     }
@@ -113,7 +113,7 @@ impl RouterConfig {
     pub fn bias_rule(&self) -> Option<BiasRule> {
         let mut rules = self.bias.as_ref()?.given();
         assert!(rules.len() == 1, "{} rules for the expert bias", rules.len());
-        rules.pop()
+        rules.pop().map(|(_, rule)| rule)
     }
 
     /// Whether a token's experts depend on no later token.
@@ -151,20 +151,20 @@ pub enum Selection<'a> {
 }
 
 impl SelectionConfig {
-    /// The tables that are there.
-    pub(crate) fn given(&self) -> Vec<Selection<'_>> {
+    /// The tables that are there, by name.
+    pub(crate) fn given(&self) -> Vec<(&'static str, Selection<'_>)> {
         let Self { noisy, random_second, sinkhorn, expert_choice, hash, soft, random, forced_uniform } = self;
         let tables = [
-            noisy.as_ref().map(Selection::Noisy),
-            random_second.as_ref().map(Selection::RandomSecond),
-            sinkhorn.as_ref().map(Selection::Sinkhorn),
-            expert_choice.as_ref().map(Selection::ExpertChoice),
-            hash.as_ref().map(Selection::Hash),
-            soft.as_ref().map(Selection::Soft),
-            random.as_ref().map(|_| Selection::Random),
-            forced_uniform.as_ref().map(|_| Selection::ForcedUniform),
+            ("noisy", noisy.as_ref().map(Selection::Noisy)),
+            ("random_second", random_second.as_ref().map(Selection::RandomSecond)),
+            ("sinkhorn", sinkhorn.as_ref().map(Selection::Sinkhorn)),
+            ("expert_choice", expert_choice.as_ref().map(Selection::ExpertChoice)),
+            ("hash", hash.as_ref().map(Selection::Hash)),
+            ("soft", soft.as_ref().map(Selection::Soft)),
+            ("random", random.as_ref().map(|_| Selection::Random)),
+            ("forced_uniform", forced_uniform.as_ref().map(|_| Selection::ForcedUniform)),
         ];
-        tables.into_iter().flatten().collect()
+        tables.into_iter().filter_map(|(name, selection)| Some((name, selection?))).collect()
     }
 }
 
@@ -183,16 +183,16 @@ pub enum BiasRule {
 }
 
 impl ExpertBiasConfig {
-    /// The tables that are there.
-    pub(crate) fn given(&self) -> Vec<BiasRule> {
+    /// The tables that are there, by name.
+    pub(crate) fn given(&self) -> Vec<(&'static str, BiasRule)> {
         let Self { sign, proportional, quantile } = self;
         let step = |update, config: &BiasRateConfig| BiasRule::Step { update, rate: config.rate };
         let tables = [
-            sign.as_ref().map(|config| step(BiasUpdate::Sign, config)),
-            proportional.as_ref().map(|config| step(BiasUpdate::Proportional, config)),
-            quantile.as_ref().map(|_| BiasRule::Quantile),
+            ("sign", sign.as_ref().map(|config| step(BiasUpdate::Sign, config))),
+            ("proportional", proportional.as_ref().map(|config| step(BiasUpdate::Proportional, config))),
+            ("quantile", quantile.as_ref().map(|_| BiasRule::Quantile)),
         ];
-        tables.into_iter().flatten().collect()
+        tables.into_iter().filter_map(|(name, rule)| Some((name, rule?))).collect()
     }
 }
 

@@ -17,7 +17,7 @@ pub enum AuxLossKind {
     LoadBalancing,
     /// See [`router_z_loss`].
     RouterZ,
-    /// Mean over tokens of the entropy of the softmax over all experts, in nats.
+    /// Mean over tokens of the entropy of the normalised scores, in nats.
     GateEntropy,
     /// Squared coefficient of variation of the experts' summed gates (arXiv:1701.06538, eq. 6 and 7).
     Importance,

@@ -19,8 +19,8 @@ impl RouterConfig {
             return Err(RouterError::new("router.top_k", problem));
         }
         self.validate_numbers()?;
-        one_table("router.selection", self.selection.as_ref().map(|tables| tables.given().len()))?;
-        one_table("router.bias", self.bias.as_ref().map(|tables| tables.given().len()))?;
+        one_table("router.selection", self.selection.as_ref().map(|tables| tables.given()))?;
+        one_table("router.bias", self.bias.as_ref().map(|tables| tables.given()))?;
         self.validate_selection(num_experts)?;
         self.validate_bias()?;
         match &self.groups {
@@ -262,12 +262,18 @@ fn validate_groups(groups: &ExpertGroups, top_k: usize, num_experts: usize) -> R
     Ok(())
 }
 
-/// Ok if a table of alternatives is absent or names one.
-fn one_table(key: &str, num_given: Option<usize>) -> Result<(), RouterError> {
-    match num_given {
-        None | Some(1) => Ok(()),
-        Some(0) => Err(RouterError::new(key, "is empty: give one of its tables, or remove it")),
-        Some(number) => Err(RouterError::new(key, format!("has {number} tables: keep one of them"))),
+/// Ok if a table of alternatives is absent or holds one.
+fn one_table<T>(key: &str, given: Option<Vec<(&str, T)>>) -> Result<(), RouterError> {
+    match given.as_deref() {
+        None | Some([_]) => Ok(()),
+        Some([]) => Err(RouterError::new(key, "is empty: give one of its tables, or remove it")),
+        Some([(first, _), (second, _), ..]) => {
+            let first = format!("model.ffn.moe.{key}.{first}");
+            let problem = format!(
+                "is given beside `{first}`: keep one of them (on the command line, `--set {first}=` removes the other)"
+            );
+            Err(RouterError::new(format!("{key}.{second}"), problem))
+        }
     }
 }
 
@@ -365,12 +371,14 @@ mod tests {
             (r#"{"top_k": 2, "selection": {}}"#, "selection` is empty: give one of its tables, or remove it"),
             (
                 r#"{"top_k": 2, "selection": {"random": {}, "hash": {}}}"#,
-                "selection` has 2 tables: keep one of them",
+                "selection.random` is given beside `model.ffn.moe.router.selection.hash`: keep one of them (on the command \
+                 line, `--set model.ffn.moe.router.selection.hash=` removes the other)",
             ),
             (r#"{"top_k": 2, "bias": {}}"#, "bias` is empty: give one of its tables, or remove it"),
             (
                 r#"{"top_k": 2, "bias": {"sign": {}, "proportional": {}, "quantile": {}}}"#,
-                "bias` has 3 tables: keep one of them",
+                "bias.proportional` is given beside `model.ffn.moe.router.bias.sign`: keep one of them (on the command \
+                 line, `--set model.ffn.moe.router.bias.sign=` removes the other)",
             ),
         ] {
             assert_eq!(message(router), expected);

@@ -91,6 +91,12 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The model's routers need tokens that are not there yet.
+    #[error("text cannot be generated: {reason}")]
+    NotCausal {
+        /// The key that makes it so, and what to do.
+        reason: String,
+    },
     /// Generated text could not be written.
     #[error("cannot write the generated text: {source}")]
     Output {
@@ -130,6 +136,7 @@ impl TrainError {
         match self {
             Self::UnavailableDevice(_)
             | Self::Prompt { .. }
+            | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
             | Self::Question(_)

@@ -3,9 +3,11 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
+pub use switchyard_router::GenerationRule;
+use switchyard_router::Selection;
 
 use crate::TrainError;
-use crate::model::{ModelInput, Pass, Transformer, random};
+use crate::model::{ModelInput, ModelSpec, Pass, Transformer, random};
 use crate::sampling::{SamplingSettings, sample_token};
 
 /// A request for text.
@@ -19,13 +21,16 @@ pub struct GenerationSettings {
     pub seed: u64,
     /// How the next token is chosen.
     pub sampling: SamplingSettings,
+    /// How routers that need later tokens do without; absent is what the model's configuration says.
+    pub routing: Option<GenerationRule>,
 }
 
 /// Continue the prompt, handing each piece of text to `on_text` as soon as it is whole characters. The
 /// prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
 ///
 /// # Errors
-/// [`TrainError`] if the prompt is refused, the device fails, or `on_text` returns an error (a closed pipe).
+/// [`TrainError`] if the model's routers need later tokens and no rule says how they do without, the prompt is refused, the
+/// device fails, or `on_text` returns an error (a closed pipe).
 pub fn generate(
     model: &Transformer,
     tokenizer: &Tokenizer,
@@ -33,6 +38,7 @@ pub fn generate(
     device: &Device,
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<(), TrainError> {
+    check_causal(model.spec(), settings.routing)?;
     let model = model.valid();
     let mut context = prompt_ids(tokenizer, settings.prompt.as_deref())?;
     let mut decoder = tokenizer.decode_stream();
@@ -49,6 +55,24 @@ pub fn generate(
     }
     let rest = decoder.finish()?;
     if rest.is_empty() { Ok(()) } else { write(&rest) }
+}
+
+/// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to do without them.
+fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
+    const SELECTION: &str = "model.ffn.moe.router.selection";
+    let reason = match spec.moe.as_ref().map(|moe| moe.router.selection()) {
+        Some(Selection::ExpertChoice(config)) if config.generation.or(routing).is_none() => format!(
+            "`{SELECTION}.expert_choice.generation` is not set, and experts that take their best tokens need the later \
+             ones too. Set it to \"top_k\", with which each token takes its `top_k` best experts (for a model that is \
+             trained already, `switchyard generate --routing top_k`)"
+        ),
+        Some(Selection::Soft(_)) => format!(
+            "`{SELECTION}.soft` mixes later tokens into every output, and there is no way to do without them. To \
+             generate, train with another selection"
+        ),
+        _ => return Ok(()),
+    };
+    Err(TrainError::NotCausal { reason })
 }
 
 /// The tokens that a generation goes on from.

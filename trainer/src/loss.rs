@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use switchyard_router::AuxLossKind;
 
 use crate::model::{ModelOutput, Transformer};
@@ -52,7 +52,9 @@ fn router_losses(output: &ModelOutput) -> BTreeMap<AuxLossKind, RouterLoss> {
     }
     let mean = |losses: Vec<Tensor<1>>| {
         let num_layers = losses.len() as f64;
-        losses.into_iter().reduce(|sum, loss| sum + loss).map(|sum| sum.div_scalar(num_layers))
+        // A gate in f64 has its losses in f64, which do not add up with the head's.
+        let losses = losses.into_iter().map(|loss| loss.cast(DType::F32));
+        losses.reduce(|sum, loss| sum + loss).map(|sum| sum.div_scalar(num_layers))
     };
     by_kind
         .into_iter()

@@ -3,6 +3,7 @@
 mod checks;
 mod describe;
 mod model;
+mod router;
 mod training;
 
 use serde::{Deserialize, Serialize};

@@ -385,6 +385,7 @@ impl<'a> Run<'a> {
                 top_k: sample.top_k,
                 top_p: sample.top_p,
             },
+            routing: None,
         };
         let mut text = sample.prompt.clone().unwrap_or_default();
         generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {

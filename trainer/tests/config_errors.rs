@@ -237,6 +237,72 @@ fn values_out_of_range_name_the_range() {
 }
 
 #[test]
+fn routers_that_cannot_work_are_refused() {
+    let router = |overrides: &[&str]| {
+        let keys: Vec<String> = overrides.iter().map(|key| format!("model.ffn.moe.router.{key}")).collect();
+        set(&keys.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    insta::assert_snapshot!(router(&["selection.hash={}", "selection.random={}"]), @"--set model.ffn.moe.router.selection.random={}: `model.ffn.moe.router.selection.random` is given beside `model.ffn.moe.router.selection.hash`: keep one of them (on the command line, `--set model.ffn.moe.router.selection.hash=` removes the other)");
+    insta::assert_snapshot!(router(&["selection={}"]), @"--set model.ffn.moe.router.selection={}: `model.ffn.moe.router.selection` is empty: give one of its tables, or remove it");
+    insta::assert_snapshot!(router(&["selection.hahs={}"]), @"--set model.ffn.moe.router.selection.hahs={}: `model.ffn.moe.router.selection.hahs` is not a key of the configuration: [model.ffn.moe.router.selection] takes expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft.");
+    insta::assert_snapshot!(router(&["top_k=1"]), @"run.toml:19:16: `model.ffn.moe.router.renormalise` is true with `top_k = 1`: the only gate of each token is always 1, so the router would not learn from the model's loss; use false");
+    insta::assert_snapshot!(router(&["groups.num_groups=3", "groups.top_groups=1"]), @"--set model.ffn.moe.router.groups.num_groups=3: `model.ffn.moe.router.groups.num_groups` is 3, which does not divide 8 experts: use a divisor");
+    insta::assert_snapshot!(router(&["groups.num_groups=4", "groups.top_groups=5"]), @"--set model.ffn.moe.router.groups.top_groups=5: `model.ffn.moe.router.groups.top_groups` is 5: of 4 groups of 2 experts, use at least 1 and at most 4");
+    insta::assert_snapshot!(router(&["groups.num_groups=4", "groups.top_groups=2", "bias.quantile={}"]), @"--set model.ffn.moe.router.bias.quantile={}: `model.ffn.moe.router.bias.quantile` cannot balance experts that compete within groups: remove it, or `model.ffn.moe.router.groups`");
+    insta::assert_snapshot!(router(&["bias.sign.rate=0"]), @"--set model.ffn.moe.router.bias.sign.rate=0: `model.ffn.moe.router.bias.sign.rate` is 0: use a positive number");
+    insta::assert_snapshot!(router(&["selection.hash={}", "bias.sign={}"]), @"--set model.ffn.moe.router.bias.sign={}: `model.ffn.moe.router.bias` has no effect, because the selection learns nothing: remove it, or `model.ffn.moe.router.selection`");
+    insta::assert_snapshot!(router(&["selection.random_second={}", "top_k=3"]), @"--set model.ffn.moe.router.selection.random_second={}: `model.ffn.moe.router.selection.random_second` needs two experts per token, but `model.ffn.moe.router.top_k` is 3: set it to 2, or remove the table");
+    insta::assert_snapshot!(router(&["selection.soft={}", "load_balancing_weight=0.1"]), @"--set model.ffn.moe.router.load_balancing_weight=0.1: `model.ffn.moe.router.load_balancing_weight` has no effect on soft mixing, which selects nothing: remove it, or `model.ffn.moe.router.selection`");
+    insta::assert_snapshot!(router(&["selection.soft.slots_per_expert=1000000000"]), @"--set model.ffn.moe.router.selection.soft.slots_per_expert=1000000000: `model.ffn.moe.router.selection.soft.slots_per_expert` is 1000000000: use 1..=262144, or remove the key for as much work as of `top_k` experts");
+    insta::assert_snapshot!(router(&["load_balancing_scope=global_batch"]), @"--set model.ffn.moe.router.load_balancing_scope=global_batch: `model.ffn.moe.router.load_balancing_scope` has no effect without `model.ffn.moe.router.load_balancing_weight`: set that, or remove it");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.selection.expert_choice={}", "model.ffn.moe.capacity.factor=1"]), @"--set model.ffn.moe.capacity.factor=1: `model.ffn.moe.capacity` has no effect where experts take their tokens: remove it, and set `model.ffn.moe.router.selection.expert_choice.capacity_factor`");
+}
+
+#[test]
+fn a_plan_names_its_router_and_warns_of_one_that_is_not_causal() {
+    let plan = |overrides: &[&str]| {
+        let keys: Vec<String> = overrides.iter().map(|key| format!("model.ffn.moe.router.{key}")).collect();
+        let (_, plan) = loaded(SOUND, &keys.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        let line = |line: &&str| ["mixture", "router ", "note"].iter().any(|label| line.starts_with(label));
+        plan.describe().lines().filter(line).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(plan(&["sigmoid.routed_scaling=2.5", "bias.sign={}", "groups={ num_groups = 4, top_groups = 2 }"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         sigmoid scores renormalised, gates times 2.5, within 2 of 4 groups, loss-free balancing by sign, rate 0.001
+    ");
+    insta::assert_snapshot!(plan(&["softmax=after_selection", "load_balancing_weight=0.01", "load_balancing_scope=global_batch"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         softmax over the chosen, balancing loss 0.01 over the whole step
+    ");
+    insta::assert_snapshot!(plan(&["selection.noisy={ importance_weight = 0.1, load_weight = 0.2 }", "precision=f64"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         noisy logits, softmax scores renormalised, importance loss 0.1, load loss 0.2, gate in f64
+    ");
+    insta::assert_snapshot!(plan(&["selection.random_second={}", "jitter=0.01", "input=residual"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         second expert kept with twice its gate, softmax scores renormalised, jitter 0.01, reads the residual stream
+    ");
+    insta::assert_snapshot!(plan(&["cosine.d_projection=8", "selection.sinkhorn={}", "z_loss_weight=0.001"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         balanced by Sinkhorn while training, cosine gate of width 8, softmax scores renormalised, z-loss 0.001
+    ");
+    insta::assert_snapshot!(plan(&["selection.hash.seed=3"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2, dropless
+    router         by a hash of the token id, seed 3
+    ");
+    insta::assert_snapshot!(plan(&["selection.expert_choice={}"]), @r"
+    mixture        8 SwiGLU experts of width 16, each token to 2 on average
+    router         experts take their best tokens, capacity factor 1, not causal, softmax scores
+    note           `model.ffn.moe.router.selection.expert_choice` is not causal: a token's experts depend on later tokens, so the validation loss sees what it should predict and does not compare with that of a causal router
+    ");
+    insta::assert_snapshot!(plan(&["selection.soft={}"]), @r"
+    mixture        8 SwiGLU experts of width 16, all for each token
+    router         soft mixing, 4 slots per expert and sequence, not causal
+    note           `model.ffn.moe.router.selection.soft` is not causal: later tokens are mixed into every output, so the validation loss sees what it should predict and does not compare with that of a causal router
+    ");
+}
+
+#[test]
 fn schedules_and_early_stopping_that_cannot_work_are_refused() {
     insta::assert_snapshot!(
         set(&["train.schedule.cosine=", "train.schedule.warmup_steps=60", "train.schedule.wsd.decay_steps=50"]), @"--set train.schedule.wsd.decay_steps=50: `train.schedule.wsd.decay_steps` is 50, but `train.num_steps` = 100 less `train.schedule.warmup_steps` = 60 leaves 40: use at most that"

@@ -28,6 +28,7 @@ fn files() -> (Vec<PathBuf>, Vec<PathBuf>) {
     let in_folder = |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> = in_folder(experiments())
         .chain(in_folder(experiments().join("bench")))
+        .chain(in_folder(experiments().join("routers")))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .filter(|path| path.file_name().is_some_and(|name| name != "Cargo.toml"))
         .collect();
@@ -48,13 +49,17 @@ fn plan(name: &str) -> RunPlan {
 }
 
 #[test]
-fn every_recipe_parses_and_resolves_without_notes() {
+fn every_recipe_parses_and_resolves_without_notes_but_on_causality() {
     let recipes = recipes();
     assert!(recipes.len() >= 10, "recipes are missing: {recipes:?}");
     for path in recipes {
         let loaded = load_recipe(&path);
         let plan = loaded.resolve().unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(plan.notes, Vec::<String>::new(), "{}", path.display());
+        let is_causal = !["expert_choice", "soft"].contains(&plan.name.as_str());
+        let (warnings, others): (Vec<_>, Vec<_>) =
+            plan.notes.iter().partition(|note| note.contains("is not causal"));
+        assert_eq!(warnings.len(), usize::from(!is_causal), "{}", path.display());
+        assert_eq!(others, Vec::<&String>::new(), "{}", path.display());
         assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()));
     }
 }
@@ -101,6 +106,65 @@ fn sparse_recipes_cost_a_token_as_much_as_their_dense_counterparts() {
         assert_eq!(sparse.total_tokens(), dense.total_tokens());
         assert_eq!(sparse.schedule, dense.schedule);
         assert_eq!(sparse.optimizer, dense.optimizer);
+    }
+}
+
+const ROUTERS: [&str; 14] = [
+    "cosine",
+    "deepseek_v3",
+    "expert_choice",
+    "forced_uniform",
+    "group_limited",
+    "gshard",
+    "hash",
+    "mixtral",
+    "noisy_top_k",
+    "quantile",
+    "random",
+    "sinkhorn",
+    "soft",
+    "switch",
+];
+
+#[test]
+fn router_recipes_differ_in_the_mixture_alone_and_cost_the_same() {
+    let path = |name: &str| experiments().join(format!("routers/{name}.toml"));
+    let without_mixture = |name: &str| {
+        let mut config = load_recipe(&path(name)).config;
+        config.name.clear();
+        config.model.ffn.moe = None;
+        config
+    };
+    let routed_flops = |name: &str| {
+        let plan = load_recipe(&path(name)).resolve().unwrap();
+        (plan.counts.forward_flops.routed_experts, plan.counts.forward_flops.shared_experts)
+    };
+    for name in ROUTERS {
+        assert_eq!(without_mixture(name), without_mixture("mixtral"), "{name}");
+        assert_eq!(routed_flops(name), routed_flops("mixtral"), "{name}");
+    }
+    let found = recipes().into_iter().filter(|path| path.parent().unwrap().ends_with("routers")).count();
+    assert_eq!(found, ROUTERS.len());
+}
+
+#[test]
+fn router_recipes_train_on_synthetic_data_with_the_command_in_their_header() {
+    for name in ROUTERS {
+        let path = experiments().join(format!("routers/{name}.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (_, command) = text.split_once("On synthetic data").unwrap();
+        let (header, _) = command.split_once("\nname").unwrap();
+        // The arguments of `--set`, the last of which stands in quotes.
+        let arguments = header.split("--set ").skip(1).map(|rest| match rest.strip_prefix('\'') {
+            Some(quoted) => quoted.split('\'').next().unwrap(),
+            None => rest.split_whitespace().next().unwrap(),
+        });
+        let overrides: Vec<Override> =
+            arguments.chain(["train.num_steps=3"]).map(|text| Override::parse(text).unwrap()).collect();
+        assert_eq!(overrides.len(), 4, "{name}");
+        let loaded = load(&path, &overrides).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(loaded.config.data.synthetic.is_some() && loaded.config.data.crates.is_none());
+        assert_eq!(loaded.resolve().unwrap().num_steps, 3, "{name}");
     }
 }
 
@@ -203,6 +267,7 @@ fn a_plan_reads_as_a_page() {
     norm            root mean square
     dense blocks    SwiGLU of width 768
     mixture         16 SwiGLU experts of width 192, each token to 3, a shared expert of width 192, capacity factor 1.25
+    router          softmax scores renormalised
     layer map       DMDMDM  (first layer first; D dense, M mixture of experts)
     vocabulary      256 tokens, head separate from the embedding
     parameters      10.4 M (10,419,456) total

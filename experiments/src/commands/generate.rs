@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::device;
-use switchyard_trainer::generate::{GenerationSettings, generate};
+use switchyard_trainer::generate::{GenerationRule, GenerationSettings, generate};
 use switchyard_trainer::sampling::SamplingSettings;
 use switchyard_trainer::train::with_threads;
 
-use crate::cli::GenerateArgs;
+use crate::cli::{GenerateArgs, RoutingArg};
 use crate::failure::Failure;
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -20,6 +20,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         num_tokens: args.num_tokens,
         seed: args.seed,
         sampling,
+        routing: args.routing.map(|RoutingArg::TopK| GenerationRule::TopK),
     };
     let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
     let threads = checkpoint.config.threads;

@@ -29,6 +29,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
 /// Say how the run ended; one that an alarm stopped is no success.
 fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
     let RunSummary { out, manifest } = summary;
+    // Some routers cannot generate one.
+    let sample = if out.join("sample.txt").exists() { "sample.txt, " } else { "" };
     let out = out.display();
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
         (RunStatus::Finished, Some(nats)) => {
@@ -39,7 +41,7 @@ fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
                 nats.exp()
             );
             eprintln!(
-                "run folder: {out} (metrics.jsonl, sample.txt, checkpoints/latest, events for TensorBoard)"
+                "run folder: {out} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)"
             );
             eprintln!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
         }

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use switchyard_experts::Activation;
+use switchyard_router::Selection;
 
-use super::RunPlan;
+use super::{RunPlan, router};
 use crate::model::{LayerKind, NormKind, PositionKind};
 use crate::schedule::ScheduleShape;
 
@@ -48,21 +49,24 @@ impl RunPlan {
             rows.push(("dense blocks", format!("{} of width {d_ff}", self.activation_name())));
         }
         if let Some(moe) = &model.moe {
-            let mut text = format!(
-                "{} {} experts of width {}, each token to {}",
-                moe.num_experts,
-                self.activation_name(),
-                moe.d_expert,
-                moe.router.top_k
-            );
+            let (num_experts, top_k) = (moe.num_experts, moe.router.top_k);
+            let mut text =
+                format!("{num_experts} {} experts of width {}", self.activation_name(), moe.d_expert);
+            text.push_str(&match moe.router.selection() {
+                Selection::Soft(_) => ", all for each token".to_owned(),
+                Selection::ExpertChoice(_) => format!(", each token to {top_k} on average"),
+                _ => format!(", each token to {top_k}"),
+            });
             if let Some(width) = moe.d_shared_expert {
                 text.push_str(&format!(", a shared expert of width {width}"));
             }
             match &moe.capacity {
                 Some(capacity) => text.push_str(&format!(", capacity factor {}", capacity.factor)),
-                None => text.push_str(", dropless"),
+                None if moe.router.is_causal() => text.push_str(", dropless"),
+                None => {}
             }
             rows.push(("mixture", text));
+            rows.push(("router", router::describe(model, &moe.router)));
         }
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };

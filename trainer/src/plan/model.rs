@@ -1,12 +1,13 @@
 //! `[model]`: from what is written to what is built.
 
 use switchyard_experts::{MoeConfig, MoeLayersConfig};
+use switchyard_router::{Selection, SoftConfig};
 
-use super::PlanError;
 use super::checks::{
     MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
     in_range, not_negative, optional_in_range, positive,
 };
+use super::{PlanError, router};
 use crate::model::{
     AttentionConfig, FfnConfig, LayerKind, ModelConfig, ModelSpec, NormConfig, NormKind, PositionConfig,
     PositionKind, RmsNormConfig, RopeConfig,
@@ -199,6 +200,7 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
 fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
     if let Some(moe) = &ffn.moe {
         check_moe(moe)?;
+        notes.extend(router::note_on_causality(&moe.router));
     }
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
     match (ffn.d_ff, first_dense) {
@@ -220,6 +222,18 @@ fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) 
 
 fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
     moe.validate().map_err(PlanError::from_message)?;
+    if let Selection::Soft(SoftConfig { slots_per_expert }) = moe.router.selection() {
+        let key = "model.ffn.moe.router.selection.soft.slots_per_expert";
+        optional_in_range(
+            key,
+            *slots_per_expert,
+            1..=MAX_HIDDEN_WIDTH,
+            "for as much work as of `top_k` experts",
+        )?;
+    }
+    if let Some(cosine) = &moe.router.cosine {
+        in_range("model.ffn.moe.router.cosine.d_projection", cosine.d_projection, 1..=MAX_HIDDEN_WIDTH)?;
+    }
     in_range("model.ffn.moe.num_experts", moe.num_experts, 1..=MAX_EXPERTS)?;
     in_range("model.ffn.moe.d_expert", moe.d_expert, 1..=MAX_HIDDEN_WIDTH)?;
     optional_in_range(

@@ -4,4 +4,5 @@
 
 mod model;
 mod resume;
+mod routers;
 mod tiny;

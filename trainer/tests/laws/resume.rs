@@ -17,12 +17,12 @@ use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunStatus};
 use tempfile::TempDir;
 
 /// The tensors of a checkpoint, as the bytes on disk.
-fn tensors(out: &Path, step: u64) -> [Vec<u8>; 2] {
+pub(crate) fn tensors(out: &Path, step: u64) -> [Vec<u8>; 2] {
     let folder = out.join(format!("checkpoints/step-{step}"));
     ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(folder.join(name)).unwrap())
 }
 
-fn with_steps(config: &RunConfig, num_steps: u64, threads: usize) -> RunConfig {
+pub(crate) fn with_steps(config: &RunConfig, num_steps: u64, threads: usize) -> RunConfig {
     let mut config = config.clone();
     config.train.num_steps = num_steps;
     config.threads = Some(threads);

@@ -72,6 +72,15 @@ z_loss_weight = 0.001
     ))
 }
 
+/// The mixture with another router, two micro-batches a step, and no capacity, which some routers decide themselves.
+pub(crate) fn routed(router: &str) -> RunConfig {
+    let mut config = moe();
+    if let Some(moe) = &mut config.model.ffn.moe {
+        (moe.router, moe.capacity) = (toml::from_str(router).unwrap(), None);
+    }
+    config
+}
+
 /// A configuration from TOML text.
 pub(crate) fn parse(text: &str) -> RunConfig {
     toml::from_str(text).unwrap()
