@@ -191,6 +191,17 @@ fn head_loss(bencher: Bencher, pass: Pass) {
     });
 }
 
+/// As many tokens as half the vocabulary, each with a random id.
+#[divan::bench(args = PASSES)]
+fn embedding(bencher: Bencher, pass: Pass) {
+    let table_vd = pass.input([VOCAB_SIZE, D_MODEL]);
+    let ids_t = ids([NUM_TOKENS], VOCAB_SIZE, &pass.device());
+    // Forward, the rows are read and written; backward, the gradient of the table is written too.
+    let table_len = if pass == Pass::Forward { 0 } else { VOCAB_SIZE * D_MODEL };
+    let work = BytesCount::of_many::<f32>(2 * NUM_TOKENS * D_MODEL + table_len);
+    pass.time(bencher, work, || ops::embedding(table_vd.clone(), ids_t.clone()));
+}
+
 /// All parameters of the dense model at once; there is nothing to differentiate.
 #[divan::bench]
 fn adamw_update(bencher: Bencher) {

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
     AdamWState, AdamWStep, CausalMask, GateSoftmax, HeadLossOptions, Heads, RotaryTable, adamw_update,
-    causal_attention, head_loss, layer_norm, rms_norm, top_k_gates,
+    causal_attention, embedding, head_loss, layer_norm, rms_norm, top_k_gates,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -322,6 +322,18 @@ fn attention_of_one_position_and_of_more_than_one_block_of_queries_agrees_with_i
         AttentionCase { b: 1, s, d: 2, heads, segments: None, theta: Some(10.0) }
             .check(&format!("{s} positions"));
     }
+}
+
+#[test]
+fn embedding_agrees_with_its_oracle() {
+    let ([v, d], ids) = ([5, 3], [4usize, 0, 4, 2, 4, 0]);
+    let inputs = [random(8, v * d)];
+    let table = tensor(&inputs[0], [v, d]);
+    let id_values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let ids_t = Tensor::<1, Int>::from_data(TensorData::new(id_values, [6]), &Device::flex().autodiff());
+    let y = embedding(table.clone(), ids_t);
+    let oracle = |i: &[Vec<f64>]| ids.iter().flat_map(|id| i[0][id * d..][..d].to_vec()).collect();
+    check("embedding", y, |g: &_| vec![values(table.grad(g).unwrap())], &oracle, &inputs);
 }
 
 #[test]

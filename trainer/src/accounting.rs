@@ -388,6 +388,8 @@ mod tests {
         assert_eq!(params.attention, 16 + 4 * 2 + 2 * 2);
         assert_eq!(params.dense_ffn, 12 + 3 + 2);
         assert_eq!((params.norm, params.position, params.head), (3 * 4, 3 * 2, 0));
+        let alibi = ModelSpec { position: PositionKind::Alibi, ..dense() };
+        assert_eq!(ModelCounts::of(&alibi), ModelCounts::of(&dense()));
     }
 
     #[test]

@@ -134,6 +134,8 @@ fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
     insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["model.position.aliby={}"]), @"--set model.position.aliby={}: `model.position.aliby` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `alibi`?");
+    insta::assert_snapshot!(set(&["model.position.alibi.slope=1"]), @"--set model.position.alibi.slope=1: `model.position.alibi.slope` is not a key of the configuration: [model.position.alibi] takes no keys.");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
     insta::assert_snapshot!(set(&["train.seq_len=10"]), @"run.toml:25:1: `train.batch_tokens` is 64, not a multiple of `train.seq_len` = 10: use 60 or 70");
 }
@@ -143,6 +145,7 @@ fn a_second_choice_names_both_and_removal_makes_room() {
     insta::assert_snapshot!(set(&["train.schedule.linear.min_learning_rate=0"]), @"--set train.schedule.linear.min_learning_rate=0: `train.schedule.linear` is given beside `train.schedule.cosine`: keep one of them (on the command line, `--set train.schedule.cosine=` removes the other)");
     insta::assert_snapshot!(set(&["model.norm.rms={}", "model.norm.layer.bias=false"]), @"--set model.norm.layer.bias=false: `model.norm.layer` is given beside `model.norm.rms`: keep one of them (on the command line, `--set model.norm.rms=` removes the other)");
     insta::assert_snapshot!(set(&["model.position.rope={}", "model.position.learned={}"]), @"--set model.position.learned={}: `model.position.learned` is given beside `model.position.rope`: keep one of them (on the command line, `--set model.position.rope=` removes the other)");
+    insta::assert_snapshot!(set(&["model.position.learned={}", "model.position.alibi={}"]), @"--set model.position.alibi={}: `model.position.alibi` is given beside `model.position.learned`: keep one of them (on the command line, `--set model.position.learned=` removes the other)");
     insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]");
     let swapped = ["train.schedule.cosine=", "train.schedule.linear.min_learning_rate=0"];
     let (loaded, _) = loaded(SOUND, &swapped).unwrap();

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
 
-use super::{ModelSpec, ParameterSource};
+use super::{ModelSpec, ParameterSource, PositionKind};
 
 /// Added to the mean square of a query or key head before its root.
 const QK_NORM_EPSILON: f64 = 1e-6;
@@ -58,7 +58,11 @@ impl Attention {
             output: projection("output", [d_q, d], spec.residual_std()),
             query_norm_k: head_norm(),
             key_norm_k: head_norm(),
-            heads: Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, alibi: false },
+            heads: Heads {
+                num_heads: spec.num_heads,
+                num_kv_heads: spec.num_kv_heads,
+                alibi: matches!(spec.position, PositionKind::Alibi),
+            },
             d_head: spec.d_head,
         }
     }

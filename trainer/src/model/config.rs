@@ -111,7 +111,7 @@ pub struct LayerNormConfig {
     pub bias: bool,
 }
 
-/// Token order: give one of the three tables; none means `[model.position.rope]`.
+/// Token order: give one of the four tables; none means `[model.position.rope]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct PositionConfig {
@@ -124,6 +124,10 @@ pub struct PositionConfig {
     /// Fixed sines and cosines, added to the embedding (arXiv:1706.03762, section 3.5).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sinusoidal: Option<SinusoidalPositionConfig>,
+    /// Subtract from each attention score the key's distance times the head's slope (ALiBi, arXiv:2108.12409,
+    /// section 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alibi: Option<AlibiConfig>,
 }
 
 /// `[model.position.rope]`.
@@ -150,6 +154,12 @@ pub struct LearnedPositionConfig {}
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SinusoidalPositionConfig {}
+
+/// `[model.position.alibi]`, which has no keys: the slope of head i of n is `2^(-8 i / n)`, for an n that is no power of two as
+/// in the authors' code.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlibiConfig {}
 
 /// Initial parameter values: normal with mean 0; norms start at one and biases at zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

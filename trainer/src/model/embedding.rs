@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use switchyard_kernels::embedding;
 
 use super::{ModelSpec, ParameterSource, PositionKind};
 
@@ -39,9 +40,8 @@ impl Embedding {
     /// - `input_ids_bs`: `[batch, seq]`; returns `[batch * seq, d_model]`
     pub fn forward(&self, input_ids_bs: Tensor<2, Int>) -> Tensor<2> {
         let [b, s] = input_ids_bs.dims();
-        let token_vd = self.token_vd.val();
-        let d = token_vd.dims()[1];
-        let x_td = token_vd.select(0, input_ids_bs.reshape([b * s]));
+        let x_td = embedding(self.token_vd.val(), input_ids_bs.reshape([b * s]));
+        let d = x_td.dims()[1];
         let Some(position_sd) = self.position_vectors(s, d, &x_td.device()) else {
             return x_td;
         };

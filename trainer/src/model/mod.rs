@@ -14,8 +14,8 @@ mod transformer;
 pub use attention::Attention;
 pub use block::{Block, BlockContext, FeedForward};
 pub use config::{
-    AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig, NormConfig,
-    PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
+    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig,
+    NormConfig, PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
 };
 pub use embedding::Embedding;
 pub use norm::Norm;

@@ -119,4 +119,6 @@ pub enum PositionKind {
     Learned,
     /// Fixed sines and cosines.
     Sinusoidal,
+    /// Scores that fall with the distance.
+    Alibi,
 }

@@ -217,7 +217,7 @@ impl Transformer {
     fn rotary_table(&self, seq_len: usize, device: &Device) -> Option<RotaryTable> {
         match self.spec.position {
             PositionKind::Rope { theta } => Some(RotaryTable::new(seq_len, self.spec.d_head, theta, device)),
-            PositionKind::Learned | PositionKind::Sinusoidal => None,
+            PositionKind::Learned | PositionKind::Sinusoidal | PositionKind::Alibi => None,
         }
     }
 }

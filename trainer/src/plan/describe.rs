@@ -230,6 +230,7 @@ impl RunPlan {
             PositionKind::Rope { .. } => "rotary",
             PositionKind::Learned => "learned",
             PositionKind::Sinusoidal => "sinusoidal",
+            PositionKind::Alibi => "ALiBi",
         }
     }
 

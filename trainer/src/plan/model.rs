@@ -67,11 +67,13 @@ fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> 
             ("rope", config.rope.is_some()),
             ("learned", config.learned.is_some()),
             ("sinusoidal", config.sinusoidal.is_some()),
+            ("alibi", config.alibi.is_some()),
         ],
     )?;
     match given {
         Some("learned") => Ok(PositionKind::Learned),
         Some("sinusoidal") => Ok(PositionKind::Sinusoidal),
+        Some("alibi") => Ok(PositionKind::Alibi),
         _ => {
             let RopeConfig { theta } = config.rope.clone().unwrap_or_default();
             positive("model.position.rope.theta", theta)?;

@@ -44,7 +44,15 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
     sinusoidal.model.ffn.d_ff = Some(20);
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
-    vec![("dense", tiny::dense()), ("moe", tiny::moe()), ("learned", learned), ("sinusoidal", sinusoidal)]
+    let mut alibi = tiny::dense();
+    alibi.model.position = table("[alibi]");
+    vec![
+        ("dense", tiny::dense()),
+        ("moe", tiny::moe()),
+        ("learned", learned),
+        ("sinusoidal", sinusoidal),
+        ("alibi", alibi),
+    ]
 }
 
 #[test]
