@@ -10,7 +10,7 @@ mod grouped;
 mod moe;
 mod soft;
 
-pub use config::{MoeConfig, MoeLayersConfig};
+pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};

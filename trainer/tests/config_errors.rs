@@ -246,6 +246,26 @@ fn schedules_and_early_stopping_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn granularity_and_other_routers_that_cannot_be_are_refused() {
+    insta::assert_snapshot!(set(&["model.ffn.moe.granularity=3"]), @"--set model.ffn.moe.granularity=3: `model.ffn.moe.granularity` is 3, which does not divide `model.ffn.moe.d_expert` = 16: use a divisor");
+    insta::assert_snapshot!(set(&["model.ffn.moe.granularity=0"]), @"--set model.ffn.moe.granularity=0: `model.ffn.moe.granularity` is 0: use at least 1, or remove the key");
+    let with = |rules: &str| {
+        let text = SOUND.replacen("[train]", &format!("{rules}\n[train]"), 1);
+        loaded(&text, &["model.ffn.d_ff=32"]).unwrap_err()
+    };
+    let rule = |layers: &str, router: &str| {
+        format!("[[model.ffn.moe.router_overrides]]\nlayers = {layers}\nrouter = {{ {router} }}\n")
+    };
+    insta::assert_snapshot!(with(&rule("[4]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` holds 4, but the model has 4 layers: use 0..=3");
+    insta::assert_snapshot!(with(&rule("[]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` is empty: name at least one layer, or remove the override");
+    insta::assert_snapshot!(with(&rule("[0, 1]", "top_k = 2").repeat(2)), @"run.toml:22:17: `model.ffn.moe.router_overrides[1].layers` holds 0, which has a router of its own already: name each layer once");
+    insta::assert_snapshot!(with(&rule("[0]", "top_k = 9")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_k` is 9, but the layer has 8 experts: use 1..=8");
+    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, cosine, entropy_weight, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    let dense = format!("[model.ffn.moe.layers]\nevery = 2\n{}", rule("[0]", "top_k = 2"));
+    insta::assert_snapshot!(with(&dense), @"run.toml:24:17: `model.ffn.moe.router_overrides[0].layers` holds 0, which is dense: name layers that are mixtures");
+}
+
+#[test]
 fn keys_without_effect_are_noted_not_refused() {
     let notes = |overrides: &[&str]| loaded(SOUND, overrides).unwrap().1.notes;
     assert_eq!(

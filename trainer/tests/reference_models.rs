@@ -114,9 +114,11 @@ fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancin
     let moe = MoeConfig {
         num_experts,
         d_expert,
+        granularity: None,
         d_shared_expert: None,
         shared_expert_gate: false,
         router,
+        router_overrides: Vec::new(),
         capacity: None,
         layers: None,
     };

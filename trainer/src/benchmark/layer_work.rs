@@ -179,12 +179,14 @@ fn spec(case: &LayerCase) -> ModelSpec {
     let moe = case.num_experts.zip(case.top_k).map(|(num_experts, top_k)| MoeConfig {
         num_experts,
         d_expert: case.d_ff,
+        granularity: None,
         d_shared_expert: None,
         shared_expert_gate: false,
         router: RouterConfig {
             load_balancing_weight: Some(LOAD_BALANCING_WEIGHT),
             ..RouterConfig::top_k(top_k)
         },
+        router_overrides: Vec::new(),
         capacity: None,
         layers: None,
     });

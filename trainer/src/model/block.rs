@@ -59,7 +59,9 @@ impl FeedForward {
     /// The feed-forward block of layer `layer`, its values drawn under `key`.
     pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
         match (spec.layers[layer], &spec.moe, spec.d_ff) {
-            (LayerKind::Moe, Some(moe), _) => Self::Moe(moe_layer(spec, moe, key, source)),
+            (LayerKind::Moe, Some(moe), _) => {
+                Self::Moe(moe_layer(spec, moe, moe.router_of(layer), key, source))
+            }
             (LayerKind::Dense, _, Some(d_ff)) => {
                 Self::Dense(dense_ffn(spec, d_ff, spec.ffn_bias, key, source))
             }
@@ -173,10 +175,16 @@ fn dense_ffn(spec: &ModelSpec, d_ff: usize, bias: bool, key: &str, source: &Para
     DenseFfn::new(weights, spec.activation)
 }
 
-fn moe_layer(spec: &ModelSpec, moe: &MoeConfig, key: &str, source: &ParameterSource) -> MoeLayer {
+fn moe_layer(
+    spec: &ModelSpec,
+    moe: &MoeConfig,
+    router_config: &RouterConfig,
+    key: &str,
+    source: &ParameterSource,
+) -> MoeLayer {
     let (d, std, e, f) = (spec.d_model, spec.init.std, moe.num_experts, moe.d_expert);
     let gated = spec.activation.is_gated();
-    let router = router(&moe.router, [d, e], spec, &format!("{key}.router"), source);
+    let router = router(router_config, [d, e], spec, &format!("{key}.router"), source);
     let weights = ExpertsWeights {
         w_gate_edf: gated.then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
@@ -203,7 +211,7 @@ fn router(
 ) -> Router {
     let std = spec.init.std * config.init_scale;
     let num_columns = match config.selection() {
-        Selection::Soft(_) => e * spec.soft_slots_per_expert().unwrap_or(1),
+        Selection::Soft(_) => e * spec.soft_slots_per_expert(config).unwrap_or(1),
         _ => e,
     };
     let weights = GateWeights {

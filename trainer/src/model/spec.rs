@@ -33,7 +33,7 @@ pub struct ModelSpec {
     pub d_ff: Option<usize>,
     /// Biases on the dense feed-forward block.
     pub ffn_bias: bool,
-    /// The mixture of the MoE layers; absent in a dense model.
+    /// The mixture of the MoE layers, its granularity applied; absent in a dense model.
     pub moe: Option<MoeConfig>,
     /// Normalisation.
     pub norm: NormKind,
@@ -56,15 +56,15 @@ impl ModelSpec {
     /// How tokens of layer `layer` choose experts; none in a layer without.
     pub fn router_of(&self, layer: usize) -> Option<&RouterConfig> {
         let moe = self.moe.as_ref().filter(|_| self.layers[layer] == LayerKind::Moe)?;
-        Some(&moe.router)
+        Some(moe.router_of(layer))
     }
 
-    /// Slots of one expert per sequence, where tokens are mixed softly; as many as give the work of `top_k` experts per
-    /// token unless configured.
-    pub fn soft_slots_per_expert(&self) -> Option<usize> {
+    /// Slots of one expert per sequence under `router`, if it mixes tokens softly; as many as give the work of `top_k`
+    /// experts per token unless configured.
+    pub fn soft_slots_per_expert(&self, router: &RouterConfig) -> Option<usize> {
         let moe = self.moe.as_ref()?;
-        let Selection::Soft(soft) = moe.router.selection() else { return None };
-        let equal_work = (moe.router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
+        let Selection::Soft(soft) = router.selection() else { return None };
+        let equal_work = (router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
         Some(soft.slots_per_expert.unwrap_or(equal_work))
     }
 

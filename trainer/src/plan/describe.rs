@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use switchyard_experts::Activation;
+use switchyard_experts::{Activation, RouterOverride};
 
 use super::RunPlan;
 use crate::model::{LayerKind, NormKind, PositionKind};
@@ -55,6 +55,9 @@ impl RunPlan {
                 moe.d_expert,
                 moe.router.top_k
             );
+            if let Some(granularity) = moe.granularity {
+                text.push_str(&format!(", granularity {granularity}"));
+            }
             if let Some(width) = moe.d_shared_expert {
                 text.push_str(&format!(", a shared expert of width {width}"));
             }
@@ -63,6 +66,7 @@ impl RunPlan {
                 None => text.push_str(", dropless"),
             }
             rows.push(("mixture", text));
+            rows.extend(moe.router_overrides.iter().map(router_override_row));
         }
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };
@@ -245,6 +249,13 @@ impl RunPlan {
             Activation::Relu => "ReLU",
         }
     }
+}
+
+/// What another router of some layers does.
+fn router_override_row(rule: &RouterOverride) -> Row {
+    let layers: Vec<String> = rule.layers.iter().map(usize::to_string).collect();
+    let (noun, layers) = (if layers.len() == 1 { "layer" } else { "layers" }, layers.join(", "));
+    ("other router", format!("in {noun} {layers}, each token to {}", rule.router.top_k))
 }
 
 /// `1234567` as `1,234,567`.

@@ -5,7 +5,7 @@ use switchyard_experts::{MoeConfig, MoeLayersConfig};
 use super::PlanError;
 use super::checks::{
     MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
-    in_range, not_negative, optional_in_range, positive,
+    in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use crate::model::{
     AttentionConfig, FfnConfig, LayerKind, ModelConfig, ModelSpec, NormConfig, NormKind, PositionConfig,
@@ -36,6 +36,7 @@ pub(super) fn resolve(
     let position = resolve_position(&config.position)?;
     let heads = resolve_heads(&config.attention, config.d_model, position)?;
     let layers = resolve_layers(&config.ffn, config.num_layers)?;
+    let moe = config.ffn.moe.as_ref().map(|moe| resolve_moe(moe, &layers)).transpose()?;
     check_widths(&config.ffn, &layers, notes)?;
     Ok(ModelSpec {
         vocab_size,
@@ -47,7 +48,7 @@ pub(super) fn resolve(
         qk_norm: config.attention.qk_norm,
         attention_bias: config.attention.bias,
         d_ff: config.ffn.d_ff.filter(|_| layers.contains(&LayerKind::Dense)),
-        moe: config.ffn.moe.clone(),
+        moe,
         layers,
         activation: config.ffn.activation,
         ffn_bias: config.ffn.bias,
@@ -197,9 +198,6 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
 }
 
 fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
-    if let Some(moe) = &ffn.moe {
-        check_moe(moe)?;
-    }
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
     match (ffn.d_ff, first_dense) {
         (Some(d_ff), Some(_)) => in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH),
@@ -218,7 +216,12 @@ fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) 
     }
 }
 
-fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
+/// The mixture with its granularity applied.
+fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, PlanError> {
+    for (key, size) in [("num_experts", written.num_experts), ("d_expert", written.d_expert)] {
+        not_zero(&format!("model.ffn.moe.{key}"), size == 0, "")?;
+    }
+    let moe = written.with_granularity_applied().map_err(PlanError::from_message)?;
     moe.validate().map_err(PlanError::from_message)?;
     in_range("model.ffn.moe.num_experts", moe.num_experts, 1..=MAX_EXPERTS)?;
     in_range("model.ffn.moe.d_expert", moe.d_expert, 1..=MAX_HIDDEN_WIDTH)?;
@@ -227,5 +230,30 @@ fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
         moe.d_shared_expert,
         1..=MAX_HIDDEN_WIDTH,
         "for no shared expert",
-    )
+    )?;
+    check_router_overrides(&moe, layers)?;
+    Ok(moe)
+}
+
+/// Ok if each override names mixtures, and each mixture is named once at most.
+fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), PlanError> {
+    let mut seen = vec![false; layers.len()];
+    for (index, rule) in moe.router_overrides.iter().enumerate() {
+        let key = format!("model.ffn.moe.router_overrides[{index}].layers");
+        if rule.layers.is_empty() {
+            return Err(PlanError::new(&key, "is empty: name at least one layer, or remove the override"));
+        }
+        for &layer in &rule.layers {
+            let problem = match layers.get(layer) {
+                None => format!("but the model has {} layers: use 0..={}", layers.len(), layers.len() - 1),
+                Some(LayerKind::Dense) => "which is dense: name layers that are mixtures".into(),
+                Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
+                    "which has a router of its own already: name each layer once".into()
+                }
+                Some(LayerKind::Moe) => continue,
+            };
+            return Err(PlanError::new(&key, format!("holds {layer}, {problem}")));
+        }
+    }
+    Ok(())
 }
