@@ -5,7 +5,7 @@
 //! gated, else 2).
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::MoeConfig;
+use switchyard_experts::{BlockSparseConfig, MoeConfig};
 use switchyard_router::{RouterConfig, Selection};
 
 use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
@@ -46,6 +46,9 @@ pub struct ParameterBreakdown {
     pub norm: u64,
     /// Dense feed-forward blocks: m d f, with biases.
     pub dense_ffn: u64,
+    /// Block-sparse feed-forward blocks: m n b b for n blocks of side b.
+    #[serde(default)]
+    pub block_sparse_ffn: u64,
     /// Routers: d e for a linear gate, twice that with learned noise, d e p for p soft slots per expert, d c + c e + 1 for
     /// a cosine gate of width c, nothing where nothing is learned; with a gated shared expert d more. An expert bias, which is
     /// not learned, is not counted.
@@ -73,6 +76,9 @@ pub struct ForwardFlops {
     pub attention_mixing: u64,
     /// Dense feed-forward blocks.
     pub dense_ffn: u64,
+    /// Block-sparse feed-forward blocks.
+    #[serde(default)]
+    pub block_sparse_ffn: u64,
     /// Routers.
     pub router: u64,
     /// The k routed experts of the token.
@@ -126,6 +132,7 @@ impl ParameterBreakdown {
             attention: layers.all * attention_params(spec),
             norm: (2 * layers.all + 1) * norm_params,
             dense_ffn: layers.dense * (matrices * d * d_ff + ffn_bias),
+            block_sparse_ffn: block_sparse_params(spec),
             router: moe_routers(spec).map(|router| router_params(spec, router)).sum(),
             routed_experts: matrices * d * moe(|moe| moe.num_experts * moe.d_expert),
             shared_experts: matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
@@ -139,6 +146,7 @@ impl ParameterBreakdown {
             + self.attention
             + self.norm
             + self.dense_ffn
+            + self.block_sparse_ffn
             + self.router
             + self.routed_experts
             + self.shared_experts
@@ -159,6 +167,7 @@ impl ForwardFlops {
             attention_projections: layers.all * 2 * d * (2 * d_query + 2 * d_kv),
             attention_mixing: layers.all * 2 * d_query * (s + 1),
             dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
+            block_sparse_ffn: 2 * block_sparse_params(spec),
             router: 2 * moe_routers(spec).map(|router| router_matrix_params(spec, router)).sum::<u64>(),
             routed_experts: 2 * active_expert_params(spec),
             shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
@@ -170,6 +179,7 @@ impl ForwardFlops {
         self.attention_projections
             + self.attention_mixing
             + self.dense_ffn
+            + self.block_sparse_ffn
             + self.router
             + self.routed_experts
             + self.shared_experts
@@ -231,9 +241,11 @@ fn kept_values_per_token(spec: &ModelSpec) -> f64 {
         let width = (router.top_k * moe.d_expert + moe.d_shared_expert.unwrap_or(0)) as f64;
         hidden_copies * width + moe.num_experts as f64
     };
+    let block_sparse_width = spec.block_sparse.as_ref().map_or(0, |config| config.d_ff);
     layers.all as f64 * attention as f64
         + layers.dense as f64 * hidden_copies * spec.d_ff.unwrap_or(0) as f64
         + moe_routers(spec).map(moe).sum::<f64>()
+        + layers.block_sparse as f64 * hidden_copies * block_sparse_width as f64
         + 2.0 * spec.vocab_size as f64
 }
 
@@ -242,13 +254,16 @@ struct LayerNumbers {
     all: u64,
     dense: u64,
     moe: u64,
+    block_sparse: u64,
 }
 
 impl LayerNumbers {
     fn of(spec: &ModelSpec) -> Self {
         let all = spec.layers.len() as u64;
         let moe = spec.layers.iter().filter(|kind| **kind == LayerKind::Moe).count() as u64;
-        Self { all, dense: all - moe, moe }
+        let dense = spec.layers.iter().filter(|kind| **kind == LayerKind::Dense).count() as u64;
+        let block_sparse = all - dense - moe;
+        Self { all, dense, moe, block_sparse }
     }
 }
 
@@ -293,6 +308,14 @@ fn router_params(spec: &ModelSpec, router: &RouterConfig) -> u64 {
     router_matrix_params(spec, router) + u64::from(router.cosine.is_some())
 }
 
+/// Parameters of the block-sparse layers: those of the blocks that are there.
+fn block_sparse_params(spec: &ModelSpec) -> u64 {
+    let params_of = |config: &BlockSparseConfig| {
+        ffn_matrices(spec) * (config.num_blocks(spec.d_model) * config.block * config.block) as u64
+    };
+    LayerNumbers::of(spec).block_sparse * spec.block_sparse.as_ref().map_or(0, params_of)
+}
+
 fn ffn_matrices(spec: &ModelSpec) -> u64 {
     if spec.activation.is_gated() { 3 } else { 2 }
 }
@@ -327,6 +350,7 @@ mod tests {
             d_ff: Some(3),
             ffn_bias: false,
             moe: None,
+            block_sparse: None,
             norm: NormKind::Rms { epsilon: 1e-5 },
             position: PositionKind::Sinusoidal,
             tie_embeddings: false,
@@ -378,6 +402,28 @@ mod tests {
         assert_eq!(sparse.total_params, dense.total_params - 12 + 8 + 72 + 6);
         assert_eq!(sparse.active_params, dense.total_params - 12 + 8 + 36 + 6);
         assert_eq!(sparse.forward_flops_per_token, dense.forward_flops_per_token + 2 * (8 + 36 + 6 - 12));
+    }
+
+    #[test]
+    fn a_block_sparse_layer_counted_by_hand() {
+        let config = BlockSparseConfig {
+            block: 1,
+            d_ff: 6,
+            density: 0.5,
+            seed: 0,
+            topology: switchyard_experts::TopologyConfig::default(),
+        };
+        let spec = ModelSpec {
+            layers: vec![LayerKind::BlockSparse],
+            d_ff: None,
+            block_sparse: Some(config),
+            ..dense()
+        };
+        let (counts, dense) = (ModelCounts::of(&spec), ModelCounts::of(&dense()));
+        // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and 3x2.
+        assert_eq!(counts.total_params, dense.total_params);
+        assert_eq!(counts.active_params, counts.total_params);
+        assert_eq!(counts.forward_flops_per_token, dense.forward_flops_per_token);
     }
 
     #[test]

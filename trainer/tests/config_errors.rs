@@ -266,6 +266,38 @@ fn granularity_and_other_routers_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn block_sparse_matrices_that_cannot_be_are_refused() {
+    let with = |keys: &str| set(&["model.ffn.moe=", &format!("model.ffn.block_sparse={{ {keys} }}")]);
+    for (keys, expected) in [
+        (
+            "d_ff = 64, density = 0.5, block = 5",
+            "`model.ffn.block_sparse.block` is 5, which does not divide `model.d_model` = 32: use a divisor",
+        ),
+        ("d_ff = 65, density = 0.5", "`model.ffn.block_sparse.d_ff` is 65: use a multiple of `block` = 32"),
+        (
+            "d_ff = 64, density = 0.0",
+            "`model.ffn.block_sparse.density` is 0: use a number above 0 and up to 1",
+        ),
+        (
+            "d_ff = 64, density = 0.5, topology = { random = {}, barabasi_albert = {} }",
+            "`model.ffn.block_sparse.topology` has several tables: keep one of them",
+        ),
+        (
+            "d_ff = 64, density = 0.5, topology = { small_world = { rewiring = 2.0 } }",
+            "`model.ffn.block_sparse.topology.small_world.rewiring` is 2: use a number in 0..=1",
+        ),
+    ] {
+        let message = with(keys);
+        assert!(message.starts_with("--set ") && message.ends_with(expected), "{message}");
+    }
+    let both = set(&["model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]);
+    assert!(
+        both.ends_with("`model.ffn.block_sparse` is given beside `model.ffn.moe`: keep one of them"),
+        "{both}"
+    );
+}
+
+#[test]
 fn keys_without_effect_are_noted_not_refused() {
     let notes = |overrides: &[&str]| loaded(SOUND, overrides).unwrap().1.notes;
     assert_eq!(

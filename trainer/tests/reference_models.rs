@@ -100,6 +100,7 @@ fn llama_spec() -> ModelSpec {
         d_ff: Some(64),
         ffn_bias: false,
         moe: None,
+        block_sparse: None,
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Rope { theta: 1e4 },
         tie_embeddings: false,

@@ -1,7 +1,7 @@
 //! The network with nothing left open: what [`super::ModelConfig`] means once resolved.
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{Activation, MoeConfig};
+use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 use switchyard_router::{RouterConfig, Selection};
 
 use super::config::InitConfig;
@@ -29,12 +29,14 @@ pub struct ModelSpec {
     pub layers: Vec<LayerKind>,
     /// Non-linearity of the feed-forward blocks.
     pub activation: Activation,
-    /// Hidden width of the dense feed-forward block; absent when every layer is MoE.
+    /// Hidden width of the dense feed-forward block; absent without dense layers.
     pub d_ff: Option<usize>,
     /// Biases on the dense feed-forward block.
     pub ffn_bias: bool,
     /// The mixture of the MoE layers, its granularity applied; absent in a dense model.
     pub moe: Option<MoeConfig>,
+    /// The matrices of the block-sparse layers; absent in a model without.
+    pub block_sparse: Option<BlockSparseConfig>,
     /// Normalisation.
     pub norm: NormKind,
     /// Token order.
@@ -86,6 +88,8 @@ pub enum LayerKind {
     Dense,
     /// A mixture of experts.
     Moe,
+    /// One block for every token, with block-sparse matrices.
+    BlockSparse,
 }
 
 /// Normalisation with its constants.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use switchyard_experts::{Activation, RouterOverride};
+use switchyard_experts::{Activation, BlockSparseConfig, RouterOverride, TopologyKind};
 
 use super::RunPlan;
 use crate::model::{LayerKind, NormKind, PositionKind};
@@ -68,6 +68,9 @@ impl RunPlan {
             rows.push(("mixture", text));
             rows.extend(moe.router_overrides.iter().map(router_override_row));
         }
+        if let Some(config) = &model.block_sparse {
+            rows.push(("block-sparse", self.block_sparse_text(config)));
+        }
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };
         let vocab_size = grouped(model.vocab_size as u64);
@@ -75,7 +78,24 @@ impl RunPlan {
         rows
     }
 
-    /// One letter per layer: `D` dense, `M` mixture.
+    fn block_sparse_text(&self, config: &BlockSparseConfig) -> String {
+        let topology = match config.kind() {
+            TopologyKind::Random => "at random",
+            TopologyKind::SmallWorld { .. } => "as a small world",
+            TopologyKind::BarabasiAlbert => "by preferential attachment",
+        };
+        let d_model = self.model.d_model;
+        let num_places = d_model / config.block * (config.d_ff / config.block);
+        format!(
+            "{} of width {}, {} of {num_places} blocks of side {} in each matrix, {topology}",
+            self.activation_name(),
+            config.d_ff,
+            config.num_blocks(d_model),
+            config.block
+        )
+    }
+
+    /// One letter per layer: `D` dense, `M` mixture, `B` block-sparse.
     fn layer_map(&self) -> String {
         let letters: String = self
             .model
@@ -84,9 +104,11 @@ impl RunPlan {
             .map(|kind| match kind {
                 LayerKind::Dense => 'D',
                 LayerKind::Moe => 'M',
+                LayerKind::BlockSparse => 'B',
             })
             .collect();
-        format!("{letters}  (first layer first; D dense, M mixture of experts)")
+        let block_sparse = if letters.contains('B') { ", B block-sparse" } else { "" };
+        format!("{letters}  (first layer first; D dense, M mixture of experts{block_sparse})")
     }
 
     fn parameter_rows(&self) -> Vec<Row> {
@@ -98,6 +120,7 @@ impl RunPlan {
             ("attention", params.attention),
             ("norms", params.norm),
             ("dense blocks", params.dense_ffn),
+            ("block-sparse", params.block_sparse_ffn),
             ("routers", params.router),
             ("routed experts", params.routed_experts),
             ("shared experts", params.shared_experts),

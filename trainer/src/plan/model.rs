@@ -36,6 +36,7 @@ pub(super) fn resolve(
     let position = resolve_position(&config.position)?;
     let heads = resolve_heads(&config.attention, config.d_model, position)?;
     let layers = resolve_layers(&config.ffn, config.num_layers)?;
+    check_block_sparse(&config.ffn, config.d_model)?;
     let moe = config.ffn.moe.as_ref().map(|moe| resolve_moe(moe, &layers)).transpose()?;
     check_widths(&config.ffn, &layers, notes)?;
     Ok(ModelSpec {
@@ -49,6 +50,7 @@ pub(super) fn resolve(
         attention_bias: config.attention.bias,
         d_ff: config.ffn.d_ff.filter(|_| layers.contains(&LayerKind::Dense)),
         moe,
+        block_sparse: config.ffn.block_sparse.clone(),
         layers,
         activation: config.ffn.activation,
         ffn_bias: config.ffn.bias,
@@ -145,6 +147,9 @@ fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
 
 /// Kind of each layer, first layer first.
 fn resolve_layers(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
+    if ffn.block_sparse.is_some() {
+        return Ok(vec![LayerKind::BlockSparse; num_layers]);
+    }
     let Some(moe) = &ffn.moe else {
         return Ok(vec![LayerKind::Dense; num_layers]);
     };
@@ -209,11 +214,22 @@ fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) 
         (d_ff, None) => {
             let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
             for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
-                notes.push(format!("`model.ffn.{key}` has no effect: every layer is MoE"));
+                let kind = if ffn.block_sparse.is_some() { "block-sparse" } else { "MoE" };
+                notes.push(format!("`model.ffn.{key}` has no effect: every layer is {kind}"));
             }
             Ok(())
         }
     }
+}
+
+fn check_block_sparse(ffn: &FfnConfig, d_model: usize) -> Result<(), PlanError> {
+    let Some(block_sparse) = &ffn.block_sparse else { return Ok(()) };
+    if ffn.moe.is_some() {
+        let problem = "is given beside `model.ffn.moe`: keep one of them";
+        return Err(PlanError::new("model.ffn.block_sparse", problem));
+    }
+    in_range("model.ffn.block_sparse.d_ff", block_sparse.d_ff, 1..=MAX_HIDDEN_WIDTH)?;
+    block_sparse.validate(d_model).map_err(PlanError::from_message)
 }
 
 /// The mixture with its granularity applied.
@@ -246,7 +262,9 @@ fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), P
         for &layer in &rule.layers {
             let problem = match layers.get(layer) {
                 None => format!("but the model has {} layers: use 0..={}", layers.len(), layers.len() - 1),
-                Some(LayerKind::Dense) => "which is dense: name layers that are mixtures".into(),
+                Some(LayerKind::Dense | LayerKind::BlockSparse) => {
+                    "which is dense: name layers that are mixtures".into()
+                }
                 Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
                     "which has a router of its own already: name each layer once".into()
                 }

@@ -51,6 +51,10 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
     sinusoidal.model.ffn.d_ff = Some(20);
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
+    let mut block_sparse = tiny::dense();
+    block_sparse.model.ffn = table(
+        "activation = \"swiglu\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.5\ntopology = { small_world = {} }",
+    );
     let mut fine = tiny::moe();
     let moe = fine.model.ffn.moe.as_mut().unwrap();
     moe.granularity = Some(2);
@@ -64,6 +68,7 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
         ("learned", learned),
         ("sinusoidal", sinusoidal),
         ("fine", fine),
+        ("block-sparse", block_sparse),
     ]
 }
 
@@ -297,4 +302,20 @@ fn each_layer_routes_with_its_own_router() {
     assert_eq!(slots, [16 * 2, 16 * 3]);
     let plan = RunPlan::resolve(&config).unwrap();
     assert!(plan.describe().contains("in layer 1, each token to 3"), "{}", plan.describe());
+}
+
+#[test]
+fn a_block_sparse_model_learns_and_keeps_its_topology() {
+    for topology in ["random", "small_world", "barabasi_albert"] {
+        let mut config = tiny::dense();
+        config.model.ffn = table(&format!(
+            "activation = \"gelu_tanh\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.25\ntopology = {{ {topology} = {{}} }}"
+        ));
+        let (losses, _) = train(&config, 12);
+        assert!(losses[11] < losses[0] - 0.1, "{topology}: {losses:?}");
+        let plan = RunPlan::resolve(&config).unwrap();
+        // Two matrices in two layers, a quarter of 4 x 12 blocks of 4 x 4.
+        assert_eq!(plan.counts.params.block_sparse_ffn, 2 * 2 * 12 * 16);
+        assert!(plan.describe().contains("12 of 48 blocks of side 4 in each matrix"), "{}", plan.describe());
+    }
 }
