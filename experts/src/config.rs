@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use switchyard_router::{CapacityConfig, RouterConfig};
+use switchyard_router::{CapacityConfig, RouterConfig, RouterError};
 
 use crate::MoeConfigError;
 
@@ -14,6 +14,12 @@ pub struct MoeConfig {
     pub num_experts: usize,
     /// Hidden width of one routed expert.
     pub d_expert: usize,
+    /// Fine-grained experts as one number (arXiv:2402.07871, section 3; DeepSeekMoE, arXiv:2401.06066, section 3.1):
+    /// `num_experts`, `d_expert` and `top_k`, written for 1, become `granularity` times as many experts of a
+    /// `granularity`-th of the width, `granularity` times as many of them per token. Total and active parameters of the
+    /// experts stay; the router grows. Absent is 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<usize>,
     /// Hidden width of the shared expert that sees every token; absent means none. Several shared
     /// experts of one width are the same function as one of their summed width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,6 +29,9 @@ pub struct MoeConfig {
     pub shared_expert_gate: bool,
     /// How tokens choose experts.
     pub router: RouterConfig,
+    /// Other routers for some of the layers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router_overrides: Vec<RouterOverride>,
     /// Limit on tokens per expert; absent is dropless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<CapacityConfig>,
@@ -31,8 +40,71 @@ pub struct MoeConfig {
     pub layers: Option<MoeLayersConfig>,
 }
 
+/// `[[model.ffn.moe.router_overrides]]`: a whole router, in the place of `model.ffn.moe.router`, for some layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouterOverride {
+    /// These layers, counted from 0.
+    pub layers: Vec<usize>,
+    /// How tokens choose experts there.
+    pub router: RouterConfig,
+}
+
 impl MoeConfig {
-    /// Checks everything except `layers`, which depends on the number of layers.
+    /// The mixture with `granularity` multiplied out; the number itself stays, for people to read.
+    ///
+    /// # Errors
+    /// [`MoeConfigError`] if the granularity is 0 or does not divide the experts' width, or a router chooses more experts
+    /// than there are.
+    pub fn with_granularity_applied(&self) -> Result<Self, MoeConfigError> {
+        let granularity = self.granularity.unwrap_or(1);
+        if granularity == 0 {
+            return Err(MoeConfigError::Zero { key: "granularity", optional: true });
+        }
+        if !self.d_expert.is_multiple_of(granularity) {
+            return Err(MoeConfigError::Granularity { granularity, d_expert: self.d_expert });
+        }
+        // Checked as written: afterwards a message would name numbers that nobody wrote.
+        self.check_top_k()?;
+        let mut moe = self.clone();
+        moe.num_experts = self.num_experts.saturating_mul(granularity);
+        moe.d_expert = self.d_expert / granularity;
+        for router in moe.router_overrides.iter_mut().map(|rule| &mut rule.router).chain([&mut moe.router]) {
+            router.top_k = router.top_k.saturating_mul(granularity);
+        }
+        Ok(moe)
+    }
+
+    fn check_top_k(&self) -> Result<(), MoeConfigError> {
+        let check = |router: &RouterConfig| {
+            RouterConfig { renormalise: false, ..RouterConfig::top_k(router.top_k) }
+                .validate(self.num_experts)
+        };
+        check(&self.router)?;
+        self.check_overrides(check)
+    }
+
+    /// `check` of every other router, with its place in the list as part of the key.
+    fn check_overrides(
+        &self,
+        check: impl Fn(&RouterConfig) -> Result<(), RouterError>,
+    ) -> Result<(), MoeConfigError> {
+        for (index, rule) in self.router_overrides.iter().enumerate() {
+            check(&rule.router).map_err(|RouterError { key, problem }| RouterError {
+                key: format!("router_overrides[{index}].{key}"),
+                problem,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How tokens of layer `layer` choose experts, if it has any.
+    pub fn router_of(&self, layer: usize) -> &RouterConfig {
+        let rule = self.router_overrides.iter().find(|rule| rule.layers.contains(&layer));
+        rule.map_or(&self.router, |rule| &rule.router)
+    }
+
+    /// Checks everything except layers, which depend on the number of layers.
     ///
     /// # Errors
     /// Names the first key under `model.ffn.moe` whose value is out of range.
@@ -51,6 +123,7 @@ impl MoeConfig {
             return Err(MoeConfigError::SharedExpertGate);
         }
         self.router.validate(self.num_experts)?;
+        self.check_overrides(|router| router.validate(self.num_experts))?;
         if let Some(capacity) = &self.capacity {
             capacity.validate(self.num_experts)?;
             capacity.validate_selection(&self.router)?;
@@ -82,9 +155,11 @@ mod tests {
         MoeConfig {
             num_experts: 8,
             d_expert: 16,
+            granularity: None,
             d_shared_expert: None,
             shared_expert_gate: false,
             router,
+            router_overrides: Vec::new(),
             capacity: None,
             layers: None,
         }
@@ -116,5 +191,51 @@ mod tests {
             "`model.ffn.moe.capacity.factor` is -1: use a positive number, or remove the table for a dropless layer"
         );
         assert_eq!(config().validate(), Ok(()));
+    }
+    #[test]
+    fn granularity_keeps_what_the_experts_hold_and_what_a_token_uses() {
+        let written = MoeConfig { num_experts: 8, d_expert: 48, ..config() };
+        for granularity in [1, 2, 4, 8] {
+            let moe = MoeConfig { granularity: Some(granularity), ..written.clone() };
+            let fine = moe.with_granularity_applied().unwrap();
+            assert_eq!((fine.num_experts, fine.router.top_k), (8 * granularity, 2 * granularity));
+            assert_eq!(fine.num_experts * fine.d_expert, 8 * 48);
+            assert_eq!(fine.router.top_k * fine.d_expert, 2 * 48);
+            assert_eq!(fine.validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_granularity_that_cannot_be_names_its_key() {
+        let message = |granularity| {
+            let moe = MoeConfig { granularity: Some(granularity), ..config() };
+            moe.with_granularity_applied().unwrap_err().to_string()
+        };
+        assert_eq!(message(0), "`model.ffn.moe.granularity` is 0: use at least 1, or remove the key");
+        assert_eq!(
+            message(3),
+            "`model.ffn.moe.granularity` is 3, which does not divide `model.ffn.moe.d_expert` = 16: use a divisor"
+        );
+        let too_many =
+            MoeConfig { num_experts: 1, granularity: Some(2), ..config() }.with_granularity_applied();
+        assert_eq!(
+            too_many.unwrap_err().to_string(),
+            "`model.ffn.moe.router.top_k` is 2, but the layer has 1 experts: use 1..=1"
+        );
+    }
+
+    #[test]
+    fn a_layer_has_the_router_that_names_it_or_the_common_one() {
+        let other = RouterOverride { layers: vec![1, 3], router: RouterConfig::top_k(5) };
+        let moe = MoeConfig { router_overrides: vec![other], ..config() };
+        let top_ks: Vec<usize> = (0..4).map(|layer| moe.router_of(layer).top_k).collect();
+        assert_eq!(top_ks, [2, 5, 2, 5]);
+        let fine = MoeConfig { granularity: Some(2), ..moe.clone() }.with_granularity_applied().unwrap();
+        assert_eq!((fine.router_of(0).top_k, fine.router_of(1).top_k), (4, 10));
+        let few = MoeConfig { num_experts: 4, ..moe };
+        assert_eq!(
+            few.validate().unwrap_err().to_string(),
+            "`model.ffn.moe.router_overrides[0].router.top_k` is 5, but the layer has 4 experts: use 1..=4"
+        );
     }
 }

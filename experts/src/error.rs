@@ -14,6 +14,17 @@ pub enum MoeConfigError {
         /// Whether the key may be absent.
         optional: bool,
     },
+    /// A granularity that does not cut experts into equal parts.
+    #[error(
+        "`model.ffn.moe.granularity` is {granularity}, which does not divide `model.ffn.moe.d_expert` = {d_expert}: use a \
+         divisor"
+    )]
+    Granularity {
+        /// As configured.
+        granularity: usize,
+        /// Width of an expert, as configured.
+        d_expert: usize,
+    },
     /// A gate of a shared expert that is not there.
     #[error(
         "`model.ffn.moe.shared_expert_gate` is true, but there is no shared expert: set \

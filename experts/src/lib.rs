@@ -1,19 +1,26 @@
-//! What an expert does with its tokens: the dense feed-forward block, and the mixture of experts in its place.
+//! What an expert does with its tokens: the dense and the block-sparse feed-forward block, and the mixture of experts in its place.
 //!
 //! A token's way through a [`MoeLayer`]: the router chooses, [`DispatchPlan`] sorts, and [`Experts`] gathers each expert's
 //! rows, multiplies, and combines the rows with their gates.
 
+mod block_sparse;
 mod config;
 mod dense;
 mod error;
 mod grouped;
 mod moe;
 mod soft;
+mod topology;
 
-pub use config::{MoeConfig, MoeLayersConfig};
+pub use block_sparse::{
+    BlockSparseConfig, BlockSparseConfigError, BlockSparseFfn, BlockSparseWeights, PlainTopologyConfig,
+    SmallWorldConfig, TopologyConfig,
+};
+pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};
 pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
-pub use switchyard_kernels::{Activation, DispatchPlan};
+pub use switchyard_kernels::{Activation, BlockTopology, DispatchPlan};
 pub use switchyard_router::{CapacityConfig, DropPolicy};
+pub use topology::TopologyKind;

@@ -153,6 +153,30 @@ fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
     });
 }
 
+/// One block in `one_in` of a projection, evenly spread, forward and backward: the items are those of the blocks that are
+/// there, so a rate that stays says that time is proportional to them. Beside it `dense_projection`, the whole matrix.
+#[divan::bench(args = [1, 2, 4, 8])]
+fn block_sparse_linear(bencher: Bencher, one_in: usize) {
+    const BLOCK: usize = 32;
+    let pass = Pass::ForwardBackward;
+    let shape = [D_MODEL / BLOCK, D_FF / BLOCK];
+    let all = (0..shape[0]).flat_map(|row| (0..shape[1]).map(move |column| [row, column]));
+    let places: Vec<_> = all.filter(|[row, column]| (row + column) % one_in == 0).collect();
+    let topology = ops::BlockTopology::new(BLOCK, shape, places);
+    let x_td = pass.input([NUM_TOKENS, D_MODEL]);
+    let blocks_nbb = pass.input([topology.num_blocks(), BLOCK, BLOCK]);
+    let work = pass.flops(2 * NUM_TOKENS * topology.num_blocks() * BLOCK * BLOCK);
+    pass.time(bencher, work, || ops::block_sparse_linear(x_td.clone(), blocks_nbb.clone(), &topology));
+}
+
+#[divan::bench]
+fn dense_projection(bencher: Bencher) {
+    let pass = Pass::ForwardBackward;
+    let (x_td, w_df) = (pass.input([NUM_TOKENS, D_MODEL]), pass.input([D_MODEL, D_FF]));
+    let work = pass.flops(2 * NUM_TOKENS * D_MODEL * D_FF);
+    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None));
+}
+
 #[divan::bench(args = PASSES)]
 fn top_k_gates(bencher: Bencher, pass: Pass) {
     const NUM_EXPERTS: usize = 64;

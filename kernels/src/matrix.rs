@@ -148,6 +148,11 @@ impl<'a> MatrixMut<'a> {
         (0..rows).step_by(num_rows).flat_map(columns).map(|(row, column)| block(row, column)).collect()
     }
 
+    /// The same matrix for a shorter time, to be written more than once.
+    pub(crate) fn reborrow(&mut self) -> MatrixMut<'_> {
+        MatrixMut { elements: PhantomData, ..*self }
+    }
+
     /// One row.
     ///
     /// # Panics

@@ -5,8 +5,8 @@
 //! gated, else 2).
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::MoeConfig;
-use switchyard_router::Selection;
+use switchyard_experts::{BlockSparseConfig, MoeConfig};
+use switchyard_router::{RouterConfig, Selection};
 
 use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
 
@@ -46,6 +46,9 @@ pub struct ParameterBreakdown {
     pub norm: u64,
     /// Dense feed-forward blocks: m d f, with biases.
     pub dense_ffn: u64,
+    /// Block-sparse feed-forward blocks: m n b b for n blocks of side b.
+    #[serde(default)]
+    pub block_sparse_ffn: u64,
     /// Routers: d e for a linear gate, twice that with learned noise, d e p for p soft slots per expert, d c + c e + 1 for
     /// a cosine gate of width c, nothing where nothing is learned; with a gated shared expert d more. An expert bias, which is
     /// not learned, is not counted.
@@ -73,6 +76,9 @@ pub struct ForwardFlops {
     pub attention_mixing: u64,
     /// Dense feed-forward blocks.
     pub dense_ffn: u64,
+    /// Block-sparse feed-forward blocks.
+    #[serde(default)]
+    pub block_sparse_ffn: u64,
     /// Routers.
     pub router: u64,
     /// The k routed experts of the token.
@@ -126,7 +132,8 @@ impl ParameterBreakdown {
             attention: layers.all * attention_params(spec),
             norm: (2 * layers.all + 1) * norm_params,
             dense_ffn: layers.dense * (matrices * d * d_ff + ffn_bias),
-            router: layers.moe * router_params(spec),
+            block_sparse_ffn: block_sparse_params(spec),
+            router: moe_routers(spec).map(|router| router_params(spec, router)).sum(),
             routed_experts: matrices * d * moe(|moe| moe.num_experts * moe.d_expert),
             shared_experts: matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
             head: if spec.tie_embeddings { 0 } else { d * v },
@@ -139,6 +146,7 @@ impl ParameterBreakdown {
             + self.attention
             + self.norm
             + self.dense_ffn
+            + self.block_sparse_ffn
             + self.router
             + self.routed_experts
             + self.shared_experts
@@ -159,7 +167,8 @@ impl ForwardFlops {
             attention_projections: layers.all * 2 * d * (2 * d_query + 2 * d_kv),
             attention_mixing: layers.all * 2 * d_query * (s + 1),
             dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
-            router: 2 * layers.moe * router_matrix_params(spec),
+            block_sparse_ffn: 2 * block_sparse_params(spec),
+            router: 2 * moe_routers(spec).map(|router| router_matrix_params(spec, router)).sum::<u64>(),
             routed_experts: 2 * active_expert_params(spec),
             shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
             head: 2 * d * v,
@@ -170,6 +179,7 @@ impl ForwardFlops {
         self.attention_projections
             + self.attention_mixing
             + self.dense_ffn
+            + self.block_sparse_ffn
             + self.router
             + self.routed_experts
             + self.shared_experts
@@ -226,13 +236,16 @@ fn kept_values_per_token(spec: &ModelSpec) -> f64 {
     let hidden_copies = ffn_matrices(spec) as f64;
     let attention =
         6 * spec.d_model as u64 + 2 * (d_query + d_kv) + spec.num_heads as u64 * spec.max_seq_len as u64;
-    let moe = spec.moe.as_ref().map_or(0.0, |moe| {
-        let width = (moe.router.top_k * moe.d_expert + moe.d_shared_expert.unwrap_or(0)) as f64;
+    let moe = |router: &RouterConfig| {
+        let Some(moe) = &spec.moe else { return 0.0 };
+        let width = (router.top_k * moe.d_expert + moe.d_shared_expert.unwrap_or(0)) as f64;
         hidden_copies * width + moe.num_experts as f64
-    });
+    };
+    let block_sparse_width = spec.block_sparse.as_ref().map_or(0, |config| config.d_ff);
     layers.all as f64 * attention as f64
         + layers.dense as f64 * hidden_copies * spec.d_ff.unwrap_or(0) as f64
-        + layers.moe as f64 * moe
+        + moe_routers(spec).map(moe).sum::<f64>()
+        + layers.block_sparse as f64 * hidden_copies * block_sparse_width as f64
         + 2.0 * spec.vocab_size as f64
 }
 
@@ -241,13 +254,16 @@ struct LayerNumbers {
     all: u64,
     dense: u64,
     moe: u64,
+    block_sparse: u64,
 }
 
 impl LayerNumbers {
     fn of(spec: &ModelSpec) -> Self {
         let all = spec.layers.len() as u64;
         let moe = spec.layers.iter().filter(|kind| **kind == LayerKind::Moe).count() as u64;
-        Self { all, dense: all - moe, moe }
+        let dense = spec.layers.iter().filter(|kind| **kind == LayerKind::Dense).count() as u64;
+        let block_sparse = all - dense - moe;
+        Self { all, dense, moe, block_sparse }
     }
 }
 
@@ -264,14 +280,19 @@ fn attention_params(spec: &ModelSpec) -> u64 {
     d * (2 * d_query + 2 * d_kv) + biases + head_norms
 }
 
+/// The router of each MoE layer.
+fn moe_routers(spec: &ModelSpec) -> impl Iterator<Item = &RouterConfig> {
+    (0..spec.num_layers()).filter_map(|layer| spec.router_of(layer))
+}
+
 /// Parameters of the matrices of one layer's router.
-fn router_matrix_params(spec: &ModelSpec) -> u64 {
+fn router_matrix_params(spec: &ModelSpec, router: &RouterConfig) -> u64 {
     let Some(moe) = &spec.moe else { return 0 };
     let (d, e) = (spec.d_model as u64, moe.num_experts as u64);
     let shared_gate = if moe.shared_expert_gate { d } else { 0 };
-    let gate = match (moe.router.selection(), &moe.router.cosine) {
+    let gate = match (router.selection(), &router.cosine) {
         (Selection::Hash(_) | Selection::Random | Selection::ForcedUniform, _) => 0,
-        (Selection::Soft(_), _) => d * e * spec.soft_slots_per_expert().unwrap_or(1) as u64,
+        (Selection::Soft(_), _) => d * e * spec.soft_slots_per_expert(router).unwrap_or(1) as u64,
         (Selection::Noisy(_), None) => 2 * d * e,
         (_, None) => d * e,
         (selection, Some(cosine)) => {
@@ -283,9 +304,16 @@ fn router_matrix_params(spec: &ModelSpec) -> u64 {
 }
 
 /// Parameters of one layer's router.
-fn router_params(spec: &ModelSpec) -> u64 {
-    let has_temperature = spec.moe.as_ref().is_some_and(|moe| moe.router.cosine.is_some());
-    router_matrix_params(spec) + u64::from(has_temperature)
+fn router_params(spec: &ModelSpec, router: &RouterConfig) -> u64 {
+    router_matrix_params(spec, router) + u64::from(router.cosine.is_some())
+}
+
+/// Parameters of the block-sparse layers: those of the blocks that are there.
+fn block_sparse_params(spec: &ModelSpec) -> u64 {
+    let params_of = |config: &BlockSparseConfig| {
+        ffn_matrices(spec) * (config.num_blocks(spec.d_model) * config.block * config.block) as u64
+    };
+    LayerNumbers::of(spec).block_sparse * spec.block_sparse.as_ref().map_or(0, params_of)
 }
 
 fn ffn_matrices(spec: &ModelSpec) -> u64 {
@@ -294,14 +322,14 @@ fn ffn_matrices(spec: &ModelSpec) -> u64 {
 
 /// Parameters of the routed experts that one token is sent to, over all MoE layers.
 fn active_expert_params(spec: &ModelSpec) -> u64 {
-    let width = spec.moe.as_ref().map_or(0, |moe| (moe.router.top_k * moe.d_expert) as u64);
-    LayerNumbers::of(spec).moe * ffn_matrices(spec) * spec.d_model as u64 * width
+    let d_expert = spec.moe.as_ref().map_or(0, |moe| moe.d_expert as u64);
+    let num_chosen: u64 = moe_routers(spec).map(|router| router.top_k as u64).sum();
+    ffn_matrices(spec) * spec.d_model as u64 * num_chosen * d_expert
 }
 
 #[cfg(test)]
 mod tests {
-    use switchyard_experts::Activation;
-    use switchyard_router::RouterConfig;
+    use switchyard_experts::{Activation, RouterOverride};
 
     use super::*;
     use crate::model::InitConfig;
@@ -322,6 +350,7 @@ mod tests {
             d_ff: Some(3),
             ffn_bias: false,
             moe: None,
+            block_sparse: None,
             norm: NormKind::Rms { epsilon: 1e-5 },
             position: PositionKind::Sinusoidal,
             tie_embeddings: false,
@@ -336,9 +365,11 @@ mod tests {
         let moe = MoeConfig {
             num_experts: 4,
             d_expert: 3,
+            granularity: None,
             d_shared_expert: Some(1),
             shared_expert_gate: false,
             router,
+            router_overrides: Vec::new(),
             capacity: None,
             layers: None,
         };
@@ -371,6 +402,41 @@ mod tests {
         assert_eq!(sparse.total_params, dense.total_params - 12 + 8 + 72 + 6);
         assert_eq!(sparse.active_params, dense.total_params - 12 + 8 + 36 + 6);
         assert_eq!(sparse.forward_flops_per_token, dense.forward_flops_per_token + 2 * (8 + 36 + 6 - 12));
+    }
+
+    #[test]
+    fn a_block_sparse_layer_counted_by_hand() {
+        let config = BlockSparseConfig {
+            block: 1,
+            d_ff: 6,
+            density: 0.5,
+            seed: 0,
+            topology: switchyard_experts::TopologyConfig::default(),
+        };
+        let spec = ModelSpec {
+            layers: vec![LayerKind::BlockSparse],
+            d_ff: None,
+            block_sparse: Some(config),
+            ..dense()
+        };
+        let (counts, dense) = (ModelCounts::of(&spec), ModelCounts::of(&dense()));
+        // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and 3x2.
+        assert_eq!(counts.total_params, dense.total_params);
+        assert_eq!(counts.active_params, counts.total_params);
+        assert_eq!(counts.forward_flops_per_token, dense.forward_flops_per_token);
+    }
+
+    #[test]
+    fn a_layer_with_its_own_router_counts_the_experts_that_its_tokens_use() {
+        let mut spec = ModelSpec { layers: vec![LayerKind::Moe; 2], ..sparse() };
+        let same = ModelCounts::of(&spec);
+        let other = RouterOverride { layers: vec![1], router: RouterConfig::top_k(3) };
+        spec.moe.as_mut().unwrap().router_overrides = vec![other];
+        let counts = ModelCounts::of(&spec);
+        // In layer 1 one more expert of three 2x3 matrices.
+        assert_eq!(counts.active_params, same.active_params + 18);
+        assert_eq!(counts.total_params, same.total_params);
+        assert_eq!(counts.forward_flops_per_token, same.forward_flops_per_token + 2 * 18);
     }
 
     #[test]

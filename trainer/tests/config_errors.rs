@@ -315,6 +315,58 @@ fn schedules_and_early_stopping_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn granularity_and_other_routers_that_cannot_be_are_refused() {
+    insta::assert_snapshot!(set(&["model.ffn.moe.granularity=3"]), @"--set model.ffn.moe.granularity=3: `model.ffn.moe.granularity` is 3, which does not divide `model.ffn.moe.d_expert` = 16: use a divisor");
+    insta::assert_snapshot!(set(&["model.ffn.moe.granularity=0"]), @"--set model.ffn.moe.granularity=0: `model.ffn.moe.granularity` is 0: use at least 1, or remove the key");
+    let with = |rules: &str| {
+        let text = SOUND.replacen("[train]", &format!("{rules}\n[train]"), 1);
+        loaded(&text, &["model.ffn.d_ff=32"]).unwrap_err()
+    };
+    let rule = |layers: &str, router: &str| {
+        format!("[[model.ffn.moe.router_overrides]]\nlayers = {layers}\nrouter = {{ {router} }}\n")
+    };
+    insta::assert_snapshot!(with(&rule("[4]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` holds 4, but the model has 4 layers: use 0..=3");
+    insta::assert_snapshot!(with(&rule("[]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` is empty: name at least one layer, or remove the override");
+    insta::assert_snapshot!(with(&rule("[0, 1]", "top_k = 2").repeat(2)), @"run.toml:22:17: `model.ffn.moe.router_overrides[1].layers` holds 0, which has a router of its own already: name each layer once");
+    insta::assert_snapshot!(with(&rule("[0]", "top_k = 9")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_k` is 9, but the layer has 8 experts: use 1..=8");
+    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, cosine, entropy_weight, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    let dense = format!("[model.ffn.moe.layers]\nevery = 2\n{}", rule("[0]", "top_k = 2"));
+    insta::assert_snapshot!(with(&dense), @"run.toml:24:17: `model.ffn.moe.router_overrides[0].layers` holds 0, which is dense: name layers that are mixtures");
+}
+
+#[test]
+fn block_sparse_matrices_that_cannot_be_are_refused() {
+    let with = |keys: &str| set(&["model.ffn.moe=", &format!("model.ffn.block_sparse={{ {keys} }}")]);
+    for (keys, expected) in [
+        (
+            "d_ff = 64, density = 0.5, block = 5",
+            "`model.ffn.block_sparse.block` is 5, which does not divide `model.d_model` = 32: use a divisor",
+        ),
+        ("d_ff = 65, density = 0.5", "`model.ffn.block_sparse.d_ff` is 65: use a multiple of `block` = 32"),
+        (
+            "d_ff = 64, density = 0.0",
+            "`model.ffn.block_sparse.density` is 0: use a number above 0 and up to 1",
+        ),
+        (
+            "d_ff = 64, density = 0.5, topology = { random = {}, barabasi_albert = {} }",
+            "`model.ffn.block_sparse.topology` has several tables: keep one of them",
+        ),
+        (
+            "d_ff = 64, density = 0.5, topology = { small_world = { rewiring = 2.0 } }",
+            "`model.ffn.block_sparse.topology.small_world.rewiring` is 2: use a number in 0..=1",
+        ),
+    ] {
+        let message = with(keys);
+        assert!(message.starts_with("--set ") && message.ends_with(expected), "{message}");
+    }
+    let both = set(&["model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]);
+    assert!(
+        both.ends_with("`model.ffn.block_sparse` is given beside `model.ffn.moe`: keep one of them"),
+        "{both}"
+    );
+}
+
+#[test]
 fn keys_without_effect_are_noted_not_refused() {
     let notes = |overrides: &[&str]| loaded(SOUND, overrides).unwrap().1.notes;
     assert_eq!(

@@ -169,6 +169,14 @@ fn router_recipes_train_on_synthetic_data_with_the_command_in_their_header() {
 }
 
 #[test]
+fn the_block_sparse_recipe_costs_what_its_dense_counterpart_does() {
+    let (dense, sparse) = (plan("quickstart-dense.toml"), plan("block-sparse.toml"));
+    assert_eq!(sparse.counts.total_params, dense.counts.total_params);
+    assert_eq!(sparse.counts.forward_flops_per_token, dense.counts.forward_flops_per_token);
+    assert_eq!((sparse.total_tokens(), &sparse.schedule), (dense.total_tokens(), &dense.schedule));
+}
+
+#[test]
 fn the_shakespeare_recipe_is_nanogpts_cpu_configuration() {
     let plan = plan("shakespeare-dense.toml");
     // nanoGPT prints 0.80M parameters, positions left out, for 65 characters; 191 more bytes of width 128 make the rest.

@@ -100,6 +100,7 @@ fn llama_spec() -> ModelSpec {
         d_ff: Some(64),
         ffn_bias: false,
         moe: None,
+        block_sparse: None,
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Rope { theta: 1e4 },
         tie_embeddings: false,
@@ -114,9 +115,11 @@ fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancin
     let moe = MoeConfig {
         num_experts,
         d_expert,
+        granularity: None,
         d_shared_expert: None,
         shared_expert_gate: false,
         router,
+        router_overrides: Vec::new(),
         capacity: None,
         layers: None,
     };

@@ -147,6 +147,7 @@ impl LayerWork {
     fn forward(&self) -> (Tensor<2>, Option<Tensor<1>>) {
         match &self.layer {
             FeedForward::Dense(dense) => (dense.forward(self.x_td.clone()), None),
+            FeedForward::BlockSparse(ffn) => (ffn.forward(self.x_td.clone()), None),
             FeedForward::Moe(moe) => {
                 let MoeOutput { hidden_td, aux } = self.forward_moe(moe);
                 (hidden_td, aux.losses.into_iter().next().map(|loss| loss.value_1))
@@ -157,7 +158,7 @@ impl LayerWork {
     /// Tokens of each expert; none if the layer is dense.
     pub(super) fn tokens_per_expert(&self) -> Vec<u64> {
         match &self.layer {
-            FeedForward::Dense(_) => Vec::new(),
+            FeedForward::Dense(_) | FeedForward::BlockSparse(_) => Vec::new(),
             FeedForward::Moe(moe) => self.forward_moe(moe).aux.statistics.tokens_per_expert().to_vec(),
         }
     }
@@ -179,12 +180,14 @@ fn spec(case: &LayerCase) -> ModelSpec {
     let moe = case.num_experts.zip(case.top_k).map(|(num_experts, top_k)| MoeConfig {
         num_experts,
         d_expert: case.d_ff,
+        granularity: None,
         d_shared_expert: None,
         shared_expert_gate: false,
         router: RouterConfig {
             load_balancing_weight: Some(LOAD_BALANCING_WEIGHT),
             ..RouterConfig::top_k(top_k)
         },
+        router_overrides: Vec::new(),
         capacity: None,
         layers: None,
     });
@@ -202,6 +205,7 @@ fn spec(case: &LayerCase) -> ModelSpec {
         d_ff: Some(case.d_ff),
         ffn_bias: false,
         moe,
+        block_sparse: None,
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Sinusoidal,
         tie_embeddings: false,

@@ -5,7 +5,8 @@ mod provenance;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_experts::{
-    DenseFfn, DenseFfnWeights, Experts, ExpertsWeights, MoeAux, MoeConfig, MoeInput, MoeLayer, MoeOutput,
+    BlockSparseConfig, BlockSparseFfn, BlockSparseWeights, DenseFfn, DenseFfnWeights, Experts,
+    ExpertsWeights, MoeAux, MoeConfig, MoeInput, MoeLayer, MoeOutput,
 };
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::{
@@ -25,6 +26,8 @@ pub enum FeedForward {
     Dense(DenseFfn),
     /// A mixture of experts.
     Moe(MoeLayer),
+    /// One block for every token, with block-sparse matrices.
+    BlockSparse(BlockSparseFfn),
 }
 
 /// One pre-norm Transformer block (arXiv:2002.04745, figure 1b).
@@ -60,8 +63,13 @@ pub struct BlockContext<'a> {
 impl FeedForward {
     /// The feed-forward block of layer `layer`, its values drawn under `key`.
     pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
+        if let (LayerKind::BlockSparse, Some(config)) = (spec.layers[layer], &spec.block_sparse) {
+            return Self::BlockSparse(block_sparse_ffn(spec, config, layer, key, source));
+        }
         match (spec.layers[layer], &spec.moe, spec.d_ff) {
-            (LayerKind::Moe, Some(moe), _) => Self::Moe(moe_layer(spec, moe, key, source)),
+            (LayerKind::Moe, Some(moe), _) => {
+                Self::Moe(moe_layer(spec, moe, moe.router_of(layer), key, source))
+            }
             (LayerKind::Dense, _, Some(d_ff)) => {
                 Self::Dense(dense_ffn(spec, d_ff, spec.ffn_bias, key, source))
             }
@@ -99,6 +107,7 @@ impl Block {
         let normed_td = self.ffn_norm.forward(x_td.clone());
         let (hidden_td, aux) = match &self.ffn {
             FeedForward::Dense(ffn) => (ffn.forward(normed_td), None),
+            FeedForward::BlockSparse(ffn) => (ffn.forward(normed_td), None),
             FeedForward::Moe(moe) => {
                 let output = self.forward_moe(moe, x_td.clone(), normed_td, context);
                 (output.hidden_td, Some(output.aux))
@@ -141,7 +150,7 @@ impl Block {
     pub(super) fn with_balanced_router(self, count: &BalanceCount) -> Self {
         let ffn = match self.ffn {
             FeedForward::Moe(moe) => FeedForward::Moe(moe.rebalanced(count)),
-            dense @ FeedForward::Dense(_) => dense,
+            other @ (FeedForward::Dense(_) | FeedForward::BlockSparse(_)) => other,
         };
         Self { ffn, ..self }
     }
@@ -150,7 +159,7 @@ impl Block {
     pub fn moe(&self) -> Option<&MoeLayer> {
         match &self.ffn {
             FeedForward::Moe(moe) => Some(moe),
-            FeedForward::Dense(_) => None,
+            FeedForward::Dense(_) | FeedForward::BlockSparse(_) => None,
         }
     }
 
@@ -175,10 +184,33 @@ fn dense_ffn(spec: &ModelSpec, d_ff: usize, bias: bool, key: &str, source: &Para
     DenseFfn::new(weights, spec.activation)
 }
 
-fn moe_layer(spec: &ModelSpec, moe: &MoeConfig, key: &str, source: &ParameterSource) -> MoeLayer {
+fn block_sparse_ffn(
+    spec: &ModelSpec,
+    config: &BlockSparseConfig,
+    layer: usize,
+    key: &str,
+    source: &ParameterSource,
+) -> BlockSparseFfn {
+    let shape = [config.num_blocks(spec.d_model), config.block, config.block];
+    let blocks = |name: &str, std: f64| source.normal(&format!("{key}.{name}"), shape, std);
+    let weights = BlockSparseWeights {
+        gate_nbb: spec.activation.is_gated().then(|| blocks("gate", spec.init.std)),
+        up_nbb: blocks("up", spec.init.std),
+        down_nbb: blocks("down", spec.residual_std()),
+    };
+    BlockSparseFfn::new(weights, config.topologies(spec.d_model, layer), spec.activation)
+}
+
+fn moe_layer(
+    spec: &ModelSpec,
+    moe: &MoeConfig,
+    router_config: &RouterConfig,
+    key: &str,
+    source: &ParameterSource,
+) -> MoeLayer {
     let (d, std, e, f) = (spec.d_model, spec.init.std, moe.num_experts, moe.d_expert);
     let gated = spec.activation.is_gated();
-    let router = router(&moe.router, [d, e], spec, &format!("{key}.router"), source);
+    let router = router(router_config, [d, e], spec, &format!("{key}.router"), source);
     let weights = ExpertsWeights {
         w_gate_edf: gated.then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
@@ -205,7 +237,7 @@ fn router(
 ) -> Router {
     let std = spec.init.std * config.init_scale;
     let num_columns = match config.selection() {
-        Selection::Soft(_) => e * spec.soft_slots_per_expert().unwrap_or(1),
+        Selection::Soft(_) => e * spec.soft_slots_per_expert(config).unwrap_or(1),
         _ => e,
     };
     let weights = GateWeights {

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{Activation, MoeConfig};
+use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 
 /// A decoder-only Transformer language model. The vocabulary comes from the tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +70,9 @@ pub struct FfnConfig {
     /// A mixture of experts in place of the dense block; absent is a dense model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
+    /// Block-sparse matrices in place of the dense block's, in every layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_sparse: Option<BlockSparseConfig>,
 }
 
 /// Normalisation: give one of the two tables; none means `[model.norm.rms]`.

@@ -1,7 +1,7 @@
 //! The network with nothing left open: what [`super::ModelConfig`] means once resolved.
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{Activation, MoeConfig};
+use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 use switchyard_router::{RouterConfig, Selection};
 
 use super::config::InitConfig;
@@ -29,12 +29,14 @@ pub struct ModelSpec {
     pub layers: Vec<LayerKind>,
     /// Non-linearity of the feed-forward blocks.
     pub activation: Activation,
-    /// Hidden width of the dense feed-forward block; absent when every layer is MoE.
+    /// Hidden width of the dense feed-forward block; absent without dense layers.
     pub d_ff: Option<usize>,
     /// Biases on the dense feed-forward block.
     pub ffn_bias: bool,
-    /// The mixture of the MoE layers; absent in a dense model.
+    /// The mixture of the MoE layers, its granularity applied; absent in a dense model.
     pub moe: Option<MoeConfig>,
+    /// The matrices of the block-sparse layers; absent in a model without.
+    pub block_sparse: Option<BlockSparseConfig>,
     /// Normalisation.
     pub norm: NormKind,
     /// Token order.
@@ -56,15 +58,15 @@ impl ModelSpec {
     /// How tokens of layer `layer` choose experts; none in a layer without.
     pub fn router_of(&self, layer: usize) -> Option<&RouterConfig> {
         let moe = self.moe.as_ref().filter(|_| self.layers[layer] == LayerKind::Moe)?;
-        Some(&moe.router)
+        Some(moe.router_of(layer))
     }
 
-    /// Slots of one expert per sequence, where tokens are mixed softly; as many as give the work of `top_k` experts per
-    /// token unless configured.
-    pub fn soft_slots_per_expert(&self) -> Option<usize> {
+    /// Slots of one expert per sequence under `router`, if it mixes tokens softly; as many as give the work of `top_k`
+    /// experts per token unless configured.
+    pub fn soft_slots_per_expert(&self, router: &RouterConfig) -> Option<usize> {
         let moe = self.moe.as_ref()?;
-        let Selection::Soft(soft) = moe.router.selection() else { return None };
-        let equal_work = (moe.router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
+        let Selection::Soft(soft) = router.selection() else { return None };
+        let equal_work = (router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
         Some(soft.slots_per_expert.unwrap_or(equal_work))
     }
 
@@ -86,6 +88,8 @@ pub enum LayerKind {
     Dense,
     /// A mixture of experts.
     Moe,
+    /// One block for every token, with block-sparse matrices.
+    BlockSparse,
 }
 
 /// Normalisation with its constants.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use switchyard_experts::Activation;
+use switchyard_experts::{Activation, BlockSparseConfig, RouterOverride, TopologyKind};
 use switchyard_router::Selection;
 
 use super::{RunPlan, router};
@@ -57,6 +57,9 @@ impl RunPlan {
                 Selection::ExpertChoice(_) => format!(", each token to {top_k} on average"),
                 _ => format!(", each token to {top_k}"),
             });
+            if let Some(granularity) = moe.granularity {
+                text.push_str(&format!(", granularity {granularity}"));
+            }
             if let Some(width) = moe.d_shared_expert {
                 text.push_str(&format!(", a shared expert of width {width}"));
             }
@@ -67,6 +70,10 @@ impl RunPlan {
             }
             rows.push(("mixture", text));
             rows.push(("router", router::describe(model, &moe.router)));
+            rows.extend(moe.router_overrides.iter().map(router_override_row));
+        }
+        if let Some(config) = &model.block_sparse {
+            rows.push(("block-sparse", self.block_sparse_text(config)));
         }
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };
@@ -75,7 +82,24 @@ impl RunPlan {
         rows
     }
 
-    /// One letter per layer: `D` dense, `M` mixture.
+    fn block_sparse_text(&self, config: &BlockSparseConfig) -> String {
+        let topology = match config.kind() {
+            TopologyKind::Random => "at random",
+            TopologyKind::SmallWorld { .. } => "as a small world",
+            TopologyKind::BarabasiAlbert => "by preferential attachment",
+        };
+        let d_model = self.model.d_model;
+        let num_places = d_model / config.block * (config.d_ff / config.block);
+        format!(
+            "{} of width {}, {} of {num_places} blocks of side {} in each matrix, {topology}",
+            self.activation_name(),
+            config.d_ff,
+            config.num_blocks(d_model),
+            config.block
+        )
+    }
+
+    /// One letter per layer: `D` dense, `M` mixture, `B` block-sparse.
     fn layer_map(&self) -> String {
         let letters: String = self
             .model
@@ -84,9 +108,11 @@ impl RunPlan {
             .map(|kind| match kind {
                 LayerKind::Dense => 'D',
                 LayerKind::Moe => 'M',
+                LayerKind::BlockSparse => 'B',
             })
             .collect();
-        format!("{letters}  (first layer first; D dense, M mixture of experts)")
+        let block_sparse = if letters.contains('B') { ", B block-sparse" } else { "" };
+        format!("{letters}  (first layer first; D dense, M mixture of experts{block_sparse})")
     }
 
     fn parameter_rows(&self) -> Vec<Row> {
@@ -98,6 +124,7 @@ impl RunPlan {
             ("attention", params.attention),
             ("norms", params.norm),
             ("dense blocks", params.dense_ffn),
+            ("block-sparse", params.block_sparse_ffn),
             ("routers", params.router),
             ("routed experts", params.routed_experts),
             ("shared experts", params.shared_experts),
@@ -250,6 +277,13 @@ impl RunPlan {
             Activation::Relu => "ReLU",
         }
     }
+}
+
+/// What another router of some layers does.
+fn router_override_row(rule: &RouterOverride) -> Row {
+    let layers: Vec<String> = rule.layers.iter().map(usize::to_string).collect();
+    let (noun, layers) = (if layers.len() == 1 { "layer" } else { "layers" }, layers.join(", "));
+    ("other router", format!("in {noun} {layers}, each token to {}", rule.router.top_k))
 }
 
 /// `1234567` as `1,234,567`.

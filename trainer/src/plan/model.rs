@@ -5,7 +5,7 @@ use switchyard_router::{Selection, SoftConfig};
 
 use super::checks::{
     MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
-    in_range, not_negative, optional_in_range, positive,
+    in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use super::{PlanError, router};
 use crate::model::{
@@ -37,6 +37,8 @@ pub(super) fn resolve(
     let position = resolve_position(&config.position)?;
     let heads = resolve_heads(&config.attention, config.d_model, position)?;
     let layers = resolve_layers(&config.ffn, config.num_layers)?;
+    check_block_sparse(&config.ffn, config.d_model)?;
+    let moe = config.ffn.moe.as_ref().map(|moe| resolve_moe(moe, &layers)).transpose()?;
     check_widths(&config.ffn, &layers, notes)?;
     Ok(ModelSpec {
         vocab_size,
@@ -48,7 +50,8 @@ pub(super) fn resolve(
         qk_norm: config.attention.qk_norm,
         attention_bias: config.attention.bias,
         d_ff: config.ffn.d_ff.filter(|_| layers.contains(&LayerKind::Dense)),
-        moe: config.ffn.moe.clone(),
+        moe,
+        block_sparse: config.ffn.block_sparse.clone(),
         layers,
         activation: config.ffn.activation,
         ffn_bias: config.ffn.bias,
@@ -147,6 +150,9 @@ fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
 
 /// Kind of each layer, first layer first.
 fn resolve_layers(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
+    if ffn.block_sparse.is_some() {
+        return Ok(vec![LayerKind::BlockSparse; num_layers]);
+    }
     let Some(moe) = &ffn.moe else {
         return Ok(vec![LayerKind::Dense; num_layers]);
     };
@@ -201,7 +207,6 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
 
 fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
     if let Some(moe) = &ffn.moe {
-        check_moe(moe)?;
         notes.extend(router::note_on_causality(&moe.router));
     }
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
@@ -215,14 +220,30 @@ fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) 
         (d_ff, None) => {
             let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
             for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
-                notes.push(format!("`model.ffn.{key}` has no effect: every layer is MoE"));
+                let kind = if ffn.block_sparse.is_some() { "block-sparse" } else { "MoE" };
+                notes.push(format!("`model.ffn.{key}` has no effect: every layer is {kind}"));
             }
             Ok(())
         }
     }
 }
 
-fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
+fn check_block_sparse(ffn: &FfnConfig, d_model: usize) -> Result<(), PlanError> {
+    let Some(block_sparse) = &ffn.block_sparse else { return Ok(()) };
+    if ffn.moe.is_some() {
+        let problem = "is given beside `model.ffn.moe`: keep one of them";
+        return Err(PlanError::new("model.ffn.block_sparse", problem));
+    }
+    in_range("model.ffn.block_sparse.d_ff", block_sparse.d_ff, 1..=MAX_HIDDEN_WIDTH)?;
+    block_sparse.validate(d_model).map_err(PlanError::from_message)
+}
+
+/// The mixture with its granularity applied.
+fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, PlanError> {
+    for (key, size) in [("num_experts", written.num_experts), ("d_expert", written.d_expert)] {
+        not_zero(&format!("model.ffn.moe.{key}"), size == 0, "")?;
+    }
+    let moe = written.with_granularity_applied().map_err(PlanError::from_message)?;
     moe.validate().map_err(PlanError::from_message)?;
     if let Selection::Soft(SoftConfig { slots_per_expert }) = moe.router.selection() {
         let key = "model.ffn.moe.router.selection.soft.slots_per_expert";
@@ -243,5 +264,32 @@ fn check_moe(moe: &MoeConfig) -> Result<(), PlanError> {
         moe.d_shared_expert,
         1..=MAX_HIDDEN_WIDTH,
         "for no shared expert",
-    )
+    )?;
+    check_router_overrides(&moe, layers)?;
+    Ok(moe)
+}
+
+/// Ok if each override names mixtures, and each mixture is named once at most.
+fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), PlanError> {
+    let mut seen = vec![false; layers.len()];
+    for (index, rule) in moe.router_overrides.iter().enumerate() {
+        let key = format!("model.ffn.moe.router_overrides[{index}].layers");
+        if rule.layers.is_empty() {
+            return Err(PlanError::new(&key, "is empty: name at least one layer, or remove the override"));
+        }
+        for &layer in &rule.layers {
+            let problem = match layers.get(layer) {
+                None => format!("but the model has {} layers: use 0..={}", layers.len(), layers.len() - 1),
+                Some(LayerKind::Dense | LayerKind::BlockSparse) => {
+                    "which is dense: name layers that are mixtures".into()
+                }
+                Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
+                    "which has a router of its own already: name each layer once".into()
+                }
+                Some(LayerKind::Moe) => continue,
+            };
+            return Err(PlanError::new(&key, format!("holds {layer}, {problem}")));
+        }
+    }
+    Ok(())
 }

@@ -45,7 +45,7 @@ fn selection(spec: &ModelSpec, router: &RouterConfig) -> Vec<String> {
         ],
         Selection::Hash(hash) => vec![format!("by a hash of the token id, seed {}", hash.seed)],
         Selection::Soft(_) => {
-            let slots = spec.soft_slots_per_expert().unwrap_or_default();
+            let slots = spec.soft_slots_per_expert(router).unwrap_or_default();
             vec![format!("soft mixing, {slots} slots per expert and sequence"), "not causal".into()]
         }
         Selection::Random => vec!["at random, a control".into()],

@@ -10,7 +10,8 @@ use crate::model::{LayerKind, ModelSpec, PositionKind};
 /// Ok if `dense` can become `spec`.
 pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
     if let Some(layer) = dense.layers.iter().position(|kind| *kind != LayerKind::Dense) {
-        return Err(UpcycleError::NotDense { layer, kind: "a mixture" });
+        let kind = if dense.moe.is_some() { "a mixture" } else { "block-sparse" };
+        return Err(UpcycleError::NotDense { layer, kind });
     }
     if let UpcycleMethod::Drop { ratio } = method
         && !(0.0..=1.0).contains(&ratio)

@@ -5,6 +5,7 @@ use burn::backend::DispatchTensorKind;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
+use switchyard_experts::RouterOverride;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::model::{ModelInput, Pass, Transformer};
 use switchyard_trainer::optimizer::AdamW;
@@ -30,6 +31,12 @@ fn table<T: serde::de::DeserializeOwned>(text: &str) -> T {
     toml::from_str(text).unwrap()
 }
 
+/// The part of `[model.ffn.moe]` that is a list of tables.
+#[derive(serde::Deserialize)]
+struct MoeTables {
+    router_overrides: Vec<RouterOverride>,
+}
+
 /// Configurations that between them use every component.
 fn variants() -> Vec<(&'static str, RunConfig)> {
     let mut learned = tiny::dense();
@@ -46,12 +53,25 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
     let mut alibi = tiny::dense();
     alibi.model.position = table("[alibi]");
+    let mut block_sparse = tiny::dense();
+    block_sparse.model.ffn = table(
+        "activation = \"swiglu\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.5\ntopology = { small_world = {} }",
+    );
+    let mut fine = tiny::moe();
+    let moe = fine.model.ffn.moe.as_mut().unwrap();
+    moe.granularity = Some(2);
+    moe.router_overrides = table::<MoeTables>(
+        "[[router_overrides]]\nlayers = [1]\nrouter = { top_k = 1, renormalise = false, cosine = { d_projection = 4 } }",
+    )
+    .router_overrides;
     vec![
         ("dense", tiny::dense()),
         ("moe", tiny::moe()),
         ("learned", learned),
         ("sinusoidal", sinusoidal),
         ("alibi", alibi),
+        ("fine", fine),
+        ("block-sparse", block_sparse),
     ]
 }
 
@@ -241,4 +261,64 @@ fn parameters_are_updated_where_they_lie() {
     }
     assert_eq!(addresses[1], addresses[0]);
     assert_eq!(addresses[2], addresses[0]);
+}
+
+#[test]
+fn granularity_keeps_total_and_active_expert_parameters() {
+    let plan = |granularity: Option<usize>| {
+        let mut config = tiny::moe();
+        let moe = config.model.ffn.moe.as_mut().unwrap();
+        (moe.d_expert, moe.granularity) = (16, granularity);
+        RunPlan::resolve(&config).unwrap()
+    };
+    let coarse = plan(None);
+    for granularity in [1, 2, 4, 8] {
+        let fine = plan(Some(granularity));
+        let moe = fine.model.moe.as_ref().unwrap();
+        assert_eq!((moe.num_experts, moe.d_expert), (4 * granularity, 16 / granularity));
+        assert_eq!(moe.router.top_k, 2 * granularity);
+        assert_eq!(fine.counts.params.routed_experts, coarse.counts.params.routed_experts);
+        let router_growth = fine.counts.params.router - coarse.counts.params.router;
+        assert_eq!(router_growth, 2 * 16 * 4 * (granularity as u64 - 1), "two gates of width 16");
+        assert_eq!(fine.counts.active_params, coarse.counts.active_params + router_growth);
+        assert_eq!(fine.counts.total_params, coarse.counts.total_params + router_growth);
+        let flops = |plan: &RunPlan| plan.counts.forward_flops.routed_experts;
+        assert_eq!(flops(&fine), flops(&coarse));
+        assert!(fine.describe().contains(&format!(", granularity {granularity}")));
+    }
+}
+
+#[test]
+fn each_layer_routes_with_its_own_router() {
+    let mut config = tiny::moe();
+    let moe = config.model.ffn.moe.as_mut().unwrap();
+    moe.capacity = None;
+    moe.router_overrides = table::<MoeTables>(
+        "[[router_overrides]]\nlayers = [1]\nrouter = { top_k = 3, softmax = \"after_selection\" }",
+    )
+    .router_overrides;
+    let model = model(&config, &Device::flex());
+    let input = ModelInput::upload((0..16).collect(), None, [1, 16], &Device::flex());
+    let output = model.forward(&input, Pass::Evaluation);
+    let slots: Vec<u64> =
+        output.moe_layers.iter().map(|(_, aux)| aux.statistics.tokens_per_expert().iter().sum()).collect();
+    assert_eq!(slots, [16 * 2, 16 * 3]);
+    let plan = RunPlan::resolve(&config).unwrap();
+    assert!(plan.describe().contains("in layer 1, each token to 3"), "{}", plan.describe());
+}
+
+#[test]
+fn a_block_sparse_model_learns_and_keeps_its_topology() {
+    for topology in ["random", "small_world", "barabasi_albert"] {
+        let mut config = tiny::dense();
+        config.model.ffn = table(&format!(
+            "activation = \"gelu_tanh\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.25\ntopology = {{ {topology} = {{}} }}"
+        ));
+        let (losses, _) = train(&config, 12);
+        assert!(losses[11] < losses[0] - 0.1, "{topology}: {losses:?}");
+        let plan = RunPlan::resolve(&config).unwrap();
+        // Two matrices in two layers, a quarter of 4 x 12 blocks of 4 x 4.
+        assert_eq!(plan.counts.params.block_sparse_ffn, 2 * 2 * 12 * 16);
+        assert!(plan.describe().contains("12 of 48 blocks of side 4 in each matrix"), "{}", plan.describe());
+    }
 }

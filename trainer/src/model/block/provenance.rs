@@ -23,6 +23,8 @@ impl Block {
         match &self.ffn {
             FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the feed-forward block's output".into())),
+            FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))
+                .then(|| (None, "the block-sparse feed-forward block's output".into())),
             FeedForward::Moe(moe) => {
                 let output = self.forward_moe(moe, x_td, normed_td.clone(), context);
                 if let Some(fault) = routing_fault(&output.aux) {

@@ -1,0 +1,212 @@
+//! The feed-forward block with block-sparse matrices, and what the user writes about it.
+//!
+//! Shape letters: t tokens, d model width, f hidden width, n blocks, b side of a block.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use switchyard_kernels::{Activation, BlockTopology, block_sparse_linear};
+use thiserror::Error;
+
+use crate::topology::{TopologyKind, generate, num_blocks};
+
+/// Feed-forward blocks whose matrices have only some blocks, in a fixed topology (Gray, Radford and Kingma, "GPU kernels
+/// for block-sparse weights", 2017), in the place of the dense ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlockSparseConfig {
+    /// Side of a block, a divisor of `d_model` and `d_ff`; default 32.
+    #[serde(default = "default_block")]
+    pub block: usize,
+    /// Hidden width.
+    pub d_ff: usize,
+    /// Blocks that are there, as a share of all, above 0 and up to 1; at least as many as leave no row and no column of
+    /// blocks empty.
+    pub density: f64,
+    /// Seed of the topology, apart from the run's; default 0.
+    #[serde(default)]
+    pub seed: u64,
+    /// Which blocks are there; none means `random`.
+    #[serde(default)]
+    pub topology: TopologyConfig,
+}
+
+/// `[model.ffn.block_sparse.topology]`: give one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct TopologyConfig {
+    /// Blocks at random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<PlainTopologyConfig>,
+    /// A ring lattice with some blocks moved (Watts and Strogatz, Nature 393, 1998).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_world: Option<SmallWorldConfig>,
+    /// Lines with many blocks get more of them (Barabasi and Albert, Science 286, 1999).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barabasi_albert: Option<PlainTopologyConfig>,
+}
+
+/// A topology's table that has no keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlainTopologyConfig {}
+
+/// `[model.ffn.block_sparse.topology.small_world]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SmallWorldConfig {
+    /// Probability that a block of the lattice moves to another row; default 0.1.
+    #[serde(default = "default_rewiring")]
+    pub rewiring: f64,
+}
+
+/// A value under `[model.ffn.block_sparse]` that cannot be used.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("`model.ffn.block_sparse.{key}` {problem}")]
+pub struct BlockSparseConfigError {
+    /// Last part of the key path.
+    pub key: &'static str,
+    /// Its value, what is wrong with it, and what to do.
+    pub problem: String,
+}
+
+impl BlockSparseConfig {
+    /// Checks everything beside the model's width.
+    ///
+    /// # Errors
+    /// Names the first key whose value cannot be used.
+    pub fn validate(&self, d_model: usize) -> Result<(), BlockSparseConfigError> {
+        let refuse = |key, problem| Err(BlockSparseConfigError { key, problem });
+        if self.block == 0 || !d_model.is_multiple_of(self.block) {
+            let problem = format!(
+                "is {}, which does not divide `model.d_model` = {d_model}: use a divisor",
+                self.block
+            );
+            return refuse("block", problem);
+        }
+        if self.d_ff == 0 || !self.d_ff.is_multiple_of(self.block) {
+            let problem = format!("is {}: use a multiple of `block` = {}", self.d_ff, self.block);
+            return refuse("d_ff", problem);
+        }
+        if !(self.density > 0.0 && self.density <= 1.0) {
+            return refuse("density", format!("is {}: use a number above 0 and up to 1", self.density));
+        }
+        let TopologyConfig { random, small_world, barabasi_albert } = &self.topology;
+        let num_tables = [random.is_some(), small_world.is_some(), barabasi_albert.is_some()];
+        if num_tables.into_iter().filter(|given| *given).count() > 1 {
+            return refuse("topology", "has several tables: keep one of them".into());
+        }
+        match small_world {
+            Some(SmallWorldConfig { rewiring }) if !(0.0..=1.0).contains(rewiring) => {
+                refuse("topology.small_world.rewiring", format!("is {rewiring}: use a number in 0..=1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Blocks of each matrix.
+    pub fn num_blocks(&self, d_model: usize) -> usize {
+        num_blocks([d_model / self.block, self.d_ff / self.block], self.density)
+    }
+
+    /// Which topology.
+    pub fn kind(&self) -> TopologyKind {
+        match (&self.topology.small_world, &self.topology.barabasi_albert) {
+            (Some(small_world), _) => TopologyKind::SmallWorld { rewiring: small_world.rewiring },
+            (None, Some(_)) => TopologyKind::BarabasiAlbert,
+            (None, None) => TopologyKind::Random,
+        }
+    }
+
+    /// Topologies of the up (and gate) and of the down projection of layer `layer`, each its own.
+    pub fn topologies(&self, d_model: usize, layer: usize) -> [BlockTopology; 2] {
+        let (d, f) = (d_model / self.block, self.d_ff / self.block);
+        let number_of = |shape: [usize; 2], matrix: u64| {
+            // Far apart for neighbouring seeds and layers.
+            let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (2 * layer as u64 + matrix);
+            BlockTopology::new(self.block, shape, generate(self.kind(), shape, self.density, seed))
+        };
+        [number_of([d, f], 0), number_of([f, d], 1)]
+    }
+}
+
+/// Initial values of a [`BlockSparseFfn`].
+#[derive(Debug, Clone)]
+pub struct BlockSparseWeights {
+    /// Blocks of the gate projection `[n, b, b]`, exactly for gated activations.
+    pub gate_nbb: Option<Tensor<3>>,
+    /// Blocks of the up projection `[n, b, b]`.
+    pub up_nbb: Tensor<3>,
+    /// Blocks of the down projection `[n, b, b]`.
+    pub down_nbb: Tensor<3>,
+}
+
+/// `activation(x W_gate, x W_up) W_down` with block-sparse matrices.
+#[derive(Module, Debug)]
+pub struct BlockSparseFfn {
+    /// Blocks of the gate projection; none unless the activation is gated.
+    pub gate_nbb: Option<Param<Tensor<3>>>,
+    /// Blocks of the up projection.
+    pub up_nbb: Param<Tensor<3>>,
+    /// Blocks of the down projection.
+    pub down_nbb: Param<Tensor<3>>,
+    #[module(skip)]
+    up_topology: BlockTopology,
+    #[module(skip)]
+    down_topology: BlockTopology,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl BlockSparseFfn {
+    /// A block with these values, in the topologies of the up (and gate) and of the down projection.
+    ///
+    /// # Panics
+    /// If a gate projection is missing or superfluous for `activation`.
+    pub fn new(weights: BlockSparseWeights, topologies: [BlockTopology; 2], activation: Activation) -> Self {
+        assert!(
+            weights.gate_nbb.is_some() == activation.is_gated(),
+            "{activation:?} with gate projection = {}",
+            weights.gate_nbb.is_some()
+        );
+        let [up_topology, down_topology] = topologies;
+        Self {
+            gate_nbb: weights.gate_nbb.map(Param::from_tensor),
+            up_nbb: Param::from_tensor(weights.up_nbb),
+            down_nbb: Param::from_tensor(weights.down_nbb),
+            up_topology,
+            down_topology,
+            activation,
+        }
+    }
+
+    /// The block applied to every token.
+    ///
+    /// # Shapes
+    /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
+    pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
+        let up_tf = block_sparse_linear(x_td.clone(), self.up_nbb.val(), &self.up_topology);
+        let gate_tf = self
+            .gate_nbb
+            .as_ref()
+            .map(|gate_nbb| block_sparse_linear(x_td, gate_nbb.val(), &self.up_topology));
+        let hidden_tf = match (self.activation, gate_tf) {
+            (Activation::Swiglu, Some(gate_tf)) => silu(gate_tf) * up_tf,
+            (Activation::Gelu, _) => gelu(up_tf),
+            (Activation::GeluTanh, _) => gelu_approximate(up_tf),
+            (Activation::Relu, _) => relu(up_tf),
+            (Activation::Swiglu, None) => unreachable!("a gated block has a gate projection"),
+        };
+        block_sparse_linear(hidden_tf, self.down_nbb.val(), &self.down_topology)
+    }
+}
+
+fn default_block() -> usize {
+    32
+}
+
+fn default_rewiring() -> f64 {
+    0.1
+}
