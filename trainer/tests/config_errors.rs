@@ -303,3 +303,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_mistake_in_the_flight_recorders_table_names_its_key() {
+    let message = |set: &str| loaded(SOUND, &[set]).unwrap_err();
+    let never = message("train.flight_recorder.probe_every_steps=0");
+    assert!(never.contains("`train.flight_recorder.probe_every_steps` is 0: use at least 1"), "{never}");
+    let share = message("train.flight_recorder.alarms.dropped_share=2.0");
+    assert!(share.contains("`train.flight_recorder.alarms.dropped_share` is 2"), "{share}");
+    let misspelt = message("train.flight_recorder.scores_every=5");
+    assert!(misspelt.contains("scores_every"), "{misspelt}");
+}

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use switchyard_experts::MoeConfig;
-use switchyard_router::{DropPolicy, GatePrecision, Selection, SoftmaxOrder};
+pub use switchyard_router::DropPolicy;
+use switchyard_router::{GatePrecision, Selection, SoftmaxOrder};
 
 use super::columns::{ScoreRow, read_scores, recorded_score_steps};
 use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
@@ -144,7 +145,8 @@ fn check_is_plain(moe: &MoeConfig, question: &RunQuestion) -> Result<(), WhatIfE
 }
 
 fn answer(rows: &[ScoreRow], layer: u32, asked: &WhatIf) -> Result<LayerAnswer, WhatIfError> {
-    let scores = LayerScores::of_layer(rows, layer)?.unwrap_or(LayerScores { num_experts: 1, logits_te: Vec::new() });
+    let scores =
+        LayerScores::of_layer(rows, layer)?.unwrap_or(LayerScores { num_experts: 1, logits_te: Vec::new() });
     let answer = what_if(&scores, asked)?;
     let recorded = rows.iter().filter(|row| row.layer == layer && row.rank.is_some());
     let (mut tokens, mut kept) = (vec![0; scores.num_experts], vec![0; scores.num_experts]);
@@ -168,7 +170,9 @@ impl LayerOutcome {
         Self {
             dropped_fraction: (num_assigned - num_kept) as f64 / num_assigned.max(1) as f64,
             max_violation: if mean > 0.0 { largest / mean - 1.0 } else { 0.0 },
-            dead_experts: (0..tokens_per_expert.len()).filter(|&expert| tokens_per_expert[expert] == 0).collect(),
+            dead_experts: (0..tokens_per_expert.len())
+                .filter(|&expert| tokens_per_expert[expert] == 0)
+                .collect(),
             tokens_per_expert,
             kept_per_expert,
         }
