@@ -478,7 +478,7 @@ fn an_alarm_is_printed_once_recorded_and_stops_the_run_if_asked() {
     let output = recorded_run(&desk, &["--set", &window, "--set", &limit, "--set", &stop]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert_eq!(said.matches("alarm: layer 0 expert").count(), 1, "{said}");
+    assert_eq!(said.matches("\nalarm: layer 0 expert").count(), 1, "{said}");
     assert!(
         said.contains("error: stopped by an alarm: layer 0 expert") && said.contains("--resume"),
         "{said}"

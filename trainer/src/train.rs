@@ -194,7 +194,8 @@ impl<'a> Run<'a> {
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
         let mut observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
         let masks = config.data.mask_documents;
-        let recorder = FlightRecorder::open(folder.paths(), plan, &state, resumed, &dataset, masks, &device)?;
+        let recorder =
+            FlightRecorder::open(folder.paths(), plan, resumed.then_some(&state), &dataset, masks, &device)?;
         if resumed {
             manifest.forget_validation();
             for row in read_metrics(&folder.paths().metrics())?.iter().filter_map(Record::as_eval) {
