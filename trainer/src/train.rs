@@ -265,10 +265,12 @@ impl<'a> Run<'a> {
         let measurements = self.parts.step(self.config, self.plan, &self.device)?;
         self.parts.state.train_secs = self.elapsed_secs();
         let (step, model) = (self.parts.state.step, self.parts.model.get());
+        let recording_started = Instant::now();
         let flight = match &mut self.recorder {
             Some(recorder) => recorder.record(step, &measurements, model)?,
             None => StepFlight::default(),
         };
+        self.manifest.flight_recorder_secs += recording_started.elapsed().as_secs_f64();
         let step_secs = step_started.elapsed().as_secs_f64();
         self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs)?;
         Ok(flight.stops)

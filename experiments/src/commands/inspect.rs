@@ -97,7 +97,11 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
     line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
     line(format!("active FLOPs     {:.3e}", manifest.active_flops))?;
-    line(format!("training time    {:.1} s", manifest.train_secs))?;
+    line(format!(
+        "training time    {:.1} s, {:.1}% of it for the flight recorder",
+        manifest.train_secs,
+        100.0 * manifest.flight_recorder_secs / manifest.train_secs.max(f64::MIN_POSITIVE)
+    ))?;
     line(format!("final validation {}", nats(manifest.final_validation_cross_entropy_nats)))?;
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
     line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;

@@ -10,7 +10,7 @@ use switchyard_experts::MoeLayer;
 
 use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
 use super::columns::{self, ExpertLog, ExpertRow, write_scores};
-use super::gates::score_rows;
+use super::gates::{recordable, score_rows};
 use super::lines::Lines;
 use super::prober::{ProbeRow, Prober};
 use super::{RoutedLayer, RoutedPass};
@@ -119,8 +119,10 @@ impl FlightRecorder {
             false => Vec::new(),
         };
         if step.is_multiple_of(self.config.scores_every_steps) {
-            let rows = score_rows(step, passes, model, self.prober.has_domains());
-            write_scores(&self.folder, step, &rows)?;
+            let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
+            if !rows.is_empty() {
+                write_scores(&self.folder, step, &rows)?;
+            }
         }
         let layers: Vec<LayerStep<'_>> = model
             .moe_layers()
