@@ -35,8 +35,17 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Show what a configuration would do: parameters, FLOPs, memory, schedule; allocates nothing
     Plan(PlanArgs),
-    /// Show what a run folder or a checkpoint holds
+    /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves since which step
     Inspect(InspectArgs),
+    /// Repeat a step of a run exactly, from the nearest checkpoint before it
+    #[command(after_help = REPLAY_HELP)]
+    Replay(ReplayArgs),
+    /// Find the first step, layer and expert at which two runs part
+    #[command(after_help = BISECT_HELP)]
+    Bisect(BisectArgs),
+    /// Answer from recorded gate scores what another top_k or capacity would have done to a step
+    #[command(name = "whatif", after_help = WHATIF_HELP)]
+    WhatIf(WhatIfArgs),
     /// Prepare or describe a corpus
     #[command(subcommand)]
     Data(DataCommand),
@@ -79,6 +88,29 @@ Arms are configuration files (trained under --out, resumed if interrupted, skipp
 
 Example:
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+
+const REPLAY_HELP: &str = "\
+Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
+bit for bit. Exit code 1 if a step came out differently, or the run never recorded it.
+
+Example:
+  switchyard replay runs/quickstart-1a2b3c4d --step 120";
+
+const BISECT_HELP: &str = "\
+Compares loss, gradient norm and every expert's load by their bits, over the steps that both runs recorded.
+
+Example:
+  switchyard bisect runs/monday runs/tuesday";
+
+const WHATIF_HELP: &str = "\
+What is not asked about stays as it was in the run. Scores are recorded every train.flight_recorder.scores_every_steps \
+steps. Each layer is asked alone, with the scores it had: another setting would have changed the scores of later layers \
+too, so a rerun of the step shows the answer of the first mixture exactly and those above it nearly. Training with the \
+setting from the start would have led elsewhere.
+
+Examples:
+  switchyard whatif runs/quickstart-1a2b3c4d --capacity-factor 1.25
+  switchyard whatif runs/quickstart-1a2b3c4d --step 300 --top-k 1 --dropless --json";
 
 const BENCH_HELP: &str = "\
 Examples:
@@ -219,6 +251,62 @@ pub(crate) struct InspectArgs {
     /// Print as JSON
     #[arg(long, conflicts_with = "figures")]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// Run folder
+    pub(crate) run: PathBuf,
+    /// Step to repeat, counted from 1
+    #[arg(long, value_name = "N")]
+    pub(crate) step: u64,
+    /// Device [default: the run's]; another one than the run's gives other last bits
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BisectArgs {
+    /// Run folder A
+    pub(crate) run_a: PathBuf,
+    /// Run folder B
+    pub(crate) run_b: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhatIfArgs {
+    /// Run folder
+    pub(crate) run: PathBuf,
+    /// Step with recorded scores [default: the last]
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+    /// Experts of each token
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Capacity factor of the experts
+    #[arg(long, value_name = "F")]
+    pub(crate) capacity_factor: Option<f64>,
+    /// No capacity
+    #[arg(long, conflicts_with = "capacity_factor")]
+    pub(crate) dropless: bool,
+    /// Which assignments are dropped over capacity
+    #[arg(long)]
+    pub(crate) drop: Option<AskedDrop>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Dropping that can be asked about: what random dropping would have kept is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AskedDrop {
+    /// The later tokens
+    Position,
+    /// The smallest gates
+    Probability,
 }
 
 #[derive(Debug, Subcommand)]

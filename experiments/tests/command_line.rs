@@ -461,3 +461,90 @@ fn upcycling_refuses_what_does_not_fit_and_leaves_no_folder() {
     expect(&["dense", "moe.toml", wide[0], wide[1], "--drop-ratio", "0.5"], &["--method drop"]);
     expect(&["absent", "moe.toml"], &["absent", "not a checkpoint"]);
 }
+
+/// A run of the tiny mixture whose recorder looks at every second step.
+fn recorded_run(desk: &Desk, more: &[&str]) -> Output {
+    let sets = ["train.flight_recorder.scores_every_steps=2", "train.flight_recorder.probe_every_steps=2"];
+    let mut arguments = vec!["train", "moe.toml", "--out", "run", "--set", sets[0], "--set", sets[1]];
+    arguments.extend(more);
+    desk.run(&arguments)
+}
+
+#[test]
+fn a_step_is_replayed_and_a_changed_record_noticed() {
+    let desk = Desk::new();
+    assert_eq!(recorded_run(&desk, &[]).status.code(), Some(0));
+    let said = desk.ok(&["replay", "run", "--step", "6"]);
+    assert!(said.contains("step 6, repeated from the checkpoint of step 4"), "{said}");
+    assert!(said.contains("equal to the recorded row bit for bit, as are all 2 steps"), "{said}");
+    let answer: Value = serde_json::from_str(&desk.ok(&["replay", "run", "--step", "1", "--json"])).unwrap();
+    assert_eq!((&answer["from_step"], &answer["is_exact"]), (&Value::from(0), &Value::from(true)));
+    assert!(desk.mistake(&["replay", "run", "--step", "9"]).contains("step 9 is none of the run: use 1..=8"));
+    let log = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
+    let changed = log.replacen("\"grad_norm\":", "\"grad_norm\":1", 1);
+    desk.write("run/metrics.jsonl", &changed);
+    let output = desk.run(&["replay", "run", "--step", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("step 1 is not what the run recorded"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn two_runs_are_bisected() {
+    let desk = Desk::new();
+    for (out, set) in [("a", "name=a"), ("b", "name=b"), ("c", "seed=4")] {
+        desk.ok(&["train", "moe.toml", "--out", out, "--set", set]);
+    }
+    assert!(desk.ok(&["bisect", "a", "b"]).contains("identical over 8 common steps"));
+    let said = desk.ok(&["bisect", "a", "c"]);
+    assert!(said.contains("they part at step 1, after 0 identical steps"), "{said}");
+    assert!(desk.mistake(&["bisect", "a", "nowhere"]).contains("nowhere"));
+}
+
+#[test]
+fn what_if_is_answered_from_recorded_scores() {
+    let desk = Desk::new();
+    assert_eq!(recorded_run(&desk, &[]).status.code(), Some(0));
+    let said = desk.ok(&["whatif", "run"]);
+    assert!(
+        said.starts_with("step 8: what if top_k = 2, dropless\nlayer 0\n  recorded  dropped   0.0%"),
+        "{said}"
+    );
+    let json = desk.ok(&["whatif", "run", "--step", "4", "--top-k", "1", "--capacity-factor", "1", "--json"]);
+    let answer: Value = serde_json::from_str(&json).unwrap();
+    let sum = |key: &str| -> u64 {
+        let counts = answer["layers"][0]["asked"][key].as_array().unwrap();
+        counts.iter().map(|count| count.as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum("tokens_per_expert"), 64, "one expert per token");
+    assert!(sum("kept_per_expert") <= 64);
+    assert!(desk.mistake(&["whatif", "run", "--top-k", "9"]).contains("the layer has 4 experts: use 1..=4"));
+    let missing = desk.mistake(&["whatif", "run", "--step", "3"]);
+    assert!(missing.contains("no gate scores of step 3") && missing.contains("the nearest"), "{missing}");
+    desk.ok(&["train", "dense.toml", "--out", "dense"]);
+    assert!(desk.mistake(&["whatif", "dense"]).contains("no mixture of experts"));
+}
+
+#[test]
+fn an_alarm_is_printed_once_recorded_and_stops_the_run_if_asked() {
+    let desk = Desk::new();
+    let alarms = "train.flight_recorder.alarms";
+    let (window, limit) = (format!("{alarms}.window_steps=2"), format!("{alarms}.max_violation=0.001"));
+    let stop = format!("{alarms}.stop_on=[\"max_violation\"]");
+    let output = recorded_run(&desk, &["--set", &window, "--set", &limit, "--set", &stop]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("\nalarm: layer 0 expert").count(), 1, "{said}");
+    assert!(
+        said.contains("error: stopped by an alarm: layer 0 expert") && said.contains("--resume"),
+        "{said}"
+    );
+    assert_eq!(desk.json("run/run.json")["status"], "alarmed");
+    let shown = desk.ok(&["inspect", "run"]);
+    assert!(
+        shown.contains("misbehaving experts") && shown.contains("alarms\n  step 2: layer 0 expert"),
+        "{shown}"
+    );
+    let json: Value = serde_json::from_str(&desk.ok(&["inspect", "run", "--json"])).unwrap();
+    assert_eq!(json["alarms"][0]["kind"], "max_violation");
+    assert!(json["misbehaving_experts"].is_array());
+}

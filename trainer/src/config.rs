@@ -198,7 +198,7 @@ pub struct FlightRecorderConfig {
     #[serde(default = "enabled")]
     pub enabled: bool,
     /// Record every token's gate scores every n steps, for `switchyard whatif`; default 100. A number above
-    /// `num_steps` records none.
+    /// `num_steps` records none, and of a step with more than 4 million scores its first micro-batches are recorded.
     #[serde(default = "default_scores_every_steps")]
     pub scores_every_steps: u64,
     /// Measure what costs too much for every step every n steps: co-activation, saturation, specialisation, the experts'

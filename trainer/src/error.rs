@@ -4,10 +4,10 @@ use switchyard_datasets::DatasetError;
 
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceError;
-use crate::flight::alarms::NonFinite;
 use crate::flight::columns::ColumnsError;
 use crate::flight::whatif::WhatIfError;
 use crate::metrics::MetricsError;
+use crate::model::NonFinite;
 use crate::norms::layer_of;
 use crate::optimizer::NonFiniteGradient;
 use crate::run_folder::RunFolderError;
@@ -47,18 +47,17 @@ pub enum TrainError {
     },
     /// The loss is NaN or infinite.
     #[error(
-        "step {step}: the loss is {loss}{}. The run has diverged; start a new one with a lower \
+        "step {step}: the loss is {loss}; the first NaN or infinity is in {origin}. The run has diverged; start a new one with a lower \
          `train.adamw.learning_rate`, with `train.max_grad_norm` or `train.schedule.warmup_steps` set, or with a smaller \
-         `model.init.std` if this is the first step. Checkpoints on disk are intact",
-        first_seen(.origin.as_ref())
+         `model.init.std` if this is the first step. Checkpoints on disk are intact"
     )]
     NonFiniteLoss {
         /// The step, counted from 1.
         step: u64,
         /// The loss.
         loss: f64,
-        /// Where the first NaN or infinity is; absent if a second look found none.
-        origin: Option<NonFinite>,
+        /// Where the first NaN or infinity is.
+        origin: NonFinite,
     },
     /// A gradient is NaN or infinite.
     #[error(
@@ -111,17 +110,11 @@ pub enum TrainError {
     },
 }
 
-fn first_seen(origin: Option<&NonFinite>) -> String {
-    origin.map_or_else(String::new, |origin| format!("; the first NaN or infinity is in {origin}"))
-}
-
 impl TrainError {
     /// Where the NaN or infinity that stopped the run came from; absent of other errors.
     pub fn non_finite(&self) -> Option<NonFinite> {
         match self {
-            Self::NonFiniteLoss { origin, .. } => {
-                Some(origin.clone().unwrap_or(NonFinite { layer: None, expert: None, op: "the loss".into() }))
-            }
+            Self::NonFiniteLoss { origin, .. } => Some(origin.clone()),
             Self::NonFiniteGradient { source, .. } => Some(NonFinite {
                 layer: layer_of(&source.path),
                 expert: source.expert,

@@ -8,7 +8,7 @@ use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::flight::RoutedPass;
+use crate::flight::{RoutedPass, non_finite_origin};
 use crate::loss::LossParts;
 use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
 use crate::norms::MoeNorms;
@@ -90,7 +90,7 @@ pub fn step_gradients(
             return Err(TrainError::NonFiniteLoss {
                 step: settings.step + 1,
                 loss: measurements.total_loss,
-                origin: model.first_non_finite(&batch.input, pass),
+                origin: non_finite_origin(model, &batch.input, pass),
             });
         }
         measurements.passes.push(RoutedPass::new(&batch.input, domains, seq_len, output)?);

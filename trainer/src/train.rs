@@ -194,7 +194,8 @@ impl<'a> Run<'a> {
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
         let mut observers = Observers::open(folder, &manifest, plan, &state, resumed, request.show_progress)?;
         let masks = config.data.mask_documents;
-        let recorder = FlightRecorder::open(folder.paths(), plan, &state, resumed, &dataset, masks, &device)?;
+        let recorder =
+            FlightRecorder::open(folder.paths(), plan, resumed.then_some(&state), &dataset, masks, &device)?;
         if resumed {
             manifest.forget_validation();
             for row in read_metrics(&folder.paths().metrics())?.iter().filter_map(Record::as_eval) {
@@ -264,10 +265,12 @@ impl<'a> Run<'a> {
         let measurements = self.parts.step(self.config, self.plan, &self.device)?;
         self.parts.state.train_secs = self.elapsed_secs();
         let (step, model) = (self.parts.state.step, self.parts.model.get());
+        let recording_started = Instant::now();
         let flight = match &mut self.recorder {
             Some(recorder) => recorder.record(step, &measurements, model)?,
             None => StepFlight::default(),
         };
+        self.manifest.flight_recorder_secs += recording_started.elapsed().as_secs_f64();
         let step_secs = step_started.elapsed().as_secs_f64();
         self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs)?;
         Ok(flight.stops)

@@ -100,9 +100,9 @@ fn a_file_that_cannot_be_read_is_named() {
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
     insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, cosine, entropy_weight, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
-    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
-    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
-    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
     insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, threads, train. Did you mean `seed`?");
 }
 
@@ -129,11 +129,11 @@ fn a_missing_key_names_its_table() {
 #[test]
 fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
-    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.position.aliby={}"]), @"--set model.position.aliby={}: `model.position.aliby` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `alibi`?");
     insta::assert_snapshot!(set(&["model.position.alibi.slope=1"]), @"--set model.position.alibi.slope=1: `model.position.alibi.slope` is not a key of the configuration: [model.position.alibi] takes no keys.");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
@@ -423,4 +423,15 @@ proptest! {
             prop_assert!(message.starts_with("run.toml"), "{}", message);
         }
     }
+}
+
+#[test]
+fn a_mistake_in_the_flight_recorders_table_names_its_key() {
+    let message = |set: &str| loaded(SOUND, &[set]).unwrap_err();
+    let never = message("train.flight_recorder.probe_every_steps=0");
+    assert!(never.contains("`train.flight_recorder.probe_every_steps` is 0: use at least 1"), "{never}");
+    let share = message("train.flight_recorder.alarms.dropped_share=2.0");
+    assert!(share.contains("`train.flight_recorder.alarms.dropped_share` is 2"), "{share}");
+    let misspelt = message("train.flight_recorder.scores_every=5");
+    assert!(misspelt.contains("scores_every"), "{misspelt}");
 }

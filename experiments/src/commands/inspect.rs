@@ -10,6 +10,7 @@ use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_che
 use switchyard_trainer::metrics::{LayerRecord, Record, read_metrics};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
+use super::flight_report::FlightReport;
 use super::{print_json, print_text};
 use crate::cli::InspectArgs;
 use crate::failure::Failure;
@@ -27,12 +28,20 @@ fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
     if let Some(folder) = &args.figures {
         return write_figures(folder, &args.path, &records);
     }
+    let flight = FlightReport::read(paths, &records)?;
     if args.json {
         let last_step = records.iter().rev().find_map(Record::as_step);
         let last_eval = records.iter().rev().find_map(Record::as_eval);
-        return print_json(&json!({ "run": manifest, "last_step": last_step, "last_eval": last_eval }));
+        return print_json(&json!({
+            "run": manifest,
+            "last_step": last_step,
+            "last_eval": last_eval,
+            "misbehaving_experts": flight.findings_json(),
+            "alarms": flight.alarms,
+        }));
     }
-    print_text(&describe_run(&args.path, &manifest, &records)?)
+    print_text(&describe_run(&args.path, &manifest, &records)?)?;
+    print_text(&flight.describe())
 }
 
 fn inspect_checkpoint(args: &InspectArgs) -> Result<(), Failure> {
@@ -88,7 +97,11 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
     line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
     line(format!("active FLOPs     {:.3e}", manifest.active_flops))?;
-    line(format!("training time    {:.1} s", manifest.train_secs))?;
+    line(format!(
+        "training time    {:.1} s, {:.1}% of it for the flight recorder",
+        manifest.train_secs,
+        100.0 * manifest.flight_recorder_secs / manifest.train_secs.max(f64::MIN_POSITIVE)
+    ))?;
     line(format!("final validation {}", nats(manifest.final_validation_cross_entropy_nats)))?;
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
     line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;

@@ -1,14 +1,18 @@
 //! One file per command.
 
 mod bench;
+mod bisect;
 mod compare;
 mod data;
 mod eval;
+mod flight_report;
 mod generate;
 mod inspect;
 mod plan;
+mod replay;
 mod train;
 mod upcycle;
+mod what_if;
 
 use std::io::Write;
 use std::path::Path;
@@ -31,6 +35,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Bisect(args) => bisect::run(&args),
+        Command::WhatIf(args) => what_if::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Compare(args) => compare::run(&args),
         Command::Bench(command) => bench::run(&command),

@@ -11,6 +11,22 @@ use super::RoutedPass;
 use super::columns::ScoreRow;
 use crate::model::Transformer;
 
+/// Most rows of one step: they are held in memory, 48 bytes each, before they are compressed.
+const MAX_ROWS: usize = 1 << 22;
+
+/// As many of the step's first passes as have scores for [`MAX_ROWS`] rows together, so that a pass, whose tokens share the
+/// capacity, is there as a whole or not at all. None if the first one has more already.
+pub(super) fn recordable<'a>(passes: &'a [RoutedPass], model: &Transformer) -> &'a [RoutedPass] {
+    let num_experts: usize = model.moe_layers().map(|(_, moe)| moe.router.num_experts()).sum();
+    let mut num_rows = 0;
+    let fits = |pass: &&RoutedPass| {
+        num_rows += pass.token_ids_t.len() * num_experts;
+        num_rows <= MAX_ROWS
+    };
+    let num_passes = passes.iter().take_while(fits).count();
+    &passes[..num_passes]
+}
+
 /// One row per layer, token and expert; tokens are counted over the step's micro-batches. `has_domains` says whether the
 /// corpus knows them.
 pub(super) fn score_rows(

@@ -35,6 +35,10 @@ const MAX_PROBE_TOKENS: usize = 512;
 /// Share of a step's tokens that a probe takes at most, but one sequence at least.
 const PROBE_SHARE: usize = 4;
 
+/// Weights of an expert that are compared to those of another: every pair of experts is, and a cosine of this many
+/// independent weights is off by 1/256.
+const MAX_COMPARED_WEIGHTS: usize = 1 << 16;
+
 /// What a probe found in one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeRow {
@@ -286,6 +290,7 @@ fn balancing_loss(output: &ModelOutput) -> Option<Tensor<1>> {
         .reduce(|sum, loss| sum + loss)
 }
 
+/// Similarity of the experts by at most [`MAX_COMPARED_WEIGHTS`] of each one's weights, evenly spread.
 fn similarity(experts: &Experts) -> super::probe::ExpertSimilarity {
     let [num_experts, _, _] = experts.w_up_edf.dims();
     let matrices = [experts.w_gate_edf.as_ref(), Some(&experts.w_up_edf), Some(&experts.w_down_efd)];
@@ -296,7 +301,8 @@ fn similarity(experts: &Experts) -> super::probe::ExpertSimilarity {
             let row_len = matrix.len() / num_experts;
             &matrix[expert * row_len..][..row_len]
         });
-        rows.collect::<Vec<_>>().concat()
+        let all = rows.collect::<Vec<_>>().concat();
+        all.iter().copied().step_by(all.len().div_ceil(MAX_COMPARED_WEIGHTS).max(1)).collect()
     };
     let weights: Vec<Vec<f32>> = (0..num_experts).map(of_expert).collect();
     expert_similarity(&weights.iter().map(Vec::as_slice).collect::<Vec<_>>())

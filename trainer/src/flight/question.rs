@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use switchyard_experts::MoeConfig;
-use switchyard_router::{DropPolicy, GatePrecision, Selection, SoftmaxOrder};
+pub use switchyard_router::DropPolicy;
+use switchyard_router::{GatePrecision, Selection, SoftmaxOrder};
 
 use super::columns::{ScoreRow, read_scores, recorded_score_steps};
 use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
 
-use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, NonFinite, StepObservation};
+use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
 use super::columns::{self, ExpertLog, ExpertRow, write_scores};
-use super::gates::score_rows;
+use super::gates::{recordable, score_rows};
 use super::lines::Lines;
 use super::prober::{ProbeRow, Prober};
 use super::{RoutedLayer, RoutedPass};
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::FlightRecorderConfig;
-use crate::model::Transformer;
+use crate::model::{NonFinite, Transformer};
 use crate::norms::router_weight_norm;
 use crate::plan::RunPlan;
 use crate::run_folder::RunPaths;
@@ -69,19 +69,18 @@ pub(crate) struct FlightRecorder {
 }
 
 impl FlightRecorder {
-    /// The recorder of a run that has come to `state`, its files rewound to that step if it goes on; none if the
+    /// The recorder of a new run, or of one that goes on from a checkpoint, its files rewound to that step; none if the
     /// configuration turns it off.
     pub(crate) fn open(
         paths: &RunPaths,
         plan: &RunPlan,
-        state: &TrainingState,
-        resumed: bool,
+        resumed_from: Option<&TrainingState>,
         dataset: &Dataset,
         mask_documents: bool,
         device: &Device,
     ) -> Result<Option<Self>, TrainError> {
         let config = &plan.flight_recorder;
-        let last_step = resumed.then_some(state.step);
+        let last_step = resumed_from.map(|state| state.step);
         let folder = paths.flight();
         if !config.enabled && !folder.exists() {
             return Ok(None);
@@ -89,7 +88,8 @@ impl FlightRecorder {
         columns::rewind(&folder, last_step)?;
         let alarm_rows = Lines::rewind(&paths.alarms(), last_step)?;
         let prober = Prober::open(paths, plan, dataset, mask_documents, last_step)?;
-        let FlightState { alarms, running_load } = state.flight.clone().unwrap_or_default();
+        let FlightState { alarms, running_load } =
+            resumed_from.and_then(|state| state.flight.clone()).unwrap_or_default();
         Ok(config.enabled.then(|| Self {
             experts: ExpertLog::new(&folder, config.steps_per_part),
             alarms: Alarms::resume(config.alarms.clone(), alarms),
@@ -119,8 +119,10 @@ impl FlightRecorder {
             false => Vec::new(),
         };
         if step.is_multiple_of(self.config.scores_every_steps) {
-            let rows = score_rows(step, passes, model, self.prober.has_domains());
-            write_scores(&self.folder, step, &rows)?;
+            let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
+            if !rows.is_empty() {
+                write_scores(&self.folder, step, &rows)?;
+            }
         }
         let layers: Vec<LayerStep<'_>> = model
             .moe_layers()

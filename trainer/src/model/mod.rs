@@ -6,6 +6,7 @@ mod attention;
 mod block;
 mod config;
 mod embedding;
+mod non_finite;
 mod norm;
 pub mod random;
 mod spec;
@@ -18,6 +19,7 @@ pub use config::{
     NormConfig, PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
 };
 pub use embedding::Embedding;
+pub use non_finite::NonFinite;
 pub use norm::Norm;
 pub use random::{ParameterSource, StepNoise};
 pub use spec::{LayerKind, ModelSpec, NormKind, PositionKind};

@@ -63,6 +63,9 @@ pub struct RunManifest {
     pub active_flops: f64,
     /// Wall-clock time of training with its evaluations and checkpoints, over all processes of the run.
     pub train_secs: f64,
+    /// Part of it that the flight recorder took.
+    #[serde(default)]
+    pub flight_recorder_secs: f64,
     /// Rate of a large matrix product on this device, as measured at the start; the base of `mfu`. In operations
     /// per second.
     pub matmul_peak_flops: Option<f64>,
@@ -106,6 +109,7 @@ impl RunManifest {
             tokens_seen: 0,
             active_flops: 0.0,
             train_secs: 0.0,
+            flight_recorder_secs: 0.0,
             matmul_peak_flops: None,
             started_at: now_rfc3339(),
             ended_at: None,

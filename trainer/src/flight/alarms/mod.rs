@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bound::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 pub use config::{AlarmKind, AlarmsConfig, AlarmsError};
-pub use observation::{LayerObservation, NonFinite, StepObservation};
+pub use observation::{LayerObservation, StepObservation};
 
 use config::Thresholds;
 use readings::{LayerState, Reading};

@@ -1,6 +1,6 @@
 //! What the alarms are shown of a step.
 
-use std::fmt;
+use crate::model::NonFinite;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -48,27 +48,6 @@ pub struct LayerObservation {
     pub load_balancing_bound: Option<f64>,
     /// Agreement with the previous probe of the same tokens; absent if the step was not probed.
     pub agreement: Option<f64>,
-}
-
-/// Where a NaN or an infinity came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NonFinite {
-    /// The layer; absent outside the layers (embedding, head, loss).
-    pub layer: Option<usize>,
-    /// The expert; absent outside the experts.
-    pub expert: Option<usize>,
-    /// What was computed, such as `router logits` or `gradient of experts.down_weight`.
-    pub op: String,
-}
-
-impl fmt::Display for NonFinite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.layer, self.expert) {
-            (Some(layer), Some(expert)) => write!(f, "layer {layer} expert {expert}: {}", self.op),
-            (Some(layer), None) => write!(f, "layer {layer}: {}", self.op),
-            (None, _) => write!(f, "{}", self.op),
-        }
-    }
 }
 
 impl LayerObservation {

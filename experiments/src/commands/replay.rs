@@ -1,0 +1,67 @@
+//! `switchyard replay`
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+use switchyard_datasets::Progress;
+use switchyard_trainer::flight::replay::{Replay, replay};
+
+use super::{print_json, print_text};
+use crate::cli::ReplayArgs;
+use crate::failure::Failure;
+
+pub(super) fn run(args: &ReplayArgs) -> Result<(), Failure> {
+    let replay = replay(&args.run, args.step, args.device.as_deref(), &Progress::stderr())?;
+    if args.json {
+        print_json(&json!({
+            "from_step": replay.from_step,
+            "repeated": replay.repeated,
+            "recorded": replay.recorded,
+            "first_difference": replay.first_difference,
+            "is_exact": replay.is_exact(),
+        }))?;
+    } else {
+        print_text(&describe(&replay).map_err(|error| Failure::Fault(error.into()))?)?;
+    }
+    match (&replay.recorded, replay.first_difference) {
+        (Some(_), None) => Ok(()),
+        (None, _) => Err(Failure::Fault(anyhow::anyhow!(
+            "the run has no record of step {} to compare with",
+            args.step
+        ))),
+        (Some(_), Some(first)) => Err(Failure::Fault(anyhow::anyhow!(
+            "step {first} is not what the run recorded: another machine, device, program or number of threads may \
+             have done it; `run.json` names them"
+        ))),
+    }
+}
+
+fn describe(replay: &Replay) -> Result<String, std::fmt::Error> {
+    let Replay { from_step, repeated, .. } = replay;
+    let mut text = String::new();
+    let origin = match from_step {
+        0 => "the initial values".to_string(),
+        step => format!("the checkpoint of step {step}"),
+    };
+    writeln!(text, "step {}, repeated from {origin}", repeated.step)?;
+    writeln!(
+        text,
+        "  loss {} nats, gradient norm {}, learning rate {}",
+        repeated.cross_entropy_nats, repeated.grad_norm, repeated.learning_rate
+    )?;
+    for layer in &repeated.layers {
+        writeln!(
+            text,
+            "  layer {:>2}  MaxVio {:.2}  dropped {:.1}%  load {:?}",
+            layer.layer,
+            layer.max_violation,
+            100.0 * layer.dropped_fraction,
+            layer.tokens_per_expert
+        )?;
+    }
+    if replay.is_exact() {
+        let num_steps = repeated.step - from_step;
+        writeln!(text, "equal to the recorded row bit for bit, as are all {num_steps} steps repeated")?;
+    }
+    Ok(text)
+}
