@@ -51,6 +51,7 @@ pub fn replay(
     progress: &Progress,
 ) -> Result<Replay, TrainError> {
     let paths = RunPaths::new(folder);
+    RunManifest::read(&paths.manifest())?; // First: a folder that is no run is the user's mistake, a lost log is not.
     let rows = read_metrics(&paths.metrics())?;
     let (config, plan) = settings_of(&paths, step)?;
     if !(1..=plan.num_steps).contains(&step) {
