@@ -115,6 +115,7 @@ Examples:
 const BENCH_HELP: &str = "\
 Examples:
   switchyard bench step experiments/bench/s2-e8k2.toml --json
+  switchyard bench step experiments/bench/s2-e8k2.toml --against experiments/bench/s2-dense.toml
   switchyard bench layer experiments/bench/s3-e8.toml
 
 Times are wall-clock times of the median repetition, beside the machine's own rate of matrix products in the same \
@@ -352,6 +353,10 @@ pub(crate) enum BenchCommand {
 pub(crate) struct BenchStepArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    /// Another configuration, changed by --set too, whose steps take turns with these: the ratio is right on a machine
+    /// that changes its speed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) against: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
 }

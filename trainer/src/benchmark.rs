@@ -13,5 +13,5 @@ mod timing;
 pub use layer::{LayerReport, benchmark_layer};
 pub use layer_case::LayerCase;
 pub use machine::{Machine, Usage};
-pub use step::{StepReport, benchmark_step};
+pub use step::{StepCase, StepRatio, StepReport, benchmark_step};
 pub use timing::{Repetitions, Timings};

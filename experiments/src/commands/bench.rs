@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use switchyard_trainer::benchmark::{
-    LayerCase, LayerReport, Machine, Repetitions, StepReport, benchmark_layer, benchmark_step,
+    LayerCase, LayerReport, Machine, Repetitions, StepCase, StepRatio, StepReport, benchmark_layer,
+    benchmark_step,
 };
 
 use super::{load_to_run, print_json, print_text};
@@ -20,8 +21,15 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
 
 fn step(args: &BenchStepArgs) -> Result<(), Failure> {
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
-    let report =
-        benchmark_step(&case_of(&args.config.file), &loaded.config, &plan, repetitions(&args.bench))?;
+    let name = case_of(&args.config.file);
+    let case = StepCase { name: &name, config: &loaded.config, plan: &plan };
+    let other = match &args.against {
+        Some(file) => Some((case_of(file), load_to_run(file, &args.config.overrides)?)),
+        None => None,
+    };
+    let against =
+        other.as_ref().map(|(name, (loaded, plan))| StepCase { name, config: &loaded.config, plan });
+    let report = benchmark_step(case, against, repetitions(&args.bench))?;
     if args.bench.json { print_json(&report) } else { print_text(&step_table(&report)) }
 }
 
@@ -51,6 +59,13 @@ fn step_table(report: &StepReport) -> String {
     rows.extend(
         report.minor_page_faults_per_step.map(|faults| ("page faults", format!("{faults:.0} per step"))),
     );
+    rows.extend(report.against.as_ref().map(|other| {
+        let StepRatio { case, ratio_median, ratio_of_shortest, .. } = other;
+        (
+            "in turn",
+            format!("{ratio_median:.3} times a step of {case} ({ratio_of_shortest:.3} of the shortest)"),
+        )
+    }));
     rows.push(("loss", format!("{:.4} to {:.4}", report.loss_first, report.loss_last)));
     table(&report.case, &rows)
 }

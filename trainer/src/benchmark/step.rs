@@ -1,10 +1,11 @@
-//! Whole training steps of a configuration, and forward passes alone.
+//! Whole training steps of a configuration, and forward passes alone; beside those of another, in turn.
 
 use burn::tensor::Device;
 use serde::Serialize;
-use switchyard_datasets::{Loader, Progress};
+use switchyard_datasets::{Dataset, Loader, Progress};
 
-use super::{Machine, Repetitions, Usage};
+use super::timing::Work;
+use super::{Machine, Repetitions, Timings, Usage};
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::device;
@@ -27,7 +28,8 @@ pub struct StepReport {
     pub step_ms_min: f64,
     /// Tokens trained on per second of the median step.
     pub tokens_per_sec: f64,
-    /// Most memory resident during the steps and before; absent where the system does not tell.
+    /// Most memory resident during the steps and before, those compared with included; absent where the system does not
+    /// tell.
     pub peak_rss_bytes: Option<u64>,
     /// Active training FLOPs per second of the median step, in units of 1e9.
     pub gflops: f64,
@@ -50,39 +52,75 @@ pub struct StepReport {
     pub loss_first: f64,
     /// Loss of the last step.
     pub loss_last: f64,
-    /// Pages mapped per timed step; absent where the system does not tell.
+    /// Pages mapped per timed step, those compared with included; absent where the system does not tell.
     pub minor_page_faults_per_step: Option<f64>,
+    /// The configuration whose steps took turns with these; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<StepRatio>,
 }
 
-/// Time the training steps of `config`, named `case`, as [`crate::train::train`] does them.
+/// Steps beside those of another configuration, in turn with them.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepRatio {
+    /// Name of the other case.
+    pub case: String,
+    /// Median time of its steps.
+    pub step_ms_median: f64,
+    /// Shortest time of its steps.
+    pub step_ms_min: f64,
+    /// Median over the pairs of steps of this case's time as a multiple of the other's.
+    pub ratio_median: f64,
+    /// This case's shortest step as a multiple of the other's.
+    pub ratio_of_shortest: f64,
+}
+
+/// A configuration to time.
+#[derive(Debug, Clone, Copy)]
+pub struct StepCase<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// As written.
+    pub config: &'a RunConfig,
+    /// What it resolves to.
+    pub plan: &'a RunPlan,
+}
+
+/// Time the training steps of `case` as [`crate::train::train`] does them, in turn with those of `against`, on the device
+/// and the threads of `case`.
 ///
 /// # Errors
 /// [`TrainError`] if the data cannot be had, the device fails or the loss diverges.
 pub fn benchmark_step(
-    case: &str,
-    config: &RunConfig,
-    plan: &RunPlan,
+    case: StepCase<'_>,
+    against: Option<StepCase<'_>>,
     repetitions: Repetitions,
 ) -> Result<StepReport, TrainError> {
-    with_threads(config.threads, || benchmark_here(case, config, plan, repetitions))
+    with_threads(case.config.threads, || benchmark_here(case, against, repetitions))
 }
 
 fn benchmark_here(
-    case: &str,
-    config: &RunConfig,
-    plan: &RunPlan,
+    case: StepCase<'_>,
+    against: Option<StepCase<'_>>,
     repetitions: Repetitions,
 ) -> Result<StepReport, TrainError> {
+    let StepCase { config, plan, .. } = case;
     let device = device::select(&config.device)?;
     let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
     let machine = Machine::observe(&config.device, &device)?;
 
-    let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), 0)?;
-    let mut training = Training::new(config, plan, loader, &device);
+    let mut training = Training::new(case, &dataset, &device)?;
+    let mut other = match against {
+        Some(other) => {
+            let dataset = switchyard_datasets::prepare(&other.config.data, &Progress::stderr())?;
+            Some(Training::new(other, &dataset, &device)?)
+        }
+        None => None,
+    };
     // The warm-up is done here, so that its page faults are not counted.
-    (0..repetitions.warmup).try_for_each(|_| training.step())?;
+    Repetitions { timed: Some(0), ..repetitions }.time_trainings(&mut training, other.as_mut())?;
     let before = Usage::now();
-    let steps = Repetitions { warmup: 0, ..repetitions }.time(|| training.step())?;
+    let timed = Repetitions { warmup: 0, ..repetitions };
+    let (steps, other_steps) = timed.time_trainings(&mut training, other.as_mut())?;
     let after = Usage::now();
 
     let forward_settings = EvaluationSettings {
@@ -99,7 +137,7 @@ fn benchmark_here(
     let gflops = plan.training_flops_per_step() / step_secs / 1e9;
     let faults = after.minor_page_faults.zip(before.minor_page_faults).map(|(after, before)| after - before);
     Ok(StepReport {
-        case: case.into(),
+        case: case.name.into(),
         step_ms_median: steps.median_ms(),
         step_ms_min: steps.min_ms(),
         tokens_per_sec: plan.tokens_per_step as f64 / step_secs,
@@ -115,7 +153,31 @@ fn benchmark_here(
         loss_first: training.losses.0,
         loss_last: training.losses.1,
         minor_page_faults_per_step: faults.map(|faults| faults as f64 / steps.len() as f64),
+        against: against.zip(other_steps).map(|(other, other_steps)| StepRatio {
+            case: other.name.into(),
+            step_ms_median: other_steps.median_ms(),
+            step_ms_min: other_steps.min_ms(),
+            ratio_median: steps.ratio_to(&other_steps),
+            ratio_of_shortest: steps.min_ms() / other_steps.min_ms(),
+        }),
     })
+}
+
+impl Repetitions {
+    /// Times of steps of `training` and, in turn with them, of `other`.
+    fn time_trainings(
+        &self,
+        training: &mut Training<'_>,
+        other: Option<&mut Training<'_>>,
+    ) -> Result<(Timings, Option<Timings>), TrainError> {
+        let mut step = || training.step();
+        let Some(other) = other else { return Ok((self.time(step)?, None)) };
+        let mut other_step = || other.step();
+        let works: &mut [Work<'_>] = &mut [&mut step, &mut other_step];
+        let mut timings = self.time_in_turn(works)?;
+        let other_steps = timings.pop();
+        Ok((timings.pop().unwrap_or_default(), other_steps))
+    }
 }
 
 /// A run's moving parts, without its folder.
@@ -131,16 +193,17 @@ struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    fn new(config: &RunConfig, plan: &'a RunPlan, loader: Loader, device: &Device) -> Self {
-        Self {
+    fn new(case: StepCase<'a>, dataset: &Dataset, device: &Device) -> Result<Self, TrainError> {
+        let StepCase { config, plan, .. } = case;
+        Ok(Self {
             plan,
-            loader,
+            loader: Loader::new(dataset.train.clone(), loader_config(config, plan), 0)?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
             optimizer: AdamW::new(&config.train.adamw),
             device: device.clone(),
             next_step: 0,
             losses: (f64::NAN, f64::NAN),
-        }
+        })
     }
 
     fn step(&mut self) -> Result<(), TrainError> {
