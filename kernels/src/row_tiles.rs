@@ -9,13 +9,13 @@ use crate::dispatch::Groups;
 use crate::matrix::{Matrix, MatrixMut, Unwritten, multiply};
 use crate::simd::vectorised;
 
-/// Most rows of one tile. Each product brings its matrix into order first: the more rows share that, the better. But a
-/// tile is a task, and with few rows there must be enough of them.
+/// Rows of one tile, or up to half as many more. Each product brings its matrix into order first: the more rows share that,
+/// the better. But a tile is a task, and with few rows there must be enough of them.
 const TILE_ROWS: usize = 256;
 /// With fewer rows in all, tiles have half as many.
 const MANY_ROWS: usize = 2048;
 /// About the multiplications of one task of a weight gradient: a millisecond's work.
-const TASK_MULTIPLICATIONS: usize = 1 << 25;
+const TASK_MULTIPLICATIONS: usize = 1 << 26;
 /// Rows of one task of a weight gradient are a multiple of this: with fewer, a product spends a tenth of its time on
 /// bringing its operands into order.
 const TASK_ROWS: usize = 128;
@@ -32,9 +32,10 @@ pub(crate) struct RowTile {
 impl RowTile {
     /// Every group's rows in tiles of nearly equal size, in order.
     pub(crate) fn of(groups: &Groups) -> Vec<Self> {
-        let max_rows = if groups.num_rows() < MANY_ROWS { TILE_ROWS / 2 } else { TILE_ROWS };
+        let tile_rows = if groups.num_rows() < MANY_ROWS { TILE_ROWS / 2 } else { TILE_ROWS };
         let tiles_of = |(group, rows): (usize, Range<usize>)| {
-            let num_tiles = rows.len().div_ceil(max_rows);
+            // To the nearest: experts of a few rows more than a tile would else be halved.
+            let num_tiles = ((rows.len() + tile_rows / 2) / tile_rows).max(1);
             (0..num_tiles).map(move |tile| {
                 let at = |tile: usize| rows.start + rows.len() * tile / num_tiles;
                 Self { group, rows: at(tile)..at(tile + 1) }
@@ -171,7 +172,7 @@ mod tests {
             let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.rows.clone()).collect();
             prop_assert_eq!(rows, (0..groups.num_rows()).collect::<Vec<_>>());
             for tile in tiles {
-                prop_assert!((1..=TILE_ROWS).contains(&tile.rows.len()));
+                prop_assert!((1..=TILE_ROWS * 3 / 2).contains(&tile.rows.len()));
                 let group = groups.rows(tile.group);
                 prop_assert!(group.start <= tile.rows.start && tile.rows.end <= group.end);
             }
