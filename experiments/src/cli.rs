@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::study::Shard;
+
 /// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether they beat dense ones.
 #[derive(Debug, Parser)]
 #[command(name = "switchyard", version, about, max_term_width = 110, after_help = AFTER_HELP)]
@@ -49,9 +51,16 @@ pub(crate) enum Command {
     /// Prepare or describe a corpus
     #[command(subcommand)]
     Data(DataCommand),
-    /// Compare dense and sparse arms: train what is not trained yet, then print and save a table
+    /// Compare dense and sparse arms: run a study to its verdict, or put a few runs side by side
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
+    /// Fit scaling laws to the finished runs of a study, and say which run to make next
+    #[command(after_help = FIT_HELP)]
+    Fit(FitArgs),
+    /// Make the report of a study or of any runs: one page, its figures and its numbers
+    Report(ReportArgs),
+    /// Prove that a mixture of one expert trains as the dense model does in a recipe, bit for bit
+    Verify(VerifyArgs),
     /// Time training steps or one feed-forward layer on this machine
     #[command(subcommand, after_help = BENCH_HELP)]
     Bench(BenchCommand),
@@ -83,11 +92,24 @@ The optimizer, the schedule and the data start anew. With copy and granular_spli
 model's wherever a token's gates add up to one number; the command says when they do not.";
 
 const COMPARE_HELP: &str = "\
-The first arm is the baseline: steps and seconds are counted until the other arms reach its final loss.
-Arms are configuration files (trained under --out, resumed if interrupted, skipped if finished) or run folders.
+A study (a TOML file with [[arms]]) is planned, run as far as it is missing, judged over its seeds, and reported in its \
+folder: result.json, report.html, figures as SVG and PNG, numbers as CSV. The same command goes on after an interruption, \
+and never uses runs of another program, other data or another configuration.
+
+Configuration files (trained under --out, resumed if interrupted, skipped if finished) and run folders are put side by side \
+in a table: steps and seconds are counted until each arm reaches the first one's final loss. One seed decides nothing.
+
+Examples:
+  switchyard compare experiments/studies/quick.toml --dry-run
+  switchyard compare experiments/studies/quick.toml --out runs/quick
+  switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+
+const FIT_HELP: &str = "\
+Reads every finished run at and below the folders. Fitted are the forms that the runs allow: dense (arXiv:2203.15556), Clark \
+(arXiv:2202.01169), Krajewski (arXiv:2402.07871) and joint (arXiv:2502.05172); the others say what they lack.
 
 Example:
-  switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+  switchyard fit runs/experts";
 
 const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
@@ -326,18 +348,57 @@ pub(crate) enum DataCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// Configuration files or run folders, the baseline first
-    #[arg(required = true, num_args = 2.., value_name = "CONFIG|RUN")]
+    /// A study, or configuration files and run folders, the baseline first
+    #[arg(required = true, num_args = 1.., value_name = "STUDY|CONFIG|RUN")]
     pub(crate) arms: Vec<PathBuf>,
-    /// Folder for the runs and the comparison
-    #[arg(long, value_name = "DIR", default_value = "runs")]
-    pub(crate) out: PathBuf,
-    /// Change a key in every configuration; repeatable
+    /// Folder for the runs and the result [default: runs, and runs/NAME for a study]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Change a key in every configuration; repeatable. A study has its own `set`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Print the comparison as JSON
+    /// Do the I-th of N parts of a study's runs, such as 2/8; the others in other processes or on other machines that share
+    /// the folder
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    pub(crate) shard: Shard,
+    /// Plan a study, time a few steps, and run nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FitArgs {
+    /// Folders of a study, or of runs
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// Resamples of the runs for the intervals
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) bootstrap: usize,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Folder of a study, or run folders and folders that hold them
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Folder of the report [default: the study's folder; for runs, `report` in the first]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Optimizer steps of the proof
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: u64,
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,8 +16,22 @@ use crate::comparison::{Arm, Comparison};
 use crate::failure::Failure;
 use crate::figures::loss_curve_svg;
 use crate::interrupt;
+use crate::study::is_study;
 
 pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
+    match &args.arms[..] {
+        [study] if is_study(study) => return run_study(args, study),
+        [only] => {
+            return Err(Failure::Mistake(format!(
+                "{}: not a study (it has no [[arms]]), and one arm has nothing to be compared with: name a second one",
+                only.display()
+            )));
+        }
+        _ => {}
+    }
+    if args.dry_run || args.shard.is_partial() {
+        return Err(Failure::Mistake("--dry-run and --shard are for a study: name a file with [[arms]]".into()));
+    }
     let stop = interrupt::stop_flag()?;
     // Every configuration is read before the first one trains: a mistake in the last must not cost the first's hours.
     let plans = args.arms.iter().map(|path| ArmPlan::new(path, args)).collect::<Result<Vec<_>, _>>()?;
@@ -36,7 +50,23 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     } else {
         print_text(&comparison.to_text())?
     }
-    save(&args.out, &arms, &comparison)
+    save(&args.runs_folder(), &arms, &comparison)
+}
+
+fn run_study(args: &CompareArgs, study: &Path) -> Result<(), Failure> {
+    match args.overrides.first() {
+        Some(change) => Err(Failure::Mistake(format!(
+            "--set {change}: {} is a study, whose changes are part of it: write them into its `set`",
+            study.display()
+        ))),
+        None => super::study::run(args, study),
+    }
+}
+
+impl CompareArgs {
+    fn runs_folder(&self) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| "runs".into())
+    }
 }
 
 /// One arm before it has run.
@@ -67,7 +97,7 @@ impl ArmPlan {
             return Err(Failure::Mistake(message));
         }
         let (loaded, plan) = load_to_run(path, &args.overrides)?;
-        let out = default_run_folder(&args.out, &loaded.config);
+        let out = default_run_folder(&args.runs_folder(), &loaded.config);
         let stop = Arc::new(AtomicBool::new(false));
         let mode = OpenMode::New;
         Ok(Self::Config(Box::new(TrainRequest {

@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod replay;
+mod study;
 mod train;
 mod upcycle;
 mod what_if;

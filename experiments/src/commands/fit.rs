@@ -1,0 +1,95 @@
+//! `switchyard fit`
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
+
+use super::{print_json, print_text};
+use crate::cli::FitArgs;
+use crate::failure::Failure;
+use crate::run_folders::run_folders;
+use crate::scaling::{FitOptions, Observation, Point, ScalingReport};
+
+pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for path in &args.folders {
+        folders.extend(run_folders(path)?);
+    }
+    let mut observations = Vec::new();
+    let mut skipped = 0;
+    for folder in &folders {
+        match observation(folder)? {
+            Some(observation) => observations.push(observation),
+            None => skipped += 1,
+        }
+    }
+    if skipped > 0 {
+        eprintln!("note: {skipped} run(s) without a final validation loss are left out");
+    }
+    if observations.is_empty() {
+        let named: Vec<String> = args.folders.iter().map(|path| path.display().to_string()).collect();
+        return Err(Failure::Mistake(format!(
+            "{}: no finished run: name a study's folder, or run folders",
+            named.join(", ")
+        )));
+    }
+    let options = FitOptions { num_bootstrap_samples: args.bootstrap, ..FitOptions::default() };
+    let report = ScalingReport::new(&observations, &options);
+    if args.json { print_json(&report) } else { print_text(&report.to_text()) }
+}
+
+/// What a run says of a scaling law; absent if it has not finished.
+fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
+    let manifest = RunManifest::read(&RunPaths::new(folder).manifest())?;
+    let Some(loss_nats) = manifest.final_validation_cross_entropy_nats else { return Ok(None) };
+    if manifest.status != RunStatus::Finished {
+        return Ok(None);
+    }
+    let Some(point) = point_of(&manifest.plan, manifest.tokens_seen) else { return Ok(None) };
+    Ok(Some(Observation { point, loss_nats, weight: 1.0, label: shape_of(&manifest.plan, &point) }))
+}
+
+/// Sizes of the model in `plan`, and what it was trained on.
+fn point_of(plan: &Value, tokens: u64) -> Option<Point> {
+    let count = |key: &str| plan["counts"][key].as_u64().map(|count| count as f64);
+    let moe = &plan["model"]["moe"];
+    let number = |value: &Value| value.as_u64().map(|number| number as f64);
+    let (num_experts, granularity) = match number(&moe["d_expert"]) {
+        // The dense block of the same cost is as wide as all experts of a token together.
+        Some(d_expert) => {
+            let active = number(&moe["router"]["top_k"])? * d_expert;
+            let shared = number(&moe["d_shared_expert"]).unwrap_or(0.0);
+            (number(&moe["num_experts"])?, (active + shared) / d_expert)
+        }
+        None => (1.0, 1.0),
+    };
+    Some(Point {
+        active_params: count("active_params")?,
+        total_params: count("total_params")?,
+        num_experts,
+        granularity,
+        tokens: tokens as f64,
+    })
+}
+
+/// Runs of one shape and length differ in their seed at most.
+fn shape_of(plan: &Value, point: &Point) -> String {
+    format!("{} at {} tokens", plan["model"], point.tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn granularity_is_the_width_of_the_equal_dense_block_over_an_experts() {
+        let counts = json!({ "active_params": 10, "total_params": 40 });
+        let moe = json!({ "num_experts": 32, "d_expert": 64, "d_shared_expert": 128, "router": { "top_k": 6 } });
+        let point = point_of(&json!({ "counts": counts, "model": { "moe": moe } }), 1000).unwrap();
+        assert_eq!((point.num_experts, point.granularity, point.tokens), (32.0, 8.0, 1000.0));
+        let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000).unwrap();
+        assert_eq!((dense.num_experts, dense.granularity), (1.0, 1.0));
+    }
+}

@@ -1,0 +1,202 @@
+//! `switchyard compare STUDY.toml`: plan, run what is missing, judge, report.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use switchyard_datasets::{Progress, prepare};
+use switchyard_trainer::host::{Commit, cargo_lock_sha256};
+
+use super::print_text;
+use crate::cli::CompareArgs;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::report;
+use crate::report::series::RunSeries;
+use crate::run_series::run_series;
+use crate::study::result::{Provenance, StudyResult};
+use crate::study::{
+    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun, Stage,
+    StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing, sha256_hex, wait_for,
+    write_atomically,
+};
+
+pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
+    let stop = interrupt::stop_flag()?;
+    let loaded = LoadedStudy::read(path)?;
+    let arms = resolve_arms(&loaded)?;
+    let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
+    let mut session = Session::new(args, &loaded, &arms, folder)?;
+    session.announce()?;
+    if args.dry_run {
+        return Ok(());
+    }
+    match session.run(&stop)? {
+        Execution::Done => session.conclude(),
+        Execution::Interrupted => {
+            eprintln!("interrupted; the same command goes on from here");
+            Ok(())
+        }
+    }
+}
+
+/// A study in progress.
+struct Session<'a> {
+    args: &'a CompareArgs,
+    loaded: &'a LoadedStudy,
+    arms: &'a [Arm],
+    folder: StudyFolder,
+    calibration: Calibration,
+    matrix: StudyMatrix<'a>,
+    pilots: Vec<PlannedRun>,
+    /// Known once the pilots are done; until then each arm's first.
+    learning_rates: Vec<f64>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        args: &'a CompareArgs,
+        loaded: &'a LoadedStudy,
+        arms: &'a [Arm],
+        folder: StudyFolder,
+    ) -> Result<Self, Failure> {
+        let calibration = Calibration::read_or_measure(folder.root(), loaded, arms)?;
+        let factors = calibration.step_factors(loaded.study.held_equal, arms);
+        let mut matrix = StudyMatrix::new(&loaded.study, arms, CodeIdentity::of_this_program()?, factors);
+        let pilots = matrix.pilots()?;
+        let learning_rates = arms.iter().map(|arm| arm.learning_rates[0]).collect();
+        Ok(Self { args, loaded, arms, folder, calibration, matrix, pilots, learning_rates })
+    }
+
+    /// Say what will be done and what it will cost.
+    fn announce(&mut self) -> Result<(), Failure> {
+        let main_runs = self.matrix.main_runs(&self.learning_rates)?;
+        let data = prepare(&self.arms[0].config.data, &Progress::stderr())?;
+        let runs: Vec<PlannedRun> = self.pilots.iter().chain(&main_runs).cloned().collect();
+        let forecast = Forecast {
+            study: &self.loaded.study,
+            arms: self.arms,
+            runs: &runs,
+            calibration: &self.calibration,
+            validation_tokens: data.manifest.validation.num_tokens,
+        };
+        eprint!("{}", forecast.describe(&self.folder));
+        let strangers = self.folder.num_strangers(&runs.iter().collect::<Vec<_>>());
+        // With a choice of learning rates, runs at those chosen later are not strangers.
+        if strangers > 0 && self.pilots.is_empty() {
+            eprintln!(
+                "  {strangers} run(s) in {} are of another program, other data or another version of this study: they are not \
+                 used",
+                self.folder.root().display()
+            );
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
+        let keep = self.loaded.study.keep_checkpoints;
+        if !self.pilots.is_empty() {
+            let pilots = run_missing(&self.folder, &self.pilots, self.args.shard, keep, stop)?;
+            if pilots == Execution::Interrupted || wait_for(&self.folder, &self.pilots, stop) == Execution::Interrupted {
+                return Ok(Execution::Interrupted);
+            }
+            self.choose_learning_rates()?;
+        }
+        let runs = self.matrix.main_runs(&self.learning_rates)?;
+        run_missing(&self.folder, &runs, self.args.shard, keep, stop)
+    }
+
+    /// Of each arm the learning rate with the lowest pilot loss.
+    fn choose_learning_rates(&mut self) -> Result<(), Failure> {
+        let finished = finished_runs(&self.folder, &self.pilots, None)?;
+        for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
+            let of_arm = finished.iter().filter(|run| run.arm == index);
+            let best = of_arm
+                .filter_map(|run| Some((run.learning_rate, run.result.final_loss_nats?)))
+                .min_by(|(_, a), (_, b)| a.total_cmp(b));
+            if let Some((rate, nats)) = best {
+                eprintln!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
+                self.learning_rates[index] = rate;
+            }
+        }
+        Ok(())
+    }
+
+    /// Judge what is there, write the result and its report, and print it.
+    fn conclude(mut self) -> Result<(), Failure> {
+        let main_runs = self.matrix.main_runs(&self.learning_rates)?;
+        let price = self.loaded.study.price_per_device_hour;
+        let mut finished: Vec<(Stage, FinishedRun)> = Vec::new();
+        for (stage, runs) in [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs)] {
+            finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
+        }
+        let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
+        let provenance = self.provenance(&finished);
+        let evidence = Evidence {
+            loaded: self.loaded,
+            arms: self.arms,
+            learning_rates: &self.learning_rates,
+            finished: &finished,
+            num_missing: main_runs.len() - num_finished,
+        };
+        let result = analyse(&evidence, provenance);
+        let series: Vec<RunSeries> = finished
+            .iter()
+            .filter(|(stage, _)| *stage == Stage::Main)
+            .map(|(_, run)| run_series(&run.result.run, &self.arms[run.arm].label, &run.manifest, &run.records, &run.alarms))
+            .collect();
+        self.save(&result, &series)?;
+        if self.args.json {
+            print_text(&(serde_json::to_string_pretty(&result)? + "\n"))
+        } else {
+            print_text(&result.to_text())
+        }
+    }
+
+    fn save(&self, result: &StudyResult, series: &[RunSeries]) -> Result<(), Failure> {
+        let root = self.folder.root();
+        write_atomically(&root.join("result.json"), &(serde_json::to_string_pretty(result)? + "\n"))?;
+        let files = report::write(root, Some(result), series, &result.study).map_err(Failure::Fault)?;
+        eprintln!("saved: {}/ (result.json, report.html and {} more)", root.display(), files.len() - 1);
+        Ok(())
+    }
+
+    fn provenance(&self, finished: &[(Stage, FinishedRun)]) -> Provenance {
+        let distinct = |of: &dyn Fn(&FinishedRun) -> Option<String>| {
+            let mut values: Vec<String> = finished.iter().filter_map(|(_, run)| of(run)).collect();
+            values.sort();
+            values.dedup();
+            values
+        };
+        let machine = |run: &FinishedRun| {
+            let host = &run.manifest.host;
+            let cpu = host.cpu_model.as_deref().unwrap_or(&host.arch);
+            Some(format!("{} ({cpu}, {} threads)", host.hostname, host.logical_cores))
+        };
+        let device = |run: &FinishedRun| {
+            let threads = run.manifest.config["threads"].as_u64();
+            let threads = threads.map_or("all".to_string(), |threads| threads.to_string());
+            Some(format!("{}, threads: {threads}", run.manifest.device))
+        };
+        Provenance {
+            command: format!("switchyard compare {}", self.loaded.path.display()),
+            study_sha256: sha256_hex(&self.loaded.text),
+            base_sha256: sha256_hex(std::fs::read(&self.loaded.base).unwrap_or_default()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: Commit::of_sources().map(|commit| commit.hash + if commit.dirty { "-dirty" } else { "" }),
+            cargo_lock_sha256: cargo_lock_sha256(),
+            machines: distinct(&machine),
+            devices: distinct(&device),
+            started_at: distinct(&|run| Some(run.manifest.started_at.clone())).into_iter().next(),
+            ended_at: distinct(&|run| run.manifest.ended_at.clone()).pop(),
+            total_train_secs: finished.iter().map(|(_, run)| run.result.train_secs).sum(),
+        }
+    }
+}
+
+impl CompareArgs {
+    /// Where a study's runs and result go.
+    fn study_folder(&self, name: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
+    }
+}

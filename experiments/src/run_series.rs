@@ -1,0 +1,82 @@
+//! From a run's logs to the rows that its report draws.
+
+use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_trainer::metrics::{LayerRecord, Record, StepRecord};
+use switchyard_trainer::run_folder::RunManifest;
+
+use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
+
+/// Time bins of a heat map: more would be narrower than a pixel column can show.
+const MAX_BINS: usize = 60;
+
+/// The rows of one run of `arm`.
+pub(crate) fn run_series(
+    label: &str,
+    arm: &str,
+    manifest: &RunManifest,
+    records: &[Record],
+    alarms: &[Alarm],
+) -> RunSeries {
+    let count = |key: &str| manifest.plan.get("counts")?.get(key)?.as_u64();
+    let flops_per_token = count("training_flops_per_token").unwrap_or(0) as f64;
+    let evals = records.iter().filter_map(Record::as_eval).filter(|row| row.step > 0);
+    let point = |row: &switchyard_trainer::metrics::EvalRecord| EvalPoint {
+        step: row.step,
+        tokens: row.tokens_seen,
+        active_flops: row.tokens_seen as f64 * flops_per_token,
+        secs: row.elapsed_secs,
+        loss_nats: row.cross_entropy_nats,
+    };
+    RunSeries {
+        label: label.into(),
+        arm: arm.into(),
+        seed: manifest.seed,
+        num_steps: manifest.plan.get("num_steps").and_then(|steps| steps.as_u64()).unwrap_or(manifest.steps_done),
+        params: count("total_params")
+            .zip(count("active_params"))
+            .map(|(total, active)| ParamCounts { total, active }),
+        energy_joules: manifest.energy_joules,
+        evals: evals.map(point).collect(),
+        layers: layer_series(records),
+        alarms: alarms.iter().map(alarm_row).collect(),
+    }
+}
+
+fn alarm_row(alarm: &Alarm) -> AlarmRow {
+    let name = serde_json::to_value(alarm.kind).ok().and_then(|kind| kind.as_str().map(str::to_string));
+    AlarmRow { step: alarm.step, name: name.unwrap_or_default(), message: alarm.message.clone() }
+}
+
+fn layer_series(records: &[Record]) -> Vec<LayerSeries> {
+    let steps: Vec<&StepRecord> =
+        records.iter().filter_map(Record::as_step).filter(|row| !row.layers.is_empty()).collect();
+    let Some(first) = steps.first() else { return Vec::new() };
+    (0..first.layers.len()).map(|position| one_layer(&steps, position)).collect()
+}
+
+fn one_layer(steps: &[&StepRecord], position: usize) -> LayerSeries {
+    let rows = || steps.iter().filter_map(|row| Some((row.step, row.layers.get(position)?)));
+    let number =
+        |of: fn(&LayerRecord) -> f64| rows().map(|(step, layer)| (step, of(layer))).collect::<Vec<_>>();
+    let bins: Vec<&[&StepRecord]> = steps.chunks(steps.len().div_ceil(MAX_BINS).max(1)).collect();
+    let num_experts = steps[0].layers[position].tokens_per_expert.len();
+    LayerSeries {
+        layer: steps[0].layers[position].layer,
+        num_experts,
+        steps: bins.iter().map(|bin| bin[bin.len() - 1].step).collect(),
+        load_shares: bins.iter().map(|bin| load_shares(bin, position, num_experts)).collect(),
+        entropy: number(|layer| layer.gate_entropy_nats),
+        dropped_fraction: number(|layer| layer.dropped_fraction),
+        max_violation: number(|layer| layer.max_violation),
+    }
+}
+
+/// Each expert's share of what all of a bin's steps routed.
+fn load_shares(bin: &[&StepRecord], position: usize, num_experts: usize) -> Vec<f32> {
+    let mut tokens = vec![0_u64; num_experts];
+    for layer in bin.iter().filter_map(|row| row.layers.get(position)) {
+        tokens.iter_mut().zip(&layer.tokens_per_expert).for_each(|(sum, count)| *sum += count);
+    }
+    let total = tokens.iter().sum::<u64>().max(1) as f32;
+    tokens.iter().map(|&count| count as f32 / total).collect()
+}

@@ -1,0 +1,214 @@
+//! From the finished runs of a study to its result.
+
+use super::arms::Arm;
+use super::file::LoadedStudy;
+use super::matrix::Stage;
+use super::outcome::FinishedRun;
+use super::result::{
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult, TimeToLoss,
+};
+use super::words;
+use crate::statistics::{Gauge, GaugeSample, PairedDifference, RatioEstimate, Verdict};
+
+/// All axes, in the order of the tables.
+const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
+
+/// What the analysis starts from.
+#[derive(Debug)]
+pub(crate) struct Evidence<'a> {
+    /// The study.
+    pub(crate) loaded: &'a LoadedStudy,
+    /// Its arms, the baseline first.
+    pub(crate) arms: &'a [Arm],
+    /// Learning rate of each arm, as chosen.
+    pub(crate) learning_rates: &'a [f64],
+    /// Its finished runs, pilots included.
+    pub(crate) finished: &'a [(Stage, FinishedRun)],
+    /// Runs for the result that are not finished.
+    pub(crate) num_missing: usize,
+}
+
+/// The result of the study as far as its runs are finished.
+pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyResult {
+    let study = &evidence.loaded.study;
+    let question = Question::from(&study.question);
+    let arms: Vec<ArmResult> =
+        (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
+    let comparisons: Vec<ArmComparison> =
+        (1..evidence.arms.len()).map(|index| evidence.comparison(index, &question)).collect();
+    let verdict = overall(&comparisons, question.axis);
+    let baseline = study.arms[0].label.clone();
+    StudyResult {
+        study: study.name.clone(),
+        headline: words::headline(&comparisons, verdict, &baseline, &question),
+        verdict,
+        unequal: words::unequal(&arms),
+        notes: words::notes(evidence, &comparisons),
+        held_equal: study.held_equal,
+        question,
+        baseline,
+        arms,
+        comparisons,
+        provenance,
+    }
+}
+
+/// `wins` if any arm wins, `loses` if all lose, else undecided.
+fn overall(comparisons: &[ArmComparison], axis: Axis) -> Verdict {
+    let verdicts: Vec<Verdict> =
+        comparisons.iter().map(|arm| arm.on(axis).map_or(Verdict::Undecided, |on| on.verdict)).collect();
+    match &verdicts[..] {
+        verdicts if verdicts.contains(&Verdict::Wins) => Verdict::Wins,
+        verdicts if verdicts.iter().all(|verdict| *verdict == Verdict::Loses) => Verdict::Loses,
+        _ => Verdict::Undecided,
+    }
+}
+
+impl ArmComparison {
+    /// What it says of an axis.
+    pub(crate) fn on(&self, axis: Axis) -> Option<&AxisComparison> {
+        self.axes.iter().find(|on| on.axis == axis)
+    }
+}
+
+/// Runs of the arm and of the baseline with the same seed and budget.
+struct Pair<'a> {
+    seed: u64,
+    baseline: &'a FinishedRun,
+    arm: &'a FinishedRun,
+}
+
+impl Evidence<'_> {
+    /// The finished runs for the result of an arm at its `budget`-th budget.
+    fn runs_at(&self, arm: usize, budget: usize) -> impl Iterator<Item = &FinishedRun> {
+        // Budgets of an arm differ in their steps; with wall-clock time held equal they are not the study's own.
+        let mut steps: Vec<u64> = self.main_runs(arm).map(|run| run.result.num_steps).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        let wanted = steps.get(budget).copied();
+        self.main_runs(arm).filter(move |run| Some(run.result.num_steps) == wanted)
+    }
+
+    fn main_runs(&self, arm: usize) -> impl Iterator<Item = &FinishedRun> {
+        self.finished
+            .iter()
+            .filter(move |(stage, run)| *stage == Stage::Main && run.arm == arm)
+            .map(|(_, run)| run)
+    }
+
+    fn num_budgets(&self) -> usize {
+        self.loaded.study.budget.num_steps.len()
+    }
+
+    /// Pairs of runs by seed, in the order of the study's seeds.
+    fn pairs(&self, arm: usize, budget: usize) -> Vec<Pair<'_>> {
+        let of_seed = |arm: usize, seed: u64| self.runs_at(arm, budget).find(move |run| run.result.seed == seed);
+        let seeds = self.loaded.study.seeds.iter();
+        seeds
+            .filter_map(|&seed| Some(Pair { seed, baseline: of_seed(0, seed)?, arm: of_seed(arm, seed)? }))
+            .collect()
+    }
+
+    fn arm_result(&self, index: usize) -> ArmResult {
+        let arm = &self.arms[index];
+        let pilot_loss = |learning_rate: f64| {
+            let mut pilots = self.finished.iter().filter(|(stage, run)| *stage == Stage::Pilot && run.arm == index);
+            pilots.find(|(_, run)| run.learning_rate == learning_rate).and_then(|(_, run)| run.result.final_loss_nats)
+        };
+        let mut runs: Vec<_> = self.main_runs(index).map(|run| run.result.clone()).collect();
+        runs.sort_by_key(|run| (run.num_steps, run.seed));
+        ArmResult {
+            label: arm.label.clone(),
+            overrides: arm.overrides.clone(),
+            total_params: arm.plan.counts.total_params,
+            active_params: arm.plan.counts.active_params,
+            training_flops_per_token: arm.plan.counts.training_flops_per_token,
+            memory_bytes: arm.plan.memory.total_bytes(),
+            equality: arm.equality,
+            learning_rate: self.learning_rates[index],
+            learning_rate_grid: arm.learning_rates.iter().map(|&rate| (rate, pilot_loss(rate))).collect(),
+            runs,
+        }
+    }
+
+    fn comparison(&self, arm: usize, question: &Question) -> ArmComparison {
+        let pairs = self.pairs(arm, self.num_budgets() - 1);
+        let label = &self.arms[arm].label;
+        ArmComparison {
+            arm: label.clone(),
+            axes: AXES
+                .iter()
+                .filter_map(|&axis| axis_comparison(axis, &pairs, [label, &self.arms[0].label], question))
+                .collect(),
+            time_to_loss: AXES.iter().map(|&axis| time_to_loss(axis, &pairs, question.confidence)).collect(),
+            effective_speedup: AXES
+                .iter()
+                .map(|&axis| effective_speedup(axis, &pairs, question.confidence))
+                .collect(),
+            gauge: self.gauge(arm, question.confidence),
+        }
+    }
+
+    /// The gap in final loss over the budgets. Compute is the baseline's, which is the arm's too where it is held equal.
+    fn gauge(&self, arm: usize, confidence: f64) -> Option<Gauge> {
+        let samples: Vec<GaugeSample> = (0..self.num_budgets())
+            .flat_map(|budget| self.pairs(arm, budget))
+            .filter_map(|pair| {
+                let gap = pair.arm.result.final_loss_nats? - pair.baseline.result.final_loss_nats?;
+                Some(GaugeSample { compute: pair.baseline.result.active_flops, seed: pair.seed, gap })
+            })
+            .collect();
+        Gauge::new(&samples, confidence)
+    }
+}
+
+/// Losses at the largest x that both runs of a pair reach.
+fn axis_comparison(
+    axis: Axis,
+    pairs: &[Pair<'_>],
+    [arm, baseline]: [&str; 2],
+    question: &Question,
+) -> Option<AxisComparison> {
+    let mut seeds = Vec::new();
+    let mut differences = Vec::new();
+    for pair in pairs {
+        let (mine, theirs) = (pair.arm.curve(axis)?, pair.baseline.curve(axis)?);
+        let x = mine.last_x().min(theirs.last_x());
+        seeds.push(pair.seed);
+        differences.push(mine.loss_at(x)? - theirs.loss_at(x)?);
+    }
+    let difference = PairedDifference::new(&differences, question.confidence)?;
+    let verdict = difference.verdict(question.margin_nats);
+    let seeds_to_decide = difference.pairs_to_decide(question.margin_nats, question.confidence);
+    let sentence = words::axis_sentence([arm, baseline], axis, &difference, question);
+    Some(AxisComparison { axis, seeds, difference, verdict, seeds_to_decide, sentence })
+}
+
+fn time_to_loss(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
+    let mut targets_nats = Vec::new();
+    let mut ratios = Vec::new();
+    for pair in pairs {
+        let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
+        let target = theirs.final_loss();
+        targets_nats.push(target);
+        ratios.push(mine.first_x_at(target).zip(theirs.first_x_at(target)).map(|(mine, theirs)| mine / theirs));
+    }
+    TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
+}
+
+fn effective_speedup(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> EffectiveSpeedup {
+    let mut lower_bounds = Vec::new();
+    let mut ratios = Vec::new();
+    for pair in pairs {
+        let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
+        lower_bounds.push(theirs.last_x() / mine.last_x());
+        ratios.push(theirs.first_x_at(mine.final_loss()).map(|x| x / mine.last_x()));
+    }
+    EffectiveSpeedup { axis, estimate: estimate(&ratios, confidence), ratios, lower_bounds }
+}
+
+/// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.
+fn estimate(ratios: &[Option<f64>], confidence: f64) -> Option<RatioEstimate> {
+    let known: Option<Vec<f64>> = ratios.iter().copied().collect();
+    known.and_then(|ratios| RatioEstimate::new(&ratios, confidence))
+}

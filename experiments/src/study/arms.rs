@@ -1,0 +1,297 @@
+//! The arms of a study with everything solved: which recipe each of them is.
+
+use std::path::Path;
+
+use switchyard_trainer::config::{RunConfig, ScheduleConfig};
+use switchyard_trainer::config_file::{self, Override};
+use switchyard_trainer::plan::RunPlan;
+
+use super::equality::{nearest_width, quantity};
+use super::file::{ArmConfig, LoadedStudy, StudyFile};
+use super::result::HeldEqual;
+use crate::failure::Failure;
+
+/// One arm, before seed, learning rate and budget are filled in.
+#[derive(Debug, Clone)]
+pub(crate) struct Arm {
+    /// Name of the arm.
+    pub(crate) label: String,
+    /// What it changes in the recipe, solved keys included.
+    pub(crate) overrides: Vec<String>,
+    /// The recipe, changed.
+    pub(crate) config: RunConfig,
+    /// What that resolves to at the recipe's own budget: sizes and costs of the model.
+    pub(crate) plan: RunPlan,
+    /// The quantity held equal, over the baseline's.
+    pub(crate) equality: f64,
+    /// Learning rates to choose from, at least one.
+    pub(crate) learning_rates: Vec<f64>,
+}
+
+/// The arms of `loaded`, the baseline first, each solved for what is held equal.
+///
+/// # Errors
+/// A mistake in the recipe or an override, with its place; a solved key that cannot reach the baseline's cost.
+pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
+    let study = &loaded.study;
+    let baseline = written_arm(loaded, &study.arms[0], Vec::new())?;
+    let mut arms = vec![baseline];
+    for config in &study.arms[1..] {
+        let arm = solved_arm(loaded, config, &arms[0])?;
+        arms.push(arm);
+    }
+    Ok(arms)
+}
+
+/// The arm as written, with `solved` changes after its own.
+fn written_arm(loaded: &LoadedStudy, arm: &ArmConfig, solved: Vec<String>) -> Result<Arm, Failure> {
+    let StudyFile { set, learning_rates, .. } = &loaded.study;
+    let overrides: Vec<String> = set.iter().chain(&arm.set).cloned().chain(solved).collect();
+    let (config, plan) = read_recipe(&loaded.base, &overrides)
+        .map_err(|failure| in_arm(failure, &loaded.path, &arm.label))?;
+    let learning_rates = match arm.learning_rates.as_ref().unwrap_or(learning_rates).as_slice() {
+        [] => vec![config.train.adamw.learning_rate],
+        given => given.to_vec(),
+    };
+    Ok(Arm { label: arm.label.clone(), overrides, config, plan, equality: 1.0, learning_rates })
+}
+
+fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Result<Arm, Failure> {
+    let study = &loaded.study;
+    let with_equality = |arm: Arm| match quantity(study.held_equal, &baseline.plan) {
+        Some(target) => {
+            let mine = quantity(study.held_equal, &arm.plan).unwrap_or(target);
+            Arm { equality: mine / target, ..arm }
+        }
+        None => arm,
+    };
+    let Some(target) = quantity(study.held_equal, &baseline.plan) else {
+        return written_arm(loaded, config, Vec::new());
+    };
+    let key = key_to_solve(loaded, config)?;
+    let names_key = |text: &String| Override::parse(text).is_ok_and(|given| given.key() == key);
+    if config.set.iter().any(names_key) {
+        return written_arm(loaded, config, Vec::new()).map(with_equality);
+    }
+    let arm_at = |width: usize| written_arm(loaded, config, vec![format!("{key}={width}")]);
+    let multiple = width_multiple(study, &arm_at(study.width_multiple * 64)?.config);
+    let width = nearest_width(target, multiple, |width| {
+        let arm = arm_at(width)?;
+        Ok::<_, Failure>(quantity(study.held_equal, &arm.plan).unwrap_or(target))
+    })?;
+    let Some(width) = width else {
+        return Err(Failure::Mistake(format!(
+            "{}: arm `{}`: no value of `{key}` makes it as small as `{}` (held equal: {}): give the baseline more, the arm \
+             less, or name `{key}` in the arm's `set`",
+            loaded.path.display(),
+            config.label,
+            baseline.label,
+            held_equal_words(study.held_equal),
+        )));
+    };
+    arm_at(width).map(with_equality)
+}
+
+/// Experts are cut into `granularity` parts, which must come out even.
+fn width_multiple(study: &StudyFile, config: &RunConfig) -> usize {
+    let granularity = config.model.ffn.moe.as_ref().and_then(|moe| moe.granularity).unwrap_or(1);
+    study.width_multiple * granularity
+}
+
+fn key_to_solve(loaded: &LoadedStudy, arm: &ArmConfig) -> Result<String, Failure> {
+    if let Some(key) = &arm.solve {
+        return Ok(key.clone());
+    }
+    // Whether the arm is a mixture is only known once it is read, which its missing width must not prevent.
+    const EXPERTS: &str = "model.ffn.moe.d_expert";
+    const DENSE: &str = "model.ffn.d_ff";
+    let adds = |key: &str| arm.set.iter().chain(&loaded.study.set).any(|text| text.trim_start().starts_with(key));
+    let removes_moe = arm.set.iter().any(|text| text.trim() == "model.ffn.moe=");
+    let base_is_moe = || -> Result<bool, Failure> {
+        let (config, _) = read_recipe(&loaded.base, &[])?;
+        Ok(config.model.ffn.moe.is_some())
+    };
+    let is_moe = !removes_moe && (adds("model.ffn.moe") || base_is_moe()?);
+    Ok(if is_moe { EXPERTS } else { DENSE }.into())
+}
+
+fn read_recipe(path: &Path, overrides: &[String]) -> Result<(RunConfig, RunPlan), Failure> {
+    let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let loaded = config_file::load(path, &overrides)?;
+    let plan = loaded.resolve()?;
+    Ok((loaded.config, plan))
+}
+
+/// The arm whose changes were the mistake, before the mistake.
+fn in_arm(failure: Failure, study: &Path, label: &str) -> Failure {
+    match failure {
+        Failure::Mistake(message) => {
+            Failure::Mistake(format!("{}: arm `{label}`: {message}", study.display()))
+        }
+        other => other,
+    }
+}
+
+/// `held_equal` in words.
+pub(crate) fn held_equal_words(held_equal: HeldEqual) -> &'static str {
+    match held_equal {
+        HeldEqual::ActiveFlops => "active training FLOPs per token, and tokens",
+        HeldEqual::TotalParams => "total parameters, and tokens",
+        HeldEqual::Memory => "estimated training memory, and tokens",
+        HeldEqual::WallClock => "predicted seconds of training",
+        HeldEqual::Tokens => "training tokens",
+    }
+}
+
+impl Arm {
+    /// The configuration of one run of the arm.
+    pub(crate) fn run_config(&self, study: &StudyFile, run: &RunSettings) -> RunConfig {
+        let mut config = self.config.clone();
+        config.name = format!("{}-{}", study.name, self.label);
+        config.seed = run.seed;
+        // The curves are made of evaluations, which must all be of the same tokens.
+        config.train.eval.max_tokens = None;
+        config.train.eval_every_steps = Some((run.num_steps / study.budget.evaluations).max(1));
+        config.train.checkpoints.keep_last = 1;
+        config.train.checkpoints.keep_best = false;
+        config.sample.num_tokens = 0;
+        let base_rate = config.train.adamw.learning_rate;
+        scale_minimum(&mut config.train.schedule, run.learning_rate / base_rate);
+        config.train.adamw.learning_rate = run.learning_rate;
+        if let Some(fraction) = study.budget.warmup_fraction {
+            config.train.schedule.warmup_steps = (fraction * run.num_steps as f64).round() as u64;
+        }
+        config.train.num_steps = run.num_steps;
+        config
+    }
+}
+
+/// What tells the runs of one arm apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RunSettings {
+    /// Seed.
+    pub(crate) seed: u64,
+    /// Peak learning rate.
+    pub(crate) learning_rate: f64,
+    /// Optimizer steps.
+    pub(crate) num_steps: u64,
+}
+
+/// Keep the schedule's shape when its peak changes.
+fn scale_minimum(schedule: &mut ScheduleConfig, factor: f64) {
+    if let Some(cosine) = &mut schedule.cosine {
+        cosine.min_learning_rate *= factor;
+    }
+    if let Some(linear) = &mut schedule.linear {
+        linear.min_learning_rate *= factor;
+    }
+    if let Some(wsd) = &mut schedule.wsd {
+        wsd.min_learning_rate *= factor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A study of the tiny recipe below; the tail is the arms.
+    pub(crate) fn study(held_equal: &str, arms: &str) -> Result<Vec<Arm>, String> {
+        const RECIPE: &str = r#"
+name = "tiny"
+[data.synthetic]
+num_domains = 2
+vocab_size = 64
+num_documents = 50
+document_tokens = 64
+branching = 4
+[data.split.by_document_hash]
+validation_fraction = 0.1
+[model]
+num_layers = 2
+d_model = 32
+[model.attention]
+num_heads = 2
+[model.ffn]
+activation = "swiglu"
+d_ff = 96
+[train]
+num_steps = 40
+seq_len = 32
+batch_tokens = 64
+[train.adamw]
+learning_rate = 0.002
+[train.schedule.cosine]
+min_learning_rate = 0.0002
+"#;
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tiny.toml"), RECIPE).unwrap();
+        let path = folder.path().join("study.toml");
+        let text = format!(
+            "name = \"s\"\nbase = \"tiny.toml\"\nheld_equal = \"{held_equal}\"\nseeds = [0]\n[budget]\nnum_steps = [40]\n\
+             [[arms]]\nlabel = \"dense\"\n{arms}"
+        );
+        fs::write(&path, text).unwrap();
+        let loaded = LoadedStudy::read(&path).map_err(|failure| failure.message().unwrap())?;
+        resolve_arms(&loaded).map_err(|failure| failure.message().unwrap())
+    }
+
+    const E8K2: &str = "[[arms]]\nlabel = \"e8k2\"\n\
+        set = [\"model.ffn.d_ff=\", \"model.ffn.moe={num_experts=8,router={top_k=2}}\"]\n";
+
+    #[test]
+    fn the_width_of_the_experts_is_solved_for_equal_active_flops() {
+        let arms = study("active_flops", E8K2).unwrap();
+        // Two experts of 48 are the dense block of 96; the router comes on top.
+        assert_eq!(arms[1].config.model.ffn.moe.as_ref().unwrap().d_expert, 48);
+        assert!((arms[1].equality - 1.0).abs() < 0.02, "{}", arms[1].equality);
+        assert_eq!(arms[1].overrides.last().unwrap(), "model.ffn.moe.d_expert=48");
+    }
+
+    #[test]
+    fn eight_experts_in_the_memory_and_parameters_of_a_dense_block_are_narrow() {
+        for held_equal in ["total_params", "memory"] {
+            let arms = study(held_equal, E8K2).unwrap();
+            assert!(arms[1].config.model.ffn.moe.as_ref().unwrap().d_expert <= 16);
+            assert!((arms[1].equality - 1.0).abs() < 0.2, "{held_equal}: {}", arms[1].equality);
+        }
+    }
+
+    #[test]
+    fn a_width_that_the_arm_names_is_left_and_its_inequality_told() {
+        let wide = E8K2.replace("num_experts=8", "num_experts=8,d_expert=96").replace(
+            "router={top_k=2}}\"",
+            "router={top_k=2}}\", \"model.ffn.moe.d_expert=96\"",
+        );
+        let arms = study("active_flops", &wide).unwrap();
+        assert_eq!(arms[1].config.model.ffn.moe.as_ref().unwrap().d_expert, 96);
+        assert!(arms[1].equality > 1.3, "{}", arms[1].equality);
+    }
+
+    #[test]
+    fn a_dense_arm_is_solved_by_the_width_of_its_block() {
+        let deeper = "[[arms]]\nlabel = \"deeper\"\nset = [\"model.num_layers=3\"]\n";
+        let arms = study("active_flops", deeper).unwrap();
+        assert!(arms[1].config.model.ffn.d_ff.unwrap() < 96);
+        assert!((arms[1].equality - 1.0).abs() < 0.05, "{}", arms[1].equality);
+    }
+
+    #[test]
+    fn a_mistake_names_the_study_the_arm_and_the_override() {
+        let message = study("active_flops", &E8K2.replace("top_k=2", "top_K=2")).unwrap_err();
+        assert!(message.contains("study.toml: arm `e8k2`: --set model.ffn.moe="), "{message}");
+        let too_big = E8K2.replace("num_experts=8", "num_experts=4096");
+        let message = study("total_params", &too_big).unwrap_err();
+        assert!(message.contains("no value of `model.ffn.moe.d_expert` makes it as small as `dense`"), "{message}");
+    }
+
+    #[test]
+    fn the_minimum_of_the_schedule_follows_the_learning_rate() {
+        let arms = study("tokens", E8K2.replace("num_experts=8", "num_experts=8,d_expert=8").as_str()).unwrap();
+        let study_file = toml::from_str::<StudyFile>(super::super::file::tests::STUDY).unwrap();
+        let run = RunSettings { seed: 5, learning_rate: 0.004, num_steps: 100 };
+        let config = arms[1].run_config(&study_file, &run);
+        assert_eq!(config.train.schedule.cosine.unwrap().min_learning_rate, 0.0004);
+        assert_eq!((config.seed, config.train.num_steps, config.train.eval_every_steps), (5, 100, Some(5)));
+    }
+}

@@ -1,0 +1,227 @@
+//! Running what is missing, in a folder that may be shared.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use switchyard_trainer::TrainError;
+use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunPaths, RunStatus};
+use switchyard_trainer::train::{TrainRequest, train};
+
+use super::forecast::is_finished;
+use super::matrix::PlannedRun;
+use crate::failure::Failure;
+
+/// The part of the runs that this process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// From 0.
+    index: usize,
+    /// At least 1.
+    count: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { index: 0, count: 1 }
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    /// `2/8` is the second of eight.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        match numbers {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index: index - 1, count }),
+            _ => Err("write I/N with I in 1..=N, such as 2/8 for the second of eight shards".into()),
+        }
+    }
+}
+
+impl Shard {
+    /// Whether the run at `position` in the list of all runs is this shard's.
+    pub(crate) fn has(&self, position: usize) -> bool {
+        position % self.count == self.index
+    }
+
+    /// Whether other shards do a part.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.count > 1
+    }
+}
+
+/// Where a study's runs are.
+#[derive(Debug, Clone)]
+pub(crate) struct StudyFolder {
+    root: PathBuf,
+}
+
+impl StudyFolder {
+    /// The folder at `root`, made if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
+        let runs = root.join("runs");
+        fs::create_dir_all(&runs)
+            .with_context(|| format!("cannot create {}", runs.display()))
+            .map_err(Failure::Fault)?;
+        Ok(Self { root: root.into() })
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Folder of a run, relative to the study's.
+    pub(crate) fn relative(run: &PlannedRun) -> String {
+        format!("runs/{}", run.folder)
+    }
+
+    /// Folder of a run.
+    pub(crate) fn path_of(&self, run: &PlannedRun) -> PathBuf {
+        self.root.join(Self::relative(run))
+    }
+
+    /// Whether a run is over.
+    pub(crate) fn is_finished(&self, run: &PlannedRun) -> bool {
+        is_finished(&self.path_of(run))
+    }
+
+    /// Runs in the folder that belong to none of `runs`: of another program, other data or an earlier version of the study.
+    pub(crate) fn num_strangers(&self, runs: &[&PlannedRun]) -> usize {
+        let Ok(entries) = fs::read_dir(self.root.join("runs")) else { return 0 };
+        let is_known = |name: &str| runs.iter().any(|run| run.folder == name);
+        entries.flatten().filter(|entry| !is_known(&entry.file_name().to_string_lossy())).count()
+    }
+}
+
+/// How [`run_missing`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Execution {
+    /// All runs of this shard are over, or are being done by another process.
+    Done,
+    /// The user interrupted; the same command goes on.
+    Interrupted,
+}
+
+/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on.
+///
+/// # Errors
+/// The first run that fails, with its folder; what was done stays.
+pub(crate) fn run_missing(
+    folder: &StudyFolder,
+    runs: &[PlannedRun],
+    shard: Shard,
+    keep_checkpoints: bool,
+    stop: &Arc<AtomicBool>,
+) -> Result<Execution, Failure> {
+    let mine: Vec<&PlannedRun> =
+        runs.iter().enumerate().filter(|(position, _)| shard.has(*position)).map(|(_, run)| run).collect();
+    for (done, run) in mine.iter().enumerate() {
+        if folder.is_finished(run) {
+            continue;
+        }
+        eprintln!("[{}/{}] {}", done + 1, mine.len(), run.folder);
+        run_one(folder, run, keep_checkpoints, stop)?;
+        if stop.load(Ordering::SeqCst) {
+            return Ok(Execution::Interrupted);
+        }
+    }
+    Ok(Execution::Done)
+}
+
+fn run_one(
+    folder: &StudyFolder,
+    run: &PlannedRun,
+    keep_checkpoints: bool,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let out = folder.path_of(run);
+    let mode = if RunPaths::new(&out).manifest().is_file() { OpenMode::Resume } else { OpenMode::New };
+    let request = TrainRequest {
+        config: run.config.clone(),
+        plan: run.plan.clone(),
+        out: out.clone(),
+        mode,
+        show_progress: true,
+        stop: stop.clone(),
+    };
+    match train(&request) {
+        Ok(summary) if summary.manifest.status == RunStatus::Finished && !keep_checkpoints => {
+            delete_checkpoints(&out)
+        }
+        Ok(_) => Ok(()),
+        // Somebody else is at it: theirs is as good as ours.
+        Err(TrainError::RunFolder(RunFolderError::Locked { .. })) => {
+            eprintln!("{}: another process is training it", out.display());
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A finished run of a study is repeated from its configuration if it is ever needed again.
+fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
+    let checkpoints = RunPaths::new(run).checkpoints();
+    fs::remove_dir_all(&checkpoints)
+        .with_context(|| format!("cannot delete {}", checkpoints.display()))
+        .map_err(Failure::Fault)
+}
+
+/// Wait until all `runs` are over, some of them in other processes.
+pub(crate) fn wait_for(folder: &StudyFolder, runs: &[PlannedRun], stop: &AtomicBool) -> Execution {
+    let missing = || runs.iter().filter(|run| !folder.is_finished(run)).count();
+    let mut announced = false;
+    while missing() > 0 {
+        if stop.load(Ordering::SeqCst) {
+            return Execution::Interrupted;
+        }
+        if !announced {
+            eprintln!("waiting for {} pilot run(s) of other shards", missing());
+            announced = true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    Execution::Done
+}
+
+/// Replace the file at `path`, which holds the old or the new text at every moment.
+///
+/// # Errors
+/// The path and the system's reason.
+pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+        .map_err(Failure::Fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shards_share_the_runs_without_overlap() {
+        let shards: Vec<Shard> = ["1/3", "2/3", "3/3"].iter().map(|text| text.parse().unwrap()).collect();
+        for position in 0..20 {
+            assert_eq!(shards.iter().filter(|shard| shard.has(position)).count(), 1);
+        }
+        assert!(Shard::default().has(7) && !Shard::default().is_partial());
+    }
+
+    #[test]
+    fn a_shard_out_of_range_is_refused() {
+        for text in ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"] {
+            assert!(text.parse::<Shard>().is_err(), "{text}");
+        }
+    }
+}

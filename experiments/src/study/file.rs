@@ -1,0 +1,325 @@
+//! The study file: what the user wrote.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::result::{Axis, HeldEqual, Question};
+use crate::failure::Failure;
+
+/// A study, as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StudyFile {
+    /// Name of the study. Letters, digits, `-`, `_` and `.`.
+    pub(crate) name: String,
+    /// The recipe that all arms start from, relative to the study file.
+    pub(crate) base: PathBuf,
+    /// Changes to the recipe that all arms have, `key=value` as for `--set`.
+    #[serde(default)]
+    pub(crate) set: Vec<String>,
+    /// What the arms have in common besides the training tokens.
+    pub(crate) held_equal: HeldEqual,
+    /// How long the runs are.
+    pub(crate) budget: BudgetConfig,
+    /// Seeds of initial values and data order; each arm runs with all of them, so that differences are paired.
+    pub(crate) seeds: Vec<u64>,
+    /// Peak learning rates to choose from, for each arm apart; absent takes the recipe's.
+    #[serde(default)]
+    pub(crate) learning_rates: Vec<f64>,
+    /// How the learning rate is chosen.
+    #[serde(default)]
+    pub(crate) pilot: PilotConfig,
+    /// What decides.
+    #[serde(default)]
+    pub(crate) question: QuestionConfig,
+    /// Price of an hour of the device, in any currency; absent leaves the cost out.
+    pub(crate) price_per_device_hour: Option<f64>,
+    /// Solved widths are multiples of this; default 8.
+    #[serde(default = "default_width_multiple")]
+    pub(crate) width_multiple: usize,
+    /// Keep the last checkpoint of each run; default false, since any run can be repeated bit for bit.
+    #[serde(default)]
+    pub(crate) keep_checkpoints: bool,
+    /// The arms, the baseline first.
+    pub(crate) arms: Vec<ArmConfig>,
+}
+
+/// `[budget]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BudgetConfig {
+    /// Optimizer steps of a run, one budget or several; the gauge needs four.
+    pub(crate) num_steps: Vec<u64>,
+    /// Warm-up as a share of the steps; absent keeps the recipe's number of steps.
+    pub(crate) warmup_fraction: Option<f64>,
+    /// Evaluations of a run, evenly spaced; default 20. They are the points of the loss curves.
+    #[serde(default = "default_evaluations")]
+    pub(crate) evaluations: u64,
+}
+
+/// `[pilot]`: short runs that choose the learning rate of each arm.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PilotConfig {
+    /// Seed of the pilot runs; default one above the study's largest, so that no run is judged on a seed that it was chosen
+    /// by.
+    pub(crate) seed: Option<u64>,
+    /// Steps of the pilot runs; default the smallest budget.
+    pub(crate) num_steps: Option<u64>,
+}
+
+/// `[question]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct QuestionConfig {
+    /// Axis of the verdict; default active FLOPs.
+    pub(crate) axis: Axis,
+    /// Differences up to this many nats do not matter; default 0.
+    pub(crate) margin_nats: f64,
+    /// Confidence level of the intervals; default 0.95.
+    pub(crate) confidence: f64,
+}
+
+/// One of `[[arms]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ArmConfig {
+    /// Name of the arm. Letters, digits, `-`, `_` and `.`.
+    pub(crate) label: String,
+    /// Changes to the recipe, `key=value` as for `--set`.
+    #[serde(default)]
+    pub(crate) set: Vec<String>,
+    /// Key whose value is solved for; default the width of the experts, or of the dense block. A key that `set` names is
+    /// left as it is.
+    pub(crate) solve: Option<String>,
+    /// Learning rates of this arm in place of the study's.
+    pub(crate) learning_rates: Option<Vec<f64>>,
+}
+
+impl Default for QuestionConfig {
+    fn default() -> Self {
+        Self { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 }
+    }
+}
+
+impl From<&QuestionConfig> for Question {
+    fn from(config: &QuestionConfig) -> Self {
+        let QuestionConfig { axis, margin_nats, confidence } = *config;
+        Self { axis, margin_nats, confidence }
+    }
+}
+
+fn default_width_multiple() -> usize {
+    8
+}
+
+fn default_evaluations() -> u64 {
+    20
+}
+
+/// A study and the place it was read from.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadedStudy {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Its bytes.
+    pub(crate) text: String,
+    /// What it says.
+    pub(crate) study: StudyFile,
+    /// The base recipe's path, as reachable from here.
+    pub(crate) base: PathBuf,
+}
+
+/// Whether the file at `path` is a study rather than a recipe: it has arms.
+pub(crate) fn is_study(path: &Path) -> bool {
+    let table = fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    table.is_some_and(|table| table.contains_key("arms"))
+}
+
+impl LoadedStudy {
+    /// The study in the file at `path`.
+    ///
+    /// # Errors
+    /// The file, the key, the value and what is allowed.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            Failure::Mistake(format!("cannot read the study `{}`: {error}; name a TOML file", path.display()))
+        })?;
+        let study: StudyFile = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let message = error.message().trim().replace('\n', ", ");
+            Failure::Mistake(format!("{}:{line}: {message}", path.display()))
+        })?;
+        study
+            .check()
+            .map_err(|message| Failure::Mistake(format!("{}: {message}", path.display())))?;
+        let base = path.parent().unwrap_or(Path::new("")).join(&study.base);
+        Ok(Self { path: path.into(), text, study, base })
+    }
+}
+
+impl StudyFile {
+    /// Seed of the pilot runs.
+    pub(crate) fn pilot_seed(&self) -> u64 {
+        self.pilot.seed.unwrap_or_else(|| self.seeds.iter().max().map_or(0, |seed| seed.saturating_add(1)))
+    }
+
+    /// Steps of the pilot runs.
+    pub(crate) fn pilot_steps(&self) -> u64 {
+        let smallest = || self.budget.num_steps.iter().min().copied().unwrap_or(1);
+        self.pilot.num_steps.unwrap_or_else(smallest)
+    }
+
+    /// The first rule that is broken, as `key: value, what to do`.
+    fn check(&self) -> Result<(), String> {
+        check_name("name", &self.name)?;
+        self.check_arms()?;
+        check_distinct("seeds", &self.seeds)?;
+        check_distinct("budget.num_steps", &self.budget.num_steps)?;
+        if self.budget.num_steps.contains(&0) || self.pilot.num_steps == Some(0) {
+            return Err("`budget.num_steps` and `pilot.num_steps` are numbers of steps: use at least 1".into());
+        }
+        if self.budget.evaluations == 0 {
+            return Err("`budget.evaluations` is 0: use at least 1".into());
+        }
+        in_range("budget.warmup_fraction", self.budget.warmup_fraction.unwrap_or(0.0), 0.0..=1.0)?;
+        in_range("question.margin_nats", self.question.margin_nats, 0.0..=f64::MAX)?;
+        in_range("question.confidence", self.question.confidence, 0.5..=0.9999)?;
+        in_range("price_per_device_hour", self.price_per_device_hour.unwrap_or(0.0), 0.0..=f64::MAX)?;
+        if self.width_multiple == 0 {
+            return Err("`width_multiple` is 0: use at least 1".into());
+        }
+        check_learning_rates("learning_rates", &self.learning_rates)
+    }
+
+    fn check_arms(&self) -> Result<(), String> {
+        if self.arms.len() < 2 {
+            return Err(format!("`arms` has {}: give the baseline and at least one more", self.arms.len()));
+        }
+        for (index, arm) in self.arms.iter().enumerate() {
+            check_name(&format!("arms[{index}].label"), &arm.label)?;
+            check_learning_rates(
+                &format!("arms[{index}].learning_rates"),
+                arm.learning_rates.as_deref().unwrap_or(&[]),
+            )?;
+            if self.arms[..index].iter().any(|earlier| earlier.label == arm.label) {
+                return Err(format!("two arms are called `{}`: give each a label of its own", arm.label));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names become names of folders.
+fn check_name(key: &str, name: &str) -> Result<(), String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.starts_with('.') || name.len() > 64 || !name.chars().all(is_allowed) {
+        return Err(format!(
+            "`{key}` is \"{name}\": use at most 64 letters, digits, `-`, `_` and `.`, not beginning with `.`"
+        ));
+    }
+    Ok(())
+}
+
+fn check_distinct(key: &str, values: &[u64]) -> Result<(), String> {
+    if values.is_empty() {
+        return Err(format!("`{key}` is empty: give at least one"));
+    }
+    let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
+    twice.map_or(Ok(()), |(_, value)| Err(format!("`{key}` has {value} twice: give each once")))
+}
+
+fn check_learning_rates(key: &str, values: &[f64]) -> Result<(), String> {
+    let bad = values.iter().find(|value| !(value.is_finite() && **value > 0.0));
+    bad.map_or(Ok(()), |value| Err(format!("`{key}` has {value}: learning rates are above 0")))
+}
+
+fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (low, high) = (range.start(), range.end());
+    let allowed = if *high == f64::MAX { format!("at least {low}") } else { format!("{low} to {high}") };
+    Err(format!("`{key}` is {value}: use {allowed}"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const STUDY: &str = r#"
+name = "quick"
+base = "quickstart.toml"
+held_equal = "active_flops"
+seeds = [0, 1, 2]
+[budget]
+num_steps = [60]
+[[arms]]
+label = "dense"
+set = ["model.ffn.moe=", "model.ffn.d_ff=384"]
+[[arms]]
+label = "e8k2"
+"#;
+
+    fn parse(text: &str) -> Result<StudyFile, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("study.toml");
+        fs::write(&path, text).unwrap();
+        let message = |failure: Failure| {
+            failure.message().unwrap().replace(&format!("error: {}", path.display()), "study.toml")
+        };
+        LoadedStudy::read(&path).map(|loaded| loaded.study).map_err(message)
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_documented_default() {
+        let study = parse(STUDY).unwrap();
+        assert_eq!((study.pilot_seed(), study.pilot_steps(), study.budget.evaluations), (3, 60, 20));
+        assert_eq!((study.question.axis, study.question.confidence), (Axis::ActiveFlops, 0.95));
+        assert_eq!((study.width_multiple, study.keep_checkpoints), (8, false));
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_line_or_its_key() {
+        let changed = |from: &str, to: &str| parse(&STUDY.replace(from, to)).unwrap_err();
+        assert_eq!(
+            changed("held_equal = \"active_flops\"", "held_equal = \"luck\""),
+            "study.toml:4: unknown variant `luck`, expected one of `active_flops`, `total_params`, `memory`, `wall_clock`, \
+             `tokens`"
+        );
+        assert!(changed("seeds =", "seed =").starts_with("study.toml:5: unknown field `seed`, expected one of"));
+        assert_eq!(
+            changed("[0, 1, 2]", "[0, 1, 0]"),
+            "study.toml: `seeds` has 0 twice: give each once"
+        );
+        assert_eq!(
+            changed("\"e8k2\"", "\"dense\""),
+            "study.toml: two arms are called `dense`: give each a label of its own"
+        );
+        assert_eq!(
+            changed("\"e8k2\"", "\"../e8k2\""),
+            "study.toml: `arms[1].label` is \"../e8k2\": use at most 64 letters, digits, `-`, `_` and `.`, not beginning \
+             with `.`"
+        );
+        assert_eq!(
+            changed("num_steps = [60]", "num_steps = [60]\nevaluations = 0"),
+            "study.toml: `budget.evaluations` is 0: use at least 1"
+        );
+        assert_eq!(
+            changed("[budget]", "[question]\nconfidence = 95.0\n[budget]"),
+            "study.toml: `question.confidence` is 95: use 0.5 to 0.9999"
+        );
+    }
+
+    #[test]
+    fn a_recipe_is_not_taken_for_a_study() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        fs::write(&path, "name = \"a\"\n[model]\n").unwrap();
+        assert!(!is_study(&path) && !is_study(&folder.path().join("missing.toml")));
+        fs::write(&path, STUDY).unwrap();
+        assert!(is_study(&path));
+    }
+}

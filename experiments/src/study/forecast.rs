@@ -1,0 +1,95 @@
+//! What a study will cost, before any of it is spent.
+
+use std::fmt::Write;
+
+use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
+
+use super::arms::{Arm, held_equal_words};
+use super::calibration::Calibration;
+use super::execute::StudyFolder;
+use super::file::StudyFile;
+use super::matrix::PlannedRun;
+
+/// The plan of a study, for a person to read.
+#[derive(Debug)]
+pub(crate) struct Forecast<'a> {
+    /// The study.
+    pub(crate) study: &'a StudyFile,
+    /// Its arms.
+    pub(crate) arms: &'a [Arm],
+    /// Its runs, as far as they are known: those after the pilots stand at the arms' first learning rates.
+    pub(crate) runs: &'a [PlannedRun],
+    /// Measured steps.
+    pub(crate) calibration: &'a Calibration,
+    /// Tokens of an evaluation.
+    pub(crate) validation_tokens: u64,
+}
+
+impl Forecast<'_> {
+    /// Predicted seconds of one run: its steps and its evaluations.
+    pub(crate) fn run_secs(&self, run: &PlannedRun) -> f64 {
+        let Some(measured) = self.calibration.arms.get(&self.arms[run.arm].label) else { return 0.0 };
+        let evaluations = run.plan.num_steps / run.plan.evaluation.every_steps.unwrap_or(run.plan.num_steps).max(1);
+        let forward_passes = self.validation_tokens as f64 / run.plan.tokens_per_step as f64;
+        run.plan.num_steps as f64 * measured.step_secs
+            + evaluations as f64 * forward_passes * measured.forward_secs
+    }
+
+    /// The plan as text: a line per arm, then the sums of what is missing in `folder`.
+    pub(crate) fn describe(&self, folder: &StudyFolder) -> String {
+        let mut text = format!(
+            "study {}: {} arms, {} seeds, {} budget(s); held equal: {}\n",
+            self.study.name,
+            self.arms.len(),
+            self.study.seeds.len(),
+            self.study.budget.num_steps.len(),
+            held_equal_words(self.study.held_equal)
+        );
+        for arm in self.arms {
+            let counts = &arm.plan.counts;
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "  {:<16} equality {:.4}   {:.3e} FLOPs per token   {:.2} M of {:.2} M parameters active   memory {:.0} MB   {}",
+                arm.label,
+                arm.equality,
+                counts.training_flops_per_token as f64,
+                counts.active_params as f64 / 1e6,
+                counts.total_params as f64 / 1e6,
+                arm.plan.memory.total_bytes() as f64 / 1e6,
+                arm.overrides.last().map_or("", String::as_str),
+            );
+        }
+        let missing: Vec<&PlannedRun> = self.runs.iter().filter(|run| !folder.is_finished(run)).collect();
+        let secs: f64 = missing.iter().map(|run| self.run_secs(run)).sum();
+        let flops: f64 = missing.iter().map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64).sum();
+        let _ = writeln!(
+            text,
+            "  runs: {} in all, {} to do: {:.2e} FLOPs, about {} (measured on {})",
+            self.runs.len(),
+            missing.len(),
+            flops,
+            duration(secs),
+            self.calibration.hostname
+        );
+        if let Some(price) = self.study.price_per_device_hour {
+            let _ = writeln!(text, "  cost: about {:.2} at {price} per hour", secs / 3600.0 * price);
+        }
+        text
+    }
+}
+
+/// Seconds in the unit that a person would say them in.
+pub(crate) fn duration(secs: f64) -> String {
+    match secs {
+        secs if secs < 100.0 => format!("{secs:.0} s"),
+        secs if secs < 6000.0 => format!("{:.0} min", secs / 60.0),
+        secs => format!("{:.1} h", secs / 3600.0),
+    }
+}
+
+/// Whether the run in `folder` is over.
+pub(crate) fn is_finished(folder: &std::path::Path) -> bool {
+    let manifest = RunPaths::new(folder).manifest();
+    manifest.is_file() && RunManifest::read(&manifest).is_ok_and(|run| run.status == RunStatus::Finished)
+}

@@ -1,0 +1,114 @@
+//! All runs of a study: pilots that choose learning rates, then arms x budgets x seeds.
+
+use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::plan::RunPlan;
+
+use super::arms::{Arm, RunSettings};
+use super::file::StudyFile;
+use super::identity::{CodeIdentity, DataIdentities, run_identity};
+use crate::failure::Failure;
+
+/// Why a run is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// To choose the arm's learning rate.
+    Pilot,
+    /// For the result.
+    Main,
+}
+
+/// One run of a study.
+#[derive(Debug, Clone)]
+pub(crate) struct PlannedRun {
+    /// Why it is done.
+    pub(crate) stage: Stage,
+    /// Index of its arm.
+    pub(crate) arm: usize,
+    /// Seed, learning rate, steps.
+    pub(crate) settings: RunSettings,
+    /// Its configuration.
+    pub(crate) config: RunConfig,
+    /// What that resolves to.
+    pub(crate) plan: RunPlan,
+    /// Name of its folder: what a person wants to know of it, and the identity that no other run shares.
+    pub(crate) folder: String,
+}
+
+/// Makes the runs of a study.
+#[derive(Debug)]
+pub(crate) struct StudyMatrix<'a> {
+    study: &'a StudyFile,
+    arms: &'a [Arm],
+    code: CodeIdentity,
+    data: DataIdentities,
+    /// Steps of each arm as a multiple of the budget: 1 unless wall-clock time is held equal.
+    step_factors: Vec<f64>,
+}
+
+impl<'a> StudyMatrix<'a> {
+    /// The runs of `arms`; with `step_factors` an arm does that many times the budget's steps.
+    pub(crate) fn new(
+        study: &'a StudyFile,
+        arms: &'a [Arm],
+        code: CodeIdentity,
+        step_factors: Vec<f64>,
+    ) -> Self {
+        Self { study, arms, code, data: DataIdentities::default(), step_factors }
+    }
+
+    /// Pilot runs: each learning rate of each arm that has a choice.
+    ///
+    /// # Errors
+    /// A configuration that the budget or the learning rate makes impossible; data that cannot be had.
+    pub(crate) fn pilots(&mut self) -> Result<Vec<PlannedRun>, Failure> {
+        let (seed, num_steps) = (self.study.pilot_seed(), self.study.pilot_steps());
+        let mut runs = Vec::new();
+        for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
+            for &learning_rate in &arm.learning_rates {
+                let settings = RunSettings { seed, learning_rate, num_steps: self.steps_of(index, num_steps) };
+                runs.push(self.run(Stage::Pilot, index, settings)?);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// The runs of the result, at the `learning_rates` chosen for each arm. Seeds vary slowest, so that a study that is
+    /// stopped early has complete pairs.
+    ///
+    /// # Errors
+    /// As [`StudyMatrix::pilots`].
+    pub(crate) fn main_runs(&mut self, learning_rates: &[f64]) -> Result<Vec<PlannedRun>, Failure> {
+        let mut runs = Vec::new();
+        for &seed in &self.study.seeds {
+            for &num_steps in &self.study.budget.num_steps {
+                for (index, &learning_rate) in learning_rates.iter().enumerate() {
+                    let num_steps = self.steps_of(index, num_steps);
+                    runs.push(self.run(
+                        Stage::Main,
+                        index,
+                        RunSettings { seed, learning_rate, num_steps },
+                    )?);
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Steps of an arm for a budget.
+    pub(crate) fn steps_of(&self, arm: usize, budget: u64) -> u64 {
+        (budget as f64 * self.step_factors[arm]).round().max(1.0) as u64
+    }
+
+    fn run(&mut self, stage: Stage, arm: usize, settings: RunSettings) -> Result<PlannedRun, Failure> {
+        let label = &self.arms[arm].label;
+        let config = self.arms[arm].run_config(self.study, &settings);
+        let plan = RunPlan::resolve(&config).map_err(|error| {
+            Failure::Mistake(format!("arm `{label}` at {} steps: {}", settings.num_steps, error.message))
+        })?;
+        let data = self.data.of(&config.data)?;
+        let identity = run_identity(&config, &data, &self.code);
+        let RunSettings { seed, learning_rate, num_steps } = settings;
+        let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}-{}", &identity[..12]);
+        Ok(PlannedRun { stage, arm, settings, config, plan, folder })
+    }
+}

@@ -1,0 +1,95 @@
+//! What the runs of a study left behind.
+
+use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_trainer::flight::read_alarms;
+use switchyard_trainer::metrics::{EvalRecord, Record, read_metrics};
+use switchyard_trainer::run_folder::{RunManifest, RunPaths};
+
+use super::execute::StudyFolder;
+use super::matrix::PlannedRun;
+use super::result::{Axis, RunResult};
+use crate::failure::Failure;
+use crate::statistics::LossCurve;
+
+/// A finished run of a study.
+#[derive(Debug, Clone)]
+pub(crate) struct FinishedRun {
+    /// Index of its arm.
+    pub(crate) arm: usize,
+    /// As it stands in the result.
+    pub(crate) result: RunResult,
+    /// Its `run.json`.
+    pub(crate) manifest: RunManifest,
+    /// Peak learning rate.
+    pub(crate) learning_rate: f64,
+    /// Alarms of its flight recorder.
+    pub(crate) alarms: Vec<Alarm>,
+    /// Its `metrics.jsonl`.
+    pub(crate) records: Vec<Record>,
+    /// Training FLOPs of a token.
+    pub(crate) flops_per_token: u64,
+}
+
+impl FinishedRun {
+    /// Its evaluations: those of the whole validation split, the only ones that a study makes.
+    pub(crate) fn evaluations(&self) -> impl Iterator<Item = &EvalRecord> {
+        self.records.iter().filter_map(Record::as_eval).filter(|row| row.whole_split && row.step > 0)
+    }
+
+    /// Where an evaluation lies on an axis.
+    pub(crate) fn position(&self, axis: Axis, row: &EvalRecord) -> f64 {
+        match axis {
+            Axis::Steps => row.step as f64,
+            Axis::Tokens => row.tokens_seen as f64,
+            Axis::ActiveFlops => row.tokens_seen as f64 * self.flops_per_token as f64,
+            Axis::Seconds => row.elapsed_secs,
+        }
+    }
+
+    /// Validation loss over an axis; absent without a single evaluation.
+    pub(crate) fn curve(&self, axis: Axis) -> Option<LossCurve> {
+        LossCurve::new(
+            self.evaluations().map(|row| (self.position(axis, row), row.cross_entropy_nats)).collect(),
+        )
+    }
+}
+
+/// Those of `runs` that are finished in `folder`.
+///
+/// # Errors
+/// A run whose files cannot be read.
+pub(crate) fn finished_runs(
+    folder: &StudyFolder,
+    runs: &[PlannedRun],
+    price_per_device_hour: Option<f64>,
+) -> Result<Vec<FinishedRun>, Failure> {
+    let finished = runs.iter().filter(|run| folder.is_finished(run));
+    finished.map(|run| read_run(folder, run, price_per_device_hour)).collect()
+}
+
+fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Result<FinishedRun, Failure> {
+    let paths = RunPaths::new(folder.path_of(run));
+    let manifest = RunManifest::read(&paths.manifest())?;
+    let alarms = read_alarms(&paths)?;
+    let result = RunResult {
+        seed: run.settings.seed,
+        num_steps: run.settings.num_steps,
+        run: StudyFolder::relative(run),
+        final_loss_nats: manifest.final_validation_cross_entropy_nats,
+        tokens: manifest.tokens_seen,
+        active_flops: manifest.active_flops,
+        train_secs: manifest.train_secs,
+        energy_joules: manifest.energy_joules,
+        cost: price.map(|price| manifest.train_secs / 3600.0 * price),
+        num_alarms: alarms.len(),
+    };
+    Ok(FinishedRun {
+        arm: run.arm,
+        result,
+        learning_rate: run.settings.learning_rate,
+        alarms,
+        records: read_metrics(&paths.metrics())?,
+        flops_per_token: run.plan.counts.training_flops_per_token,
+        manifest,
+    })
+}

@@ -1,0 +1,212 @@
+//! What a study found: the content of `result.json`.
+//!
+//! Plain data. [`super`] fills it, the report and the CSV files are made from it and from nothing else but the runs' rows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::statistics::{Gauge, PairedDifference, RatioEstimate, Verdict};
+
+/// A finished (or partly finished) study.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StudyResult {
+    /// Name of the study.
+    pub(crate) study: String,
+    /// The verdict in one or two sentences: the first thing that a reader sees.
+    pub(crate) headline: String,
+    /// `wins`, `loses` or `undecided`: the last arm that was asked about, on the question's axis. With several sparse
+    /// arms, that of the best of them.
+    pub(crate) verdict: Verdict,
+    /// What was asked.
+    pub(crate) question: Question,
+    /// What the arms were made to have in common.
+    pub(crate) held_equal: HeldEqual,
+    /// Label of the arm that the others are compared with.
+    pub(crate) baseline: String,
+    /// The arms, the baseline first.
+    pub(crate) arms: Vec<ArmResult>,
+    /// Every other arm against the baseline.
+    pub(crate) comparisons: Vec<ArmComparison>,
+    /// What the arms do not have in common although one might think so, each with its numbers.
+    pub(crate) unequal: Vec<String>,
+    /// What a reader must know before believing the numbers.
+    pub(crate) notes: Vec<String>,
+    /// Where the numbers come from.
+    pub(crate) provenance: Provenance,
+}
+
+/// What the study asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Question {
+    /// The axis on which the verdict is given.
+    pub(crate) axis: Axis,
+    /// Differences of loss up to this many nats do not matter.
+    pub(crate) margin_nats: f64,
+    /// Confidence level of every interval, such as 0.95.
+    pub(crate) confidence: f64,
+}
+
+/// What is on the x-axis when two losses are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Axis {
+    /// Optimizer steps.
+    Steps,
+    /// Training tokens.
+    Tokens,
+    /// Floating-point operations of the active parameters, forward and backward.
+    ActiveFlops,
+    /// Wall-clock seconds of training, evaluations and checkpoints included.
+    Seconds,
+}
+
+/// What the arms of a study have in common by construction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeldEqual {
+    /// Training FLOPs of the active parameters per token, and tokens.
+    ActiveFlops,
+    /// All parameters, and tokens.
+    TotalParams,
+    /// Estimated training memory, and tokens.
+    Memory,
+    /// Predicted seconds of training.
+    WallClock,
+    /// Training tokens only.
+    Tokens,
+}
+
+/// One arm and its runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ArmResult {
+    /// Name of the arm.
+    pub(crate) label: String,
+    /// What the arm changes in the base recipe, `key=value`, the solved keys included.
+    pub(crate) overrides: Vec<String>,
+    /// Parameters of the model.
+    pub(crate) total_params: u64,
+    /// Parameters that a token meets.
+    pub(crate) active_params: u64,
+    /// Training FLOPs of a token.
+    pub(crate) training_flops_per_token: u64,
+    /// Estimated memory of training.
+    pub(crate) memory_bytes: u64,
+    /// The held-equal quantity of this arm over the baseline's; 1 is equal.
+    pub(crate) equality: f64,
+    /// Learning rate that the grid's pilot seed found best; that of the runs below.
+    pub(crate) learning_rate: f64,
+    /// Learning rates tried and the mean final loss of each, in nats.
+    pub(crate) learning_rate_grid: Vec<(f64, Option<f64>)>,
+    /// Its runs at the chosen learning rate, ordered by budget and seed.
+    pub(crate) runs: Vec<RunResult>,
+}
+
+/// One run of an arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunResult {
+    /// Seed.
+    pub(crate) seed: u64,
+    /// Optimizer steps of its budget.
+    pub(crate) num_steps: u64,
+    /// Run folder, relative to the study's folder.
+    pub(crate) run: String,
+    /// Validation cross-entropy of the last model over the whole split; absent if the run has not finished.
+    pub(crate) final_loss_nats: Option<f64>,
+    /// Training tokens.
+    pub(crate) tokens: u64,
+    /// FLOPs of the active parameters.
+    pub(crate) active_flops: f64,
+    /// Wall-clock seconds of training.
+    pub(crate) train_secs: f64,
+    /// Energy that the processor used during the run; absent where it does not tell.
+    pub(crate) energy_joules: Option<f64>,
+    /// Price of the run; absent without a price per hour in the study.
+    pub(crate) cost: Option<f64>,
+    /// Alarms that the flight recorder raised.
+    pub(crate) num_alarms: usize,
+}
+
+/// An arm against the baseline, over the seeds that both have finished at the largest budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ArmComparison {
+    /// Label of the arm.
+    pub(crate) arm: String,
+    /// One entry per axis: losses at the largest x that both curves reach.
+    pub(crate) axes: Vec<AxisComparison>,
+    /// When the arm reached the baseline's final loss, as a share of what the baseline needed, on each axis.
+    pub(crate) time_to_loss: Vec<TimeToLoss>,
+    /// How much dense compute the arm's final loss is worth: the baseline's loss curve inverted, over the arm's own use.
+    pub(crate) effective_speedup: Vec<EffectiveSpeedup>,
+    /// The gap against compute over the budgets; absent with fewer than four.
+    pub(crate) gauge: Option<Gauge>,
+}
+
+/// Losses of an arm and the baseline at equal x.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AxisComparison {
+    /// The axis.
+    pub(crate) axis: Axis,
+    /// Seeds, in the order of the differences.
+    pub(crate) seeds: Vec<u64>,
+    /// Loss of the arm minus loss of the baseline in nats, paired by seed: below 0 the arm is better.
+    pub(crate) difference: PairedDifference,
+    /// The verdict on this axis.
+    pub(crate) verdict: Verdict,
+    /// Seeds in all that would probably decide, if undecided.
+    pub(crate) seeds_to_decide: Option<u64>,
+    /// The verdict in words.
+    pub(crate) sentence: String,
+}
+
+/// When an arm reached the baseline's final loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TimeToLoss {
+    /// The axis.
+    pub(crate) axis: Axis,
+    /// The target of each seed: the final loss of the baseline's run of that seed.
+    pub(crate) targets_nats: Vec<f64>,
+    /// The arm's x at the target over the baseline's, for each seed; absent where the arm did not reach it (censored).
+    pub(crate) ratios: Vec<Option<f64>>,
+    /// Their geometric mean with interval; absent if any seed is censored or there are fewer than two.
+    pub(crate) estimate: Option<RatioEstimate>,
+}
+
+/// How much more compute the baseline would need for the arm's final loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EffectiveSpeedup {
+    /// The axis.
+    pub(crate) axis: Axis,
+    /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm is ahead. Absent where
+    /// the baseline never reached that loss: then the speedup is at least the ratio of the final x.
+    pub(crate) ratios: Vec<Option<f64>>,
+    /// Lower bound for the seeds that are absent above.
+    pub(crate) lower_bounds: Vec<f64>,
+    /// Geometric mean with interval; absent if any seed is censored or there are fewer than two.
+    pub(crate) estimate: Option<RatioEstimate>,
+}
+
+/// Where the numbers come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Provenance {
+    /// The command that repeats the study.
+    pub(crate) command: String,
+    /// SHA-256 of the study file, in hexadecimal.
+    pub(crate) study_sha256: String,
+    /// SHA-256 of the base recipe.
+    pub(crate) base_sha256: String,
+    /// Version of Switchyard.
+    pub(crate) version: String,
+    /// Commit of the sources, with `-dirty` if they differed from it.
+    pub(crate) commit: Option<String>,
+    /// SHA-256 of the `Cargo.lock` of the program.
+    pub(crate) cargo_lock_sha256: String,
+    /// Machines that the runs ran on.
+    pub(crate) machines: Vec<String>,
+    /// Devices, with the number of threads.
+    pub(crate) devices: Vec<String>,
+    /// Earliest start of a run, RFC 3339.
+    pub(crate) started_at: Option<String>,
+    /// Latest end of a run, RFC 3339.
+    pub(crate) ended_at: Option<String>,
+    /// Seconds of training of all runs.
+    pub(crate) total_train_secs: f64,
+}

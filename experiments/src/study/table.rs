@@ -1,0 +1,96 @@
+//! A result for the terminal.
+
+use std::fmt::Write;
+
+use super::result::{ArmComparison, ArmResult, Axis, StudyResult};
+use super::words::axis_words;
+use crate::statistics::{RatioEstimate, Verdict};
+
+impl StudyResult {
+    /// The verdict, then what it rests on.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = format!("{}\n\n", self.headline);
+        for arm in &self.arms {
+            text.push_str(&arm_line(arm));
+        }
+        for comparison in &self.comparisons {
+            text.push_str(&comparison_lines(comparison, &self.baseline));
+        }
+        text.push('\n');
+        for line in self.unequal.iter().map(|line| format!("not equal: {line}")).chain(self.notes.iter().cloned()) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "- {line}");
+        }
+        text
+    }
+}
+
+fn arm_line(arm: &ArmResult) -> String {
+    let most = arm.runs.iter().map(|run| run.num_steps).max();
+    let losses: Vec<String> = arm
+        .runs
+        .iter()
+        .filter(|run| Some(run.num_steps) == most)
+        .filter_map(|run| run.final_loss_nats)
+        .map(|nats| format!("{nats:.4}"))
+        .collect();
+    format!("{:<16} final loss by seed: {}\n", arm.label, losses.join("  "))
+}
+
+fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
+    let mut text = format!("\n{} against {baseline}\n", comparison.arm);
+    for on in &comparison.axes {
+        let interval = on
+            .difference
+            .t_interval
+            .as_ref()
+            .map_or(String::new(), |interval| format!(" [{:+.4}, {:+.4}]", interval.low, interval.high));
+        let _ = writeln!(
+            text,
+            "  at equal {:<20} {:+.4}{interval} nats   {}",
+            axis_words(on.axis),
+            on.difference.mean,
+            verdict_words(on.verdict)
+        );
+    }
+    for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
+        if time.axis == Axis::Tokens {
+            continue; // The same as steps.
+        }
+        let _ = writeln!(
+            text,
+            "  to its loss, of its {:<14} {}   effective speedup {}",
+            axis_words(time.axis),
+            ratio_words(time.estimate.as_ref(), &time.ratios, "not reached"),
+            ratio_words(speedup.estimate.as_ref(), &speedup.ratios, "beyond the curve"),
+        );
+    }
+    if let Some(gauge) = &comparison.gauge {
+        let _ = writeln!(text, "  gauge: {}", gauge.sentence);
+    }
+    text
+}
+
+/// A mean with its interval, or how many seeds have none.
+fn ratio_words(estimate: Option<&RatioEstimate>, ratios: &[Option<f64>], censored: &str) -> String {
+    match estimate {
+        Some(estimate) => format!(
+            "{:.3} [{:.3}, {:.3}]",
+            estimate.geometric_mean, estimate.interval.low, estimate.interval.high
+        ),
+        None => {
+            let known: Vec<String> = ratios.iter().flatten().map(|ratio| format!("{ratio:.3}")).collect();
+            let missing = ratios.len() - known.len();
+            let censored = if missing > 0 { format!("{censored} in {missing} of {}", ratios.len()) } else { String::new() };
+            [known.join(" "), censored].iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+fn verdict_words(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Wins => "wins",
+        Verdict::Loses => "loses",
+        Verdict::Undecided => "undecided",
+    }
+}

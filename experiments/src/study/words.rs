@@ -1,0 +1,183 @@
+//! A result in words.
+
+use super::analysis::Evidence;
+use super::result::{ArmComparison, ArmResult, Axis, HeldEqual, Question};
+use crate::statistics::{PairedDifference, Verdict};
+
+/// What is said of an axis after "at equal".
+pub(crate) fn axis_words(axis: Axis) -> &'static str {
+    match axis {
+        Axis::Steps => "steps",
+        Axis::Tokens => "training tokens",
+        Axis::ActiveFlops => "active FLOPs",
+        Axis::Seconds => "wall-clock seconds",
+    }
+}
+
+/// The verdict of one arm on one axis.
+pub(crate) fn axis_sentence(
+    [arm, baseline]: [&str; 2],
+    axis: Axis,
+    difference: &PairedDifference,
+    question: &Question,
+) -> String {
+    let Question { margin_nats, confidence, .. } = *question;
+    let (arm, baseline) = (format!("`{arm}`"), format!("`{baseline}`"));
+    let verdict = difference.sentence(&arm, &baseline, margin_nats, confidence);
+    format!("At equal {}, {verdict}", axis_words(axis))
+}
+
+/// The first thing that a reader sees: the arm that is furthest ahead, and what its loss is worth.
+pub(crate) fn headline(
+    comparisons: &[ArmComparison],
+    verdict: Verdict,
+    baseline: &str,
+    question: &Question,
+) -> String {
+    let on_axis = |comparison: &ArmComparison| comparison.on(question.axis).cloned();
+    let best = comparisons
+        .iter()
+        .filter_map(|comparison| Some((comparison, on_axis(comparison)?)))
+        .filter(|(_, on)| on.verdict == verdict || verdict == Verdict::Undecided)
+        .min_by(|(_, a), (_, b)| a.difference.mean.total_cmp(&b.difference.mean));
+    let Some((comparison, on)) = best else {
+        return format!("No verdict: no seed has finished runs of both `{baseline}` and another arm.");
+    };
+    let speedup = comparison.effective_speedup.iter().find(|speedup| speedup.axis == question.axis);
+    let worth = speedup.and_then(|speedup| speedup.estimate.as_ref()).map(|estimate| {
+        format!(
+            " Its final loss is worth {:.2} times its own {} of `{baseline}` ({:.2} to {:.2}).",
+            estimate.geometric_mean,
+            axis_words(question.axis),
+            estimate.interval.low,
+            estimate.interval.high
+        )
+    });
+    on.sentence + &worth.unwrap_or_default()
+}
+
+/// Quantities in which an arm is not the baseline's equal, by 1 % or more.
+pub(crate) fn unequal(arms: &[ArmResult]) -> Vec<String> {
+    let Some((baseline, others)) = arms.split_first() else { return Vec::new() };
+    let mut lines = Vec::new();
+    for arm in others {
+        let mut line = |what: &str, mine: f64, theirs: f64| {
+            let ratio = mine / theirs;
+            if theirs > 0.0 && (ratio - 1.0).abs() >= 0.01 {
+                lines.push(format!(
+                    "{what}: `{}` has {ratio:.2} times that of `{}` ({} against {})",
+                    arm.label,
+                    baseline.label,
+                    short(mine),
+                    short(theirs)
+                ));
+            }
+        };
+        line("total parameters", arm.total_params as f64, baseline.total_params as f64);
+        line("active parameters", arm.active_params as f64, baseline.active_params as f64);
+        line(
+            "training FLOPs per token",
+            arm.training_flops_per_token as f64,
+            baseline.training_flops_per_token as f64,
+        );
+        line("estimated training memory (bytes)", arm.memory_bytes as f64, baseline.memory_bytes as f64);
+        line("learning rate", arm.learning_rate, baseline.learning_rate);
+        line("training tokens of the longest run", longest(arm, |run| run.tokens as f64), longest(baseline, |run| run.tokens as f64));
+        line("seconds of the longest run", longest(arm, |run| run.train_secs), longest(baseline, |run| run.train_secs));
+    }
+    lines
+}
+
+/// Mean of `of` over the runs of the largest budget.
+fn longest(arm: &ArmResult, of: impl Fn(&super::result::RunResult) -> f64) -> f64 {
+    let most = arm.runs.iter().map(|run| run.num_steps).max();
+    let values: Vec<f64> = arm.runs.iter().filter(|run| Some(run.num_steps) == most).map(of).collect();
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn short(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1e9 => format!("{:.3} G", value / 1e9),
+        size if size >= 1e6 => format!("{:.3} M", value / 1e6),
+        size if size >= 1e3 => format!("{:.3} k", value / 1e3),
+        size if size >= 1.0 => format!("{value:.1}"),
+        _ => format!("{value}"),
+    }
+}
+
+/// What a reader must know before believing the numbers.
+pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
+    let study = &evidence.loaded.study;
+    let mut notes = Vec::new();
+    if evidence.num_missing > 0 {
+        notes.push(format!("Not finished: {} run(s) are missing, and pairs without both are left out.", evidence.num_missing));
+    }
+    if study.seeds.len() < 5 {
+        notes.push(format!(
+            "{} seed(s): a claim needs at least 5, because the interval rests on their spread.",
+            study.seeds.len()
+        ));
+    }
+    if comparisons.len() > 1 {
+        notes.push(format!(
+            "{} arms are compared with the baseline: each interval is for one of them, and the chance that any of them is \
+             ahead by luck is greater.",
+            comparisons.len()
+        ));
+    }
+    for (arm, &chosen) in evidence.arms.iter().zip(evidence.learning_rates) {
+        notes.extend(edge_of_grid(&arm.label, &arm.learning_rates, chosen));
+    }
+    if evidence.arms.iter().all(|arm| arm.learning_rates.len() == 1) {
+        notes.push("The learning rate was not tuned for each arm: the recipe's was taken.".into());
+    }
+    notes.push(match study.held_equal {
+        HeldEqual::WallClock => "Held equal are the predicted seconds: the steps of each arm follow from its measured time per \
+                                 step, and the schedule is stretched over them."
+            .into(),
+        _ => "All arms see the same tokens in the same order for the same seed, and parts of the same name and shape start \
+              from the same values; evaluation is dropless and covers the whole validation split."
+            .into(),
+    });
+    notes.push(
+        "Seconds hold for this machine and program only, and include the evaluations; the other axes do not depend on them."
+            .into(),
+    );
+    notes
+}
+
+fn edge_of_grid(label: &str, grid: &[f64], chosen: f64) -> Option<String> {
+    let (low, high) = grid.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &rate| (low.min(rate), high.max(rate)));
+    let side = if chosen == low { "smallest" } else { "largest" };
+    (grid.len() > 1 && (chosen == low || chosen == high)).then(|| {
+        format!(
+            "The learning rate of `{label}`, {chosen}, is the {side} of its grid: a better one may lie outside. Extend the \
+             grid."
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_names_the_axis_before_the_verdict() {
+        let question = Question { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 };
+        let difference = PairedDifference::new(&[-0.10, -0.11, -0.12], 0.95).unwrap();
+        let sentence = axis_sentence(["e8k2", "dense"], Axis::Tokens, &difference, &question);
+        assert!(
+            sentence.starts_with(
+                "At equal training tokens, `e8k2` wins against `dense`: its loss differs by -0.1100 nats"
+            ),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn a_learning_rate_at_the_edge_of_its_grid_is_told() {
+        assert_eq!(edge_of_grid("a", &[0.001, 0.002, 0.004], 0.002), None);
+        assert_eq!(edge_of_grid("a", &[0.001], 0.001), None);
+        assert!(edge_of_grid("a", &[0.001, 0.002], 0.002).unwrap().contains("0.002, is the largest of its grid"));
+    }
+}

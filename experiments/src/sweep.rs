@@ -1,0 +1,22 @@
+//! A sweep: many candidates for the values of some keys, of which successive halving stops the hopeless ones early.
+//!
+//! | question | module |
+//! |---|---|
+//! | what the user wrote | [`file`] |
+//! | which candidates that makes | [`candidates`] |
+//! | how long each is tried, and which go on | [`halving`] |
+//! | what came out | [`result`], shown by [`table`] |
+//!
+//! A sweep chooses, a study ([`crate::study`]) judges: the loss of the best of many is lower than what the same recipe gives
+//! on other seeds.
+
+mod candidates;
+mod file;
+mod halving;
+mod result;
+mod table;
+
+pub(crate) use candidates::{Candidate, resolve_candidates};
+pub(crate) use file::LoadedSweep;
+pub(crate) use halving::{Rung, going_on, rungs, shorten_schedule};
+pub(crate) use result::{RunOutcome, RungOutcome, SweepProvenance, SweepResult};
