@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves since which step
     Inspect(InspectArgs),
+    /// List the runs below a folder
+    #[command(after_help = RUNS_HELP)]
+    Runs(RunsArgs),
     /// Repeat a step of a run exactly, from the nearest checkpoint before it
     #[command(after_help = REPLAY_HELP)]
     Replay(ReplayArgs),
@@ -88,6 +91,17 @@ Arms are configuration files (trained under --out, resumed if interrupted, skipp
 
 Example:
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
+
+const RUNS_HELP: &str = "\
+Keys are the columns (name, status, steps, tokens, total_params, active_params, final_loss, best_loss, seconds, \
+tokens_per_sec, alarms, started_at, path), dotted keys of the configuration and of run.json. Losses are validation losses \
+in nats per token; tokens per second are those of the whole run, evaluations included. A run is `killed` if it says \
+`running` but no process holds its lock.
+
+Examples:
+  switchyard runs
+  switchyard runs --filter status=finished --sort final_loss --limit 10
+  switchyard runs experiments --filter 'model.ffn.moe.num_experts>8' --filter name~quick --json";
 
 const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
@@ -254,6 +268,28 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// Folder whose run folders are listed, at any depth
+    #[arg(default_value = "runs")]
+    pub(crate) folder: PathBuf,
+    /// Only runs with KEY=VALUE, KEY<VALUE, KEY>VALUE or, as a part of the text, KEY~TEXT; repeatable
+    #[arg(long = "filter", value_name = "CONDITION")]
+    pub(crate) filters: Vec<String>,
+    /// Sort by this key [default: started_at]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) sort: Option<String>,
+    /// The largest or the newest first
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// At most this many runs
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
     /// Run folder
     pub(crate) run: PathBuf,
@@ -377,4 +413,16 @@ pub(crate) struct BenchArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

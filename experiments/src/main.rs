@@ -6,6 +6,8 @@ mod comparison;
 mod failure;
 mod figures;
 mod interrupt;
+mod metrics_tail;
+mod run_list;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

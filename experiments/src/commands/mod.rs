@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod replay;
+mod runs;
 mod train;
 mod upcycle;
 mod what_if;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Runs(args) => runs::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bisect(args) => bisect::run(&args),
         Command::WhatIf(args) => what_if::run(&args),
