@@ -40,6 +40,9 @@ pub(crate) enum Command {
     /// List the runs below a folder
     #[command(after_help = RUNS_HELP)]
     Runs(RunsArgs),
+    /// Show what differs between two runs or two configurations
+    #[command(after_help = DIFF_HELP)]
+    Diff(DiffArgs),
     /// Repeat a step of a run exactly, from the nearest checkpoint before it
     #[command(after_help = REPLAY_HELP)]
     Replay(ReplayArgs),
@@ -102,6 +105,14 @@ Examples:
   switchyard runs
   switchyard runs --filter status=finished --sort final_loss --limit 10
   switchyard runs experiments --filter 'model.ffn.moe.num_experts>8' --filter name~quick --json";
+
+const DIFF_HELP: &str = "\
+Configurations are compared key by key with every default filled in, then what they resolve to. Two runs are also compared \
+in their results, their alarms by kind, and in what program ran on what machine. Percentages are of A.
+
+Examples:
+  switchyard diff runs/monday runs/tuesday
+  switchyard diff experiments/quickstart-dense.toml experiments/quickstart.toml --json";
 
 const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
@@ -284,6 +295,19 @@ pub(crate) struct RunsArgs {
     /// At most this many runs
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// Run folder or configuration file A
+    #[arg(value_name = "RUN|CONFIG")]
+    pub(crate) a: PathBuf,
+    /// Run folder or configuration file B
+    #[arg(value_name = "RUN|CONFIG")]
+    pub(crate) b: PathBuf,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

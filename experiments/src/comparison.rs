@@ -230,7 +230,7 @@ fn machine(arm: &Arm) -> (&str, &str, Option<&Value>) {
     (&host.hostname, device, config.get("threads"))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;

@@ -7,6 +7,7 @@ mod failure;
 mod figures;
 mod interrupt;
 mod metrics_tail;
+mod run_diff;
 mod run_list;
 
 use std::panic::{self, AssertUnwindSafe};

@@ -4,6 +4,7 @@ mod bench;
 mod bisect;
 mod compare;
 mod data;
+mod diff;
 mod eval;
 mod flight_report;
 mod generate;
@@ -37,6 +38,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Runs(args) => runs::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bisect(args) => bisect::run(&args),
         Command::WhatIf(args) => what_if::run(&args),
