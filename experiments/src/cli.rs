@@ -1,6 +1,7 @@
 //! The command line, as clap sees it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -43,6 +44,9 @@ pub(crate) enum Command {
     /// Show what differs between two runs or two configurations
     #[command(after_help = DIFF_HELP)]
     Diff(DiffArgs),
+    /// Watch a run while it trains: progress, losses, load of each expert, alarms
+    #[command(after_help = WATCH_HELP)]
+    Watch(WatchArgs),
     /// Repeat a step of a run exactly, from the nearest checkpoint before it
     #[command(after_help = REPLAY_HELP)]
     Replay(ReplayArgs),
@@ -113,6 +117,15 @@ in their results, their alarms by kind, and in what program ran on what machine.
 Examples:
   switchyard diff runs/monday runs/tuesday
   switchyard diff experiments/quickstart-dense.toml experiments/quickstart.toml --json";
+
+const WATCH_HELP: &str = "\
+Reads what the run writes and changes nothing; any number of watchers may look. Ends when the run has ended. Where standard \
+output is no terminal, one frame is printed.
+
+Examples:
+  switchyard watch runs/quickstart-1a2b3c4d
+  switchyard watch runs/quickstart-1a2b3c4d --once
+  switchyard watch runs/quickstart-1a2b3c4d --serve 8080";
 
 const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
@@ -314,6 +327,28 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Run folder
+    pub(crate) run: PathBuf,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_secs)]
+    pub(crate) every: Duration,
+    /// Print one frame and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Serve a page for a browser on this machine instead, until Ctrl-C [default port: any free one]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["every", "once"])]
+    pub(crate) serve: Option<u16>,
+}
+
+/// A pause: below a tenth of a second the looking would slow the run down.
+fn parse_secs(text: &str) -> Result<Duration, String> {
+    let secs = text.parse::<f64>().ok().filter(|secs| (0.1..=86_400.0).contains(secs));
+    secs.map(Duration::from_secs_f64)
+        .ok_or_else(|| "use a number of seconds between 0.1 and 86400".to_string())
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
     /// Run folder
     pub(crate) run: PathBuf,
@@ -448,5 +483,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_run_is_watched_every_second_and_served_on_a_free_port_unless_told_otherwise() {
+        let watch = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["switchyard", "watch", "run"][..], arguments].concat());
+            cli.map(|cli| match cli.command {
+                Command::Watch(args) => (args.every, args.serve),
+                other => panic!("{other:?}"),
+            })
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(watch(&[]).unwrap(), (second, None));
+        assert_eq!(watch(&["--every", "0.5"]).unwrap(), (Duration::from_millis(500), None));
+        assert_eq!(watch(&["--serve"]).unwrap(), (second, Some(0)));
+        assert_eq!(watch(&["--serve", "8080"]).unwrap(), (second, Some(8080)));
+        for refused in [["--every", "0"], ["--every", "NaN"], ["--every", "inf"], ["--serve", "70000"]] {
+            assert!(watch(&refused).is_err(), "{refused:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod comparison;
 mod failure;
 mod figures;
 mod interrupt;
+mod live_view;
 mod metrics_tail;
 mod run_diff;
 mod run_list;
