@@ -1,6 +1,7 @@
 //! The command line, as clap sees it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -39,6 +40,15 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves since which step
     Inspect(InspectArgs),
+    /// List the runs below a folder
+    #[command(after_help = RUNS_HELP)]
+    Runs(RunsArgs),
+    /// Show what differs between two runs or two configurations
+    #[command(after_help = DIFF_HELP)]
+    Diff(DiffArgs),
+    /// Watch a run while it trains: progress, losses, load of each expert, alarms
+    #[command(after_help = WATCH_HELP)]
+    Watch(WatchArgs),
     /// Repeat a step of a run exactly, from the nearest checkpoint before it
     #[command(after_help = REPLAY_HELP)]
     Replay(ReplayArgs),
@@ -54,6 +64,9 @@ pub(crate) enum Command {
     /// Compare dense and sparse arms: run a study to its verdict, or put a few runs side by side
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
+    /// Try many values of some keys, stop the hopeless ones early, and name the best
+    #[command(after_help = SWEEP_HELP)]
+    Sweep(SweepArgs),
     /// Fit scaling laws to the finished runs of a study, and say which run to make next
     #[command(after_help = FIT_HELP)]
     Fit(FitArgs),
@@ -104,12 +117,50 @@ Examples:
   switchyard compare experiments/studies/quick.toml --out runs/quick
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml";
 
+const SWEEP_HELP: &str = "\
+A sweep is a TOML file with [grid] (each value with each), [[list]] (written out) or [random] (drawn), or all of them. With \
+[halving] all candidates run for a few steps and the better part goes on to longer runs; the result says where and why each \
+was stopped. It is in the folder as sweep.json and sweep.csv. The same command goes on after an interruption, and a sweep that \
+gets more candidates uses the runs that it has.
+
+Examples:
+  switchyard sweep experiments/studies/learning-rate.toml --dry-run
+  switchyard sweep experiments/studies/learning-rate.toml --out runs/learning-rate";
+
 const FIT_HELP: &str = "\
 Reads every finished run at and below the folders. Fitted are the forms that the runs allow: dense (arXiv:2203.15556), Clark \
 (arXiv:2202.01169), Krajewski (arXiv:2402.07871) and joint (arXiv:2502.05172); the others say what they lack.
 
 Example:
   switchyard fit runs/experts";
+
+const RUNS_HELP: &str = "\
+Keys are the columns (name, status, steps, tokens, total_params, active_params, final_loss, best_loss, seconds, \
+tokens_per_sec, alarms, started_at, path), dotted keys of the configuration and of run.json. Losses are validation losses \
+in nats per token; tokens per second are those of the whole run, evaluations included. A run is `killed` if it says \
+`running` but no process holds its lock.
+
+Examples:
+  switchyard runs
+  switchyard runs --filter status=finished --sort final_loss --limit 10
+  switchyard runs experiments --filter 'model.ffn.moe.num_experts>8' --filter name~quick --json";
+
+const DIFF_HELP: &str = "\
+Configurations are compared key by key with every default filled in, then what they resolve to. Two runs are also compared \
+in their results, their alarms by kind, and in what program ran on what machine. Percentages are of A.
+
+Examples:
+  switchyard diff runs/monday runs/tuesday
+  switchyard diff experiments/quickstart-dense.toml experiments/quickstart.toml --json";
+
+const WATCH_HELP: &str = "\
+Reads what the run writes and changes nothing; any number of watchers may look. Ends when the run has ended. Where standard \
+output is no terminal, one frame is printed.
+
+Examples:
+  switchyard watch runs/quickstart-1a2b3c4d
+  switchyard watch runs/quickstart-1a2b3c4d --once
+  switchyard watch runs/quickstart-1a2b3c4d --serve 8080";
 
 const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
@@ -277,6 +328,63 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// Folder whose run folders are listed, at any depth
+    #[arg(default_value = "runs")]
+    pub(crate) folder: PathBuf,
+    /// Only runs with KEY=VALUE, KEY<VALUE, KEY>VALUE or, as a part of the text, KEY~TEXT; repeatable
+    #[arg(long = "filter", value_name = "CONDITION")]
+    pub(crate) filters: Vec<String>,
+    /// Sort by this key [default: started_at]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) sort: Option<String>,
+    /// The largest or the newest first
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// At most this many runs
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// Run folder or configuration file A
+    #[arg(value_name = "RUN|CONFIG")]
+    pub(crate) a: PathBuf,
+    /// Run folder or configuration file B
+    #[arg(value_name = "RUN|CONFIG")]
+    pub(crate) b: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Run folder
+    pub(crate) run: PathBuf,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_secs)]
+    pub(crate) every: Duration,
+    /// Print one frame and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Serve a page for a browser on this machine instead, until Ctrl-C [default port: any free one]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["every", "once"])]
+    pub(crate) serve: Option<u16>,
+}
+
+/// A pause: below a tenth of a second the looking would slow the run down.
+fn parse_secs(text: &str) -> Result<Duration, String> {
+    let secs = text.parse::<f64>().ok().filter(|secs| (0.1..=86_400.0).contains(secs));
+    secs.map(Duration::from_secs_f64)
+        .ok_or_else(|| "use a number of seconds between 0.1 and 86400".to_string())
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
     /// Run folder
     pub(crate) run: PathBuf,
@@ -370,6 +478,25 @@ pub(crate) struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SweepArgs {
+    /// Sweep (TOML)
+    pub(crate) sweep: PathBuf,
+    /// Folder for the runs and the result [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Do the I-th of N parts of each round, such as 2/8; the others in other processes or on other machines that share the
+    /// folder. Every part waits for the others after each round
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    pub(crate) shard: Shard,
+    /// Plan the sweep, time a few steps of the first candidate, and run nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FitArgs {
     /// Folders of a study, or of runs
     #[arg(required = true, value_name = "DIR")]
@@ -443,4 +570,35 @@ pub(crate) struct BenchArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_run_is_watched_every_second_and_served_on_a_free_port_unless_told_otherwise() {
+        let watch = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["switchyard", "watch", "run"][..], arguments].concat());
+            cli.map(|cli| match cli.command {
+                Command::Watch(args) => (args.every, args.serve),
+                other => panic!("{other:?}"),
+            })
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(watch(&[]).unwrap(), (second, None));
+        assert_eq!(watch(&["--every", "0.5"]).unwrap(), (Duration::from_millis(500), None));
+        assert_eq!(watch(&["--serve"]).unwrap(), (second, Some(0)));
+        assert_eq!(watch(&["--serve", "8080"]).unwrap(), (second, Some(8080)));
+        for refused in [["--every", "0"], ["--every", "NaN"], ["--every", "inf"], ["--serve", "70000"]] {
+            assert!(watch(&refused).is_err(), "{refused:?}");
+        }
+    }
 }

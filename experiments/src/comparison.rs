@@ -230,7 +230,7 @@ fn machine(arm: &Arm) -> (&str, &str, Option<&Value>) {
     (&host.hostname, device, config.get("threads"))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -247,7 +247,7 @@ fn or_dash<T>(value: Option<T>, text: impl Fn(T) -> String) -> String {
 }
 
 /// Three significant digits: `905`, `12.3k`, `1.31M`, `46.7G`.
-fn with_si_prefix(value: f64) -> String {
+pub(crate) fn with_si_prefix(value: f64) -> String {
     let (mut scaled, mut prefixes) = (value, ["", "k", "M", "G", "T"].into_iter());
     let mut prefix = prefixes.next().unwrap_or_default();
     // 999.5 would be shown as 1000.

@@ -6,6 +6,17 @@ mod comparison;
 mod failure;
 mod figures;
 mod interrupt;
+mod live_view;
+mod metrics_tail;
+mod report;
+mod run_diff;
+mod run_folders;
+mod run_list;
+mod run_series;
+mod scaling;
+mod statistics;
+mod study;
+mod sweep;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

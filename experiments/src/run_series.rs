@@ -31,7 +31,11 @@ pub(crate) fn run_series(
         label: label.into(),
         arm: arm.into(),
         seed: manifest.seed,
-        num_steps: manifest.plan.get("num_steps").and_then(|steps| steps.as_u64()).unwrap_or(manifest.steps_done),
+        num_steps: manifest
+            .plan
+            .get("num_steps")
+            .and_then(|steps| steps.as_u64())
+            .unwrap_or(manifest.steps_done),
         params: count("total_params")
             .zip(count("active_params"))
             .map(|(total, active)| ParamCounts { total, active }),

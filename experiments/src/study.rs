@@ -23,20 +23,25 @@ pub(crate) mod result;
 mod table;
 mod words;
 
-pub(crate) use analysis::{Evidence, analyse};
-pub(crate) use arms::{Arm, resolve_arms};
-pub(crate) use calibration::Calibration;
-pub(crate) use execute::{Execution, Shard, StudyFolder, run_missing, wait_for, write_atomically};
-pub(crate) use file::{LoadedStudy, is_study};
-pub(crate) use forecast::Forecast;
-pub(crate) use identity::{CodeIdentity, sha256_hex};
-pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
-pub(crate) use outcome::{FinishedRun, finished_runs};
-
 use std::fs;
 use std::path::Path;
 
 use crate::failure::Failure;
+
+pub(crate) use analysis::{Evidence, analyse};
+pub(crate) use arms::{Arm, RunSettings, resolve_arms, written_arm};
+pub(crate) use calibration::Calibration;
+pub(crate) use execute::{
+    Execution, OnDivergence, Shard, StudyFolder, run_missing, wait_for, write_atomically,
+};
+pub(crate) use file::{
+    ArmConfig, BudgetConfig, LoadedStudy, PilotConfig, QuestionConfig, StudyFile, check_distinct, check_name,
+    is_study, read_toml,
+};
+pub(crate) use forecast::{Forecast, duration};
+pub(crate) use identity::{CodeIdentity, DataIdentities, sha256_hex};
+pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
+pub(crate) use outcome::{FinishedRun, finished_runs};
 
 /// The result in a study's folder; absent if the folder is not a study's, or it has none yet.
 ///

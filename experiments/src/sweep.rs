@@ -5,7 +5,7 @@
 //! | what the user wrote | [`file`] |
 //! | which candidates that makes | [`candidates`] |
 //! | how long each is tried, and which go on | [`halving`] |
-//! | what came out | [`result`], shown by [`table`] |
+//! | what came out | [`result`], told by [`words`] and [`table`] |
 //!
 //! A sweep chooses, a study ([`crate::study`]) judges: the loss of the best of many is lower than what the same recipe gives
 //! on other seeds.
@@ -15,6 +15,7 @@ mod file;
 mod halving;
 mod result;
 mod table;
+mod words;
 
 pub(crate) use candidates::{Candidate, resolve_candidates};
 pub(crate) use file::LoadedSweep;

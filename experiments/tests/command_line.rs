@@ -405,6 +405,24 @@ mod signals {
         process.kill().unwrap();
         process.wait().unwrap();
     }
+
+    #[test]
+    fn a_killed_run_is_told_from_one_at_work() {
+        let desk = Desk::new();
+        let mut process = endless(&desk, "runs/a", false);
+        wait_for("a checkpoint", || has_checkpoint(&desk.path("runs/a")));
+        let status = || {
+            let runs: Value = serde_json::from_str(&desk.ok(&["runs", "--json"])).unwrap();
+            runs[0]["status"].as_str().unwrap().to_string()
+        };
+        assert_eq!(status(), "running");
+        assert!(desk.ok(&["watch", "runs/a", "--once"]).contains("eta"));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(status(), "killed");
+        let shown = desk.ok(&["watch", "runs/a"]);
+        assert!(shown.contains("killed") && !shown.contains("eta"), "{shown}");
+    }
 }
 
 #[test]
@@ -548,4 +566,38 @@ fn an_alarm_is_printed_once_recorded_and_stops_the_run_if_asked() {
     let json: Value = serde_json::from_str(&desk.ok(&["inspect", "run", "--json"])).unwrap();
     assert_eq!(json["alarms"][0]["kind"], "max_violation");
     assert!(json["misbehaving_experts"].is_array());
+}
+
+#[test]
+fn runs_are_listed_filtered_sorted_and_told_apart() {
+    let desk = Desk::new();
+    desk.ok(&["train", "dense.toml", "--out", "runs/dense"]);
+    desk.ok(&["train", "moe.toml", "--out", "runs/deep/moe"]);
+    fs::create_dir_all(desk.path("runs/torn")).unwrap();
+    desk.write("runs/torn/run.json", "{");
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let json = desk.ok(&[&["runs", "--json"][..], arguments].concat());
+        let runs: Vec<Value> = serde_json::from_str(&json).unwrap();
+        runs.iter().map(|run| run["name"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(names(&["--sort", "total_params"]), ["tiny-dense", "tiny-moe", "torn"]);
+    assert_eq!(names(&["--sort", "total_params", "--reverse", "--limit", "1"]), ["tiny-moe"]);
+    assert_eq!(names(&["--filter", "model.ffn.moe.num_experts=4"]), ["tiny-moe"]);
+    assert_eq!(names(&["--filter", "plan.counts.total_params>1", "--filter", "name~DENSE"]), ["tiny-dense"]);
+    let table = desk.ok(&["runs"]);
+    assert!(table.contains("finished") && table.contains("unreadable: `runs/torn/run.json`"), "{table}");
+    assert!(desk.mistake(&["runs", "--filter", "staus=finished"]).contains("no run has `staus`"));
+    assert!(desk.mistake(&["runs", "--filter", "finished"]).contains("KEY=VALUE"));
+    assert!(desk.mistake(&["runs", "nowhere"]).contains("nowhere"));
+
+    let diff = desk.ok(&["diff", "runs/dense", "runs/deep/moe"]);
+    assert!(diff.contains("model.ffn.moe.num_experts") && diff.contains("counts.total_params"), "{diff}");
+    let diff: Value =
+        serde_json::from_str(&desk.ok(&["diff", "moe.toml", "runs/deep/moe", "--json"])).unwrap();
+    assert_eq!((&diff["config"], &diff["plan"]), (&Value::Array(vec![]), &Value::Array(vec![])));
+    assert!(desk.mistake(&["diff", "runs", "moe.toml"]).contains("run.json"));
+
+    let watched = desk.ok(&["watch", "runs/deep/moe"]);
+    assert!(watched.contains("step 8/8  100%") && watched.contains("MaxVio"), "{watched}");
+    assert!(!watched.contains('\u{1b}'), "no escape codes without a terminal: {watched}");
 }

@@ -261,7 +261,7 @@ pub struct SelectionConfig {
     /// Each expert takes its best tokens (arXiv:2202.09368). Not causal: a token's experts depend on later tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_choice: Option<ExpertChoiceConfig>,
-    /// Experts by token id, nothing learned (arXiv:2106.04426).
+    /// Experts by token id at random, nothing learned (the random hash of arXiv:2106.04426).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashConfig>,
     /// Every expert works on weighted means of the tokens (Soft MoE, arXiv:2308.00951). Not causal.

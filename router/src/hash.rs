@@ -1,8 +1,9 @@
 //! Hash routing: the token id alone decides its experts, without learning (Roller et al., arXiv:2106.04426).
 //!
-//! Shape letters: t tokens, v vocabulary, k experts per token.
-
-use std::cmp::Reverse;
+//! Only the paper's random hash is here. Its balanced assignment depends on how often each id occurs in the training
+//! data, which a router does not see, and a checkpoint would have to hold the resulting table.
+//!
+//! Shape letters: t tokens, k experts per token.
 
 use crate::draw::distinct_experts;
 
@@ -12,8 +13,6 @@ pub struct TokenHash {
     num_experts: usize,
     top_k: usize,
     seed: u64,
-    /// Experts of the ids whose frequency is known, `[v, k]`, row-major; the others are hashed.
-    experts_vk: Vec<Option<u32>>,
 }
 
 impl TokenHash {
@@ -23,36 +22,7 @@ impl TokenHash {
     /// If `top_k` is not in `1..=num_experts`.
     pub fn random(num_experts: usize, top_k: usize, seed: u64) -> Self {
         assert!((1..=num_experts).contains(&top_k), "cannot choose {top_k} of {num_experts} experts");
-        Self { num_experts, top_k, seed, experts_vk: Vec::new() }
-    }
-
-    /// The balanced hash (arXiv:2106.04426, section 3, "Balanced assignment"): ids in the order of their frequency
-    /// in the corpus, most frequent first, each go to the `top_k` experts with the least load so far. The experts'
-    /// loads then differ by at most the largest frequency. Ties go to the lower id and the lower expert index.
-    ///
-    /// Ids that never occur, and those beyond `token_counts`, carry no load: they are hashed as in
-    /// [`TokenHash::random`], which spreads them should they turn up.
-    ///
-    /// # Shapes
-    /// - `token_counts`: `[vocab_size]`, occurrences of each id
-    ///
-    /// # Panics
-    /// If `top_k` is not in `1..=num_experts`.
-    pub fn balanced(token_counts: &[u64], num_experts: usize, top_k: usize, seed: u64) -> Self {
-        let mut by_count: Vec<usize> = (0..token_counts.len()).filter(|&id| token_counts[id] > 0).collect();
-        by_count.sort_by_key(|&id| Reverse(token_counts[id])); // Stable: equal counts stay in order of id.
-        let mut hash = Self::random(num_experts, top_k, seed);
-        hash.experts_vk = vec![None; token_counts.len() * top_k];
-        let mut load_e = vec![0_u64; num_experts];
-        let mut by_load: Vec<usize> = (0..num_experts).collect();
-        for id in by_count {
-            by_load.sort_unstable_by_key(|&expert| (load_e[expert], expert));
-            for (slot, &expert) in by_load[..top_k].iter().enumerate() {
-                hash.experts_vk[id * top_k + slot] = Some(expert as u32);
-                load_e[expert] += token_counts[id];
-            }
-        }
-        hash
+        Self { num_experts, top_k, seed }
     }
 
     /// The experts of each token: `[t, k]`, row-major.
@@ -61,13 +31,6 @@ impl TokenHash {
     }
 
     fn experts_of_id(&self, id: u32) -> Vec<u32> {
-        let start = id as usize * self.top_k;
-        let listed = self.experts_vk.get(start..start + self.top_k);
-        let listed = listed.and_then(|experts_k| experts_k.iter().copied().collect());
-        listed.unwrap_or_else(|| self.hashed(id))
-    }
-
-    fn hashed(&self, id: u32) -> Vec<u32> {
         // The seed is mixed before the id joins it: else seed 1 would be seed 0 with the ids moved.
         let mut state = split_mix(self.seed) ^ u64::from(id);
         distinct_experts(self.num_experts, self.top_k, |n| {
@@ -92,15 +55,6 @@ mod tests {
 
     use super::*;
 
-    fn loads(hash: &TokenHash, token_counts: &[u64], num_experts: usize, top_k: usize) -> Vec<u64> {
-        let ids: Vec<u32> = (0..token_counts.len() as u32).collect();
-        let mut load_e = vec![0; num_experts];
-        for (experts, &count) in hash.experts_of(&ids).chunks(top_k).zip(token_counts) {
-            experts.iter().for_each(|&expert| load_e[expert as usize] += count);
-        }
-        load_e
-    }
-
     fn distinct(experts: &[u32], num_experts: usize) -> bool {
         let mut sorted = experts.to_vec();
         sorted.sort_unstable();
@@ -113,16 +67,6 @@ mod tests {
     fn split_mix_is_the_published_one() {
         assert_eq!(split_mix(0), 0xe220_a839_7b1d_cdaf);
         assert_eq!(split_mix(0x9e37_79b9_7f4a_7c15), 0x6e78_9e6a_a1b9_65f4);
-    }
-
-    /// Counts 5, 3, 3, 2, 2, 1 over 3 experts: 5 | 3 | 3, then 2 to expert 1, 2 to expert 2, 1 to expert 0.
-    #[test]
-    fn golden_values() {
-        let hash = TokenHash::balanced(&[2, 5, 1, 3, 3, 2], 3, 1, 0);
-        assert_eq!(hash.experts_of(&[1, 3, 4, 0, 5, 2]), [0, 1, 2, 1, 2, 0]);
-        // Two each: 4 to {0, 1}, 3 to {2, 0}, then 1 to {2, 1} with loads 7, 4, 3.
-        let hash = TokenHash::balanced(&[4, 3, 1], 3, 2, 0);
-        assert_eq!(hash.experts_of(&[0, 1, 2]), [0, 1, 2, 0, 2, 1]);
     }
 
     /// Numbers of the same hash in Python, which removes chosen experts from a list. A change here would send the
@@ -148,15 +92,7 @@ mod tests {
     #[test]
     fn one_expert_takes_everything() {
         assert_eq!(TokenHash::random(1, 1, 7).experts_of(&[0, 9, u32::MAX]), [0; 3]);
-        assert_eq!(TokenHash::balanced(&[3, 0], 1, 1, 7).experts_of(&[0, 1, 2]), [0; 3]);
         assert!(TokenHash::random(4, 2, 7).experts_of(&[]).is_empty());
-    }
-
-    #[test]
-    fn ids_without_a_frequency_are_hashed() {
-        let balanced = TokenHash::balanced(&[9, 0, 4], 16, 2, 5);
-        let random = TokenHash::random(16, 2, 5);
-        assert_eq!(balanced.experts_of(&[1, 3, 70_000]), random.experts_of(&[1, 3, 70_000]));
     }
 
     proptest! {
@@ -172,20 +108,6 @@ mod tests {
             for (a, b) in together.chunks(top_k).zip(alone.chunks(top_k).rev()) {
                 prop_assert_eq!(a, b);
                 prop_assert!(distinct(a, num_experts), "{:?}", a);
-            }
-        }
-
-        #[test]
-        fn balanced_loads_differ_by_at_most_the_largest_frequency(
-            token_counts in prop::collection::vec(prop_oneof![3 => 0_u64..50, 1 => 0_u64..2000], 0..40),
-            (num_experts, top_k) in prop::sample::select(vec![(1_usize, 1_usize), (3, 1), (4, 2), (5, 4), (4, 4)]),
-        ) {
-            let hash = TokenHash::balanced(&token_counts, num_experts, top_k, 1);
-            let load_e = loads(&hash, &token_counts, num_experts, top_k);
-            let spread = load_e.iter().max().unwrap() - load_e.iter().min().unwrap();
-            prop_assert!(spread <= token_counts.iter().copied().max().unwrap_or(0), "{load_e:?}");
-            for id in 0..token_counts.len() as u32 {
-                prop_assert!(distinct(&hash.experts_of(&[id]), num_experts));
             }
         }
     }

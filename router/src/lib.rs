@@ -15,8 +15,6 @@ mod groups;
 mod hash;
 mod losses;
 mod noise;
-mod noisy;
-mod normal;
 mod quantile;
 mod router;
 mod second_expert;
@@ -42,11 +40,7 @@ pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
 pub use losses::{AuxLoss, AuxLossKind, load_balancing_loss, router_z_loss};
 pub use noise::RouterNoise;
-pub use noisy::{
-    LoadLoss, importance_loss_and_gradient, load_loss_and_gradient, load_probabilities, noisy_logits,
-    noisy_top_k_gates,
-};
-pub use quantile::{QuantileHistogram, quantile_balanced_bias};
+pub use quantile::QuantileHistogram;
 pub use router::{BalanceCount, Router, RouterInput, RouterPass, Routing};
 pub use second_expert::{keep_second_at_random, sample_second_expert};
 pub use selection::select_top_k;

@@ -12,37 +12,6 @@ use crate::select_top_k;
 
 const NUM_BINS: usize = 1000;
 
-/// The bias under which, by the cutoffs of these tokens, every expert gets an even share of them: `[e]`, with mean 0.
-/// Quantiles are interpolated linearly between order statistics. The cutoffs move with the biases, so one update is
-/// one step of an iteration, usually taken once per optimiser step.
-///
-/// Tokens with a score that is not finite have no say. Without any token, or with `top_k` equal to the number of
-/// experts, where there is no cutoff, the bias stays as it is.
-///
-/// # Shapes
-/// - `scores_te`: `[num_tokens, num_experts]`, row-major, without the bias; `bias_e`: `[num_experts]`, under which the
-///   tokens were routed
-///
-/// # Panics
-/// If `top_k` is not in `1..=num_experts`, or the scores do not divide into rows.
-pub fn quantile_balanced_bias(scores_te: &[f64], bias_e: &[f64], top_k: usize) -> Vec<f64> {
-    let mut required_et = vec![Vec::new(); bias_e.len()];
-    for_each_required_bias(scores_te, bias_e, top_k, |expert, required| required_et[expert].push(required));
-    let Some(last) = required_et.first().and_then(|required_t| required_t.len().checked_sub(1)) else {
-        return bias_e.to_vec();
-    };
-    let rank = quantile_rank(last, top_k, bias_e.len());
-    let mut solved_e: Vec<f64> = required_et
-        .iter_mut()
-        .map(|required_t| {
-            required_t.sort_unstable_by(f64::total_cmp);
-            interpolated(rank, |i| required_t[i])
-        })
-        .collect();
-    recentre(&mut solved_e);
-    solved_e
-}
-
 /// Required biases counted in bins, so that the micro-batches of a step give one quantile: a histogram of 1000 uniform
 /// bins from `min(bias) - 1` to `max(bias) + 1`, which holds every required bias of scores in `0..=1`, such as
 /// sigmoid's or softmax's (Kimi K3, appendix D). Values beyond count in the outermost bins.
@@ -78,7 +47,7 @@ impl QuantileHistogram {
         self.bin_width
     }
 
-    /// Counts the required biases of these tokens.
+    /// Counts the required biases of these tokens. Those with a score that is not finite have no say.
     ///
     /// # Shapes
     /// - `scores_te`: `[num_tokens, num_experts]`, row-major, without the bias
@@ -109,9 +78,13 @@ impl QuantileHistogram {
         self.counts_eb.iter_mut().zip(&other.counts_eb).for_each(|(count, more)| *count += more);
     }
 
-    /// What [`quantile_balanced_bias`] gives for all counted tokens, within a bin's width before the mean is
-    /// subtracted. A bin's values count as spread evenly over it; torchtitan and Megatron-LM interpolate inside the
-    /// bin that crosses the quantile only, which differs where the quantile falls into a gap.
+    /// The bias under which, by the cutoffs of the counted tokens, every expert gets an even share of them: `[e]`, with
+    /// mean 0, off by a bin's width before the mean is subtracted. The cutoffs move with the biases, so one update is
+    /// one step of an iteration, usually taken once per optimiser step. Without any token, or with `top_k` equal to the
+    /// number of experts, where there is no cutoff, the bias stays as it is.
+    ///
+    /// A bin's values count as spread evenly over it; torchtitan and Megatron-LM interpolate inside the bin that crosses
+    /// the quantile only, which differs where the quantile falls into a gap.
     pub fn solve(&self) -> Vec<f64> {
         let num_tokens: u64 = self.counts_eb[..NUM_BINS].iter().sum();
         let Some(last) = (num_tokens as usize).checked_sub(1) else {
@@ -186,6 +159,28 @@ mod tests {
 
     use super::*;
     use crate::RouterStatistics;
+
+    /// What the histogram approximates: the bias from the required biases themselves, sorted. Quantiles are interpolated
+    /// linearly between order statistics.
+    fn quantile_balanced_bias(scores_te: &[f64], bias_e: &[f64], top_k: usize) -> Vec<f64> {
+        let mut required_et = vec![Vec::new(); bias_e.len()];
+        for_each_required_bias(scores_te, bias_e, top_k, |expert, required| {
+            required_et[expert].push(required)
+        });
+        let Some(last) = required_et.first().and_then(|required_t| required_t.len().checked_sub(1)) else {
+            return bias_e.to_vec();
+        };
+        let rank = quantile_rank(last, top_k, bias_e.len());
+        let mut solved_e: Vec<f64> = required_et
+            .iter_mut()
+            .map(|required_t| {
+                required_t.sort_unstable_by(f64::total_cmp);
+                interpolated(rank, |i| required_t[i])
+            })
+            .collect();
+        recentre(&mut solved_e);
+        solved_e
+    }
 
     fn histogram(scores_te: &[f64], bias_e: &[f64], top_k: usize) -> QuantileHistogram {
         let mut histogram = QuantileHistogram::new(bias_e, top_k);

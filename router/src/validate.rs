@@ -301,9 +301,17 @@ mod tests {
         error.strip_prefix("`model.ffn.moe.router.").unwrap().to_string()
     }
 
+    /// Checks each router's message.
+    #[track_caller]
+    fn assert_refused(cases: &[(&str, &str)]) {
+        for (router, expected) in cases {
+            assert_eq!(message(router), *expected, "{router}");
+        }
+    }
+
     #[test]
     fn a_number_out_of_range_names_its_key_value_and_remedy() {
-        for (router, expected) in [
+        assert_refused(&[
             (r#"{"top_k": 9}"#, "top_k` is 9, but the layer has 8 experts: use 1..=8"),
             (r#"{"top_k": 0}"#, "top_k` is 0, but the layer has 8 experts: use 1..=8"),
             (
@@ -357,9 +365,7 @@ mod tests {
                 r#"{"top_k": 2, "bias": {"proportional": {"rate": -0.5}}}"#,
                 "bias.proportional.rate` is -0.5: use a positive number",
             ),
-        ] {
-            assert_eq!(message(router), expected);
-        }
+        ]);
         let nan = Config { load_balancing_weight: Some(f64::NAN), ..Config::top_k(2) };
         assert!(nan.validate(8).unwrap_err().to_string().contains("is NaN: use a positive number"));
         assert!(Config::top_k(8).validate(8).is_ok());
@@ -367,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_table_of_alternatives_holds_exactly_one() {
-        for (router, expected) in [
+        assert_refused(&[
             (r#"{"top_k": 2, "selection": {}}"#, "selection` is empty: give one of its tables, or remove it"),
             (
                 r#"{"top_k": 2, "selection": {"random": {}, "hash": {}}}"#,
@@ -380,14 +386,12 @@ mod tests {
                 "bias.proportional` is given beside `model.ffn.moe.router.bias.sign`: keep one of them (on the command \
                  line, `--set model.ffn.moe.router.bias.sign=` removes the other)",
             ),
-        ] {
-            assert_eq!(message(router), expected);
-        }
+        ]);
     }
 
     #[test]
     fn groups_that_do_not_fit_name_what_would() {
-        for (router, expected) in [
+        assert_refused(&[
             (
                 r#"{"top_k": 2, "groups": {"num_groups": 3, "top_groups": 1}}"#,
                 "groups.num_groups` is 3, which does not divide 8 experts: use a divisor",
@@ -409,27 +413,20 @@ mod tests {
                 "bias.quantile` cannot balance experts that compete within groups: remove it, or \
                  `model.ffn.moe.router.groups`",
             ),
-        ] {
-            assert_eq!(message(router), expected);
-        }
+        ]);
     }
 
     #[test]
     fn a_router_that_would_not_learn_from_the_models_loss_is_refused() {
-        const REASON: &str =
-            "the only gate of each token is always 1, so the router would not learn from the model's loss";
-        assert_eq!(
-            message(r#"{"top_k": 1}"#),
-            format!("renormalise` is true with `top_k = 1`: {REASON}; use false")
-        );
-        assert_eq!(
-            message(r#"{"top_k": 1, "sigmoid": {}}"#),
-            format!("renormalise` is true with `top_k = 1`: {REASON}; use false")
-        );
-        assert_eq!(
-            message(r#"{"top_k": 1, "softmax": "after_selection"}"#),
-            format!("softmax` is \"after_selection\" with `top_k = 1`: {REASON}; use \"before_selection\"")
-        );
+        let renormalised = "renormalise` is true with `top_k = 1`: the only gate of each token is always 1, so the \
+                            router would not learn from the model's loss; use false";
+        let after_selection = "softmax` is \"after_selection\" with `top_k = 1`: the only gate of each token is always \
+                               1, so the router would not learn from the model's loss; use \"before_selection\"";
+        assert_refused(&[
+            (r#"{"top_k": 1}"#, renormalised),
+            (r#"{"top_k": 1, "sigmoid": {}}"#, renormalised),
+            (r#"{"top_k": 1, "softmax": "after_selection"}"#, after_selection),
+        ]);
         // Where nothing is learned, or more than one gate counts, there is nothing to refuse.
         for router in [
             r#"{"top_k": 1, "renormalise": false}"#,
@@ -464,7 +461,7 @@ mod tests {
                 assert_eq!(message(&router), format!("{name}` {UNLEARNED}"));
             }
         }
-        for (router, expected) in [
+        assert_refused(&[
             (
                 r#"{"top_k": 2, "selection": {"sinkhorn": {}}, "bias": {"sign": {}}}"#,
                 "bias` has no effect on this selection: remove it, or `model.ffn.moe.router.selection`",
@@ -498,9 +495,7 @@ mod tests {
                 "selection.random_second` needs two experts per token, but `model.ffn.moe.router.top_k` is 3: set it \
                  to 2, or remove the table",
             ),
-        ] {
-            assert_eq!(message(router), expected);
-        }
+        ]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
-//! | where it runs | [`device`], [`host`], [`throughput`] |
+//! | where it runs, and what that takes | [`device`], [`host`], [`throughput`], [`energy`] |
 //! | how fast it runs | [`benchmark`] |
 
 pub mod accounting;
@@ -21,6 +21,7 @@ pub mod config;
 pub mod config_file;
 pub mod device;
 mod durable;
+pub mod energy;
 mod error;
 pub mod evaluate;
 pub mod flight;

@@ -12,6 +12,7 @@
 //! ```
 
 mod manifest;
+mod reading;
 mod timestamp;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use manifest::{RunManifest, RunStatus, UpcycledFrom};
+pub use reading::RunReading;
 
 use crate::durable;
 

@@ -12,6 +12,7 @@ use crate::TrainError;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot};
 use crate::config::RunConfig;
 use crate::device;
+use crate::energy::{EnergyMeter, POWERCAP};
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
 use crate::flight::alarms::Alarm;
 use crate::flight::{FlightRecorder, StepFlight};
@@ -177,6 +178,7 @@ struct Run<'a> {
     /// Start of this process's part of the run, and the training seconds of the parts before it.
     started: Instant,
     earlier_secs: f64,
+    energy: Option<EnergyMeter>,
 }
 
 impl<'a> Run<'a> {
@@ -207,6 +209,9 @@ impl<'a> Run<'a> {
         notes.iter().for_each(|note| observers.note(note));
         let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
         let earlier_secs = state.train_secs;
+        // Energy of a part of the run would look like that of all of it.
+        let earlier_joules = if resumed { manifest.energy_joules } else { Some(0.0) };
+        let energy = earlier_joules.and_then(|joules| EnergyMeter::start(Path::new(POWERCAP), joules));
         let started = Instant::now();
         Ok(Self {
             config,
@@ -221,6 +226,7 @@ impl<'a> Run<'a> {
             recorder,
             started,
             earlier_secs,
+            energy,
         })
     }
 
@@ -271,6 +277,9 @@ impl<'a> Run<'a> {
             None => StepFlight::default(),
         };
         self.manifest.flight_recorder_secs += recording_started.elapsed().as_secs_f64();
+        if let Some(energy) = &mut self.energy {
+            energy.keep_up();
+        }
         let step_secs = step_started.elapsed().as_secs_f64();
         self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs)?;
         Ok(flight.stops)
@@ -404,6 +413,7 @@ impl<'a> Run<'a> {
         self.manifest.tokens_seen = self.parts.state.tokens_seen;
         self.manifest.active_flops = self.parts.state.active_flops;
         self.manifest.train_secs = self.elapsed_secs();
+        self.manifest.energy_joules = self.energy.as_mut().and_then(EnergyMeter::sample);
     }
 
     fn elapsed_secs(&self) -> f64 {

@@ -177,6 +177,18 @@ fn the_block_sparse_recipe_costs_what_its_dense_counterpart_does() {
 }
 
 #[test]
+fn the_shared_expert_recipe_costs_what_its_dense_counterpart_does_but_for_its_gates() {
+    let (dense, sparse) = (plan("quickstart-dense.toml"), plan("shared-expert.toml"));
+    let flops = &sparse.counts.forward_flops;
+    assert_eq!(flops.routed_experts + flops.shared_experts, dense.counts.forward_flops.dense_ffn);
+    assert_eq!(flops.routed_experts, flops.shared_experts);
+    let difference = sparse.counts.forward_flops_per_token - dense.counts.forward_flops_per_token;
+    // In each of 4 layers, 16 logits and the shared expert's one, of width 128.
+    assert_eq!((difference, flops.router), (2 * 4 * 128 * 17, 2 * 4 * 128 * 17));
+    assert!(sparse.model.moe.is_some_and(|moe| moe.shared_expert_gate));
+}
+
+#[test]
 fn the_shakespeare_recipe_is_nanogpts_cpu_configuration() {
     let plan = plan("shakespeare-dense.toml");
     // nanoGPT prints 0.80M parameters, positions left out, for 65 characters; 191 more bytes of width 128 make the rest.

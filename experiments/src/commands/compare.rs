@@ -30,7 +30,9 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
         _ => {}
     }
     if args.dry_run || args.shard.is_partial() {
-        return Err(Failure::Mistake("--dry-run and --shard are for a study: name a file with [[arms]]".into()));
+        return Err(Failure::Mistake(
+            "--dry-run and --shard are for a study: name a file with [[arms]]".into(),
+        ));
     }
     let stop = interrupt::stop_flag()?;
     // Every configuration is read before the first one trains: a mistake in the last must not cost the first's hours.

@@ -34,7 +34,7 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
             named.join(", ")
         )));
     }
-    let options = FitOptions { num_bootstrap_samples: args.bootstrap, ..FitOptions::default() };
+    let options = FitOptions { num_bootstrap_samples: args.bootstrap, seed: 0 };
     let report = ScalingReport::new(&observations, &options);
     if args.json { print_json(&report) } else { print_text(&report.to_text()) }
 }
@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn granularity_is_the_width_of_the_equal_dense_block_over_an_experts() {
         let counts = json!({ "active_params": 10, "total_params": 40 });
-        let moe = json!({ "num_experts": 32, "d_expert": 64, "d_shared_expert": 128, "router": { "top_k": 6 } });
+        let moe =
+            json!({ "num_experts": 32, "d_expert": 64, "d_shared_expert": 128, "router": { "top_k": 6 } });
         let point = point_of(&json!({ "counts": counts, "model": { "moe": moe } }), 1000).unwrap();
         assert_eq!((point.num_experts, point.granularity, point.tokens), (32.0, 8.0, 1000.0));
         let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000).unwrap();

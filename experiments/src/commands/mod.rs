@@ -4,15 +4,22 @@ mod bench;
 mod bisect;
 mod compare;
 mod data;
+mod diff;
 mod eval;
+mod fit;
 mod flight_report;
 mod generate;
 mod inspect;
 mod plan;
 mod replay;
+mod report;
+mod runs;
 mod study;
+mod sweep;
 mod train;
 mod upcycle;
+mod verify;
+mod watch;
 mod what_if;
 
 use std::io::Write;
@@ -36,11 +43,18 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Runs(args) => runs::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bisect(args) => bisect::run(&args),
         Command::WhatIf(args) => what_if::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Compare(args) => compare::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Fit(args) => fit::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Schema => print_json(&config_file::schema()),
         Command::Completions { shell } => {

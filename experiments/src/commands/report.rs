@@ -30,7 +30,10 @@ pub(super) fn run(args: &ReportArgs) -> Result<(), Failure> {
     }
     if series.is_empty() {
         let named: Vec<String> = args.runs.iter().map(|path| path.display().to_string()).collect();
-        return Err(Failure::Mistake(format!("{}: no run folder: name one that holds run.json", named.join(", "))));
+        return Err(Failure::Mistake(format!(
+            "{}: no run folder: name one that holds run.json",
+            named.join(", ")
+        )));
     }
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report"));
     let title = args.runs[0].file_name().map_or("runs".into(), |name| name.to_string_lossy().into_owned());

@@ -16,9 +16,9 @@ use crate::report::series::RunSeries;
 use crate::run_series::run_series;
 use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
-    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun, Stage,
-    StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing, sha256_hex, wait_for,
-    write_atomically,
+    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, OnDivergence,
+    PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing,
+    sha256_hex, wait_for, write_atomically,
 };
 
 pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
@@ -96,14 +96,17 @@ impl<'a> Session<'a> {
     fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
         let keep = self.loaded.study.keep_checkpoints;
         if !self.pilots.is_empty() {
-            let pilots = run_missing(&self.folder, &self.pilots, self.args.shard, keep, stop)?;
-            if pilots == Execution::Interrupted || wait_for(&self.folder, &self.pilots, stop) == Execution::Interrupted {
+            let pilots =
+                run_missing(&self.folder, &self.pilots, self.args.shard, keep, OnDivergence::Fail, stop)?;
+            if pilots == Execution::Interrupted
+                || wait_for(&self.folder, &self.pilots, stop) == Execution::Interrupted
+            {
                 return Ok(Execution::Interrupted);
             }
             self.choose_learning_rates()?;
         }
         let runs = self.matrix.main_runs(&self.learning_rates)?;
-        run_missing(&self.folder, &runs, self.args.shard, keep, stop)
+        run_missing(&self.folder, &runs, self.args.shard, keep, OnDivergence::Fail, stop)
     }
 
     /// Of each arm the learning rate with the lowest pilot loss.
@@ -143,7 +146,15 @@ impl<'a> Session<'a> {
         let series: Vec<RunSeries> = finished
             .iter()
             .filter(|(stage, _)| *stage == Stage::Main)
-            .map(|(_, run)| run_series(&run.result.run, &self.arms[run.arm].label, &run.manifest, &run.records, &run.alarms))
+            .map(|(_, run)| {
+                run_series(
+                    &run.result.run,
+                    &self.arms[run.arm].label,
+                    &run.manifest,
+                    &run.records,
+                    &run.alarms,
+                )
+            })
             .collect();
         self.save(&result, &series)?;
         if self.args.json {

@@ -14,8 +14,8 @@ use crate::cli::SweepArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::study::{
-    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, OnDivergence, PlannedRun,
-    RunSettings, Shard, Stage, StudyFolder, duration, finished_runs, run_missing, sha256_hex, wait_for,
+    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, OnDivergence,
+    PlannedRun, RunSettings, Shard, StudyFolder, duration, finished_runs, run_missing, sha256_hex, wait_for,
     write_atomically,
 };
 use crate::sweep::{
@@ -56,7 +56,11 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(loaded: &'a LoadedSweep, candidates: &'a [Candidate], folder: StudyFolder) -> Result<Self, Failure> {
+    fn new(
+        loaded: &'a LoadedSweep,
+        candidates: &'a [Candidate],
+        folder: StudyFolder,
+    ) -> Result<Self, Failure> {
         let sweep = &loaded.sweep;
         Ok(Self {
             loaded,
@@ -76,7 +80,8 @@ impl<'a> Session<'a> {
     fn announce(&mut self) -> Result<(), Failure> {
         let (sweep, num_candidates) = (&self.loaded.sweep, self.candidates.len());
         let num_same = sweep.num_written() - num_candidates;
-        let same = if num_same > 0 { format!(" ({num_same} more are the same as others)") } else { String::new() };
+        let same =
+            if num_same > 0 { format!(" ({num_same} more are the same as others)") } else { String::new() };
         eprintln!("sweep {}: {num_candidates} candidates{same}, {} seed(s)", sweep.name, sweep.seeds.len());
         let everyone: Vec<usize> = (0..num_candidates).collect();
         let mut planned = Vec::new();
@@ -87,8 +92,13 @@ impl<'a> Session<'a> {
         let calibration = Calibration::read_or_measure(self.folder.root(), &self.study, first)?;
         let data = prepare(&first[0].config.data, &Progress::stderr())?;
         let validation_tokens = data.manifest.validation.num_tokens;
-        let forecast =
-            Forecast { study: &self.study.study, arms: first, runs: &[], calibration: &calibration, validation_tokens };
+        let forecast = Forecast {
+            study: &self.study.study,
+            arms: first,
+            runs: &[],
+            calibration: &calibration,
+            validation_tokens,
+        };
         let mut total = 0.0;
         for (rung, runs) in &planned {
             let everyone_secs: f64 = runs.iter().map(|run| self.predicted_secs(&forecast, run)).sum();
@@ -102,7 +112,11 @@ impl<'a> Session<'a> {
             );
             total += secs;
         }
-        eprintln!("  in all about {} (the first candidate was measured on {})", duration(total), calibration.hostname);
+        eprintln!(
+            "  in all about {} (the first candidate was measured on {})",
+            duration(total),
+            calibration.hostname
+        );
         Ok(())
     }
 
@@ -129,7 +143,7 @@ impl<'a> Session<'a> {
         let settings = RunSettings { seed, learning_rate: arm.config.train.adamw.learning_rate, num_steps };
         let mut config = arm.run_config(&self.study.study, &settings);
         shorten_schedule(&mut config.train.schedule, num_steps, self.loaded.sweep.num_steps);
-        PlannedRun::new(Stage::Main, (member, &arm.label), settings, config, &self.code, &mut self.data).map_err(
+        PlannedRun::new((member, &arm.label), settings, config, &self.code, &mut self.data).map_err(
             |failure| match failure {
                 Failure::Mistake(message) => Failure::Mistake(format!(
                     "{}: {message} (the candidate is `{}`)",
@@ -150,7 +164,13 @@ impl<'a> Session<'a> {
             if members.is_empty() {
                 break; // All have diverged.
             }
-            eprintln!("round {} of {}: {} candidates, {} steps", index + 1, rungs.len(), members.len(), rung.num_steps);
+            eprintln!(
+                "round {} of {}: {} candidates, {} steps",
+                index + 1,
+                rungs.len(),
+                members.len(),
+                rung.num_steps
+            );
             let runs = self.runs_of(*rung, &members)?;
             if self.execute(&runs, shard, stop)? == Execution::Interrupted {
                 return Ok(None);
@@ -166,7 +186,12 @@ impl<'a> Session<'a> {
     }
 
     /// Do this shard's part of a round and wait for the others': who goes on is decided by all of them.
-    fn execute(&self, runs: &[PlannedRun], shard: Shard, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
+    fn execute(
+        &self,
+        runs: &[PlannedRun],
+        shard: Shard,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Execution, Failure> {
         let keep = self.loaded.sweep.keep_checkpoints;
         match run_missing(&self.folder, runs, shard, keep, OnDivergence::GoOn, stop)? {
             Execution::Interrupted => Ok(Execution::Interrupted),
@@ -174,13 +199,19 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn outcome(&mut self, rung: Rung, members: &[usize], runs: &[PlannedRun]) -> Result<RungOutcome, Failure> {
+    fn outcome(
+        &mut self,
+        rung: Rung,
+        members: &[usize],
+        runs: &[PlannedRun],
+    ) -> Result<RungOutcome, Failure> {
         let finished = finished_runs(&self.folder, runs, None)?;
         self.train_secs += finished.iter().map(|run| run.result.train_secs).sum::<f64>();
         self.machines.extend(finished.iter().map(|run| run.manifest.host.hostname.clone()));
         let of_member = |member: usize| {
             let mine = runs.iter().filter(|run| run.arm == member);
-            (member, mine.map(|run| self.run_outcome(run, &finished)).collect())
+            let outcomes: Vec<RunOutcome> = mine.map(|run| self.run_outcome(run, &finished)).collect();
+            (member, outcomes)
         };
         Ok(RungOutcome { rung, members: members.iter().copied().map(of_member).collect() })
     }
@@ -198,8 +229,11 @@ impl<'a> Session<'a> {
 
     /// Write the result.
     fn conclude(&self, outcomes: &[RungOutcome]) -> Result<SweepResult, Failure> {
-        let names: Vec<_> =
-            self.candidates.iter().map(|candidate| (candidate.arm.label.as_str(), &candidate.written)).collect();
+        let names: Vec<_> = self
+            .candidates
+            .iter()
+            .map(|candidate| (candidate.arm.label.as_str(), &candidate.written))
+            .collect();
         let result = SweepResult::new(&self.loaded.sweep, &names, outcomes, self.provenance());
         let root = self.folder.root();
         write_atomically(&root.join("sweep.json"), &(serde_json::to_string_pretty(&result)? + "\n"))?;

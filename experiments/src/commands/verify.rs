@@ -30,8 +30,10 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         (None, Some(d_ff)) => d_ff,
         (None, None) => ffn.block_sparse.as_ref().map_or(1, |block| block.d_ff),
     };
-    let one_expert = format!("model.ffn.moe={{ num_experts = 1, d_expert = {width}, router = {{ top_k = 1 }} }}");
-    let folder = tempfile::tempdir().map_err(|error| Failure::Fault(anyhow!("cannot make a folder: {error}")))?;
+    let one_expert =
+        format!("model.ffn.moe={{ num_experts = 1, d_expert = {width}, router = {{ top_k = 1 }} }}");
+    let folder =
+        tempfile::tempdir().map_err(|error| Failure::Fault(anyhow!("cannot make a folder: {error}")))?;
     let dense = Trained::new(args, &folder.path().join("dense"), format!("model.ffn.d_ff={width}"))?;
     let moe = Trained::new(args, &folder.path().join("one-expert"), one_expert)?;
     let rows = compare_rows(&dense.records, &moe.records)?;
@@ -55,7 +57,10 @@ impl Trained {
         let mut overrides = args.config.overrides.clone();
         overrides.extend(FORGET_FFN.map(String::from));
         overrides.extend([ffn, format!("train.num_steps={}", args.steps)]);
-        overrides.extend(["train.schedule.warmup_steps=0", "train.eval_every_steps=", "sample.num_tokens=0"].map(String::from));
+        overrides.extend(
+            ["train.schedule.warmup_steps=0", "train.eval_every_steps=", "sample.num_tokens=0"]
+                .map(String::from),
+        );
         let (loaded, plan) = load_to_run(&args.config.file, &overrides)?;
         let request = TrainRequest {
             config: loaded.config,
@@ -107,7 +112,9 @@ fn compare_parameters(dense: &Checkpoint, moe: &Checkpoint) -> Result<usize, Fai
     };
     let (dense, moe) = (bytes_of(dense), bytes_of(moe));
     if dense != moe {
-        return Err(Failure::Fault(anyhow!("a mixture of one expert ends with other parameters than the dense model")));
+        return Err(Failure::Fault(anyhow!(
+            "a mixture of one expert ends with other parameters than the dense model"
+        )));
     }
     Ok(dense.len())
 }

@@ -5,7 +5,8 @@ use super::file::LoadedStudy;
 use super::matrix::Stage;
 use super::outcome::FinishedRun;
 use super::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult, TimeToLoss,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult,
+    TimeToLoss,
 };
 use super::words;
 use crate::statistics::{Gauge, GaugeSample, PairedDifference, RatioEstimate, Verdict};
@@ -32,8 +33,7 @@ pub(crate) struct Evidence<'a> {
 pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyResult {
     let study = &evidence.loaded.study;
     let question = Question::from(&study.question);
-    let arms: Vec<ArmResult> =
-        (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
+    let arms: Vec<ArmResult> = (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
     let comparisons: Vec<ArmComparison> =
         (1..evidence.arms.len()).map(|index| evidence.comparison(index, &question)).collect();
     let verdict = overall(&comparisons, question.axis);
@@ -102,7 +102,8 @@ impl Evidence<'_> {
 
     /// Pairs of runs by seed, in the order of the study's seeds.
     fn pairs(&self, arm: usize, budget: usize) -> Vec<Pair<'_>> {
-        let of_seed = |arm: usize, seed: u64| self.runs_at(arm, budget).find(move |run| run.result.seed == seed);
+        let of_seed =
+            |arm: usize, seed: u64| self.runs_at(arm, budget).find(move |run| run.result.seed == seed);
         let seeds = self.loaded.study.seeds.iter();
         seeds
             .filter_map(|&seed| Some(Pair { seed, baseline: of_seed(0, seed)?, arm: of_seed(arm, seed)? }))
@@ -112,8 +113,11 @@ impl Evidence<'_> {
     fn arm_result(&self, index: usize) -> ArmResult {
         let arm = &self.arms[index];
         let pilot_loss = |learning_rate: f64| {
-            let mut pilots = self.finished.iter().filter(|(stage, run)| *stage == Stage::Pilot && run.arm == index);
-            pilots.find(|(_, run)| run.learning_rate == learning_rate).and_then(|(_, run)| run.result.final_loss_nats)
+            let mut pilots =
+                self.finished.iter().filter(|(stage, run)| *stage == Stage::Pilot && run.arm == index);
+            pilots
+                .find(|(_, run)| run.learning_rate == learning_rate)
+                .and_then(|(_, run)| run.result.final_loss_nats)
         };
         let mut runs: Vec<_> = self.main_runs(index).map(|run| run.result.clone()).collect();
         runs.sort_by_key(|run| (run.num_steps, run.seed));
@@ -191,7 +195,8 @@ fn time_to_loss(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
         let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
         let target = theirs.final_loss();
         targets_nats.push(target);
-        ratios.push(mine.first_x_at(target).zip(theirs.first_x_at(target)).map(|(mine, theirs)| mine / theirs));
+        ratios
+            .push(mine.first_x_at(target).zip(theirs.first_x_at(target)).map(|(mine, theirs)| mine / theirs));
     }
     TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
 }

@@ -106,6 +106,7 @@ impl Calibration {
 }
 
 fn hash_of(arms: &[Arm]) -> String {
-    let hashes: Vec<String> = arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config))).collect();
+    let hashes: Vec<String> =
+        arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config))).collect();
     sha256_hex(hashes.join("\n"))
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use switchyard_trainer::TrainError;
+use switchyard_trainer::checkpoint::CheckpointError;
+use switchyard_trainer::metrics::MetricsError;
 use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunPaths, RunStatus};
 use switchyard_trainer::train::{TrainRequest, train};
 
@@ -36,7 +38,8 @@ impl FromStr for Shard {
 
     /// `2/8` is the second of eight.
     fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        let numbers =
+            text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
         match numbers {
             Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index: index - 1, count }),
             _ => Err("write I/N with I in 1..=N, such as 2/8 for the second of eight shards".into()),
@@ -54,6 +57,18 @@ impl Shard {
     pub(crate) fn is_partial(&self) -> bool {
         self.count > 1
     }
+}
+
+/// File in a run's folder that says why its loss became no number, so that the run is not tried again.
+const DIVERGED: &str = "diverged.txt";
+
+/// What a run is whose loss becomes no number, or that an alarm stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnDivergence {
+    /// An error.
+    Fail,
+    /// A result; see [`StudyFolder::divergence`].
+    GoOn,
 }
 
 /// Where a study's runs are.
@@ -95,6 +110,16 @@ impl StudyFolder {
         is_finished(&self.path_of(run))
     }
 
+    /// Why a run that may diverge did.
+    pub(crate) fn divergence(&self, run: &PlannedRun) -> Option<String> {
+        fs::read_to_string(self.path_of(run).join(DIVERGED)).ok()
+    }
+
+    /// Whether there is nothing more to do for a run.
+    pub(crate) fn is_over(&self, run: &PlannedRun) -> bool {
+        self.is_finished(run) || self.divergence(run).is_some()
+    }
+
     /// Runs in the folder that belong to none of `runs`: of another program, other data or an earlier version of the study.
     pub(crate) fn num_strangers(&self, runs: &[&PlannedRun]) -> usize {
         let Ok(entries) = fs::read_dir(self.root.join("runs")) else { return 0 };
@@ -121,16 +146,17 @@ pub(crate) fn run_missing(
     runs: &[PlannedRun],
     shard: Shard,
     keep_checkpoints: bool,
+    on_divergence: OnDivergence,
     stop: &Arc<AtomicBool>,
 ) -> Result<Execution, Failure> {
     let mine: Vec<&PlannedRun> =
         runs.iter().enumerate().filter(|(position, _)| shard.has(*position)).map(|(_, run)| run).collect();
     for (done, run) in mine.iter().enumerate() {
-        if folder.is_finished(run) {
+        if folder.is_over(run) {
             continue;
         }
         eprintln!("[{}/{}] {}", done + 1, mine.len(), run.folder);
-        run_one(folder, run, keep_checkpoints, stop)?;
+        run_one(folder, run, keep_checkpoints, on_divergence, stop)?;
         if stop.load(Ordering::SeqCst) {
             return Ok(Execution::Interrupted);
         }
@@ -142,6 +168,7 @@ fn run_one(
     folder: &StudyFolder,
     run: &PlannedRun,
     keep_checkpoints: bool,
+    on_divergence: OnDivergence,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), Failure> {
     let out = folder.path_of(run);
@@ -158,14 +185,43 @@ fn run_one(
         Ok(summary) if summary.manifest.status == RunStatus::Finished && !keep_checkpoints => {
             delete_checkpoints(&out)
         }
+        Ok(summary) if summary.manifest.status == RunStatus::Alarmed => {
+            let reason = summary.manifest.error.unwrap_or_else(|| "stopped by an alarm".into());
+            match on_divergence {
+                OnDivergence::GoOn => record_divergence(&out, &reason),
+                // Going on would leave the study waiting for a run that never ends.
+                OnDivergence::Fail => Err(Failure::Fault(anyhow::anyhow!(
+                    "{}: {reason}; take it out of `train.flight_recorder.alarms.stop_on`, or mend what it warns of",
+                    out.display()
+                ))),
+            }
+        }
         Ok(_) => Ok(()),
         // Somebody else is at it: theirs is as good as ours.
         Err(TrainError::RunFolder(RunFolderError::Locked { .. })) => {
             eprintln!("{}: another process is training it", out.display());
             Ok(())
         }
+        Err(error) if has_diverged(&error) && on_divergence == OnDivergence::GoOn => {
+            record_divergence(&out, &error.to_string())
+        }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the run failed because numbers became infinite or none at all.
+fn has_diverged(error: &TrainError) -> bool {
+    error.non_finite().is_some()
+        || matches!(
+            error,
+            TrainError::Metrics(MetricsError::NonFinite { .. })
+                | TrainError::Checkpoint(CheckpointError::NonFinite { .. })
+        )
+}
+
+fn record_divergence(run: &Path, reason: &str) -> Result<(), Failure> {
+    eprintln!("{}: diverged: {reason}", run.display());
+    write_atomically(&run.join(DIVERGED), reason)
 }
 
 /// A finished run of a study is repeated from its configuration if it is ever needed again.
@@ -178,14 +234,14 @@ fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
 
 /// Wait until all `runs` are over, some of them in other processes.
 pub(crate) fn wait_for(folder: &StudyFolder, runs: &[PlannedRun], stop: &AtomicBool) -> Execution {
-    let missing = || runs.iter().filter(|run| !folder.is_finished(run)).count();
+    let missing = || runs.iter().filter(|run| !folder.is_over(run)).count();
     let mut announced = false;
     while missing() > 0 {
         if stop.load(Ordering::SeqCst) {
             return Execution::Interrupted;
         }
         if !announced {
-            eprintln!("waiting for {} pilot run(s) of other shards", missing());
+            eprintln!("waiting for {} run(s) of other shards", missing());
             announced = true;
         }
         std::thread::sleep(Duration::from_secs(1));

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::result::{Axis, HeldEqual, Question};
@@ -138,23 +139,30 @@ pub(crate) fn is_study(path: &Path) -> bool {
     table.is_some_and(|table| table.contains_key("arms"))
 }
 
+/// The text of the TOML file at `path`, a `what`, and what it says.
+///
+/// # Errors
+/// The file, the line and the mistake.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path, what: &str) -> Result<(String, T), Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::Mistake(format!("cannot read the {what} `{}`: {error}; name a TOML file", path.display()))
+    })?;
+    let value = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        let message = error.message().trim().replace('\n', ", ");
+        Failure::Mistake(format!("{}:{line}: {message}", path.display()))
+    })?;
+    Ok((text, value))
+}
+
 impl LoadedStudy {
     /// The study in the file at `path`.
     ///
     /// # Errors
     /// The file, the key, the value and what is allowed.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        let text = fs::read_to_string(path).map_err(|error| {
-            Failure::Mistake(format!("cannot read the study `{}`: {error}; name a TOML file", path.display()))
-        })?;
-        let study: StudyFile = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            let message = error.message().trim().replace('\n', ", ");
-            Failure::Mistake(format!("{}:{line}: {message}", path.display()))
-        })?;
-        study
-            .check()
-            .map_err(|message| Failure::Mistake(format!("{}: {message}", path.display())))?;
+        let (text, study) = read_toml::<StudyFile>(path, "study")?;
+        study.check().map_err(|message| Failure::Mistake(format!("{}: {message}", path.display())))?;
         let base = path.parent().unwrap_or(Path::new("")).join(&study.base);
         Ok(Self { path: path.into(), text, study, base })
     }
@@ -179,7 +187,9 @@ impl StudyFile {
         check_distinct("seeds", &self.seeds)?;
         check_distinct("budget.num_steps", &self.budget.num_steps)?;
         if self.budget.num_steps.contains(&0) || self.pilot.num_steps == Some(0) {
-            return Err("`budget.num_steps` and `pilot.num_steps` are numbers of steps: use at least 1".into());
+            return Err(
+                "`budget.num_steps` and `pilot.num_steps` are numbers of steps: use at least 1".into()
+            );
         }
         if self.budget.evaluations == 0 {
             return Err("`budget.evaluations` is 0: use at least 1".into());
@@ -213,7 +223,7 @@ impl StudyFile {
 }
 
 /// Names become names of folders.
-fn check_name(key: &str, name: &str) -> Result<(), String> {
+pub(crate) fn check_name(key: &str, name: &str) -> Result<(), String> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with('.') || name.len() > 64 || !name.chars().all(is_allowed) {
         return Err(format!(
@@ -223,7 +233,7 @@ fn check_name(key: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_distinct(key: &str, values: &[u64]) -> Result<(), String> {
+pub(crate) fn check_distinct(key: &str, values: &[u64]) -> Result<(), String> {
     if values.is_empty() {
         return Err(format!("`{key}` is empty: give at least one"));
     }
@@ -289,11 +299,10 @@ label = "e8k2"
             "study.toml:4: unknown variant `luck`, expected one of `active_flops`, `total_params`, `memory`, `wall_clock`, \
              `tokens`"
         );
-        assert!(changed("seeds =", "seed =").starts_with("study.toml:5: unknown field `seed`, expected one of"));
-        assert_eq!(
-            changed("[0, 1, 2]", "[0, 1, 0]"),
-            "study.toml: `seeds` has 0 twice: give each once"
+        assert!(
+            changed("seeds =", "seed =").starts_with("study.toml:5: unknown field `seed`, expected one of")
         );
+        assert_eq!(changed("[0, 1, 2]", "[0, 1, 0]"), "study.toml: `seeds` has 0 twice: give each once");
         assert_eq!(
             changed("\"e8k2\"", "\"dense\""),
             "study.toml: two arms are called `dense`: give each a label of its own"

@@ -29,7 +29,8 @@ impl Forecast<'_> {
     /// Predicted seconds of one run: its steps and its evaluations.
     pub(crate) fn run_secs(&self, run: &PlannedRun) -> f64 {
         let Some(measured) = self.calibration.arms.get(&self.arms[run.arm].label) else { return 0.0 };
-        let evaluations = run.plan.num_steps / run.plan.evaluation.every_steps.unwrap_or(run.plan.num_steps).max(1);
+        let evaluations =
+            run.plan.num_steps / run.plan.evaluation.every_steps.unwrap_or(run.plan.num_steps).max(1);
         let forward_passes = self.validation_tokens as f64 / run.plan.tokens_per_step as f64;
         run.plan.num_steps as f64 * measured.step_secs
             + evaluations as f64 * forward_passes * measured.forward_secs
@@ -62,7 +63,8 @@ impl Forecast<'_> {
         }
         let missing: Vec<&PlannedRun> = self.runs.iter().filter(|run| !folder.is_finished(run)).collect();
         let secs: f64 = missing.iter().map(|run| self.run_secs(run)).sum();
-        let flops: f64 = missing.iter().map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64).sum();
+        let flops: f64 =
+            missing.iter().map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64).sum();
         let _ = writeln!(
             text,
             "  runs: {} in all, {} to do: {:.2e} FLOPs, about {} (measured on {})",

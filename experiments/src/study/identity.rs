@@ -33,11 +33,6 @@ impl CodeIdentity {
             .map_err(Failure::Fault)?;
         Ok(Self(sha256_hex(bytes)))
     }
-
-    #[cfg(test)]
-    pub(crate) fn of_text(text: &str) -> Self {
-        Self(sha256_hex(text))
-    }
 }
 
 /// Identities of prepared corpora, each prepared once.

@@ -20,8 +20,6 @@ pub(crate) enum Stage {
 /// One run of a study.
 #[derive(Debug, Clone)]
 pub(crate) struct PlannedRun {
-    /// Why it is done.
-    pub(crate) stage: Stage,
     /// Index of its arm.
     pub(crate) arm: usize,
     /// Seed, learning rate, steps.
@@ -32,6 +30,28 @@ pub(crate) struct PlannedRun {
     pub(crate) plan: RunPlan,
     /// Name of its folder: what a person wants to know of it, and the identity that no other run shares.
     pub(crate) folder: String,
+}
+
+impl PlannedRun {
+    /// The run of the arm `(index, label)` with `config`.
+    ///
+    /// # Errors
+    /// A configuration that cannot be run; data that cannot be had.
+    pub(crate) fn new(
+        (arm, label): (usize, &str),
+        settings: RunSettings,
+        config: RunConfig,
+        code: &CodeIdentity,
+        data: &mut DataIdentities,
+    ) -> Result<Self, Failure> {
+        let RunSettings { seed, learning_rate, num_steps } = settings;
+        let plan = RunPlan::resolve(&config).map_err(|error| {
+            Failure::Mistake(format!("arm `{label}` at {num_steps} steps: {}", error.message))
+        })?;
+        let identity = run_identity(&config, &data.of(&config.data)?, code);
+        let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}-{}", &identity[..12]);
+        Ok(Self { arm, settings, config, plan, folder })
+    }
 }
 
 /// Makes the runs of a study.
@@ -65,8 +85,9 @@ impl<'a> StudyMatrix<'a> {
         let mut runs = Vec::new();
         for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
             for &learning_rate in &arm.learning_rates {
-                let settings = RunSettings { seed, learning_rate, num_steps: self.steps_of(index, num_steps) };
-                runs.push(self.run(Stage::Pilot, index, settings)?);
+                let settings =
+                    RunSettings { seed, learning_rate, num_steps: self.steps_of(index, num_steps) };
+                runs.push(self.run(index, settings)?);
             }
         }
         Ok(runs)
@@ -83,11 +104,7 @@ impl<'a> StudyMatrix<'a> {
             for &num_steps in &self.study.budget.num_steps {
                 for (index, &learning_rate) in learning_rates.iter().enumerate() {
                     let num_steps = self.steps_of(index, num_steps);
-                    runs.push(self.run(
-                        Stage::Main,
-                        index,
-                        RunSettings { seed, learning_rate, num_steps },
-                    )?);
+                    runs.push(self.run(index, RunSettings { seed, learning_rate, num_steps })?);
                 }
             }
         }
@@ -99,16 +116,9 @@ impl<'a> StudyMatrix<'a> {
         (budget as f64 * self.step_factors[arm]).round().max(1.0) as u64
     }
 
-    fn run(&mut self, stage: Stage, arm: usize, settings: RunSettings) -> Result<PlannedRun, Failure> {
-        let label = &self.arms[arm].label;
-        let config = self.arms[arm].run_config(self.study, &settings);
-        let plan = RunPlan::resolve(&config).map_err(|error| {
-            Failure::Mistake(format!("arm `{label}` at {} steps: {}", settings.num_steps, error.message))
-        })?;
-        let data = self.data.of(&config.data)?;
-        let identity = run_identity(&config, &data, &self.code);
-        let RunSettings { seed, learning_rate, num_steps } = settings;
-        let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}-{}", &identity[..12]);
-        Ok(PlannedRun { stage, arm, settings, config, plan, folder })
+    fn run(&mut self, index: usize, settings: RunSettings) -> Result<PlannedRun, Failure> {
+        let arm = &self.arms[index];
+        let config = arm.run_config(self.study, &settings);
+        PlannedRun::new((index, &arm.label), settings, config, &self.code, &mut self.data)
     }
 }

@@ -17,7 +17,9 @@ impl StudyResult {
             text.push_str(&comparison_lines(comparison, &self.baseline));
         }
         text.push('\n');
-        for line in self.unequal.iter().map(|line| format!("not equal: {line}")).chain(self.notes.iter().cloned()) {
+        for line in
+            self.unequal.iter().map(|line| format!("not equal: {line}")).chain(self.notes.iter().cloned())
+        {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "- {line}");
         }
@@ -81,8 +83,17 @@ fn ratio_words(estimate: Option<&RatioEstimate>, ratios: &[Option<f64>], censore
         None => {
             let known: Vec<String> = ratios.iter().flatten().map(|ratio| format!("{ratio:.3}")).collect();
             let missing = ratios.len() - known.len();
-            let censored = if missing > 0 { format!("{censored} in {missing} of {}", ratios.len()) } else { String::new() };
-            [known.join(" "), censored].iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(", ")
+            let censored = if missing > 0 {
+                format!("{censored} in {missing} of {}", ratios.len())
+            } else {
+                String::new()
+            };
+            [known.join(" "), censored]
+                .iter()
+                .filter(|part| !part.is_empty())
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ")
         }
     }
 }

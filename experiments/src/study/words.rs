@@ -82,8 +82,16 @@ pub(crate) fn unequal(arms: &[ArmResult]) -> Vec<String> {
         );
         line("estimated training memory (bytes)", arm.memory_bytes as f64, baseline.memory_bytes as f64);
         line("learning rate", arm.learning_rate, baseline.learning_rate);
-        line("training tokens of the longest run", longest(arm, |run| run.tokens as f64), longest(baseline, |run| run.tokens as f64));
-        line("seconds of the longest run", longest(arm, |run| run.train_secs), longest(baseline, |run| run.train_secs));
+        line(
+            "training tokens of the longest run",
+            longest(arm, |run| run.tokens as f64),
+            longest(baseline, |run| run.tokens as f64),
+        );
+        line(
+            "seconds of the longest run",
+            longest(arm, |run| run.train_secs),
+            longest(baseline, |run| run.train_secs),
+        );
     }
     lines
 }
@@ -110,7 +118,10 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
     let study = &evidence.loaded.study;
     let mut notes = Vec::new();
     if evidence.num_missing > 0 {
-        notes.push(format!("Not finished: {} run(s) are missing, and pairs without both are left out.", evidence.num_missing));
+        notes.push(format!(
+            "Not finished: {} run(s) are missing, and pairs without both are left out.",
+            evidence.num_missing
+        ));
     }
     if study.seeds.len() < 5 {
         notes.push(format!(
@@ -147,7 +158,8 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
 }
 
 fn edge_of_grid(label: &str, grid: &[f64], chosen: f64) -> Option<String> {
-    let (low, high) = grid.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &rate| (low.min(rate), high.max(rate)));
+    let (low, high) =
+        grid.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &rate| (low.min(rate), high.max(rate)));
     let side = if chosen == low { "smallest" } else { "largest" };
     (grid.len() > 1 && (chosen == low || chosen == high)).then(|| {
         format!(
@@ -178,6 +190,8 @@ mod tests {
     fn a_learning_rate_at_the_edge_of_its_grid_is_told() {
         assert_eq!(edge_of_grid("a", &[0.001, 0.002, 0.004], 0.002), None);
         assert_eq!(edge_of_grid("a", &[0.001], 0.001), None);
-        assert!(edge_of_grid("a", &[0.001, 0.002], 0.002).unwrap().contains("0.002, is the largest of its grid"));
+        assert!(
+            edge_of_grid("a", &[0.001, 0.002], 0.002).unwrap().contains("0.002, is the largest of its grid")
+        );
     }
 }

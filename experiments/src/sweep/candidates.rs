@@ -80,7 +80,8 @@ fn written_candidates(sweep: &SweepFile) -> Vec<Written> {
         label: entry.label.clone(),
         overrides: entry.set.clone(),
     });
-    let drawn = sweep.random.iter().flat_map(|random| (0..random.count).map(move |index| draw(random, index)));
+    let drawn =
+        sweep.random.iter().flat_map(|random| (0..random.count).map(move |index| draw(random, index)));
     let unlabelled = |source| move |overrides| Written { source, label: None, overrides };
     list.chain(grid_points(sweep).into_iter().map(unlabelled(Source::Grid)))
         .chain(drawn.map(unlabelled(Source::Random)))
@@ -202,10 +203,13 @@ mod tests {
     #[test]
     fn every_choice_and_both_ends_of_an_integer_range_are_drawn() {
         let drawn = |distribution: &Distribution| -> HashSet<String> {
-            (0..200).map(|index| draw_value(distribution, &mut generator(1, index, "k")).to_string()).collect()
+            (0..200)
+                .map(|index| draw_value(distribution, &mut generator(1, index, "k")).to_string())
+                .collect()
         };
         assert_eq!(drawn(&Distribution::Integer([-1, 2])).len(), 4);
-        let choice = Distribution::Choice(vec![Value::Boolean(true), Value::Integer(4), Value::String("x".into())]);
+        let choice =
+            Distribution::Choice(vec![Value::Boolean(true), Value::Integer(4), Value::String("x".into())]);
         assert_eq!(drawn(&choice), ["true", "4", "\"x\""].map(String::from).into());
     }
 

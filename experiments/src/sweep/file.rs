@@ -142,7 +142,8 @@ impl LoadedSweep {
 
     /// The sweep as the study that runs would be part of: a run of a sweep is configured as one of a study is.
     pub(crate) fn to_study(&self) -> LoadedStudy {
-        let SweepFile { name, base, set, seeds, num_steps, evaluations, keep_checkpoints, .. } = self.sweep.clone();
+        let SweepFile { name, base, set, seeds, num_steps, evaluations, keep_checkpoints, .. } =
+            self.sweep.clone();
         let budget = BudgetConfig { num_steps: vec![num_steps], warmup_fraction: None, evaluations };
         let study = StudyFile {
             name,
@@ -166,7 +167,8 @@ impl LoadedSweep {
 impl SweepFile {
     /// Candidates as written, before those that are the same are joined.
     pub(crate) fn num_written(&self) -> usize {
-        let product = self.grid.values().fold(1_usize, |product, values| product.saturating_mul(values.len()));
+        let product =
+            self.grid.values().fold(1_usize, |product, values| product.saturating_mul(values.len()));
         let grid = if self.grid.is_empty() { 0 } else { product };
         let random = self.random.as_ref().map_or(0, |random| random.count);
         grid.saturating_add(self.list.len()).saturating_add(random)
@@ -207,8 +209,11 @@ impl SweepFile {
             let place = format!("list[{index}]");
             entry.label.as_ref().map_or(Ok(()), |label| check_name(&format!("{place}.label"), label))?;
             entry.set.iter().try_for_each(|text| check_override(&format!("{place}.set"), text))?;
-            if entry.label.is_some() && self.list[..index].iter().any(|earlier| earlier.label == entry.label) {
-                return Err(format!("`{place}.label` is that of an earlier entry: give each a label of its own"));
+            if entry.label.is_some() && self.list[..index].iter().any(|earlier| earlier.label == entry.label)
+            {
+                return Err(format!(
+                    "`{place}.label` is that of an earlier entry: give each a label of its own"
+                ));
             }
         }
         Ok(())
@@ -233,7 +238,10 @@ impl RandomConfig {
     fn check(&self) -> Result<(), String> {
         at_least_one("random.count", self.count as u64)?;
         if self.keys.is_empty() {
-            return Err("`random.keys` is empty: name at least one key, as in `[random.keys.\"train.adamw.beta_2\"]`".into());
+            return Err(
+                "`random.keys` is empty: name at least one key, as in `[random.keys.\"train.adamw.beta_2\"]`"
+                    .into(),
+            );
         }
         for (key, distribution) in &self.keys {
             check_key("random.keys", key)?;
@@ -256,7 +264,9 @@ impl Distribution {
             Self::Integer([low, high]) if low >= high => {
                 Err(format!("`integer` is [{low}, {high}]: use two whole numbers, the smaller first"))
             }
-            Self::Choice(values) if values.is_empty() => Err("`choice` is empty: give at least one value".into()),
+            Self::Choice(values) if values.is_empty() => {
+                Err("`choice` is empty: give at least one value".into())
+            }
             _ => Ok(()),
         }
     }
@@ -342,7 +352,10 @@ first_steps = 20
             mistake("first_steps = 20", "first_steps = 201"),
             "`halving.first_steps` is 201, but `num_steps` is 200: use 1 to that"
         );
-        assert_eq!(mistake("first_steps = 20", "first_steps = 20\nfactor = 1"), "`halving.factor` is 1: use at least 2");
+        assert_eq!(
+            mistake("first_steps = 20", "first_steps = 20\nfactor = 1"),
+            "`halving.factor` is 1: use at least 2"
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! There the losses are those of one run that is continued. Here each rung is a run of its own, with its own schedule from
 //! warm-up to the last decay: the loss of a run that is cut off while its learning rate is still high says little about
 //! the loss at the end, because most of the last gain comes from the decay. The price is that the steps of a rung are not
-//! used again: where steps grow threefold, half as many more for a candidate that reaches the end. What remains is a bet: a candidate that is slow at first and
-//! best at the end is stopped.
+//! used again: where steps grow threefold, half as many more for a candidate that reaches the end. What remains is a bet:
+//! a candidate that is slow at first and best at the end is stopped.
 
 use switchyard_trainer::config::ScheduleConfig;
 
@@ -45,7 +45,8 @@ pub(crate) fn rungs(num_candidates: usize, halving: Option<&HalvingConfig>, num_
 /// Positions in `mean_losses_nats` from the best to the worst. A loss is absent if any run of the candidate diverged: these
 /// come last. Equals stay in their order.
 pub(crate) fn ranked(mean_losses_nats: &[Option<f64>]) -> Vec<usize> {
-    let loss = |position: usize| mean_losses_nats[position].filter(|nats| nats.is_finite()).unwrap_or(f64::INFINITY);
+    let loss =
+        |position: usize| mean_losses_nats[position].filter(|nats| nats.is_finite()).unwrap_or(f64::INFINITY);
     let mut order: Vec<usize> = (0..mean_losses_nats.len()).collect();
     order.sort_by(|&a, &b| loss(a).total_cmp(&loss(b)));
     order
@@ -54,7 +55,8 @@ pub(crate) fn ranked(mean_losses_nats: &[Option<f64>]) -> Vec<usize> {
 /// Positions of the best `num_places`, in their order of position; fewer if the others diverged.
 pub(crate) fn going_on(mean_losses_nats: &[Option<f64>], num_places: usize) -> Vec<usize> {
     let has_loss = |position: &usize| mean_losses_nats[*position].is_some_and(f64::is_finite);
-    let mut positions: Vec<usize> = ranked(mean_losses_nats).into_iter().filter(has_loss).take(num_places).collect();
+    let mut positions: Vec<usize> =
+        ranked(mean_losses_nats).into_iter().filter(has_loss).take(num_places).collect();
     positions.sort_unstable();
     positions
 }

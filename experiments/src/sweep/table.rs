@@ -19,7 +19,8 @@ impl CandidateResult {
 impl SweepResult {
     /// The table, the best first; what a reader must know; the command that trains the best from the recipe at `base`.
     pub(crate) fn to_text(&self, base: &Path) -> String {
-        let mut text = format!("{}\n\n{:>5}  {:>10}  {:>7}  candidate\n", self.headline, "", "loss, nats", "steps");
+        let mut text =
+            format!("{}\n\n{:>5}  {:>10}  {:>7}  candidate\n", self.headline, "", "loss, nats", "steps");
         for (index, candidate) in self.candidates.iter().enumerate() {
             text.push_str(&candidate_line(index + 1, candidate));
         }
@@ -29,7 +30,8 @@ impl SweepResult {
             let _ = writeln!(text, "- {line}");
         }
         if self.best.is_some() {
-            let arguments: Vec<String> = self.best_arguments.iter().map(|argument| quoted(argument)).collect();
+            let arguments: Vec<String> =
+                self.best_arguments.iter().map(|argument| quoted(argument)).collect();
             let base = quoted(&base.display().to_string());
             let _ = writeln!(text, "\nthe best: switchyard train {base} {}", arguments.join(" "));
         }
@@ -39,7 +41,8 @@ impl SweepResult {
 
 fn candidate_line(place: usize, candidate: &CandidateResult) -> String {
     let last = candidate.rungs.last();
-    let loss = last.and_then(|rung| rung.mean_loss_nats).map_or("diverged".into(), |nats| format!("{nats:.4}"));
+    let loss =
+        last.and_then(|rung| rung.mean_loss_nats).map_or("diverged".into(), |nats| format!("{nats:.4}"));
     let steps = last.map_or(0, |rung| rung.num_steps);
     let stopped = candidate.stopped.as_ref().map_or(String::new(), |reason| format!("   ({reason})"));
     format!("{place:>5}  {loss:>10}  {steps:>7}  {}{stopped}\n", candidate.title())
@@ -63,7 +66,10 @@ mod tests {
     fn the_table_begins_with_the_best_and_ends_with_the_command_that_trains_it() {
         let text = planted().to_text(Path::new("tiny.toml"));
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("Best of 4 candidates: train.adamw.learning_rate=0.001 with 2.0000 nats"), "{text}");
+        assert!(
+            lines[0].starts_with("Best of 4 candidates: train.adamw.learning_rate=0.001 with 2.0000 nats"),
+            "{text}"
+        );
         assert_eq!(lines[3], "    1      2.0000      200  train.adamw.learning_rate=0.001");
         assert_eq!(
             lines[5],

@@ -2,11 +2,10 @@
 
 use burn::module::Param;
 use burn::tensor::{DType, Gradients, Tensor};
-use switchyard_router::{
-    AuxLossKind, Router, RouterPass, Routing, importance_loss_and_gradient, load_loss_and_gradient,
-};
+use switchyard_router::{AuxLossKind, Router, RouterPass, Routing};
 
 use crate::case::{D, Kind, Values, kind, kinds, route_with, router, tensor, training, values};
+use crate::noisy::{importance_loss_and_gradient, load_loss_and_gradient};
 use crate::oracle::product;
 
 /// Step of the differences: truncation and rounding each leave about 1e-10 of numbers of size 1.

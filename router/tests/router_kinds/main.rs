@@ -9,5 +9,8 @@ mod degenerate;
 mod gradients;
 mod laws;
 mod losses;
+mod noisy;
+mod noisy_laws;
+mod normal;
 mod oracle;
 mod parity;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 pub use event_file::EventFile;
 pub use jsonl::{MetricsFile, read_metrics};
-pub use progress::ProgressDisplay;
+pub use progress::{ProgressDisplay, duration};
 pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity};
 
 /// A metrics or event file that could not be read or written.

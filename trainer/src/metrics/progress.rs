@@ -191,8 +191,8 @@ fn with_si_prefix(value: f64) -> String {
     }
 }
 
-/// `0.4s`, `42s`, `1m32s`, `3h05m`.
-fn duration(secs: f64) -> String {
+/// A number of seconds as a person says it: `0.4s`, `42s`, `1m32s`, `3h05m`.
+pub fn duration(secs: f64) -> String {
     if secs < 9.95 {
         return format!("{secs:.1}s");
     }

@@ -66,6 +66,10 @@ pub struct RunManifest {
     /// Part of it that the flight recorder took.
     #[serde(default)]
     pub flight_recorder_secs: f64,
+    /// Energy of the processor packages over the same time, other processes' included; absent where their counters cannot
+    /// be read, see [`crate::energy`]. What a killed process took after its last checkpoint is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<f64>,
     /// Rate of a large matrix product on this device, as measured at the start; the base of `mfu`. In operations
     /// per second.
     pub matmul_peak_flops: Option<f64>,
@@ -110,6 +114,7 @@ impl RunManifest {
             active_flops: 0.0,
             train_secs: 0.0,
             flight_recorder_secs: 0.0,
+            energy_joules: None,
             matmul_peak_flops: None,
             started_at: now_rfc3339(),
             ended_at: None,

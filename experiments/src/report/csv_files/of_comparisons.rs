@@ -1,0 +1,138 @@
+//! Rows of the files about arms against the baseline.
+
+use serde::Serialize;
+
+use crate::report::axes::{AXES, name};
+use crate::report::verdict_words::verdict_word;
+use crate::statistics::{Gauge, GaugePoint, Interval};
+use crate::study::result::{ArmComparison, Axis, AxisComparison};
+
+/// One arm against the baseline on one axis.
+#[derive(Serialize)]
+pub(super) struct AxisRow<'a> {
+    arm: &'a str,
+    baseline: &'a str,
+    axis: &'static str,
+    num_seeds: usize,
+    mean_difference_nats: f64,
+    standard_deviation: Option<f64>,
+    t_low: Option<f64>,
+    t_high: Option<f64>,
+    bootstrap_low: Option<f64>,
+    bootstrap_high: Option<f64>,
+    sign_consistency: f64,
+    verdict: &'static str,
+    seeds_to_decide: Option<u64>,
+    time_to_loss: Option<f64>,
+    time_to_loss_low: Option<f64>,
+    time_to_loss_high: Option<f64>,
+    effective_speedup: Option<f64>,
+    effective_speedup_low: Option<f64>,
+    effective_speedup_high: Option<f64>,
+}
+
+pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<AxisRow<'a>> {
+    let row = |of_axis: &'a AxisComparison| {
+        let difference = &of_axis.difference;
+        let time = arm.time_to_loss.iter().find(|time| time.axis == of_axis.axis);
+        let time = time.and_then(|time| time.estimate.as_ref());
+        let speedup = arm.effective_speedup.iter().find(|speedup| speedup.axis == of_axis.axis);
+        let speedup = speedup.and_then(|speedup| speedup.estimate.as_ref());
+        AxisRow {
+            arm: &arm.arm,
+            baseline,
+            axis: name(of_axis.axis),
+            num_seeds: difference.differences.len(),
+            mean_difference_nats: difference.mean,
+            standard_deviation: difference.standard_deviation,
+            t_low: low(difference.t_interval.as_ref()),
+            t_high: high(difference.t_interval.as_ref()),
+            bootstrap_low: low(difference.bootstrap_interval.as_ref()),
+            bootstrap_high: high(difference.bootstrap_interval.as_ref()),
+            sign_consistency: difference.sign_consistency,
+            verdict: verdict_word(of_axis.verdict),
+            seeds_to_decide: of_axis.seeds_to_decide,
+            time_to_loss: time.map(|estimate| estimate.geometric_mean),
+            time_to_loss_low: time.map(|estimate| estimate.interval.low),
+            time_to_loss_high: time.map(|estimate| estimate.interval.high),
+            effective_speedup: speedup.map(|estimate| estimate.geometric_mean),
+            effective_speedup_low: speedup.map(|estimate| estimate.interval.low),
+            effective_speedup_high: speedup.map(|estimate| estimate.interval.high),
+        }
+    };
+    arm.axes.iter().map(row).collect()
+}
+
+fn low(interval: Option<&Interval>) -> Option<f64> {
+    interval.map(|interval| interval.low)
+}
+
+fn high(interval: Option<&Interval>) -> Option<f64> {
+    interval.map(|interval| interval.high)
+}
+
+/// What one pair of runs of a seed says on an axis. An absent ratio was not reached.
+#[derive(Serialize)]
+pub(super) struct PairRow<'a> {
+    arm: &'a str,
+    axis: &'static str,
+    seed: u64,
+    difference_nats: Option<f64>,
+    target_nats: Option<f64>,
+    time_to_loss: Option<f64>,
+    effective_speedup: Option<f64>,
+    effective_speedup_at_least: Option<f64>,
+}
+
+pub(super) fn pair_rows(arm: &ArmComparison) -> Vec<PairRow<'_>> {
+    AXES.into_iter().flat_map(|axis| pair_rows_of_axis(arm, axis)).collect()
+}
+
+fn pair_rows_of_axis(arm: &ArmComparison, axis: Axis) -> Vec<PairRow<'_>> {
+    let Some(of_axis) = arm.axes.iter().find(|of_axis| of_axis.axis == axis) else { return Vec::new() };
+    let time = arm.time_to_loss.iter().find(|time| time.axis == axis);
+    let speedup = arm.effective_speedup.iter().find(|speedup| speedup.axis == axis);
+    let row = |(index, &seed): (usize, &u64)| PairRow {
+        arm: &arm.arm,
+        axis: name(axis),
+        seed,
+        difference_nats: of_axis.difference.differences.get(index).copied(),
+        target_nats: time.and_then(|time| time.targets_nats.get(index)).copied(),
+        time_to_loss: time.and_then(|time| time.ratios.get(index).copied().flatten()),
+        effective_speedup: speedup.and_then(|speedup| speedup.ratios.get(index).copied().flatten()),
+        effective_speedup_at_least: speedup.and_then(|speedup| speedup.lower_bounds.get(index)).copied(),
+    };
+    of_axis.seeds.iter().enumerate().map(row).collect()
+}
+
+/// The gap at one budget, and the trend over all.
+#[derive(Serialize)]
+pub(super) struct GaugeRow<'a> {
+    arm: &'a str,
+    active_flops: f64,
+    mean_gap_nats: f64,
+    low: Option<f64>,
+    high: Option<f64>,
+    num_seeds: usize,
+    slope_per_decade: f64,
+    slope_low: Option<f64>,
+    slope_high: Option<f64>,
+}
+
+pub(super) fn gauge_rows(arm: &ArmComparison) -> Vec<GaugeRow<'_>> {
+    let of_gauge = |gauge: &Gauge| {
+        let row = |point: &GaugePoint| GaugeRow {
+            arm: &arm.arm,
+            active_flops: point.compute,
+            mean_gap_nats: point.mean_gap,
+            low: low(point.interval.as_ref()),
+            high: high(point.interval.as_ref()),
+            num_seeds: point.num_seeds,
+            slope_per_decade: gauge.slope_per_decade,
+            slope_low: low(gauge.slope_interval.as_ref()),
+            slope_high: high(gauge.slope_interval.as_ref()),
+        };
+        gauge.points.iter().map(row).collect::<Vec<_>>()
+    };
+    arm.gauge.iter().flat_map(of_gauge).collect()
+}

@@ -1,0 +1,74 @@
+//! The middle of the page: losses, parameters and routing, mostly figures.
+
+use maud::html;
+
+use super::{Section, figure, table_or};
+use crate::report::content::Content;
+use crate::report::figures::Figures;
+use crate::report::numbers::{memory, nats, or_absent, with_si_prefix};
+use crate::report::table::Table;
+use crate::study::result::ArmResult;
+
+/// Loss against each axis.
+pub(super) fn losses(figures: &Figures) -> Section {
+    let body = html! {
+        @if figures.loss.is_empty() { p { "No run has an evaluation yet." } }
+        @for loss in &figures.loss { (figure(loss)) }
+    };
+    Section { id: "losses", heading: "Loss", body }
+}
+
+/// Sizes of the arms, and how they came to be.
+pub(super) fn parameters(content: &Content, figures: &Figures) -> Section {
+    let body = html! {
+        @match &figures.parameters {
+            Some(parameters) => (figure(parameters)),
+            None => p { "The runs do not tell the parameters of their models." },
+        }
+        @if let Some(result) = content.result {
+            (table_or(&sizes(&result.arms), "The study has no arm."))
+            (table_or(&learning_rates(&result.arms), "No learning rate was tuned."))
+        }
+    };
+    Section { id: "parameters", heading: "Parameters and sparsity", body }
+}
+
+fn sizes(arms: &[ArmResult]) -> Table {
+    let head =
+        ["arm", "changes", "FLOP per token", "training memory", "held-equal quantity over the baseline's"];
+    let rows = arms.iter().map(|arm| {
+        let changes = if arm.overrides.is_empty() { "none".into() } else { arm.overrides.join(" ") };
+        vec![
+            arm.label.clone(),
+            changes,
+            with_si_prefix(arm.training_flops_per_token as f64, "FLOP"),
+            memory(arm.memory_bytes),
+            format!("{:.3}", arm.equality),
+        ]
+    });
+    Table::new("What each arm changes, and what that costs", 2, &head).with_rows(rows)
+}
+
+fn learning_rates(arms: &[ArmResult]) -> Table {
+    let rows = arms.iter().flat_map(|arm| {
+        let row = |&(rate, loss): &(f64, Option<f64>)| {
+            let chosen = if rate == arm.learning_rate { "chosen" } else { "" };
+            let loss = or_absent(loss, nats);
+            vec![arm.label.clone(), chosen.to_string(), format!("{rate:.2e}"), loss]
+        };
+        arm.learning_rate_grid.iter().map(row).collect::<Vec<_>>()
+    });
+    let head = ["arm", "choice", "learning rate", "mean final loss (nats)"];
+    Table::new("Learning rates tried", 2, &head).with_rows(rows)
+}
+
+/// Load of the experts, entropy and drops.
+pub(super) fn routing(content: &Content, figures: &Figures) -> Section {
+    let has_layers = content.runs.iter().any(|run| !run.layers.is_empty());
+    let body = html! {
+        @if !has_layers { p { "No run has router statistics: all are dense." } }
+        @for load in &figures.load { (figure(load)) }
+        @if let Some(routing) = &figures.routing { (figure(routing)) }
+    };
+    Section { id: "routing", heading: "Load balance and routing", body }
+}

@@ -1,0 +1,78 @@
+//! What the report needs of each run: plain rows that the caller reads from the run's logs.
+
+/// The rows of one run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunSeries {
+    /// Name of the run, such as its folder.
+    pub(crate) label: String,
+    /// Arm that the run belongs to. Runs of an arm and a budget differ in the seed alone.
+    pub(crate) arm: String,
+    /// Seed.
+    pub(crate) seed: u64,
+    /// Optimizer steps of its budget.
+    pub(crate) num_steps: u64,
+    /// Parameters of its model; absent if the run does not tell.
+    pub(crate) params: Option<ParamCounts>,
+    /// Energy that the processor used during the run, in joules; absent where it does not tell.
+    pub(crate) energy_joules: Option<f64>,
+    /// Evaluations of the validation loss, in the order of the steps.
+    pub(crate) evals: Vec<EvalPoint>,
+    /// Its mixture-of-experts layers; empty for a dense run.
+    pub(crate) layers: Vec<LayerSeries>,
+    /// Alarms that the flight recorder raised.
+    pub(crate) alarms: Vec<AlarmRow>,
+}
+
+/// Parameters of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ParamCounts {
+    /// All of them.
+    pub(crate) total: u64,
+    /// Those that a token meets.
+    pub(crate) active: u64,
+}
+
+/// One evaluation of the validation loss, and what the run had used by then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct EvalPoint {
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+    /// Training tokens seen.
+    pub(crate) tokens: u64,
+    /// Training FLOPs of the active parameters.
+    pub(crate) active_flops: f64,
+    /// Wall-clock seconds.
+    pub(crate) secs: f64,
+    /// Validation cross-entropy in nats per token.
+    pub(crate) loss_nats: f64,
+}
+
+/// The router statistics of one layer over a run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LayerSeries {
+    /// Index of the layer in the model.
+    pub(crate) layer: usize,
+    /// Experts of the layer.
+    pub(crate) num_experts: usize,
+    /// Step of each time bin of `load_shares`, ascending.
+    pub(crate) steps: Vec<u64>,
+    /// For each time bin, each expert's share of the load; the shares of a bin add up to 1.
+    pub(crate) load_shares: Vec<Vec<f32>>,
+    /// (step, entropy of the routing in nats).
+    pub(crate) entropy: Vec<(u64, f64)>,
+    /// (step, share of the tokens that found no place in their expert).
+    pub(crate) dropped_fraction: Vec<(u64, f64)>,
+    /// (step, load of the busiest expert in even shares, minus 1).
+    pub(crate) max_violation: Vec<(u64, f64)>,
+}
+
+/// One alarm of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AlarmRow {
+    /// Optimizer step at which it was raised.
+    pub(crate) step: u64,
+    /// Kind of the alarm.
+    pub(crate) name: String,
+    /// What was seen.
+    pub(crate) message: String,
+}

@@ -1,0 +1,89 @@
+//! Scaling laws fitted to the runs of a study: what a larger run would reach, and which run to make next.
+//!
+//! Pure: from observations to a [`ScalingReport`]. Four published [`Form`]s are fitted in log space, as
+//! arXiv:2203.15556 does, with a Huber loss, so that one run that went wrong does not decide the coefficients.
+
+mod bootstrap;
+mod coordinates;
+mod expert_saturation;
+mod fit;
+mod form;
+mod held_out;
+mod law;
+mod next_runs;
+mod optimizer;
+mod parameters;
+mod report;
+mod scope;
+mod table;
+mod terms;
+
+#[cfg(test)]
+mod planted;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use fit::{Coefficient, Fit, FitOptions};
+pub(crate) use form::{Form, Refusal};
+pub(crate) use held_out::HeldOut;
+pub(crate) use report::ScalingReport;
+
+/// Floating-point operations of training per active parameter and token: two forward, four backward.
+const FLOPS_PER_PARAM_TOKEN: f64 = 6.0;
+
+/// The shape and length of a run: all that a form may depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Point {
+    /// Parameters that one token uses.
+    pub(crate) active_params: f64,
+    /// All parameters.
+    pub(crate) total_params: f64,
+    /// Routed experts per layer; 1 for a dense model.
+    pub(crate) num_experts: f64,
+    /// FFN width of the dense model over the width of one expert; 1 for a dense model.
+    pub(crate) granularity: f64,
+    /// Training tokens.
+    pub(crate) tokens: f64,
+}
+
+impl Point {
+    /// Width of all experts together over the width of the dense FFN: E of arXiv:2402.07871, eq. 3, and with
+    /// granularity 1 the number of experts.
+    pub(crate) fn expansion_rate(&self) -> f64 {
+        (self.num_experts / self.granularity).max(1.0)
+    }
+
+    /// Training operations, six per active parameter and token.
+    pub(crate) fn training_flops(&self) -> f64 {
+        FLOPS_PER_PARAM_TOKEN * self.active_params * self.tokens
+    }
+
+    /// Whether every number can enter a logarithm.
+    fn is_usable(&self) -> bool {
+        [self.active_params, self.total_params, self.num_experts, self.granularity, self.tokens]
+            .iter()
+            .all(|value| value.is_finite() && *value > 0.0)
+    }
+}
+
+/// One finished run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Observation {
+    #[serde(flatten)]
+    pub(crate) point: Point,
+    /// Final validation loss, in nats per token.
+    pub(crate) loss_nats: f64,
+    /// Factor of this run's Huber loss; 1 counts it once.
+    pub(crate) weight: f64,
+    /// Name of the configuration. Runs that share it are repeats with other seeds: the bootstrap and the
+    /// held-out tests keep them together.
+    pub(crate) label: String,
+}
+
+impl Observation {
+    /// Whether the run can be fitted: finite positive numbers throughout.
+    fn is_usable(&self) -> bool {
+        let is_positive = |value: f64| value.is_finite() && value > 0.0;
+        self.point.is_usable() && is_positive(self.loss_nats) && is_positive(self.weight)
+    }
+}

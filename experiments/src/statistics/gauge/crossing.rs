@@ -1,0 +1,119 @@
+//! Where the gap crosses zero.
+
+use serde::{Deserialize, Serialize};
+
+use super::line::Line;
+use super::trend::{Trend, TrendFit};
+use crate::statistics::bootstrap::central_range;
+
+/// Decades beyond the budgets measured up to which a compute is named. Further out nobody plans a run.
+pub(super) const REACH_DECADES: f64 = 6.0;
+
+/// The compute at which the fitted gap is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Crossing {
+    /// Between the smallest and the largest budget measured.
+    WithinRange {
+        /// Training compute in FLOPs.
+        compute: f64,
+        /// Its interval; absent with fewer than three seeds.
+        interval: Option<CrossingInterval>,
+    },
+    /// Beyond the largest budget, if the gap stays straight in the logarithm of compute.
+    Extrapolated {
+        /// Training compute in FLOPs.
+        compute: f64,
+        /// Its interval; absent with fewer than three seeds.
+        interval: Option<CrossingInterval>,
+    },
+    /// Nowhere that the measurements tell: the interval of the slope has zero in it, the gap leads away from zero, or
+    /// zero is more than six decades beyond the largest budget.
+    NotWithinReach,
+}
+
+/// Interval of a crossing, from resampled seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CrossingInterval {
+    /// Lower end in FLOPs; absent if it is more than six decades below the smallest budget.
+    pub(crate) low: Option<f64>,
+    /// Upper end in FLOPs; absent if it is more than six decades beyond the largest budget.
+    pub(crate) high: Option<f64>,
+}
+
+impl Crossing {
+    /// The crossing of `fit`, whose trend is `trend`.
+    pub(super) fn of(fit: &TrendFit, trend: Trend, confidence: f64) -> Self {
+        let decades = -fit.line.at_largest / fit.line.slope;
+        let compute = fit.compute_at(decades);
+        let in_reach = decades >= -fit.span_decades && decades <= REACH_DECADES && compute.is_finite();
+        // Without a trend the line crosses zero wherever the noise wants, inside the range as well as outside.
+        if trend == Trend::Undecided || !in_reach {
+            return Self::NotWithinReach;
+        }
+        let interval = CrossingInterval::of(fit, confidence);
+        if decades <= 0.0 {
+            Self::WithinRange { compute, interval }
+        } else {
+            Self::Extrapolated { compute, interval }
+        }
+    }
+}
+
+impl CrossingInterval {
+    /// The central range of the resampled lines' crossings; `None` if nothing was resampled.
+    fn of(fit: &TrendFit, confidence: f64) -> Option<Self> {
+        let crossings = fit.resampled.iter().map(|&line| oriented_crossing(line, fit.line.slope)).collect();
+        let (low, high) = central_range(crossings, confidence)?;
+        let named = |decades: f64| Some(fit.compute_at(decades)).filter(|compute| compute.is_finite());
+        Some(Self {
+            low: named(low).filter(|_| low >= -fit.span_decades - REACH_DECADES),
+            high: named(high).filter(|_| high <= REACH_DECADES),
+        })
+    }
+}
+
+impl TrendFit {
+    /// Compute in FLOPs at `decades` from the largest budget.
+    fn compute_at(&self, decades: f64) -> f64 {
+        self.largest_compute * 10_f64.powf(decades)
+    }
+}
+
+/// Decades from the largest budget at which `line` crosses zero in the direction of `slope`. A line that does not go that
+/// way crosses at infinity if its gap at the largest budget has yet to change sign, at minus infinity if it has already:
+/// so the crossings of all resampled lines have an order.
+fn oriented_crossing(line: Line, slope: f64) -> f64 {
+    let (at_largest, slope) = (line.at_largest * slope.signum(), line.slope * slope.signum());
+    if slope > 0.0 {
+        -at_largest / slope
+    } else if at_largest < 0.0 {
+        f64::INFINITY
+    } else {
+        f64::NEG_INFINITY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(at_largest: f64, slope: f64) -> Line {
+        Line { at_largest, slope }
+    }
+
+    #[test]
+    fn a_line_of_the_same_direction_crosses_where_it_is_zero() {
+        assert_eq!(oriented_crossing(line(-0.2, 0.1), 0.3), 2.0);
+        assert_eq!(oriented_crossing(line(0.2, -0.1), -0.3), 2.0);
+        assert_eq!(oriented_crossing(line(0.1, 0.1), 0.3), -1.0);
+    }
+
+    #[test]
+    fn a_line_of_the_other_direction_crosses_at_infinity() {
+        assert_eq!(oriented_crossing(line(-0.2, -0.1), 0.3), f64::INFINITY);
+        assert_eq!(oriented_crossing(line(0.2, 0.1), -0.3), f64::INFINITY);
+        assert_eq!(oriented_crossing(line(0.2, -0.1), 0.3), f64::NEG_INFINITY);
+        assert_eq!(oriented_crossing(line(0.0, 0.0), 0.3), f64::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,87 @@
+//! The gauge in words.
+
+use super::{Crossing, CrossingInterval, Gauge, SlopeMethod, Trend};
+
+impl Gauge {
+    /// The trend, the gap at the largest budget, and the crossing.
+    pub(super) fn words(&self, confidence: f64) -> String {
+        let gap = self.intercept_at_largest;
+        let place = if gap < 0.0 { "ahead" } else { "behind" };
+        format!(
+            "{} {}. At the largest budget the fitted gap is {gap:+.4} nats: the arm is {place}. {}",
+            self.trend_words(),
+            self.slope_words(confidence),
+            self.crossing_words(),
+        )
+    }
+
+    fn trend_words(&self) -> &'static str {
+        let ahead = self.intercept_at_largest < 0.0;
+        match self.trend {
+            Trend::ArmGains if ahead => "The arm's advantage grows with compute:",
+            Trend::ArmGains => "The arm catches up with compute:",
+            Trend::ArmLosesGround if ahead => "The arm's advantage shrinks with compute:",
+            Trend::ArmLosesGround => "The arm falls further behind with compute:",
+            Trend::Undecided => "Whether the gap changes with compute is undecided:",
+        }
+    }
+
+    fn slope_words(&self, confidence: f64) -> String {
+        let slope = format!("it changes by {:+.4} nats per decade", self.slope_per_decade);
+        let source = match self.slope_method {
+            SlopeMethod::SeedBootstrap => "from resampled seeds",
+            SlopeMethod::RegressionT => "from the regression, too few seeds to resample",
+        };
+        self.slope_interval.map_or(slope.clone(), |interval| {
+            let (percent, low, high) = (100.0 * confidence, interval.low, interval.high);
+            format!("{slope} ({percent:.0}% interval {low:+.4} to {high:+.4}, {source})")
+        })
+    }
+
+    fn crossing_words(&self) -> String {
+        let event = match self.trend {
+            Trend::ArmGains => "overtakes the baseline",
+            Trend::ArmLosesGround | Trend::Undecided => "loses its advantage",
+        };
+        match self.crossing {
+            Crossing::WithinRange { compute, interval } => {
+                let interval = interval_words(interval);
+                format!("Within the range measured the arm {event}, at {compute:.2e} FLOPs ({interval}).")
+            }
+            Crossing::Extrapolated { compute, interval } => {
+                let times = compute / self.largest_compute();
+                format!(
+                    "If this went on, it {event} at {compute:.2e} FLOPs ({}), {times:.1} times the largest budget.",
+                    interval_words(interval)
+                )
+            }
+            Crossing::NotWithinReach => format!("{}.", self.no_crossing_words()),
+        }
+    }
+
+    /// Why there is no crossing.
+    fn no_crossing_words(&self) -> &'static str {
+        let towards_zero = self.slope_per_decade * self.intercept_at_largest < 0.0;
+        match self.trend {
+            Trend::Undecided => "A trend that is undecided gives no crossing",
+            _ if towards_zero => "It would cross zero more than six decades beyond the largest budget",
+            _ => "It leads away from zero and does not cross it within the range measured",
+        }
+    }
+
+    fn largest_compute(&self) -> f64 {
+        self.points.last().map_or(f64::NAN, |point| point.compute)
+    }
+}
+
+fn interval_words(interval: Option<CrossingInterval>) -> String {
+    let Some(CrossingInterval { low, high }) = interval else {
+        return "no interval: too few seeds".into();
+    };
+    match (low, high) {
+        (Some(low), Some(high)) => format!("interval {low:.2e} to {high:.2e}"),
+        (Some(low), None) => format!("interval {low:.2e} to beyond reach"),
+        (None, Some(high)) => format!("interval up to {high:.2e}"),
+        (None, None) => "an interval wider than the gauge's reach".into(),
+    }
+}

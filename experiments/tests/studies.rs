@@ -1,0 +1,264 @@
+//! Studies, sweeps, fits and reports as a person or a script meets them.
+
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BASE: &str = r#"
+name = "tiny"
+threads = 1
+[data.synthetic]
+num_domains = 2
+vocab_size = 32
+num_documents = 200
+document_tokens = 40
+branching = 3
+[train]
+num_steps = 8
+seq_len = 16
+batch_tokens = 64
+[train.adamw]
+learning_rate = 1e-2
+[model]
+num_layers = 1
+d_model = 16
+[model.attention]
+num_heads = 2
+[model.ffn]
+activation = "swiglu"
+d_ff = 32
+"#;
+
+const STUDY: &str = r#"
+name = "tiny-study"
+base = "base.toml"
+held_equal = "active_flops"
+seeds = [0, 1, 2]
+price_per_device_hour = 1.5
+[budget]
+num_steps = [2, 4, 8, 16]
+evaluations = 4
+[[arms]]
+label = "dense"
+[[arms]]
+label = "e4k2"
+learning_rates = [0.005, 0.01]
+set = ["model.ffn.d_ff=", "model.ffn.moe={ num_experts = 4, router = { top_k = 2 } }"]
+"#;
+
+/// A folder of its own for one test, with the study in it.
+struct Desk {
+    folder: TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { folder: TempDir::new().unwrap() };
+        desk.write("base.toml", BASE);
+        desk.write("study.toml", STUDY);
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_switchyard"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("SWITCHYARD_CACHE_DIR", self.path("cache"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output and standard error of a command that must succeed.
+    fn ok(&self, arguments: &[&str]) -> (String, String) {
+        let output = self.run(arguments);
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
+        (stdout, stderr)
+    }
+
+    fn json(&self, path: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(path)).unwrap()).unwrap()
+    }
+
+    /// Folders of the study's runs.
+    fn runs(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("out/runs")).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Two pilots, then 2 arms x 4 budgets x 3 seeds.
+const NUM_RUNS: usize = 2 + 24;
+
+#[test]
+fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
+    let desk = Desk::new();
+    let (_, plan) = desk.ok(&["compare", "study.toml", "--out", "out", "--dry-run"]);
+    assert!(plan.contains("26 in all, 26 to do") && plan.contains("cost: about"), "{plan}");
+    assert!(desk.runs().is_empty(), "a plan runs nothing");
+
+    let (verdict, _) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(verdict.contains("e4k2 against dense") && verdict.contains("gauge:"), "{verdict}");
+    assert_eq!(desk.runs().len(), NUM_RUNS);
+    let result = desk.json("out/result.json");
+    assert_eq!((&result["held_equal"], &result["baseline"]), (&"active_flops".into(), &"dense".into()));
+    let arms = result["arms"].as_array().unwrap();
+    assert_eq!(arms[1]["runs"].as_array().unwrap().len(), 12);
+    assert!((arms[1]["equality"].as_f64().unwrap() - 1.0).abs() < 0.15, "{}", arms[1]["equality"]);
+    assert_eq!(arms[1]["learning_rate_grid"].as_array().unwrap().len(), 2);
+    let comparison = &result["comparisons"][0];
+    let axes: Vec<&str> =
+        comparison["axes"].as_array().unwrap().iter().map(|axis| axis["axis"].as_str().unwrap()).collect();
+    assert_eq!(axes, ["steps", "tokens", "active_flops", "seconds"]);
+    assert_eq!(comparison["axes"][2]["difference"]["differences"].as_array().unwrap().len(), 3);
+    assert!(["wins", "loses", "undecided"].contains(&result["verdict"].as_str().unwrap()));
+    assert!(comparison["gauge"]["slope_per_decade"].is_f64());
+    assert_paired_differences_are_those_of_the_runs(&desk, &result);
+
+    for file in
+        ["report.html", "runs.csv", "curves.csv", "comparisons.csv", "loss-vs-steps.svg", "loss-vs-steps.png"]
+    {
+        assert!(desk.path("out").join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+    let page = fs::read_to_string(desk.path("out/report.html")).unwrap();
+    assert!(page.contains(result["headline"].as_str().unwrap().split('`').next().unwrap()));
+}
+
+/// The paired difference at equal steps, from the runs' own `run.json`.
+fn assert_paired_differences_are_those_of_the_runs(desk: &Desk, result: &Value) {
+    let final_loss = |arm: usize, seed: u64| {
+        let runs = result["arms"][arm]["runs"].as_array().unwrap();
+        let run = runs.iter().find(|run| run["num_steps"] == 16 && run["seed"] == seed).unwrap();
+        let manifest = desk.json(&format!("out/{}/run.json", run["run"].as_str().unwrap()));
+        manifest["final_validation_cross_entropy_nats"].as_f64().unwrap()
+    };
+    let differences = &result["comparisons"][0]["axes"][0]["difference"]["differences"];
+    for seed in 0..3 {
+        let expected = final_loss(1, seed) - final_loss(0, seed);
+        assert!((differences[seed as usize].as_f64().unwrap() - expected).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn a_study_in_shards_is_the_study_and_nothing_runs_twice() {
+    let desk = Desk::new();
+    let short = STUDY
+        .replace("[2, 4, 8, 16]", "[4]")
+        .replace("learning_rates = [0.005, 0.01]\n", "")
+        .replace("seeds = [0, 1, 2]", "seeds = [0, 1]");
+    desk.write("study.toml", &short);
+    desk.ok(&["compare", "study.toml", "--out", "out", "--shard", "1/2"]);
+    let half = desk.runs();
+    assert_eq!(half.len(), 2);
+    let notes = desk.json("out/result.json")["notes"].to_string();
+    assert!(notes.contains("Not finished: 2 run(s) are missing"), "{notes}");
+    desk.ok(&["compare", "study.toml", "--out", "out", "--shard", "2/2"]);
+    assert_eq!(desk.runs().len(), 4);
+    let started = |run: &String| desk.json(&format!("out/runs/{run}/run.json"))["started_at"].clone();
+    let before: Vec<Value> = desk.runs().iter().map(started).collect();
+    let (_, log) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(log.contains("4 in all, 0 to do"), "{log}");
+    assert_eq!(before, desk.runs().iter().map(started).collect::<Vec<_>>());
+    assert!(!desk.json("out/result.json")["notes"].to_string().contains("Not finished"));
+
+    // Another configuration has other runs; those of before stay and are not used.
+    desk.write("base.toml", &BASE.replace("d_model = 16", "d_model = 24"));
+    let (_, log) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(log.contains("4 run(s) in out are of another program, other data or another version"), "{log}");
+    assert_eq!(desk.runs().len(), 8);
+}
+
+#[test]
+fn equal_wall_clock_time_gives_each_arm_its_own_steps() {
+    let desk = Desk::new();
+    let study = STUDY
+        .replace("\"active_flops\"", "\"wall_clock\"")
+        .replace("[2, 4, 8, 16]", "[40]")
+        .replace("learning_rates = [0.005, 0.01]\n", "")
+        .replace("seeds = [0, 1, 2]", "seeds = [0]")
+        .replace("num_experts = 4,", "num_experts = 16, d_expert = 64,");
+    desk.write("study.toml", &study);
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
+    let result = desk.json("out/result.json");
+    let steps = |arm: usize| result["arms"][arm]["runs"][0]["num_steps"].as_u64().unwrap();
+    assert_eq!(steps(0), 40);
+    assert!(steps(1) < 40, "a mixture four times as wide takes longer per step: {}", steps(1));
+}
+
+#[test]
+fn a_sweep_stops_the_hopeless_and_names_the_best() {
+    let desk = Desk::new();
+    desk.write(
+        "sweep.toml",
+        "name = \"s\"\nbase = \"base.toml\"\nseeds = [0]\nnum_steps = 18\nevaluations = 2\n[grid]\n\
+         \"train.adamw.learning_rate\" = [1e-9, 1e-2, 2e-9]\n[halving]\nfactor = 3\nfirst_steps = 6\n",
+    );
+    let (table, _) = desk.ok(&["sweep", "sweep.toml", "--out", "out"]);
+    assert!(table.contains("train.adamw.learning_rate=0.01"), "{table}");
+    let result = desk.json("out/sweep.json");
+    assert_eq!(result["best"]["overrides"][0], "train.adamw.learning_rate=0.01", "{result}");
+    // Three short runs and one long one.
+    assert_eq!(desk.runs().len(), 4);
+    assert!(desk.path("out/sweep.csv").exists());
+}
+
+#[test]
+fn fit_and_report_read_the_runs_of_a_study() {
+    let desk = Desk::new();
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
+    let (fit, _) = desk.ok(&["fit", "out", "--json", "--bootstrap", "10"]);
+    let fit: Value = serde_json::from_str(&fit).unwrap();
+    assert_eq!(fit["num_observations"], NUM_RUNS);
+    assert_eq!(fit["fits"].as_array().unwrap().len() + fit["refusals"].as_array().unwrap().len(), 4);
+
+    let runs = desk.runs();
+    let run = format!("out/runs/{}", runs[0]);
+    desk.ok(&["report", &run, "--out", "plain"]);
+    let page = fs::read_to_string(desk.path("plain/report.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>"), "{}", &page[..40]);
+    assert!(!page.contains("src=\"http") && !page.contains("href=\"http"), "the page fetches nothing");
+    let missing = desk.run(&["report", "nothing-here"]);
+    assert_eq!(missing.status.code(), Some(2));
+}
+
+#[test]
+fn verify_proves_that_one_expert_is_the_dense_model() {
+    let desk = Desk::new();
+    let (proof, _) = desk.ok(&["verify", "base.toml", "--steps", "3"]);
+    assert!(proof.contains("bit for bit") && proof.contains("hidden width 32"), "{proof}");
+    desk.write("biased.toml", &BASE.replace("d_ff = 32", "d_ff = 32\nbias = true"));
+    let refused = desk.run(&["verify", "biased.toml"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
+fn a_mistake_in_a_study_is_one_message_and_runs_nothing() {
+    let desk = Desk::new();
+    desk.write("study.toml", &STUDY.replace("top_k = 2", "top_k = 5"));
+    let output = desk.run(&["compare", "study.toml", "--out", "out"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("study.toml: arm `e4k2`:") && message.contains("top_k"), "{message}");
+    let alone = desk.run(&["compare", "base.toml"]);
+    assert!(String::from_utf8(alone.stderr).unwrap().contains("not a study (it has no [[arms]])"));
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies/quick.toml");
+    let set = desk.run(&["compare", recipe.to_str().unwrap(), "--set", "seed=1"]);
+    assert!(String::from_utf8(set.stderr).unwrap().contains("write them into its `set`"));
+}
