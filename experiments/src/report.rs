@@ -57,3 +57,13 @@ pub(crate) fn write(
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     written.iter().map(|(name, bytes)| files::replace(folder, name, bytes)).collect()
 }
+
+/// The page alone, as text.
+///
+/// # Errors
+/// Those of the drawing libraries, with the figure.
+pub(crate) fn page(result: Option<&StudyResult>, runs: &[RunSeries], title: &str) -> Result<String> {
+    let content = Content::new(title, result, runs);
+    let figures = Figures::draw(&content)?;
+    Ok(page::render(&content, &figures))
+}

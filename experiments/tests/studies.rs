@@ -213,7 +213,8 @@ fn a_sweep_stops_the_hopeless_and_names_the_best() {
     let (table, _) = desk.ok(&["sweep", "sweep.toml", "--out", "out"]);
     assert!(table.contains("train.adamw.learning_rate=0.01"), "{table}");
     let result = desk.json("out/sweep.json");
-    assert_eq!(result["best"]["overrides"][0], "train.adamw.learning_rate=0.01", "{result}");
+    assert_eq!(result["candidates"][0]["candidate"], result["best"]);
+    assert_eq!(result["candidates"][0]["overrides"][0], "train.adamw.learning_rate=0.01");
     // Three short runs and one long one.
     assert_eq!(desk.runs().len(), 4);
     assert!(desk.path("out/sweep.csv").exists());

@@ -13,10 +13,12 @@ use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunPaths, RunReading};
 
 use super::print_text;
+use super::report::plain_series;
 use crate::cli::WatchArgs;
 use crate::failure::Failure;
 use crate::live_view::LiveRun;
 use crate::metrics_tail::MetricsTail;
+use crate::report;
 
 /// Width of a frame that no terminal shows.
 const DEFAULT_WIDTH: usize = 100;
@@ -24,7 +26,7 @@ const DEFAULT_WIDTH: usize = 100;
 pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
     let mut watched = Watched::open(&args.run)?;
     if let Some(port) = args.serve {
-        return serve::serve(&args.run, port, frame_page);
+        return serve::serve(&args.run, port, report_page);
     }
     let terminal = Term::buffered_stdout();
     if args.once || !terminal.is_term() {
@@ -98,19 +100,11 @@ fn fitted(frame: &str, height: usize) -> String {
     frame.split_inclusive('\n').take(height.saturating_sub(1)).collect()
 }
 
-/// The frame as a page.
-fn frame_page(folder: &Path) -> anyhow::Result<String> {
-    let watched =
-        Watched::open(folder).map_err(|failure| anyhow::anyhow!(failure.message().unwrap_or_default()))?;
-    let frame = escaped(&watched.frame(DEFAULT_WIDTH));
-    let title = escaped(&folder.display().to_string());
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n<pre>{frame}</pre>\n</html>\n"
-    ))
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+/// The run's report as it would be now.
+fn report_page(folder: &Path) -> anyhow::Result<String> {
+    let series =
+        plain_series(folder).map_err(|failure| anyhow::anyhow!(failure.message().unwrap_or_default()))?;
+    report::page(None, &[series], &folder.display().to_string())
 }
 
 #[cfg(test)]
@@ -162,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn a_page_cannot_be_written_into_by_the_name_of_a_run() {
+    fn the_page_of_a_run_that_has_just_begun_is_a_page() {
         let folder = ended_run("<script>", &[step(1, 4.0, Vec::new())]);
-        let page = frame_page(folder.path()).unwrap();
+        let page = report_page(folder.path()).unwrap();
+        assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"), "{page}");
-        assert!(page.contains("step 1/8"), "{page}");
     }
 
     #[test]

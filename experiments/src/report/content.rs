@@ -21,7 +21,6 @@ pub(super) struct ArmRuns<'a> {
     /// Place of the arm.
     pub(super) index: usize,
     pub(super) label: &'a str,
-    pub(super) num_steps: u64,
     /// Ordered by seed.
     pub(super) runs: Vec<&'a RunSeries>,
 }
@@ -86,7 +85,7 @@ impl<'a> Content<'a> {
             let num_steps = runs().map(|run| run.num_steps).max()?;
             let mut longest: Vec<&RunSeries> = runs().filter(|run| run.num_steps == num_steps).collect();
             longest.sort_by_key(|run| run.seed);
-            Some(ArmRuns { index, label, num_steps, runs: longest })
+            Some(ArmRuns { index, label, runs: longest })
         };
         self.arms.iter().enumerate().filter_map(of_arm).collect()
     }

@@ -297,6 +297,26 @@ min_learning_rate = 0.0002
     }
 
     #[test]
+    fn the_studies_of_the_repository_hold_their_arms_equal_within_two_per_cent() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies");
+        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let studies: Vec<_> = paths.filter(|path| super::super::is_study(path)).collect();
+        assert!(studies.len() >= 3, "{studies:?}");
+        for path in studies {
+            let arms = resolve_arms(&LoadedStudy::read(&path).unwrap()).unwrap();
+            for arm in arms {
+                assert!(
+                    (arm.equality - 1.0).abs() < 0.02,
+                    "{}: {} {}",
+                    path.display(),
+                    arm.label,
+                    arm.equality
+                );
+            }
+        }
+    }
+
+    #[test]
     fn the_minimum_of_the_schedule_follows_the_learning_rate() {
         let arms =
             study("tokens", E8K2.replace("num_experts=8", "num_experts=8,d_expert=8").as_str()).unwrap();

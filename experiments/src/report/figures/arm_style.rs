@@ -30,7 +30,7 @@ impl ArmStyle {
         match DASHES[(self.index + self.round()) % DASHES.len()] {
             None => canvas.draw(&PathElement::new(points.to_vec(), style))?,
             Some((dash, space)) => {
-                canvas.draw(&DashedPathElement::new(points.to_vec().into_iter(), dash, space, style))?;
+                canvas.draw(&DashedPathElement::new(points.iter().copied(), dash, space, style))?;
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ pub(super) fn cost(content: &Content) -> Section {
     let body = html! {
         (table_or(&costs(content, &rows), "No run to count."))
         p {
-            "Sums over all runs of an arm. Energy is what the processor reports (RAPL), for the whole machine; money is \
+            "Sums over all runs of an arm. Energy is what the processor reports (RAPL), for its packages, whoever used them; money is \
              the study's price per hour times the seconds, in the currency of the price."
         }
     };
