@@ -29,7 +29,7 @@ use std::path::Path;
 use crate::failure::Failure;
 
 pub(crate) use analysis::{Evidence, analyse};
-pub(crate) use arms::{Arm, RunSettings, resolve_arms, written_arm};
+pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
 pub(crate) use execute::{
     Execution, OnDivergence, Shard, StudyFolder, run_missing, wait_for, write_atomically,

@@ -234,6 +234,7 @@ fn effective_speedup(axis: Axis, ratios: [f64; 5]) -> EffectiveSpeedup {
     let seen = |(index, ratio): (usize, f64)| (!is_censored || index > 0).then_some(ratio);
     EffectiveSpeedup {
         axis,
+        num_steps: 400,
         ratios: ratios.into_iter().enumerate().map(seen).collect(),
         lower_bounds: vec![1.0; 5],
         estimate: if is_censored { None } else { RatioEstimate::new(&ratios, 0.95) },

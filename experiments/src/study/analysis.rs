@@ -9,7 +9,7 @@ use super::result::{
     TimeToLoss,
 };
 use super::words;
-use crate::statistics::{Gauge, GaugeSample, PairedDifference, RatioEstimate, Verdict};
+use crate::statistics::{Gauge, GaugeSample, LossCurve, PairedDifference, RatioEstimate, Verdict};
 
 /// All axes, in the order of the tables.
 const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
@@ -147,10 +147,44 @@ impl Evidence<'_> {
             time_to_loss: AXES.iter().map(|&axis| time_to_loss(axis, &pairs, question.confidence)).collect(),
             effective_speedup: AXES
                 .iter()
-                .map(|&axis| effective_speedup(axis, &pairs, question.confidence))
+                .map(|&axis| self.effective_speedup(arm, axis, question.confidence))
                 .collect(),
             gauge: self.gauge(arm, question.confidence),
         }
+    }
+
+    /// At the largest budget at which every seed has one; if there is none, at the largest, with lower bounds.
+    fn effective_speedup(&self, arm: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
+        let at = |budget: usize| self.speedup_at(arm, budget, axis, confidence);
+        let whole = |speedup: &EffectiveSpeedup| {
+            !speedup.ratios.is_empty() && speedup.ratios.iter().all(Option::is_some)
+        };
+        let largest = self.num_budgets() - 1;
+        (0..=largest).rev().map(at).find(whole).unwrap_or_else(|| at(largest))
+    }
+
+    fn speedup_at(&self, arm: usize, budget: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
+        let (mut ratios, mut lower_bounds, mut num_steps) = (Vec::new(), Vec::new(), 0);
+        for pair in self.pairs(arm, budget) {
+            let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), self.baseline_curve(&pair, axis)) else {
+                continue;
+            };
+            num_steps = pair.arm.result.num_steps;
+            lower_bounds.push(theirs.last_x() / mine.last_x());
+            ratios.push(theirs.first_x_at(mine.final_loss()).map(|x| x / mine.last_x()));
+        }
+        EffectiveSpeedup { axis, num_steps, estimate: estimate(&ratios, confidence), ratios, lower_bounds }
+    }
+
+    /// The baseline's loss over an axis: that of finished runs of all budgets, whose schedules have all come to their end;
+    /// with one budget, that of the run's own evaluations.
+    fn baseline_curve(&self, pair: &Pair<'_>, axis: Axis) -> Option<LossCurve> {
+        if self.num_budgets() == 1 {
+            return pair.baseline.curve(axis);
+        }
+        let runs = self.main_runs(0).filter(|run| run.result.seed == pair.seed);
+        let ends = runs.filter_map(|run| run.curve(axis)).map(|curve| (curve.last_x(), curve.final_loss()));
+        LossCurve::new(ends.collect())
     }
 
     /// The gap in final loss over the budgets. Compute is the baseline's, which is the arm's too where it is held equal.
@@ -199,17 +233,6 @@ fn time_to_loss(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
             .push(mine.first_x_at(target).zip(theirs.first_x_at(target)).map(|(mine, theirs)| mine / theirs));
     }
     TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
-}
-
-fn effective_speedup(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> EffectiveSpeedup {
-    let mut lower_bounds = Vec::new();
-    let mut ratios = Vec::new();
-    for pair in pairs {
-        let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
-        lower_bounds.push(theirs.last_x() / mine.last_x());
-        ratios.push(theirs.first_x_at(mine.final_loss()).map(|x| x / mine.last_x()));
-    }
-    EffectiveSpeedup { axis, estimate: estimate(&ratios, confidence), ratios, lower_bounds }
 }
 
 /// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.

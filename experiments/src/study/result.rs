@@ -170,11 +170,14 @@ pub(crate) struct TimeToLoss {
     pub(crate) estimate: Option<RatioEstimate>,
 }
 
-/// How much more compute the baseline would need for the arm's final loss.
+/// How much more compute the baseline would need for the arm's final loss. With several budgets the baseline's curve is that
+/// of its finished runs, whose schedules have all come to their end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EffectiveSpeedup {
     /// The axis.
     pub(crate) axis: Axis,
+    /// Steps of the arm's runs that are judged: the largest budget at which every seed has a ratio, else the largest.
+    pub(crate) num_steps: u64,
     /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm is ahead. Absent where
     /// the baseline never reached that loss: then the speedup is at least the ratio of the final x.
     pub(crate) ratios: Vec<Option<f64>>,

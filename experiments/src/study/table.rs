@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::result::{ArmComparison, ArmResult, Axis, StudyResult};
+use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, StudyResult};
 use super::words::axis_words;
 use crate::statistics::{RatioEstimate, Verdict};
 
@@ -61,10 +61,11 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
         }
         let _ = writeln!(
             text,
-            "  to its loss, of its {:<14} {}   effective speedup {}",
+            "  to its loss, of its {:<18} {}   effective speedup {} at {} steps",
             axis_words(time.axis),
             ratio_words(time.estimate.as_ref(), &time.ratios, "not reached"),
-            ratio_words(speedup.estimate.as_ref(), &speedup.ratios, "beyond the curve"),
+            speedup_words(speedup),
+            speedup.num_steps,
         );
     }
     if let Some(gauge) = &comparison.gauge {
@@ -94,6 +95,18 @@ fn ratio_words(estimate: Option<&RatioEstimate>, ratios: &[Option<f64>], censore
                 .cloned()
                 .collect::<Vec<_>>()
                 .join(", ")
+        }
+    }
+}
+
+/// A mean with its interval, or the smallest lower bound.
+fn speedup_words(speedup: &EffectiveSpeedup) -> String {
+    match &speedup.estimate {
+        Some(_) => ratio_words(speedup.estimate.as_ref(), &speedup.ratios, ""),
+        None => {
+            let bounds = speedup.ratios.iter().zip(&speedup.lower_bounds);
+            let least = bounds.map(|(ratio, bound)| ratio.unwrap_or(*bound)).fold(f64::INFINITY, f64::min);
+            format!("at least {least:.2}")
         }
     }
 }

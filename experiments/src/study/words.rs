@@ -44,9 +44,10 @@ pub(crate) fn headline(
         return format!("No verdict: no seed has finished runs of both `{baseline}` and another arm.");
     };
     let speedup = comparison.effective_speedup.iter().find(|speedup| speedup.axis == question.axis);
-    let worth = speedup.and_then(|speedup| speedup.estimate.as_ref()).map(|estimate| {
+    let worth = speedup.and_then(|speedup| Some((speedup, speedup.estimate.as_ref()?))).map(|(speedup, estimate)| {
         format!(
-            " Its final loss is worth {:.2} times its own {} of `{baseline}` ({:.2} to {:.2}).",
+            " For the loss that it has after {} steps `{baseline}` needs {:.2} times its {} ({:.2} to {:.2}).",
+            speedup.num_steps,
             estimate.geometric_mean,
             axis_words(question.axis),
             estimate.interval.low,

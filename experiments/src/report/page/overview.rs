@@ -9,9 +9,8 @@ use crate::report::figures::Figures;
 use crate::report::numbers::{difference, interval, or_absent, percent, ratio};
 use crate::report::table::Table;
 use crate::report::verdict_words::{verdict_glyph, verdict_word};
-use crate::study::result::{
-    ArmComparison, AxisComparison, EffectiveSpeedup, HeldEqual, StudyResult, TimeToLoss,
-};
+use crate::study::held_equal_words;
+use crate::study::result::{ArmComparison, AxisComparison, EffectiveSpeedup, StudyResult, TimeToLoss};
 
 /// The headline of the study; without one, that there is none.
 pub(super) fn verdict(content: &Content) -> Section {
@@ -33,24 +32,23 @@ fn verdict_of(result: &StudyResult) -> Markup {
     html! {
         p class={ "verdict " (word) } {
             span class="sign" { span aria-hidden="true" { (verdict_glyph(result.verdict)) } " " (word) }
-            " " (result.headline)
+            " " (with_code(&result.headline))
         }
         p {
             "Study " strong { (result.study) } ". The baseline is " strong { (result.baseline) } ". Held equal: "
-            (held_equal(result.held_equal)) ". The question is asked at equal " (name(result.question.axis))
+            (held_equal_words(result.held_equal)) ". The question is asked at equal " (name(result.question.axis))
             "; differences of up to " (result.question.margin_nats) " nats do not matter. Intervals are at "
             (percent(result.question.confidence)) "."
         }
     }
 }
 
-fn held_equal(what: HeldEqual) -> &'static str {
-    match what {
-        HeldEqual::ActiveFlops => "active training FLOPs per token, and tokens",
-        HeldEqual::TotalParams => "total parameters, and tokens",
-        HeldEqual::Memory => "estimated training memory, and tokens",
-        HeldEqual::WallClock => "predicted seconds of training",
-        HeldEqual::Tokens => "training tokens only",
+/// `text` with what stands between backticks as code.
+fn with_code(text: &str) -> Markup {
+    html! {
+        @for (index, part) in text.split('`').enumerate() {
+            @if index % 2 == 1 { code { (part) } } @else { (part) }
+        }
     }
 }
 
@@ -63,7 +61,7 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
         @if let Some(gap) = &figures.gap { (figure(gap)) }
         details {
             summary { "The verdicts in words" }
-            ul { @for (arm, axis) in sentences { li { (arm) ", " (name(axis.axis)) ": " (axis.sentence) } } }
+            ul { @for (arm, axis) in sentences { li { (arm) ", " (name(axis.axis)) ": " (with_code(&axis.sentence)) } } }
         }
         h3 { "Time to the baseline's loss" }
         p {
@@ -138,13 +136,14 @@ fn speedups(arms: &[ArmComparison]) -> Table {
         vec![
             arm.to_string(),
             name(speedup.axis).into(),
+            speedup.num_steps.to_string(),
             all_seeds(speedup),
             seeds.collect::<Vec<_>>().join(", "),
         ]
     };
     let rows =
         arms.iter().flat_map(|arm| arm.effective_speedup.iter().map(move |speedup| row(&arm.arm, speedup)));
-    let head = ["arm", "axis", "speedup", "each seed"];
+    let head = ["arm", "axis", "steps of the arm", "speedup", "each seed"];
     Table::new("Effective speedup", 2, &head).with_rows(rows)
 }
 
@@ -176,7 +175,7 @@ pub(super) fn caveats(result: &StudyResult) -> Section {
     let list = |heading: &str, lines: &[String], otherwise: &str| {
         html! {
             h3 { (heading) }
-            @if lines.is_empty() { p { (otherwise) } } @else { ul { @for line in lines { li { (line) } } } }
+            @if lines.is_empty() { p { (otherwise) } } @else { ul { @for line in lines { li { (with_code(line)) } } } }
         }
     };
     let body = html! {
