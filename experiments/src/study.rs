@@ -2,7 +2,7 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | what the user wrote | [`file`] |
+//! | what the user wrote | [`mod@file`] |
 //! | which arms that makes, held equal | [`arms`], solved in [`equality`] |
 //! | which runs, and what tells them from any other | [`matrix`], [`identity`] |
 //! | what it will cost | [`calibration`], [`forecast`] |

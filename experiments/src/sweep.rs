@@ -2,7 +2,7 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | what the user wrote | [`file`] |
+//! | what the user wrote | [`mod@file`] |
 //! | which candidates that makes | [`candidates`] |
 //! | how long each is tried, and which go on | [`halving`] |
 //! | what came out | [`result`], told by [`words`] and [`table`] |
