@@ -126,7 +126,10 @@ fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
     let comparison = &result["comparisons"][0];
     let axes: Vec<&str> =
         comparison["axes"].as_array().unwrap().iter().map(|axis| axis["axis"].as_str().unwrap()).collect();
-    assert_eq!(axes, ["steps", "tokens", "active_flops", "seconds"]);
+    assert_eq!(axes[..3], ["steps", "tokens", "active_flops"]);
+    // On a busy machine one of two runs of a second may end before the other's first evaluation.
+    let is_told = result["notes"].to_string().contains("is not compared at equal wall-clock seconds");
+    assert!(axes.len() == 4 || is_told, "{axes:?}");
     assert_eq!(comparison["axes"][2]["difference"]["differences"].as_array().unwrap().len(), 3);
     assert!(["wins", "loses", "undecided"].contains(&result["verdict"].as_str().unwrap()));
     assert!(comparison["gauge"]["slope_per_decade"].is_f64());

@@ -12,7 +12,7 @@ use super::words;
 use crate::statistics::{Gauge, GaugeSample, LossCurve, PairedDifference, RatioEstimate, Verdict};
 
 /// All axes, in the order of the tables.
-const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
+pub(crate) const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
 
 /// What the analysis starts from.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! A result in words.
 
-use super::analysis::Evidence;
+use super::analysis::{AXES, Evidence};
 use super::result::{ArmComparison, ArmResult, Axis, HeldEqual, Question};
 use crate::statistics::{PairedDifference, Verdict};
 
@@ -136,6 +136,16 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
              ahead by luck is greater.",
             comparisons.len()
         ));
+    }
+    for comparison in comparisons {
+        notes.extend(AXES.iter().filter(|axis| comparison.on(**axis).is_none()).map(|&axis| {
+            format!(
+                "`{}` is not compared at equal {}: no pair is finished, or the curves of a pair have no {} in common.",
+                comparison.arm,
+                axis_words(axis),
+                axis_words(axis)
+            )
+        }));
     }
     for (arm, &chosen) in evidence.arms.iter().zip(evidence.learning_rates) {
         notes.extend(edge_of_grid(&arm.label, &arm.learning_rates, chosen));
