@@ -240,3 +240,49 @@ fn estimate(ratios: &[Option<f64>], confidence: f64) -> Option<RatioEstimate> {
     let known: Option<Vec<f64>> = ratios.iter().copied().collect();
     known.and_then(|ratios| RatioEstimate::new(&ratios, confidence))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_censored_seed_leaves_no_mean_to_favour_the_arm() {
+        let mean = |ratios: &[Option<f64>]| estimate(ratios, 0.95).map(|estimate| estimate.geometric_mean);
+        assert!((mean(&[Some(0.5), Some(2.0)]).unwrap() - 1.0).abs() < 1e-12);
+        assert_eq!(mean(&[Some(0.5), None, Some(0.5)]), None);
+        assert_eq!(mean(&[Some(0.5)]), None, "one seed has no interval");
+        assert_eq!(mean(&[]), None);
+    }
+
+    #[test]
+    fn one_winning_arm_wins_the_study_and_one_losing_arm_does_not_lose_it() {
+        use Verdict::{Loses, Undecided, Wins};
+        let verdict = |verdicts: &[Verdict]| {
+            let comparisons: Vec<ArmComparison> =
+                verdicts.iter().map(|&verdict| comparison(verdict)).collect();
+            overall(&comparisons, Axis::Tokens)
+        };
+        assert_eq!(verdict(&[Loses, Wins, Undecided]), Wins);
+        assert_eq!(verdict(&[Loses, Undecided]), Undecided);
+        assert_eq!(verdict(&[Loses, Loses]), Loses);
+    }
+
+    fn comparison(verdict: Verdict) -> ArmComparison {
+        let difference = PairedDifference::new(&[0.0], 0.95).unwrap();
+        let on = AxisComparison {
+            axis: Axis::Tokens,
+            seeds: vec![0],
+            difference,
+            verdict,
+            seeds_to_decide: None,
+            sentence: String::new(),
+        };
+        ArmComparison {
+            arm: "arm".into(),
+            axes: vec![on],
+            time_to_loss: Vec::new(),
+            effective_speedup: Vec::new(),
+            gauge: None,
+        }
+    }
+}

@@ -58,7 +58,7 @@ impl Forecast<'_> {
                 counts.active_params as f64 / 1e6,
                 counts.total_params as f64 / 1e6,
                 arm.plan.memory.total_bytes() as f64 / 1e6,
-                arm.overrides.last().map_or("", String::as_str),
+                own_change(arm, self.study),
             );
         }
         let missing: Vec<&PlannedRun> = self.runs.iter().filter(|run| !folder.is_finished(run)).collect();
@@ -79,6 +79,11 @@ impl Forecast<'_> {
         }
         text
     }
+}
+
+/// The last change that is the arm's own: the solved width, if there is one.
+fn own_change<'a>(arm: &'a Arm, study: &StudyFile) -> &'a str {
+    arm.overrides[study.set.len()..].last().map_or("", String::as_str)
 }
 
 /// Seconds in the unit that a person would say them in.
