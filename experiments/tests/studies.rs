@@ -229,7 +229,7 @@ fn fit_and_report_read_the_runs_of_a_study() {
     desk.ok(&["compare", "study.toml", "--out", "out"]);
     let (fit, _) = desk.ok(&["fit", "out", "--json", "--bootstrap", "10"]);
     let fit: Value = serde_json::from_str(&fit).unwrap();
-    assert_eq!(fit["num_observations"], NUM_RUNS);
+    assert_eq!(fit["num_observations"], NUM_RUNS - 2, "the pilots are no observations");
     assert_eq!(fit["fits"].as_array().unwrap().len() + fit["refusals"].as_array().unwrap().len(), 4);
 
     let runs = desk.runs();
@@ -260,6 +260,18 @@ fn a_mistake_in_a_study_is_one_message_and_runs_nothing() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("study.toml: arm `e4k2`:") && message.contains("top_k"), "{message}");
+    desk.write(
+        "study.toml",
+        &STUDY.replace(
+            "set = [\"model.ffn.d_ff=\",",
+            "set = [\"train.batch_tokens=128\", \"model.ffn.d_ff=\",",
+        ),
+    );
+    let other_tokens = String::from_utf8(desk.run(&["compare", "study.toml"]).stderr).unwrap();
+    assert!(
+        other_tokens.contains("arm `e4k2`: `train.batch_tokens` is not the baseline's"),
+        "{other_tokens}"
+    );
     let alone = desk.run(&["compare", "base.toml"]);
     assert!(String::from_utf8(alone.stderr).unwrap().contains("not a study (it has no [[arms]])"));
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies/quick.toml");

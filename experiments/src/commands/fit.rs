@@ -10,11 +10,19 @@ use crate::cli::FitArgs;
 use crate::failure::Failure;
 use crate::run_folders::run_folders;
 use crate::scaling::{FitOptions, Observation, Point, ScalingReport};
+use crate::study::read_result;
 
 pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for path in &args.folders {
-        folders.extend(run_folders(path)?);
+        match read_result(path)? {
+            // A study's pilots, and runs of another program or other data, lie beside those of its result.
+            Some(result) => {
+                let runs = result.arms.iter().flat_map(|arm| &arm.runs);
+                folders.extend(runs.map(|run| path.join(&run.run)));
+            }
+            None => folders.extend(run_folders(path)?),
+        }
     }
     let mut observations = Vec::new();
     let mut skipped = 0;

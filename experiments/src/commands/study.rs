@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use anyhow::anyhow;
 use switchyard_datasets::{Progress, prepare};
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
 
@@ -16,9 +17,9 @@ use crate::report::series::RunSeries;
 use crate::run_series::run_series;
 use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
-    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, OnDivergence,
-    PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing,
-    sha256_hex, wait_for, write_atomically,
+    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
+    Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing, sha256_hex, wait_for,
+    write_atomically,
 };
 
 pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
@@ -60,9 +61,10 @@ impl<'a> Session<'a> {
         arms: &'a [Arm],
         folder: StudyFolder,
     ) -> Result<Self, Failure> {
-        let calibration = Calibration::read_or_measure(folder.root(), loaded, arms)?;
+        let code = CodeIdentity::of_this_program()?;
+        let calibration = Calibration::read_or_measure(folder.root(), loaded, arms, &code)?;
         let factors = calibration.step_factors(loaded.study.held_equal, arms);
-        let mut matrix = StudyMatrix::new(&loaded.study, arms, CodeIdentity::of_this_program()?, factors);
+        let mut matrix = StudyMatrix::new(&loaded.study, arms, code, factors);
         let pilots = matrix.pilots()?;
         let learning_rates = arms.iter().map(|arm| arm.learning_rates[0]).collect();
         Ok(Self { args, loaded, arms, folder, calibration, matrix, pilots, learning_rates })
@@ -96,8 +98,7 @@ impl<'a> Session<'a> {
     fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
         let keep = self.loaded.study.keep_checkpoints;
         if !self.pilots.is_empty() {
-            let pilots =
-                run_missing(&self.folder, &self.pilots, self.args.shard, keep, OnDivergence::Fail, stop)?;
+            let pilots = run_missing(&self.folder, &self.pilots, 1, self.args.shard, keep, stop)?;
             if pilots == Execution::Interrupted
                 || wait_for(&self.folder, &self.pilots, stop) == Execution::Interrupted
             {
@@ -106,7 +107,7 @@ impl<'a> Session<'a> {
             self.choose_learning_rates()?;
         }
         let runs = self.matrix.main_runs(&self.learning_rates)?;
-        run_missing(&self.folder, &runs, self.args.shard, keep, OnDivergence::Fail, stop)
+        run_missing(&self.folder, &runs, self.arms.len(), self.args.shard, keep, stop)
     }
 
     /// Of each arm the learning rate with the lowest pilot loss.
@@ -117,10 +118,15 @@ impl<'a> Session<'a> {
             let best = of_arm
                 .filter_map(|run| Some((run.learning_rate, run.result.final_loss_nats?)))
                 .min_by(|(_, a), (_, b)| a.total_cmp(b));
-            if let Some((rate, nats)) = best {
-                eprintln!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
-                self.learning_rates[index] = rate;
-            }
+            let Some((rate, nats)) = best else {
+                return Err(Failure::Mistake(format!(
+                    "{}: arm `{}`: every learning rate of its grid diverged: give smaller ones",
+                    self.loaded.path.display(),
+                    arm.label
+                )));
+            };
+            eprintln!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
+            self.learning_rates[index] = rate;
         }
         Ok(())
     }
@@ -134,13 +140,20 @@ impl<'a> Session<'a> {
             finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
         }
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
-        let provenance = self.provenance(&finished);
+        let diverged: Vec<(usize, String)> = main_runs
+            .iter()
+            .filter_map(|run| Some((run.arm, format!("`{}`: {}", run.folder, self.folder.divergence(run)?))))
+            .collect();
+        let provenance = self.provenance(&finished)?;
+        let budget_steps = self.budget_steps();
         let evidence = Evidence {
             loaded: self.loaded,
             arms: self.arms,
             learning_rates: &self.learning_rates,
             finished: &finished,
-            num_missing: main_runs.len() - num_finished,
+            budget_steps: &budget_steps,
+            num_missing: main_runs.len() - num_finished - diverged.len(),
+            diverged: &diverged,
         };
         let result = analyse(&evidence, provenance);
         let series: Vec<RunSeries> = finished
@@ -164,6 +177,14 @@ impl<'a> Session<'a> {
         }
     }
 
+    fn budget_steps(&self) -> Vec<Vec<u64>> {
+        let mut budgets = self.loaded.study.budget.num_steps.clone();
+        budgets.sort_unstable();
+        (0..self.arms.len())
+            .map(|arm| budgets.iter().map(|&budget| self.matrix.steps_of(arm, budget)).collect())
+            .collect()
+    }
+
     fn save(&self, result: &StudyResult, series: &[RunSeries]) -> Result<(), Failure> {
         let root = self.folder.root();
         write_atomically(&root.join("result.json"), &(serde_json::to_string_pretty(result)? + "\n"))?;
@@ -172,7 +193,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn provenance(&self, finished: &[(Stage, FinishedRun)]) -> Provenance {
+    fn provenance(&self, finished: &[(Stage, FinishedRun)]) -> Result<Provenance, Failure> {
         let distinct = |of: &dyn Fn(&FinishedRun) -> Option<String>| {
             let mut values: Vec<String> = finished.iter().filter_map(|(_, run)| of(run)).collect();
             values.sort();
@@ -189,10 +210,17 @@ impl<'a> Session<'a> {
             let threads = threads.map_or("all".to_string(), |threads| threads.to_string());
             Some(format!("{}, threads: {threads}", run.manifest.device))
         };
-        Provenance {
-            command: format!("switchyard compare {}", self.loaded.path.display()),
+        let base = std::fs::read(&self.loaded.base).map_err(|error| {
+            Failure::Fault(anyhow!("cannot read {}: {error}", self.loaded.base.display()))
+        })?;
+        Ok(Provenance {
+            command: format!(
+                "switchyard compare {} --out {}",
+                self.loaded.path.display(),
+                self.folder.root().display()
+            ),
             study_sha256: sha256_hex(&self.loaded.text),
-            base_sha256: sha256_hex(std::fs::read(&self.loaded.base).unwrap_or_default()),
+            base_sha256: sha256_hex(base),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: Commit::of_sources().map(|commit| commit.hash + if commit.dirty { "-dirty" } else { "" }),
             cargo_lock_sha256: cargo_lock_sha256(),
@@ -201,7 +229,7 @@ impl<'a> Session<'a> {
             started_at: distinct(&|run| Some(run.manifest.started_at.clone())).into_iter().next(),
             ended_at: distinct(&|run| run.manifest.ended_at.clone()).pop(),
             total_train_secs: finished.iter().map(|(_, run)| run.result.train_secs).sum(),
-        }
+        })
     }
 }
 

@@ -14,8 +14,8 @@ use crate::cli::SweepArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::study::{
-    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, OnDivergence,
-    PlannedRun, RunSettings, Shard, StudyFolder, duration, finished_runs, run_missing, sha256_hex, wait_for,
+    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
+    RunSettings, Shard, StudyFolder, duration, finished_runs, run_missing, sha256_hex, wait_for,
     write_atomically,
 };
 use crate::sweep::{
@@ -89,7 +89,7 @@ impl<'a> Session<'a> {
             planned.push((rung, self.runs_of(rung, &everyone)?));
         }
         let first = slice::from_ref(&self.candidates[0].arm);
-        let calibration = Calibration::read_or_measure(self.folder.root(), &self.study, first)?;
+        let calibration = Calibration::read_or_measure(self.folder.root(), &self.study, first, &self.code)?;
         let data = prepare(&first[0].config.data, &Progress::stderr())?;
         let validation_tokens = data.manifest.validation.num_tokens;
         let forecast = Forecast {
@@ -193,7 +193,7 @@ impl<'a> Session<'a> {
         stop: &Arc<AtomicBool>,
     ) -> Result<Execution, Failure> {
         let keep = self.loaded.sweep.keep_checkpoints;
-        match run_missing(&self.folder, runs, shard, keep, OnDivergence::GoOn, stop)? {
+        match run_missing(&self.folder, runs, 1, shard, keep, stop)? {
             Execution::Interrupted => Ok(Execution::Interrupted),
             Execution::Done => Ok(wait_for(&self.folder, runs, stop)),
         }

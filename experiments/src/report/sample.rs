@@ -237,6 +237,7 @@ fn effective_speedup(axis: Axis, ratios: [f64; 5]) -> EffectiveSpeedup {
         num_steps: 400,
         ratios: ratios.into_iter().enumerate().map(seen).collect(),
         lower_bounds: vec![1.0; 5],
+        at_most: vec![false; 5],
         estimate: if is_censored { None } else { RatioEstimate::new(&ratios, 0.95) },
     }
 }

@@ -31,6 +31,11 @@ impl LossCurve {
         self.last().0
     }
 
+    /// The loss at the smallest x, in nats.
+    pub(crate) fn first_loss(&self) -> f64 {
+        self.points[0].1
+    }
+
     /// The loss at the largest x, in nats.
     pub(crate) fn final_loss(&self) -> f64 {
         self.last().1

@@ -25,8 +25,12 @@ pub(crate) struct Evidence<'a> {
     pub(crate) learning_rates: &'a [f64],
     /// Its finished runs, pilots included.
     pub(crate) finished: &'a [(Stage, FinishedRun)],
+    /// Planned steps of each arm at each budget, ascending.
+    pub(crate) budget_steps: &'a [Vec<u64>],
     /// Runs for the result that are not finished.
     pub(crate) num_missing: usize,
+    /// Runs for the result that diverged: the arm, and why.
+    pub(crate) diverged: &'a [(usize, String)],
 }
 
 /// The result of the study as far as its runs are finished.
@@ -81,11 +85,7 @@ struct Pair<'a> {
 impl Evidence<'_> {
     /// The finished runs for the result of an arm at its `budget`-th budget.
     fn runs_at(&self, arm: usize, budget: usize) -> impl Iterator<Item = &FinishedRun> {
-        // Budgets of an arm differ in their steps; with wall-clock time held equal they are not the study's own.
-        let mut steps: Vec<u64> = self.main_runs(arm).map(|run| run.result.num_steps).collect();
-        steps.sort_unstable();
-        steps.dedup();
-        let wanted = steps.get(budget).copied();
+        let wanted = self.budget_steps[arm].get(budget).copied();
         self.main_runs(arm).filter(move |run| Some(run.result.num_steps) == wanted)
     }
 
@@ -143,6 +143,7 @@ impl Evidence<'_> {
             axes: AXES
                 .iter()
                 .filter_map(|&axis| axis_comparison(axis, &pairs, [label, &self.arms[0].label], question))
+                .map(|on| self.without_a_win_by_divergence(arm, on))
                 .collect(),
             time_to_loss: AXES.iter().map(|&axis| time_to_loss(axis, &pairs, question.confidence)).collect(),
             effective_speedup: AXES
@@ -153,27 +154,46 @@ impl Evidence<'_> {
         }
     }
 
+    /// An arm whose bad seeds diverged has only its good ones left: it cannot win by them.
+    fn without_a_win_by_divergence(&self, arm: usize, on: AxisComparison) -> AxisComparison {
+        let num_diverged = self.diverged.iter().filter(|(of, _)| *of == arm).count();
+        if num_diverged == 0 || on.verdict != Verdict::Wins {
+            return on;
+        }
+        let sentence =
+            format!("{} But {num_diverged} of its runs diverged, which leaves it undecided.", on.sentence);
+        AxisComparison { verdict: Verdict::Undecided, sentence, ..on }
+    }
+
     /// At the largest budget at which every seed has one; if there is none, at the largest, with lower bounds.
     fn effective_speedup(&self, arm: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
         let at = |budget: usize| self.speedup_at(arm, budget, axis, confidence);
         let whole = |speedup: &EffectiveSpeedup| {
-            !speedup.ratios.is_empty() && speedup.ratios.iter().all(Option::is_some)
+            !speedup.ratios.is_empty()
+                && speedup.ratios.iter().all(Option::is_some)
+                && !speedup.at_most.contains(&true)
         };
         let largest = self.num_budgets() - 1;
         (0..=largest).rev().map(at).find(whole).unwrap_or_else(|| at(largest))
     }
 
     fn speedup_at(&self, arm: usize, budget: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
-        let (mut ratios, mut lower_bounds, mut num_steps) = (Vec::new(), Vec::new(), 0);
+        let (mut ratios, mut lower_bounds, mut at_most, mut num_steps) =
+            (Vec::new(), Vec::new(), Vec::new(), 0);
         for pair in self.pairs(arm, budget) {
             let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), self.baseline_curve(&pair, axis)) else {
                 continue;
             };
+            if !is_comparable(axis, &pair) {
+                continue;
+            }
             num_steps = pair.arm.result.num_steps;
+            at_most.push(mine.final_loss() > theirs.first_loss());
             lower_bounds.push(theirs.last_x() / mine.last_x());
             ratios.push(theirs.first_x_at(mine.final_loss()).map(|x| x / mine.last_x()));
         }
-        EffectiveSpeedup { axis, num_steps, estimate: estimate(&ratios, confidence), ratios, lower_bounds }
+        let estimate = if at_most.contains(&true) { None } else { estimate(&ratios, confidence) };
+        EffectiveSpeedup { axis, num_steps, estimate, ratios, lower_bounds, at_most }
     }
 
     /// The baseline's loss over an axis: that of finished runs of all budgets, whose schedules have all come to their end;
@@ -200,6 +220,11 @@ impl Evidence<'_> {
     }
 }
 
+/// Seconds of two machines are not seconds of two arms.
+fn is_comparable(axis: Axis, pair: &Pair<'_>) -> bool {
+    axis != Axis::Seconds || pair.arm.manifest.host.hostname == pair.baseline.manifest.host.hostname
+}
+
 /// Losses at the largest x that both runs of a pair reach.
 fn axis_comparison(
     axis: Axis,
@@ -210,6 +235,9 @@ fn axis_comparison(
     let mut seeds = Vec::new();
     let mut differences = Vec::new();
     for pair in pairs {
+        if !is_comparable(axis, pair) {
+            return None;
+        }
         let (mine, theirs) = (pair.arm.curve(axis)?, pair.baseline.curve(axis)?);
         let x = mine.last_x().min(theirs.last_x());
         seeds.push(pair.seed);
@@ -227,6 +255,9 @@ fn time_to_loss(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
     let mut ratios = Vec::new();
     for pair in pairs {
         let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
+        if !is_comparable(axis, pair) {
+            continue;
+        }
         let target = theirs.final_loss();
         targets_nats.push(target);
         ratios

@@ -38,9 +38,27 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let mut arms = vec![baseline];
     for config in &study.arms[1..] {
         let arm = solved_arm(loaded, config, &arms[0])?;
+        check_same_tokens(&arms[0], &arm).map_err(|key| {
+            Failure::Mistake(format!(
+                "{}: arm `{}`: `{key}` is not the baseline's, so that their losses cannot be paired: move it to the study's \
+                 `set`",
+                loaded.path.display(),
+                arm.label
+            ))
+        })?;
         arms.push(arm);
     }
     Ok(arms)
+}
+
+/// The key in which the arms would see other tokens, or the same in another order.
+fn check_same_tokens(baseline: &Arm, arm: &Arm) -> Result<(), &'static str> {
+    let differs = [
+        ("data", baseline.config.data != arm.config.data),
+        ("train.seq_len", baseline.plan.seq_len != arm.plan.seq_len),
+        ("train.batch_tokens", baseline.plan.tokens_per_step != arm.plan.tokens_per_step),
+    ];
+    differs.iter().find(|(_, differs)| *differs).map_or(Ok(()), |(key, _)| Err(key))
 }
 
 /// The arm as written, with `solved` changes after its own.
@@ -88,8 +106,8 @@ fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Resul
     })?;
     let Some(width) = width else {
         return Err(Failure::Mistake(format!(
-            "{}: arm `{}`: no value of `{key}` makes it as small as `{}` (held equal: {}): give the baseline more, the arm \
-             less, or name `{key}` in the arm's `set`",
+            "{}: arm `{}`: no value of `{key}` makes it cost what `{}` does (held equal: {}): give the baseline more or the \
+             arm less of something else, or name `{key}` in the arm's `set`",
             loaded.path.display(),
             config.label,
             baseline.label,
@@ -160,6 +178,8 @@ impl Arm {
         // The curves are made of evaluations, which must all be of the same tokens.
         config.train.eval.max_tokens = None;
         config.train.eval_every_steps = Some((run.num_steps / study.budget.evaluations).max(1));
+        // Every run must come to the end of its budget.
+        config.train.early_stopping = None;
         config.train.checkpoints.keep_last = 1;
         config.train.checkpoints.keep_best = false;
         config.sample.num_tokens = 0;
@@ -291,7 +311,7 @@ min_learning_rate = 0.0002
         let too_big = E8K2.replace("num_experts=8", "num_experts=4096");
         let message = study("total_params", &too_big).unwrap_err();
         assert!(
-            message.contains("no value of `model.ffn.moe.d_expert` makes it as small as `dense`"),
+            message.contains("no value of `model.ffn.moe.d_expert` makes it cost what `dense` does"),
             "{message}"
         );
     }

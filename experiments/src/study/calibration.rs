@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use switchyard_trainer::benchmark::{Repetitions, StepCase, benchmark_step};
 use switchyard_trainer::config_file::config_hash;
+use tempfile::NamedTempFile;
 
 use super::arms::Arm;
 use super::file::LoadedStudy;
-use super::identity::sha256_hex;
+use super::identity::{CodeIdentity, sha256_hex};
 use super::result::HeldEqual;
 use crate::failure::Failure;
-
-/// Name of the file in a study's folder. It is kept, because with wall-clock time held equal it decides how many steps
-/// each arm does, and a study that is continued must not change its mind.
-const FILE_NAME: &str = "calibration.json";
 
 /// Steps timed per arm, after one to warm up.
 const TIMED_STEPS: usize = 4;
@@ -27,8 +25,6 @@ const TIMED_STEPS: usize = 4;
 pub(crate) struct Calibration {
     /// Machine that was measured.
     pub(crate) hostname: String,
-    /// Hash of the arms that were measured.
-    arms_sha256: String,
     /// By label.
     pub(crate) arms: BTreeMap<String, ArmCalibration>,
 }
@@ -45,7 +41,7 @@ pub(crate) struct ArmCalibration {
 }
 
 impl Calibration {
-    /// The calibration in `folder`, measured now if it is not there or is one of other arms.
+    /// The calibration of these arms by this program in `folder`, measured now if it is not there.
     ///
     /// # Errors
     /// Those of a training step; a file that cannot be read or written.
@@ -53,30 +49,27 @@ impl Calibration {
         folder: &Path,
         loaded: &LoadedStudy,
         arms: &[Arm],
+        code: &CodeIdentity,
     ) -> Result<Self, Failure> {
-        let path = folder.join(FILE_NAME);
-        let arms_sha256 = hash_of(arms);
-        if path.is_file() {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))
-                .map_err(Failure::Fault)?;
-            let known: Self = serde_json::from_str(&text).map_err(|error| {
-                Failure::Mistake(format!(
-                    "{}: not a calibration: {error}; delete it to measure again",
-                    path.display()
-                ))
-            })?;
-            if known.arms_sha256 == arms_sha256 {
-                return Ok(known);
-            }
+        let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
+        if !path.is_file() {
+            eprintln!("{}: timing {TIMED_STEPS} steps of each arm", loaded.study.name);
+            let measured = Self::measure(arms)?;
+            write_unless_there(&path, &(serde_json::to_string_pretty(&measured)? + "\n"))?;
         }
-        eprintln!("{}: timing {} steps of each arm", loaded.study.name, TIMED_STEPS);
-        let measured = Self::measure(arms, arms_sha256)?;
-        super::execute::write_atomically(&path, &(serde_json::to_string_pretty(&measured)? + "\n"))?;
-        Ok(measured)
+        // Read back even if it was measured here: of several shards that start together, the first one's holds for all.
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))
+            .map_err(Failure::Fault)?;
+        serde_json::from_str(&text).map_err(|error| {
+            Failure::Mistake(format!(
+                "{}: not a calibration: {error}; delete it to measure again",
+                path.display()
+            ))
+        })
     }
 
-    fn measure(arms: &[Arm], arms_sha256: String) -> Result<Self, Failure> {
+    fn measure(arms: &[Arm]) -> Result<Self, Failure> {
         let repetitions = Repetitions { warmup: 1, timed: Some(TIMED_STEPS) };
         let mut measured = BTreeMap::new();
         for arm in arms {
@@ -90,7 +83,7 @@ impl Calibration {
             measured.insert(arm.label.clone(), calibration);
         }
         let hostname = switchyard_trainer::host::HostInfo::detect().hostname;
-        Ok(Self { hostname, arms_sha256, arms: measured })
+        Ok(Self { hostname, arms: measured })
     }
 
     /// Steps of each arm as a multiple of the budget: with wall-clock time held equal, those at which all arms take as long
@@ -105,8 +98,20 @@ impl Calibration {
     }
 }
 
-fn hash_of(arms: &[Arm]) -> String {
-    let hashes: Vec<String> =
-        arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config))).collect();
-    sha256_hex(hashes.join("\n"))
+/// Tells the calibration of these arms by this program from any other. It is kept, because with wall-clock time held equal
+/// it decides how many steps each arm does, and a study that is continued must not change its mind.
+fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
+    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config)));
+    let lines: Vec<String> = arms.chain([code.as_str().to_string()]).collect();
+    sha256_hex(lines.join("\n"))
+}
+
+fn write_unless_there(path: &Path, text: &str) -> Result<(), Failure> {
+    let fault = |error: io::Error| Failure::Fault(anyhow!("cannot write {}: {error}", path.display()));
+    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(fault)?;
+    file.write_all(text.as_bytes()).map_err(fault)?;
+    match file.persist_noclobber(path) {
+        Err(lost) if lost.error.kind() != io::ErrorKind::AlreadyExists => Err(fault(lost.error)),
+        _ => Ok(()),
+    }
 }

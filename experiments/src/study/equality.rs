@@ -14,10 +14,13 @@ pub(crate) fn quantity(held_equal: HeldEqual, plan: &RunPlan) -> Option<f64> {
     }
 }
 
+/// Widths beyond this mean that the key does not change the quantity.
+const WIDEST: usize = 1 << 22;
+
 /// The multiple of `multiple` at which the rising function `quantity_at` comes nearest to `target`, in ratio.
 ///
 /// # Errors
-/// Those of `quantity_at`, and a message if even the smallest width is more than twice the target.
+/// Those of `quantity_at`. No width is found if even the smallest costs more than twice the target, or none reaches it.
 pub(crate) fn nearest_width<E>(
     target: f64,
     multiple: usize,
@@ -29,6 +32,9 @@ pub(crate) fn nearest_width<E>(
     }
     let (mut low, mut high) = (1, 2);
     while at(high)? < target {
+        if high * multiple > WIDEST {
+            return Ok(None);
+        }
         (low, high) = (high, high * 2);
     }
     // at(low) < target <= at(high), unless the smallest is above the target already.
@@ -69,5 +75,6 @@ mod tests {
     fn a_target_that_no_width_can_meet_is_no_width() {
         assert_eq!(solve(10.0, 8, |width| 100.0 + width as f64), None);
         assert_eq!(solve(60.0, 8, |width| 100.0 + width as f64), Some(8));
+        assert_eq!(solve(60.0, 8, |_| 50.0), None, "a key that changes nothing");
     }
 }

@@ -62,15 +62,6 @@ impl Shard {
 /// File in a run's folder that says why its loss became no number, so that the run is not tried again.
 const DIVERGED: &str = "diverged.txt";
 
-/// What a run is whose loss becomes no number, or that an alarm stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnDivergence {
-    /// An error.
-    Fail,
-    /// A result; see [`StudyFolder::divergence`].
-    GoOn,
-}
-
 /// Where a study's runs are.
 #[derive(Debug, Clone)]
 pub(crate) struct StudyFolder {
@@ -137,26 +128,32 @@ pub(crate) enum Execution {
     Interrupted,
 }
 
-/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on.
+/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on. Each `group` of
+/// neighbours is one shard's: runs that are compared with each other belong on one machine.
 ///
 /// # Errors
-/// The first run that fails, with its folder; what was done stays.
+/// The first run that fails, with its folder; what was done stays. A run whose loss becomes no number, or that an alarm
+/// stops, is no failure: see [`StudyFolder::divergence`].
 pub(crate) fn run_missing(
     folder: &StudyFolder,
     runs: &[PlannedRun],
+    group: usize,
     shard: Shard,
     keep_checkpoints: bool,
-    on_divergence: OnDivergence,
     stop: &Arc<AtomicBool>,
 ) -> Result<Execution, Failure> {
-    let mine: Vec<&PlannedRun> =
-        runs.iter().enumerate().filter(|(position, _)| shard.has(*position)).map(|(_, run)| run).collect();
+    let mine: Vec<&PlannedRun> = runs
+        .iter()
+        .enumerate()
+        .filter(|(position, _)| shard.has(position / group))
+        .map(|(_, run)| run)
+        .collect();
     for (done, run) in mine.iter().enumerate() {
         if folder.is_over(run) {
             continue;
         }
         eprintln!("[{}/{}] {}", done + 1, mine.len(), run.folder);
-        run_one(folder, run, keep_checkpoints, on_divergence, stop)?;
+        run_one(folder, run, keep_checkpoints, stop)?;
         if stop.load(Ordering::SeqCst) {
             return Ok(Execution::Interrupted);
         }
@@ -168,7 +165,6 @@ fn run_one(
     folder: &StudyFolder,
     run: &PlannedRun,
     keep_checkpoints: bool,
-    on_divergence: OnDivergence,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), Failure> {
     let out = folder.path_of(run);
@@ -186,25 +182,15 @@ fn run_one(
             delete_checkpoints(&out)
         }
         Ok(summary) if summary.manifest.status == RunStatus::Alarmed => {
-            let reason = summary.manifest.error.unwrap_or_else(|| "stopped by an alarm".into());
-            match on_divergence {
-                OnDivergence::GoOn => record_divergence(&out, &reason),
-                // Going on would leave the study waiting for a run that never ends.
-                OnDivergence::Fail => Err(Failure::Fault(anyhow::anyhow!(
-                    "{}: {reason}; take it out of `train.flight_recorder.alarms.stop_on`, or mend what it warns of",
-                    out.display()
-                ))),
-            }
+            record_divergence(&out, &summary.manifest.error.unwrap_or_else(|| "stopped by an alarm".into()))
         }
         Ok(_) => Ok(()),
         // Somebody else is at it: theirs is as good as ours.
-        Err(TrainError::RunFolder(RunFolderError::Locked { .. })) => {
+        Err(TrainError::RunFolder(RunFolderError::Locked { .. } | RunFolderError::AlreadyExists { .. })) => {
             eprintln!("{}: another process is training it", out.display());
             Ok(())
         }
-        Err(error) if has_diverged(&error) && on_divergence == OnDivergence::GoOn => {
-            record_divergence(&out, &error.to_string())
-        }
+        Err(error) if has_diverged(&error) => record_divergence(&out, &error.to_string()),
         Err(error) => Err(error.into()),
     }
 }
@@ -254,7 +240,9 @@ pub(crate) fn wait_for(folder: &StudyFolder, runs: &[PlannedRun], stop: &AtomicB
 /// # Errors
 /// The path and the system's reason.
 pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
-    let temporary = path.with_extension("tmp");
+    // A name of its own: shards that end together write the same file.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
     fs::write(&temporary, text)
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))

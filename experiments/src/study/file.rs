@@ -201,6 +201,12 @@ impl StudyFile {
         if self.width_multiple == 0 {
             return Err("`width_multiple` is 0: use at least 1".into());
         }
+        if let Some(seed) = self.pilot.seed.filter(|seed| self.seeds.contains(seed)) {
+            return Err(format!(
+                "`pilot.seed` is {seed}, which is one of `seeds`: a run would be judged on the seed that its learning rate was \
+                 chosen by; give another"
+            ));
+        }
         check_learning_rates("learning_rates", &self.learning_rates)
     }
 

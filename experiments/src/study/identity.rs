@@ -33,6 +33,11 @@ impl CodeIdentity {
             .map_err(Failure::Fault)?;
         Ok(Self(sha256_hex(bytes)))
     }
+
+    /// In hexadecimal.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Identities of prepared corpora, each prepared once.

@@ -13,8 +13,7 @@ pub(crate) struct StudyResult {
     pub(crate) study: String,
     /// The verdict in one or two sentences: the first thing that a reader sees.
     pub(crate) headline: String,
-    /// `wins`, `loses` or `undecided`: the last arm that was asked about, on the question's axis. With several sparse
-    /// arms, that of the best of them.
+    /// On the question's axis: `wins` if any arm wins against the baseline, `loses` if all lose, else `undecided`.
     pub(crate) verdict: Verdict,
     /// What was asked.
     pub(crate) question: Question,
@@ -94,7 +93,7 @@ pub(crate) struct ArmResult {
     pub(crate) equality: f64,
     /// Learning rate that the grid's pilot seed found best; that of the runs below.
     pub(crate) learning_rate: f64,
-    /// Learning rates tried and the mean final loss of each, in nats.
+    /// Learning rates tried and the final loss of each in its pilot run, in nats.
     pub(crate) learning_rate_grid: Vec<(f64, Option<f64>)>,
     /// Its runs at the chosen learning rate, ordered by budget and seed.
     pub(crate) runs: Vec<RunResult>,
@@ -183,7 +182,9 @@ pub(crate) struct EffectiveSpeedup {
     pub(crate) ratios: Vec<Option<f64>>,
     /// Lower bound for the seeds that are absent above.
     pub(crate) lower_bounds: Vec<f64>,
-    /// Geometric mean with interval; absent if any seed is censored or there are fewer than two.
+    /// Whether a seed's ratio is only an upper bound, because the arm's loss is above the whole of the baseline's curve.
+    pub(crate) at_most: Vec<bool>,
+    /// Geometric mean with interval; absent if any seed has only a bound or there are fewer than two.
     pub(crate) estimate: Option<RatioEstimate>,
 }
 

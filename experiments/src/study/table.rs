@@ -103,6 +103,12 @@ fn ratio_words(estimate: Option<&RatioEstimate>, ratios: &[Option<f64>], censore
 fn speedup_words(speedup: &EffectiveSpeedup) -> String {
     match &speedup.estimate {
         Some(_) => ratio_words(speedup.estimate.as_ref(), &speedup.ratios, ""),
+        None if speedup.ratios.is_empty() => "not measured".into(),
+        None if speedup.at_most.contains(&true) => {
+            let most = speedup.ratios.iter().flatten().fold(0.0_f64, |most, &ratio| most.max(ratio));
+            format!("below {most:.2}")
+        }
+        None if !speedup.ratios.contains(&None) => ratio_words(None, &speedup.ratios, ""),
         None => {
             let bounds = speedup.ratios.iter().zip(&speedup.lower_bounds);
             let least = bounds.map(|(ratio, bound)| ratio.unwrap_or(*bound)).fold(f64::INFINITY, f64::min);

@@ -35,11 +35,11 @@ pub(crate) fn headline(
     question: &Question,
 ) -> String {
     let on_axis = |comparison: &ArmComparison| comparison.on(question.axis).cloned();
-    let best = comparisons
-        .iter()
-        .filter_map(|comparison| Some((comparison, on_axis(comparison)?)))
-        .filter(|(_, on)| on.verdict == verdict || verdict == Verdict::Undecided)
-        .min_by(|(_, a), (_, b)| a.difference.mean.total_cmp(&b.difference.mean));
+    let compared = || comparisons.iter().filter_map(|comparison| Some((comparison, on_axis(comparison)?)));
+    let best = compared()
+        .filter(|(_, on)| on.verdict == verdict)
+        .min_by(|(_, a), (_, b)| a.difference.mean.total_cmp(&b.difference.mean))
+        .or_else(|| compared().next());
     let Some((comparison, on)) = best else {
         return format!("No verdict: no seed has finished runs of both `{baseline}` and another arm.");
     };
@@ -101,7 +101,8 @@ pub(crate) fn unequal(arms: &[ArmResult]) -> Vec<String> {
 fn longest(arm: &ArmResult, of: impl Fn(&super::result::RunResult) -> f64) -> f64 {
     let most = arm.runs.iter().map(|run| run.num_steps).max();
     let values: Vec<f64> = arm.runs.iter().filter(|run| Some(run.num_steps) == most).map(of).collect();
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+    // Of no runs it is no number, which is not told.
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 fn short(value: f64) -> String {
@@ -116,7 +117,14 @@ fn short(value: f64) -> String {
 
 /// What a reader must know before believing the numbers.
 pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
-    let study = &evidence.loaded.study;
+    let mut notes = what_is_missing(evidence, comparisons);
+    notes.extend(what_chance_may_do(evidence, comparisons));
+    notes.extend(how_it_was_compared(evidence));
+    notes
+}
+
+/// Runs and comparisons that one would expect and that are not there.
+fn what_is_missing(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
     let mut notes = Vec::new();
     if evidence.num_missing > 0 {
         notes.push(format!(
@@ -124,10 +132,30 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
             evidence.num_missing
         ));
     }
-    if study.seeds.len() < 5 {
+    notes.extend(evidence.diverged.iter().map(|(arm, reason)| {
+        let label = &evidence.arms[*arm].label;
+        format!("A run of `{label}` diverged, and its pair is left out, which favours it: {reason}")
+    }));
+    for comparison in comparisons {
+        notes.extend(AXES.iter().filter(|axis| comparison.on(**axis).is_none()).map(|&axis| {
+            format!(
+                "`{}` is not compared at equal {}: no pair is finished, its runs are of different machines, or \
+                 their curves have no {} in common.",
+                comparison.arm,
+                axis_words(axis),
+                axis_words(axis)
+            )
+        }));
+    }
+    notes
+}
+
+fn what_chance_may_do(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let num_seeds = evidence.loaded.study.seeds.len();
+    if num_seeds < 5 {
         notes.push(format!(
-            "{} seed(s): a claim needs at least 5, because the interval rests on their spread.",
-            study.seeds.len()
+            "{num_seeds} seed(s): a claim needs at least 5, because the interval rests on their spread."
         ));
     }
     if comparisons.len() > 1 {
@@ -137,30 +165,36 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
             comparisons.len()
         ));
     }
-    for comparison in comparisons {
-        notes.extend(AXES.iter().filter(|axis| comparison.on(**axis).is_none()).map(|&axis| {
-            format!(
-                "`{}` is not compared at equal {}: no pair is finished, or the curves of a pair have no {} in common.",
-                comparison.arm,
-                axis_words(axis),
-                axis_words(axis)
-            )
-        }));
-    }
     for (arm, &chosen) in evidence.arms.iter().zip(evidence.learning_rates) {
         notes.extend(edge_of_grid(&arm.label, &arm.learning_rates, chosen));
     }
     if evidence.arms.iter().all(|arm| arm.learning_rates.len() == 1) {
         notes.push("The learning rate was not tuned for each arm: the recipe's was taken.".into());
     }
-    notes.push(match study.held_equal {
-        HeldEqual::WallClock => "Held equal are the predicted seconds: the steps of each arm follow from its measured time per \
-                                 step, and the schedule is stretched over them."
+    notes
+}
+
+fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
+    let study = &evidence.loaded.study;
+    let held_equal = match study.held_equal {
+        HeldEqual::WallClock => {
+            "Held equal are the predicted seconds: the steps of each arm follow from its measured time per step, and the \
+             schedule is stretched over them."
+        }
+        _ => {
+            "All arms see the same tokens in the same order for the same seed, and parts of the same name and shape start \
+             from the same values; evaluation is dropless and covers the whole validation split."
+        }
+    };
+    let mut notes = vec![
+        held_equal.to_string(),
+        "Where one run of a pair is longer on an axis, its loss at equal x is taken before its learning rate has come down, \
+         which counts against it; seconds nearly always differ: ask about them with `held_equal = \"wall_clock\"`."
             .into(),
-        _ => "All arms see the same tokens in the same order for the same seed, and parts of the same name and shape start \
-              from the same values; evaluation is dropless and covers the whole validation split."
-            .into(),
-    });
+    ];
+    if study.held_equal != HeldEqual::ActiveFlops && study.budget.num_steps.len() > 3 {
+        notes.push("The compute of the gauge is the baseline's.".into());
+    }
     notes.push(
         "Seconds hold for this machine and program only, and include the evaluations; the other axes do not depend on them."
             .into(),

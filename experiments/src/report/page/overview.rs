@@ -157,6 +157,10 @@ fn all_seeds(speedup: &EffectiveSpeedup) -> String {
     if let Some(estimate) = &speedup.estimate {
         return ratio(estimate);
     }
+    if speedup.at_most.contains(&true) {
+        let most = speedup.ratios.iter().flatten().fold(0.0_f64, |most, &ratio| most.max(ratio));
+        return format!("\u{2264} {most:.2}");
+    }
     // With a bound in the place of each censored ratio, the geometric mean is a bound of the mean.
     let logarithms: Vec<f64> = each_seed(speedup).map(|(value, _)| value.ln()).collect();
     if logarithms.is_empty() {
