@@ -17,6 +17,7 @@ mod scaling;
 mod statistics;
 mod study;
 mod sweep;
+mod whole_file;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

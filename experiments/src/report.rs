@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::study::result::StudyResult;
+use crate::whole_file;
 use content::Content;
 use figures::Figures;
 use png::Rasterizer;
@@ -55,7 +56,11 @@ pub(crate) fn write(
     }
     written.push(("report.html".into(), page::render(&content, &figures).into_bytes()));
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    written.iter().map(|(name, bytes)| files::replace(folder, name, bytes)).collect()
+    let replace = |(name, bytes): &(String, Vec<u8>)| {
+        let path = folder.join(name);
+        whole_file::replace(&path, bytes).map(|()| path)
+    };
+    written.iter().map(replace).collect()
 }
 
 /// The page alone, as text.

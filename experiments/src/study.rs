@@ -31,12 +31,12 @@ use crate::failure::Failure;
 pub(crate) use analysis::{Evidence, analyse};
 pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
-pub(crate) use execute::{Execution, Shard, StudyFolder, run_missing, wait_for, write_atomically};
+pub(crate) use execute::{Execution, Shard, StudyFolder, run_missing, wait_for};
 pub(crate) use file::{
     ArmConfig, BudgetConfig, LoadedStudy, PilotConfig, QuestionConfig, StudyFile, check_distinct, check_name,
     is_study, read_toml,
 };
-pub(crate) use forecast::{Forecast, duration};
+pub(crate) use forecast::Forecast;
 pub(crate) use identity::{CodeIdentity, DataIdentities, sha256_hex};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use outcome::{FinishedRun, finished_runs};

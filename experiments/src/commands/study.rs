@@ -19,8 +19,8 @@ use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
     Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
     Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing, sha256_hex, wait_for,
-    write_atomically,
 };
+use crate::whole_file;
 
 pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
     let stop = interrupt::stop_flag()?;
@@ -187,7 +187,8 @@ impl<'a> Session<'a> {
 
     fn save(&self, result: &StudyResult, series: &[RunSeries]) -> Result<(), Failure> {
         let root = self.folder.root();
-        write_atomically(&root.join("result.json"), &(serde_json::to_string_pretty(result)? + "\n"))?;
+        let text = serde_json::to_string_pretty(result)? + "\n";
+        whole_file::replace(&root.join("result.json"), text.as_bytes()).map_err(Failure::Fault)?;
         let files = report::write(root, Some(result), series, &result.study).map_err(Failure::Fault)?;
         eprintln!("saved: {}/ (result.json, report.html and {} more)", root.display(), files.len() - 1);
         Ok(())

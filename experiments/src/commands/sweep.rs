@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use switchyard_datasets::{Progress, prepare};
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
+use switchyard_trainer::metrics::duration;
 
 use super::{print_json, print_text};
 use crate::cli::SweepArgs;
@@ -15,13 +16,13 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::study::{
     Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
-    RunSettings, Shard, StudyFolder, duration, finished_runs, run_missing, sha256_hex, wait_for,
-    write_atomically,
+    RunSettings, Shard, StudyFolder, finished_runs, run_missing, sha256_hex, wait_for,
 };
 use crate::sweep::{
     Candidate, LoadedSweep, RunOutcome, Rung, RungOutcome, SweepProvenance, SweepResult, going_on,
     resolve_candidates, rungs, shorten_schedule,
 };
+use crate::whole_file;
 
 pub(super) fn run(args: &SweepArgs) -> Result<(), Failure> {
     let stop = interrupt::stop_flag()?;
@@ -236,8 +237,10 @@ impl<'a> Session<'a> {
             .collect();
         let result = SweepResult::new(&self.loaded.sweep, &names, outcomes, self.provenance());
         let root = self.folder.root();
-        write_atomically(&root.join("sweep.json"), &(serde_json::to_string_pretty(&result)? + "\n"))?;
-        write_atomically(&root.join("sweep.csv"), &result.to_csv()?)?;
+        let json = serde_json::to_string_pretty(&result)? + "\n";
+        for (name, text) in [("sweep.json", json), ("sweep.csv", result.to_csv()?)] {
+            whole_file::replace(&root.join(name), text.as_bytes()).map_err(Failure::Fault)?;
+        }
         eprintln!("saved: {}/ (sweep.json, sweep.csv)", root.display());
         Ok(result)
     }

@@ -17,6 +17,7 @@ use switchyard_trainer::train::{TrainRequest, train};
 use super::forecast::is_finished;
 use super::matrix::PlannedRun;
 use crate::failure::Failure;
+use crate::whole_file;
 
 /// The part of the runs that this process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,7 +208,7 @@ fn has_diverged(error: &TrainError) -> bool {
 
 fn record_divergence(run: &Path, reason: &str) -> Result<(), Failure> {
     eprintln!("{}: diverged: {reason}", run.display());
-    write_atomically(&run.join(DIVERGED), reason)
+    whole_file::replace(&run.join(DIVERGED), reason.as_bytes()).map_err(Failure::Fault)
 }
 
 /// A finished run of a study is repeated from its configuration if it is ever needed again.
@@ -233,20 +234,6 @@ pub(crate) fn wait_for(folder: &StudyFolder, runs: &[PlannedRun], stop: &AtomicB
         std::thread::sleep(Duration::from_secs(1));
     }
     Execution::Done
-}
-
-/// Replace the file at `path`, which holds the old or the new text at every moment.
-///
-/// # Errors
-/// The path and the system's reason.
-pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
-    // A name of its own: shards that end together write the same file.
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    fs::write(&temporary, text)
-        .and_then(|()| fs::rename(&temporary, path))
-        .with_context(|| format!("cannot write {}", path.display()))
-        .map_err(Failure::Fault)
 }
 
 #[cfg(test)]

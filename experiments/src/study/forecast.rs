@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use switchyard_trainer::metrics::duration;
 use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
 
 use super::arms::{Arm, held_equal_words};
@@ -84,15 +85,6 @@ impl Forecast<'_> {
 /// The last change that is the arm's own: the solved width, if there is one.
 fn own_change<'a>(arm: &'a Arm, study: &StudyFile) -> &'a str {
     arm.overrides[study.set.len()..].last().map_or("", String::as_str)
-}
-
-/// Seconds in the unit that a person would say them in.
-pub(crate) fn duration(secs: f64) -> String {
-    match secs {
-        secs if secs < 100.0 => format!("{secs:.0} s"),
-        secs if secs < 6000.0 => format!("{:.0} min", secs / 60.0),
-        secs => format!("{:.1} h", secs / 3600.0),
-    }
 }
 
 /// Whether the run in `folder` is over.

@@ -153,14 +153,20 @@ fn benchmark_here(
         loss_first: training.losses.0,
         loss_last: training.losses.1,
         minor_page_faults_per_step: faults.map(|faults| faults as f64 / steps.len() as f64),
-        against: against.zip(other_steps).map(|(other, other_steps)| StepRatio {
-            case: other.name.into(),
-            step_ms_median: other_steps.median_ms(),
-            step_ms_min: other_steps.min_ms(),
-            ratio_median: steps.ratio_to(&other_steps),
-            ratio_of_shortest: steps.min_ms() / other_steps.min_ms(),
-        }),
+        against: against.zip(other_steps).map(|(other, theirs)| StepRatio::new(other.name, &steps, &theirs)),
     })
+}
+
+impl StepRatio {
+    fn new(case: &str, steps: &Timings, others: &Timings) -> Self {
+        Self {
+            case: case.into(),
+            step_ms_median: others.median_ms(),
+            step_ms_min: others.min_ms(),
+            ratio_median: steps.ratio_to(others),
+            ratio_of_shortest: steps.min_ms() / others.min_ms(),
+        }
+    }
 }
 
 impl Repetitions {
