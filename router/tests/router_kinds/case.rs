@@ -132,7 +132,7 @@ impl Values {
             directions_ce: draw(C * e, 1.0),
             log_scale_1: draw(1, 1.0),
             bias_e: draw(e, 0.1),
-            token_ids_t: (0..t as u32).map(|i| i * 7919 + seed as u32).collect(),
+            token_ids_t: (0..t as u32).map(|i| (i * 7919).wrapping_add(seed as u32)).collect(),
             seq_len,
         }
     }
