@@ -40,9 +40,9 @@ mod tests {
     use burn::backend::Flex;
 
     use super::*;
-    use crate::slices::elements;
-    use crate::slices::from_elements;
+    use crate::matrix::Unwritten;
     use crate::slices::test_support::{assert_agree, random_flex};
+    use crate::slices::{elements, from_elements};
 
     const ALL: [Activation; 4] =
         [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
@@ -65,9 +65,7 @@ mod tests {
     }
 
     fn hidden(activation: Activation, x: &[f32]) -> Vec<f32> {
-        let mut hidden = vec![0.0; x.len()];
-        lanes::activate(activation, &mut hidden, x, None);
-        hidden
+        lanes::activate(activation, Unwritten::new(x.len()).as_mut_slice(), x, None).to_vec()
     }
 
     /// Its documented accuracy.
@@ -107,9 +105,10 @@ mod tests {
                 stock::gradients::<Flex>(activation, up.clone(), gate.clone(), dhidden.clone());
 
             let tensor = |values: &[f32]| from_elements(values.to_vec(), [1, len].into());
-            let mut hidden = vec![0.0; len];
-            lanes::activate(activation, &mut hidden, elements(&up), gate.as_ref().map(elements));
-            assert_agree("hidden", &tensor(&hidden), &stock_hidden);
+            let mut hidden = Unwritten::new(len);
+            let gate_elements = gate.as_ref().map(elements);
+            let hidden = lanes::activate(activation, hidden.as_mut_slice(), elements(&up), gate_elements);
+            assert_agree("hidden", &tensor(hidden), &stock_hidden);
 
             let weight = 0.5;
             let mut dup = elements(&up).to_vec();
@@ -124,9 +123,9 @@ mod tests {
             }
             assert_agree("weighted hidden", &doubled(&weighted), &stock_hidden);
             let expected: f64 =
-                elements(&dhidden).iter().zip(&hidden).map(|(&d, &h)| f64::from(d) * f64::from(h)).sum();
+                elements(&dhidden).iter().zip(&*hidden).map(|(&d, &h)| f64::from(d) * f64::from(h)).sum();
             let size: f64 =
-                elements(&dhidden).iter().zip(&hidden).map(|(&d, &h)| f64::from((d * h).abs())).sum();
+                elements(&dhidden).iter().zip(&*hidden).map(|(&d, &h)| f64::from((d * h).abs())).sum();
             assert!((f64::from(dweight) - expected).abs() <= 1e-6 * size, "{dweight}, not {expected}");
         }
     }

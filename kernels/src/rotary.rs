@@ -70,18 +70,18 @@ pub(crate) fn rotate<B: Backend>(
 }
 
 vectorised! {
-    /// One head at one position, turned by `sign` times the angles.
-    pub(crate) fn rotate_row(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_pairs;
+    /// Turns one head at the positions from 0 on, `[s, 2 * half]`, by `sign` times the angles, in place.
+    pub(crate) fn rotate_rows(rows: &mut [f32], cos_sp: &[f32], sin_sp: &[f32], half: usize, sign: f32) = rotate_pairs;
 }
 
 #[inline(always)]
-fn rotate_pairs<const FUSED: bool>(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-    let half = cos.len();
-    let ((y_a, y_b), (x_a, x_b)) = (y.split_at_mut(half), x.split_at(half));
-    let pairs = y_a.iter_mut().zip(y_b).zip(x_a.iter().zip(x_b));
-    for (((y_a, y_b), (&a, &b)), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
-        let sin = sign * sin;
-        *y_a = multiply_add::<FUSED>(a, cos, -b * sin);
-        *y_b = multiply_add::<FUSED>(b, cos, a * sin);
+fn rotate_pairs<const FUSED: bool>(rows: &mut [f32], cos_sp: &[f32], sin_sp: &[f32], half: usize, sign: f32) {
+    let angles = cos_sp.chunks_exact(half).zip(sin_sp.chunks_exact(half));
+    for (row, (cos, sin)) in rows.chunks_exact_mut(2 * half).zip(angles) {
+        let (a, b) = row.split_at_mut(half);
+        for ((a, b), (&cos, &sin)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+            let sin = sign * sin;
+            (*a, *b) = (multiply_add::<FUSED>(*a, cos, -*b * sin), multiply_add::<FUSED>(*b, cos, *a * sin));
+        }
     }
 }

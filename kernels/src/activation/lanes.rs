@@ -1,14 +1,23 @@
 //! The loops behind the activation functions: plain slices of equal length, no branches inside.
 
+use std::mem::MaybeUninit;
+
 use super::Activation;
 use crate::exp::exp;
 use crate::simd::{LANES, multiply_add, vectorised};
 
-/// Writes the hidden values of an up projection and, if gated, a gate projection.
+/// Fills `hidden` with the hidden values of an up projection and, if gated, a gate projection, and returns it.
 ///
 /// # Panics
-/// If the gate projection is missing or superfluous for `activation`.
-pub(crate) fn activate(activation: Activation, hidden: &mut [f32], up: &[f32], gate: Option<&[f32]>) {
+/// If the gate projection is missing or superfluous for `activation`, or the lengths differ.
+pub(crate) fn activate<'h>(
+    activation: Activation,
+    hidden: &'h mut [MaybeUninit<f32>],
+    up: &[f32],
+    gate: Option<&[f32]>,
+) -> &'h mut [f32] {
+    let lens = (hidden.len(), gate.map_or(up.len(), <[f32]>::len));
+    assert_eq!(lens, (up.len(), up.len()), "lengths of hidden values, gate and up projection");
     match (activation, gate) {
         (Activation::Swiglu, Some(gate)) => swiglu(hidden, up, gate),
         (Activation::Gelu, None) => gelu(hidden, up),
@@ -16,6 +25,8 @@ pub(crate) fn activate(activation: Activation, hidden: &mut [f32], up: &[f32], g
         (Activation::Relu, None) => relu(hidden, up),
         (_, gate) => panic!("{activation:?} with a gate projection = {}", gate.is_some()),
     }
+    // SAFETY: each loop writes as many elements as it reads.
+    unsafe { hidden.assume_init_mut() }
 }
 
 /// The way back of one row whose hidden values h enter the output times `weight`. On entry `dhidden` holds the
@@ -42,13 +53,13 @@ pub(crate) fn backward(
 
 vectorised! {
     /// `hidden = up * gate * sigmoid(gate)` (arXiv:2002.05202, eq. 6).
-    fn swiglu(hidden: &mut [f32], up: &[f32], gate: &[f32]) = swiglu_each;
+    fn swiglu(hidden: &mut [MaybeUninit<f32>], up: &[f32], gate: &[f32]) = swiglu_each;
 }
 
 #[inline(always)]
-fn swiglu_each<const FUSED: bool>(hidden: &mut [f32], up: &[f32], gate: &[f32]) {
+fn swiglu_each<const FUSED: bool>(hidden: &mut [MaybeUninit<f32>], up: &[f32], gate: &[f32]) {
     for ((hidden, &up), &gate) in hidden.iter_mut().zip(up).zip(gate) {
-        *hidden = gate * sigmoid::<FUSED>(gate) * up;
+        hidden.write(gate * sigmoid::<FUSED>(gate) * up);
     }
 }
 
@@ -89,11 +100,11 @@ fn swiglu_backward_row<const FUSED: bool>(
 
 vectorised! {
     /// `y = x * Phi(x)` to a relative 5e-7 at 0 and above and to `1e-7 * (5 + x^2)` below.
-    fn gelu(y: &mut [f32], x: &[f32]) = gelu_each;
+    fn gelu(y: &mut [MaybeUninit<f32>], x: &[f32]) = gelu_each;
 }
 
 #[inline(always)]
-fn gelu_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+fn gelu_each<const FUSED: bool>(y: &mut [MaybeUninit<f32>], x: &[f32]) {
     each(y, x, |x| x * normal::<FUSED>(x).distribution);
 }
 
@@ -112,11 +123,11 @@ fn gelu_backward_row<const FUSED: bool>(x: &mut [f32], dhidden: &mut [f32], weig
 
 vectorised! {
     /// [`gelu`] with the tanh approximation of Phi.
-    fn gelu_tanh(y: &mut [f32], x: &[f32]) = gelu_tanh_each;
+    fn gelu_tanh(y: &mut [MaybeUninit<f32>], x: &[f32]) = gelu_tanh_each;
 }
 
 #[inline(always)]
-fn gelu_tanh_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+fn gelu_tanh_each<const FUSED: bool>(y: &mut [MaybeUninit<f32>], x: &[f32]) {
     each(y, x, |x| x * tanh_normal::<FUSED>(x).distribution);
 }
 
@@ -135,11 +146,11 @@ fn gelu_tanh_backward_row<const FUSED: bool>(x: &mut [f32], dhidden: &mut [f32],
 
 vectorised! {
     /// `y = max(x, 0)`, and NaN for NaN.
-    fn relu(y: &mut [f32], x: &[f32]) = relu_each;
+    fn relu(y: &mut [MaybeUninit<f32>], x: &[f32]) = relu_each;
 }
 
 #[inline(always)]
-fn relu_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+fn relu_each<const FUSED: bool>(y: &mut [MaybeUninit<f32>], x: &[f32]) {
     each(y, x, |x| if x < 0.0 { 0.0 } else { x });
 }
 
@@ -154,9 +165,9 @@ fn relu_backward_row<const FUSED: bool>(x: &mut [f32], dhidden: &mut [f32], weig
 }
 
 #[inline(always)]
-fn each(y: &mut [f32], x: &[f32], function: impl Fn(f32) -> f32) {
+fn each(y: &mut [MaybeUninit<f32>], x: &[f32], function: impl Fn(f32) -> f32) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = function(x);
+        y.write(function(x));
     }
 }
 

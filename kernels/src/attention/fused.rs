@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Heads, SavedForAttention, alibi_slopes};
 use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, columns_in_order, multiply};
-use crate::rotary::rotate_row;
+use crate::rotary::rotate_rows;
 use crate::slices::{contiguous, elements, from_elements, host_integers};
 use softmax::{dot, exponentials_of_seen, gradients_of_scores};
 
@@ -160,24 +160,20 @@ impl<'a> Reader<'a> {
     /// A copy of one head, `[s, d]`, turned and times `factor`.
     fn load(&self, rows: &[f32], num_heads: usize, batch: usize, head: usize, factor: f32) -> Vec<f32> {
         let width = num_heads * self.d;
-        let mut copy = vec![0.0; self.s * self.d];
-        for (position, target) in copy.chunks_exact_mut(self.d).enumerate() {
-            let row = &rows[(batch * self.s + position) * width + head * self.d..][..self.d];
-            self.turn(target, row, position, 1.0);
-            target.iter_mut().for_each(|value| *value *= factor);
+        let rows = rows[batch * self.s * width..].chunks_exact(width).take(self.s);
+        let mut copy: Vec<f32> = Vec::with_capacity(self.s * self.d);
+        rows.for_each(|row| copy.extend_from_slice(&row[head * self.d..][..self.d]));
+        self.turn(&mut copy, 1.0);
+        if factor != 1.0 {
+            copy.iter_mut().for_each(|value| *value *= factor);
         }
         copy
     }
 
-    /// Writes `row` turned by `sign` times the angles of its position, if positions turn.
-    fn turn(&self, target: &mut [f32], row: &[f32], position: usize, sign: f32) {
-        match self.rotation {
-            Some(tables) => {
-                let half = self.d / 2;
-                let [cos, sin] = tables.map(|table| &table[position * half..][..half]);
-                rotate_row(target, row, cos, sin, sign);
-            }
-            None => target.copy_from_slice(row),
+    /// Turns one head, `[s, d]`, by `sign` times the angles of its positions, if positions turn.
+    fn turn(&self, rows: &mut [f32], sign: f32) {
+        if let Some([cos, sin]) = self.rotation {
+            rotate_rows(rows, cos, sin, self.d / 2, sign);
         }
     }
 
@@ -256,22 +252,21 @@ impl<'a> Reader<'a> {
         let sharing = self.heads.num_heads / g;
         let keys = self.load(self.k, g, batch, kv_head, 1.0);
         let mut group = GroupGradient::new(s, d);
-        let mut turned = vec![0.0; d];
         for offset in 0..sharing {
             let head = kv_head * sharing + offset;
             group.add_head(self, [batch, head, kv_head], &keys, results);
+            self.turn(&mut group.dqueries, -1.0);
             for (position, row) in group.dqueries.chunks_exact(d).enumerate() {
-                self.turn(&mut turned, row, position, -1.0);
-                for (target, value) in dq.row_mut(position)[offset * d..].iter_mut().zip(&turned) {
+                for (target, value) in dq.row_mut(position)[offset * d..].iter_mut().zip(row) {
                     target.write(self.scale() * value);
                 }
             }
         }
+        self.turn(&mut group.dkeys, -1.0);
         for (position, (key, value)) in
             group.dkeys.chunks_exact(d).zip(group.dvalues.chunks_exact(d)).enumerate()
         {
-            self.turn(&mut turned, key, position, -1.0);
-            dk.row_mut(position).write_copy_of_slice(&turned);
+            dk.row_mut(position).write_copy_of_slice(key);
             dv.row_mut(position).write_copy_of_slice(value);
         }
     }

@@ -129,9 +129,9 @@ impl<'a> Reader<'a> {
         let x = Matrix::row_major(self.rows(self.operands.x, tile, gathered.as_mut_slice()), self.d);
         let up = project(up, x, matrix_of(w_up, self.f), up_bias);
         let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
-        let mut hidden = vec![0.0; up.len()];
-        lanes::activate(self.activation, &mut hidden, up, gate);
-        project(y, Matrix::row_major(&hidden, self.f), matrix_of(w_down, self.d), down_bias);
+        let mut hidden = Unwritten::new(up.len());
+        let hidden = lanes::activate(self.activation, hidden.as_mut_slice(), up, gate);
+        project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
     /// The tile's rows of `x_td`: where they lie, or gathered into `target`.
