@@ -31,7 +31,7 @@ use crate::failure::Failure;
 pub(crate) use analysis::{Evidence, analyse};
 pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
-pub(crate) use execute::{Execution, Shard, StudyFolder, run_missing, wait_for};
+pub(crate) use execute::{Execution, Shard, StudyFolder, run_all, run_missing};
 pub(crate) use file::{
     ArmConfig, BudgetConfig, LoadedStudy, PilotConfig, QuestionConfig, StudyFile, check_distinct, check_name,
     is_study, read_toml,

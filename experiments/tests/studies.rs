@@ -134,6 +134,7 @@ fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
     assert!(["wins", "loses", "undecided"].contains(&result["verdict"].as_str().unwrap()));
     assert!(comparison["gauge"]["slope_per_decade"].is_f64());
     assert_paired_differences_are_those_of_the_runs(&desk, &result);
+    assert_time_to_loss_is_read_from_finished_runs(&result);
 
     for file in
         ["report.html", "runs.csv", "curves.csv", "comparisons.csv", "loss-vs-steps.svg", "loss-vs-steps.png"]
@@ -157,6 +158,57 @@ fn assert_paired_differences_are_those_of_the_runs(desk: &Desk, result: &Value) 
         let expected = final_loss(1, seed) - final_loss(0, seed);
         assert!((differences[seed as usize].as_f64().unwrap() - expected).abs() < 1e-12);
     }
+}
+
+/// The steps at which the arm had the dense model's final loss lie on the line, in ln steps, through its runs of all budgets.
+fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
+    let steps_axis = &result["comparisons"][0]["time_to_loss"][0];
+    assert_eq!(steps_axis["axis"], "steps");
+    let ends = |arm: usize, seed: u64| -> Vec<(f64, f64)> {
+        let runs = result["arms"][arm]["runs"].as_array().unwrap();
+        let of_seed = runs.iter().filter(|run| run["seed"] == seed);
+        of_seed
+            .map(|run| (run["num_steps"].as_f64().unwrap(), run["final_loss_nats"].as_f64().unwrap()))
+            .collect()
+    };
+    for seed in 0..3 {
+        let (mine, theirs) = (ends(1, seed), ends(0, seed));
+        let target = theirs[3].1;
+        assert_eq!(steps_axis["targets_nats"][seed as usize].as_f64(), Some(target));
+        let reached = mine.iter().position(|(_, loss)| *loss <= target);
+        let their_steps = theirs.iter().find(|(_, loss)| *loss <= target).unwrap().0;
+        let ratio = steps_axis["ratios"][seed as usize].as_f64();
+        match reached {
+            None => assert_eq!(ratio, None),
+            Some(0) => assert_eq!(ratio, Some(mine[0].0 / their_steps)),
+            Some(at) => {
+                let ((x0, loss0), (x1, loss1)) = (mine[at - 1], mine[at]);
+                let x = x0 * (x1 / x0).powf((loss0 - target) / (loss0 - loss1));
+                assert!((ratio.unwrap() - x / their_steps).abs() < 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shard_does_the_pilots_of_one_that_never_came() {
+    let desk = Desk::new();
+    desk.write("study.toml", &STUDY.replace("[2, 4, 8, 16]", "[4]").replace("[0, 1, 2]", "[0, 1]"));
+    desk.ok(&["compare", "study.toml", "--out", "out", "--shard", "1/2"]);
+    assert_eq!(desk.runs().len(), 2 + 2, "both pilots, and one of two pairs");
+}
+
+#[test]
+fn a_width_that_an_arm_names_in_a_table_is_kept() {
+    let desk = Desk::new();
+    let study = STUDY.replace("num_experts = 4, router", "num_experts = 4, d_expert = 40, router");
+    desk.write("study.toml", &study.replace("[2, 4, 8, 16]", "[2]").replace("[0, 1, 2]", "[0, 1]"));
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
+    let arm = &desk.json("out/result.json")["arms"][1];
+    assert!(
+        !arm["overrides"].to_string().contains("d_expert=") && arm["equality"].as_f64().unwrap() > 1.3,
+        "{arm}"
+    );
 }
 
 #[test]
@@ -184,7 +236,7 @@ fn a_study_in_shards_is_the_study_and_nothing_runs_twice() {
     // Another configuration has other runs; those of before stay and are not used.
     desk.write("base.toml", &BASE.replace("d_model = 16", "d_model = 24"));
     let (_, log) = desk.ok(&["compare", "study.toml", "--out", "out"]);
-    assert!(log.contains("4 run(s) in out are of another program, other data or another version"), "{log}");
+    assert!(log.contains("4 run(s) in out are of other code, other data or another version"), "{log}");
     assert_eq!(desk.runs().len(), 8);
 }
 

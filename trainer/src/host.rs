@@ -81,6 +81,12 @@ pub fn cargo_lock_sha256() -> String {
     sha256_hex(CARGO_LOCK)
 }
 
+/// SHA-256 over what decides a run's numbers, in hexadecimal: the sources of all crates up to this one, `Cargo.toml` and
+/// `Cargo.lock`, the compiler and its settings. The same wherever it is built, and after changes above this crate.
+pub fn training_code_sha256() -> &'static str {
+    env!("SWITCHYARD_TRAINING_CODE_SHA256")
+}
+
 fn hostname() -> Option<String> {
     let from_files = ["/proc/sys/kernel/hostname", "/etc/hostname"].into_iter().find_map(first_line);
     let from_environment =

@@ -16,7 +16,7 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for path in &args.folders {
         match read_result(path)? {
-            // A study's pilots, and runs of another program or other data, lie beside those of its result.
+            // A study's pilots, and runs of other code or other data, lie beside those of its result.
             Some(result) => {
                 let runs = result.arms.iter().flat_map(|arm| &arm.runs);
                 folders.extend(runs.map(|run| path.join(&run.run)));
@@ -61,20 +61,24 @@ fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
 /// Sizes of the model in `plan`, and what it was trained on.
 fn point_of(plan: &Value, tokens: u64) -> Option<Point> {
     let count = |key: &str| plan["counts"][key].as_u64().map(|count| count as f64);
-    let moe = &plan["model"]["moe"];
+    let (moe, parts) = (&plan["model"]["moe"], &plan["counts"]["params"]);
     let number = |value: &Value| value.as_u64().map(|number| number as f64);
     let (num_experts, granularity) = match number(&moe["d_expert"]) {
         // The dense block of the same cost is as wide as all experts of a token together.
         Some(d_expert) => {
             let active = number(&moe["router"]["top_k"])? * d_expert;
             let shared = number(&moe["d_shared_expert"]).unwrap_or(0.0);
-            (number(&moe["num_experts"])?, (active + shared) / d_expert)
+            (number(&moe["num_experts"])? + shared / d_expert, (active + shared) / d_expert)
         }
         None => (1.0, 1.0),
     };
     Some(Point {
         active_params: count("active_params")?,
         total_params: count("total_params")?,
+        outer_params: ["embedding", "position", "router", "head"]
+            .iter()
+            .filter_map(|part| number(&parts[*part]))
+            .sum(),
         num_experts,
         granularity,
         tokens: tokens as f64,
@@ -93,11 +97,13 @@ mod tests {
 
     #[test]
     fn granularity_is_the_width_of_the_equal_dense_block_over_an_experts() {
-        let counts = json!({ "active_params": 10, "total_params": 40 });
+        let params = json!({ "embedding": 3, "head": 2, "attention": 35 });
+        let counts = json!({ "active_params": 10, "total_params": 40, "params": params });
         let moe =
             json!({ "num_experts": 32, "d_expert": 64, "d_shared_expert": 128, "router": { "top_k": 6 } });
         let point = point_of(&json!({ "counts": counts, "model": { "moe": moe } }), 1000).unwrap();
-        assert_eq!((point.num_experts, point.granularity, point.tokens), (32.0, 8.0, 1000.0));
+        assert_eq!((point.num_experts, point.granularity, point.tokens), (34.0, 8.0, 1000.0));
+        assert_eq!((point.inner_params(), point.expansion_rate()), (35.0, 34.0 / 8.0));
         let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000).unwrap();
         assert_eq!((dense.num_experts, dense.granularity), (1.0, 1.0));
     }

@@ -18,7 +18,7 @@ use crate::run_series::run_series;
 use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
     Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
-    Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_missing, sha256_hex, wait_for,
+    Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all, run_missing, sha256_hex,
 };
 use crate::whole_file;
 
@@ -61,7 +61,7 @@ impl<'a> Session<'a> {
         arms: &'a [Arm],
         folder: StudyFolder,
     ) -> Result<Self, Failure> {
-        let code = CodeIdentity::of_this_program()?;
+        let code = CodeIdentity::of_this_program();
         let calibration = Calibration::read_or_measure(folder.root(), loaded, arms, &code)?;
         let factors = calibration.step_factors(loaded.study.held_equal, arms);
         let mut matrix = StudyMatrix::new(&loaded.study, arms, code, factors);
@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
         // With a choice of learning rates, runs at those chosen later are not strangers.
         if strangers > 0 && self.pilots.is_empty() {
             eprintln!(
-                "  {strangers} run(s) in {} are of another program, other data or another version of this study: they are not \
+                "  {strangers} run(s) in {} are of other code, other data or another version of this study: they are not \
                  used",
                 self.folder.root().display()
             );
@@ -98,10 +98,7 @@ impl<'a> Session<'a> {
     fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
         let keep = self.loaded.study.keep_checkpoints;
         if !self.pilots.is_empty() {
-            let pilots = run_missing(&self.folder, &self.pilots, 1, self.args.shard, keep, stop)?;
-            if pilots == Execution::Interrupted
-                || wait_for(&self.folder, &self.pilots, stop) == Execution::Interrupted
-            {
+            if run_all(&self.folder, &self.pilots, self.args.shard, keep, stop)? == Execution::Interrupted {
                 return Ok(Execution::Interrupted);
             }
             self.choose_learning_rates()?;

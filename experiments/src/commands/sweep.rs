@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::study::{
     Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
-    RunSettings, Shard, StudyFolder, finished_runs, run_missing, sha256_hex, wait_for,
+    RunSettings, Shard, StudyFolder, finished_runs, run_all, sha256_hex,
 };
 use crate::sweep::{
     Candidate, LoadedSweep, RunOutcome, Rung, RungOutcome, SweepProvenance, SweepResult, going_on,
@@ -69,7 +69,7 @@ impl<'a> Session<'a> {
             study: loaded.to_study(),
             rungs: rungs(candidates.len(), sweep.halving.as_ref(), sweep.num_steps),
             folder,
-            code: CodeIdentity::of_this_program()?,
+            code: CodeIdentity::of_this_program(),
             data: DataIdentities::default(),
             machines: BTreeSet::new(),
             train_secs: 0.0,
@@ -193,11 +193,7 @@ impl<'a> Session<'a> {
         shard: Shard,
         stop: &Arc<AtomicBool>,
     ) -> Result<Execution, Failure> {
-        let keep = self.loaded.sweep.keep_checkpoints;
-        match run_missing(&self.folder, runs, 1, shard, keep, stop)? {
-            Execution::Interrupted => Ok(Execution::Interrupted),
-            Execution::Done => Ok(wait_for(&self.folder, runs, stop)),
-        }
+        run_all(&self.folder, runs, shard, self.loaded.sweep.keep_checkpoints, stop)
     }
 
     fn outcome(

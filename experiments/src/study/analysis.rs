@@ -145,7 +145,10 @@ impl Evidence<'_> {
                 .filter_map(|&axis| axis_comparison(axis, &pairs, [label, &self.arms[0].label], question))
                 .map(|on| self.without_a_win_by_divergence(arm, on))
                 .collect(),
-            time_to_loss: AXES.iter().map(|&axis| time_to_loss(axis, &pairs, question.confidence)).collect(),
+            time_to_loss: AXES
+                .iter()
+                .map(|&axis| self.time_to_loss(arm, axis, &pairs, question.confidence))
+                .collect(),
             effective_speedup: AXES
                 .iter()
                 .map(|&axis| self.effective_speedup(arm, axis, question.confidence))
@@ -181,7 +184,8 @@ impl Evidence<'_> {
         let (mut ratios, mut lower_bounds, mut at_most, mut num_steps) =
             (Vec::new(), Vec::new(), Vec::new(), 0);
         for pair in self.pairs(arm, budget) {
-            let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), self.baseline_curve(&pair, axis)) else {
+            let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), self.best_curve(0, pair.baseline, axis))
+            else {
                 continue;
             };
             if !is_comparable(axis, &pair) {
@@ -196,13 +200,31 @@ impl Evidence<'_> {
         EffectiveSpeedup { axis, num_steps, estimate, ratios, lower_bounds, at_most }
     }
 
-    /// The baseline's loss over an axis: that of finished runs of all budgets, whose schedules have all come to their end;
-    /// with one budget, that of the run's own evaluations.
-    fn baseline_curve(&self, pair: &Pair<'_>, axis: Axis) -> Option<LossCurve> {
-        if self.num_budgets() == 1 {
-            return pair.baseline.curve(axis);
+    /// When the arm had the final loss of the baseline's runs of the largest budget.
+    fn time_to_loss(&self, arm: usize, axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
+        let mut targets_nats = Vec::new();
+        let mut ratios = Vec::new();
+        for pair in pairs.iter().filter(|pair| is_comparable(axis, pair)) {
+            let (Some(mine), Some(theirs)) =
+                (self.best_curve(arm, pair.arm, axis), self.best_curve(0, pair.baseline, axis))
+            else {
+                continue;
+            };
+            let target = theirs.final_loss();
+            targets_nats.push(target);
+            let reached = mine.first_x_at(target).zip(theirs.first_x_at(target));
+            ratios.push(reached.map(|(mine, theirs)| mine / theirs));
         }
-        let runs = self.main_runs(0).filter(|run| run.result.seed == pair.seed);
+        TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
+    }
+
+    /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs of all budgets, whose
+    /// schedules have all come to their end; with one budget, that of the run's own evaluations.
+    fn best_curve(&self, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
+        if self.num_budgets() == 1 {
+            return run.curve(axis);
+        }
+        let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
         let ends = runs.filter_map(|run| run.curve(axis)).map(|curve| (curve.last_x(), curve.final_loss()));
         LossCurve::new(ends.collect())
     }
@@ -248,22 +270,6 @@ fn axis_comparison(
     let seeds_to_decide = difference.pairs_to_decide(question.margin_nats, question.confidence);
     let sentence = words::axis_sentence([arm, baseline], axis, &difference, question);
     Some(AxisComparison { axis, seeds, difference, verdict, seeds_to_decide, sentence })
-}
-
-fn time_to_loss(axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
-    let mut targets_nats = Vec::new();
-    let mut ratios = Vec::new();
-    for pair in pairs {
-        let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), pair.baseline.curve(axis)) else { continue };
-        if !is_comparable(axis, pair) {
-            continue;
-        }
-        let target = theirs.final_loss();
-        targets_nats.push(target);
-        ratios
-            .push(mine.first_x_at(target).zip(theirs.first_x_at(target)).map(|(mine, theirs)| mine / theirs));
-    }
-    TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
 }
 
 /// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.

@@ -94,7 +94,7 @@ fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Resul
         return written_arm(loaded, config, Vec::new());
     };
     let key = key_to_solve(loaded, config)?;
-    let names_key = |text: &String| Override::parse(text).is_ok_and(|given| given.key() == key);
+    let names_key = |text: &String| Override::parse(text).is_ok_and(|given| given.sets(&key));
     if config.set.iter().any(names_key) {
         return written_arm(loaded, config, Vec::new()).map(with_equality);
     }
@@ -130,14 +130,12 @@ fn key_to_solve(loaded: &LoadedStudy, arm: &ArmConfig) -> Result<String, Failure
     // Whether the arm is a mixture is only known once it is read, which its missing width must not prevent.
     const EXPERTS: &str = "model.ffn.moe.d_expert";
     const DENSE: &str = "model.ffn.d_ff";
-    let adds =
-        |key: &str| arm.set.iter().chain(&loaded.study.set).any(|text| text.trim_start().starts_with(key));
-    let removes_moe = arm.set.iter().any(|text| text.trim() == "model.ffn.moe=");
-    let base_is_moe = || -> Result<bool, Failure> {
-        let (config, _) = read_recipe(&loaded.base, &[])?;
-        Ok(config.model.ffn.moe.is_some())
+    const MIXTURE: &str = "model.ffn.moe";
+    let mut changes = loaded.study.set.iter().chain(&arm.set).rev().map(|text| text.trim_start());
+    let is_moe = match changes.find(|text| text.starts_with(MIXTURE)) {
+        Some(last) => last.trim_end() != "model.ffn.moe=",
+        None => read_recipe(&loaded.base, &[])?.0.model.ffn.moe.is_some(),
     };
-    let is_moe = !removes_moe && (adds("model.ffn.moe") || base_is_moe()?);
     Ok(if is_moe { EXPERTS } else { DENSE }.into())
 }
 

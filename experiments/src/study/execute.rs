@@ -102,6 +102,11 @@ impl StudyFolder {
         is_finished(&self.path_of(run))
     }
 
+    /// Whether a process is training the run now.
+    fn is_at_work(&self, run: &PlannedRun) -> bool {
+        RunPaths::new(&self.path_of(run)).read().is_ok_and(|reading| reading.is_at_work())
+    }
+
     /// Why a run that may diverge did.
     pub(crate) fn divergence(&self, run: &PlannedRun) -> Option<String> {
         fs::read_to_string(self.path_of(run).join(DIVERGED)).ok()
@@ -112,7 +117,7 @@ impl StudyFolder {
         self.is_finished(run) || self.divergence(run).is_some()
     }
 
-    /// Runs in the folder that belong to none of `runs`: of another program, other data or an earlier version of the study.
+    /// Runs in the folder that belong to none of `runs`: of other code, other data or an earlier version of the study.
     pub(crate) fn num_strangers(&self, runs: &[&PlannedRun]) -> usize {
         let Ok(entries) = fs::read_dir(self.root.join("runs")) else { return 0 };
         let is_known = |name: &str| runs.iter().any(|run| run.folder == name);
@@ -219,21 +224,41 @@ fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
         .map_err(Failure::Fault)
 }
 
-/// Wait until all `runs` are over, some of them in other processes.
-pub(crate) fn wait_for(folder: &StudyFolder, runs: &[PlannedRun], stop: &AtomicBool) -> Execution {
-    let missing = || runs.iter().filter(|run| !folder.is_over(run)).count();
+/// Do this shard's part of `runs`, then those of the other shards that nobody is doing, until all are over: a machine that
+/// was switched off, or never started, holds up nobody.
+///
+/// # Errors
+/// As [`run_missing`].
+pub(crate) fn run_all(
+    folder: &StudyFolder,
+    runs: &[PlannedRun],
+    shard: Shard,
+    keep_checkpoints: bool,
+    stop: &Arc<AtomicBool>,
+) -> Result<Execution, Failure> {
+    if run_missing(folder, runs, 1, shard, keep_checkpoints, stop)? == Execution::Interrupted {
+        return Ok(Execution::Interrupted);
+    }
     let mut announced = false;
-    while missing() > 0 {
+    loop {
+        let missing: Vec<&PlannedRun> = runs.iter().filter(|run| !folder.is_over(run)).collect();
+        if missing.is_empty() {
+            return Ok(Execution::Done);
+        }
         if stop.load(Ordering::SeqCst) {
-            return Execution::Interrupted;
+            return Ok(Execution::Interrupted);
+        }
+        if let Some(run) = missing.iter().find(|run| !folder.is_at_work(run)) {
+            eprintln!("of another shard, and nobody is at it: {}", run.folder);
+            run_one(folder, run, keep_checkpoints, stop)?;
+            continue;
         }
         if !announced {
-            eprintln!("waiting for {} run(s) of other shards", missing());
+            eprintln!("waiting for {} run(s) of other shards", missing.len());
             announced = true;
         }
         std::thread::sleep(Duration::from_secs(1));
     }
-    Execution::Done
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
-//! What tells a run from every other: its configuration, its data and the program that ran it.
+//! What tells a run from every other: its configuration, its data and the code that trained it.
 
 use std::collections::HashMap;
-use std::fs;
 
-use anyhow::Context;
 use sha2::{Digest, Sha256};
 use switchyard_datasets::{DataConfig, Progress, prepare};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::config_hash;
+use switchyard_trainer::host::training_code_sha256;
 
 use crate::failure::Failure;
 
@@ -16,22 +15,14 @@ pub(crate) fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The program that is running.
+/// The code that trains, in the program that is running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CodeIdentity(String);
 
 impl CodeIdentity {
-    /// That of this process: a hash of the program file, which no uncommitted change, other compiler or other dependency
-    /// leaves as it is. Machines that share a study must run copies of one file.
-    ///
-    /// # Errors
-    /// If the program cannot read itself.
-    pub(crate) fn of_this_program() -> Result<Self, Failure> {
-        let path = std::env::current_exe().context("cannot find the program file").map_err(Failure::Fault)?;
-        let bytes = fs::read(&path)
-            .with_context(|| format!("cannot read the program file {}", path.display()))
-            .map_err(Failure::Fault)?;
-        Ok(Self(sha256_hex(bytes)))
+    /// That of this process: see [`training_code_sha256`].
+    pub(crate) fn of_this_program() -> Self {
+        Self(training_code_sha256().into())
     }
 
     /// In hexadecimal.

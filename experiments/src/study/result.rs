@@ -156,7 +156,8 @@ pub(crate) struct AxisComparison {
     pub(crate) sentence: String,
 }
 
-/// When an arm reached the baseline's final loss.
+/// When an arm reached the baseline's final loss. With several budgets both curves are those of finished runs, whose
+/// schedules have all come to their end; with one budget, those of the runs' evaluations on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TimeToLoss {
     /// The axis.

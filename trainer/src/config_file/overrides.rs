@@ -46,6 +46,16 @@ impl Override {
         &self.key
     }
 
+    /// Whether it gives `key` a value, by name or inside a table.
+    pub fn sets(&self, key: &str) -> bool {
+        let Some(value) = &self.value else { return false };
+        match key.strip_prefix(&self.key) {
+            Some("") => true,
+            Some(inner) => inner.strip_prefix('.').is_some_and(|inner| has_key(value, inner)),
+            None => false,
+        }
+    }
+
     /// Put the value into `table`, or take the key out.
     ///
     /// # Errors
@@ -87,6 +97,11 @@ fn parse_value(text: &str) -> Option<Value> {
     // A line break in the text could smuggle in further keys: then it was not one value.
     let value = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     Some(value.unwrap_or_else(|| Value::String(text.to_owned())))
+}
+
+/// Whether `value` is a table with something at `path`.
+fn has_key(value: &Value, path: &str) -> bool {
+    path.split('.').try_fold(value, |value, word| value.get(word)).is_some()
 }
 
 /// The table at `path`; the empty path is the table itself.
@@ -136,6 +151,19 @@ mod tests {
                     "--set {argument}: the key is not a path of words joined by dots, such as `train.num_steps`"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn a_key_is_set_by_name_or_inside_a_table() {
+        let sets = |argument: &str| Override::parse(argument).unwrap().sets("model.ffn.moe.d_expert");
+        assert!(sets("model.ffn.moe.d_expert=64"));
+        assert!(sets("model.ffn.moe={ num_experts = 4, d_expert = 64 }"));
+        assert!(sets("model.ffn={ moe = { d_expert = 64 } }"));
+        for other in
+            ["model.ffn.moe={ num_experts = 4 }", "model.ffn.moe.d_expert=", "model.ffn.mo=1", "model=1"]
+        {
+            assert!(!sets(other), "{other}");
         }
     }
 

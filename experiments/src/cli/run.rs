@@ -1,0 +1,150 @@
+//! Arguments of the commands that make and use a model: `train`, `upcycle`, `eval`, `generate`, `plan` and `data`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::ConfigArgs;
+
+pub(super) const TRAIN_HELP: &str = "\
+Examples:
+  switchyard train experiments/quickstart.toml
+  switchyard train experiments/quickstart.toml --set train.num_steps=50 --out runs/short
+  switchyard train experiments/quickstart.toml --resume
+
+Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit. \
+A second Ctrl-C stops at once, with exit code 130.";
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Run folder [default: runs/NAME-HASH, after the name and a hash of the configuration]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the run folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Delete the run in the run folder first
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+}
+
+pub(super) const UPCYCLE_HELP: &str = "\
+Example:
+  switchyard train dense.toml --out runs/dense
+  switchyard upcycle runs/dense moe.toml --out runs/moe
+  switchyard train moe.toml --out runs/moe --resume
+
+The optimizer, the schedule and the data start anew. With copy and granular_split the first validation loss is the dense \
+model's wherever a token's gates add up to one number; the command says when they do not.";
+
+#[derive(Debug, Args)]
+pub(crate) struct UpcycleArgs {
+    /// Run folder or checkpoint folder of the dense model
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Run folder to begin [default: runs/NAME-HASH, after the name and a hash of the configuration]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Delete the run in the run folder first
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// How a dense block becomes experts
+    #[arg(long, value_enum, default_value_t = UpcycleMethodArg::Copy)]
+    pub(crate) method: UpcycleMethodArg,
+    /// Share of each expert's hidden units that `--method drop` draws anew, in 0..=1 [default: 0.5]
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) drop_ratio: Option<f64>,
+    /// Seed of the routers and of what is drawn anew [default: the configuration's]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum UpcycleMethodArg {
+    /// Every expert is the dense block (arXiv:2212.05055)
+    Copy,
+    /// The experts are parts of the dense block (arXiv:2410.07524)
+    GranularSplit,
+    /// Every expert is the dense block with some hidden units drawn anew (arXiv:2502.19261)
+    Drop,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Evaluate on this many tokens from the start of the validation split [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_tokens: Option<u64>,
+    /// Device [default: the run's]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Text to continue [default: a line break, or the end-of-document mark of ids]
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) num_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f64,
+    /// Sample among the K likeliest tokens only
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Sample among the smallest set of tokens whose probability reaches P
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// Seed of the choice of tokens
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// How experts that choose their tokens are replaced, since they need the later ones [default: the run's]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) routing: Option<RoutingArg>,
+    /// Device [default: the run's]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+}
+
+/// See [`switchyard_trainer::generate::GenerationRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum RoutingArg {
+    /// Each token takes its top_k best experts
+    TopK,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Read, tokenize and cache the corpus of a configuration
+    Prepare(ConfigArgs),
+    /// Describe the corpus of a configuration: documents, tokens, domains, entropy
+    Stats {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
