@@ -36,7 +36,7 @@ pub(super) struct MeanPoint {
 }
 
 /// One line of the table of all runs, and of `runs.csv`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct RunRow {
     pub(super) arm: String,
     pub(super) run: String,

@@ -37,12 +37,35 @@ pub(super) fn all(content: &Content) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(files)
 }
 
-/// A file of `rows` under a line of their fields' names; empty without rows.
-fn file<T: Serialize>(name: &str, rows: impl IntoIterator<Item = T>) -> Result<(String, Vec<u8>)> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
+/// A file of `rows` under a line of their fields' names, which stands there without rows too: an empty file is no table.
+fn file<T: Default + Serialize>(name: &str, rows: impl IntoIterator<Item = T>) -> Result<(String, Vec<u8>)> {
+    let in_file = || format!("cannot write a row of {name}");
+    // The writer learns the names from a row, so that a row of defaults is written and left out.
+    let mut names = csv::Writer::from_writer(Vec::new());
+    names.serialize(T::default()).with_context(in_file)?;
+    let names = names.into_inner().with_context(in_file)?;
+    let end_of_line = names.iter().position(|&byte| byte == b'\n').map_or(names.len(), |at| at + 1);
+
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(names[..end_of_line].to_vec());
     for row in rows {
-        writer.serialize(row).with_context(|| format!("cannot write a row of {name}"))?;
+        writer.serialize(row).with_context(in_file)?;
     }
-    let bytes = writer.into_inner().with_context(|| format!("cannot finish {name}"))?;
-    Ok((name.into(), bytes))
+    Ok((name.into(), writer.into_inner().with_context(in_file)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_rows_still_says_what_its_columns_are() {
+        #[derive(Default, Serialize)]
+        struct Row {
+            arm: &'static str,
+            low: Option<f64>,
+        }
+        let text = |rows: Vec<Row>| String::from_utf8(file("table.csv", rows).unwrap().1).unwrap();
+        assert_eq!(text(vec![]), "arm,low\n");
+        assert_eq!(text(vec![Row { arm: "a", low: Some(0.5) }, Row::default()]), "arm,low\na,0.5\n,\n");
+    }
 }

@@ -8,7 +8,7 @@ use crate::statistics::{Gauge, GaugePoint, Interval};
 use crate::study::result::{ArmComparison, Axis, AxisComparison};
 
 /// One arm against the baseline on one axis.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct AxisRow<'a> {
     arm: &'a str,
     baseline: &'a str,
@@ -72,7 +72,7 @@ fn high(interval: Option<&Interval>) -> Option<f64> {
 }
 
 /// What one pair of runs of a seed says on an axis. An absent ratio was not reached.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct PairRow<'a> {
     arm: &'a str,
     axis: &'static str,
@@ -106,7 +106,7 @@ fn pair_rows_of_axis(arm: &ArmComparison, axis: Axis) -> Vec<PairRow<'_>> {
 }
 
 /// The gap at one budget, and the trend over all.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct GaugeRow<'a> {
     arm: &'a str,
     active_flops: f64,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, RunSeries};
 
 /// One evaluation.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct CurveRow<'a> {
     arm: &'a str,
     run: &'a str,
@@ -35,7 +35,7 @@ pub(super) fn curve_rows(run: &RunSeries) -> Vec<CurveRow<'_>> {
 }
 
 /// The share of one expert in one time bin.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct LoadRow<'a> {
     arm: &'a str,
     run: &'a str,
@@ -62,7 +62,7 @@ pub(super) fn load_rows(run: &RunSeries) -> Vec<LoadRow<'_>> {
 }
 
 /// One router statistic of one layer at one step.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct RoutingRow<'a> {
     arm: &'a str,
     run: &'a str,
@@ -100,7 +100,7 @@ pub(super) fn routing_rows(run: &RunSeries) -> Vec<RoutingRow<'_>> {
 }
 
 /// One alarm.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct AlarmCsvRow<'a> {
     arm: &'a str,
     run: &'a str,
