@@ -38,7 +38,9 @@ pub(crate) struct Point {
     pub(crate) active_params: f64,
     /// All parameters.
     pub(crate) total_params: f64,
-    /// Routed experts per layer; 1 for a dense model.
+    /// Those of them in embeddings, positions, head and routers.
+    pub(crate) outer_params: f64,
+    /// Width of all experts of a layer together, shared ones included, over the width of one; 1 for a dense model.
     pub(crate) num_experts: f64,
     /// FFN width of the dense model over the width of one expert; 1 for a dense model.
     pub(crate) granularity: f64,
@@ -47,6 +49,11 @@ pub(crate) struct Point {
 }
 
 impl Point {
+    /// Parameters of attention, norms and feed-forward blocks: N of arXiv:2402.07871, section 5.
+    pub(crate) fn inner_params(&self) -> f64 {
+        self.total_params - self.outer_params
+    }
+
     /// Width of all experts together over the width of the dense FFN: E of arXiv:2402.07871, eq. 3, and with
     /// granularity 1 the number of experts.
     pub(crate) fn expansion_rate(&self) -> f64 {
@@ -60,7 +67,7 @@ impl Point {
 
     /// Whether every number can enter a logarithm.
     fn is_usable(&self) -> bool {
-        [self.active_params, self.total_params, self.num_experts, self.granularity, self.tokens]
+        [self.active_params, self.inner_params(), self.num_experts, self.granularity, self.tokens]
             .iter()
             .all(|value| value.is_finite() && *value > 0.0)
     }

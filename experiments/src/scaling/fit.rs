@@ -158,13 +158,16 @@ impl Fit {
         let held = &self.coefficients[self.law.num_free..];
         let values: Vec<String> =
             held.iter().map(|held| format!("{} = {:.4}", held.name, held.value)).collect();
-        let lacking = match self.form {
+        let (source, lacking) = match self.form {
             Form::Dense => return None,
-            Form::Clark | Form::Joint => "4 numbers of experts",
-            Form::Krajewski => "3 granularities",
+            Form::Clark | Form::Joint => ("arXiv:2502.05172", "4 numbers of experts"),
+            Form::Krajewski => ("arXiv:2402.07871", "3 granularities"),
         };
         (!held.is_empty()).then(|| {
-            format!("{} held as published: fitting takes {lacking} and enough runs", values.join(" and "))
+            format!(
+                "{} held as published in {source}: fitting takes {lacking} and enough runs",
+                values.join(" and ")
+            )
         })
     }
 

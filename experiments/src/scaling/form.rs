@@ -68,7 +68,9 @@ impl Form {
             Self::Clark => {
                 "log10 L = a log10 N + b log10 E_hat + c log10 N log10 E_hat + d, N active (arXiv:2202.01169)"
             }
-            Self::Krajewski => "L = c + (g/G^gamma + a)/N^alpha + b/D^beta, N total (arXiv:2402.07871)",
+            Self::Krajewski => {
+                "L = c + (g/G^gamma + a)/N^alpha + b/D^beta, N total without embeddings and routers (arXiv:2402.07871)"
+            }
             Self::Joint => {
                 "L = a E_hat^delta N^(alpha + gamma ln E_hat) + b E_hat^omega D^(beta + zeta ln E_hat) + c, N active \
                  (arXiv:2502.05172)"
@@ -91,7 +93,7 @@ impl Form {
     /// The size that the form calls N.
     pub(super) fn params(self, point: &Point) -> f64 {
         match self {
-            Self::Krajewski => point.total_params,
+            Self::Krajewski => point.inner_params(),
             Self::Dense | Self::Clark | Self::Joint => point.active_params,
         }
     }

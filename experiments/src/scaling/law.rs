@@ -139,7 +139,14 @@ mod tests {
 
     fn point(params: f64, expansion_rate: f64, granularity: f64, tokens: f64) -> Point {
         let num_experts = expansion_rate * granularity;
-        Point { active_params: params, total_params: params, num_experts, granularity, tokens }
+        Point {
+            active_params: params,
+            total_params: params,
+            outer_params: 0.0,
+            num_experts,
+            granularity,
+            tokens,
+        }
     }
 
     #[test]
@@ -217,7 +224,7 @@ mod tests {
         }
     }
 
-    /// arXiv:2202.01169, section 6: at 10^(-b/c) parameters, experts no longer help.
+    /// arXiv:2202.01169: by its eq. 1, at 10^(-b/c) parameters, experts no longer help.
     #[test]
     fn in_the_clark_form_experts_stop_helping_at_the_cutoff() {
         let (a, b, c, d) = (-0.082, -0.108, 0.009, 1.104);

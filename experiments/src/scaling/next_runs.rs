@@ -166,6 +166,8 @@ struct Layers {
     granularity: f64,
     /// Total parameters over active ones, less 1.
     idle: f64,
+    /// Parameters outside the blocks over active ones.
+    outer: f64,
 }
 
 impl Layers {
@@ -173,6 +175,7 @@ impl Layers {
         Point {
             active_params,
             total_params: active_params * (1.0 + self.idle),
+            outer_params: active_params * self.outer,
             num_experts: self.num_experts,
             granularity: self.granularity,
             tokens: 1.0,
@@ -200,7 +203,13 @@ fn layers(observations: &[&Observation]) -> Vec<Layers> {
     for point in observations.iter().map(|run| &run.point) {
         if !layers.iter().any(|known| known.point(point.active_params).has_layers_of(point)) {
             let idle = point.total_params / point.active_params - 1.0;
-            layers.push(Layers { num_experts: point.num_experts, granularity: point.granularity, idle });
+            let outer = point.outer_params / point.active_params;
+            layers.push(Layers {
+                num_experts: point.num_experts,
+                granularity: point.granularity,
+                idle,
+                outer,
+            });
         }
     }
     let by =
@@ -264,8 +273,8 @@ mod tests {
     fn the_cheaper_of_two_equally_telling_runs_is_preferred() {
         let candidate = |tokens: f64, highest: f64| {
             let predict = |form, loss_nats| Prediction { form, loss_nats, interval: None };
-            let point =
-                Point { active_params: 1e7, total_params: 1e7, num_experts: 1.0, granularity: 1.0, tokens };
+            let point = Layers { num_experts: 1.0, granularity: 1.0, idle: 0.0, outer: 0.0 }.point(1e7);
+            let point = Point { tokens, ..point };
             Candidate { point, predicted: vec![predict(Form::Dense, 2.0), predict(Form::Joint, highest)] }
         };
         let candidates = [candidate(4e9, 2.2), candidate(2e9, 2.195), candidate(1e9, 2.02)];
@@ -275,7 +284,7 @@ mod tests {
     #[test]
     fn twice_the_experts_hold_the_idle_parameters_of_their_number() {
         // Two thirds of the active parameters in each expert.
-        let layers = Layers { num_experts: 4.0, granularity: 1.0, idle: 2.0 };
+        let layers = Layers { num_experts: 4.0, granularity: 1.0, idle: 2.0, outer: 0.0 };
         assert!((layers.with_twice_the_experts().unwrap().idle - 14.0 / 3.0).abs() < 1e-12);
     }
 }

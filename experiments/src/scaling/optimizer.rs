@@ -9,7 +9,7 @@ use super::law::Law;
 use super::parameters::starting_points;
 use super::terms::LogTerm;
 
-/// Log loss beyond which a residual counts linearly, not squared: arXiv:2203.15556, section 3.3.
+/// Log loss beyond which a residual counts linearly, not squared: arXiv:2203.15556, appendix D.2.
 const HUBER_DELTA: f64 = 1e-3;
 
 /// Evaluations allowed per parameter. Smooth fits take a tenth of it; a search that needs more is in a ravine

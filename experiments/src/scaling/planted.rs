@@ -53,7 +53,7 @@ fn s_base(point: &Point) -> f64 {
 }
 
 fn fine_grained(point: &Point) -> f64 {
-    0.47 + (2.1 / point.granularity.powf(0.58) + 18.1) / point.total_params.powf(0.115)
+    0.47 + (2.1 / point.granularity.powf(0.58) + 18.1) / point.inner_params().powf(0.115)
         + 30.8 / point.tokens.powf(0.147)
 }
 
@@ -69,6 +69,7 @@ pub(super) fn point(active_params: f64, expansion_rate: f64, granularity: f64, t
     Point {
         active_params,
         total_params: active_params * (1.0 + 2.0 * expansion_rate) / 3.0,
+        outer_params: 0.1 * active_params,
         num_experts: expansion_rate * granularity,
         granularity,
         tokens,

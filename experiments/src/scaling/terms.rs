@@ -1,7 +1,7 @@
 //! The logarithms of the forms' terms, with exact gradients.
 //!
 //! Every form is a sum of terms whose logarithms are simple, so the log loss is a log-sum-exp of them, as in
-//! arXiv:2203.15556, section 3.3. Positive parameters come as logarithms, exponents of falling powers as the
+//! arXiv:2203.15556, appendix D.2, eq. 11. Positive parameters come as logarithms, exponents of falling powers as the
 //! logarithm of their size.
 
 use super::coordinates::Coordinates;
