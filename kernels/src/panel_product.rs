@@ -1,8 +1,8 @@
 //! Products of rows with a matrix of weights, on the calling thread.
 //!
-//! The matrix is read once, a block at a time, into panels: as many columns as two vector registers hold, row after row.
+//! The matrix is read once, a block at a time, into panels: as many columns as some vector registers hold, row after row.
 //! It may lie by rows or by columns. A forward pass multiplies by the weights and a backward pass by their transpose; packing
-//! either costs the same, so nothing is transposed beforehand. While a block is multiplied, the next one is fetched. All
+//! either costs the same, so nothing is transposed beforehand. All
 //! that pays off for the few rows of one expert; the product of `matrix.rs` is for operands that lie in any way.
 //!
 //! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the next terms are added: the same
@@ -24,11 +24,21 @@ use crate::matrix::Matrix;
 use panels::{Fetch, Panels};
 use tile::{Pass, panel_width};
 
-/// Rows of one panel: with the columns of two registers, a panel takes half of the first-level cache.
+/// Rows of one panel.
 const PANEL_DEPTH: usize = 256;
-/// Columns packed at once, in panels of any width: the block takes a quarter of the second-level cache, and its rows are
-/// long enough to be read as a stream.
-const BLOCK_COLUMNS: usize = 128;
+/// Rows of a tile: their addresses stay in registers too.
+const TILE_ROWS: usize = 6;
+/// Registers of a panel's row where there are 16: with six rows, twelve hold sums.
+const FEW_REGISTERS: usize = 2;
+/// Registers of a panel's row where there are 32. Four times six load less per multiplication than two times twelve, although
+/// the panel then comes from the second-level cache (measured with AVX-512: 5 to 20 % faster).
+const MANY_REGISTERS: usize = 4;
+
+/// Columns packed at once: a block takes a quarter of the second-level cache or less, and its rows are long enough to be read
+/// as a stream.
+const fn block_columns<const REGISTERS: usize>() -> usize {
+    64 * REGISTERS
+}
 
 /// Fills `target` with the rows of `a w`, and returns them.
 ///
@@ -62,17 +72,17 @@ fn multiply(product: Product<'_>) {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(avx512) = V4::try_new() {
-            return Simd::vectorize(avx512, Tiled::<12, true>(product));
+            return Simd::vectorize(avx512, Tiled::<MANY_REGISTERS, true>(product));
         }
         if let Some(avx2) = V3::try_new() {
-            return Simd::vectorize(avx2, Tiled::<6, true>(product));
+            return Simd::vectorize(avx2, Tiled::<FEW_REGISTERS, true>(product));
         }
     }
     #[cfg(target_arch = "aarch64")]
     if let Some(neon) = Neon::try_new() {
-        return Simd::vectorize(neon, Tiled::<12, true>(product));
+        return Simd::vectorize(neon, Tiled::<MANY_REGISTERS, true>(product));
     }
-    Simd::vectorize(Scalar128b, Tiled::<6, false>(product));
+    Simd::vectorize(Scalar128b, Tiled::<FEW_REGISTERS, false>(product));
 }
 
 /// `c = a w`, or `c = c + a w`.
@@ -96,14 +106,14 @@ impl<'a> Product<'a> {
     }
 
     /// The blocks that the matrix is packed in: those of the first columns from top to bottom, then those of the next.
-    fn blocks(&self) -> Vec<Block> {
+    fn blocks(&self, block_columns: usize) -> Vec<Block> {
         let cut =
             |len: usize, step: usize| (0..len).step_by(step).map(move |start| start..len.min(start + step));
         let (depth, num_columns) = (self.w.num_rows(), self.w.num_columns());
         let block_of = |columns: Range<usize>| {
             cut(depth, PANEL_DEPTH).map(move |rows| Block { rows, columns: columns.clone() })
         };
-        cut(num_columns, BLOCK_COLUMNS).flat_map(block_of).collect()
+        cut(num_columns, block_columns).flat_map(block_of).collect()
     }
 }
 
@@ -119,32 +129,33 @@ impl Block {
     }
 }
 
-/// A product in tiles of `ROWS` rows and two registers; `FUSED` as in [`crate::simd::multiply_add`].
-struct Tiled<'a, const ROWS: usize, const FUSED: bool>(Product<'a>);
+/// A product in tiles of `TILE_ROWS` rows and some registers; `FUSED` as in [`crate::simd::multiply_add`].
+struct Tiled<'a, const REGISTERS: usize, const FUSED: bool>(Product<'a>);
 
-impl<const ROWS: usize, const FUSED: bool> WithSimd for Tiled<'_, ROWS, FUSED> {
+impl<const REGISTERS: usize, const FUSED: bool> WithSimd for Tiled<'_, REGISTERS, FUSED> {
     type Output = ();
 
     // All that computes with vectors is inlined into this function, which then is compiled for one instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(product) = self;
-        let blocks = product.blocks();
+        let width = panel_width::<S, REGISTERS>();
+        let blocks = product.blocks(block_columns::<REGISTERS>());
         let Product { c, a, w, add } = product;
-        let mut panels = Panels::new::<S>(w);
+        let mut panels = Panels::new::<S, REGISTERS>(w);
         for (index, block) in blocks.iter().enumerate() {
-            let panels = panels.pack::<S>(block.of(w));
+            let panels = panels.pack::<S, REGISTERS>(block.of(w));
             let a_block = a.columns(block.rows.clone());
-            let num_tiles = a.num_rows().div_ceil(ROWS) * block.columns.len().div_ceil(panel_width::<S>());
-            let mut fetch = Fetch::new(blocks.get(index + 1).map(|next| next.of(w)), num_tiles);
-            let panel_len = block.rows.len() * panel_width::<S>();
-            for (panel, column) in
-                panels.chunks(panel_len).zip(block.columns.clone().step_by(panel_width::<S>()))
-            {
-                let columns = column..block.columns.end.min(column + panel_width::<S>());
+            let num_tiles = a.num_rows().div_ceil(TILE_ROWS) * block.columns.len().div_ceil(width);
+            // With many registers, fetching ahead takes longer than it saves (measured with AVX-512: 4 %).
+            let next = blocks.get(index + 1).filter(|_| REGISTERS == FEW_REGISTERS);
+            let mut fetch = Fetch::new(next.map(|next| next.of(w)), num_tiles);
+            let panel_len = block.rows.len() * width;
+            for (panel, column) in panels.chunks(panel_len).zip(block.columns.clone().step_by(width)) {
+                let columns = column..block.columns.end.min(column + width);
                 let add = add || block.rows.start > 0;
-                Pass { simd, a: a_block, panel, num_columns: w.num_columns(), columns, add }
-                    .run::<ROWS, FUSED>(c, &mut fetch);
+                Pass::<_, REGISTERS> { simd, a: a_block, panel, num_columns: w.num_columns(), columns, add }
+                    .run::<FUSED>(c, &mut fetch);
             }
         }
     }
@@ -158,25 +169,25 @@ mod tests {
 
     type Multiply = fn(Product<'_>);
 
-    /// The product as each instruction set computes it that this CPU can run. The code of AVX-512 is that of AVX2 in registers
-    /// of 16 lanes and tiles of 12 rows, which AVX2 computes here with pairs of registers.
+    /// The product as each instruction set computes it that this CPU can run. The code of AVX-512 is that of AVX2 with more
+    /// registers of 16 lanes, which AVX2 computes here with pairs of its own.
     fn all_ways() -> Vec<(&'static str, Multiply)> {
         let mut ways: Vec<(&'static str, Multiply)> =
-            vec![("portable", |product| Simd::vectorize(Scalar128b, Tiled::<6, false>(product)))];
+            vec![("portable", |product| Simd::vectorize(Scalar128b, Tiled::<FEW_REGISTERS, false>(product)))];
         #[cfg(target_arch = "x86_64")]
         {
             use pulp::x86::V3_512b;
             if V3::is_available() {
                 ways.push(("AVX2", |product| {
-                    Simd::vectorize(V3::try_new().unwrap(), Tiled::<6, true>(product))
+                    Simd::vectorize(V3::try_new().unwrap(), Tiled::<FEW_REGISTERS, true>(product))
                 }));
                 ways.push(("AVX2 in pairs", |product| {
-                    Simd::vectorize(V3_512b(V3::try_new().unwrap()), Tiled::<12, true>(product))
+                    Simd::vectorize(V3_512b(V3::try_new().unwrap()), Tiled::<MANY_REGISTERS, true>(product))
                 }));
             }
             if V4::is_available() {
                 ways.push(("AVX-512", |product| {
-                    Simd::vectorize(V4::try_new().unwrap(), Tiled::<12, true>(product))
+                    Simd::vectorize(V4::try_new().unwrap(), Tiled::<MANY_REGISTERS, true>(product))
                 }));
             }
         }
@@ -239,7 +250,7 @@ mod tests {
 
     #[test]
     fn products_of_several_blocks_are_those_of_the_definition() {
-        let (deep, wide) = (PANEL_DEPTH, BLOCK_COLUMNS);
+        let (deep, wide) = (PANEL_DEPTH, block_columns::<MANY_REGISTERS>());
         for [m, k, n] in
             [[1, deep + 1, wide + 1], [13, 2 * deep + 9, 3], [7, 5, 2 * wide + 17], [25, deep, wide]]
         {
@@ -267,7 +278,7 @@ mod tests {
     fn a_rows_bits_do_not_depend_on_the_rows_beside_it() {
         // Numbers whose sums do round, unlike those above.
         let irregular = |len: usize| (0..len).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
-        let (m, k, n) = (29, PANEL_DEPTH + 70, BLOCK_COLUMNS + 21);
+        let (m, k, n) = (29, PANEL_DEPTH + 70, block_columns::<MANY_REGISTERS>() + 21);
         let (a, w) = (irregular(m * k), irregular(k * n));
         for (way, multiply) in all_ways() {
             for by_columns in [false, true] {

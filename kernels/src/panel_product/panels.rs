@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use pulp::Simd;
 
 use super::tile::panel_width;
-use super::{BLOCK_COLUMNS, PANEL_DEPTH};
+use super::{PANEL_DEPTH, block_columns};
 use crate::matrix::{Matrix, Unwritten};
 use interleave::{EIGHT, interleave};
 
@@ -23,8 +23,9 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Room for each block of `w`.
-    pub(super) fn new<S: Simd>(w: Matrix<'_>) -> Self {
-        let num_columns = w.num_columns().min(BLOCK_COLUMNS).next_multiple_of(panel_width::<S>());
+    pub(super) fn new<S: Simd, const REGISTERS: usize>(w: Matrix<'_>) -> Self {
+        let num_columns = w.num_columns().min(block_columns::<REGISTERS>());
+        let num_columns = num_columns.next_multiple_of(panel_width::<S, REGISTERS>());
         Self { elements: Unwritten::new(w.num_rows().min(PANEL_DEPTH) * num_columns) }
     }
 
@@ -33,13 +34,14 @@ impl Panels {
     /// # Panics
     /// If the block is larger than those that there is room for, or lies neither by rows nor by columns.
     #[inline(always)]
-    pub(super) fn pack<S: Simd>(&mut self, block: Matrix<'_>) -> &[f32] {
-        let len = block.num_rows() * block.num_columns().next_multiple_of(panel_width::<S>());
+    pub(super) fn pack<S: Simd, const REGISTERS: usize>(&mut self, block: Matrix<'_>) -> &[f32] {
+        let width = panel_width::<S, REGISTERS>();
+        let len = block.num_rows() * block.num_columns().next_multiple_of(width);
         let panels = &mut self.elements.as_mut_slice()[..len];
         if block.has_contiguous_rows() {
-            pack_rows::<S>(panels, block);
+            pack_rows(panels, block, width);
         } else {
-            pack_columns::<S>(panels, block.transposed());
+            pack_columns(panels, block.transposed(), width);
         }
         // SAFETY: either way, each row of each panel has just been written.
         unsafe { &*(std::ptr::from_ref(panels) as *const [f32]) }
@@ -47,8 +49,8 @@ impl Panels {
 }
 
 #[inline(always)]
-fn pack_rows<S: Simd>(panels: &mut [MaybeUninit<f32>], block: Matrix<'_>) {
-    let (depth, width) = (block.num_rows(), panel_width::<S>());
+fn pack_rows(panels: &mut [MaybeUninit<f32>], block: Matrix<'_>, width: usize) {
+    let depth = block.num_rows();
     for p in 0..depth {
         for (panel, part) in block.row(p).chunks(width).enumerate() {
             let target = &mut panels[(panel * depth + p) * width..][..width];
@@ -65,8 +67,8 @@ fn pack_rows<S: Simd>(panels: &mut [MaybeUninit<f32>], block: Matrix<'_>) {
 
 /// The rows of `columns` are the columns of the block.
 #[inline(always)]
-fn pack_columns<S: Simd>(panels: &mut [MaybeUninit<f32>], columns: Matrix<'_>) {
-    let (depth, width) = (columns.num_columns(), panel_width::<S>());
+fn pack_columns(panels: &mut [MaybeUninit<f32>], columns: Matrix<'_>, width: usize) {
+    let depth = columns.num_columns();
     for (panel, target) in panels.chunks_mut(depth * width).enumerate() {
         for first in (0..width).step_by(EIGHT) {
             let column = |i| {

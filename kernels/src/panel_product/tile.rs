@@ -6,24 +6,21 @@ use std::ops::Range;
 use pulp::Simd;
 use pulp::bytemuck::cast_slice;
 
+use super::TILE_ROWS;
 use super::panels::Fetch;
 use crate::matrix::Matrix;
 
-/// Columns of a panel: two registers.
+/// Columns of a panel.
 #[inline(always)]
-pub(super) const fn panel_width<S: Simd>() -> usize {
-    2 * lanes::<S>()
-}
-
-const fn lanes<S: Simd>() -> usize {
-    size_of::<S::f32s>() / size_of::<f32>()
+pub(super) const fn panel_width<S: Simd, const REGISTERS: usize>() -> usize {
+    REGISTERS * (size_of::<S::f32s>() / size_of::<f32>())
 }
 
 /// One row of a panel, or the sums of one row of a tile.
-type Pair<S> = [<S as Simd>::f32s; 2];
+type PanelRow<S, const REGISTERS: usize> = [<S as Simd>::f32s; REGISTERS];
 
 /// One panel and the part of each row that it is multiplied by.
-pub(super) struct Pass<'a, S> {
+pub(super) struct Pass<'a, S, const REGISTERS: usize> {
     pub(super) simd: S,
     pub(super) a: Matrix<'a>,
     pub(super) panel: &'a [f32],
@@ -34,16 +31,11 @@ pub(super) struct Pass<'a, S> {
     pub(super) add: bool,
 }
 
-impl<S: Simd> Pass<'_, S> {
+impl<S: Simd, const REGISTERS: usize> Pass<'_, S, REGISTERS> {
     /// All rows: whole tiles, then ever lower ones. A row's sums do not depend on the tile that it falls into.
     #[inline(always)]
-    pub(super) fn run<const ROWS: usize, const FUSED: bool>(
-        &self,
-        c: &mut [MaybeUninit<f32>],
-        fetch: &mut Fetch<'_>,
-    ) {
-        let row = self.tiles::<ROWS, FUSED>(0, c, fetch);
-        let row = if ROWS > 8 { self.tiles::<8, FUSED>(row, c, fetch) } else { row };
+    pub(super) fn run<const FUSED: bool>(&self, c: &mut [MaybeUninit<f32>], fetch: &mut Fetch<'_>) {
+        let row = self.tiles::<TILE_ROWS, FUSED>(0, c, fetch);
         let row = self.tiles::<4, FUSED>(row, c, fetch);
         let row = self.tiles::<2, FUSED>(row, c, fetch);
         self.tiles::<1, FUSED>(row, c, fetch);
@@ -57,15 +49,15 @@ impl<S: Simd> Pass<'_, S> {
         c: &mut [MaybeUninit<f32>],
         fetch: &mut Fetch<'_>,
     ) -> usize {
-        let (pairs, _) = S::as_simd_f32s(self.panel);
-        let (pairs, _) = pairs.as_chunks::<2>();
+        let (registers, _) = S::as_simd_f32s(self.panel);
+        let (panel, _) = registers.as_chunks::<REGISTERS>();
         while row + ROWS <= self.a.num_rows() {
             fetch.some();
             let mut rows = [[].as_slice(); ROWS];
             for (i, a) in rows.iter_mut().enumerate() {
                 *a = self.a.row(row + i);
             }
-            let sums = sums::<S, ROWS, FUSED>(self.simd, rows, pairs);
+            let sums = sums::<S, REGISTERS, ROWS, FUSED>(self.simd, rows, panel);
             self.write(row, sums, c);
             row += ROWS;
         }
@@ -74,13 +66,19 @@ impl<S: Simd> Pass<'_, S> {
 
     /// Writes the sums of the rows from `row` on.
     #[inline(always)]
-    fn write<const ROWS: usize>(&self, row: usize, sums: [Pair<S>; ROWS], c: &mut [MaybeUninit<f32>]) {
-        if self.columns.len() < panel_width::<S>() {
+    fn write<const ROWS: usize>(
+        &self,
+        row: usize,
+        sums: [PanelRow<S, REGISTERS>; ROWS],
+        c: &mut [MaybeUninit<f32>],
+    ) {
+        let width = panel_width::<S, REGISTERS>();
+        if self.columns.len() < width {
             return self.write_some_columns(row, &sums.clone(), c);
         }
         for (i, sums) in sums.iter().enumerate() {
             let start = (row + i) * self.num_columns + self.columns.start;
-            let (target, _) = S::as_uninit_mut_simd_f32s(&mut c[start..start + panel_width::<S>()]);
+            let (target, _) = S::as_uninit_mut_simd_f32s(&mut c[start..start + width]);
             for (target, &sum) in target.iter_mut().zip(sums) {
                 // SAFETY: with `add`, all elements have values.
                 let sum =
@@ -93,7 +91,7 @@ impl<S: Simd> Pass<'_, S> {
     /// The last panel may hold more columns than the product. Not inlined: sums that are read one by one would lie in memory
     /// for all tiles.
     #[inline(never)]
-    fn write_some_columns(&self, row: usize, sums: &[Pair<S>], c: &mut [MaybeUninit<f32>]) {
+    fn write_some_columns(&self, row: usize, sums: &[PanelRow<S, REGISTERS>], c: &mut [MaybeUninit<f32>]) {
         for (i, sums) in sums.iter().enumerate() {
             let start = (row + i) * self.num_columns + self.columns.start;
             let target = &mut c[start..][..self.columns.len()];
@@ -111,20 +109,20 @@ impl<S: Simd> Pass<'_, S> {
 /// # Panics
 /// If a row is not as long as the panel is deep.
 #[inline(always)]
-fn sums<S: Simd, const ROWS: usize, const FUSED: bool>(
+fn sums<S: Simd, const REGISTERS: usize, const ROWS: usize, const FUSED: bool>(
     simd: S,
     rows: [&[f32]; ROWS],
-    panel: &[Pair<S>],
-) -> [Pair<S>; ROWS] {
+    panel: &[PanelRow<S, REGISTERS>],
+) -> [PanelRow<S, REGISTERS>; ROWS] {
     for row in rows {
         assert!(row.len() == panel.len(), "{} elements times a panel of {}", row.len(), panel.len());
     }
-    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
-    for (p, pair) in panel.iter().enumerate() {
+    let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; ROWS];
+    for (p, panel_row) in panel.iter().enumerate() {
         for (row, sums) in rows.iter().zip(&mut sums) {
             // SAFETY: the row is as long as the panel.
             let a = simd.splat_f32s(*unsafe { row.get_unchecked(p) });
-            for (sum, &b) in sums.iter_mut().zip(pair) {
+            for (sum, &b) in sums.iter_mut().zip(panel_row) {
                 *sum = multiply_add::<S, FUSED>(simd, a, b, *sum);
             }
         }
