@@ -66,6 +66,16 @@ impl<'a> Matrix<'a> {
         &self.elements[row * self.strides[0]..][..self.shape[1]]
     }
 
+    /// The elements from a row on, of a matrix whose rows lie next to each other: element (i, p) of what is left lies at
+    /// `p * stride + i`. And the stride.
+    ///
+    /// # Panics
+    /// If there is none, or rows lie apart.
+    pub(crate) fn columns_from_row(&self, row: usize) -> (&'a [f32], usize) {
+        assert!(row < self.shape[0] && self.strides[0] == 1, "row {row} of {self:?}");
+        (&self.elements[row..], self.strides[1])
+    }
+
     /// Rows as columns.
     pub(crate) fn transposed(self) -> Self {
         let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);

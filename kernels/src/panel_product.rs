@@ -1,4 +1,4 @@
-//! Products of rows with a matrix of weights, on the calling thread.
+//! Products of rows with a matrix of weights, or of transposed rows with rows, on the calling thread.
 //!
 //! The matrix is read once, a block at a time, into panels: as many columns as some vector registers hold, row after row.
 //! It may lie by rows or by columns. A forward pass multiplies by the weights and a backward pass by their transpose; packing
@@ -43,7 +43,7 @@ const fn block_columns<const REGISTERS: usize>() -> usize {
 /// Fills `target` with the rows of `a w`, and returns them.
 ///
 /// # Panics
-/// If the shapes do not fit, the columns of `a` lie apart, or `w` lies neither by rows nor by columns.
+/// If the shapes do not fit, or `a` or `w` lies neither by rows nor by columns.
 pub(crate) fn fill_with_product<'c>(
     target: &'c mut [MaybeUninit<f32>],
     a: Matrix<'_>,
@@ -225,11 +225,13 @@ mod tests {
 
     fn check_against_the_definition([m, k, n]: [usize; 3], by_columns: bool) {
         let (a, w_elements) = (values(m * k, 0), values(k * n, 5));
-        let a_matrix = Matrix::strided(&a, [m, k], [k, 1]);
+        // By rows and, transposed, by columns.
+        let a_columns: Vec<f32> = (0..m * k).map(|at| a[at % m * k + at / m]).collect();
+        let a_matrices = [oriented(&a, [m, k], false), oriented(&a_columns, [m, k], true)];
         let w = oriented(&w_elements, [k, n], by_columns);
         let w_at = |p: usize, j: usize| w_elements[if by_columns { j * k + p } else { p * n + j }];
         for (way, multiply) in all_ways() {
-            for add in [false, true] {
+            for (add, a_matrix) in [false, true].into_iter().flat_map(|add| a_matrices.map(|a| (add, a))) {
                 let before = if add { values(m * n, 11) } else { vec![0.0; m * n] };
                 let mut c = if add { before.clone() } else { vec![f32::NAN; m * n] };
                 let expected = oracle(&before, &a, w, w_at);

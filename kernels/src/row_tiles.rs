@@ -6,7 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::dispatch::Groups;
-use crate::matrix::{Matrix, MatrixMut, Unwritten, multiply};
+use crate::matrix::{Matrix, Unwritten};
+use crate::panel_product::fill_with_product;
 use crate::simd::vectorised;
 
 /// Rows of one tile, or up to half as many more. Each product brings its matrix into order first: the more rows share that,
@@ -117,11 +118,7 @@ impl<'a> WeightGradient<'a> {
 
 impl GradientTask<'_> {
     fn run(self) {
-        if self.x.num_rows() == 0 {
-            self.target.fill(MaybeUninit::new(0.0));
-        } else {
-            multiply(MatrixMut::uninit(self.target, self.dy.num_columns()), self.x.transposed(), self.dy);
-        }
+        fill_with_product(self.target, self.x.transposed(), self.dy);
     }
 }
 

@@ -53,15 +53,47 @@ impl<S: Simd, const REGISTERS: usize> Pass<'_, S, REGISTERS> {
         let (panel, _) = registers.as_chunks::<REGISTERS>();
         while row + ROWS <= self.a.num_rows() {
             fetch.some();
-            let mut rows = [[].as_slice(); ROWS];
-            for (i, a) in rows.iter_mut().enumerate() {
-                *a = self.a.row(row + i);
-            }
-            let sums = sums::<S, REGISTERS, ROWS, FUSED>(self.simd, rows, panel);
+            let sums = if self.a.has_contiguous_rows() {
+                self.sums_by_rows::<ROWS, FUSED>(row, panel)
+            } else {
+                self.sums_by_columns::<ROWS, FUSED>(row, panel)
+            };
             self.write(row, sums, c);
             row += ROWS;
         }
         row
+    }
+
+    /// The sums of the rows from `row` on, which lie each in one piece.
+    #[inline(always)]
+    fn sums_by_rows<const ROWS: usize, const FUSED: bool>(
+        &self,
+        row: usize,
+        panel: &[PanelRow<S, REGISTERS>],
+    ) -> [PanelRow<S, REGISTERS>; ROWS] {
+        let mut rows = [[].as_slice(); ROWS];
+        for (i, a) in rows.iter_mut().enumerate() {
+            *a = self.a.row(row + i);
+            assert!(a.len() == panel.len(), "{} elements times a panel of {}", a.len(), panel.len());
+        }
+        // SAFETY: each row is as long as the panel.
+        let at = |i: usize, p: usize| unsafe { *rows.get_unchecked(i).get_unchecked(p) };
+        sums::<S, REGISTERS, ROWS, FUSED>(self.simd, at, panel)
+    }
+
+    /// The same of rows that lie next to each other, as those of a transposed matrix do.
+    #[inline(always)]
+    fn sums_by_columns<const ROWS: usize, const FUSED: bool>(
+        &self,
+        row: usize,
+        panel: &[PanelRow<S, REGISTERS>],
+    ) -> [PanelRow<S, REGISTERS>; ROWS] {
+        let (elements, stride) = self.a.columns_from_row(row);
+        let end = panel.len().saturating_sub(1) * stride + ROWS;
+        assert!(end <= elements.len(), "{end} of {} elements", elements.len());
+        // SAFETY: below `end`.
+        let at = |i: usize, p: usize| unsafe { *elements.get_unchecked(p * stride + i) };
+        sums::<S, REGISTERS, ROWS, FUSED>(self.simd, at, panel)
     }
 
     /// Writes the sums of the rows from `row` on.
@@ -104,24 +136,17 @@ impl<S: Simd, const REGISTERS: usize> Pass<'_, S, REGISTERS> {
     }
 }
 
-/// The products of some rows with a panel, each summed from the first term to the last.
-///
-/// # Panics
-/// If a row is not as long as the panel is deep.
+/// The products of some rows with a panel, each summed from the first term to the last. `a` is their element (row, term).
 #[inline(always)]
 fn sums<S: Simd, const REGISTERS: usize, const ROWS: usize, const FUSED: bool>(
     simd: S,
-    rows: [&[f32]; ROWS],
+    a: impl Fn(usize, usize) -> f32,
     panel: &[PanelRow<S, REGISTERS>],
 ) -> [PanelRow<S, REGISTERS>; ROWS] {
-    for row in rows {
-        assert!(row.len() == panel.len(), "{} elements times a panel of {}", row.len(), panel.len());
-    }
     let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; ROWS];
     for (p, panel_row) in panel.iter().enumerate() {
-        for (row, sums) in rows.iter().zip(&mut sums) {
-            // SAFETY: the row is as long as the panel.
-            let a = simd.splat_f32s(*unsafe { row.get_unchecked(p) });
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let a = simd.splat_f32s(a(row, p));
             for (sum, &b) in sums.iter_mut().zip(panel_row) {
                 *sum = multiply_add::<S, FUSED>(simd, a, b, *sum);
             }
