@@ -142,7 +142,9 @@ impl Evidence<'_> {
             arm: label.clone(),
             axes: AXES
                 .iter()
-                .filter_map(|&axis| axis_comparison(axis, &pairs, [label, &self.arms[0].label], question))
+                .filter_map(|&axis| {
+                    self.axis_comparison(arm, axis, &pairs, [label, &self.arms[0].label], question)
+                })
                 .map(|on| self.without_a_win_by_divergence(arm, on))
                 .collect(),
             time_to_loss: AXES
@@ -200,6 +202,34 @@ impl Evidence<'_> {
         EffectiveSpeedup { axis, num_steps, estimate, ratios, lower_bounds, at_most }
     }
 
+    /// Losses at the largest x that both arms reach with a seed.
+    fn axis_comparison(
+        &self,
+        arm: usize,
+        axis: Axis,
+        pairs: &[Pair<'_>],
+        [label, baseline]: [&str; 2],
+        question: &Question,
+    ) -> Option<AxisComparison> {
+        let mut seeds = Vec::new();
+        let mut differences = Vec::new();
+        for pair in pairs {
+            if !is_comparable(axis, pair) {
+                return None;
+            }
+            let mine = self.best_curve(arm, pair.arm, axis)?;
+            let theirs = self.best_curve(0, pair.baseline, axis)?;
+            let x = mine.last_x().min(theirs.last_x());
+            seeds.push(pair.seed);
+            differences.push(mine.loss_at(x)? - theirs.loss_at(x)?);
+        }
+        let difference = PairedDifference::new(&differences, question.confidence)?;
+        let verdict = difference.verdict(question.margin_nats);
+        let seeds_to_decide = difference.pairs_to_decide(question.margin_nats, question.confidence);
+        let sentence = words::axis_sentence([label, baseline], axis, &difference, question);
+        Some(AxisComparison { axis, seeds, difference, verdict, seeds_to_decide, sentence })
+    }
+
     /// When the arm had the final loss of the baseline's runs of the largest budget.
     fn time_to_loss(&self, arm: usize, axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
         let mut targets_nats = Vec::new();
@@ -245,31 +275,6 @@ impl Evidence<'_> {
 /// Seconds of two machines are not seconds of two arms.
 fn is_comparable(axis: Axis, pair: &Pair<'_>) -> bool {
     axis != Axis::Seconds || pair.arm.manifest.host.hostname == pair.baseline.manifest.host.hostname
-}
-
-/// Losses at the largest x that both runs of a pair reach.
-fn axis_comparison(
-    axis: Axis,
-    pairs: &[Pair<'_>],
-    [arm, baseline]: [&str; 2],
-    question: &Question,
-) -> Option<AxisComparison> {
-    let mut seeds = Vec::new();
-    let mut differences = Vec::new();
-    for pair in pairs {
-        if !is_comparable(axis, pair) {
-            return None;
-        }
-        let (mine, theirs) = (pair.arm.curve(axis)?, pair.baseline.curve(axis)?);
-        let x = mine.last_x().min(theirs.last_x());
-        seeds.push(pair.seed);
-        differences.push(mine.loss_at(x)? - theirs.loss_at(x)?);
-    }
-    let difference = PairedDifference::new(&differences, question.confidence)?;
-    let verdict = difference.verdict(question.margin_nats);
-    let seeds_to_decide = difference.pairs_to_decide(question.margin_nats, question.confidence);
-    let sentence = words::axis_sentence([arm, baseline], axis, &difference, question);
-    Some(AxisComparison { axis, seeds, difference, verdict, seeds_to_decide, sentence })
 }
 
 /// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.

@@ -41,7 +41,10 @@ pub(crate) fn headline(
         .min_by(|(_, a), (_, b)| a.difference.mean.total_cmp(&b.difference.mean))
         .or_else(|| compared().next());
     let Some((comparison, on)) = best else {
-        return format!("No verdict: no seed has finished runs of both `{baseline}` and another arm.");
+        return format!(
+            "No verdict: `{baseline}` and another arm have no pair of finished runs with {} in common.",
+            axis_words(question.axis)
+        );
     };
     let speedup = comparison.effective_speedup.iter().find(|speedup| speedup.axis == question.axis);
     let worth = speedup.and_then(|speedup| Some((speedup, speedup.estimate.as_ref()?))).map(|(speedup, estimate)| {
@@ -186,12 +189,18 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
              from the same values; evaluation is dropless and covers the whole validation split."
         }
     };
-    let mut notes = vec![
-        held_equal.to_string(),
-        "Where one run of a pair is longer on an axis, its loss at equal x is taken before its learning rate has come down, \
-         which counts against it; seconds nearly always differ: ask about them with `held_equal = \"wall_clock\"`."
-            .into(),
-    ];
+    let at_equal_x = match study.budget.num_steps.len() {
+        1 => {
+            "Where one run of a pair is longer on an axis, its loss at equal x is taken before its learning rate has come \
+             down, which counts against it; seconds nearly always differ: ask about them with several budgets, or with \
+             `held_equal = \"wall_clock\"`."
+        }
+        _ => {
+            "A loss at equal x, and the x of a loss, are read between finished runs of neighbouring budgets, whose schedules \
+             have come to their end."
+        }
+    };
+    let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
     if study.held_equal != HeldEqual::ActiveFlops && study.budget.num_steps.len() > 3 {
         notes.push("The compute of the gauge is the baseline's.".into());
     }
