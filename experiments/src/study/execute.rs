@@ -104,7 +104,7 @@ impl StudyFolder {
 
     /// Whether a process is training the run now.
     fn is_at_work(&self, run: &PlannedRun) -> bool {
-        RunPaths::new(&self.path_of(run)).read().is_ok_and(|reading| reading.is_at_work())
+        RunPaths::new(self.path_of(run)).read().is_ok_and(|reading| reading.is_at_work())
     }
 
     /// Why a run that may diverge did.
