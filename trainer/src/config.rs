@@ -202,7 +202,7 @@ pub struct FlightRecorderConfig {
     #[serde(default = "default_scores_every_steps")]
     pub scores_every_steps: u64,
     /// Measure what costs too much for every step every n steps: co-activation, saturation, specialisation, the experts'
-    /// similarity and weights, the balancing losses' gradient; default 50.
+    /// similarity and weights, the balancing losses' gradient; default 100.
     #[serde(default = "default_probe_every_steps")]
     pub probe_every_steps: u64,
     /// Steps in one file of expert rows, which a killed process loses at most; default 20.
@@ -294,7 +294,7 @@ fn default_scores_every_steps() -> u64 {
 }
 
 fn default_probe_every_steps() -> u64 {
-    50
+    100
 }
 
 fn default_steps_per_part() -> usize {
