@@ -135,6 +135,7 @@ fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
     assert!(comparison["gauge"]["slope_per_decade"].is_f64());
     assert_paired_differences_are_those_of_the_runs(&desk, &result);
     assert_time_to_loss_is_read_from_finished_runs(&result);
+    assert_losses_at_equal_flops_are_read_between_finished_runs(&result);
 
     for file in
         ["report.html", "runs.csv", "curves.csv", "comparisons.csv", "loss-vs-steps.svg", "loss-vs-steps.png"]
@@ -187,6 +188,27 @@ fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
                 assert!((ratio.unwrap() - x / their_steps).abs() < 1e-9);
             }
         }
+    }
+}
+
+/// Of two arms that cost nearly the same, the loss at the smaller end lies on the line through the two longest runs of each.
+fn assert_losses_at_equal_flops_are_read_between_finished_runs(result: &Value) {
+    let axis = &result["comparisons"][0]["axes"][2];
+    assert_eq!(axis["axis"], "active_flops");
+    let end = |arm: usize, seed: u64, num_steps: u64| -> (f64, f64) {
+        let runs = result["arms"][arm]["runs"].as_array().unwrap();
+        let run = runs.iter().find(|run| run["num_steps"] == num_steps && run["seed"] == seed).unwrap();
+        (run["active_flops"].as_f64().unwrap(), run["final_loss_nats"].as_f64().unwrap())
+    };
+    let at = |x: f64, [(x0, loss0), (x1, loss1)]: [(f64, f64); 2]| {
+        loss0 + (x / x0).ln() / (x1 / x0).ln() * (loss1 - loss0)
+    };
+    for seed in 0..3 {
+        let [mine, theirs] = [1, 0].map(|arm| [8, 16].map(|num_steps| end(arm, seed, num_steps)));
+        let x = mine[1].0.min(theirs[1].0);
+        let expected = at(x, mine) - at(x, theirs);
+        let difference = axis["difference"]["differences"][seed as usize].as_f64().unwrap();
+        assert!((difference - expected).abs() < 1e-9, "{difference}, not {expected}");
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct SweepArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Do the I-th of N parts of each round, such as 2/8; the others in other processes or on other machines that share the
-    /// folder. Every part waits for the others after each round
+    /// folder. Every part waits for the others after each round, and does what nobody is doing
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub(crate) shard: Shard,
     /// Plan the sweep, time a few steps of the first candidate, and run nothing

@@ -131,9 +131,13 @@ fn key_to_solve(loaded: &LoadedStudy, arm: &ArmConfig) -> Result<String, Failure
     const EXPERTS: &str = "model.ffn.moe.d_expert";
     const DENSE: &str = "model.ffn.d_ff";
     const MIXTURE: &str = "model.ffn.moe";
-    let mut changes = loaded.study.set.iter().chain(&arm.set).rev().map(|text| text.trim_start());
-    let is_moe = match changes.find(|text| text.starts_with(MIXTURE)) {
-        Some(last) => last.trim_end() != "model.ffn.moe=",
+    let is_mixture_after = |given: Override| {
+        let is_inside = given.key().strip_prefix(MIXTURE).is_some_and(|rest| rest.starts_with('.'));
+        (is_inside || given.sets(MIXTURE)).then_some(true).or((given.key() == MIXTURE).then_some(false))
+    };
+    let mut changes = loaded.study.set.iter().chain(&arm.set).rev();
+    let is_moe = match changes.find_map(|text| is_mixture_after(Override::parse(text).ok()?)) {
+        Some(is_moe) => is_moe,
         None => read_recipe(&loaded.base, &[])?.0.model.ffn.moe.is_some(),
     };
     Ok(if is_moe { EXPERTS } else { DENSE }.into())
