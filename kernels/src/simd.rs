@@ -10,6 +10,25 @@ pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The largest element, lane by lane; minus infinity of an empty row. Loses NaN, which a sum of the row's exponentials finds
+/// again.
+#[inline(always)]
+pub(crate) fn max_of_row(row: &[f32]) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut max_lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (max, &value) in max_lanes.iter_mut().zip(chunk) {
+            // `f32::max` would compile to more instructions.
+            *max = if value > *max { value } else { *max };
+        }
+    }
+    let mut max = max_lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    for &value in rest {
+        max = if value > max { value } else { max };
+    }
+    max
+}
+
 /// Defines a function that runs `$body::<FUSED>` compiled for the widest vectors that the CPU has. The body must be
 /// `#[inline(always)]`: it takes the instruction set of the function that it is inlined into.
 macro_rules! vectorised {

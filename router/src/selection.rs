@@ -21,13 +21,14 @@ pub fn select_top_k(scores_te: &[f64], num_experts: usize, top_k: usize) -> Vec<
     for scores_e in rows {
         chosen.clear();
         for expert in 0..num_experts {
-            // Experts come in ascending order and an insertion goes behind its equals: ties keep the lower index.
-            let place =
-                chosen.partition_point(|&earlier: &usize| !beats(scores_e[expert], scores_e[earlier]));
-            if place < top_k {
-                chosen.insert(place, expert);
-                chosen.truncate(top_k);
+            // Most are worse than those already chosen.
+            if chosen.get(top_k - 1).is_some_and(|&worst: &usize| !beats(scores_e[expert], scores_e[worst])) {
+                continue;
             }
+            // Experts come in ascending order and an insertion goes behind its equals: ties keep the lower index.
+            let place = chosen.partition_point(|&earlier| !beats(scores_e[expert], scores_e[earlier]));
+            chosen.insert(place, expert);
+            chosen.truncate(top_k);
         }
         expert_ids_tk.extend(chosen.iter().map(|&expert| expert as u32));
     }

@@ -87,15 +87,32 @@ fn swiglu_backward_row<const FUSED: bool>(
         dweight
     };
     let mut sums = [0.0; LANES];
-    let ((ups, up), (gates, gate), (dhiddens, dhidden)) =
-        (up.as_chunks_mut::<LANES>(), gate.as_chunks_mut::<LANES>(), dhidden.as_chunks_mut::<LANES>());
-    for ((up, gate), dhidden) in ups.iter_mut().zip(gates).zip(dhiddens) {
+    let mut lanes = |up: &mut [f32; LANES], gate: &mut [f32; LANES], dhidden: &mut [f32; LANES]| {
         for (((sum, up), gate), dhidden) in sums.iter_mut().zip(up).zip(gate).zip(dhidden) {
             *sum += each(up, gate, dhidden);
         }
+    };
+    let ((ups, up), (gates, gate), (dhiddens, dhidden)) =
+        (up.as_chunks_mut(), gate.as_chunks_mut(), dhidden.as_chunks_mut());
+    for ((up, gate), dhidden) in ups.iter_mut().zip(gates).zip(dhiddens) {
+        lanes(up, gate, dhidden);
     }
-    let rest = up.iter_mut().zip(gate).zip(dhidden).map(|((up, gate), dhidden)| each(up, gate, dhidden));
-    sums.into_iter().chain(rest).sum()
+    if !up.is_empty() {
+        let [mut ups, mut gates, mut dhiddens] = [&*up, &*gate, &*dhidden].map(padded);
+        lanes(&mut ups, &mut gates, &mut dhiddens);
+        for (rest, values) in [(up, ups), (gate, gates), (dhidden, dhiddens)] {
+            rest.copy_from_slice(&values[..rest.len()]);
+        }
+    }
+    sums.iter().sum()
+}
+
+/// The rest of a row, and zeros: whole vectors cost less than single elements.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
 }
 
 vectorised! {
@@ -187,14 +204,23 @@ fn backward_row(
         dweight
     };
     let mut sums = [0.0; LANES];
-    let ((xs, x), (dhiddens, dhidden)) = (x.as_chunks_mut::<LANES>(), dhidden.as_chunks_mut::<LANES>());
-    for (x, dhidden) in xs.iter_mut().zip(dhiddens) {
+    let mut lanes = |x: &mut [f32; LANES], dhidden: &mut [f32; LANES]| {
         for ((sum, x), dhidden) in sums.iter_mut().zip(x).zip(dhidden) {
             *sum += each(x, dhidden);
         }
+    };
+    let ((xs, x), (dhiddens, dhidden)) = (x.as_chunks_mut(), dhidden.as_chunks_mut());
+    for (x, dhidden) in xs.iter_mut().zip(dhiddens) {
+        lanes(x, dhidden);
     }
-    let rest = x.iter_mut().zip(dhidden).map(|(x, dhidden)| each(x, dhidden));
-    sums.into_iter().chain(rest).sum()
+    if !x.is_empty() {
+        let [mut xs, mut dhiddens] = [&*x, &*dhidden].map(padded);
+        lanes(&mut xs, &mut dhiddens);
+        for (rest, values) in [(x, xs), (dhidden, dhiddens)] {
+            rest.copy_from_slice(&values[..rest.len()]);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// A distribution function and its derivative.

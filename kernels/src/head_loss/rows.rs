@@ -1,7 +1,7 @@
 //! The loops behind the loss, over one token's logits.
 
 use crate::exp::exp;
-use crate::simd::{LANES, vectorised};
+use crate::simd::{LANES, max_of_row, vectorised};
 
 vectorised! {
     /// Replaces the logits by `exp(logit - max)`, and returns their maximum and the sum of the new values.
@@ -10,15 +10,8 @@ vectorised! {
 
 #[inline(always)]
 fn exponentials_of_row<const FUSED: bool>(row: &mut [f32]) -> (f32, f32) {
+    let max = max_of_row(row);
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    let mut max_lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks.iter() {
-        for (max, &logit) in max_lanes.iter_mut().zip(chunk) {
-            // Loses NaN, which the sum finds again; `f32::max` would compile to more instructions.
-            *max = if logit > *max { logit } else { *max };
-        }
-    }
-    let max = max_lanes.iter().chain(rest.iter()).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum_lanes = [0.0; LANES];
     for chunk in chunks {
         for (sum, value) in sum_lanes.iter_mut().zip(chunk) {

@@ -2,7 +2,7 @@
 
 use super::{GateSoftmax, RouterLoss};
 use crate::exp::exp;
-use crate::simd::vectorised;
+use crate::simd::{LANES, max_of_row, vectorised};
 
 /// Writes the gate of each chosen expert.
 pub(super) fn gates(gates: &mut [f32], logits: &[f32], ids: &[u32], softmax: GateSoftmax) {
@@ -77,10 +77,16 @@ vectorised! {
 
 #[inline(always)]
 fn max_and_sum_of_row<const FUSED: bool>(logits: &[f32]) -> (f32, f32) {
-    // NaN is lost here and found again by the sum.
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
-    let mut sum = 0.0;
-    for &logit in logits {
+    let max = max_of_row(logits);
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, &logit) in sums.iter_mut().zip(chunk) {
+            *sum += exp::<FUSED>(logit - max);
+        }
+    }
+    let mut sum = sums.iter().sum();
+    for &logit in rest {
         sum += exp::<FUSED>(logit - max);
     }
     (max, sum)

@@ -1,7 +1,7 @@
 //! The loops over one query's scores.
 
 use crate::exp::exp;
-use crate::simd::{LANES, multiply_add, vectorised};
+use crate::simd::{LANES, max_of_row, multiply_add, vectorised};
 
 /// Replaces the first `num_seen` scores by their exponentials relative to the largest, and the others by zero. Returns
 /// the largest and the sum.
@@ -19,20 +19,12 @@ fn whole_vectors(num_seen: usize, len: usize) -> usize {
 }
 
 vectorised! {
-    fn max(row: &[f32]) -> f32 = max_of_row;
+    fn max(row: &[f32]) -> f32 = max_in_lanes;
 }
 
 #[inline(always)]
-fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    let mut max_lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        for (max, &score) in max_lanes.iter_mut().zip(chunk) {
-            // Loses NaN, which the sum of the exponentials finds again.
-            *max = if score > *max { score } else { *max };
-        }
-    }
-    max_lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+fn max_in_lanes<const FUSED: bool>(row: &[f32]) -> f32 {
+    max_of_row(row)
 }
 
 vectorised! {
@@ -50,11 +42,12 @@ fn exponentials_of_row<const FUSED: bool>(row: &mut [f32], max: f32) -> f32 {
             *sum += *score;
         }
     }
-    let rest = rest.iter_mut().map(|score| {
+    let mut sum = sums.iter().sum();
+    for score in rest {
         *score = exp::<FUSED>(*score - max);
-        *score
-    });
-    sums.into_iter().chain(rest).sum()
+        sum += *score;
+    }
+    sum
 }
 
 /// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights by those of the
@@ -105,5 +98,9 @@ fn dot_of_rows<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
             *sum = multiply_add::<FUSED>(a, b, *sum);
         }
     }
-    sums.into_iter().chain(a_rest.iter().zip(b_rest).map(|(a, b)| a * b)).sum()
+    let mut sum = sums.iter().sum();
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
+    sum
 }
