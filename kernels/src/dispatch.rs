@@ -95,6 +95,11 @@ impl SlotMap {
         &self.row_of_slot
     }
 
+    /// Token that each packed row belongs to.
+    pub(crate) fn token_of_row(&self) -> impl Iterator<Item = usize> {
+        self.slot_of_row.iter().map(|&slot| slot as usize / self.top_k)
+    }
+
     /// Whether a slot has no row.
     pub(crate) fn drops_slots(&self) -> bool {
         self.num_rows() < self.row_of_slot.len()

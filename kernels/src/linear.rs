@@ -135,7 +135,7 @@ impl Project for Flex {
             return stock_bias_gradient::<Flex>(dy_tf);
         }
         let (dy_tf, f) = (contiguous(dy_tf.clone()), dy_tf.shape()[1]);
-        from_elements(sum_rows(elements(&dy_tf), f), Shape::new([f]))
+        from_elements(sum_rows(matrix(&dy_tf)), Shape::new([f]))
     }
 }
 

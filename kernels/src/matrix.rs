@@ -3,18 +3,46 @@
 //! Operations cut their work into products that do not depend on the number of threads and run each one on one thread:
 //! that keeps results the same bit for bit, and is faster than sharing one product among threads.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// A matrix that is read: element (i, j) lies at `i * row_stride + j * column_stride`.
-#[derive(Debug, Clone, Copy)]
+/// A matrix that is read. Every element lies within its slice.
+#[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     elements: &'a [f32],
     shape: [usize; 2],
-    strides: [usize; 2],
+    /// Of rows and of columns.
+    steps: [Step<'a>; 2],
+}
+
+/// Where the rows of a matrix begin, or its columns: what row i and column j add up to is the place of element (i, j).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step<'a> {
+    /// Each as far behind the one before.
+    Stride(usize),
+    /// Anywhere.
+    Offsets(&'a [usize]),
+}
+
+impl Step<'_> {
+    #[inline(always)]
+    fn to(self, index: usize) -> usize {
+        match self {
+            Self::Stride(stride) => index * stride,
+            Self::Offsets(offsets) => offsets[index],
+        }
+    }
+}
+
+impl fmt::Debug for Matrix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [rows, columns] = self.shape;
+        write!(f, "{rows} x {columns} in {} elements by {:?}", self.elements.len(), self.steps)
+    }
 }
 
 impl<'a> Matrix<'a> {
@@ -28,7 +56,7 @@ impl<'a> Matrix<'a> {
             "{} elements in rows of {num_columns}",
             elements.len()
         );
-        Self { elements, shape: [elements.len() / num_columns, num_columns], strides: [num_columns, 1] }
+        Self::strided(elements, [elements.len() / num_columns, num_columns], [num_columns, 1])
     }
 
     /// The matrix with these strides.
@@ -41,7 +69,25 @@ impl<'a> Matrix<'a> {
             "{shape:?} by {strides:?} in {} elements",
             elements.len()
         );
-        Self { elements, shape, strides }
+        Self { elements, shape, steps: strides.map(Step::Stride) }
+    }
+
+    /// The matrix of `num_columns` columns whose rows begin at these places, in this order.
+    ///
+    /// # Panics
+    /// If a row ends outside `elements`.
+    pub(crate) fn of_rows_at(elements: &'a [f32], num_columns: usize, offsets: &'a [usize]) -> Self {
+        let last = offsets.iter().max().copied().unwrap_or(0);
+        assert!(
+            offsets.is_empty() || last + num_columns <= elements.len(),
+            "{num_columns} elements from {last} of {}",
+            elements.len()
+        );
+        Self {
+            elements,
+            shape: [offsets.len(), num_columns],
+            steps: [Step::Offsets(offsets), Step::Stride(1)],
+        }
     }
 
     pub(crate) fn num_rows(&self) -> usize {
@@ -54,32 +100,34 @@ impl<'a> Matrix<'a> {
 
     /// Whether the elements of each row lie next to each other.
     pub(crate) fn has_contiguous_rows(&self) -> bool {
-        self.strides[1] == 1
+        matches!(self.steps[1], Step::Stride(1))
     }
 
     /// One row of a matrix whose columns lie next to each other.
     ///
     /// # Panics
     /// If there is none, or columns lie apart.
+    #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &'a [f32] {
         assert!(row < self.shape[0] && self.has_contiguous_rows(), "row {row} of {self:?}");
-        &self.elements[row * self.strides[0]..][..self.shape[1]]
+        &self.elements[self.steps[0].to(row)..][..self.shape[1]]
     }
 
-    /// The elements from a row on, of a matrix whose rows lie next to each other: element (i, p) of what is left lies at
-    /// `p * stride + i`. And the stride.
+    /// The elements from a row on, of a matrix whose rows lie next to each other, and its columns' step: element (i, p) of
+    /// what is left lies i behind the place of column p.
     ///
     /// # Panics
     /// If there is none, or rows lie apart.
-    pub(crate) fn columns_from_row(&self, row: usize) -> (&'a [f32], usize) {
-        assert!(row < self.shape[0] && self.strides[0] == 1, "row {row} of {self:?}");
-        (&self.elements[row..], self.strides[1])
+    #[inline(always)]
+    pub(crate) fn columns_from_row(&self, row: usize) -> (&'a [f32], Step<'a>) {
+        assert!(row < self.shape[0] && matches!(self.steps[0], Step::Stride(1)), "row {row} of {self:?}");
+        (&self.elements[row..], self.steps[1])
     }
 
     /// Rows as columns.
     pub(crate) fn transposed(self) -> Self {
-        let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);
-        Self { elements: self.elements, shape: [columns, rows], strides: [column_stride, row_stride] }
+        let ([rows, columns], [row_step, column_step]) = (self.shape, self.steps);
+        Self { elements: self.elements, shape: [columns, rows], steps: [column_step, row_step] }
     }
 
     /// Only these rows.
@@ -87,9 +135,15 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If there are fewer.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
-        assert!(rows.end <= self.shape[0], "rows {rows:?} of {}", self.shape[0]);
-        let start = (rows.start * self.strides[0]).min(self.elements.len());
-        Self::strided(&self.elements[start..], [rows.len(), self.shape[1]], self.strides)
+        assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {self:?}");
+        let shape = [rows.len(), self.shape[1]];
+        let (start, step) = match self.steps[0] {
+            Step::Stride(stride) => (rows.start * stride, Step::Stride(stride)),
+            Step::Offsets(offsets) => (0, Step::Offsets(&offsets[rows])),
+        };
+        // What is left of a matrix lies where it lay; one without elements may begin behind the last.
+        let elements = &self.elements[start.min(self.elements.len())..];
+        Self { elements, shape, steps: [step, self.steps[1]] }
     }
 
     /// Only these columns.
@@ -98,6 +152,17 @@ impl<'a> Matrix<'a> {
     /// If there are fewer.
     pub(crate) fn columns(self, columns: Range<usize>) -> Self {
         self.transposed().rows(columns).transposed()
+    }
+
+    /// The strides of a matrix that has some.
+    ///
+    /// # Panics
+    /// If rows or columns lie anywhere.
+    fn strides(&self) -> [usize; 2] {
+        self.steps.map(|step| match step {
+            Step::Stride(stride) => stride,
+            Step::Offsets(_) => panic!("{self:?} has no strides"),
+        })
     }
 }
 
@@ -193,7 +258,7 @@ pub(crate) fn columns_in_order(a: Matrix<'_>) -> Vec<f32> {
 
 /// Writes the columns of `a` from `first`, as many as fit into `target`.
 fn transpose_columns(target: &mut [MaybeUninit<f32>], a: Matrix<'_>, first: usize) {
-    let rows = a.shape[0];
+    let (rows, strides) = (a.shape[0], a.strides());
     let num_columns = target.len() / rows.max(1);
     // Rows are often a power of two apart, and then all fall on the same few places of the cache: each is read once, into
     // a square that lies together.
@@ -201,9 +266,9 @@ fn transpose_columns(target: &mut [MaybeUninit<f32>], a: Matrix<'_>, first: usiz
     for start in (0..rows).step_by(TRANSPOSE_SQUARE) {
         let end = rows.min(start + TRANSPOSE_SQUARE);
         for (row, copy) in (start..end).zip(&mut square) {
-            let from = row * a.strides[0] + first * a.strides[1];
+            let from = row * strides[0] + first * strides[1];
             for (j, copy) in copy[..num_columns].iter_mut().enumerate() {
-                *copy = a.elements[from + j * a.strides[1]];
+                *copy = a.elements[from + j * strides[1]];
             }
         }
         for (j, column) in target.chunks_exact_mut(rows).enumerate() {
@@ -237,6 +302,7 @@ pub(crate) fn add_multiplied(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
 
 fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
     let ([m, n], [_, k]) = (c.shape, a.shape);
+    let (a_strides, b_strides) = (a.strides(), b.strides());
     assert!(a.shape == [m, k] && b.shape == [k, n], "{:?} times {:?} into {:?}", a.shape, b.shape, c.shape);
     // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c` borrows its
     // elements alone, so it overlaps neither `a` nor `b`; and unless it has values it is not read.
@@ -250,11 +316,11 @@ fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
             c.row_stride as isize,
             add,
             a.elements.as_ptr(),
-            a.strides[1] as isize,
-            a.strides[0] as isize,
+            a_strides[1] as isize,
+            a_strides[0] as isize,
             b.elements.as_ptr(),
-            b.strides[1] as isize,
-            b.strides[0] as isize,
+            b_strides[1] as isize,
+            b_strides[0] as isize,
             1.0,
             1.0,
             false,
@@ -337,6 +403,12 @@ mod tests {
         assert_eq!(c, [32.0, 65.0]);
         multiply(MatrixMut::row_major(&mut c[..1], 1), a.rows(1..2).columns(0..2), b);
         assert_eq!(c, [54.0, 65.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "3 elements from 4 of 6")]
+    fn rows_that_end_outside_the_elements_are_refused() {
+        Matrix::of_rows_at(&[0.0; 6], 3, &[0, 4, 2]);
     }
 
     #[test]

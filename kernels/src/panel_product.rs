@@ -21,7 +21,7 @@ use pulp::x86::{V3, V4};
 use pulp::{Scalar128b, Simd, WithSimd};
 
 use crate::matrix::Matrix;
-use panels::{Fetch, Panels};
+use panels::{EIGHT, Fetch, Panels};
 use tile::{Pass, panel_width};
 
 /// Rows of one panel.
@@ -105,15 +105,45 @@ impl<'a> Product<'a> {
         Self { c, a, w, add }
     }
 
-    /// The blocks that the matrix is packed in: those of the first columns from top to bottom, then those of the next.
-    fn blocks(&self, block_columns: usize) -> Vec<Block> {
-        let cut =
-            |len: usize, step: usize| (0..len).step_by(step).map(move |start| start..len.min(start + step));
-        let (depth, num_columns) = (self.w.num_rows(), self.w.num_columns());
-        let block_of = |columns: Range<usize>| {
-            cut(depth, PANEL_DEPTH).map(move |rows| Block { rows, columns: columns.clone() })
+    /// The blocks that these columns of the matrix are packed in: those of the first columns from top to bottom, then those of
+    /// the next.
+    fn blocks(&self, columns: Range<usize>, block_columns: usize) -> Vec<Block> {
+        let cut = |all: Range<usize>, step: usize| {
+            all.clone().step_by(step).map(move |start| start..all.end.min(start + step))
         };
-        cut(num_columns, block_columns).flat_map(block_of).collect()
+        let depth = self.w.num_rows();
+        let block_of = |columns: Range<usize>| {
+            cut(0..depth, PANEL_DEPTH).map(move |rows| Block { rows, columns: columns.clone() })
+        };
+        cut(columns, block_columns).flat_map(block_of).collect()
+    }
+
+    /// Computes these columns with panels of `REGISTERS`.
+    #[inline(always)]
+    fn compute_columns<S: Simd, const REGISTERS: usize, const FUSED: bool>(
+        &mut self,
+        simd: S,
+        columns: Range<usize>,
+    ) {
+        let width = panel_width::<S, REGISTERS>();
+        let blocks = self.blocks(columns.clone(), block_columns::<REGISTERS>());
+        let Self { c, a, w, add } = self;
+        let mut panels = Panels::new::<S, REGISTERS>([w.num_rows(), columns.len()]);
+        for (index, block) in blocks.iter().enumerate() {
+            let panels = panels.pack::<S, REGISTERS>(simd, block.of(*w));
+            let a_block = a.columns(block.rows.clone());
+            let num_tiles = a.num_rows().div_ceil(TILE_ROWS) * block.columns.len().div_ceil(width);
+            // With many registers, fetching ahead takes longer than it saves (measured with AVX-512: 4 %).
+            let next = blocks.get(index + 1).filter(|_| REGISTERS == FEW_REGISTERS);
+            let mut fetch = Fetch::new(next.map(|next| next.of(*w)), num_tiles);
+            let panel_len = block.rows.len() * width;
+            for (panel, column) in panels.chunks(panel_len).zip(block.columns.clone().step_by(width)) {
+                let columns = column..block.columns.end.min(column + width);
+                let add = *add || block.rows.start > 0;
+                Pass::<_, REGISTERS> { simd, a: a_block, panel, num_columns: w.num_columns(), columns, add }
+                    .run::<FUSED>(c, &mut fetch);
+            }
+        }
     }
 }
 
@@ -129,7 +159,8 @@ impl Block {
     }
 }
 
-/// A product in tiles of `TILE_ROWS` rows and some registers; `FUSED` as in [`crate::simd::multiply_add`].
+/// A product in tiles of `TILE_ROWS` rows and as many registers, or fewer for its last columns; `FUSED` as in
+/// [`crate::simd::multiply_add`].
 struct Tiled<'a, const REGISTERS: usize, const FUSED: bool>(Product<'a>);
 
 impl<const REGISTERS: usize, const FUSED: bool> WithSimd for Tiled<'_, REGISTERS, FUSED> {
@@ -138,25 +169,20 @@ impl<const REGISTERS: usize, const FUSED: bool> WithSimd for Tiled<'_, REGISTERS
     // All that computes with vectors is inlined into this function, which then is compiled for one instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self(product) = self;
-        let width = panel_width::<S, REGISTERS>();
-        let blocks = product.blocks(block_columns::<REGISTERS>());
-        let Product { c, a, w, add } = product;
-        let mut panels = Panels::new::<S, REGISTERS>(w);
-        for (index, block) in blocks.iter().enumerate() {
-            let panels = panels.pack::<S, REGISTERS>(block.of(w));
-            let a_block = a.columns(block.rows.clone());
-            let num_tiles = a.num_rows().div_ceil(TILE_ROWS) * block.columns.len().div_ceil(width);
-            // With many registers, fetching ahead takes longer than it saves (measured with AVX-512: 4 %).
-            let next = blocks.get(index + 1).filter(|_| REGISTERS == FEW_REGISTERS);
-            let mut fetch = Fetch::new(next.map(|next| next.of(w)), num_tiles);
-            let panel_len = block.rows.len() * width;
-            for (panel, column) in panels.chunks(panel_len).zip(block.columns.clone().step_by(width)) {
-                let columns = column..block.columns.end.min(column + width);
-                let add = add || block.rows.start > 0;
-                Pass::<_, REGISTERS> { simd, a: a_block, panel, num_columns: w.num_columns(), columns, add }
-                    .run::<FUSED>(c, &mut fetch);
+        let Self(mut product) = self;
+        let num_columns = product.w.num_columns();
+        // What whole panels leave is often much narrower: a router has a column for each expert.
+        let rest = num_columns % panel_width::<S, REGISTERS>();
+        let whole = num_columns - rest;
+        match rest.div_ceil(panel_width::<S, 1>()) {
+            1 if panel_width::<S, 1>() >= EIGHT => {
+                product.compute_columns::<S, 1, FUSED>(simd, whole..num_columns);
             }
+            1 | 2 => product.compute_columns::<S, 2, FUSED>(simd, whole..num_columns),
+            _ => return product.compute_columns::<S, REGISTERS, FUSED>(simd, 0..num_columns),
+        }
+        if whole > 0 {
+            product.compute_columns::<S, REGISTERS, FUSED>(simd, 0..whole);
         }
     }
 }
@@ -274,6 +300,28 @@ mod tests {
         let mut c = vec![0.0; 14 * 37];
         add_product(&mut c, a_part, by_rows);
         assert_eq!(c, expected);
+    }
+
+    /// Rows repeated, left out and out of order, as each of the three factors that may be read so.
+    #[test]
+    fn rows_read_through_an_index_are_multiplied_as_their_copies() {
+        let (picks, width) = ([7, 0, 0, 3, 9, 1, 7, 2, 8, 4, 5], 150);
+        let x = values(10 * width, 3);
+        let offsets = picks.map(|row| row * width);
+        let copy: Vec<f32> = picks.iter().flat_map(|row| x[row * width..][..width].to_vec()).collect();
+        let pairs = [Matrix::of_rows_at(&x, width, &offsets), Matrix::row_major(&copy, width)]
+            .map(|x| x.rows(1..10).columns(5..147));
+        let other = values(142 * 70, 0);
+        let [right, left] = [Matrix::row_major(&other, 70), Matrix::row_major(&other[..9 * 13], 9)];
+        let products = |x: Matrix<'_>| {
+            [(x, right), (x.transposed(), x), (left, x)].map(|(a, w)| {
+                let mut c = vec![0.0; a.num_rows() * w.num_columns()];
+                add_product(&mut c, a, w);
+                c
+            })
+        };
+        let [indexed, copied] = pairs.map(products);
+        assert_eq!(indexed, copied);
     }
 
     #[test]

@@ -122,13 +122,14 @@ impl GradientTask<'_> {
     }
 }
 
-/// The sum of all rows of `x`, rows of `num_columns`, from the first to the last.
-pub(crate) fn sum_rows(x: &[f32], num_columns: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; num_columns];
+/// The sum of all rows of `x`, from the first to the last.
+pub(crate) fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
+    let mut sums = vec![0.0; x.num_columns()];
     sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
         let first = block * SUM_COLUMNS;
-        for row in x.chunks(num_columns) {
-            add(sums, &row[first..first + sums.len()]);
+        let x = x.columns(first..first + sums.len());
+        for row in 0..x.num_rows() {
+            add(sums, x.row(row));
         }
     });
     sums

@@ -3,6 +3,7 @@
 mod combine;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -98,6 +99,8 @@ struct Reader<'a> {
     operands: Operands<&'a [f32]>,
     activation: Activation,
     slots: Option<&'a SlotMap>,
+    /// Where each row's token begins, unless rows are tokens.
+    token_offsets: Option<Vec<usize>>,
     d: usize,
     f: usize,
 }
@@ -112,10 +115,12 @@ struct ForwardTile<'a> {
 
 impl<'a> Reader<'a> {
     fn new(operands: &'a Operands<FlexTensor>, block: &'a Block, sizes: &Sizes) -> Self {
+        let slots = block.plan.as_ref().map(|plan| &plan.slots);
         Self {
             operands: operands.as_ref().map(elements),
             activation: block.activation,
-            slots: block.plan.as_ref().map(|plan| &plan.slots),
+            slots,
+            token_offsets: slots.map(|slots| slots.token_of_row().map(|token| token * sizes.d).collect()),
             d: sizes.d,
             f: sizes.f,
         }
@@ -125,8 +130,7 @@ impl<'a> Reader<'a> {
         let Operands { up: w_up, down: w_down, gate: w_gate, up_bias, down_bias, gate_bias, .. } =
             self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
-        let mut gathered = Unwritten::new(if self.slots.is_some() { y.len() } else { 0 });
-        let x = Matrix::row_major(self.rows(self.operands.x, tile, gathered.as_mut_slice()), self.d);
+        let x = self.rows(self.operands.x, tile.rows.clone());
         let up = project(up, x, matrix_of(w_up, self.f), up_bias);
         let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
         let mut hidden = Unwritten::new(up.len());
@@ -134,13 +138,11 @@ impl<'a> Reader<'a> {
         project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
-    /// The tile's rows of `x_td`: where they lie, or gathered into `target`.
-    fn rows<'t>(&self, x_td: &'t [f32], tile: &RowTile, target: &'t mut [MaybeUninit<f32>]) -> &'t [f32] {
-        match self.slots {
-            Some(slots) => {
-                combine::gather(target, x_td, &slots.slot_of_row()[tile.rows.clone()], slots.top_k(), self.d)
-            }
-            None => &x_td[tile.rows.start * self.d..tile.rows.end * self.d],
+    /// Some rows of `x_td`, where they lie: a row's token is read through the index.
+    fn rows<'t>(&'t self, x_td: &'t [f32], rows: Range<usize>) -> Matrix<'t> {
+        match &self.token_offsets {
+            Some(offsets) => Matrix::of_rows_at(x_td, self.d, &offsets[rows]),
+            None => Matrix::row_major(x_td, self.d).rows(rows),
         }
     }
 
@@ -171,9 +173,6 @@ struct RowGradients<'a> {
     dgate: &'a [f32],
     /// Hidden values times the row's gate, `[n, f]`.
     weighted_hidden: Vec<f32>,
-    /// The rows' tokens and output gradients, `[n, d]` each; empty for a dense block, where they lie in order already.
-    x: Vec<f32>,
-    dy: Vec<f32>,
     /// Gradients of the rows' tokens, `[n, d]`, and gates, `[n]`.
     dx: Vec<f32>,
     dweight: Vec<f32>,
@@ -185,8 +184,6 @@ struct BackwardTile<'a> {
     up: &'a mut [f32],
     gate: &'a mut [f32],
     weighted_hidden: &'a mut [MaybeUninit<f32>],
-    x: &'a mut [MaybeUninit<f32>],
-    dy: &'a mut [MaybeUninit<f32>],
     dx: &'a mut [MaybeUninit<f32>],
     dweight: &'a mut [f32],
 }
@@ -202,34 +199,29 @@ impl<'a> RowGradients<'a> {
     ) -> Self {
         let Sizes { groups, n, d, f, f_gate, .. } = sizes;
         let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
-        let d_gathered = if reader.slots.is_some() { d } else { 0 };
         let tiles = RowTile::of(groups);
-        let mut buffers = [n * f, n * d_gathered, n * d_gathered, n * d].map(Unwritten::new);
+        let mut buffers = [n * f, n * d].map(Unwritten::new);
         let mut dweight = vec![0.0; n];
-        let [hidden_buffer, x_buffer, dy_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
+        let [hidden_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
         let parts = RowTile::cut(&tiles, up, f)
             .into_iter()
             .zip(RowTile::cut(&tiles, gate, f_gate))
             .zip(RowTile::cut(&tiles, hidden_buffer, f))
-            .zip(RowTile::cut(&tiles, x_buffer, d_gathered))
-            .zip(RowTile::cut(&tiles, dy_buffer, d_gathered))
             .zip(RowTile::cut(&tiles, dx_buffer, d))
             .zip(RowTile::cut(&tiles, &mut dweight, 1))
             .zip(&tiles)
-            .map(|(((((((up, gate), weighted_hidden), x), dy), dx), dweight), tile)| BackwardTile {
+            .map(|(((((up, gate), weighted_hidden), dx), dweight), tile)| BackwardTile {
                 tile,
                 up,
                 gate,
                 weighted_hidden,
-                x,
-                dy,
                 dx,
                 dweight,
             });
         parts.collect::<Vec<_>>().into_par_iter().for_each(|part| reader.backward(dy_td, part));
         // SAFETY: the tiles cover all rows, and each wrote its whole parts.
-        let [weighted_hidden, x, dy, dx] = buffers.map(|buffer| unsafe { buffer.written() });
-        Self { dup: up, dgate: gate, weighted_hidden, x, dy, dx, dweight }
+        let [weighted_hidden, dx] = buffers.map(|buffer| unsafe { buffer.written() });
+        Self { dup: up, dgate: gate, weighted_hidden, dx, dweight }
     }
 
     /// Sums over rows.
@@ -240,17 +232,13 @@ impl<'a> RowGradients<'a> {
         dy_td: &[f32],
         operands: &Operands<FlexTensor>,
     ) -> Operands<FlexTensor> {
-        let Sizes { groups, d, f, .. } = sizes;
-        let (d, f) = (*d, *f);
-        let (x, dy) = match reader.slots {
-            Some(_) => (&*self.x, &*self.dy),
-            None => (reader.operands.x, dy_td),
-        };
-        let gradient =
-            |x, dx, dy, d_y| WeightGradient { x: Matrix::row_major(x, dx), dy: Matrix::row_major(dy, d_y) };
-        let mut gradients = vec![gradient(x, d, self.dup, f), gradient(&self.weighted_hidden, f, dy, d)];
+        let Sizes { groups, n, d, f, .. } = sizes;
+        let (x, dy) = (reader.rows(reader.operands.x, 0..*n), reader.rows(dy_td, 0..*n));
+        let [dup, dgate, hidden] =
+            [self.dup, self.dgate, &*self.weighted_hidden].map(|rows| Matrix::row_major(rows, *f));
+        let mut gradients = vec![WeightGradient { x, dy: dup }, WeightGradient { x: hidden, dy }];
         if operands.gate.is_some() {
-            gradients.push(gradient(x, d, self.dgate, f));
+            gradients.push(WeightGradient { x, dy: dgate });
         }
         let mut stacks = weight_gradients(groups, &gradients).into_iter();
         let mut next_stack = || stacks.next().expect("one stack per gradient");
@@ -260,11 +248,11 @@ impl<'a> RowGradients<'a> {
             down: dw_down,
             gate: operands.gate.as_ref().map(|_| next_stack()),
             gates: reader.slots.map(|slots| combine::by_slot(&self.dweight, slots)),
-            up_bias: operands.up_bias.as_ref().map(|_| sum_rows(self.dup, f)),
-            down_bias: operands.down_bias.as_ref().map(|_| sum_rows(dy, d)),
-            gate_bias: operands.gate_bias.as_ref().map(|_| sum_rows(self.dgate, f)),
+            up_bias: operands.up_bias.as_ref().map(|_| sum_rows(dup)),
+            down_bias: operands.down_bias.as_ref().map(|_| sum_rows(dy)),
+            gate_bias: operands.gate_bias.as_ref().map(|_| sum_rows(dgate)),
             x: match reader.slots {
-                Some(slots) => combine::sums(&self.dx, slots, d),
+                Some(slots) => combine::sums(&self.dx, slots, *d),
                 None => self.dx,
             },
         };
@@ -274,11 +262,10 @@ impl<'a> RowGradients<'a> {
 
 impl Reader<'_> {
     fn backward(&self, dy_td: &[f32], part: BackwardTile<'_>) {
-        let BackwardTile { tile, up, gate, weighted_hidden, x, dy, dx, dweight } = part;
+        let BackwardTile { tile, up, gate, weighted_hidden, dx, dweight } = part;
         let Operands { up: w_up, down: w_down, gate: w_gate, .. } = self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
-        self.rows(self.operands.x, tile, x);
-        let dy = Matrix::row_major(self.rows(dy_td, tile, dy), self.d);
+        let dy = self.rows(dy_td, tile.rows.clone());
         let dhidden = fill_with_product(weighted_hidden, dy, matrix_of(w_down, self.d).transposed());
         let gated = w_gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {

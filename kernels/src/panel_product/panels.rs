@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 
 use pulp::Simd;
 
-use super::tile::panel_width;
+use super::tile::{first_lanes, panel_width};
 use super::{PANEL_DEPTH, block_columns};
 use crate::matrix::{Matrix, Unwritten};
-use interleave::{EIGHT, interleave};
+pub(super) use interleave::EIGHT;
+use interleave::interleave;
 
 /// Elements of one cache line.
 const LINE_LEN: usize = 16;
@@ -22,11 +23,11 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Room for each block of `w`.
-    pub(super) fn new<S: Simd, const REGISTERS: usize>(w: Matrix<'_>) -> Self {
-        let num_columns = w.num_columns().min(block_columns::<REGISTERS>());
+    /// Room for each block of a matrix of this shape.
+    pub(super) fn new<S: Simd, const REGISTERS: usize>([num_rows, num_columns]: [usize; 2]) -> Self {
+        let num_columns = num_columns.min(block_columns::<REGISTERS>());
         let num_columns = num_columns.next_multiple_of(panel_width::<S, REGISTERS>());
-        Self { elements: Unwritten::new(w.num_rows().min(PANEL_DEPTH) * num_columns) }
+        Self { elements: Unwritten::new(num_rows.min(PANEL_DEPTH) * num_columns) }
     }
 
     /// The panels of `block`, one after another, the last one filled up with zeros.
@@ -34,12 +35,12 @@ impl Panels {
     /// # Panics
     /// If the block is larger than those that there is room for, or lies neither by rows nor by columns.
     #[inline(always)]
-    pub(super) fn pack<S: Simd, const REGISTERS: usize>(&mut self, block: Matrix<'_>) -> &[f32] {
+    pub(super) fn pack<S: Simd, const REGISTERS: usize>(&mut self, simd: S, block: Matrix<'_>) -> &[f32] {
         let width = panel_width::<S, REGISTERS>();
         let len = block.num_rows() * block.num_columns().next_multiple_of(width);
         let panels = &mut self.elements.as_mut_slice()[..len];
         if block.has_contiguous_rows() {
-            pack_rows(panels, block, width);
+            pack_rows(simd, panels, block, width);
         } else {
             pack_columns(panels, block.transposed(), width);
         }
@@ -49,7 +50,7 @@ impl Panels {
 }
 
 #[inline(always)]
-fn pack_rows(panels: &mut [MaybeUninit<f32>], block: Matrix<'_>, width: usize) {
+fn pack_rows<S: Simd>(simd: S, panels: &mut [MaybeUninit<f32>], block: Matrix<'_>, width: usize) {
     let depth = block.num_rows();
     for p in 0..depth {
         for (panel, part) in block.row(p).chunks(width).enumerate() {
@@ -57,11 +58,24 @@ fn pack_rows(panels: &mut [MaybeUninit<f32>], block: Matrix<'_>, width: usize) {
             if part.len() == width {
                 target.write_copy_of_slice(&part[..width]);
             } else {
-                let (values, padding) = target.split_at_mut(part.len());
-                values.write_copy_of_slice(part);
-                padding.fill(MaybeUninit::new(0.0));
+                pack_part(simd, target, part);
             }
         }
+    }
+}
+
+/// A part of a row, filled up with zeros.
+#[inline(always)]
+fn pack_part<S: Simd>(simd: S, target: &mut [MaybeUninit<f32>], part: &[f32]) {
+    let (whole, rest) = S::as_simd_f32s(part);
+    let (target, _) = S::as_uninit_mut_simd_f32s(target);
+    for (register, target) in target.iter_mut().enumerate() {
+        target.write(match whole.get(register) {
+            Some(&value) => value,
+            None if register > whole.len() => simd.splat_f32s(0.0),
+            // SAFETY: only the lanes of what is left are read.
+            None => unsafe { simd.mask_load_ptr_f32s(first_lanes(simd, rest.len()), rest.as_ptr()) },
+        });
     }
 }
 

@@ -3,17 +3,22 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use pulp::Simd;
-use pulp::bytemuck::cast_slice;
+use pulp::{MemMask, Simd};
 
 use super::TILE_ROWS;
 use super::panels::Fetch;
-use crate::matrix::Matrix;
+use crate::matrix::{Matrix, Step};
 
 /// Columns of a panel.
 #[inline(always)]
 pub(super) const fn panel_width<S: Simd, const REGISTERS: usize>() -> usize {
     REGISTERS * (size_of::<S::f32s>() / size_of::<f32>())
+}
+
+/// The mask of as many lanes. Without the functions that pulp would store and load them by: the instruction is there.
+#[inline(always)]
+pub(super) fn first_lanes<S: Simd>(simd: S, num_lanes: usize) -> MemMask<S::m32s> {
+    MemMask::new(simd.mask_between_m32s(0, num_lanes as u32).mask())
 }
 
 /// One row of a panel, or the sums of one row of a tile.
@@ -88,12 +93,26 @@ impl<S: Simd, const REGISTERS: usize> Pass<'_, S, REGISTERS> {
         row: usize,
         panel: &[PanelRow<S, REGISTERS>],
     ) -> [PanelRow<S, REGISTERS>; ROWS] {
-        let (elements, stride) = self.a.columns_from_row(row);
-        let end = panel.len().saturating_sub(1) * stride + ROWS;
-        assert!(end <= elements.len(), "{end} of {} elements", elements.len());
-        // SAFETY: below `end`.
-        let at = |i: usize, p: usize| unsafe { *elements.get_unchecked(p * stride + i) };
-        sums::<S, REGISTERS, ROWS, FUSED>(self.simd, at, panel)
+        assert!(
+            row + ROWS <= self.a.num_rows() && panel.len() == self.a.num_columns(),
+            "{ROWS} rows from {row} of {:?} times a panel of {}",
+            self.a,
+            panel.len()
+        );
+        let (elements, step) = self.a.columns_from_row(row);
+        match step {
+            Step::Stride(stride) => {
+                // SAFETY: `a` has these rows, and as many columns as the panel is long; its elements lie in the slice.
+                let at = |i: usize, p: usize| unsafe { *elements.get_unchecked(p * stride + i) };
+                sums::<S, REGISTERS, ROWS, FUSED>(self.simd, at, panel)
+            }
+            Step::Offsets(offsets) => {
+                // SAFETY: as above, and there is an offset for each column.
+                let at =
+                    |i: usize, p: usize| unsafe { *elements.get_unchecked(*offsets.get_unchecked(p) + i) };
+                sums::<S, REGISTERS, ROWS, FUSED>(self.simd, at, panel)
+            }
+        }
     }
 
     /// Writes the sums of the rows from `row` on.
@@ -104,34 +123,36 @@ impl<S: Simd, const REGISTERS: usize> Pass<'_, S, REGISTERS> {
         sums: [PanelRow<S, REGISTERS>; ROWS],
         c: &mut [MaybeUninit<f32>],
     ) {
-        let width = panel_width::<S, REGISTERS>();
-        if self.columns.len() < width {
-            return self.write_some_columns(row, &sums.clone(), c);
-        }
         for (i, sums) in sums.iter().enumerate() {
             let start = (row + i) * self.num_columns + self.columns.start;
-            let (target, _) = S::as_uninit_mut_simd_f32s(&mut c[start..start + width]);
-            for (target, &sum) in target.iter_mut().zip(sums) {
-                // SAFETY: with `add`, all elements have values.
-                let sum =
-                    if self.add { self.simd.add_f32s(unsafe { target.assume_init() }, sum) } else { sum };
-                target.write(sum);
+            // The last panel may hold more columns than the product.
+            let (whole, rest) = S::as_uninit_mut_simd_f32s(&mut c[start..][..self.columns.len()]);
+            // By constant numbers, all of which are looked at: registers have no others.
+            for (register, &sum) in sums.iter().enumerate() {
+                if let Some(target) = whole.get_mut(register) {
+                    // SAFETY: with `add`, all elements have values.
+                    let sum =
+                        if self.add { self.simd.add_f32s(unsafe { target.assume_init() }, sum) } else { sum };
+                    target.write(sum);
+                } else if register == whole.len() {
+                    self.write_part(rest, sum);
+                }
             }
         }
     }
 
-    /// The last panel may hold more columns than the product. Not inlined: sums that are read one by one would lie in memory
-    /// for all tiles.
-    #[inline(never)]
-    fn write_some_columns(&self, row: usize, sums: &[PanelRow<S, REGISTERS>], c: &mut [MaybeUninit<f32>]) {
-        for (i, sums) in sums.iter().enumerate() {
-            let start = (row + i) * self.num_columns + self.columns.start;
-            let target = &mut c[start..][..self.columns.len()];
-            for (target, &sum) in target.iter_mut().zip(cast_slice::<_, f32>(sums)) {
-                // SAFETY: with `add`, all elements have values.
-                let sum = if self.add { sum + unsafe { target.assume_init() } } else { sum };
-                target.write(sum);
-            }
+    /// Writes the first lanes of `sum`, as many as there are elements.
+    #[inline(always)]
+    fn write_part(&self, part: &mut [MaybeUninit<f32>], sum: S::f32s) {
+        let lanes = first_lanes(self.simd, part.len());
+        let part = part.as_mut_ptr().cast::<f32>();
+        // SAFETY: only the lanes of the part are read and written; with `add`, all elements have values.
+        unsafe {
+            let sum = match self.add {
+                true => self.simd.add_f32s(self.simd.mask_load_ptr_f32s(lanes, part), sum),
+                false => sum,
+            };
+            self.simd.mask_store_ptr_f32s(lanes, part, sum);
         }
     }
 }

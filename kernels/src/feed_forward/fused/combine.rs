@@ -1,6 +1,4 @@
-//! Rows of tokens and tokens of rows: copies and sums in the order of the slots.
-
-use std::mem::MaybeUninit;
+//! From rows back to tokens: sums in the order of the slots.
 
 use rayon::prelude::*;
 
@@ -9,23 +7,6 @@ use crate::simd::{multiply_add, vectorised};
 
 /// Tokens of one task.
 const TASK_TOKENS: usize = 64;
-
-/// Copies the token of each slot, a row of `d` elements, to `target`.
-pub(super) fn gather<'t>(
-    target: &'t mut [MaybeUninit<f32>],
-    x_td: &[f32],
-    slots: &[u32],
-    top_k: usize,
-    d: usize,
-) -> &'t [f32] {
-    for (target, &slot) in target.chunks_exact_mut(d).zip(slots) {
-        let token = slot as usize / top_k;
-        target.write_copy_of_slice(&x_td[token * d..][..d]);
-    }
-    assert!(target.len() == slots.len() * d, "{} elements for {} rows", target.len(), slots.len());
-    // SAFETY: as many rows as there are slots, all of which have just been written.
-    unsafe { &*(std::ptr::from_ref(target) as *const [f32]) }
-}
 
 /// Each token's sum of gate times row, `[t, d]`; zeros for a token without rows.
 pub(super) fn weighted_sums(rows: &[f32], gates_tk: &[f32], slots: &SlotMap, d: usize) -> Vec<f32> {

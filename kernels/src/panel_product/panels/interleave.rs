@@ -2,8 +2,8 @@
 
 use std::mem::MaybeUninit;
 
-/// Columns that are interleaved at once.
-pub(super) const EIGHT: usize = 8;
+/// Columns that are interleaved at once; the width of a panel is a multiple.
+pub(in crate::panel_product) const EIGHT: usize = 8;
 
 /// Writes row p of the matrix of these columns to `target[p * stride..][..8]`.
 ///
