@@ -14,4 +14,4 @@ pub use layer::{LayerReport, benchmark_layer};
 pub use layer_case::LayerCase;
 pub use machine::{Machine, Usage};
 pub use step::{StepCase, StepRatio, StepReport, benchmark_step};
-pub use timing::{Repetitions, Timings};
+pub use timing::{Repetitions, Timed, Timings};

@@ -2,15 +2,19 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use switchyard_trainer::benchmark::{
-    LayerCase, LayerReport, Machine, Repetitions, StepCase, StepRatio, StepReport, benchmark_layer,
+    LayerCase, LayerReport, Machine, Repetitions, StepCase, StepRatio, StepReport, Timed, benchmark_layer,
     benchmark_step,
 };
 
 use super::{load_to_run, print_json, print_text};
 use crate::cli::{BenchArgs, BenchCommand, BenchLayerArgs, BenchStepArgs};
 use crate::failure::Failure;
+
+/// Unless a number is asked for; the help says so too.
+const ENOUGH: Timed = Timed::AtLeast(5, Duration::from_secs(10));
 
 pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
     match command {
@@ -45,7 +49,8 @@ fn case_of(file: &Path) -> String {
 }
 
 fn repetitions(args: &BenchArgs) -> Repetitions {
-    Repetitions { warmup: args.warmup, timed: args.steps.map(|steps| steps as usize) }
+    let timed = args.steps.map_or(ENOUGH, |steps| Timed::Times(steps as usize));
+    Repetitions { warmup: args.warmup, timed }
 }
 
 fn step_table(report: &StepReport) -> String {

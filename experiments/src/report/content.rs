@@ -1,5 +1,7 @@
 //! All that a report is made from, and the questions that its parts ask of it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::axes;
@@ -16,7 +18,7 @@ pub(super) struct Content<'a> {
     arms: Vec<&'a str>,
 }
 
-/// The runs of one arm at its largest budget, one per seed.
+/// The runs of one arm at one budget, one per seed.
 pub(super) struct ArmRuns<'a> {
     /// Place of the arm.
     pub(super) index: usize,
@@ -80,14 +82,22 @@ impl<'a> Content<'a> {
 
     /// Each arm's runs at its largest budget; without the arms that have no run.
     pub(super) fn longest_runs(&self) -> Vec<ArmRuns<'a>> {
-        let of_arm = |(index, &label): (usize, &&'a str)| {
-            let runs = || self.runs.iter().filter(move |run| run.arm == label);
-            let num_steps = runs().map(|run| run.num_steps).max()?;
-            let mut longest: Vec<&RunSeries> = runs().filter(|run| run.num_steps == num_steps).collect();
-            longest.sort_by_key(|run| run.seed);
-            Some(ArmRuns { index, label, runs: longest })
+        let budgets = |(index, _)| self.budgets_of(index).pop();
+        self.arms.iter().enumerate().filter_map(budgets).collect()
+    }
+
+    /// The arm's runs, those of one budget together, the smallest budget first.
+    pub(super) fn budgets_of(&self, index: usize) -> Vec<ArmRuns<'a>> {
+        let label = self.arms[index];
+        let mut budgets: BTreeMap<u64, Vec<&RunSeries>> = BTreeMap::new();
+        for run in self.runs.iter().filter(|run| run.arm == label) {
+            budgets.entry(run.num_steps).or_default().push(run);
+        }
+        let of_budget = |mut runs: Vec<&'a RunSeries>| {
+            runs.sort_by_key(|run| run.seed);
+            ArmRuns { index, label, runs }
         };
-        self.arms.iter().enumerate().filter_map(of_arm).collect()
+        budgets.into_values().map(of_budget).collect()
     }
 
     /// Parameters of each arm whose model is known.

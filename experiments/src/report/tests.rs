@@ -204,6 +204,21 @@ fn a_run_that_diverged_does_not_break_the_report() {
     assert!(!svg.contains("NaN") && !svg.contains("dense") && svg.contains("top-2 of 32, 5 seeds"));
 }
 
+/// A run that is evaluated at its end alone has no curve; the runs of all budgets have one together.
+#[test]
+fn runs_without_a_curve_of_their_own_are_joined_over_the_budgets() {
+    let (result, mut runs) = sample::study("top-2 of 32");
+    for run in &mut runs {
+        run.evals.drain(..run.evals.len() - 1);
+    }
+    let page = text(&files_of(Some(&result), &runs), "report.html");
+    assert!(page.contains("The ends of the runs of each budget."));
+    let (_, table) = page.split_once("Validation loss against optimizer steps</caption>").unwrap();
+    let (table, _) = table.split_once("</table>").unwrap();
+    let rows_of = |arm: &str| table.matches(&format!(">{arm}<")).count();
+    assert_eq!(["dense", "top-2 of 8", "top-2 of 32"].map(rows_of), [4; 3], "{table}");
+}
+
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
     let folder = tempfile::tempdir().unwrap();

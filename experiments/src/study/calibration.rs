@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-use switchyard_trainer::benchmark::{Repetitions, StepCase, benchmark_step};
+use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
 use switchyard_trainer::config_file::config_hash;
 use tempfile::NamedTempFile;
 
@@ -17,8 +18,9 @@ use super::identity::{CodeIdentity, sha256_hex};
 use super::result::HeldEqual;
 use crate::failure::Failure;
 
-/// Steps timed per arm, after one to warm up.
-const TIMED_STEPS: usize = 4;
+/// Steps timed per arm, after some to warm up: short ones for long enough that a slow moment does not decide.
+const TIMED: Timed = Timed::AtLeast(4, Duration::from_secs(2));
+const WARMUP_STEPS: usize = 2;
 
 /// What a step of each arm takes on this machine, by arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +55,7 @@ impl Calibration {
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
         if !path.is_file() {
-            eprintln!("{}: timing {TIMED_STEPS} steps of each arm", loaded.study.name);
+            eprintln!("{}: timing some steps of each arm", loaded.study.name);
             let measured = Self::measure(arms)?;
             write_unless_there(&path, &(serde_json::to_string_pretty(&measured)? + "\n"))?;
         }
@@ -70,7 +72,7 @@ impl Calibration {
     }
 
     fn measure(arms: &[Arm]) -> Result<Self, Failure> {
-        let repetitions = Repetitions { warmup: 1, timed: Some(TIMED_STEPS) };
+        let repetitions = Repetitions { warmup: WARMUP_STEPS, timed: TIMED };
         let mut measured = BTreeMap::new();
         for arm in arms {
             let case = StepCase { name: &arm.label, config: &arm.config, plan: &arm.plan };

@@ -5,7 +5,7 @@ use serde::Serialize;
 use switchyard_datasets::{Dataset, Loader, Progress};
 
 use super::timing::Work;
-use super::{Machine, Repetitions, Timings, Usage};
+use super::{Machine, Repetitions, Timed, Timings, Usage};
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::device;
@@ -117,7 +117,7 @@ fn benchmark_here(
         None => None,
     };
     // The warm-up is done here, so that its page faults are not counted.
-    Repetitions { timed: Some(0), ..repetitions }.time_trainings(&mut training, other.as_mut())?;
+    Repetitions { timed: Timed::Times(0), ..repetitions }.time_trainings(&mut training, other.as_mut())?;
     let before = Usage::now();
     let timed = Repetitions { warmup: 0, ..repetitions };
     let (steps, other_steps) = timed.time_trainings(&mut training, other.as_mut())?;

@@ -4,17 +4,31 @@ use std::time::{Duration, Instant};
 
 use crate::TrainError;
 
-/// Timed repetitions last at least this long, unless their number is given.
-const MIN_DURATION: Duration = Duration::from_secs(10);
-const MIN_TIMED: usize = 5;
-
 /// How often the work is done.
 #[derive(Debug, Clone, Copy)]
 pub struct Repetitions {
     /// First, without timing: page faults and caches settle.
     pub warmup: usize,
-    /// Then timed; absent is at least 5, and as many as fit into 10 seconds.
-    pub timed: Option<usize>,
+    /// Then timed.
+    pub timed: Timed,
+}
+
+/// When enough has been timed.
+#[derive(Debug, Clone, Copy)]
+pub enum Timed {
+    /// After so many repetitions.
+    Times(usize),
+    /// After so many repetitions at least, and so long.
+    AtLeast(usize, Duration),
+}
+
+impl Timed {
+    fn is_enough(self, rounds: usize, elapsed: Duration) -> bool {
+        match self {
+            Self::Times(times) => rounds >= times,
+            Self::AtLeast(times, duration) => rounds >= times && elapsed >= duration,
+        }
+    }
 }
 
 impl Repetitions {
@@ -29,10 +43,7 @@ impl Repetitions {
         let mut timings = vec![Timings::default(); works.len()];
         let started = Instant::now();
         let mut rounds = 0;
-        while self
-            .timed
-            .map_or(rounds < MIN_TIMED || started.elapsed() < MIN_DURATION, |timed| rounds < timed)
-        {
+        while !self.timed.is_enough(rounds, started.elapsed()) {
             for (work, timings) in works.iter_mut().zip(&mut timings) {
                 let work_started = Instant::now();
                 work()?;
@@ -119,10 +130,22 @@ mod tests {
             order.borrow_mut().push('b');
             Ok(())
         };
-        let repetitions = Repetitions { warmup: 1, timed: Some(2) };
+        let repetitions = Repetitions { warmup: 1, timed: Timed::Times(2) };
         let timings = repetitions.time_in_turn(&mut [&mut a, &mut b]).unwrap();
         assert_eq!(timings.iter().map(Timings::len).collect::<Vec<_>>(), [2, 2]);
         assert_eq!(*order.borrow(), "ababab");
+    }
+
+    #[test]
+    fn short_work_is_timed_as_long_as_asked() {
+        let timed = Timed::AtLeast(2, Duration::from_millis(20));
+        let mut work = || {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(())
+        };
+        let timings = Repetitions { warmup: 0, timed }.time(&mut work).unwrap();
+        assert!(timings.len() >= 2 && timings.millis.iter().sum::<f64>() >= 15.0, "{timings:?}");
+        assert!(!timed.is_enough(1, Duration::from_secs(1)));
     }
 
     #[test]

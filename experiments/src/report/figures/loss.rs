@@ -1,4 +1,5 @@
-//! Validation loss against each axis: the mean over the seeds, in a band from the lowest to the highest.
+//! Validation loss against each axis: the mean over the seeds, in a band from the lowest to the highest. The evaluations of
+//! each arm's longest runs; where these were evaluated at their end alone, the ends of the runs of all budgets.
 
 use anyhow::Result;
 
@@ -28,14 +29,19 @@ struct Curve<'a> {
 /// Those of the drawing library.
 pub(super) fn figures(content: &Content) -> Result<Vec<Figure>> {
     let arms = content.longest_runs();
-    let with_data = AXES.into_iter().map(|axis| figure(&arms, axis)).collect::<Result<Vec<_>>>()?;
+    let with_data = AXES.into_iter().map(|axis| figure(content, &arms, axis)).collect::<Result<Vec<_>>>()?;
     Ok(with_data.into_iter().flatten().collect())
 }
 
-fn figure(arms: &[ArmRuns], axis: Axis) -> Result<Option<Figure>> {
+fn figure(content: &Content, arms: &[ArmRuns], axis: Axis) -> Result<Option<Figure>> {
+    let of_ends = arms.iter().all(|arm| arm.mean_curve(axis).len() < 2);
+    let points = |arm: &ArmRuns| match of_ends {
+        true => content.budgets_of(arm.index).iter().filter_map(|runs| runs.mean_curve(axis).pop()).collect(),
+        false => arm.mean_curve(axis),
+    };
     let all: Vec<Curve> = arms
         .iter()
-        .map(|arm| Curve { arm, points: arm.mean_curve(axis) })
+        .map(|arm| Curve { arm, points: points(arm) })
         .filter(|curve| !curve.points.is_empty())
         .collect();
     let (start, shown) = without_the_beginning(&all);
@@ -59,7 +65,7 @@ fn figure(arms: &[ArmRuns], axis: Axis) -> Result<Option<Figure>> {
     let name = format!("loss-vs-{}", axes::file_stem(axis));
     let title = format!("Validation loss against {}", axes::name(axis));
     let names = (name.as_str(), title.as_str());
-    Figure::draw(names, description(axis, start), table(&all, axis), plot.down.1 + 54, |canvas| {
+    Figure::draw(names, description(axis, start, of_ends), table(&all, axis), plot.down.1 + 54, |canvas| {
         legend.draw(canvas)?;
         draw_plot(canvas, &plot, &shown, axis)
     })
@@ -110,7 +116,9 @@ fn draw_plot(canvas: &Canvas, plot: &Plot, curves: &[Curve], axis: Axis) -> Resu
     Ok(())
 }
 
-fn description(axis: Axis, start: f64) -> String {
+fn description(axis: Axis, start: f64, of_ends: bool) -> String {
+    let runs =
+        if of_ends { "The ends of the runs of each budget." } else { "Each arm at its largest budget." };
     let left_out = if start > 0.0 {
         format!(
             " The evaluations before {} are left out of the picture, not of curves.csv.",
@@ -120,7 +128,7 @@ fn description(axis: Axis, start: f64) -> String {
         String::new()
     };
     format!(
-        "Each arm at its largest budget. The line is the mean over its seeds, the band reaches from the lowest to the \
+        "{runs} The line is the mean over its seeds, the band reaches from the lowest to the \
          highest seed; lower is better.{left_out}"
     )
 }
