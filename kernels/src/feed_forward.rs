@@ -276,7 +276,7 @@ fn tracked<B: FeedForward, C: CheckpointStrategy, const N: usize>(
 #[derive(Debug)]
 struct FeedForwardBackward;
 
-/// What the backward pass reads again. The gathered rows and the hidden values are not kept but made again.
+/// What the backward pass reads again. The hidden values are not kept but made again.
 #[derive(Debug, Clone)]
 struct SavedForBlock<B: Backend> {
     operands: Vec<NodeId>,

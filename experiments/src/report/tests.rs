@@ -220,6 +220,17 @@ fn runs_without_a_curve_of_their_own_are_joined_over_the_budgets() {
 }
 
 #[test]
+fn what_all_arms_change_alike_is_said_once() {
+    let (mut result, runs) = sample::study("top-2 of 32");
+    for arm in &mut result.arms {
+        arm.overrides.insert(0, "train.seq_len=64".into());
+    }
+    let page = text(&files_of(Some(&result), &runs), "report.html");
+    assert_eq!(page.matches("train.seq_len=64").count(), 1);
+    assert!(page.contains("<code>train.seq_len=64</code>"));
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();

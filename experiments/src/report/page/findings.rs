@@ -26,6 +26,10 @@ pub(super) fn parameters(content: &Content, figures: &Figures) -> Section {
             None => p { "The runs do not tell the parameters of their models." },
         }
         @if let Some(result) = content.result {
+            @let shared = shared_changes(&result.arms);
+            @if !shared.is_empty() {
+                p { "All arms change their recipe alike by: " @for change in shared { code { (change) } " " } }
+            }
             (table_or(&sizes(&result.arms), "The study has no arm."))
             (table_or(&learning_rates(&result.arms), "No learning rate was tuned."))
         }
@@ -33,11 +37,28 @@ pub(super) fn parameters(content: &Content, figures: &Figures) -> Section {
     Section { id: "parameters", heading: "Parameters and sparsity", body }
 }
 
+/// The changes that all arms begin with.
+fn shared_changes(arms: &[ArmResult]) -> &[String] {
+    let Some((first, others)) = arms.split_first() else { return &[] };
+    let shared_with = |arm: &ArmResult| {
+        first.overrides.iter().zip(&arm.overrides).take_while(|(mine, theirs)| mine == theirs).count()
+    };
+    let num_shared = others.iter().map(shared_with).min().unwrap_or(0);
+    &first.overrides[..num_shared]
+}
+
 fn sizes(arms: &[ArmResult]) -> Table {
-    let head =
-        ["arm", "changes", "FLOP per token", "training memory", "held-equal quantity over the baseline's"];
+    let num_shared = shared_changes(arms).len();
+    let head = [
+        "arm",
+        "changes of its own",
+        "FLOP per token",
+        "training memory",
+        "held-equal quantity over the baseline's",
+    ];
     let rows = arms.iter().map(|arm| {
-        let changes = if arm.overrides.is_empty() { "none".into() } else { arm.overrides.join(" ") };
+        let own = &arm.overrides[num_shared..];
+        let changes = if own.is_empty() { "none".into() } else { own.join(" ") };
         vec![
             arm.label.clone(),
             changes,
