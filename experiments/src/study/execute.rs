@@ -49,9 +49,18 @@ impl FromStr for Shard {
 }
 
 impl Shard {
-    /// Whether the run at `position` in the list of all runs is this shard's.
-    pub(crate) fn has(&self, position: usize) -> bool {
-        position % self.count == self.index
+    /// Which parts of the work are this shard's: each in order is of the shard that has had the least before. All shards
+    /// agree on it.
+    fn parts(self, work: impl IntoIterator<Item = f64>) -> Vec<bool> {
+        let mut work_of_shard = vec![0.0; self.count];
+        let is_mine = |work: f64| {
+            let least = (1..self.count).fold(0, |least, shard| {
+                if work_of_shard[shard] < work_of_shard[least] { shard } else { least }
+            });
+            work_of_shard[least] += work;
+            least == self.index
+        };
+        work.into_iter().map(is_mine).collect()
     }
 
     /// Whether other shards do a part.
@@ -148,12 +157,11 @@ pub(crate) fn run_missing(
     keep_checkpoints: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Execution, Failure> {
-    let mine: Vec<&PlannedRun> = runs
-        .iter()
-        .enumerate()
-        .filter(|(position, _)| shard.has(position / group))
-        .map(|(_, run)| run)
-        .collect();
+    let flops = |run: &PlannedRun| run.plan.training_flops_per_step() * run.plan.num_steps as f64;
+    let parts = shard.parts(runs.chunks(group).map(|runs| runs.iter().map(flops).sum()));
+    let with_parts = runs.chunks(group).zip(parts);
+    let mine: Vec<&PlannedRun> =
+        with_parts.filter(|(_, is_mine)| *is_mine).flat_map(|(runs, _)| runs).collect();
     for (done, run) in mine.iter().enumerate() {
         if folder.is_over(run) {
             continue;
@@ -265,13 +273,24 @@ pub(crate) fn run_all(
 mod tests {
     use super::*;
 
+    /// Budgets that repeat for every seed: in turns, one of two shards would have all of the largest ones.
     #[test]
-    fn the_shards_share_the_runs_without_overlap() {
-        let shards: Vec<Shard> = ["1/3", "2/3", "3/3"].iter().map(|text| text.parse().unwrap()).collect();
-        for position in 0..20 {
-            assert_eq!(shards.iter().filter(|shard| shard.has(position)).count(), 1);
+    fn the_shards_share_all_work_evenly_and_without_overlap() {
+        let work = [50.0, 100.0, 200.0, 400.0].repeat(5);
+        for count in [1, 2, 3, 7] {
+            let shards = (1..=count).map(|index| format!("{index}/{count}").parse::<Shard>().unwrap());
+            let parts: Vec<Vec<bool>> = shards.map(|shard| shard.parts(work.clone())).collect();
+            for part in 0..work.len() {
+                assert_eq!(parts.iter().filter(|of_shard| of_shard[part]).count(), 1);
+            }
+            let loads = parts.iter().map(|of_shard| {
+                work.iter().zip(of_shard).filter(|(_, is_mine)| **is_mine).map(|(work, _)| work).sum::<f64>()
+            });
+            let (least, most) =
+                loads.fold((f64::INFINITY, 0.0_f64), |(least, most), load| (least.min(load), most.max(load)));
+            assert!(most - least <= 400.0, "{count} shards: {least} to {most}");
         }
-        assert!(Shard::default().has(7) && !Shard::default().is_partial());
+        assert!(!Shard::default().is_partial());
     }
 
     #[test]
