@@ -1,6 +1,6 @@
 //! The exponential function, without branches or calls: loops over it vectorise.
 
-use crate::simd::multiply_add;
+use crate::simd::{LANES, multiply_add};
 
 /// Below this, `e^x` is smaller than the smallest normal number and is rounded to zero.
 const UNDERFLOW: f32 = -87.336_54;
@@ -37,6 +37,25 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     let half = n >> 1;
     let y = exp_r * power_of_two(half) * power_of_two(n.wrapping_sub(half));
     if x < UNDERFLOW { 0.0 } else { y }
+}
+
+/// Replaces the values of a row by their exponentials relative to `max`; returns the sum.
+#[inline(always)]
+pub(crate) fn exponentials_of_row<const FUSED: bool>(row: &mut [f32], max: f32) -> f32 {
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *value = exp::<FUSED>(*value - max);
+            *sum += *value;
+        }
+    }
+    let mut sum = sums.iter().sum();
+    for value in rest {
+        *value = exp::<FUSED>(*value - max);
+        sum += *value;
+    }
+    sum
 }
 
 #[inline(always)]

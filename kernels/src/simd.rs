@@ -13,7 +13,7 @@ pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// The largest element, lane by lane; minus infinity of an empty row. Loses NaN, which a sum of the row's exponentials finds
 /// again.
 #[inline(always)]
-pub(crate) fn max_of_row(row: &[f32]) -> f32 {
+pub(crate) fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut max_lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {

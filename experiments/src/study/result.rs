@@ -129,7 +129,8 @@ pub(crate) struct RunResult {
 pub(crate) struct ArmComparison {
     /// Label of the arm.
     pub(crate) arm: String,
-    /// One entry per axis: losses at the largest x that both curves reach. With several budgets the curves are those of finished runs.
+    /// One entry per axis: losses at the largest x that both curves reach. With several budgets the curves are those of
+    /// finished runs.
     pub(crate) axes: Vec<AxisComparison>,
     /// When the arm reached the baseline's final loss, as a share of what the baseline needed, on each axis.
     pub(crate) time_to_loss: Vec<TimeToLoss>,

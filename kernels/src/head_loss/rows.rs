@@ -1,30 +1,17 @@
 //! The loops behind the loss, over one token's logits.
 
-use crate::exp::exp;
-use crate::simd::{LANES, max_of_row, vectorised};
+use crate::exp::exponentials_of_row;
+use crate::simd::{max_of_row, vectorised};
 
 vectorised! {
     /// Replaces the logits by `exp(logit - max)`, and returns their maximum and the sum of the new values.
-    pub(super) fn exponentials(row: &mut [f32]) -> (f32, f32) = exponentials_of_row;
+    pub(super) fn exponentials(row: &mut [f32]) -> (f32, f32) = max_and_exponentials_of_row;
 }
 
 #[inline(always)]
-fn exponentials_of_row<const FUSED: bool>(row: &mut [f32]) -> (f32, f32) {
-    let max = max_of_row(row);
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    let mut sum_lanes = [0.0; LANES];
-    for chunk in chunks {
-        for (sum, value) in sum_lanes.iter_mut().zip(chunk) {
-            *value = exp::<FUSED>(*value - max);
-            *sum += *value;
-        }
-    }
-    let mut sum_of_rest = 0.0;
-    for value in rest {
-        *value = exp::<FUSED>(*value - max);
-        sum_of_rest += *value;
-    }
-    (max, sum_lanes.iter().sum::<f32>() + sum_of_rest)
+fn max_and_exponentials_of_row<const FUSED: bool>(row: &mut [f32]) -> (f32, f32) {
+    let max = max_of_row::<FUSED>(row);
+    (max, exponentials_of_row::<FUSED>(row, max))
 }
 
 vectorised! {

@@ -77,7 +77,7 @@ vectorised! {
 
 #[inline(always)]
 fn max_and_sum_of_row<const FUSED: bool>(logits: &[f32]) -> (f32, f32) {
-    let max = max_of_row(logits);
+    let max = max_of_row::<FUSED>(logits);
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for chunk in chunks {

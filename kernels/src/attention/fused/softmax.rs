@@ -1,6 +1,6 @@
 //! The loops over one query's scores.
 
-use crate::exp::exp;
+use crate::exp::{exp, exponentials_of_row};
 use crate::simd::{LANES, max_of_row, multiply_add, vectorised};
 
 /// Replaces the first `num_seen` scores by their exponentials relative to the largest, and the others by zero. Returns
@@ -19,35 +19,12 @@ fn whole_vectors(num_seen: usize, len: usize) -> usize {
 }
 
 vectorised! {
-    fn max(row: &[f32]) -> f32 = max_in_lanes;
-}
-
-#[inline(always)]
-fn max_in_lanes<const FUSED: bool>(row: &[f32]) -> f32 {
-    max_of_row(row)
+    fn max(row: &[f32]) -> f32 = max_of_row;
 }
 
 vectorised! {
     /// Replaces scores by their exponentials relative to `max`; returns the sum.
     fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
-}
-
-#[inline(always)]
-fn exponentials_of_row<const FUSED: bool>(row: &mut [f32], max: f32) -> f32 {
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    let mut sums = [0.0; LANES];
-    for chunk in chunks {
-        for (sum, score) in sums.iter_mut().zip(chunk) {
-            *score = exp::<FUSED>(*score - max);
-            *sum += *score;
-        }
-    }
-    let mut sum = sums.iter().sum();
-    for score in rest {
-        *score = exp::<FUSED>(*score - max);
-        sum += *score;
-    }
-    sum
 }
 
 /// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights by those of the
