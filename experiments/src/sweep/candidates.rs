@@ -138,6 +138,8 @@ fn short(value: f64, low: f64, high: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -151,6 +153,13 @@ mod tests {
     }
 
     const RATE: &str = "[random.keys.\"train.adamw.learning_rate\"]\nlog_uniform = [1e-4, 1e-1]\n";
+
+    #[test]
+    fn the_sweep_of_the_repository_has_only_candidates_that_can_be_run() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies/learning-rate.toml");
+        let loaded = LoadedSweep::read(&file).unwrap();
+        assert_eq!(resolve_candidates(&loaded).unwrap().len(), loaded.sweep.num_written());
+    }
 
     #[test]
     fn a_grid_is_the_full_product_with_the_last_key_fastest() {
