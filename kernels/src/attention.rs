@@ -315,6 +315,7 @@ mod tests {
             case([2, 6, 2, 17, 6], true, true, false),
             case([1, 4, 4, 64, 24], true, false, true),
             case([1, 3, 1, 130, 34], false, true, true),
+            case([1, 2, 1, 300, 8], true, true, true),
         ] {
             let (saved, dy_tq) = inputs(case);
             let (y_tq, log_partition_bhs) = fused_forward(&saved, case.heads);

@@ -8,7 +8,10 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use crate::simd::prefetch;
+
+/// Elements of one cache line.
+pub(crate) const LINE_LEN: usize = 16;
 
 /// A matrix that is read. Every element lies within its slice.
 #[derive(Clone, Copy)]
@@ -111,6 +114,15 @@ impl<'a> Matrix<'a> {
     pub(crate) fn row(&self, row: usize) -> &'a [f32] {
         assert!(row < self.shape[0] && self.has_contiguous_rows(), "row {row} of {self:?}");
         &self.elements[self.steps[0].to(row)..][..self.shape[1]]
+    }
+
+    /// Starts to bring a row into the second-level cache, if there is one: rows that lie apart are not fetched ahead by the
+    /// CPU itself.
+    #[inline(always)]
+    pub(crate) fn prefetch_row(&self, row: usize) {
+        if row < self.shape[0] {
+            self.row(row).iter().step_by(LINE_LEN).for_each(prefetch);
+        }
     }
 
     /// The elements from a row on, of a matrix whose rows lie next to each other, and its columns' step: element (i, p) of
@@ -228,54 +240,26 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { elements: PhantomData, ..*self }
     }
 
+    /// Only these rows, to be written more than once.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {}", self.shape[0]);
+        // SAFETY: the rows lie within the matrix.
+        let start = unsafe { self.start.add(rows.start * self.row_stride) };
+        MatrixMut { start, shape: [rows.len(), self.shape[1]], elements: PhantomData, ..*self }
+    }
+
     /// One row.
     ///
     /// # Panics
     /// If there is none.
+    #[inline(always)]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [MaybeUninit<f32>] {
         assert!(row < self.shape[0], "row {row} of {}", self.shape[0]);
         // SAFETY: the row lies within the matrix, which is borrowed for as long as the row is.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.shape[1]) }
-    }
-}
-
-/// Columns of a matrix that are transposed at once, and rows: both sides of a square stay in the first-level cache.
-const TRANSPOSE_SQUARE: usize = 16;
-
-/// The columns of `a` one after another. Products read the rows of their second factor: of a factor that lies the other
-/// way, each product would transpose its part anew, at half its speed.
-pub(crate) fn columns_in_order(a: Matrix<'_>) -> Vec<f32> {
-    let [rows, columns] = a.shape;
-    let mut target = Unwritten::new(rows * columns);
-    target
-        .as_mut_slice()
-        .par_chunks_mut((TRANSPOSE_SQUARE * rows).max(1))
-        .enumerate()
-        .for_each(|(block, target)| transpose_columns(target, a, block * TRANSPOSE_SQUARE));
-    // SAFETY: the blocks cover all columns, and each writes all of its own.
-    unsafe { target.written() }
-}
-
-/// Writes the columns of `a` from `first`, as many as fit into `target`.
-fn transpose_columns(target: &mut [MaybeUninit<f32>], a: Matrix<'_>, first: usize) {
-    let (rows, strides) = (a.shape[0], a.strides());
-    let num_columns = target.len() / rows.max(1);
-    // Rows are often a power of two apart, and then all fall on the same few places of the cache: each is read once, into
-    // a square that lies together.
-    let mut square = [[0.0; TRANSPOSE_SQUARE]; TRANSPOSE_SQUARE];
-    for start in (0..rows).step_by(TRANSPOSE_SQUARE) {
-        let end = rows.min(start + TRANSPOSE_SQUARE);
-        for (row, copy) in (start..end).zip(&mut square) {
-            let from = row * strides[0] + first * strides[1];
-            for (j, copy) in copy[..num_columns].iter_mut().enumerate() {
-                *copy = a.elements[from + j * strides[1]];
-            }
-        }
-        for (j, column) in target.chunks_exact_mut(rows).enumerate() {
-            for (target, row) in column[start..end].iter_mut().zip(&square) {
-                target.write(row[j]);
-            }
-        }
     }
 }
 
@@ -409,18 +393,6 @@ mod tests {
     #[should_panic(expected = "3 elements from 4 of 6")]
     fn rows_that_end_outside_the_elements_are_refused() {
         Matrix::of_rows_at(&[0.0; 6], 3, &[0, 4, 2]);
-    }
-
-    #[test]
-    fn columns_in_order_are_the_transposed_matrix() {
-        for [rows, columns] in [[0, 3], [1, 1], [5, 40], [33, 17]] {
-            let a: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-            let transposed = columns_in_order(Matrix::strided(&a, [rows, columns], [columns, 1]));
-            for (n, value) in transposed.iter().enumerate() {
-                assert_eq!(*value, a[n % rows * columns + n / rows]);
-            }
-            assert_eq!(transposed.len(), a.len());
-        }
     }
 
     #[test]

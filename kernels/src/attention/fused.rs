@@ -8,14 +8,18 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::{Heads, SavedForAttention, alibi_slopes};
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, columns_in_order, multiply};
-use crate::rotary::rotate_rows;
+use crate::matrix::{Matrix, MatrixMut, Unwritten};
+use crate::panel_product::{Triangle, add_triangular_product, write_triangular_product};
+use crate::rotary::{Rotation, write_rotated};
 use crate::slices::{contiguous, elements, from_elements, host_integers};
-use softmax::{dot, exponentials_of_seen, gradients_of_scores};
+use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
 
-/// Queries of one block: few enough that a block's scores stay in the second-level cache for sequences of many
-/// thousand tokens, and that little is computed for keys behind a query (measured: 16 % faster than 64 at 256 tokens).
-const BLOCK_QUERIES: usize = 32;
+/// Most queries of one block: more are no faster (measured at 256 tokens: 64, 128 and 256 alike).
+const MAX_BLOCK_QUERIES: usize = 128;
+/// Fewest queries of one block: each block brings keys and values into order anew.
+const MIN_BLOCK_QUERIES: usize = 32;
+/// About the scores of one block in between: they stay in the second-level cache.
+const BLOCK_SCORES: usize = 1 << 16;
 
 /// The output, `[t, q]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
 pub(super) fn forward(
@@ -30,11 +34,12 @@ pub(super) fn forward(
     let mut y = Unwritten::new(b * s * width);
     let mut log_partition = vec![0.0; b * h * s];
     let heads_of_y = MatrixMut::uninit(y.as_mut_slice(), width).into_blocks(s, d);
-    heads_of_y
-        .into_par_iter()
-        .zip(log_partition.par_chunks_mut(s))
-        .enumerate()
-        .for_each(|(index, (y, log_partition))| reader.attend(index / h, index % h, y, log_partition));
+    heads_of_y.into_par_iter().zip(log_partition.par_chunks_mut(s)).enumerate().for_each_init(
+        || BlockBuffers::new(s, d),
+        |buffers, (index, (y, log_partition))| {
+            reader.attend([index / h, index % h], buffers, y, log_partition);
+        },
+    );
     // SAFETY: the heads' blocks cover the output, and each task writes all rows of its own.
     let y = unsafe { y.written() };
     (from_elements(y, Shape::new([b * s, width])), from_elements(log_partition, Shape::new([b, h, s])))
@@ -61,9 +66,12 @@ pub(super) fn gradients(
     let dq = MatrixMut::uninit(dq, width).into_blocks(s, sharing * d);
     let dk = MatrixMut::uninit(dk, kv_width).into_blocks(s, d);
     let dv = MatrixMut::uninit(dv, kv_width).into_blocks(s, d);
-    dq.into_par_iter().zip(dk).zip(dv).enumerate().for_each(|(index, ((dq, dk), dv))| {
-        reader.differentiate(index / g, index % g, &results, [dq, dk, dv]);
-    });
+    dq.into_par_iter().zip(dk).zip(dv).enumerate().for_each_init(
+        || GroupGradient::new(s, d),
+        |group, (index, ((dq, dk), dv))| {
+            reader.differentiate([index / g, index % g], &results, group, [dq, dk, dv]);
+        },
+    );
     // SAFETY: the blocks cover the gradients, and each task writes all rows of its own.
     let [dq, dk, dv] = buffers.map(|buffer| unsafe { buffer.written() });
     let rows = |elements, width| from_elements(elements, Shape::new([b * s, width]));
@@ -101,8 +109,7 @@ struct Reader<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
-    /// Cosines and sines, `[positions, d / 2]`.
-    rotation: Option<[&'a [f32]; 2]>,
+    rotation: Option<Rotation<'a>>,
     documents: Documents,
     slopes: Option<Vec<f32>>,
     heads: Heads,
@@ -120,11 +127,31 @@ struct QueryBlock {
 
 impl QueryBlock {
     fn all(s: usize) -> impl Iterator<Item = Self> {
-        (0..s).step_by(BLOCK_QUERIES).map(move |start| Self { start, end: s.min(start + BLOCK_QUERIES) })
+        let len = Self::max_len(s);
+        (0..s).step_by(len).map(move |start| Self { start, end: s.min(start + len) })
+    }
+
+    fn max_len(s: usize) -> usize {
+        (BLOCK_SCORES / s).clamp(MIN_BLOCK_QUERIES, MAX_BLOCK_QUERIES).min(s)
     }
 
     fn len(self) -> usize {
         self.end - self.start
+    }
+
+    /// The triangle of a product that is scores, or gradients of weights: no query sees later keys.
+    fn of_product(self) -> Triangle {
+        Triangle::Product { first: self.start }
+    }
+
+    /// That of a product of weights, or of gradients of scores.
+    fn of_left(self) -> Triangle {
+        Triangle::Left { first: self.start }
+    }
+
+    /// That of a product of the same, transposed.
+    fn of_left_transposed(self) -> Triangle {
+        Triangle::LeftTransposed { first: self.start }
     }
 }
 
@@ -135,7 +162,8 @@ impl<'a> Reader<'a> {
             q: elements(&inputs[0]),
             k: elements(&inputs[1]),
             v: elements(&inputs[2]),
-            rotation: (inputs.len() > 3).then(|| [elements(&inputs[3]), elements(&inputs[4])]),
+            rotation: (inputs.len() > 3)
+                .then(|| Rotation { cos: elements(&inputs[3]), sin: elements(&inputs[4]) }),
             documents: Documents::new(segment_ids_bs, s),
             slopes: heads.alibi.then(|| alibi_slopes(heads.num_heads)),
             heads,
@@ -159,22 +187,16 @@ impl<'a> Reader<'a> {
 
     /// A copy of one head, `[s, d]`, turned and times `factor`.
     fn load(&self, rows: &[f32], num_heads: usize, batch: usize, head: usize, factor: f32) -> Vec<f32> {
-        let width = num_heads * self.d;
-        let rows = rows[batch * self.s * width..].chunks_exact(width).take(self.s);
-        let mut copy: Vec<f32> = Vec::with_capacity(self.s * self.d);
-        rows.for_each(|row| copy.extend_from_slice(&row[head * self.d..][..self.d]));
-        self.turn(&mut copy, 1.0);
-        if factor != 1.0 {
-            copy.iter_mut().for_each(|value| *value *= factor);
-        }
-        copy
+        let mut copy = Unwritten::new(self.s * self.d);
+        let head = self.head(rows, num_heads, batch, head);
+        write_rotated(MatrixMut::uninit(copy.as_mut_slice(), self.d), head, self.rotation, 1.0, factor);
+        // SAFETY: each row has just been written.
+        unsafe { copy.written() }
     }
 
-    /// Turns one head, `[s, d]`, by `sign` times the angles of its positions, if positions turn.
-    fn turn(&self, rows: &mut [f32], sign: f32) {
-        if let Some([cos, sin]) = self.rotation {
-            rotate_rows(rows, cos, sin, self.d / 2, sign);
-        }
+    /// Fills `target` with `factor` times the gradient of one head, `[s, d]`, turned back.
+    fn store(&self, target: MatrixMut<'_>, gradient: &[f32], factor: f32) {
+        write_rotated(target, Matrix::row_major(gradient, self.d), self.rotation, -1.0, factor);
     }
 
     /// The block's scores, `[block, block.end]`, minus infinity for keys of other documents. Scores of later keys mean
@@ -184,11 +206,12 @@ impl<'a> Reader<'a> {
         [batch, head]: [usize; 2],
         block: QueryBlock,
         queries: &[f32],
-        keys_transposed: Matrix<'_>,
+        keys: &[f32],
         scores: &mut [f32],
     ) {
         let queries = Matrix::row_major(queries, self.d).rows(block.start..block.end);
-        multiply(MatrixMut::row_major(scores, block.end), queries, keys_transposed.columns(0..block.end));
+        let keys = Matrix::row_major(keys, self.d).rows(0..block.end);
+        write_triangular_product(scores, queries, keys.transposed(), block.of_product());
         let documents = self.documents.of(batch);
         let slope = self.slopes.as_ref().map(|slopes| slopes[head]);
         if documents.is_none() && slope.is_none() {
@@ -210,32 +233,31 @@ impl<'a> Reader<'a> {
     }
 
     /// One head of one sequence, forward.
-    fn attend(&self, batch: usize, head: usize, mut y: MatrixMut<'_>, log_partition: &mut [f32]) {
+    fn attend(
+        &self,
+        [batch, head]: [usize; 2],
+        buffers: &mut BlockBuffers,
+        mut y: MatrixMut<'_>,
+        log_partition: &mut [f32],
+    ) {
         let (h, g) = (self.heads.num_heads, self.heads.num_kv_heads);
         let kv_head = head / (h / g);
         let queries = self.load(self.q, h, batch, head, self.scale());
         let keys = self.load(self.k, g, batch, kv_head, 1.0);
-        let keys_transposed = columns_in_order(Matrix::row_major(&keys, self.d));
-        let keys_transposed = Matrix::row_major(&keys_transposed, self.s);
         let values = self.head(self.v, g, batch, kv_head);
-        let mut score_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.s];
-        let mut mixed_buffer = vec![0.0; BLOCK_QUERIES.min(self.s) * self.d];
         for block in QueryBlock::all(self.s) {
-            let scores = &mut score_buffer[..block.len() * block.end];
-            self.scores([batch, head], block, &queries, keys_transposed, scores);
-            let (mut max, mut sums) = ([0.0; BLOCK_QUERIES], [0.0; BLOCK_QUERIES]);
+            let scores = &mut buffers.scores[..block.len() * block.end];
+            self.scores([batch, head], block, &queries, &keys, scores);
+            let (mut max, mut sums) = ([0.0; MAX_BLOCK_QUERIES], [0.0; MAX_BLOCK_QUERIES]);
             for (i, row) in scores.chunks_exact_mut(block.end).enumerate() {
                 (max[i], sums[i]) = exponentials_of_seen(row, block.start + i + 1);
             }
-            let mixed = &mut mixed_buffer[..block.len() * self.d];
+            let mixed = &mut buffers.mixed[..block.len() * self.d];
             let weights = Matrix::row_major(scores, block.end);
-            multiply(MatrixMut::row_major(mixed, self.d), weights, values.rows(0..block.end));
-            for (i, mixed) in mixed.chunks_exact(self.d).enumerate() {
-                let query = block.start + i;
-                for (target, mixed) in y.row_mut(query).iter_mut().zip(mixed) {
-                    target.write(mixed / sums[i]);
-                }
-                log_partition[query] = max[i] + sums[i].ln();
+            write_triangular_product(mixed, weights, values.rows(0..block.end), block.of_left());
+            write_divided(y.rows(block.start..block.end), Matrix::row_major(mixed, self.d), &sums);
+            for (i, target) in log_partition[block.start..block.end].iter_mut().enumerate() {
+                *target = max[i] + sums[i].ln();
             }
         }
     }
@@ -243,32 +265,40 @@ impl<'a> Reader<'a> {
     /// All query heads that share one key/value head of one sequence, backward.
     fn differentiate(
         &self,
-        batch: usize,
-        kv_head: usize,
+        [batch, kv_head]: [usize; 2],
         results: &Results<'_>,
-        [mut dq, mut dk, mut dv]: [MatrixMut<'_>; 3],
+        group: &mut GroupGradient,
+        [dq, dk, mut dv]: [MatrixMut<'_>; 3],
     ) {
         let (s, d, g) = (self.s, self.d, self.heads.num_kv_heads);
         let sharing = self.heads.num_heads / g;
         let keys = self.load(self.k, g, batch, kv_head, 1.0);
-        let mut group = GroupGradient::new(s, d);
-        for offset in 0..sharing {
+        group.dkeys.fill(0.0);
+        group.dvalues.fill(0.0);
+        for (offset, dq) in dq.into_blocks(s, d).into_iter().enumerate() {
             let head = kv_head * sharing + offset;
             group.add_head(self, [batch, head, kv_head], &keys, results);
-            self.turn(&mut group.dqueries, -1.0);
-            for (position, row) in group.dqueries.chunks_exact(d).enumerate() {
-                for (target, value) in dq.row_mut(position)[offset * d..].iter_mut().zip(row) {
-                    target.write(self.scale() * value);
-                }
-            }
+            self.store(dq, &group.dqueries, self.scale());
         }
-        self.turn(&mut group.dkeys, -1.0);
-        for (position, (key, value)) in
-            group.dkeys.chunks_exact(d).zip(group.dvalues.chunks_exact(d)).enumerate()
-        {
-            dk.row_mut(position).write_copy_of_slice(key);
+        self.store(dk, &group.dkeys, 1.0);
+        for (position, value) in group.dvalues.chunks_exact(d).enumerate() {
             dv.row_mut(position).write_copy_of_slice(value);
         }
+    }
+}
+
+/// What one block of queries computes on its way to the output.
+struct BlockBuffers {
+    /// `[block, block.end]`.
+    scores: Vec<f32>,
+    /// Values mixed by weights that are not yet divided by their sum, `[block, d]`.
+    mixed: Vec<f32>,
+}
+
+impl BlockBuffers {
+    fn new(s: usize, d: usize) -> Self {
+        let queries = QueryBlock::max_len(s);
+        Self { scores: vec![0.0; queries * s], mixed: vec![0.0; queries * d] }
     }
 }
 
@@ -286,7 +316,7 @@ struct GroupGradient {
 impl GroupGradient {
     fn new(s: usize, d: usize) -> Self {
         let [dqueries, dkeys, dvalues] = [(); 3].map(|()| vec![0.0; s * d]);
-        let [scores, dweights] = [(); 2].map(|()| vec![0.0; BLOCK_QUERIES.min(s) * s]);
+        let [scores, dweights] = [(); 2].map(|()| vec![0.0; QueryBlock::max_len(s) * s]);
         Self { dqueries, dkeys, dvalues, scores, dweights }
     }
 
@@ -300,22 +330,16 @@ impl GroupGradient {
     ) {
         let (s, d, Heads { num_heads: h, num_kv_heads: g, .. }) = (reader.s, reader.d, reader.heads);
         let queries = reader.load(reader.q, h, batch, head, reader.scale());
-        let keys_transposed = columns_in_order(Matrix::row_major(keys, d));
-        let keys_transposed = Matrix::row_major(&keys_transposed, s);
-        let values_transposed = columns_in_order(reader.head(reader.v, g, batch, kv_head));
-        let values_transposed = Matrix::row_major(&values_transposed, s);
+        let values = reader.head(reader.v, g, batch, kv_head);
         let (y, dy) = (reader.head(results.y, h, batch, head), reader.head(results.dy, h, batch, head));
         let log_partition = &results.log_partition[(batch * h + head) * s..][..s];
         for block in QueryBlock::all(s) {
             let scores = &mut self.scores[..block.len() * block.end];
             let dweights = &mut self.dweights[..block.len() * block.end];
-            reader.scores([batch, head], block, &queries, keys_transposed, scores);
+            reader.scores([batch, head], block, &queries, keys, scores);
             let (dy_block, seen) = (dy.rows(block.start..block.end), 0..block.end);
-            multiply(
-                MatrixMut::row_major(dweights, block.end),
-                dy_block,
-                values_transposed.columns(seen.clone()),
-            );
+            let values = values.rows(seen.clone());
+            write_triangular_product(dweights, dy_block, values.transposed(), block.of_product());
             for (i, (scores, dweights)) in
                 scores.chunks_exact_mut(block.end).zip(dweights.chunks_exact_mut(block.end)).enumerate()
             {
@@ -326,14 +350,12 @@ impl GroupGradient {
             let (weights, dscores) =
                 (Matrix::row_major(scores, block.end), Matrix::row_major(dweights, block.end));
             let queries = Matrix::row_major(&queries, d).rows(block.start..block.end);
-            let part = |gradient, rows: std::ops::Range<usize>| -> MatrixMut<'_> {
-                let gradient: &mut Vec<f32> = gradient;
-                MatrixMut::row_major(&mut gradient[rows.start * d..rows.end * d], d)
-            };
-            add_multiplied(part(&mut self.dvalues, seen.clone()), weights.transposed(), dy_block);
-            add_multiplied(part(&mut self.dkeys, seen.clone()), dscores.transposed(), queries);
+            let [dvalues, dkeys] = [&mut self.dvalues, &mut self.dkeys].map(|all| &mut all[..block.end * d]);
+            add_triangular_product(dvalues, weights.transposed(), dy_block, block.of_left_transposed());
+            add_triangular_product(dkeys, dscores.transposed(), queries, block.of_left_transposed());
+            let dqueries = &mut self.dqueries[block.start * d..block.end * d];
             let keys = Matrix::row_major(keys, d).rows(seen);
-            multiply(part(&mut self.dqueries, block.start..block.end), dscores, keys);
+            write_triangular_product(dqueries, dscores, keys, block.of_left());
         }
     }
 }

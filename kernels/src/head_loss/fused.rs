@@ -9,8 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows;
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
-use crate::panel_product::fill_with_product;
+use crate::matrix::{Matrix, Unwritten};
+use crate::panel_product::{add_product, fill_with_product};
 
 /// Rows of one task.
 const TILE_ROWS: usize = 128;
@@ -176,7 +176,7 @@ impl MatrixGradient {
                 let blocks = sum.as_mut_slice().par_chunks_mut(GRADIENT_ROWS * n).enumerate();
                 blocks.for_each(|(task, c)| {
                     let rows = rows_of(task, c.len());
-                    multiply(MatrixMut::uninit(c, n), rows, b);
+                    fill_with_product(c, rows, b);
                 });
                 // SAFETY: the blocks cover all rows, and each writes all of its own.
                 Self::Sum(unsafe { sum.written() })
@@ -185,7 +185,7 @@ impl MatrixGradient {
                 let blocks = sum.par_chunks_mut(GRADIENT_ROWS * n).enumerate();
                 blocks.for_each(|(task, c)| {
                     let rows = rows_of(task, c.len());
-                    add_multiplied(MatrixMut::row_major(c, n), rows, b);
+                    add_product(c, rows, b);
                 });
                 Self::Sum(sum)
             }

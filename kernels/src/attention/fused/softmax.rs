@@ -1,21 +1,23 @@
 //! The loops over one query's scores.
 
 use crate::exp::{exp, exponentials_of_row};
-use crate::simd::{LANES, max_of_row, multiply_add, vectorised};
+use crate::matrix::{Matrix, MatrixMut};
+use crate::panel_product::READ_BEYOND_DIAGONAL;
+use crate::simd::{LANES, max_of_row, multiply_add, vectorised, write_scaled};
 
-/// Replaces the first `num_seen` scores by their exponentials relative to the largest, and the others by zero. Returns
-/// the largest and the sum.
+/// Replaces the first `num_seen` scores by their exponentials relative to the largest, and those of the others that products
+/// read by zero. Returns the largest and the sum.
 pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize) -> (f32, f32) {
     let max = max(&row[..num_seen]);
-    let (near, far) = row.split_at_mut(whole_vectors(num_seen, row.len()));
+    let near = read_by_products(row, num_seen);
     near[num_seen..].fill(f32::NEG_INFINITY);
-    far.fill(0.0);
     (max, exponentials(near, max))
 }
 
-/// `num_seen` rounded up to whole vectors, which cost less than single elements at the end, in a row of `len`.
-fn whole_vectors(num_seen: usize, len: usize) -> usize {
-    num_seen.next_multiple_of(LANES).min(len)
+/// The part of a row that products read, and more to the end of a vector, which costs less than single elements.
+fn read_by_products(row: &mut [f32], num_seen: usize) -> &mut [f32] {
+    let len = (num_seen + READ_BEYOND_DIAGONAL).next_multiple_of(LANES).min(row.len());
+    &mut row[..len]
 }
 
 vectorised! {
@@ -28,7 +30,7 @@ vectorised! {
 }
 
 /// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights by those of the
-/// scores; the others become zero.
+/// scores; the others that products read become zero.
 pub(super) fn gradients_of_scores(
     scores: &mut [f32],
     dweights: &mut [f32],
@@ -36,11 +38,10 @@ pub(super) fn gradients_of_scores(
     log_partition: f32,
     dy_times_y: f32,
 ) {
-    let near = whole_vectors(num_seen, scores.len());
-    scores[num_seen..near].fill(f32::NEG_INFINITY);
-    scores[near..].fill(0.0);
+    let [scores, dweights] = [scores, dweights].map(|row| read_by_products(row, num_seen));
+    scores[num_seen..].fill(f32::NEG_INFINITY);
     dweights[num_seen..].fill(0.0);
-    gradients(&mut scores[..near], &mut dweights[..near], log_partition, dy_times_y);
+    gradients(scores, dweights, log_partition, dy_times_y);
 }
 
 vectorised! {
@@ -58,6 +59,18 @@ fn gradients_of_row<const FUSED: bool>(
         let weight = exp::<FUSED>(*score - log_partition);
         *score = weight;
         *dweight = weight * (*dweight - dy_times_y);
+    }
+}
+
+vectorised! {
+    /// Fills each row of `to` with that of `from`, divided by its sum.
+    pub(super) fn write_divided(to: MatrixMut<'_>, from: Matrix<'_>, sums: &[f32]) = write_divided_rows;
+}
+
+#[inline(always)]
+fn write_divided_rows<const FUSED: bool>(mut to: MatrixMut<'_>, from: Matrix<'_>, sums: &[f32]) {
+    for (row, sum) in (0..from.num_rows()).zip(sums) {
+        write_scaled::<FUSED>(to.row_mut(row), from.row(row), 1.0 / sum);
     }
 }
 
