@@ -282,7 +282,8 @@ fn bench_step_prints_what_a_comparison_needs() {
     );
     let positive =
         ["step_ms_median", "step_ms_min", "forward_ms_median", "forward_ms_min", "tokens_per_sec", "gflops"];
-    for key in positive.iter().chain(&["matmul_ceiling_gflops", "ceiling_share", "loss_first", "loss_last"]) {
+    let shares = ["matmul_ceiling_gflops", "ceiling_share", "ceiling_share_in_turn"];
+    for key in positive.iter().chain(&shares).chain(&["loss_first", "loss_last"]) {
         assert!(report[key].as_f64().unwrap() > 0.0, "{key}: {report}");
     }
     assert!(report["step_ms_min"].as_f64() <= report["step_ms_median"].as_f64());

@@ -20,27 +20,62 @@ const MAX_SECS: f64 = 0.3;
 /// # Errors
 /// [`TrainError::Device`] if the device cannot be read.
 pub fn measure_matmul_peak_flops(device: &Device) -> Result<f64, TrainError> {
-    let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
-    for shape_mkn in SHAPES_MKN {
-        candidates.push(Box::new(SharedProduct::new(shape_mkn, device)));
-        if *device == Device::flex() {
-            candidates.push(Box::new(ThreadProducts::new(shape_mkn)));
-        }
-    }
-    let deadline = Instant::now() + Duration::from_secs_f64(MAX_SECS);
-    let mut best_flops: f64 = 0.0;
-    // A candidate's first product pays for page faults and, on a GPU, for compilation: the best leaves it out.
-    while Instant::now() < deadline {
-        for candidate in &mut candidates {
-            let started = Instant::now();
-            candidate.compute()?;
-            best_flops = best_flops.max(candidate.flops() / started.elapsed().as_secs_f64());
-            if Instant::now() >= deadline {
-                break;
+    Ok(MatmulCeiling::measure(device)?.peak_flops())
+}
+
+/// The matrix products that were the fastest of several kinds.
+pub struct MatmulCeiling {
+    fastest: Box<dyn Candidate>,
+    peak_flops: f64,
+}
+
+impl MatmulCeiling {
+    /// Tries all kinds in turn; see [`measure_matmul_peak_flops`].
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device cannot be read.
+    pub fn measure(device: &Device) -> Result<Self, TrainError> {
+        let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
+        for shape_mkn in SHAPES_MKN {
+            candidates.push(Box::new(SharedProduct::new(shape_mkn, device)));
+            if *device == Device::flex() {
+                candidates.push(Box::new(ThreadProducts::new(shape_mkn)));
             }
         }
+        let deadline = Instant::now() + Duration::from_secs_f64(MAX_SECS);
+        let (mut fastest, mut peak_flops) = (0, 0.0);
+        // A candidate's first product pays for page faults and, on a GPU, for compilation: the best leaves it out.
+        while Instant::now() < deadline {
+            for (index, candidate) in candidates.iter_mut().enumerate() {
+                let started = Instant::now();
+                candidate.compute()?;
+                let flops = candidate.flops() / started.elapsed().as_secs_f64();
+                if flops > peak_flops {
+                    (fastest, peak_flops) = (index, flops);
+                }
+                if Instant::now() >= deadline {
+                    break;
+                }
+            }
+        }
+        Ok(Self { fastest: candidates.swap_remove(fastest), peak_flops })
     }
-    Ok(best_flops)
+
+    /// The highest rate seen, in FLOP/s.
+    pub fn peak_flops(&self) -> f64 {
+        self.peak_flops
+    }
+
+    /// As many of the fastest products as have `flops` multiplies and adds together, or some more; returns how many they
+    /// have.
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device cannot be read.
+    pub fn multiply(&mut self, flops: f64) -> Result<f64, TrainError> {
+        let times = (flops / self.fastest.flops()).ceil().max(1.0);
+        (0..times as u64).try_for_each(|_| self.fastest.compute())?;
+        Ok(times * self.fastest.flops())
+    }
 }
 
 /// Work that may reach the peak.

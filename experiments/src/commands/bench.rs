@@ -59,6 +59,10 @@ fn step_table(report: &StepReport) -> String {
         ("forward", times(report.forward_ms_median, report.forward_ms_min)),
         ("tokens/s", format!("{:.0}", report.tokens_per_sec)),
         ("rate", rate(report.gflops, report.ceiling_share, &report.machine)),
+        (
+            "rate in turn",
+            format!("{:.0} % of that of products between the steps", 100.0 * report.ceiling_share_in_turn),
+        ),
     ];
     rows.extend(report.peak_rss_bytes.map(peak_memory));
     rows.extend(

@@ -7,6 +7,7 @@ use super::timing::Work;
 use super::{LayerCase, Machine, Repetitions, Timings, Usage};
 use crate::TrainError;
 use crate::device;
+use crate::throughput::MatmulCeiling;
 use crate::train::with_threads;
 
 /// What was measured; times are wall-clock times, and ratios are medians over pairs of repetitions.
@@ -75,7 +76,7 @@ pub fn benchmark_layer(
 fn benchmark_here(name: &str, case: &LayerCase, repetitions: Repetitions) -> Result<LayerReport, TrainError> {
     const DEVICE: &str = "cpu";
     let device = device::select(DEVICE)?;
-    let machine = Machine::observe(DEVICE, &device)?;
+    let machine = Machine::observe(DEVICE, &MatmulCeiling::measure(&device)?);
     let contenders = Contenders::new(case);
     let training = contenders.time(repetitions, LayerWork::train)?;
     let usage = Usage::now();

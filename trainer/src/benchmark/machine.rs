@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use crate::TrainError;
 use crate::host::{Commit, HostInfo};
-use crate::throughput::measure_matmul_peak_flops;
+use crate::throughput::MatmulCeiling;
 
 /// The machine and the program of a measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    /// Best rate of a matrix product before and after the measurement; see [`measure_matmul_peak_flops`].
+    /// Highest rate of a matrix product before and after the measurement; see
+    /// [`crate::throughput::measure_matmul_peak_flops`].
     pub matmul_ceiling_gflops: f64,
     /// Threads of the CPU device.
     pub threads: usize,
@@ -28,18 +29,15 @@ pub struct Machine {
 
 impl Machine {
     /// The machine as it is now.
-    ///
-    /// # Errors
-    /// [`TrainError::Device`] if the device cannot be read.
-    pub fn observe(device_name: &str, device: &Device) -> Result<Self, TrainError> {
-        Ok(Self {
-            matmul_ceiling_gflops: measure_matmul_peak_flops(device)? / 1e9,
+    pub fn observe(device_name: &str, ceiling: &MatmulCeiling) -> Self {
+        Self {
+            matmul_ceiling_gflops: ceiling.peak_flops() / 1e9,
             threads: rayon::current_num_threads(),
             device: device_name.into(),
             dtype: "f32".into(),
             cpu_model: HostInfo::detect().cpu_model,
             commit: Commit::of_sources(),
-        })
+        }
     }
 
     /// The same machine with the higher of the two ceilings, after another look.
@@ -47,7 +45,7 @@ impl Machine {
     /// # Errors
     /// [`TrainError::Device`] if the device cannot be read.
     pub fn observe_again(self, device: &Device) -> Result<Self, TrainError> {
-        let again_gflops = measure_matmul_peak_flops(device)? / 1e9;
+        let again_gflops = MatmulCeiling::measure(device)?.peak_flops() / 1e9;
         Ok(Self { matmul_ceiling_gflops: self.matmul_ceiling_gflops.max(again_gflops), ..self })
     }
 }

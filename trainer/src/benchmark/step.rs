@@ -15,6 +15,7 @@ use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::step::{StepSettings, step_gradients};
+use crate::throughput::MatmulCeiling;
 use crate::train::{loader_config, with_threads};
 
 /// What was measured; times are wall-clock times.
@@ -36,8 +37,11 @@ pub struct StepReport {
     /// The machine.
     #[serde(flatten)]
     pub machine: Machine,
-    /// `gflops` as a share of the ceiling.
+    /// `gflops` as a share of the ceiling, which is the highest rate of a moment.
     pub ceiling_share: f64,
+    /// Median over the steps of their rate as a share of that of matrix products right after them, an eighth of the step's
+    /// arithmetic: both meet the same slow moments of the machine.
+    pub ceiling_share_in_turn: f64,
     /// Median time of a forward pass over as many tokens, with the loss and without gradients.
     pub forward_ms_median: f64,
     /// Shortest time of a forward pass.
@@ -106,7 +110,8 @@ fn benchmark_here(
     let StepCase { config, plan, .. } = case;
     let device = device::select(&config.device)?;
     let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
-    let machine = Machine::observe(&config.device, &device)?;
+    let mut ceiling = MatmulCeiling::measure(&device)?;
+    let machine = Machine::observe(&config.device, &ceiling);
 
     let mut training = Training::new(case, &dataset, &device)?;
     let mut other = match against {
@@ -116,12 +121,17 @@ fn benchmark_here(
         }
         None => None,
     };
+    let step_flops = plan.training_flops_per_step();
+    let products = &mut CeilingProducts { ceiling: &mut ceiling, flops: step_flops / 8.0 };
     // The warm-up is done here, so that its page faults are not counted.
-    Repetitions { timed: Timed::Times(0), ..repetitions }.time_trainings(&mut training, other.as_mut())?;
+    let warmup = Repetitions { timed: Timed::Times(0), ..repetitions };
+    warmup.time_trainings(&mut training, products, other.as_mut())?;
     let before = Usage::now();
     let timed = Repetitions { warmup: 0, ..repetitions };
-    let (steps, other_steps) = timed.time_trainings(&mut training, other.as_mut())?;
+    let StepTimings { steps, products: product_times, other: other_steps } =
+        timed.time_trainings(&mut training, products, other.as_mut())?;
     let after = Usage::now();
+    let ceiling_share_in_turn = step_flops / products.flops / steps.ratio_to(&product_times);
 
     let forward_settings = EvaluationSettings {
         seq_len: plan.seq_len,
@@ -134,7 +144,7 @@ fn benchmark_here(
     let machine = machine.observe_again(&device)?;
 
     let step_secs = steps.median_ms() / 1e3;
-    let gflops = plan.training_flops_per_step() / step_secs / 1e9;
+    let gflops = step_flops / step_secs / 1e9;
     let faults = after.minor_page_faults.zip(before.minor_page_faults).map(|(after, before)| after - before);
     Ok(StepReport {
         case: case.name.into(),
@@ -144,6 +154,7 @@ fn benchmark_here(
         peak_rss_bytes: after.peak_rss_bytes,
         gflops,
         ceiling_share: gflops / machine.matmul_ceiling_gflops,
+        ceiling_share_in_turn,
         machine,
         forward_ms_median: forward_passes.median_ms(),
         forward_ms_min: forward_passes.min_ms(),
@@ -169,20 +180,43 @@ impl StepRatio {
     }
 }
 
+/// Products that steps are measured against.
+struct CeilingProducts<'a> {
+    ceiling: &'a mut MatmulCeiling,
+    /// Multiplies and adds of one round of products: at least so many, then as many as there were.
+    flops: f64,
+}
+
+impl CeilingProducts<'_> {
+    fn compute(&mut self) -> Result<(), TrainError> {
+        self.flops = self.ceiling.multiply(self.flops)?;
+        Ok(())
+    }
+}
+
+/// Times of what took turns.
+struct StepTimings {
+    steps: Timings,
+    products: Timings,
+    other: Option<Timings>,
+}
+
 impl Repetitions {
-    /// Times of steps of `training` and, in turn with them, of `other`.
+    /// Times of steps of `training` and, in turn with them, of `products` and of steps of `other`.
     fn time_trainings(
         &self,
         training: &mut Training<'_>,
+        products: &mut CeilingProducts<'_>,
         other: Option<&mut Training<'_>>,
-    ) -> Result<(Timings, Option<Timings>), TrainError> {
+    ) -> Result<StepTimings, TrainError> {
         let mut step = || training.step();
-        let Some(other) = other else { return Ok((self.time(step)?, None)) };
-        let mut other_step = || other.step();
-        let works: &mut [Work<'_>] = &mut [&mut step, &mut other_step];
-        let mut timings = self.time_in_turn(works)?;
-        let other_steps = timings.pop();
-        Ok((timings.pop().unwrap_or_default(), other_steps))
+        let mut multiply = || products.compute();
+        let mut other_step = other.map(|other| || other.step());
+        let mut works: Vec<Work<'_>> = vec![&mut step, &mut multiply];
+        works.extend(other_step.as_mut().map(|step| step as Work<'_>));
+        let mut timings = self.time_in_turn(&mut works)?.into_iter();
+        let mut next = || timings.next().unwrap_or_default();
+        Ok(StepTimings { steps: next(), products: next(), other: timings.next() })
     }
 }
 
