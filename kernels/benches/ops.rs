@@ -105,8 +105,9 @@ fn linear(bencher: Bencher, pass: Pass) {
     pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None));
 }
 
-#[divan::bench(args = PASSES)]
-fn causal_attention(bencher: Bencher, pass: Pass) {
+/// As many tokens in short sequences and in one long one.
+#[divan::bench(args = PASSES, consts = [SEQ_LEN, NUM_TOKENS])]
+fn causal_attention<const SEQ_LEN: usize>(bencher: Bencher, pass: Pass) {
     let rows = || pass.input([NUM_TOKENS, D_MODEL]);
     let (q_tq, k_tg, v_tg) = (rows(), rows(), rows());
     let heads = ops::Heads { num_heads: NUM_HEADS, num_kv_heads: NUM_HEADS, alibi: false };

@@ -17,9 +17,9 @@ use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
 /// Most queries of one block: more are no faster (measured at 256 tokens: 64, 128 and 256 alike).
 const MAX_BLOCK_QUERIES: usize = 128;
 /// Fewest queries of one block: each block brings keys and values into order anew.
-const MIN_BLOCK_QUERIES: usize = 32;
+const MIN_BLOCK_QUERIES: usize = 64;
 /// About the scores of one block in between: they stay in the second-level cache.
-const BLOCK_SCORES: usize = 1 << 16;
+const BLOCK_SCORES: usize = 1 << 18;
 
 /// The output, `[t, q]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
 pub(super) fn forward(
