@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::simd::prefetch;
 
 /// Elements of one cache line.
-pub(crate) const LINE_LEN: usize = 16;
+const LINE_LEN: usize = 16;
 
 /// A matrix that is read. Every element lies within its slice.
 #[derive(Clone, Copy)]
@@ -121,7 +121,7 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     pub(crate) fn prefetch_row(&self, row: usize) {
         if row < self.shape[0] {
-            self.row(row).iter().step_by(LINE_LEN).for_each(prefetch);
+            self.row(row).chunks(LINE_LEN).for_each(|line| prefetch(&line[0]));
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! The matrix is read once, a block at a time, into panels: as many columns as some vector registers hold, row after row.
 //! It may lie by rows or by columns. A forward pass multiplies by the weights and a backward pass by their transpose; packing
-//! either costs the same, so nothing is transposed beforehand. Rows may lie anywhere, as an expert's tokens do. That pays off for
-//! the few rows of one expert; the product of `matrix.rs` is for operands that lie in any two strides.
+//! either costs the same, so nothing is transposed beforehand. Rows may lie anywhere, as an expert's tokens do, and of the
+//! products of causal attention only the triangle that counts is computed. The product of `matrix.rs` is for results that are columns of
+//! a wider matrix.
 //!
 //! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the next terms are added: the same
 //! bits whichever rows and columns surround it.

@@ -6,18 +6,14 @@ use rayon::prelude::*;
 
 use crate::matrix::{Matrix, MatrixMut, multiply};
 
-/// One f32 product of the same shape for every thread of the pool, each on its own matrices.
+/// The same f32 product by every thread of the pool, of the same two matrices.
 #[derive(Debug)]
 pub struct ThreadProducts {
     shape_mkn: [usize; 3],
-    operands: Vec<Operands>,
-}
-
-#[derive(Debug)]
-struct Operands {
     a_mk: Vec<f32>,
     b_kn: Vec<f32>,
-    c_mn: Vec<f32>,
+    /// One for each thread.
+    c_mn: Vec<Vec<f32>>,
 }
 
 impl ThreadProducts {
@@ -28,26 +24,28 @@ impl ThreadProducts {
     pub fn new(shape_mkn: [usize; 3]) -> Self {
         let [m, k, n] = shape_mkn;
         assert!(m * k * n > 0, "a product of shape {shape_mkn:?}");
-        let operands =
-            || Operands { a_mk: vec![0.5; m * k], b_kn: vec![0.25; k * n], c_mn: vec![0.0; m * n] };
         Self {
             shape_mkn,
-            operands: std::iter::repeat_with(operands).take(rayon::current_num_threads()).collect(),
+            a_mk: vec![0.5; m * k],
+            b_kn: vec![0.25; k * n],
+            c_mn: vec![vec![0.0; m * n]; rayon::current_num_threads()],
         }
     }
 
     /// Multiplies and adds of all products together.
     pub fn flops(&self) -> f64 {
         let [m, k, n] = self.shape_mkn.map(|size| size as f64);
-        2.0 * m * k * n * self.operands.len() as f64
+        2.0 * m * k * n * self.c_mn.len() as f64
     }
 
     /// Compute all products, one single-threaded product per thread.
     pub fn compute(&mut self) {
         let [_, k, n] = self.shape_mkn;
-        self.operands.par_iter_mut().with_max_len(1).for_each(|Operands { a_mk, b_kn, c_mn }| {
-            multiply(MatrixMut::row_major(c_mn, n), Matrix::row_major(a_mk, k), Matrix::row_major(b_kn, n));
-        });
+        let (a, b) = (Matrix::row_major(&self.a_mk, k), Matrix::row_major(&self.b_kn, n));
+        self.c_mn
+            .par_iter_mut()
+            .with_max_len(1)
+            .for_each(|c_mn| multiply(MatrixMut::row_major(c_mn, n), a, b));
     }
 }
 
@@ -56,15 +54,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_thread_has_a_product_of_its_own() {
+    fn every_thread_computes_the_whole_product() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         pool.install(|| {
             let mut products = ThreadProducts::new([2, 5, 4]);
             products.compute();
             assert_eq!(products.flops(), 3.0 * 2.0 * 40.0);
-            assert_eq!(products.operands.len(), 3);
             // 0.5 * 0.25 five times.
-            assert!(products.operands.iter().all(|operands| operands.c_mn == [0.625; 8]));
+            assert_eq!(products.c_mn, vec![vec![0.625; 8]; 3]);
         });
     }
 }

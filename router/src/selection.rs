@@ -17,20 +17,23 @@ pub fn select_top_k(scores_te: &[f64], num_experts: usize, top_k: usize) -> Vec<
     let rows = scores_te.chunks_exact(num_experts);
     assert!(rows.remainder().is_empty(), "{} scores for {num_experts} experts", scores_te.len());
     let mut expert_ids_tk = Vec::with_capacity(rows.len() * top_k);
-    let mut chosen = Vec::with_capacity(top_k + 1);
+    let mut best: Vec<(f64, u32)> = Vec::with_capacity(top_k);
     for scores_e in rows {
-        chosen.clear();
-        for expert in 0..num_experts {
-            // Most are worse than those already chosen.
-            if chosen.get(top_k - 1).is_some_and(|&worst: &usize| !beats(scores_e[expert], scores_e[worst])) {
-                continue;
+        best.clear();
+        for (expert, &score) in (0_u32..).zip(scores_e) {
+            if best.len() == top_k {
+                // Most are worse than those already chosen.
+                if !beats(score, best[top_k - 1].0) {
+                    continue;
+                }
+                best.pop();
             }
             // Experts come in ascending order and an insertion goes behind its equals: ties keep the lower index.
-            let place = chosen.partition_point(|&earlier| !beats(scores_e[expert], scores_e[earlier]));
-            chosen.insert(place, expert);
-            chosen.truncate(top_k);
+            let place =
+                best.iter().rposition(|&(earlier, _)| !beats(score, earlier)).map_or(0, |last| last + 1);
+            best.insert(place, (score, expert));
         }
-        expert_ids_tk.extend(chosen.iter().map(|&expert| expert as u32));
+        expert_ids_tk.extend(best.iter().map(|&(_, expert)| expert));
     }
     expert_ids_tk
 }

@@ -208,7 +208,7 @@ impl RouterStatistics {
     }
 
     fn add_token(&mut self, logits_e: &[f64], chosen_k: &[u32]) {
-        let (probs_e, log_partition) = softmax(logits_e);
+        let (mut probs_e, log_partition) = softmax(logits_e);
         for (sum, p) in self.probability_sum_e.iter_mut().zip(&probs_e) {
             *sum += p;
         }
@@ -223,8 +223,8 @@ impl RouterStatistics {
         if chosen_k.is_empty() {
             return; // Nothing that could flip.
         }
-        let left_out = (0_u32..).zip(&probs_e).filter(|(expert, _)| !chosen_k.contains(expert));
-        self.margin_sum += smallest_chosen - left_out.fold(0.0, |largest, (_, &p)| p.max(largest));
+        chosen_k.iter().for_each(|&expert| probs_e[expert as usize] = 0.0);
+        self.margin_sum += smallest_chosen - probs_e.iter().fold(0.0, |largest: f64, &p| p.max(largest));
     }
 
     fn mean_load(&self) -> f64 {
