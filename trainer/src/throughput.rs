@@ -66,15 +66,17 @@ impl MatmulCeiling {
         self.peak_flops
     }
 
-    /// As many of the fastest products as have `flops` multiplies and adds together, or some more; returns how many they
-    /// have.
+    /// Multiplies and adds of one of the fastest products.
+    pub fn product_flops(&self) -> f64 {
+        self.fastest.flops()
+    }
+
+    /// So many of the fastest products, one after another.
     ///
     /// # Errors
     /// [`TrainError::Device`] if the device cannot be read.
-    pub fn multiply(&mut self, flops: f64) -> Result<f64, TrainError> {
-        let times = (flops / self.fastest.flops()).ceil().max(1.0);
-        (0..times as u64).try_for_each(|_| self.fastest.compute())?;
-        Ok(times * self.fastest.flops())
+    pub fn multiply(&mut self, times: u64) -> Result<(), TrainError> {
+        (0..times).try_for_each(|_| self.fastest.compute())
     }
 }
 

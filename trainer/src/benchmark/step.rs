@@ -110,7 +110,7 @@ fn benchmark_here(
     let StepCase { config, plan, .. } = case;
     let device = device::select(&config.device)?;
     let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
-    let mut ceiling = MatmulCeiling::measure(&device)?;
+    let ceiling = MatmulCeiling::measure(&device)?;
     let machine = Machine::observe(&config.device, &ceiling);
 
     let mut training = Training::new(case, &dataset, &device)?;
@@ -122,7 +122,7 @@ fn benchmark_here(
         None => None,
     };
     let step_flops = plan.training_flops_per_step();
-    let products = &mut CeilingProducts { ceiling: &mut ceiling, flops: step_flops / 8.0 };
+    let products = &mut CeilingProducts::new(ceiling, step_flops / 8.0);
     // The warm-up is done here, so that its page faults are not counted.
     let warmup = Repetitions { timed: Timed::Times(0), ..repetitions };
     warmup.time_trainings(&mut training, products, other.as_mut())?;
@@ -131,16 +131,9 @@ fn benchmark_here(
     let StepTimings { steps, products: product_times, other: other_steps } =
         timed.time_trainings(&mut training, products, other.as_mut())?;
     let after = Usage::now();
-    let ceiling_share_in_turn = step_flops / products.flops / steps.ratio_to(&product_times);
+    let ceiling_share_in_turn = step_flops / products.flops() / steps.ratio_to(&product_times);
 
-    let forward_settings = EvaluationSettings {
-        seq_len: plan.seq_len,
-        sequences_per_batch: plan.sequences_per_micro_batch,
-        max_tokens: Some(plan.tokens_per_step as u64),
-        mask_documents: config.data.mask_documents,
-    };
-    let forward_passes = repetitions
-        .time(|| evaluate(training.model.get(), &dataset.train, &forward_settings, &device).map(drop))?;
+    let forward_passes = repetitions.time(|| training.forward(&dataset, config.data.mask_documents))?;
     let machine = machine.observe_again(&device)?;
 
     let step_secs = steps.median_ms() / 1e3;
@@ -180,17 +173,25 @@ impl StepRatio {
     }
 }
 
-/// Products that steps are measured against.
-struct CeilingProducts<'a> {
-    ceiling: &'a mut MatmulCeiling,
-    /// Multiplies and adds of one round of products: at least so many, then as many as there were.
-    flops: f64,
+/// Products that steps are measured against, some at a time.
+struct CeilingProducts {
+    ceiling: MatmulCeiling,
+    times: u64,
 }
 
-impl CeilingProducts<'_> {
+impl CeilingProducts {
+    /// As few as have `flops` multiplies and adds together.
+    fn new(ceiling: MatmulCeiling, flops: f64) -> Self {
+        let times = (flops / ceiling.product_flops()).ceil().max(1.0) as u64;
+        Self { ceiling, times }
+    }
+
+    fn flops(&self) -> f64 {
+        self.times as f64 * self.ceiling.product_flops()
+    }
+
     fn compute(&mut self) -> Result<(), TrainError> {
-        self.flops = self.ceiling.multiply(self.flops)?;
-        Ok(())
+        self.ceiling.multiply(self.times)
     }
 }
 
@@ -206,7 +207,7 @@ impl Repetitions {
     fn time_trainings(
         &self,
         training: &mut Training<'_>,
-        products: &mut CeilingProducts<'_>,
+        products: &mut CeilingProducts,
         other: Option<&mut Training<'_>>,
     ) -> Result<StepTimings, TrainError> {
         let mut step = || training.step();
@@ -244,6 +245,17 @@ impl<'a> Training<'a> {
             next_step: 0,
             losses: (f64::NAN, f64::NAN),
         })
+    }
+
+    /// A forward pass over as many tokens as a step has, with the loss.
+    fn forward(&self, dataset: &Dataset, mask_documents: bool) -> Result<(), TrainError> {
+        let settings = EvaluationSettings {
+            seq_len: self.plan.seq_len,
+            sequences_per_batch: self.plan.sequences_per_micro_batch,
+            max_tokens: Some(self.plan.tokens_per_step as u64),
+            mask_documents,
+        };
+        evaluate(self.model.get(), &dataset.train, &settings, &self.device).map(drop)
     }
 
     fn step(&mut self) -> Result<(), TrainError> {
