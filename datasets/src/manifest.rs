@@ -74,15 +74,23 @@ pub struct ShardManifest {
     pub sha256: String,
 }
 
-impl Manifest {
-    /// Mean bytes of text per token over both splits; none for sources made of ids. Divides a loss per token into
-    /// one per byte, which compares between tokenizers.
+impl SplitManifest {
+    /// Mean bytes of text per token; `None` for sources made of ids, whose bytes are not known.
     pub fn bytes_per_token(&self) -> Option<f64> {
-        let num_bytes = self.train.num_bytes + self.validation.num_bytes;
-        let num_tokens = self.train.num_tokens + self.validation.num_tokens;
-        (num_bytes > 0 && num_tokens > 0).then(|| num_bytes as f64 / num_tokens as f64)
+        let is_known = self.num_bytes > 0 && self.num_tokens > 0;
+        is_known.then(|| self.num_bytes as f64 / self.num_tokens as f64)
     }
 
+    /// The loss in bits per byte of text that a loss of `nats_per_token` on this split is; `None` for sources made of ids,
+    /// whose bytes are not known. Compares between tokenizers, as a loss per token does not.
+    pub fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
+        let is_known = self.num_bytes > 0 && self.num_tokens > 0;
+        is_known
+            .then(|| nats_per_token * self.num_tokens as f64 / self.num_bytes as f64 / std::f64::consts::LN_2)
+    }
+}
+
+impl Manifest {
     pub(crate) fn write(&self, folder: &Path) -> Result<(), DatasetError> {
         let path = folder.join(MANIFEST_NAME);
         let file = std::fs::File::create(&path).map_err(DatasetError::io("create", &path))?;

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use switchyard_ground::say;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
@@ -54,8 +55,8 @@ impl Progress {
             Display::Bar => Some(bar(name, total_bytes)),
             Display::Lines => {
                 match total_bytes {
-                    Some(total) => eprintln!("{name}: {}", HumanBytes(total)),
-                    None => eprintln!("{name}"),
+                    Some(total) => say!("{name}: {}", HumanBytes(total)),
+                    None => say!("{name}"),
                 }
                 None
             }
@@ -100,7 +101,7 @@ impl Stage {
     /// Ends the stage well.
     pub(crate) fn finish(self) {
         if self.prints_lines {
-            eprintln!("{}: done in {:.1} s", self.name, self.started.elapsed().as_secs_f64());
+            say!("{}: done in {:.1} s", self.name, self.started.elapsed().as_secs_f64());
         }
     }
 }

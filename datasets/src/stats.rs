@@ -24,8 +24,6 @@ pub struct DatasetStatistics {
     pub vocab_size: usize,
     /// Ids that the training split uses.
     pub num_used_ids: usize,
-    /// Mean bytes of text per token; none for sources made of ids.
-    pub bytes_per_token: Option<f64>,
     /// Entropy of the training split's tokens taken alone, in nats: the loss of a model that has learned their
     /// frequencies and nothing else.
     pub unigram_entropy_nats: f64,
@@ -52,6 +50,8 @@ pub struct SplitStatistics {
     pub num_bytes: u64,
     /// Tokens.
     pub num_tokens: u64,
+    /// Mean bytes of text per token; `None` for sources made of ids.
+    pub bytes_per_token: Option<f64>,
 }
 
 /// One domain's share.
@@ -92,7 +92,6 @@ impl DatasetStatistics {
             tokenizer: manifest.tokenizer.clone(),
             vocab_size: manifest.vocab_size,
             num_used_ids: train_counts.iter().filter(|count| **count > 0).count(),
-            bytes_per_token: manifest.bytes_per_token(),
             unigram_entropy_nats: cross_entropy_nats(&train_counts, &train_counts, 0),
             validation_unigram_cross_entropy_nats: cross_entropy_nats(&validation_counts, &train_counts, 1),
             entropy_floor_nats: manifest.entropy_floor_nats,
@@ -106,7 +105,12 @@ impl DatasetStatistics {
 
 impl SplitStatistics {
     fn of(split: &SplitManifest) -> Self {
-        Self { num_documents: split.num_documents, num_bytes: split.num_bytes, num_tokens: split.num_tokens }
+        Self {
+            num_documents: split.num_documents,
+            num_bytes: split.num_bytes,
+            num_tokens: split.num_tokens,
+            bytes_per_token: split.bytes_per_token(),
+        }
     }
 }
 

@@ -74,7 +74,7 @@ fn a_limit_takes_a_fair_mixture_and_repeats_exactly() {
     assert!((1_600_000..=2_000_000).contains(&num_bytes), "{num_bytes}");
     let num_crates = manifest.train.tokens_per_domain.iter().filter(|tokens| **tokens > 0).count();
     assert!(num_crates > 40, "{num_crates} crates are left");
-    assert!(manifest.bytes_per_token().unwrap() > 2.0);
+    assert!(manifest.train.bytes_per_token().unwrap() > 2.0);
     let elsewhere = tempfile::tempdir().unwrap();
     let again = corpus(elsewhere.path(), Some(2_000_000), tokenizer()).unwrap();
     assert_eq!(again.manifest, dataset.manifest);

@@ -233,7 +233,7 @@ fn several_documents_are_marked_and_a_trained_tokenizer_restores_them() {
     };
     let whole: String = (0..30).map(document).collect();
     assert_eq!(decode(&dataset.train) + &decode(&dataset.validation), whole);
-    assert!(dataset.manifest.bytes_per_token().unwrap() > 2.0);
+    assert!(dataset.manifest.train.bytes_per_token().unwrap() > 2.0);
 
     // The stored tokenizer, given as a file, yields the same ids.
     let path = dataset.folder.clone().unwrap().join("tokenizer.json");

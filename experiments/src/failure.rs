@@ -3,6 +3,7 @@
 use std::io;
 use std::panic;
 use std::process::ExitCode;
+use switchyard_ground::say;
 
 use switchyard_datasets::DatasetError;
 use switchyard_trainer::TrainError;
@@ -114,7 +115,7 @@ pub(crate) fn report_panics_as_errors() {
             .location()
             .map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let what = info.payload_as_str().unwrap_or("no message");
-        eprintln!(
+        say!(
             "error: a bug in switchyard{place}: {what}\nCheckpoints on disk are intact: `--resume` goes on from the \
              newest. Please report this message with the configuration; RUST_BACKTRACE=1 adds where it happened."
         );

@@ -21,6 +21,7 @@ mod whole_file;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use switchyard_ground::say;
 
 use clap::Parser;
 use switchyard_kernels::keep_freed_memory;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
             if let Some(message) = failure.message() {
-                eprintln!("{message}");
+                say!("{message}");
             }
             failure.exit_code()
         }

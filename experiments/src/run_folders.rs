@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use switchyard_ground::say;
 
 use switchyard_trainer::run_folder::RunPaths;
 
@@ -28,7 +29,7 @@ pub(crate) fn run_folders(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         match subfolders(&folder) {
             Ok(folders) => waiting.extend(folders),
             // One closed folder must not hide the runs beside it.
-            Err(error) => eprintln!("note: cannot look into `{}`: {error}", folder.display()),
+            Err(error) => say!("note: cannot look into `{}`: {error}", folder.display()),
         }
     }
     found.sort();

@@ -20,7 +20,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_file;
 pub mod device;
-mod durable;
 pub mod energy;
 mod error;
 pub mod evaluate;

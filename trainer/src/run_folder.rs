@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub use manifest::{RunManifest, RunStatus, UpcycledFrom};
 pub use reading::RunReading;
 
-use crate::durable;
+use switchyard_ground::durable;
 
 /// Start of the names by which TensorBoard finds event files.
 pub(crate) const EVENT_FILE_PREFIX: &str = "events.out.tfevents.";

@@ -85,7 +85,8 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let dataset = prepared_data(request)?;
     let folder = RunFolder::create(&request.out, request.mode)?;
     let checkpoints = CheckpointStore::open(&folder.paths().checkpoints())?;
-    let manifest = manifest_of(request, &folder, &checkpoints)?;
+    let mut manifest = manifest_of(request, &folder, &checkpoints)?;
+    manifest.data_key = Some(dataset.manifest.key.clone());
     let resumes = !manifest.resumed_from_steps.is_empty();
     if !resumes {
         folder.write_manifest(&manifest)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use switchyard_ground::say;
 
 use anyhow::Context;
 use switchyard_trainer::metrics::read_metrics;
@@ -41,7 +42,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     for plan in plans {
         let folder = plan.ensure_trained(&stop)?;
         if stop.load(Ordering::SeqCst) {
-            eprintln!("interrupted; the same command goes on from here");
+            say!("interrupted; the same command goes on from here");
             return Ok(());
         }
         arms.push(read_arm(&folder)?);
@@ -121,14 +122,14 @@ impl ArmPlan {
         let manifest_path = RunPaths::new(&request.out).manifest();
         let mode = if manifest_path.is_file() {
             if RunManifest::read(&manifest_path)?.status == RunStatus::Finished {
-                eprintln!("{}: already finished in {}", request.config.name, request.out.display());
+                say!("{}: already finished in {}", request.config.name, request.out.display());
                 return Ok(request.out);
             }
             OpenMode::Resume
         } else {
             OpenMode::New
         };
-        eprintln!("{}: training in {}", request.config.name, request.out.display());
+        say!("{}: training in {}", request.config.name, request.out.display());
         Ok(train(&TrainRequest { mode, stop: stop.clone(), ..*request })?.out)
     }
 }
@@ -158,6 +159,6 @@ fn save(out: &Path, arms: &[Arm], comparison: &Comparison) -> Result<(), Failure
         .and_then(|()| write("comparison.json", &comparison.to_json()?))
         .and_then(|()| write("loss-curve.svg", &loss_curve_svg(&curves)?));
     written.map_err(Failure::Fault)?;
-    eprintln!("saved: {}/ (comparison.md, comparison.json, loss-curve.svg)", folder.display());
+    say!("saved: {}/ (comparison.md, comparison.json, loss-curve.svg)", folder.display());
     Ok(())
 }

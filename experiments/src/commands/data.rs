@@ -39,9 +39,6 @@ fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
         "tokenizer        {}, {} ids, {} of them used",
         statistics.tokenizer, statistics.vocab_size, statistics.num_used_ids
     ))?;
-    if let Some(bytes) = statistics.bytes_per_token {
-        line(format!("bytes per token  {bytes:.2}"))?;
-    }
     line(format!("train            {}", describe_split(&statistics.train)))?;
     line(format!("validation       {}", describe_split(&statistics.validation)))?;
     line(format!(

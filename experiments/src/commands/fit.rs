@@ -1,6 +1,7 @@
 //! `switchyard fit`
 
 use std::path::{Path, PathBuf};
+use switchyard_ground::say;
 
 use serde_json::Value;
 use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
@@ -33,7 +34,7 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
         }
     }
     if skipped > 0 {
-        eprintln!("note: {skipped} run(s) without a final validation loss are left out");
+        say!("note: {skipped} run(s) without a final validation loss are left out");
     }
     if observations.is_empty() {
         let named: Vec<String> = args.folders.iter().map(|path| path.display().to_string()).collect();

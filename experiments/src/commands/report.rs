@@ -1,6 +1,7 @@
 //! `switchyard report`
 
 use std::path::{Path, PathBuf};
+use switchyard_ground::say;
 
 use switchyard_trainer::flight::read_alarms;
 use switchyard_trainer::metrics::read_metrics;
@@ -76,7 +77,7 @@ fn series_of(
 fn finish(written: anyhow::Result<Vec<PathBuf>>) -> Result<(), Failure> {
     let files = written.map_err(Failure::Fault)?;
     if let Some(page) = files.last() {
-        eprintln!("saved: {} and {} more beside it", page.display(), files.len() - 1);
+        say!("saved: {} and {} more beside it", page.display(), files.len() - 1);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use switchyard_ground::say;
 
 use anyhow::anyhow;
 use switchyard_datasets::{Progress, prepare};
@@ -35,7 +36,7 @@ pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
     match session.run(&stop)? {
         Execution::Done => session.conclude(),
         Execution::Interrupted => {
-            eprintln!("interrupted; the same command goes on from here");
+            say!("interrupted; the same command goes on from here");
             Ok(())
         }
     }
@@ -82,11 +83,11 @@ impl<'a> Session<'a> {
             calibration: &self.calibration,
             validation_tokens: data.manifest.validation.num_tokens,
         };
-        eprint!("{}", forecast.describe(&self.folder));
+        say!("{}", forecast.describe(&self.folder).trim_end());
         let strangers = self.folder.num_strangers(&runs.iter().collect::<Vec<_>>());
         // With a choice of learning rates, runs at those chosen later are not strangers.
         if strangers > 0 && self.pilots.is_empty() {
-            eprintln!(
+            say!(
                 "  {strangers} run(s) in {} are of other code, other data or another version of this study: they are not \
                  used",
                 self.folder.root().display()
@@ -122,7 +123,7 @@ impl<'a> Session<'a> {
                     arm.label
                 )));
             };
-            eprintln!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
+            say!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
             self.learning_rates[index] = rate;
         }
         Ok(())
@@ -187,7 +188,7 @@ impl<'a> Session<'a> {
         let text = serde_json::to_string_pretty(result)? + "\n";
         whole_file::replace(&root.join("result.json"), text.as_bytes()).map_err(Failure::Fault)?;
         let files = report::write(root, Some(result), series, &result.study).map_err(Failure::Fault)?;
-        eprintln!("saved: {}/ (result.json, report.html and {} more)", root.display(), files.len() - 1);
+        say!("saved: {}/ (result.json, report.html and {} more)", root.display(), files.len() - 1);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use switchyard_ground::say;
 
 use switchyard_datasets::{Progress, prepare};
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
@@ -35,7 +36,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let Some(outcomes) = session.run(args.shard, &stop)? else {
-        eprintln!("interrupted; the same command goes on from here");
+        say!("interrupted; the same command goes on from here");
         return Ok(());
     };
     let result = session.conclude(&outcomes)?;
@@ -83,7 +84,7 @@ impl<'a> Session<'a> {
         let num_same = sweep.num_written() - num_candidates;
         let same =
             if num_same > 0 { format!(" ({num_same} more are the same as others)") } else { String::new() };
-        eprintln!("sweep {}: {num_candidates} candidates{same}, {} seed(s)", sweep.name, sweep.seeds.len());
+        say!("sweep {}: {num_candidates} candidates{same}, {} seed(s)", sweep.name, sweep.seeds.len());
         let everyone: Vec<usize> = (0..num_candidates).collect();
         let mut planned = Vec::new();
         for rung in self.rungs.clone() {
@@ -105,7 +106,7 @@ impl<'a> Session<'a> {
             let everyone_secs: f64 = runs.iter().map(|run| self.predicted_secs(&forecast, run)).sum();
             let secs = everyone_secs * rung.num_candidates as f64 / num_candidates as f64;
             let there = runs.iter().filter(|run| self.folder.is_over(run)).count();
-            eprintln!(
+            say!(
                 "  {:>4} candidates at {:>6} steps: about {}, {there} run(s) are there",
                 rung.num_candidates,
                 rung.num_steps,
@@ -113,7 +114,7 @@ impl<'a> Session<'a> {
             );
             total += secs;
         }
-        eprintln!(
+        say!(
             "  in all about {} (the first candidate was measured on {})",
             duration(total),
             calibration.hostname
@@ -165,7 +166,7 @@ impl<'a> Session<'a> {
             if members.is_empty() {
                 break; // All have diverged.
             }
-            eprintln!(
+            say!(
                 "round {} of {}: {} candidates, {} steps",
                 index + 1,
                 rungs.len(),
@@ -237,7 +238,7 @@ impl<'a> Session<'a> {
         for (name, text) in [("sweep.json", json), ("sweep.csv", result.to_csv()?)] {
             whole_file::replace(&root.join(name), text.as_bytes()).map_err(Failure::Fault)?;
         }
-        eprintln!("saved: {}/ (sweep.json, sweep.csv)", root.display());
+        say!("saved: {}/ (sweep.json, sweep.csv)", root.display());
         Ok(result)
     }
 

@@ -1,6 +1,7 @@
 //! `switchyard train`
 
 use std::path::Path;
+use switchyard_ground::say;
 
 use switchyard_trainer::run_folder::{OpenMode, RunStatus};
 use switchyard_trainer::train::{RunSummary, TrainRequest, default_run_folder, train};
@@ -12,9 +13,9 @@ use crate::interrupt;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
-    eprint!("{}", plan.describe());
+    say!("{}", plan.describe().trim_end());
     let out = args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config));
-    eprintln!("run folder: {}", out.display());
+    say!("run folder: {}", out.display());
     let mode = match (args.resume, args.overwrite) {
         (true, _) => OpenMode::Resume,
         (_, true) => OpenMode::Overwrite,
@@ -34,16 +35,14 @@ fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
     let out = out.display();
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
         (RunStatus::Finished, Some(nats)) => {
-            eprintln!(
+            say!(
                 "finished: {} steps in {:.1} s, validation cross-entropy {nats:.4} nats per token (perplexity {:.2})",
                 manifest.steps_done,
                 manifest.train_secs,
                 nats.exp()
             );
-            eprintln!(
-                "run folder: {out} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)"
-            );
-            eprintln!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
+            say!("run folder: {out} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)");
+            say!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
         }
         (RunStatus::Alarmed, _) => {
             let reason = manifest.error.as_deref().unwrap_or("stopped by an alarm");
@@ -54,7 +53,7 @@ fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
                 file.display()
             )));
         }
-        _ => eprintln!(
+        _ => say!(
             "interrupted after step {}; continue with: switchyard train {} --out {out} --resume",
             manifest.steps_done,
             file.display()

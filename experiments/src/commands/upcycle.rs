@@ -1,6 +1,7 @@
 //! `switchyard upcycle`
 
 use std::path::Path;
+use switchyard_ground::say;
 
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
@@ -61,13 +62,13 @@ fn located(error: TrainError, loaded: &LoadedConfig) -> Failure {
 
 fn report(summary: &UpcycleSummary, request: &UpcycleRequest, file: &Path) {
     let out = request.out.display();
-    eprintln!("written: {}", summary.checkpoint.display());
+    say!("written: {}", summary.checkpoint.display());
     match &summary.deviation {
-        None => eprintln!("the mixture starts as the dense model's function"),
-        Some(reason) => eprintln!("the mixture does not start as the dense model's function: {reason}"),
+        None => say!("the mixture starts as the dense model's function"),
+        Some(reason) => say!("the mixture does not start as the dense model's function: {reason}"),
     }
     if !summary.same_data {
-        eprintln!("the data is not what the dense model was trained on");
+        say!("the data is not what the dense model was trained on");
     }
-    eprintln!("next: switchyard train {} --out {out} --resume", file.display());
+    say!("next: switchyard train {} --out {out} --resume", file.display());
 }

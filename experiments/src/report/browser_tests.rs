@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{env, fs};
+use switchyard_ground::say;
 
 use super::{sample, write};
 
@@ -41,7 +42,7 @@ fn browser() -> Option<PathBuf> {
     let folders = env::var_os("PATH")?;
     let found = env::split_paths(&folders).map(|folder| folder.join("chromium")).find(|path| path.is_file());
     if found.is_none() {
-        eprintln!("skipped: there is no `chromium` in the PATH; install it to test the page");
+        say!("skipped: there is no `chromium` in the PATH; install it to test the page");
     }
     found
 }
@@ -102,7 +103,7 @@ fn the_page_fits_a_desk_and_a_phone_in_both_themes() {
         let picture = format!("--screenshot={}", pictures.join(format!("{theme}-{width}.png")).display());
         browse(&browser, folder.path(), &[&picture, &format!("--window-size={width},9000")], &outer);
     }
-    eprintln!("pictures to look at: {}", pictures.display());
+    say!("pictures to look at: {}", pictures.display());
 }
 
 #[test]

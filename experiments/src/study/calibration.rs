@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
+use switchyard_ground::say;
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ impl Calibration {
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
         if !path.is_file() {
-            eprintln!("{}: timing some steps of each arm", loaded.study.name);
+            say!("{}: timing some steps of each arm", loaded.study.name);
             let measured = Self::measure(arms)?;
             write_unless_there(&path, &(serde_json::to_string_pretty(&measured)? + "\n"))?;
         }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use switchyard_ground::say;
 
 use anyhow::Context;
 use switchyard_trainer::TrainError;
@@ -166,7 +167,7 @@ pub(crate) fn run_missing(
         if folder.is_over(run) {
             continue;
         }
-        eprintln!("[{}/{}] {}", done + 1, mine.len(), run.folder);
+        say!("[{}/{}] {}", done + 1, mine.len(), run.folder);
         run_one(folder, run, keep_checkpoints, stop)?;
         if stop.load(Ordering::SeqCst) {
             return Ok(Execution::Interrupted);
@@ -201,7 +202,7 @@ fn run_one(
         Ok(_) => Ok(()),
         // Somebody else is at it: theirs is as good as ours.
         Err(TrainError::RunFolder(RunFolderError::Locked { .. } | RunFolderError::AlreadyExists { .. })) => {
-            eprintln!("{}: another process is training it", out.display());
+            say!("{}: another process is training it", out.display());
             Ok(())
         }
         Err(error) if has_diverged(&error) => record_divergence(&out, &error.to_string()),
@@ -220,7 +221,7 @@ fn has_diverged(error: &TrainError) -> bool {
 }
 
 fn record_divergence(run: &Path, reason: &str) -> Result<(), Failure> {
-    eprintln!("{}: diverged: {reason}", run.display());
+    say!("{}: diverged: {reason}", run.display());
     whole_file::replace(&run.join(DIVERGED), reason.as_bytes()).map_err(Failure::Fault)
 }
 
@@ -257,12 +258,12 @@ pub(crate) fn run_all(
             return Ok(Execution::Interrupted);
         }
         if let Some(run) = missing.iter().find(|run| !folder.is_at_work(run)) {
-            eprintln!("of another shard, and nobody is at it: {}", run.folder);
+            say!("of another shard, and nobody is at it: {}", run.folder);
             run_one(folder, run, keep_checkpoints, stop)?;
             continue;
         }
         if !announced {
-            eprintln!("waiting for {} run(s) of other shards", missing.len());
+            say!("waiting for {} run(s) of other shards", missing.len());
             announced = true;
         }
         std::thread::sleep(Duration::from_secs(1));

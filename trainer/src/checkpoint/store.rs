@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{CheckpointManifest, MANIFEST_FILE};
 use super::{CheckpointError, Snapshot};
-use crate::durable;
+use switchyard_ground::durable;
 
 const LATEST: &str = "latest";
 const TEMPORARY_SUFFIX: &str = ".tmp";

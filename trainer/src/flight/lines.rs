@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
 use crate::metrics::MetricsError;
+use switchyard_ground::durable;
 
 /// A file of rows, open for appending.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{MetricsError, Record};
-use crate::durable;
+use switchyard_ground::durable;
 
 /// `metrics.jsonl`, open for appending.
 #[derive(Debug)]

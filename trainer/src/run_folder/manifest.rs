@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::RunFolderError;
 use super::timestamp::now_rfc3339;
-use crate::durable;
 use crate::host::{self, Commit, HostInfo};
 use crate::upcycle::UpcycleMethod;
+use switchyard_ground::durable;
 
 /// Where a run stands. A `running` run whose folder nobody has locked was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,10 @@ pub struct RunManifest {
     /// The dense checkpoint that the run began from; absent if it began from random values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upcycled_from: Option<UpcycledFrom>,
+    /// Content key of the prepared data: equal keys mean equal tokens, wherever the files lie. Absent before the data is
+    /// prepared, and in runs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_key: Option<String>,
     /// Seed of everything random in the run.
     pub seed: u64,
     /// The device, as the program names it.
@@ -120,6 +124,7 @@ impl RunManifest {
             ended_at: None,
             resumed_from_steps: Vec::new(),
             upcycled_from: None,
+            data_key: None,
             seed,
             device: device.into(),
             host: HostInfo::detect(),

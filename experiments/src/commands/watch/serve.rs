@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use switchyard_ground::say;
 
 use anyhow::anyhow;
 use tiny_http::{Header, Method, Request, Response, Server};
@@ -30,7 +31,7 @@ pub(super) fn serve(run: &Path, port: u16, page: fn(&Path) -> anyhow::Result<Str
     let address = server.server_addr().to_ip();
     let port = address.ok_or_else(|| Failure::Fault(anyhow!("the server has no address")))?.port();
     print_text(&format!("http://127.0.0.1:{port}/\n"))?;
-    eprintln!("serving {} until Ctrl-C", run.display());
+    say!("serving {} until Ctrl-C", run.display());
     for request in server.incoming_requests() {
         // A browser that went away is no reason to stop.
         drop(respond(request, port, || page(run)));

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
 pub use scores::{ScoreRow, read_scores, recorded_score_steps, write_scores};
 
-use crate::durable;
+use switchyard_ground::durable;
 use table::{Column, Table};
 
 /// What `durable::replace` leaves of a table when the process is killed inside it.

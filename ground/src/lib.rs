@@ -1,0 +1,15 @@
+//! The ground that every other crate stands on: host code only, no dependency of ours.
+//!
+//! | file | gives |
+//! |---|---|
+//! | [`stderr`] | messages to a person that may be gone: [`say!`] |
+//! | [`printable`] | text of others, safe to print: no control characters, no megabytes |
+//! | [`shell`] | paths as a shell takes them back |
+//! | [`regular_file`] | files opened without waiting on pipes or reading devices |
+//! | [`durable`] | files that are whole or absent |
+
+pub mod durable;
+pub mod printable;
+pub mod regular_file;
+pub mod shell;
+pub mod stderr;
