@@ -1,5 +1,6 @@
 //! What the datasets hand to the trainer.
 
+use crate::error::DatasetError;
 use crate::store::TokenStore;
 
 /// Sequences of tokens with their targets, in host memory.
@@ -23,25 +24,30 @@ pub struct TokenBatch {
 
 impl TokenBatch {
     /// The sequences of `seq_len` inputs that begin at `starts`.
-    pub(crate) fn read(store: &TokenStore, starts: &[usize], seq_len: usize, mask_documents: bool) -> Self {
+    pub(crate) fn read(
+        store: &TokenStore,
+        starts: &[usize],
+        seq_len: usize,
+        mask_documents: bool,
+    ) -> Result<Self, DatasetError> {
         let num_tokens = starts.len() * seq_len;
         let (mut input_ids, mut target_ids) =
             (Vec::with_capacity(num_tokens), Vec::with_capacity(num_tokens));
         let mut window = vec![0; seq_len + 1];
         for start in starts {
-            store.read(*start, &mut window);
+            store.read(*start, &mut window)?;
             input_ids.extend_from_slice(&window[..seq_len]);
             target_ids.extend_from_slice(&window[1..]);
         }
         let segments = || starts.iter().flat_map(|start| store.segment_ids(*start, seq_len)).collect();
-        Self {
+        Ok(Self {
             input_ids,
             target_ids,
             segment_ids: mask_documents.then(segments),
             domains: starts.iter().map(|start| store.domain(*start)).collect(),
             num_sequences: starts.len(),
             seq_len,
-        }
+        })
     }
 
     /// Number of targets: `num_sequences * seq_len`.

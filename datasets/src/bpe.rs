@@ -13,7 +13,9 @@ use serde_json::json;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::error::DatasetError;
-use crate::tokenizer::{END_OF_DOCUMENT, Tokenizer, pieces, vocabulary_error};
+use crate::pieces::{TextPiece, pieces};
+use crate::tokenizer::Tokenizer;
+use crate::vocabulary::{END_OF_DOCUMENT, vocabulary_error};
 use crate::words::{byte_level_chars, words};
 
 type Pair = (u32, u32);
@@ -25,7 +27,7 @@ pub(crate) struct WordCounts(HashMap<String, u64>);
 impl WordCounts {
     /// Counts the words of `texts`, on all cores.
     pub(crate) fn add<'a>(&mut self, texts: impl Iterator<Item = &'a str>) -> Result<(), DatasetError> {
-        let pieces: Vec<&str> = texts.flat_map(pieces).collect();
+        let pieces: Vec<&str> = texts.flat_map(pieces).map(|piece: TextPiece<'a>| piece.text()).collect();
         let count_words = |mut counts: HashMap<&'a str, u64>, piece| {
             for word in words(piece)? {
                 *counts.entry(word).or_default() += 1;

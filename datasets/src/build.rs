@@ -1,17 +1,21 @@
 //! From documents to the files of a prepared folder.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::bpe::{self, WordCounts};
 use crate::config::DataConfig;
 use crate::error::DatasetError;
 use crate::hash::hex;
-use crate::manifest::{ShardManifest, SplitManifest};
+use crate::manifest::{Repeats, ShardManifest, SplitManifest};
+use crate::pieces::{TextPiece, pieces};
 use crate::progress::{Progress, Stage};
+use crate::remarks::Remarks;
 use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitRule, Splitter};
-use crate::tokenizer::{Tokenizer, pieces};
+use crate::tokenizer::Tokenizer;
+use crate::vocabulary::Encoded;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -19,13 +23,17 @@ const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_PIECES: usize = 512;
 /// Merges between two looks at the stop flag.
 const MERGES_PER_CHECK: usize = 64;
+/// Different documents that are remembered while repeats are counted: half a gigabyte at most.
+const MAX_REMEMBERED_DOCUMENTS: usize = 1 << 24;
 
 /// What a first look at all documents found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Survey {
     pub(crate) num_documents: u64,
     /// Bytes of text, or number of ids.
     pub(crate) total_len: u64,
+    /// What was passed over or is odd in the documents.
+    pub(crate) remarks: Remarks,
     rule: SplitRule,
 }
 
@@ -33,10 +41,11 @@ impl Survey {
     /// Counts the documents of `source` and makes sure that both splits will have some.
     pub(crate) fn of(source: &Source, rule: SplitRule, progress: &Progress) -> Result<Self, DatasetError> {
         let stage = progress.stage("reading documents", None);
-        let mut survey = Self { num_documents: 0, total_len: 0, rule };
+        let mut survey = Self { num_documents: 0, total_len: 0, remarks: Remarks::default(), rule };
+        let mut remarks = Remarks::default();
         let mut by_hash = Splitter::new(rule, 0);
         let mut num_validation = 0;
-        source.for_each(&mut |document| {
+        source.for_each_with_remarks(&mut remarks, &mut |document| {
             survey.num_documents += 1;
             survey.total_len += document.len();
             if let SplitRule::ByDocumentHash(_) = rule {
@@ -44,10 +53,14 @@ impl Survey {
             }
             stage.advance(0)
         })?;
+        survey.remarks = remarks;
         stage.finish();
         if survey.num_documents == 0 {
+            let mut skipped = source.remarks().sentences();
+            skipped.extend(survey.remarks.sentences());
             return Err(DatasetError::NoDocuments {
                 description: source.description(),
+                skipped,
                 advice: source.advice_when_empty(),
             });
         }
@@ -90,7 +103,7 @@ pub(crate) fn make_tokenizer(
         return Ok(Tokenizer::Ids { vocab_size: config.vocab_size()?, end_of_document: Some(0) });
     }
     if let Some(file) = &config.tokenizer.file {
-        return Tokenizer::load(&file.path);
+        return Tokenizer::of_config(file);
     }
     let Some(bpe) = &config.tokenizer.bpe else { return Ok(Tokenizer::Bytes) };
 
@@ -116,7 +129,14 @@ pub(crate) fn make_tokenizer(
     Ok(tokenizer)
 }
 
-/// Writes the shards of both splits to `folder`; returns the facts about train and validation.
+/// Facts about what has been written.
+pub(crate) struct Written {
+    pub(crate) train: SplitManifest,
+    pub(crate) validation: SplitManifest,
+    pub(crate) repeats: Repeats,
+}
+
+/// Writes the shards of both splits to `folder`; returns the facts about them.
 ///
 /// `end_mark` follows each document of text that ends in its split; ids bring their own.
 pub(crate) fn write_shards(
@@ -126,12 +146,14 @@ pub(crate) fn write_shards(
     end_mark: Option<u32>,
     folder: &Path,
     progress: &Progress,
-) -> Result<(SplitManifest, SplitManifest), DatasetError> {
+) -> Result<Written, DatasetError> {
     let num_domains = source.domain_names().len();
     let mut train = SplitWriter::new(folder, Split::Train, tokenizer, num_domains);
     let mut validation = SplitWriter::new(folder, Split::Validation, tokenizer, num_domains);
+    let mut seen = Seen::default();
     let stage = progress.stage("tokenizing", Some(survey.total_len));
     for_each_batch(source, survey, &mut |batch| {
+        batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
         for split in [Split::Train, Split::Validation] {
             let writer = if split == Split::Train { &mut train } else { &mut validation };
             let parts: Vec<&Part> = batch.iter().filter(|part| part.split == split).collect();
@@ -146,7 +168,32 @@ pub(crate) fn write_shards(
             return Err(survey.empty_split(split));
         }
     }
-    Ok((train, validation))
+    Ok(Written { train, validation, repeats: seen.repeats })
+}
+
+/// Documents met so far, by the front of their hashes: two that differ share one in fewer than a million corpora.
+#[derive(Default)]
+struct Seen {
+    train: HashSet<u64>,
+    validation: HashSet<u64>,
+    repeats: Repeats,
+}
+
+impl Seen {
+    fn add(&mut self, part: &Part) {
+        let hash = part.document.hash();
+        let front = hash[..8].iter().fold(0, |front, byte| front << 8 | u64::from(*byte));
+        let in_train = self.train.contains(&front);
+        if in_train || self.validation.contains(&front) {
+            self.repeats.documents += 1;
+            self.repeats.len += part.document.len();
+            self.repeats.validation_documents_in_train +=
+                u64::from(in_train && part.split == Split::Validation);
+        } else if self.train.len() + self.validation.len() < MAX_REMEMBERED_DOCUMENTS {
+            let split = if part.split == Split::Train { &mut self.train } else { &mut self.validation };
+            split.insert(front);
+        }
+    }
 }
 
 /// Calls `work` with the parts of all documents, in order, some megabytes at a time.
@@ -176,6 +223,10 @@ struct SplitWriter {
     vocab_size: u64,
     tokenizer_hash: [u8; 32],
     shard: Option<ShardWriter>,
+    /// The id that stands for text which the vocabulary cannot spell.
+    unknown_id: Option<u32>,
+    /// Tokens of the current document.
+    document_tokens: u64,
     manifest: SplitManifest,
 }
 
@@ -187,6 +238,8 @@ impl SplitWriter {
             vocab_size: tokenizer.vocab_size() as u64,
             tokenizer_hash: tokenizer.hash_bytes(),
             shard: None,
+            unknown_id: tokenizer.unknown_id(),
+            document_tokens: 0,
             manifest: SplitManifest { tokens_per_domain: vec![0; num_domains], ..SplitManifest::default() },
         }
     }
@@ -201,15 +254,19 @@ impl SplitWriter {
     ) -> Result<(), DatasetError> {
         let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part)).collect();
         for batch in work.chunks(BATCH_PIECES) {
-            for (piece, ids) in batch.iter().zip(encode_all(batch, tokenizer, end_mark)?) {
-                self.append(piece, &ids)?;
+            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, end_mark)?) {
+                self.append(piece, &encoded)?;
             }
             stage.advance(batch.iter().map(|piece| piece.content.len()).sum())?;
         }
         Ok(())
     }
 
-    fn append(&mut self, piece: &Piece<'_>, ids: &[u32]) -> Result<(), DatasetError> {
+    fn append(
+        &mut self,
+        piece: &Piece<'_>,
+        Encoded { ids, lost_bytes }: &Encoded,
+    ) -> Result<(), DatasetError> {
         let domain = piece.part.document.domain;
         if piece.is_first {
             self.begin_document(domain)?;
@@ -217,7 +274,12 @@ impl SplitWriter {
         if let Content::Text(_) = piece.part.document.content {
             self.manifest.num_bytes += piece.content.len();
         }
-        self.manifest.num_tokens += ids.len() as u64;
+        let facts = &mut self.manifest;
+        facts.num_tokens += ids.len() as u64;
+        facts.lost_bytes += lost_bytes;
+        facts.unknown_tokens += ids.iter().filter(|id| Some(**id) == self.unknown_id).count() as u64;
+        self.document_tokens += ids.len() as u64;
+        facts.largest_document_tokens = facts.largest_document_tokens.max(self.document_tokens);
         self.manifest.tokens_per_domain[usize::from(domain)] += ids.len() as u64;
         match &mut self.shard {
             Some(shard) => shard.append(ids),
@@ -237,6 +299,7 @@ impl SplitWriter {
             shard.begin_document(domain);
         }
         self.manifest.num_documents += 1;
+        self.document_tokens = 0;
         Ok(())
     }
 
@@ -272,14 +335,14 @@ struct Piece<'a> {
 }
 
 enum PieceContent<'a> {
-    Text(&'a str),
+    Text(TextPiece<'a>),
     Ids(&'a [u32]),
 }
 
 impl PieceContent<'_> {
     fn len(&self) -> u64 {
         match self {
-            Self::Text(text) => text.len() as u64,
+            Self::Text(piece) => piece.text().len() as u64,
             Self::Ids(ids) => ids.len() as u64,
         }
     }
@@ -287,10 +350,10 @@ impl PieceContent<'_> {
 
 impl<'a> Piece<'a> {
     /// The text, empty for ids.
-    fn text(&self) -> &'a str {
+    fn text(&self) -> TextPiece<'a> {
         match self.content {
-            PieceContent::Text(text) => text,
-            PieceContent::Ids(_) => "",
+            PieceContent::Text(piece) => piece,
+            PieceContent::Ids(_) => TextPiece::whole(""),
         }
     }
 }
@@ -300,10 +363,10 @@ fn encode_all(
     pieces: &[Piece<'_>],
     tokenizer: &Tokenizer,
     end_mark: Option<u32>,
-) -> Result<Vec<Vec<u32>>, DatasetError> {
-    let texts: Vec<&str> = pieces.iter().map(|piece| piece.text()).collect();
-    let mut encoded = tokenizer.encode_all(&texts)?;
-    for (piece, ids) in pieces.iter().zip(&mut encoded) {
+) -> Result<Vec<Encoded>, DatasetError> {
+    let texts: Vec<TextPiece<'_>> = pieces.iter().map(Piece::text).collect();
+    let mut encoded = tokenizer.encode_all(&texts).map_err(|error| in_document(error, pieces, tokenizer))?;
+    for (piece, Encoded { ids, .. }) in pieces.iter().zip(&mut encoded) {
         match piece.content {
             PieceContent::Ids(own) => ids.extend_from_slice(own),
             PieceContent::Text(_) if piece.is_last && piece.part.is_end => ids.extend(end_mark),
@@ -311,6 +374,21 @@ fn encode_all(
         }
     }
     Ok(encoded)
+}
+
+/// `error` with the document that has the text in it: the words of many documents are encoded together.
+fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer) -> DatasetError {
+    if !matches!(error, DatasetError::Unspellable { .. }) {
+        return error;
+    }
+    let first = pieces.iter().find_map(|piece| match tokenizer.encode_all(&[piece.text()]) {
+        Err(DatasetError::Unspellable { problem, .. }) => {
+            let document = Some(piece.part.document.name.clone());
+            Some(DatasetError::Unspellable { document, problem })
+        }
+        _ => None,
+    });
+    first.unwrap_or(error)
 }
 
 fn split_into_pieces(part: &Part) -> Vec<Piece<'_>> {

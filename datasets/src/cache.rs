@@ -1,20 +1,25 @@
 //! The folder of prepared corpora, and who may write to it.
 //!
-//! `<cache>/<key>/` is a complete corpus, `<cache>/<key>.tmp/` one in the making, `<cache>/<key>.lock` the file whose
-//! lock its maker holds. The system drops the lock when a process ends, however it ends: a `.tmp` folder whose lock
+//! `<cache>/<name>/` is a complete corpus, `<cache>/<name>.tmp/` one in the making, `<cache>/<name>.lock` the file whose
+//! lock its maker holds; the name is a hash of the corpus' key and of the version of the folder's layout. The system drops the lock when a process ends, however it ends: a `.tmp` folder whose lock
 //! can be taken is a leftover.
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+use switchyard_ground::{durable, regular_file};
+
 use crate::error::DatasetError;
-use crate::manifest::MANIFEST_NAME;
+use crate::hash::hex;
+use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME};
 use crate::progress::Progress;
 
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Hexadecimal digits of the key in a folder's name.
+/// Hexadecimal digits of a folder's name.
 const NAME_LEN: usize = 16;
 
 /// The folder for prepared corpora: `configured`, else `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache.
@@ -37,7 +42,8 @@ pub(crate) struct CacheEntry {
 
 impl CacheEntry {
     pub(crate) fn new(root: &Path, key: &str) -> Self {
-        Self { root: root.to_path_buf(), name: key[..NAME_LEN.min(key.len())].to_owned() }
+        let hash = Sha256::digest(format!("layout {FORMAT_VERSION} of {key}"));
+        Self { root: root.to_path_buf(), name: hex(&hash[..NAME_LEN / 2]) }
     }
 
     /// Where the complete corpus is, or will be.
@@ -45,8 +51,17 @@ impl CacheEntry {
         self.root.join(&self.name)
     }
 
-    pub(crate) fn is_complete(&self) -> bool {
-        self.folder().join(MANIFEST_NAME).is_file()
+    /// Whether the corpus is there.
+    ///
+    /// # Errors
+    /// If that cannot be found out: a corpus that cannot be looked at is not one to be made anew.
+    pub(crate) fn is_complete(&self) -> Result<bool, DatasetError> {
+        let manifest = self.folder().join(MANIFEST_NAME);
+        match std::fs::metadata(&manifest) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(DatasetError::io("read", &manifest)(error)),
+        }
     }
 
     /// The right to make this corpus, once no other process has it.
@@ -60,7 +75,7 @@ impl CacheEntry {
         let mut is_waiting = false;
         while !try_lock(&file, &path)? {
             if !std::mem::replace(&mut is_waiting, true) {
-                tracing::info!("another process prepares the same data: waiting for it");
+                progress.line("another process prepares the same data: waiting for it");
             }
             progress.check()?;
             std::thread::sleep(RETRY);
@@ -92,9 +107,11 @@ impl LockedEntry {
         // A folder without a manifest is no corpus: somebody deleted parts of one.
         remove_folder(&folder).map_err(DatasetError::io("remove", &folder))?;
         let temporary = self.temporary();
-        sync_folder(&temporary)?;
+        // The names of the files in it first, then its own.
+        durable::sync_parent(&temporary.join(MANIFEST_NAME))
+            .map_err(DatasetError::io("write", &temporary))?;
         std::fs::rename(&temporary, &folder).map_err(DatasetError::io("create", &folder))?;
-        sync_folder(&self.entry.root)
+        durable::sync_parent(&folder).map_err(DatasetError::io("write", &self.entry.root))
     }
 
     /// Removes what was prepared so far.
@@ -141,8 +158,7 @@ fn lock_path(root: &Path, name: &str) -> PathBuf {
 }
 
 fn open_lock(path: &Path) -> Result<File, DatasetError> {
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
-    options.map_err(DatasetError::io("create", path))
+    regular_file::open_or_create(path).map_err(DatasetError::io("create", path))
 }
 
 fn try_lock(file: &File, path: &Path) -> Result<bool, DatasetError> {
@@ -153,20 +169,17 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, DatasetError> {
     }
 }
 
-fn remove_folder(folder: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+/// Removes the folder at `path`, or whatever else is there.
+fn remove_folder(path: &Path) -> std::io::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// Makes renames inside `folder` survive a power cut, on systems where a folder can be opened.
-fn sync_folder(folder: &Path) -> Result<(), DatasetError> {
-    if cfg!(unix) {
-        let synced = File::open(folder).and_then(|file| file.sync_all());
-        synced.map_err(DatasetError::io("write", folder))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -200,6 +213,18 @@ mod tests {
         let locked = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
         std::fs::write(locked.start().unwrap().join("half"), "x").unwrap();
         assert_eq!(std::fs::read_dir(locked.start().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn whatever_has_the_place_of_a_folder_in_the_making_is_no_obstacle() {
+        let root = tempfile::tempdir().unwrap();
+        let locked = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        std::fs::write(locked.temporary(), "a file").unwrap();
+        assert!(locked.start().unwrap().is_dir());
+        std::fs::write(locked.entry.folder(), "a file").unwrap();
+        assert!(!locked.entry.is_complete().unwrap());
+        locked.commit().unwrap();
+        assert!(locked.entry.folder().is_dir());
     }
 
     #[test]

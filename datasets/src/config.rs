@@ -19,8 +19,13 @@ pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
 /// Smallest trained vocabulary: every byte, and the end-of-document mark.
 const MIN_BPE_VOCAB_SIZE: usize = BYTES_VOCAB_SIZE + 1;
 const MAX_BPE_VOCAB_SIZE: usize = 1 << 18;
-/// nanoGPT's `.bin` holds 16-bit ids.
-const MAX_TOKEN_FILE_VOCAB_SIZE: usize = 1 << 16;
+/// What 16-bit ids can tell apart.
+const MAX_16_BIT_VOCAB_SIZE: usize = 1 << 16;
+/// More ids than any vocabulary has; what is beyond is a mistake, and would ask for gigabytes of embeddings.
+pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 24;
+/// Largest document, unless `data.text.max_document_bytes` says otherwise: a compressed file of a few kilobytes can
+/// unpack to more than the memory holds.
+const DEFAULT_MAX_DOCUMENT_BYTES: u64 = 2 << 30;
 /// Bound on the transition tables of the synthetic source: 8 bytes an entry, so half a gigabyte.
 const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
 
@@ -69,9 +74,29 @@ pub struct CratesConfig {
 pub struct TextConfig {
     /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, or a folder of them.
     pub path: PathBuf,
-    /// Field that holds the text in each line of a `.jsonl` file; absent is `text`.
+    /// Field that holds the text in each line of a `.jsonl` file, `a.b` for field `b` of the object `a`; absent is `text`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jsonl_key: Option<String>,
+    /// What to do with a line of a `.jsonl` file that has no usable text; absent is `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_bad_line: Option<OnTrouble>,
+    /// Text between two documents of a plain file, such as `<|endoftext|>`; it is in neither. Absent: a file is a document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Largest document in bytes; absent is 2 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_document_bytes: Option<u64>,
+}
+
+/// What to do with input that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTrouble {
+    /// End with an error that names it.
+    #[default]
+    Stop,
+    /// Leave it out, count it, and say so.
+    Skip,
 }
 
 /// `[data.synthetic]`: documents of hidden domains, each domain a sparse random Markov chain.
@@ -93,7 +118,17 @@ pub struct SyntheticConfig {
     pub seed: u64,
 }
 
-/// `[data.tokens]`: raw little-endian 16-bit ids without a header, read where they lie.
+/// Width of the ids in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenDtype {
+    /// 16 bits, as nanoGPT writes them.
+    U16,
+    /// 32 bits.
+    U32,
+}
+
+/// `[data.tokens]`: little-endian ids, raw or behind the header of llm.c, read where they lie.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensConfig {
@@ -104,6 +139,9 @@ pub struct TokensConfig {
     pub validation: Option<PathBuf>,
     /// Number of distinct ids; each id in the files must be below it.
     pub vocab_size: usize,
+    /// Width of the ids. Absent: as a header says, else 16 bits, unless they look like something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<TokenDtype>,
 }
 
 /// `[data.tokenizer]`: exactly one table inside; none is bytes.
@@ -140,6 +178,53 @@ pub struct BpeTokenizerConfig {
 pub struct FileTokenizerConfig {
     /// The `tokenizer.json`.
     pub path: PathBuf,
+    /// The token that ends a document, such as `[EOS]`; absent is the first of the usual names that the vocabulary has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of_document: Option<String>,
+    /// What to do with text for which the vocabulary has no id, not even one for unknown text; absent is `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unknown_text: Option<OnTrouble>,
+}
+
+impl FileTokenizerConfig {
+    /// The `tokenizer.json` at `path`, with the defaults.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), end_of_document: None, on_unknown_text: None }
+    }
+}
+
+impl TextConfig {
+    /// The file or folder at `path`, with the defaults.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            jsonl_key: None,
+            on_bad_line: None,
+            separator: None,
+            max_document_bytes: None,
+        }
+    }
+
+    pub(crate) fn max_document_bytes(&self) -> u64 {
+        self.max_document_bytes.unwrap_or(DEFAULT_MAX_DOCUMENT_BYTES)
+    }
+
+    fn validate(&self) -> Result<(), DataConfigError> {
+        let refuse = |key, message: &str| Err(DataConfigError::new(key, message));
+        if self.separator.as_deref() == Some("") {
+            return refuse(
+                "data.text.separator",
+                "is empty: give the text between two documents, or leave it out",
+            );
+        }
+        if self.jsonl_key.as_deref() == Some("") {
+            return refuse("data.text.jsonl_key", "is empty: name a field, or leave it out");
+        }
+        if self.max_document_bytes == Some(0) {
+            return refuse("data.text.max_document_bytes", "is 0: use at least 1, or leave it out");
+        }
+        Ok(())
+    }
 }
 
 /// `[data.split]`: at most one table inside.
@@ -202,6 +287,9 @@ impl DataConfig {
         if let Some(synthetic) = &self.synthetic {
             synthetic.validate()?;
         }
+        if let Some(text) = &self.text {
+            text.validate()?;
+        }
         if let Some(tokens) = &self.tokens {
             self.validate_tokens(tokens)?;
         }
@@ -229,7 +317,7 @@ impl DataConfig {
         }
         match (&self.tokenizer.bpe, &self.tokenizer.file) {
             (Some(bpe), _) => Ok(bpe.vocab_size),
-            (None, Some(file)) => Ok(tokenizer::Tokenizer::load(&file.path)?.vocab_size()),
+            (None, Some(file)) => Ok(tokenizer::Tokenizer::of_config(file)?.vocab_size()),
             (None, None) => Ok(BYTES_VOCAB_SIZE),
         }
     }
@@ -290,7 +378,10 @@ impl DataConfig {
     }
 
     fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), DataConfigError> {
-        require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_TOKEN_FILE_VOCAB_SIZE)?;
+        require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_VOCAB_SIZE)?;
+        if tokens.dtype == Some(TokenDtype::U16) {
+            require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_16_BIT_VOCAB_SIZE)?;
+        }
         if self.mask_documents {
             let message = "is true, but files of token ids carry no document borders: set it to false";
             return Err(DataConfigError::new("data.mask_documents", message));
@@ -312,7 +403,7 @@ impl DataConfig {
 impl SyntheticConfig {
     fn validate(&self) -> Result<(), DataConfigError> {
         require_range("data.synthetic.num_domains", self.num_domains, 1, usize::from(u16::MAX))?;
-        require_range("data.synthetic.vocab_size", self.vocab_size, 3, 1 << 24)?;
+        require_range("data.synthetic.vocab_size", self.vocab_size, 3, MAX_VOCAB_SIZE)?;
         require_range("data.synthetic.document_tokens", self.document_tokens, 2, 1 << 24)?;
         require_range("data.synthetic.branching", self.branching, 1, self.vocab_size - 1)?;
         if self.num_documents < 2 {

@@ -81,12 +81,66 @@ pub enum DatasetError {
     },
 
     /// Text that is not UTF-8.
-    #[error("`{}` is not UTF-8 at byte {offset}: convert it, or remove it from the folder", path.display())]
+    #[error("`{}` is not UTF-8 at byte {offset}{guess}: convert it, or remove it from the folder", path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
         /// First offending byte, counted in the uncompressed text.
-        offset: usize,
+        offset: u64,
+        /// What the bytes look like, if that is known.
+        guess: &'static str,
+    },
+
+    /// A compressed file that cannot be unpacked.
+    #[error("`{}` cannot be decompressed: {problem}", path.display())]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
+    /// One document is larger than any that is read.
+    #[error(
+        "`{}`, line {line}: one document of more than {max_bytes} bytes. If it is meant, raise `data.text.max_document_bytes`; \
+         several documents in one file are told apart by `data.text.separator`, or as lines of a .jsonl file",
+        path.display()
+    )]
+    DocumentTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Line on which the document begins, from 1.
+        line: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
+
+    /// One document does not fit into the memory.
+    #[error(
+        "`{}`, line {line}: no memory is left after {num_bytes} bytes of one document. Several documents in one file are told \
+         apart by `data.text.separator`, or as lines of a .jsonl file",
+        path.display()
+    )]
+    DocumentBeyondMemory {
+        /// The file.
+        path: PathBuf,
+        /// Line on which the document begins, from 1.
+        line: u64,
+        /// What did fit.
+        num_bytes: u64,
+    },
+
+    /// Text for which a vocabulary has no id.
+    #[error(
+        "{}{problem}. Use a tokenizer that spells every text (bytes, `data.tokenizer.bpe`, or one with a byte fallback), remove the \
+         text, or leave such text out with `data.tokenizer.file.on_unknown_text = \"skip\"`",
+        document.as_ref().map(|name| format!("`{name}`: ")).unwrap_or_default()
+    )]
+    Unspellable {
+        /// The document, where it is known.
+        document: Option<String>,
+        /// The character and its surroundings.
+        problem: String,
     },
 
     /// A line of a `.jsonl` file without usable text.
@@ -95,16 +149,18 @@ pub enum DatasetError {
         /// The file.
         path: PathBuf,
         /// Line number from 1.
-        line: usize,
+        line: u64,
         /// What is wrong and what is expected.
         problem: String,
     },
 
     /// The source has no text at all.
-    #[error("{description} holds no text: {advice}")]
+    #[error("{description} holds no text{}: {advice}", skipped.iter().map(|note| format!("; {note}")).collect::<String>())]
     NoDocuments {
         /// The source, in words.
         description: String,
+        /// What was passed over, and why.
+        skipped: Vec<String>,
         /// What to change.
         advice: &'static str,
     },
@@ -152,11 +208,14 @@ pub enum DatasetError {
 
     /// Fewer tokens than one window needs.
     #[error(
-        "the training or the validation split has {num_tokens} tokens, but one sequence of {seq_len} needs {}: use more data, a \
-         larger split, or a smaller `train.seq_len`",
-        seq_len + 1
+        "the {split} split has {num_tokens} tokens, but one sequence of {seq_len} needs {}: use more data, {}, or a smaller \
+         `train.seq_len`",
+        seq_len + 1,
+        if *split == "train" { "a smaller validation split" } else { "a larger validation split" }
     )]
     TooShort {
+        /// `train` or `validation`.
+        split: &'static str,
         /// Tokens there are.
         num_tokens: usize,
         /// Inputs of a sequence.
@@ -189,10 +248,17 @@ impl DatasetError {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::IsADirectory
                     | io::ErrorKind::NotADirectory
-                    // A compressed file that is cut off or is none.
                     | io::ErrorKind::UnexpectedEof
                     | io::ErrorKind::InvalidData
+                    // No regular file.
                     | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::InvalidFilename
+                    | io::ErrorKind::FileTooLarge
+                    | io::ErrorKind::AlreadyExists
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::Unsupported
             ),
             Self::Interrupted | Self::LoaderStopped => false,
             _ => true,
@@ -220,6 +286,9 @@ fn hint(source: &io::Error) -> &'static str {
             ": change the permissions, or choose another path (prepared data goes to `data.cache_dir`)"
         }
         io::ErrorKind::NotFound => ": check the path",
+        io::ErrorKind::InvalidFilename => {
+            ": the name is too long or has a character that is not allowed, choose another"
+        }
         _ => "",
     }
 }

@@ -48,11 +48,21 @@ impl EvaluationWindows {
         self.num_windows * self.seq_len
     }
 
-    /// The windows in batches of `sequences_per_batch`; the last may be smaller.
+    /// Number of targets that the split has: every token but the first. Up to `seq_len - 1` of them, at the end, are
+    /// in no whole window, and in no average.
+    pub fn num_tokens_in_split(&self) -> usize {
+        self.store.len() - 1
+    }
+
+    /// The windows in batches of `sequences_per_batch`; the last may be smaller. A batch is an error if its tokens
+    /// cannot be read.
     ///
     /// # Panics
     /// If `sequences_per_batch` is 0.
-    pub fn batches(&self, sequences_per_batch: usize) -> impl Iterator<Item = TokenBatch> + '_ {
+    pub fn batches(
+        &self,
+        sequences_per_batch: usize,
+    ) -> impl Iterator<Item = Result<TokenBatch, DatasetError>> + '_ {
         assert!(sequences_per_batch > 0, "evaluation in batches of 0 sequences");
         (0..self.num_windows).step_by(sequences_per_batch).map(move |first| {
             let last = (first + sequences_per_batch).min(self.num_windows);
@@ -71,13 +81,13 @@ mod tests {
     fn every_token_but_the_first_and_a_rest_is_a_target_once_in_order() {
         let store = Arc::new(counting_store(&[&[20, 13]]));
         let windows = EvaluationWindows::new(store, 5).unwrap();
-        assert_eq!((windows.num_windows(), windows.num_tokens()), (6, 30));
+        assert_eq!((windows.num_windows(), windows.num_tokens(), windows.num_tokens_in_split()), (6, 30, 32));
         for sequences_per_batch in 1..8 {
             let targets: Vec<i32> =
-                windows.batches(sequences_per_batch).flat_map(|batch| batch.target_ids).collect();
+                windows.batches(sequences_per_batch).flat_map(|batch| batch.unwrap().target_ids).collect();
             assert_eq!(targets, (1..=30).collect::<Vec<_>>());
         }
-        let sizes: Vec<usize> = windows.batches(4).map(|batch| batch.num_sequences).collect();
+        let sizes: Vec<usize> = windows.batches(4).map(|batch| batch.unwrap().num_sequences).collect();
         assert_eq!(sizes, [4, 2]);
     }
 
@@ -92,8 +102,8 @@ mod tests {
     #[test]
     fn segments_are_given_on_request() {
         let windows = EvaluationWindows::new(Arc::new(counting_store(&[&[3, 8]])), 5).unwrap();
-        assert_eq!(windows.batches(1).next().unwrap().segment_ids, None);
+        assert_eq!(windows.batches(1).next().unwrap().unwrap().segment_ids, None);
         let masked = windows.with_document_masking(true);
-        assert_eq!(masked.batches(1).next().unwrap().segment_ids, Some(vec![0, 0, 0, 1, 1]));
+        assert_eq!(masked.batches(1).next().unwrap().unwrap().segment_ids, Some(vec![0, 0, 0, 1, 1]));
     }
 }

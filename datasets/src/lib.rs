@@ -14,9 +14,9 @@
 //! 2. The **split** sends it to training or validation by the hash of its content, or cuts the end off the corpus.
 //! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training split, or a
 //!    `tokenizer.json`. Where a source has several documents, each is followed by the end-of-document mark: the id
-//!    of `<|endoftext|>`, or byte 0. A single text gets none, so its bytes are exactly its tokens.
-//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them as memory maps: a [`TokenStore`] each for
-//!    training and validation. The same configuration and content finds them there the next time.
+//!    of `<|endoftext|>` or of another name for it, or byte 0. A single text gets none, so its bytes are exactly its tokens.
+//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] each for training and
+//!    validation. The same configuration and content finds them there the next time.
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its own, and hands out
 //!    [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs. [`EvaluationWindows`] go over a split once.
 //!
@@ -48,13 +48,19 @@ mod build;
 mod cache;
 mod config;
 mod decode;
+mod encoder;
 mod error;
 mod evaluation;
+mod guard;
 mod hash;
 mod loader;
 mod manifest;
+mod notes;
+mod passes;
+mod pieces;
 mod prepare;
 mod progress;
+mod remarks;
 mod sampler;
 mod shard;
 mod source;
@@ -63,22 +69,26 @@ mod stats;
 mod store;
 mod token_files;
 mod tokenizer;
+mod vocabulary;
 mod words;
 
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, BytesTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig,
-    DataConfigError, FileTokenizerConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
-    TokenizerConfig, TokensConfig,
+    DataConfigError, FileTokenizerConfig, OnTrouble, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
+    TokenDtype, TokenizerConfig, TokensConfig,
 };
 pub use decode::DecodeStream;
 pub use error::DatasetError;
 pub use evaluation::EvaluationWindows;
+pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
-pub use manifest::{FORMAT_VERSION, Manifest, ShardManifest, SplitManifest};
+pub use manifest::{FORMAT_VERSION, Manifest, Repeats, ShardManifest, SplitManifest};
+pub use passes::{passes, passes_note};
 pub use prepare::{Dataset, prepare};
-pub use progress::Progress;
+pub use progress::{Progress, stderr_draw_target};
 pub use sampler::Sampler;
 pub use stats::{DatasetStatistics, DomainStatistics, SplitStatistics, TokenStatistics};
 pub use store::TokenStore;
-pub use tokenizer::{Tokenizer, Vocabulary};
+pub use tokenizer::Tokenizer;
+pub use vocabulary::Vocabulary;

@@ -9,7 +9,7 @@ use crate::error::DatasetError;
 use crate::sampler::Sampler;
 use crate::store::TokenStore;
 
-/// Batches read ahead: enough to hide a page fault behind a step.
+/// Batches read ahead: enough to hide a slow read behind a step.
 const PREFETCHED_BATCHES: usize = 4;
 
 /// How a [`Loader`] cuts and orders the data.
@@ -30,7 +30,7 @@ pub struct LoaderConfig {
 /// Batch `j` holds the samples `cursor..cursor + sequences_per_batch` in order, whatever the prefetch thread does.
 #[derive(Debug)]
 pub struct Loader {
-    batches: Option<Receiver<TokenBatch>>,
+    batches: Option<Receiver<Result<TokenBatch, DatasetError>>>,
     thread: Option<JoinHandle<()>>,
     cursor: u64,
 }
@@ -45,6 +45,7 @@ impl Loader {
         if sequences_per_batch == 0 {
             return Err(DatasetError::Zero { name: "sequences_per_batch" });
         }
+        store.require_sequence(seq_len)?;
         let sampler = Sampler::new(store.len(), seq_len, seed)?;
         let (sender, receiver) = sync_channel(PREFETCHED_BATCHES);
         let prefetch = move || {
@@ -52,8 +53,10 @@ impl Loader {
             loop {
                 let end = next + sequences_per_batch as u64;
                 let starts: Vec<usize> = (next..end).map(|index| sampler.sample(index)).collect();
+                let batch = TokenBatch::read(&store, &starts, seq_len, mask_documents);
+                let is_last = batch.is_err();
                 // Nobody listens any more once the loader is dropped.
-                if sender.send(TokenBatch::read(&store, &starts, seq_len, mask_documents)).is_err() {
+                if sender.send(batch).is_err() || is_last {
                     return;
                 }
                 next = end;
@@ -69,10 +72,10 @@ impl Loader {
     /// The next batch.
     ///
     /// # Errors
-    /// If the prefetch thread has stopped.
+    /// If its tokens cannot be read, or the prefetch thread has stopped.
     pub fn next_batch(&mut self) -> Result<TokenBatch, DatasetError> {
         let receiver = self.batches.as_ref().ok_or(DatasetError::LoaderStopped)?;
-        let batch = receiver.recv().map_err(|_| DatasetError::LoaderStopped)?;
+        let batch = receiver.recv().map_err(|_| DatasetError::LoaderStopped)??;
         self.cursor += batch.num_sequences as u64;
         Ok(batch)
     }

@@ -3,11 +3,17 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use switchyard_ground::{durable, regular_file};
 
 use crate::error::DatasetError;
+use crate::hash::hex;
 
-/// Version of everything that decides what a prepared folder holds: layout, tokenization, order of documents.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the layout of a prepared folder. It is part of the folder's name, so that versions do not meet.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// Far more than a manifest has.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Name of the manifest in a prepared folder; it is written last, so a folder that has one is complete.
 pub(crate) const MANIFEST_NAME: &str = "manifest.json";
@@ -18,7 +24,7 @@ pub(crate) const MANIFEST_NAME: &str = "manifest.json";
 pub struct Manifest {
     /// [`FORMAT_VERSION`] of the program that prepared it.
     pub format_version: u32,
-    /// sha256, in hexadecimal, of all that determines the tokens: source content, tokenizer, split, format.
+    /// sha256, in hexadecimal, of all that determines the tokens: source content, tokenizer, split, rules.
     pub key: String,
     /// The source in words.
     pub source: String,
@@ -44,6 +50,31 @@ pub struct Manifest {
     pub train: SplitManifest,
     /// The validation split.
     pub validation: SplitManifest,
+    /// Documents that are there more than once.
+    pub repeats: Repeats,
+    /// What a person should know about the corpus; said each time it is used.
+    pub notes: Vec<String>,
+}
+
+/// Documents that equal an earlier one, byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Repeats {
+    /// How many there are.
+    pub documents: u64,
+    /// Their length together: bytes of text, or number of ids.
+    pub len: u64,
+    /// Validation documents that are in the training split too; 0 for a split by hash, which keeps copies together.
+    pub validation_documents_in_train: u64,
+}
+
+/// A manifest as it is stored.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored<M> {
+    manifest: M,
+    /// sha256 of the manifest alone, written in the same way.
+    sha256: String,
 }
 
 /// Facts about one split.
@@ -56,6 +87,12 @@ pub struct SplitManifest {
     pub num_bytes: u64,
     /// Tokens, end marks included.
     pub num_tokens: u64,
+    /// Tokens of the largest document, end mark included; 0 where no borders are known.
+    pub largest_document_tokens: u64,
+    /// Tokens that stand for text which the vocabulary cannot spell.
+    pub unknown_tokens: u64,
+    /// Bytes of text for which the vocabulary has no token at all, left out on request.
+    pub lost_bytes: u64,
     /// Tokens of each domain, by number.
     pub tokens_per_domain: Vec<u64>,
     /// The files, in order.
@@ -93,10 +130,8 @@ impl SplitManifest {
 impl Manifest {
     pub(crate) fn write(&self, folder: &Path) -> Result<(), DatasetError> {
         let path = folder.join(MANIFEST_NAME);
-        let file = std::fs::File::create(&path).map_err(DatasetError::io("create", &path))?;
-        serde_json::to_writer_pretty(&file, self)
-            .map_err(|error| DatasetError::io("write", &path)(error.into()))?;
-        file.sync_all().map_err(DatasetError::io("write", &path))
+        let written = self.to_bytes().and_then(|bytes| durable::write_synced(&path, &bytes));
+        written.map_err(DatasetError::io("write", &path))
     }
 
     /// The manifest in `folder`.
@@ -105,8 +140,8 @@ impl Manifest {
     /// If it cannot be read, is damaged, of another version, or not of `key`.
     pub(crate) fn read(folder: &Path, key: &str) -> Result<Self, DatasetError> {
         let path = folder.join(MANIFEST_NAME);
-        let json = std::fs::read(&path).map_err(DatasetError::io("read", &path))?;
-        let manifest: Self = serde_json::from_slice(&json)
+        let json = regular_file::read(&path, MAX_BYTES).map_err(DatasetError::io("read", &path))?;
+        let Stored::<Self> { manifest, .. } = serde_json::from_slice(&json)
             .map_err(|error| DatasetError::damaged(&path, format!("is not a manifest ({error})")))?;
         if manifest.format_version != FORMAT_VERSION {
             let problem = format!(
@@ -115,9 +150,18 @@ impl Manifest {
             );
             return Err(DatasetError::damaged(&path, problem));
         }
+        // The same manifest is always written as the same bytes, its checksum among them.
+        if manifest.to_bytes().map_err(DatasetError::io("read", &path))? != json {
+            return Err(DatasetError::damaged(&path, "does not match its checksum"));
+        }
         if manifest.key != key {
             return Err(DatasetError::damaged(&path, format!("is of other data (key {})", manifest.key)));
         }
         Ok(manifest)
+    }
+
+    fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
+        let sha256 = hex(&Sha256::digest(serde_json::to_vec(self)?));
+        Ok(serde_json::to_vec_pretty(&Stored { manifest: self, sha256 })?)
     }
 }

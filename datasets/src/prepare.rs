@@ -4,22 +4,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use switchyard_ground::regular_file;
 
 use crate::build::{self, Survey};
 use crate::cache::{self, CacheEntry};
 use crate::config::DataConfig;
 use crate::error::DatasetError;
 use crate::hash::hex;
-use crate::manifest::{FORMAT_VERSION, Manifest, SplitManifest};
+use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardManifest, SplitManifest};
+use crate::notes;
 use crate::progress::Progress;
 use crate::shard::TokenFile;
 use crate::source::Source;
-use crate::split::SplitRule;
+use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
 use crate::token_files;
 use crate::tokenizer::Tokenizer;
 
 const TOKENIZER_NAME: &str = "tokenizer.json";
+/// Far more than a `tokenizer.json` has.
+const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
 /// A corpus ready to be read.
 #[derive(Debug, Clone)]
@@ -39,7 +43,8 @@ pub struct Dataset {
 /// The corpus that `config` describes; prepared now, or found in the cache.
 ///
 /// The cache is keyed by all that determines the tokens: the content of the source, the tokenizer, the split and the
-/// format version. Preparation happens in a temporary folder that is renamed when complete, so an interrupted one
+/// rules by which they are applied. What is in the corpus, and what was passed over on the way, is said through `progress`
+/// each time. Preparation happens in a temporary folder that is renamed when complete, so an interrupted one
 /// leaves no corpus, and the next start removes what it left. Of two processes that want the same corpus one prepares
 /// it while the other waits.
 ///
@@ -47,42 +52,57 @@ pub struct Dataset {
 /// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full disk, or the stop flag.
 pub fn prepare(config: &DataConfig, progress: &Progress) -> Result<Dataset, DatasetError> {
     config.validate()?;
-    let source = match (Source::open(config)?, &config.tokens) {
-        (Some(source), _) => source,
-        (None, Some(tokens)) => return token_files::open(tokens, SplitRule::new(&config.split)),
+    let (dataset, remarks) = match (Source::open(config, progress)?, &config.tokens) {
+        (Some(source), _) => (from_source(config, &source, progress)?, source.remarks().sentences()),
+        (None, Some(tokens)) => {
+            (token_files::open(tokens, SplitRule::new(&config.split), progress)?, Vec::new())
+        }
         (None, None) => unreachable!("a validated configuration names a source"),
     };
-    let key = cache_key(config, &source)?;
+    progress.line(&notes::summary(&dataset.manifest));
+    for note in remarks.iter().chain(&dataset.manifest.notes) {
+        progress.line(&format!("note: {note}"));
+    }
+    Ok(dataset)
+}
+
+/// The corpus of `source`, from the cache or prepared now.
+fn from_source(config: &DataConfig, source: &Source, progress: &Progress) -> Result<Dataset, DatasetError> {
+    let key = cache_key(config, source, progress)?;
     let entry = CacheEntry::new(&cache::cache_dir(config.cache_dir.as_deref())?, &key);
-    if entry.is_complete() {
-        return open(&entry.folder(), &key);
+    if entry.is_complete()? {
+        return open(&entry.folder(), &key, progress);
     }
     let locked = entry.lock(progress)?;
     let folder = locked.entry.folder();
     // The process that was waited for may have done the work.
-    if !locked.entry.is_complete() {
-        let built = locked.start().and_then(|temporary| build(config, &source, &key, &temporary, progress));
+    if !locked.entry.is_complete()? {
+        let built = locked.start().and_then(|temporary| {
+            build(config, source, &key, &temporary, progress)?;
+            locked.commit()
+        });
         if let Err(error) = built {
             locked.discard();
             return Err(error);
         }
-        locked.commit()?;
     }
-    open(&folder, &key)
+    open(&folder, &key, progress)
 }
 
 /// Everything that determines the tokens, as one sha256 in hexadecimal.
-fn cache_key(config: &DataConfig, source: &Source) -> Result<String, DatasetError> {
+fn cache_key(config: &DataConfig, source: &Source, progress: &Progress) -> Result<String, DatasetError> {
     let mut hasher = Sha256::new();
-    hasher.update(format!("switchyard dataset, format {FORMAT_VERSION}\n"));
-    source.identify(&mut hasher)?;
+    // The number is that of the rules for all sources: order of documents, split, marks, trained tokenizers.
+    hasher.update("switchyard dataset, format 1\n");
+    source.identify(&mut hasher, progress)?;
     hasher.update(format!("\nsplit {:?}\n", SplitRule::new(&config.split)));
     match (&config.tokenizer.bpe, &config.tokenizer.file) {
         (Some(bpe), _) => hasher.update(format!("bpe {}\n", bpe.vocab_size)),
         (None, Some(file)) => {
-            let json = std::fs::read(&file.path).map_err(DatasetError::io("read", &file.path))?;
-            hasher.update("file ");
-            hasher.update(json);
+            let tokenizer = Tokenizer::of_config(file)?;
+            // The number is that of the rules by which such a tokenizer is applied.
+            hasher.update(format!("file 2 on_unknown_text={:?}\n", file.on_unknown_text.unwrap_or_default()));
+            hasher.update(tokenizer.to_json());
         }
         (None, None) => hasher.update("bytes or ids\n"),
     }
@@ -102,7 +122,7 @@ fn build(
     let tokenizer = build::make_tokenizer(config, source, &survey, progress)?;
     // A single text has no end that matters: its bytes are its tokens, nothing more.
     let end_mark = if survey.num_documents > 1 { tokenizer.end_of_document() } else { None };
-    let (train, validation) = build::write_shards(source, &survey, &tokenizer, end_mark, folder, progress)?;
+    let written = build::write_shards(source, &survey, &tokenizer, end_mark, folder, progress)?;
     tokenizer.save(&folder.join(TOKENIZER_NAME))?;
     let (entropy_floor_nats, domain_uncertainty_nats) = match source {
         Source::Synthetic(source) => {
@@ -110,7 +130,7 @@ fn build(
         }
         Source::Crates(_) | Source::Text(_) => (None, None),
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format_version: FORMAT_VERSION,
         key: key.to_owned(),
         source: source.description(),
@@ -122,32 +142,43 @@ fn build(
         entropy_floor_nats,
         domain_uncertainty_nats,
         domain_names: source.domain_names(),
-        train,
-        validation,
+        train: written.train,
+        validation: written.validation,
+        repeats: written.repeats,
+        notes: Vec::new(),
     };
+    manifest.notes = notes::of_corpus(&survey, rule, &manifest);
     manifest.write(folder)
 }
 
 /// The complete corpus in `folder`, with every file checked.
-fn open(folder: &Path, key: &str) -> Result<Dataset, DatasetError> {
+fn open(folder: &Path, key: &str, progress: &Progress) -> Result<Dataset, DatasetError> {
     let manifest = Manifest::read(folder, key)?;
     let path = folder.join(TOKENIZER_NAME);
-    let tokenizer = Tokenizer::load(&path)?;
-    if tokenizer.hash() != manifest.tokenizer_hash {
+    let json = regular_file::read(&path, MAX_TOKENIZER_BYTES).map_err(DatasetError::io("read", &path))?;
+    if hex(&Sha256::digest(&json)) != manifest.tokenizer_hash {
         return Err(DatasetError::damaged(&path, "is not the tokenizer that the manifest names"));
     }
-    let tokenizer = tokenizer.with_vocab_size(manifest.vocab_size);
-    let store = |split: &SplitManifest| {
-        let open_shard = |shard: &crate::manifest::ShardManifest| {
+    let tokenizer = Tokenizer::from_json(json)
+        .map_err(|problem| DatasetError::Tokenizer { path: Some(path), problem })?
+        .with_vocab_size(manifest.vocab_size);
+    let store = |split: Split, facts: &SplitManifest| {
+        let open_shard = |shard: &ShardManifest| {
             let checksum = parse_checksum(&shard.sha256).ok_or_else(|| {
-                DatasetError::damaged(&folder.join(crate::manifest::MANIFEST_NAME), "has a malformed sha256")
+                DatasetError::damaged(&folder.join(MANIFEST_NAME), "has a malformed sha256")
             })?;
-            TokenFile::open_shard(&folder.join(&shard.file), &checksum)
+            let path = folder.join(&shard.file);
+            let file = TokenFile::open_shard(&path, &checksum, progress)?;
+            if file.vocab_size() != manifest.vocab_size as u64 {
+                return Err(DatasetError::damaged(&path, "has another vocabulary than its manifest"));
+            }
+            Ok(file)
         };
-        let files: Result<Vec<_>, _> = split.shards.iter().map(open_shard).collect();
-        files.map(|files| Arc::new(TokenStore::new(files)))
+        let files: Result<Vec<_>, _> = facts.shards.iter().map(open_shard).collect();
+        files.map(|files| Arc::new(TokenStore::new(split, files)))
     };
-    let (train, validation) = (store(&manifest.train)?, store(&manifest.validation)?);
+    let train = store(Split::Train, &manifest.train)?;
+    let validation = store(Split::Validation, &manifest.validation)?;
     Ok(Dataset { train, validation, tokenizer, manifest, folder: Some(folder.to_path_buf()) })
 }
 

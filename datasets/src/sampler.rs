@@ -13,6 +13,7 @@
 //! and resuming at sample i costs nothing.
 
 use crate::error::DatasetError;
+use crate::split::Split;
 
 const ROUNDS: u64 = 6;
 
@@ -28,7 +29,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The sampler of `num_tokens` tokens in windows of `seq_len` inputs.
+    /// The sampler of `num_tokens` training tokens in windows of `seq_len` inputs.
     ///
     /// # Errors
     /// If there are not `seq_len + 1` tokens, or `seq_len` is 0.
@@ -37,7 +38,7 @@ impl Sampler {
             return Err(DatasetError::Zero { name: "seq_len" });
         }
         if num_tokens <= seq_len {
-            return Err(DatasetError::TooShort { num_tokens, seq_len });
+            return Err(DatasetError::TooShort { split: Split::Train.name(), num_tokens, seq_len });
         }
         let samples_per_epoch = (num_tokens / seq_len) as u64;
         let bits = u64::BITS - (samples_per_epoch - 1).leading_zeros();

@@ -59,6 +59,8 @@ pub(crate) struct Part {
     pub(crate) document: Document,
     /// Whether the document ends here; the first part of a cut one does not.
     pub(crate) is_end: bool,
+    /// Whether this is all of the document.
+    pub(crate) is_whole: bool,
 }
 
 /// Assigns documents to splits, in corpus order.
@@ -94,7 +96,7 @@ impl Splitter {
                 return cut(document, train_len);
             }
         };
-        vec![Part { split, document, is_end: true }]
+        vec![Part { split, document, is_end: true, is_whole: true }]
     }
 }
 
@@ -112,11 +114,12 @@ fn cut(mut document: Document, train_len: usize) -> Vec<Part> {
         Content::Ids(ids) => Content::Ids(ids.split_off(train_len)),
     };
     let tail = Document { content: rest, domain: document.domain, name: document.name.clone() };
-    let tail = Part { split: Split::Validation, document: tail, is_end: true };
-    if document.len() == 0 {
+    let is_cut = document.len() > 0;
+    let tail = Part { split: Split::Validation, document: tail, is_end: true, is_whole: !is_cut };
+    if !is_cut {
         return vec![tail];
     }
-    vec![Part { split: Split::Train, document, is_end: false }, tail]
+    vec![Part { split: Split::Train, document, is_end: false, is_whole: false }, tail]
 }
 
 #[cfg(test)]

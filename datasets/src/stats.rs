@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use crate::error::DatasetError;
-use crate::manifest::SplitManifest;
+use crate::manifest::{Repeats, SplitManifest};
 use crate::prepare::Dataset;
 use crate::store::TokenStore;
 
@@ -35,6 +35,10 @@ pub struct DatasetStatistics {
     pub train: SplitStatistics,
     /// The validation split.
     pub validation: SplitStatistics,
+    /// Documents that equal an earlier one, byte for byte.
+    pub repeats: Repeats,
+    /// What a person should know about the corpus.
+    pub notes: Vec<String>,
     /// The largest domains of the training split.
     pub top_domains: Vec<DomainStatistics>,
     /// The most frequent tokens of the training split.
@@ -52,6 +56,10 @@ pub struct SplitStatistics {
     pub num_tokens: u64,
     /// Mean bytes of text per token; `None` for sources made of ids.
     pub bytes_per_token: Option<f64>,
+    /// Tokens of the largest document; 0 where no borders are known.
+    pub largest_document_tokens: u64,
+    /// Tokens that stand for text which the vocabulary cannot spell.
+    pub unknown_tokens: u64,
 }
 
 /// One domain's share.
@@ -82,11 +90,11 @@ impl DatasetStatistics {
     /// The numbers of `dataset`; reads all its tokens.
     ///
     /// # Errors
-    /// If a token cannot be decoded.
+    /// If tokens cannot be read or decoded.
     pub fn compute(dataset: &Dataset) -> Result<Self, DatasetError> {
         let manifest = &dataset.manifest;
-        let train_counts = count_ids(&dataset.train, manifest.vocab_size);
-        let validation_counts = count_ids(&dataset.validation, manifest.vocab_size);
+        let train_counts = count_ids(&dataset.train, manifest.vocab_size)?;
+        let validation_counts = count_ids(&dataset.validation, manifest.vocab_size)?;
         Ok(Self {
             source: manifest.source.clone(),
             tokenizer: manifest.tokenizer.clone(),
@@ -97,6 +105,8 @@ impl DatasetStatistics {
             entropy_floor_nats: manifest.entropy_floor_nats,
             train: SplitStatistics::of(&manifest.train),
             validation: SplitStatistics::of(&manifest.validation),
+            repeats: manifest.repeats,
+            notes: manifest.notes.clone(),
             top_domains: top_domains(&manifest.train, &manifest.domain_names),
             top_tokens: top_tokens(dataset, &train_counts)?,
         })
@@ -110,19 +120,21 @@ impl SplitStatistics {
             num_bytes: split.num_bytes,
             num_tokens: split.num_tokens,
             bytes_per_token: split.bytes_per_token(),
+            largest_document_tokens: split.largest_document_tokens,
+            unknown_tokens: split.unknown_tokens,
         }
     }
 }
 
-fn count_ids(store: &TokenStore, vocab_size: usize) -> Vec<u64> {
+fn count_ids(store: &TokenStore, vocab_size: usize) -> Result<Vec<u64>, DatasetError> {
     let mut counts = vec![0; vocab_size];
     let mut block = vec![0; BLOCK_TOKENS];
     for start in (0..store.len()).step_by(BLOCK_TOKENS) {
         let ids = &mut block[..BLOCK_TOKENS.min(store.len() - start)];
-        store.read(start, ids);
+        store.read(start, ids)?;
         ids.iter().for_each(|id| counts[*id as usize] += 1);
     }
-    counts
+    Ok(counts)
 }
 
 /// Mean of `-ln q(id)` over `counts`, where `q` is `model` with `smoothing` added to each count.
@@ -172,7 +184,7 @@ mod tests {
 
     #[test]
     fn counts_and_entropy_are_those_of_the_definition() {
-        let counts = count_ids(&counting_store(&[&[3, 2]]), 8);
+        let counts = count_ids(&counting_store(&[&[3, 2]]), 8).unwrap();
         assert_eq!(counts, [1, 1, 1, 1, 1, 0, 0, 0]);
         assert!((cross_entropy_nats(&counts, &counts, 0) - 5.0_f64.ln()).abs() < 1e-12);
         // Two of eight smoothed counts of 2 out of 13, and the unseen id at 1 out of 13.

@@ -2,10 +2,13 @@
 
 use crate::error::DatasetError;
 use crate::shard::TokenFile;
+use crate::split::Split;
 
-/// All tokens of a split, in memory maps; positions count from its first token.
+/// All tokens of a split, in open files; positions count from its first token.
 #[derive(Debug)]
 pub struct TokenStore {
+    /// `train` or `validation`.
+    split: Split,
     files: Vec<TokenFile>,
     /// First position of each file, and the number of tokens.
     file_starts: Vec<usize>,
@@ -15,7 +18,7 @@ pub struct TokenStore {
 }
 
 impl TokenStore {
-    pub(crate) fn new(files: Vec<TokenFile>) -> Self {
+    pub(crate) fn new(split: Split, files: Vec<TokenFile>) -> Self {
         let mut file_starts = vec![0];
         let mut documents_before = Vec::new();
         let (mut num_tokens, mut num_documents) = (0, 0);
@@ -25,7 +28,7 @@ impl TokenStore {
             num_documents += file.num_documents();
             file_starts.push(num_tokens);
         }
-        Self { files, file_starts, documents_before, num_documents }
+        Self { split, files, file_starts, documents_before, num_documents }
     }
 
     /// Number of tokens.
@@ -45,9 +48,12 @@ impl TokenStore {
 
     /// Copies `out.len()` tokens from position `start` on into `out`; after the last position follows the first.
     ///
+    /// # Errors
+    /// If a file cannot be read, or is not as it was when it was opened.
+    ///
     /// # Panics
     /// If the store is empty.
-    pub fn read(&self, start: usize, out: &mut [i32]) {
+    pub fn read(&self, start: usize, out: &mut [i32]) -> Result<(), DatasetError> {
         assert!(!self.is_empty(), "read of {} tokens from an empty store", out.len());
         let mut position = start % self.len();
         let mut rest = out;
@@ -55,10 +61,11 @@ impl TokenStore {
             let file = self.file_of(position);
             let num_here = rest.len().min(self.file_starts[file + 1] - position);
             let (here, after) = rest.split_at_mut(num_here);
-            self.files[file].read(position - self.file_starts[file], here);
+            self.files[file].read(position - self.file_starts[file], here)?;
             rest = after;
             position = (position + num_here) % self.len();
         }
+        Ok(())
     }
 
     /// Index of the document that holds `position`; none where no borders are known.
@@ -111,7 +118,7 @@ impl TokenStore {
             return Err(DatasetError::Zero { name: "seq_len" });
         }
         if self.len() <= seq_len {
-            return Err(DatasetError::TooShort { num_tokens: self.len(), seq_len });
+            return Err(DatasetError::TooShort { split: self.split.name(), num_tokens: self.len(), seq_len });
         }
         Ok(())
     }
@@ -120,6 +127,7 @@ impl TokenStore {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::progress::Progress;
     use crate::shard::ShardWriter;
 
     /// A store of shards of documents of consecutive ids from 0; the domain is the document's number.
@@ -135,9 +143,10 @@ pub(crate) mod tests {
                 next_id += *len as u32;
                 domain += 1;
             }
-            TokenFile::open_shard(&path, &writer.finish().unwrap().checksum).unwrap()
+            let checksum = writer.finish().unwrap().checksum;
+            TokenFile::open_shard(&path, &checksum, &Progress::silent()).unwrap()
         };
-        TokenStore::new(shards.iter().map(&mut write).collect())
+        TokenStore::new(Split::Train, shards.iter().map(&mut write).collect())
     }
 
     #[test]
@@ -146,7 +155,7 @@ pub(crate) mod tests {
         assert_eq!((store.len(), store.num_documents()), (10, 4));
         for start in 0..10 {
             let mut ids = [0; 23];
-            store.read(start, &mut ids);
+            store.read(start, &mut ids).unwrap();
             let expected: Vec<i32> = (0..23).map(|offset| (start as i32 + offset) % 10).collect();
             assert_eq!(ids.as_slice(), expected);
         }
@@ -174,8 +183,8 @@ pub(crate) mod tests {
         assert!(store.require_sequence(3).is_ok());
         assert_eq!(
             store.require_sequence(4).unwrap_err().to_string(),
-            "the training or the validation split has 4 tokens, but one sequence of 4 needs 5: use more data, a larger split, \
-             or a smaller `train.seq_len`"
+            "the train split has 4 tokens, but one sequence of 4 needs 5: use more data, a smaller validation split, or a \
+             smaller `train.seq_len`"
         );
     }
 }

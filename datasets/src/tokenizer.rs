@@ -1,29 +1,28 @@
 //! Text to ids and back.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use switchyard_ground::printable::excerpt;
+use switchyard_ground::regular_file;
 
+use crate::config::{FileTokenizerConfig, MAX_VOCAB_SIZE};
 use crate::decode::DecodeStream;
 use crate::error::DatasetError;
-use crate::words::{cut_before_word, words};
+use crate::pieces::TextPiece;
+use crate::vocabulary::{Encoded, Vocabulary, with_end_mark};
 
 /// Ids of the byte tokenizer.
 pub(crate) const BYTES_VOCAB_SIZE: usize = 256;
 
-/// What ends a document in a trained vocabulary.
-pub(crate) const END_OF_DOCUMENT: &str = "<|endoftext|>";
+/// Far more than any `tokenizer.json` has.
+const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// Names under which other people's vocabularies keep their end-of-document mark, in order of preference.
-const END_MARK_NAMES: [&str; 4] = [END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>"];
-
-/// Longest text handed to a vocabulary in one piece; see [`pieces`].
-const MAX_PIECE_BYTES: usize = 1 << 20;
-const MIN_PIECE_BYTES: usize = 1 << 16;
+/// Characters of a message of others, or of a word, that a message shows.
+const SHOWN_CHARS: usize = 80;
 
 /// How text becomes ids and back. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,17 +38,6 @@ pub enum Tokenizer {
         /// The id that ends a document, if documents end with one.
         end_of_document: Option<u32>,
     },
-}
-
-/// A vocabulary with the `tokenizer.json` that defines it.
-#[derive(Debug, Clone)]
-pub struct Vocabulary {
-    inner: Arc<tokenizers::Tokenizer>,
-    json: Arc<[u8]>,
-    vocab_size: usize,
-    end_of_document: Option<u32>,
-    /// Whether the ids of a text are those of its [`words`], one after the other.
-    is_word_by_word: bool,
 }
 
 /// What stands in the saved file of a tokenizer that is no vocabulary.
@@ -72,9 +60,28 @@ impl Tokenizer {
     /// # Errors
     /// If the file cannot be read, or holds no tokenizer.
     pub fn load(path: &Path) -> Result<Self, DatasetError> {
-        let json = std::fs::read(path).map_err(DatasetError::io("read", path))?;
-        Self::from_json(json)
-            .map_err(|problem| DatasetError::Tokenizer { path: Some(path.to_path_buf()), problem })
+        Self::from_json(read(path)?).map_err(|problem| in_file(path, problem))
+    }
+
+    /// The tokenizer that `config` names, with the end mark and the rule for unknown text that it asks for.
+    pub(crate) fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
+        let FileTokenizerConfig { path, end_of_document, on_unknown_text } = config;
+        let mut json = read(path)?;
+        if let Some(name) = end_of_document {
+            let marked = parse(&json).and_then(|parsed| with_end_mark(parsed, name));
+            json = marked.map_err(|problem| in_file(path, problem))?;
+        }
+        match (Self::from_json(json).map_err(|problem| in_file(path, problem))?, end_of_document) {
+            (Self::Vocabulary(vocabulary), _) => {
+                Ok(Self::Vocabulary(vocabulary.on_unknown_text(on_unknown_text.unwrap_or_default())))
+            }
+            (other, None) => Ok(other),
+            (_, Some(_)) => {
+                let problem =
+                    "it has no named tokens: remove `data.tokenizer.file.end_of_document`".to_owned();
+                Err(in_file(path, problem))
+            }
+        }
     }
 
     /// The tokenizer that `json` defines: a `tokenizer.json`, or what [`Tokenizer::to_json`] returned.
@@ -82,15 +89,23 @@ impl Tokenizer {
     /// # Errors
     /// What is wrong with it.
     pub fn from_json(json: Vec<u8>) -> Result<Self, String> {
-        if let Ok(file) = serde_json::from_slice::<PlainTokenizerFile>(&json) {
-            return Ok(match file.switchyard_tokenizer {
-                PlainTokenizer::Bytes => Self::Bytes,
-                PlainTokenizer::Ids { vocab_size, end_of_document } => {
-                    Self::Ids { vocab_size, end_of_document }
+        let parsed = parse(&json)?;
+        let Ok(file) = serde_json::from_value::<PlainTokenizerFile>(parsed.clone()) else {
+            return Vocabulary::from_json(json, parsed).map(Self::Vocabulary);
+        };
+        match file.switchyard_tokenizer {
+            PlainTokenizer::Bytes => Ok(Self::Bytes),
+            PlainTokenizer::Ids { vocab_size, end_of_document } => {
+                let has_end_mark = end_of_document.is_none_or(|id| (id as usize) < vocab_size);
+                if vocab_size > MAX_VOCAB_SIZE || !has_end_mark {
+                    return Err(format!(
+                        "it has {vocab_size} ids, and {end_of_document:?} for the end of a document: at most {MAX_VOCAB_SIZE} \
+                         ids and an end mark below their number are expected"
+                    ));
                 }
-            });
+                Ok(Self::Ids { vocab_size, end_of_document })
+            }
         }
-        Vocabulary::from_json(json).map(Self::Vocabulary)
     }
 
     /// Writes the tokenizer to `path`; a vocabulary as a `tokenizer.json` that other programs read too.
@@ -104,7 +119,7 @@ impl Tokenizer {
     /// The tokenizer as the content of a file; a vocabulary as a `tokenizer.json` that other programs read too.
     pub fn to_json(&self) -> Vec<u8> {
         let plain = match self {
-            Self::Vocabulary(vocabulary) => return vocabulary.json.to_vec(),
+            Self::Vocabulary(vocabulary) => return vocabulary.json().to_vec(),
             Self::Bytes => "\"bytes\"".to_owned(),
             Self::Ids { vocab_size, end_of_document } => {
                 let end = end_of_document.map_or("null".to_owned(), |id| id.to_string());
@@ -118,10 +133,7 @@ impl Tokenizer {
     /// vocabulary does not know decode to nothing. No effect on bytes and ids.
     pub fn with_vocab_size(self, vocab_size: usize) -> Self {
         match self {
-            Self::Vocabulary(vocabulary) => {
-                let vocab_size = vocab_size.max(vocabulary.vocab_size);
-                Self::Vocabulary(Vocabulary { vocab_size, ..vocabulary })
-            }
+            Self::Vocabulary(vocabulary) => Self::Vocabulary(vocabulary.with_vocab_size(vocab_size)),
             other => other,
         }
     }
@@ -130,7 +142,7 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bytes => BYTES_VOCAB_SIZE,
-            Self::Vocabulary(vocabulary) => vocabulary.vocab_size,
+            Self::Vocabulary(vocabulary) => vocabulary.vocab_size(),
             Self::Ids { vocab_size, .. } => *vocab_size,
         }
     }
@@ -139,8 +151,16 @@ impl Tokenizer {
     pub fn end_of_document(&self) -> Option<u32> {
         match self {
             Self::Bytes => Some(0),
-            Self::Vocabulary(vocabulary) => vocabulary.end_of_document,
+            Self::Vocabulary(vocabulary) => vocabulary.end_of_document(),
             Self::Ids { end_of_document, .. } => *end_of_document,
+        }
+    }
+
+    /// The id that stands for text which the vocabulary cannot spell; none if it has no such id.
+    pub(crate) fn unknown_id(&self) -> Option<u32> {
+        match self {
+            Self::Vocabulary(vocabulary) => vocabulary.unknown_id(),
+            Self::Bytes | Self::Ids { .. } => None,
         }
     }
 
@@ -169,24 +189,20 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DatasetError> {
         match self {
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Self::Vocabulary(vocabulary) => {
-                let mut ids = Vec::new();
-                for piece in pieces(text) {
-                    ids.extend(vocabulary.encode_piece(piece)?);
-                }
-                Ok(ids)
-            }
+            Self::Vocabulary(vocabulary) => vocabulary.encode(text),
             Self::Ids { vocab_size, .. } => {
                 text.split_whitespace().map(|word| parse_id(word, *vocab_size)).collect()
             }
         }
     }
 
-    /// Ids of each of `texts`, which are [`pieces`], on all cores; the same as encoding one by one.
-    pub(crate) fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, DatasetError> {
+    /// Ids of each of `texts`, on all cores: pieces of a text give, one after the other, the ids of the text.
+    pub(crate) fn encode_all(&self, texts: &[TextPiece<'_>]) -> Result<Vec<Encoded>, DatasetError> {
         match self {
-            Self::Vocabulary(vocabulary) if vocabulary.is_word_by_word => vocabulary.encode_by_words(texts),
-            _ => texts.par_iter().map(|text| self.encode(text)).collect(),
+            Self::Vocabulary(vocabulary) => vocabulary.encode_all(texts),
+            Self::Bytes | Self::Ids { .. } => {
+                texts.par_iter().map(|piece| self.encode(piece.text()).map(Encoded::of_ids)).collect()
+            }
         }
     }
 
@@ -212,75 +228,18 @@ impl Tokenizer {
     }
 }
 
-impl Vocabulary {
-    fn from_json(json: Vec<u8>) -> Result<Self, String> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&json)
-            .map_err(|error| format!("not a tokenizer.json of the crate `tokenizers`: {error}"))?;
-        // A corpus is encoded whole, and nothing in it may pass for a special token.
-        inner.with_truncation(None).map_err(|error| error.to_string())?;
-        inner.with_padding(None);
-        inner.set_encode_special_tokens(true);
-        let max_id = inner.get_vocab(true).into_values().max().ok_or("the vocabulary is empty")?;
-        let end_of_document = END_MARK_NAMES.iter().find_map(|name| inner.token_to_id(name));
-        Ok(Self {
-            inner: Arc::new(inner),
-            vocab_size: max_id as usize + 1,
-            end_of_document,
-            is_word_by_word: is_word_by_word(&json),
-            json: json.into(),
-        })
-    }
-
-    /// Encodes each different word once: text repeats its words often.
-    fn encode_by_words(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, DatasetError> {
-        let words_of_text: Vec<Vec<&str>> =
-            texts.par_iter().map(|text| words(text).map_err(vocabulary_error)).collect::<Result<_, _>>()?;
-        let merge = |left: HashSet<_>, right: HashSet<_>| {
-            let (mut larger, smaller) = if left.len() < right.len() { (right, left) } else { (left, right) };
-            larger.extend(smaller);
-            larger
-        };
-        let different: HashSet<&str> = words_of_text
-            .par_iter()
-            .fold(HashSet::new, |mut set, words| {
-                set.extend(words);
-                set
-            })
-            .reduce(HashSet::new, merge);
-        let ids_of_word: HashMap<&str, Vec<u32>> = different
-            .into_par_iter()
-            .map(|word| Ok((word, self.encode_piece(word)?)))
-            .collect::<Result<_, DatasetError>>()?;
-        let join = |words: &Vec<&str>| words.iter().flat_map(|word| &ids_of_word[word]).copied().collect();
-        Ok(words_of_text.par_iter().map(join).collect())
-    }
-
-    fn encode_piece(&self, piece: &str) -> Result<Vec<u32>, DatasetError> {
-        let encoding = self.inner.encode_fast(piece, false).map_err(vocabulary_error)?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String, DatasetError> {
-        self.inner.decode(ids, false).map_err(vocabulary_error)
-    }
+fn read(path: &Path) -> Result<Vec<u8>, DatasetError> {
+    regular_file::read(path, MAX_FILE_BYTES).map_err(DatasetError::io("read", path))
 }
 
-/// Whether the tokenizer in `json` does nothing to a text but to split it by GPT-2's pattern and to encode the words.
-fn is_word_by_word(json: &[u8]) -> bool {
-    let Ok(tokenizer) = serde_json::from_slice::<serde_json::Value>(json) else { return false };
-    let splitter = &tokenizer["pre_tokenizer"];
-    let has_plain_added_token = tokenizer["added_tokens"]
-        .as_array()
-        .is_some_and(|tokens| tokens.iter().any(|token| token["special"] != true));
-    tokenizer["normalizer"].is_null()
-        && splitter["type"] == "ByteLevel"
-        && splitter["add_prefix_space"] == false
-        && splitter["use_regex"] != false
-        && !has_plain_added_token
+fn parse(json: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(json).map_err(|error| {
+        format!("it is not JSON ({error}): if it was downloaded, it may have been cut short; get it again")
+    })
 }
 
-pub(crate) fn vocabulary_error(error: tokenizers::Error) -> DatasetError {
-    DatasetError::Tokenizer { path: None, problem: format!("{error}: use another tokenizer for this text") }
+fn in_file(path: &Path, problem: String) -> DatasetError {
+    DatasetError::Tokenizer { path: Some(path.to_path_buf()), problem }
 }
 
 fn parse_id(word: &str, vocab_size: usize) -> Result<u32, DatasetError> {
@@ -289,79 +248,21 @@ fn parse_id(word: &str, vocab_size: usize) -> Result<u32, DatasetError> {
         _ => Err(DatasetError::Tokenizer {
             path: None,
             problem: format!(
-                "`{word}` is not an id: this data is made of ids, give numbers below {vocab_size}"
+                "`{}` is not an id: this data is made of ids, give numbers below {vocab_size}",
+                excerpt(word, SHOWN_CHARS)
             ),
         }),
     }
-}
-
-/// `text` in pieces that are encoded on their own, so that a long document needs bounded memory and several cores.
-///
-/// A piece ends where GPT-2's pattern ends a word anyhow: cutting there changes no id of a byte-level vocabulary. Text
-/// without such a place is cut at [`MAX_PIECE_BYTES`].
-pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let (piece, after) = rest.split_at(piece_len(rest));
-        rest = after;
-        Some(piece)
-    })
-}
-
-fn piece_len(text: &str) -> usize {
-    let head = &text[..text.floor_char_boundary(MAX_PIECE_BYTES)];
-    if head.len() <= MIN_PIECE_BYTES {
-        return head.len();
-    }
-    cut_before_word(head, MIN_PIECE_BYTES).unwrap_or(head.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bpe;
+    use crate::vocabulary::END_OF_DOCUMENT;
 
     fn trained() -> Tokenizer {
         bpe::train(["the cat and the hat, the bat".to_owned()].iter().map(String::as_str), 280).unwrap()
-    }
-
-    #[test]
-    fn pieces_join_to_the_text_and_change_no_id() {
-        let text = "the cat's hat\n\n  and   12 bats, ünd the… ".repeat(6000);
-        let cut: Vec<&str> = pieces(&text).collect();
-        assert!(cut.len() > 2 && cut.concat() == text);
-        let Tokenizer::Vocabulary(vocabulary) = trained() else { panic!("a vocabulary was trained") };
-        let whole = vocabulary.encode_piece(&text).unwrap();
-        assert_eq!(Tokenizer::Vocabulary(vocabulary).encode(&text).unwrap(), whole);
-        let solid = "é".repeat(MAX_PIECE_BYTES);
-        assert_eq!(pieces(&solid).map(str::len).collect::<Vec<_>>(), [MAX_PIECE_BYTES, MAX_PIECE_BYTES]);
-    }
-
-    #[test]
-    fn encoding_many_texts_is_encoding_each() {
-        let Tokenizer::Vocabulary(vocabulary) = trained() else { panic!("a vocabulary was trained") };
-        assert!(vocabulary.is_word_by_word);
-        let texts = [include_str!("tokenizer.rs"), "the <|endoftext|> ünd\n  hat", "", "  "];
-        let each: Vec<Vec<u32>> = texts.iter().map(|text| vocabulary.encode_piece(text).unwrap()).collect();
-        assert_eq!(Tokenizer::Vocabulary(vocabulary).encode_all(&texts).unwrap(), each);
-    }
-
-    #[test]
-    fn a_tokenizer_that_looks_across_words_is_not_taken_word_by_word() {
-        let plain =
-            r#"{"normalizer": null, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}}"#;
-        assert!(is_word_by_word(plain.as_bytes()));
-        for other in [
-            plain.replace("false", "true"),
-            plain.replace("ByteLevel", "Metaspace"),
-            plain.replace("null", "{\"type\": \"NFC\"}"),
-            plain.replace("{\"normalizer", "{\"added_tokens\": [{\"special\": false}], \"normalizer"),
-        ] {
-            assert!(!is_word_by_word(other.as_bytes()), "{other}");
-        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn the_default_corpus_is_megabytes_of_text_from_every_crate() {
     let manifest = &dataset.manifest;
     let num_bytes = manifest.train.num_bytes + manifest.validation.num_bytes;
     let num_documents = manifest.train.num_documents + manifest.validation.num_documents;
-    eprintln!("default corpus: {num_bytes} bytes in {num_documents} documents");
+    switchyard_ground::say!("default corpus: {num_bytes} bytes in {num_documents} documents");
     assert!((10_000_000..25_000_000).contains(&num_bytes));
     assert!(manifest.train.tokens_per_domain.iter().all(|tokens| *tokens > 0));
     assert_validation_share(&dataset);

@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use switchyard_datasets::{
-    BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, FileTokenizerConfig, Progress,
-    SplitConfig, SplitFraction, SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig,
-    prepare,
+    BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows,
+    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SplitConfig, SplitFraction,
+    SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig, prepare,
 };
 
 const CHILD_CACHE: &str = "SWITCHYARD_DATASETS_TEST_CACHE";
@@ -28,8 +28,8 @@ fn synthetic(cache: &Path, num_documents: u64) -> DataConfig {
 }
 
 fn text(cache: &Path, path: &Path) -> DataConfig {
-    let text = TextConfig { path: path.to_path_buf(), jsonl_key: None };
-    DataConfig { cache_dir: Some(cache.to_path_buf()), text: Some(text), ..DataConfig::default() }
+    let text = Some(TextConfig::new(path));
+    DataConfig { cache_dir: Some(cache.to_path_buf()), text, ..DataConfig::default() }
 }
 
 fn tail(validation_fraction: f64) -> SplitConfig {
@@ -42,7 +42,7 @@ fn silent(config: &DataConfig) -> Result<Dataset, DatasetError> {
 
 fn ids(store: &TokenStore) -> Vec<i32> {
     let mut ids = vec![0; store.len()];
-    store.read(0, &mut ids);
+    store.read(0, &mut ids).expect("prepared tokens are read");
     ids
 }
 
@@ -238,7 +238,7 @@ fn several_documents_are_marked_and_a_trained_tokenizer_restores_them() {
     // The stored tokenizer, given as a file, yields the same ids.
     let path = dataset.folder.clone().unwrap().join("tokenizer.json");
     let tokenizer =
-        TokenizerConfig { file: Some(FileTokenizerConfig { path }), ..TokenizerConfig::default() };
+        TokenizerConfig { file: Some(FileTokenizerConfig::new(path)), ..TokenizerConfig::default() };
     let again = silent(&DataConfig { tokenizer, ..config }).unwrap();
     assert_eq!(ids(&again.train), ids(&dataset.train));
     assert_ne!(again.manifest.key, dataset.manifest.key);
@@ -250,17 +250,343 @@ fn token_files_are_read_where_they_lie() {
     let train = folder.path().join("train.bin");
     let bytes: Vec<u8> = (0..100_u16).flat_map(|id| (id * 500).to_le_bytes()).collect();
     std::fs::write(&train, bytes).unwrap();
-    let tokens = TokensConfig { train, validation: None, vocab_size: 50_257 };
+    let tokens = TokensConfig { train, validation: None, vocab_size: 50_257, dtype: None };
     let config = DataConfig { tokens: Some(tokens), split: tail(0.1), ..DataConfig::default() };
     let dataset = silent(&config).unwrap();
     assert_eq!((dataset.train.len(), dataset.validation.len()), (90, 10));
     assert_eq!(ids(&dataset.validation)[..2], [45_000, 45_500]);
     assert_eq!(dataset.folder, None);
     let message = silent(&DataConfig { split: tail(0.999), ..config }).unwrap_err().to_string();
+    assert!(message.ends_with(
+        "train.bin` leaves the train split without tokens: name a larger file, or change the fraction"
+    ));
+}
+
+#[test]
+fn a_token_file_that_changes_while_it_is_read_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.bin");
+    std::fs::write(&train, (0..1000_u16).flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let tokens = TokensConfig { train: train.clone(), validation: None, vocab_size: 1000, dtype: None };
+    let config = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+    let dataset = silent(&config).unwrap();
+    let config = LoaderConfig { seq_len: 8, sequences_per_batch: 2, seed: 1, mask_documents: false };
+    let file = std::fs::OpenOptions::new().write(true).open(&train).unwrap();
+    (&file).write_all(&[0xff; 1000]).unwrap();
+    let mut loader = Loader::new(dataset.train.clone(), config, 0).unwrap();
+    let message = loader.next_batch().unwrap_err().to_string();
+    assert!(message.contains("train.bin` holds id 65535 at position "), "{message}");
+    assert!(matches!(loader.next_batch(), Err(DatasetError::LoaderStopped)), "nothing follows an error");
+    file.set_len(1500).unwrap();
+    let windows = EvaluationWindows::new(dataset.validation, 100).unwrap();
+    let results: Vec<_> = windows.batches(1).collect();
+    assert!(results[0].is_ok());
+    let message = results.last().unwrap().as_ref().unwrap_err().to_string();
+    assert!(message.contains("train.bin` ends before the last of its 500 tokens"), "{message}");
+}
+
+/// Texts of `lens` lines below `folder`.
+fn write_texts(folder: &Path, lens: impl IntoIterator<Item = usize>) {
+    std::fs::create_dir_all(folder).expect("a folder is made");
+    for (index, len) in lens.into_iter().enumerate() {
+        let text = format!("line of document {index}\n").repeat(len);
+        std::fs::write(folder.join(format!("{index:03}.txt")), text).expect("a file is written");
+    }
+}
+
+/// A `tokenizer.json` with a token for each of `letters`; `change` alters its model.
+fn letters_tokenizer(path: &Path, letters: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        letters.chars().enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
+    let mut model = serde_json::json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
+        "merges": [],
+    });
+    change(&mut model);
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": model,
+    });
+    std::fs::write(path, tokenizer.to_string()).expect("a file is written");
+}
+
+fn with_tokenizer(config: DataConfig, file: FileTokenizerConfig) -> DataConfig {
+    let tokenizer = TokenizerConfig { file: Some(file), ..TokenizerConfig::default() };
+    DataConfig { tokenizer, ..config }
+}
+
+#[test]
+fn notes_are_kept_with_the_corpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, corpus) = (folder.path().join("cache"), folder.path().join("corpus"));
+    write_texts(&corpus, [5; 30]);
+    std::fs::write(corpus.join("blank.txt"), " \n\t ").unwrap();
+    std::fs::copy(corpus.join("003.txt"), corpus.join("copy.txt")).unwrap();
+    let config = DataConfig { split: tail(0.1), ..text(&cache, &corpus) };
+    let first = silent(&config).unwrap();
+    let notes = &first.manifest.notes;
+    assert!(notes[0].starts_with("1 document of nothing but white space passed over: `"), "{notes:?}");
     assert!(
-        message.ends_with(
-            "train.bin` leaves a split without tokens: name a larger file, or change the fraction"
-        )
+        notes[1].starts_with("1 of 31 documents (3.1 % of the text) repeat an earlier one: 1 valid"),
+        "{notes:?}"
+    );
+    assert!(notes[2].starts_with("the validation split has 4 document(s), and the largest is"), "{notes:?}");
+    assert_eq!(notes.len(), 3);
+    assert_eq!(silent(&config).unwrap().manifest.notes, *notes);
+    let statistics = DatasetStatistics::compute(&first).unwrap();
+    assert_eq!((statistics.repeats.documents, statistics.repeats.validation_documents_in_train), (1, 1));
+    assert_eq!(
+        first.manifest.train.num_documents + first.manifest.validation.num_documents,
+        32,
+        "one is cut"
+    );
+}
+
+#[test]
+fn copies_of_a_document_are_in_one_split_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let lines: String =
+        (0..1000).map(|index| format!("{{\"text\": \"number {}\"}}\n", index % 900)).collect();
+    std::fs::write(&path, lines).unwrap();
+    let dataset = silent(&text(folder.path(), &path)).unwrap();
+    let repeats = dataset.manifest.repeats;
+    assert_eq!((repeats.documents, repeats.validation_documents_in_train), (100, 0));
+    let notes = &dataset.manifest.notes;
+    assert!(
+        notes[0].starts_with("100 of 1000 documents (9.1 % of the text) repeat an earlier one: all cop"),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_validation_split_of_many_documents_needs_no_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("corpus");
+    write_texts(&corpus, [2; 200]);
+    let split = SplitFraction { validation_fraction: 0.5 };
+    let split = SplitConfig { by_document_hash: Some(split), ..SplitConfig::default() };
+    let config = DataConfig { split, ..text(&folder.path().join("cache"), &corpus) };
+    assert_eq!(silent(&config).unwrap().manifest.notes, [""; 0]);
+}
+
+#[test]
+fn text_that_a_tokenizer_cannot_spell_is_refused_with_file_and_character() {
+    let folder = tempfile::tempdir().unwrap();
+    let (corpus, path) = (folder.path().join("corpus"), folder.path().join("tokenizer.json"));
+    write_texts(&corpus, [3; 30]);
+    std::fs::write(corpus.join("015.txt"), "line of café\n").unwrap();
+    letters_tokenizer(&path, "line ofdcumt0123456789\naé", |_| {});
+    let config = DataConfig { split: tail(0.5), ..text(&folder.path().join("cache"), &corpus) };
+    let sound = silent(&with_tokenizer(config.clone(), FileTokenizerConfig::new(&path))).unwrap();
+    let notes = &sound.manifest.notes;
+    assert!(
+        notes[0].starts_with("the 30 documents follow each other without a mark between them"),
+        "{notes:?}"
+    );
+
+    letters_tokenizer(&path, "line ofdcumt0123456789\na", |_| {});
+    let message =
+        silent(&with_tokenizer(config.clone(), FileTokenizerConfig::new(&path))).unwrap_err().to_string();
+    assert!(
+        message.contains("015.txt`: the vocabulary has no id for `é` (U+00E9), in `line of café"),
+        "{message}"
+    );
+    assert!(names(&folder.path().join("cache"), ".tmp").is_empty(), "nothing is left of it");
+
+    let lenient =
+        FileTokenizerConfig { on_unknown_text: Some(OnTrouble::Skip), ..FileTokenizerConfig::new(&path) };
+    let dataset = silent(&with_tokenizer(config.clone(), lenient)).unwrap();
+    assert_eq!(dataset.manifest.train.lost_bytes + dataset.manifest.validation.lost_bytes, 2);
+    let notes = &dataset.manifest.notes;
+    assert!(notes[1].starts_with("2 bytes of text (0.1 %) have no id and were left out"), "{notes:?}");
+
+    letters_tokenizer(&path, "line ofdcumt0123456789\na?$", |model| model["unk_token"] = "?".into());
+    let marked = FileTokenizerConfig { end_of_document: Some("$".into()), ..FileTokenizerConfig::new(&path) };
+    let dataset = silent(&with_tokenizer(config.clone(), marked.clone())).unwrap();
+    assert_eq!(dataset.manifest.validation.unknown_tokens + dataset.manifest.train.unknown_tokens, 1);
+    assert!(
+        dataset.manifest.notes[0].starts_with("1 tokens (less than 0.1 %) stand for text"),
+        "{:?}",
+        dataset.manifest.notes
+    );
+    let end = dataset.manifest.end_of_document.unwrap();
+    assert_eq!(dataset.tokenizer.end_of_document(), Some(end));
+    let num_marks = |store: &TokenStore| ids(store).iter().filter(|id| **id == end as i32).count();
+    assert_eq!(num_marks(&dataset.train) + num_marks(&dataset.validation), 30);
+    let missing = FileTokenizerConfig { end_of_document: Some("[END]".into()), ..marked };
+    let message = silent(&with_tokenizer(config, missing)).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json`: it has no token `[END]`: set"), "{message}");
+}
+
+#[test]
+fn two_preparations_with_dropout_in_the_tokenizer_give_the_same_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (corpus, path) = (folder.path().join("corpus"), folder.path().join("tokenizer.json"));
+    write_texts(&corpus, [50; 20]);
+    letters_tokenizer(&path, "line ofdcumt0123456789\na", |model| {
+        for (id, token) in ["li", "ne", "do", "cu", "line", "docu"].iter().enumerate() {
+            model["vocab"][token] = (100 + id).into();
+        }
+        model["merges"] =
+            serde_json::json!([["l", "i"], ["n", "e"], ["d", "o"], ["c", "u"], ["li", "ne"], ["do", "cu"]]);
+        model["dropout"] = 0.5.into();
+    });
+    let prepared = |cache: &str| {
+        let config = DataConfig { split: tail(0.5), ..text(&folder.path().join(cache), &corpus) };
+        silent(&with_tokenizer(config, FileTokenizerConfig::new(&path))).unwrap()
+    };
+    let (first, second) = (prepared("a"), prepared("b"));
+    assert_eq!(first.manifest, second.manifest);
+    assert_eq!(ids(&first.train), ids(&second.train));
+}
+
+#[test]
+fn a_cut_tokenizer_file_is_the_users_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let (corpus, path) = (folder.path().join("corpus"), folder.path().join("tokenizer.json"));
+    write_texts(&corpus, [5; 3]);
+    letters_tokenizer(&path, "abc", |_| {});
+    let whole = std::fs::read(&path).unwrap();
+    for len in (0..whole.len()).step_by(7) {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        let config = with_tokenizer(text(folder.path(), &corpus), FileTokenizerConfig::new(&path));
+        let error = silent(&config).unwrap_err();
+        assert!(error.is_users_mistake() && error.to_string().contains("it is not JSON"), "{len}: {error}");
+    }
+    let crafted = r#"{"switchyard_tokenizer":{"ids":{"vocab_size":9,"end_of_document":50}}}"#;
+    std::fs::write(&path, crafted).unwrap();
+    let config = with_tokenizer(text(folder.path(), &corpus), FileTokenizerConfig::new(&path));
+    let message = silent(&config).unwrap_err().to_string();
+    assert!(message.contains("an end mark below their number"), "{message}");
+}
+
+#[test]
+fn every_flipped_byte_of_the_manifest_is_refused() {
+    let cache = tempfile::tempdir().unwrap();
+    let config = synthetic(cache.path(), 300);
+    let path = silent(&config).unwrap().folder.unwrap().join("manifest.json");
+    let sound = std::fs::read(&path).unwrap();
+    for at in 0..sound.len() {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 1 << (at % 7);
+        std::fs::write(&path, &damaged).unwrap();
+        let error = silent(&config).unwrap_err();
+        assert!(matches!(error, DatasetError::Damaged { .. }), "byte {at}: {error}");
+    }
+    std::fs::write(&path, sound).unwrap();
+    assert!(silent(&config).is_ok());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_prepared_corpus_that_cannot_be_read_is_not_called_damaged_and_not_made_anew() {
+    use std::os::unix::fs::PermissionsExt;
+    let cache = tempfile::tempdir().unwrap();
+    let config = synthetic(cache.path(), 300);
+    let folder = silent(&config).unwrap().folder.unwrap();
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // A whole corpus needs no writing, wherever it lies.
+    for path in [cache.path(), &folder] {
+        allow(path, 0o555);
+    }
+    assert!(silent(&config).is_ok());
+    let shard = folder.join("train-00000.shard");
+    for path in [&folder, &shard, &folder.join("manifest.json")] {
+        allow(path, 0o000);
+        // The administrator may read everything.
+        if let Err(error) = silent(&config) {
+            assert!(matches!(error, DatasetError::Io { .. }), "{error}");
+            let message = error.to_string();
+            assert!(message.starts_with("cannot read") && !message.contains("delete"), "{message}");
+        }
+        allow(path, 0o755);
+    }
+    allow(cache.path(), 0o755);
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_in_the_place_of_any_input_are_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.txt");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let plain = folder.path().join("a.txt");
+    std::fs::write(&plain, "text").unwrap();
+    for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
+        let tokens = TokensConfig { train: path.to_path_buf(), validation: None, vocab_size: 9, dtype: None };
+        let of_tokens = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+        let of_tokenizer = with_tokenizer(text(folder.path(), &plain), FileTokenizerConfig::new(path));
+        let of_text = text(folder.path(), path);
+        for config in [of_tokens, of_tokenizer, of_text] {
+            if path == folder.path() && config.text.as_ref().is_some_and(|text| text.path == path) {
+                continue;
+            }
+            let error = silent(&config).unwrap_err();
+            assert!(error.is_users_mistake(), "{error}");
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
+    }
+    // Prepared files can be replaced by pipes too.
+    let config = synthetic(&folder.path().join("cache"), 300);
+    let prepared = silent(&config).unwrap().folder.unwrap();
+    for name in ["manifest.json", "tokenizer.json", "train-00000.shard"] {
+        let (path, aside) = (prepared.join(name), folder.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(silent(&config).unwrap_err().to_string().contains("not a regular file"));
+        std::fs::rename(&aside, &path).unwrap();
+    }
+}
+
+#[test]
+fn the_stop_flag_ends_the_work_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("corpus");
+    write_texts(&corpus, [5; 30]);
+    let bytes = vec![0; 1 << 20];
+    let train = folder.path().join("train.bin");
+    std::fs::write(&train, bytes).unwrap();
+    let tokens = TokensConfig { train, validation: None, vocab_size: 9, dtype: None };
+    let of_tokens = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+    let prepared = synthetic(&folder.path().join("cache"), 300);
+    silent(&prepared).unwrap();
+    for config in [of_tokens, text(folder.path(), &corpus), prepared] {
+        let stop = Arc::new(AtomicBool::new(true));
+        let error = prepare(&config, &Progress::silent().with_stop(stop)).unwrap_err();
+        assert!(matches!(error, DatasetError::Interrupted), "{error}");
+    }
+}
+
+#[test]
+fn a_name_that_is_too_long_is_said_to_be_too_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = silent(&text(folder.path(), &folder.path().join("x".repeat(300) + ".txt"))).unwrap_err();
+    assert!(error.is_users_mistake());
+    assert!(error.to_string().contains("the name is too long"), "{error}");
+}
+
+#[test]
+fn too_short_a_split_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.txt");
+    std::fs::write(&path, "x".repeat(1000)).unwrap();
+    let dataset = silent(&DataConfig { split: tail(0.04), ..text(folder.path(), &path) }).unwrap();
+    let message = EvaluationWindows::new(dataset.validation, 64).unwrap_err().to_string();
+    assert!(
+        message.starts_with(
+            "the validation split has 40 tokens, but one sequence of 64 needs 65: use more data, a larger"
+        ),
+        "{message}"
+    );
+    let config = LoaderConfig { seq_len: 960, sequences_per_batch: 1, seed: 0, mask_documents: false };
+    let message = Loader::new(dataset.train, config, 0).unwrap_err().to_string();
+    assert!(
+        message.starts_with("the train split has 960 tokens, but one sequence of 960 needs 961"),
+        "{message}"
     );
 }
 
@@ -276,7 +602,7 @@ fn tiny_shakespeare_is_split_as_nanogpt_splits_it() {
     let dataset = silent(&DataConfig { split: tail(0.1), ..text(cache.path(), path) }).unwrap();
     assert_eq!((dataset.train.len(), dataset.validation.len()), (1_003_854, 111_540));
     assert_eq!(dataset.manifest.end_of_document, None);
-    let windows = switchyard_datasets::EvaluationWindows::new(dataset.validation.clone(), 64).unwrap();
+    let windows = EvaluationWindows::new(dataset.validation.clone(), 64).unwrap();
     assert_eq!(windows.num_windows(), 1742);
     let text: Vec<u8> =
         [ids(&dataset.train), ids(&dataset.validation)].concat().iter().map(|id| *id as u8).collect();

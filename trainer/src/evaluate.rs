@@ -61,6 +61,7 @@ pub fn evaluate(
     };
     let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
     for batch in windows.batches(settings.sequences_per_batch) {
+        let batch = batch?;
         let batch_tokens = batch.num_tokens() as u64;
         let batch = DeviceBatch::upload(batch, device);
         let output = model.forward(&batch.input, Pass::Evaluation);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use switchyard_ground::regular_file;
 
 use super::{Content, Document, Visit};
 use crate::config::CratesConfig;
@@ -21,12 +22,15 @@ const LOCKFILE: &str = include_str!("../../../Cargo.lock");
 /// Files from this size on are generated tables rather than text that somebody wrote.
 const MAX_FILE_BYTES: u64 = 400_000;
 
+/// Far more than any archive of the corpus has.
+const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
+
 /// The crates that make up the corpus; the index is the domain.
 ///
 /// Chosen from what `cargo tree -p switchyard -e normal,build` lists alike for Linux, macOS and Windows with
 /// default features, so that a plain `cargo build` on any of them fetches every one. Each occurs in one version
 /// only, so its name picks one archive. Left out: crates that are mostly tables or bindings. Together about 23 MB in 2,100
-/// files; `cargo test -p switchyard-datasets --test crates_corpus -- --nocapture` prints the numbers of the present
+/// files; `cargo test -p switchyard-datasets --test crates_corpus` prints the numbers of the present
 /// lockfile.
 pub(super) const CRATE_NAMES: [&str; 50] = [
     "aho-corasick",
@@ -242,7 +246,7 @@ fn pinned_archives(lockfile: &str) -> Result<Vec<PinnedArchive>, DatasetError> {
 
 /// The text files of one archive, ordered by path, after its checksum has been compared.
 fn read_archive(archive: &PinnedArchive, path: &Path) -> Result<Vec<Document>, DatasetError> {
-    let compressed = std::fs::read(path).map_err(DatasetError::io("read", path))?;
+    let compressed = regular_file::read(path, MAX_ARCHIVE_BYTES).map_err(DatasetError::io("read", path))?;
     let actual = hex(&Sha256::digest(&compressed));
     if actual != archive.sha256 {
         return Err(DatasetError::ArchiveChecksum {

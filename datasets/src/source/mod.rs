@@ -1,8 +1,11 @@
 //! Where documents come from: one file per source, each yielding its documents in an order that never changes.
 
 mod crates;
+mod json_line;
 mod synthetic;
 mod text;
+mod unpack;
+mod walk;
 
 use sha2::{Digest, Sha256};
 
@@ -12,6 +15,8 @@ pub(crate) use text::TextSource;
 
 use crate::config::DataConfig;
 use crate::error::DatasetError;
+use crate::progress::Progress;
+use crate::remarks::Remarks;
 
 /// One document, before tokenization.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,21 +70,21 @@ pub(crate) enum Source {
 
 impl Source {
     /// The source that `config` names; none if it names files of ids, which are not made of documents.
-    pub(crate) fn open(config: &DataConfig) -> Result<Option<Self>, DatasetError> {
+    pub(crate) fn open(config: &DataConfig, progress: &Progress) -> Result<Option<Self>, DatasetError> {
         if let Some(crates) = &config.crates {
             return Ok(Some(Self::Crates(CratesSource::open(crates)?)));
         }
         if let Some(text) = &config.text {
-            return Ok(Some(Self::Text(TextSource::open(text)?)));
+            return Ok(Some(Self::Text(TextSource::open(text, progress)?)));
         }
         Ok(config.synthetic.as_ref().map(|synthetic| Self::Synthetic(SyntheticSource::new(synthetic))))
     }
 
     /// Feeds `hasher` with what determines the documents.
-    pub(crate) fn identify(&self, hasher: &mut Sha256) -> Result<(), DatasetError> {
+    pub(crate) fn identify(&self, hasher: &mut Sha256, progress: &Progress) -> Result<(), DatasetError> {
         match self {
             Self::Crates(source) => source.identify(hasher),
-            Self::Text(source) => source.identify(hasher)?,
+            Self::Text(source) => source.identify(hasher, progress)?,
             Self::Synthetic(source) => source.identify(hasher),
         }
         Ok(())
@@ -87,9 +92,18 @@ impl Source {
 
     /// Calls `visit` with every document, always in the same order; stops at the first error.
     pub(crate) fn for_each(&self, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
+        self.for_each_with_remarks(&mut Remarks::default(), visit)
+    }
+
+    /// The same; what is passed over or odd in the documents is remarked.
+    pub(crate) fn for_each_with_remarks(
+        &self,
+        remarks: &mut Remarks,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), DatasetError> {
         match self {
             Self::Crates(source) => source.for_each(visit),
-            Self::Text(source) => source.for_each(visit),
+            Self::Text(source) => source.for_each(remarks, visit),
             Self::Synthetic(source) => source.for_each(visit),
         }
     }
@@ -109,6 +123,14 @@ impl Source {
             Self::Crates(source) => source.description(),
             Self::Text(source) => source.description(),
             Self::Synthetic(source) => source.description(),
+        }
+    }
+
+    /// What was passed over on the way to the documents.
+    pub(crate) fn remarks(&self) -> Remarks {
+        match self {
+            Self::Text(source) => source.remarks().clone(),
+            Self::Crates(_) | Self::Synthetic(_) => Remarks::default(),
         }
     }
 

@@ -1,102 +1,134 @@
 //! Local text: files and folders, plain or compressed.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
 
-use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
+use switchyard_ground::regular_file;
 
+use super::json_line::text_of_line;
+use super::unpack::{RecordEnd, Unpacked, long_zstd_window};
+use super::walk::{Found, shown_name, text_files};
 use super::{Content, Document, Visit};
-use crate::config::TextConfig;
+use crate::config::{OnTrouble, TextConfig};
 use crate::error::DatasetError;
 use crate::hash::sha256_of_file;
+use crate::progress::Progress;
+use crate::remarks::{Remark, Remarks};
+use crate::vocabulary::END_OF_DOCUMENT;
 
 const DEFAULT_JSONL_KEY: &str = "text";
 
 /// Domain tags are 16 bits wide; what comes after shares the last one.
 const MAX_DOMAINS: usize = 1 << 16;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    /// The file is the document.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Format {
+    /// The file is the document, or several with a separator between them.
     Plain,
     /// Each line is one document.
     JsonLines,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Compression {
     None,
     Gzip,
     Zstd,
 }
 
 struct TextFile {
-    path: PathBuf,
-    format: Format,
-    compression: Compression,
+    found: Found,
     domain: u16,
 }
 
 /// The files behind `[data.text]`, in the order of their paths.
 pub(crate) struct TextSource {
-    root: PathBuf,
-    jsonl_key: String,
+    config: TextConfig,
     files: Vec<TextFile>,
     domain_names: Vec<String>,
+    /// What was passed over on the way to the files.
+    remarks: Remarks,
+    /// Whose stop flag ends the reading.
+    progress: Progress,
 }
 
 impl TextSource {
-    /// The file at `config.path`, or all text files below that folder; other files in a folder are passed over.
+    /// The file at `config.path`, or all text files below that folder.
     ///
     /// A domain is what stands directly below the folder: a file, or a folder with all that is in it.
-    pub(crate) fn open(config: &TextConfig) -> Result<Self, DatasetError> {
+    pub(crate) fn open(config: &TextConfig, progress: &Progress) -> Result<Self, DatasetError> {
         let root = &config.path;
-        let metadata = std::fs::metadata(root).map_err(DatasetError::io("read", root))?;
         let mut source = Self {
-            root: root.clone(),
-            jsonl_key: config.jsonl_key.clone().unwrap_or_else(|| DEFAULT_JSONL_KEY.to_owned()),
+            config: config.clone(),
             files: Vec::new(),
             domain_names: Vec::new(),
+            remarks: Remarks::default(),
+            progress: progress.clone(),
         };
+        let metadata = std::fs::metadata(root).map_err(DatasetError::io("read", root))?;
         if metadata.is_dir() {
-            for entry in sorted_entries(root)? {
-                source.add_domain(&entry)?;
-            }
+            let found = text_files(root, &mut source.remarks, progress)?;
+            source.add_domains(found);
         } else {
-            let Some((format, compression)) = classify(root) else {
+            regular_file::open(root).map_err(DatasetError::io("read", root))?;
+            let Some((format, compression)) = root.file_name().and_then(classify) else {
                 return Err(DatasetError::UnknownFileType { path: root.clone() });
             };
-            source.files.push(TextFile { path: root.clone(), format, compression, domain: 0 });
-            source.domain_names.push(file_name(root));
+            let found = Found { path: root.clone(), format, compression };
+            source.files.push(TextFile { found, domain: 0 });
+            source.domain_names.push(root.file_name().map(shown_name).unwrap_or_default());
         }
+        source.remark_long_windows();
         Ok(source)
     }
 
-    fn add_domain(&mut self, entry: &Path) -> Result<(), DatasetError> {
-        let mut files = Vec::new();
-        collect_files(entry, &mut files)?;
-        if files.is_empty() {
-            return Ok(());
+    /// Takes files in the order of their paths, in which those of a domain are neighbours.
+    fn add_domains(&mut self, found: Vec<Found>) {
+        let mut previous: Option<OsString> = None;
+        for found in found {
+            let below_root = found.path.strip_prefix(&self.config.path).unwrap_or(&found.path);
+            let top = below_root.iter().next().unwrap_or_default().to_owned();
+            if previous.as_ref() != Some(&top) && self.domain_names.len() < MAX_DOMAINS {
+                self.domain_names.push(shown_name(&top));
+            }
+            previous = Some(top);
+            self.files.push(TextFile { found, domain: (self.domain_names.len() - 1) as u16 });
         }
-        if self.domain_names.len() < MAX_DOMAINS {
-            self.domain_names.push(file_name(entry));
+    }
+
+    fn remark_long_windows(&mut self) {
+        for TextFile { found: Found { path, compression, .. }, .. } in &self.files {
+            if *compression == Compression::Zstd
+                && let Some(window_bytes) = long_zstd_window(path)
+            {
+                let example = || format!("`{}` with {} MiB", path.display(), window_bytes >> 20);
+                self.remarks.add(Remark::LongWindow, example);
+            }
         }
-        let domain = (self.domain_names.len() - 1) as u16;
-        let file = |(path, format, compression)| TextFile { path, format, compression, domain };
-        self.files.extend(files.into_iter().map(file));
-        Ok(())
     }
 
     /// Feeds the files' paths below the root and their contents: a file that changed is another corpus.
-    pub(super) fn identify(&self, hasher: &mut Sha256) -> Result<(), DatasetError> {
-        hasher.update(format!("text jsonl_key={:?}\n", self.jsonl_key));
-        for file in &self.files {
-            let relative = file.path.strip_prefix(&self.root).unwrap_or(&file.path);
-            // The kind decides how the bytes are read; a file's own name, on the other hand, changes nothing.
-            hasher.update(format!("{:?} {:?} {:?}\n", relative, file.format, file.compression));
-            hasher.update(sha256_of_file(&file.path)?);
+    pub(super) fn identify(&self, hasher: &mut Sha256, progress: &Progress) -> Result<(), DatasetError> {
+        // The limit only decides whether there is a corpus.
+        let TextConfig { path: root, jsonl_key, on_bad_line, separator, max_document_bytes: _ } =
+            &self.config;
+        let key = jsonl_key.as_deref().unwrap_or(DEFAULT_JSONL_KEY);
+        // The number is that of the rules by which files become documents.
+        hasher.update(format!("text 2 jsonl_key={key:?}\n"));
+        if let Some(separator) = separator {
+            hasher.update(format!("separator={separator:?}\n"));
+        }
+        if *on_bad_line == Some(OnTrouble::Skip) {
+            hasher.update("on_bad_line=skip\n");
+        }
+        for TextFile { found: Found { path, format, compression }, .. } in &self.files {
+            let relative = path.strip_prefix(root).unwrap_or(path);
+            // The kind decides how the bytes are read; a file's own name, on the other hand, changes nothing. Of a name
+            // that is not UTF-8 this format escapes the bytes, so that no two names are alike.
+            hasher.update(format!("{relative:?} {format:?} {compression:?}\n"));
+            hasher.update(sha256_of_file(path, progress)?);
         }
         Ok(())
     }
@@ -106,150 +138,230 @@ impl TextSource {
     }
 
     pub(super) fn description(&self) -> String {
-        format!("text in `{}` ({} file(s))", self.root.display(), self.files.len())
+        format!("text in `{}` ({} file(s))", self.config.path.display(), self.files.len())
     }
 
-    /// Documents in the order of paths and lines; empty ones are passed over.
-    pub(super) fn for_each(&self, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
+    /// What was passed over on the way to the files.
+    pub(super) fn remarks(&self) -> &Remarks {
+        &self.remarks
+    }
+
+    /// Documents in the order of paths and lines; what is passed over in the files is remarked.
+    pub(super) fn for_each(&self, remarks: &mut Remarks, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
         for file in &self.files {
-            match file.format {
+            let mut reader = DocumentReader::open(file, self)?;
+            while let Some(record) = reader.next_document(remarks)? {
+                if record.text.trim().is_empty() {
+                    if !record.text.is_empty() {
+                        remarks.add(Remark::BlankDocument, || format!("`{}`", record.name));
+                    }
+                    continue;
+                }
+                if record.text.contains(END_OF_DOCUMENT) {
+                    remarks.add(Remark::EndMarkAsText, || format!("`{}`", record.name));
+                }
+                visit(Document {
+                    content: Content::Text(record.text),
+                    domain: file.domain,
+                    name: record.name,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Record {
+    text: String,
+    name: String,
+}
+
+/// The documents of one file.
+struct DocumentReader<'a> {
+    found: &'a Found,
+    config: &'a TextConfig,
+    reader: Unpacked<'a>,
+    bytes: Vec<u8>,
+    /// Records read.
+    num_records: u64,
+    /// Bytes and lines before the next record.
+    offset: u64,
+    line: u64,
+    is_at_end: bool,
+}
+
+impl<'a> DocumentReader<'a> {
+    fn open(file: &'a TextFile, source: &'a TextSource) -> Result<Self, DatasetError> {
+        let (found, config) = (&file.found, &source.config);
+        let reader = Unpacked::open(&found.path, found.compression, &source.progress)?;
+        Ok(Self {
+            found,
+            config,
+            reader,
+            bytes: Vec::new(),
+            num_records: 0,
+            offset: 0,
+            line: 1,
+            is_at_end: false,
+        })
+    }
+
+    /// What stands between two records; none if there is only one.
+    fn delimiter(&self) -> Option<&'a [u8]> {
+        match self.found.format {
+            Format::JsonLines => Some(b"\n"),
+            Format::Plain => self.config.separator.as_deref().map(str::as_bytes),
+        }
+    }
+
+    /// The next document; none at the end of the file.
+    fn next_document(&mut self, remarks: &mut Remarks) -> Result<Option<Record>, DatasetError> {
+        while !self.is_at_end {
+            let (offset, line) = (self.offset, self.line);
+            self.read_record()?;
+            let mark_len = if offset == 0 && self.bytes.starts_with(BYTE_ORDER_MARK) {
+                BYTE_ORDER_MARK.len()
+            } else {
+                0
+            };
+            let record = match self.found.format {
                 Format::Plain => {
-                    let text = file.read_text()?;
-                    if !text.is_empty() {
-                        visit(file.document(text, file.path.display().to_string()))?;
+                    let name = self.name(self.num_records);
+                    Record { text: self.take_text(mark_len, offset)?, name }
+                }
+                Format::JsonLines => {
+                    let json = &self.bytes[mark_len..];
+                    if json.trim_ascii().is_empty() {
+                        continue;
+                    }
+                    let key = self.config.jsonl_key.as_deref().unwrap_or(DEFAULT_JSONL_KEY);
+                    match text_of_line(json, key) {
+                        Ok(text) => Record { text, name: self.name(line) },
+                        Err(problem) if self.config.on_bad_line == Some(OnTrouble::Skip) => {
+                            remarks.add(Remark::BadLine, || format!("`{}`: {problem}", self.name(line)));
+                            continue;
+                        }
+                        Err(problem) => {
+                            return Err(DatasetError::JsonLine {
+                                path: self.found.path.clone(),
+                                line,
+                                problem,
+                            });
+                        }
                     }
                 }
-                Format::JsonLines => file.for_each_line(&self.jsonl_key, visit)?,
-            }
+            };
+            return Ok(Some(record));
         }
+        Ok(None)
+    }
+
+    fn read_record(&mut self) -> Result<(), DatasetError> {
+        let path = &self.found.path;
+        let (delimiter, max_bytes) = (self.delimiter(), self.config.max_document_bytes());
+        let end = self.reader.read_record(delimiter, max_bytes, &mut self.bytes)?;
+        let line = self.line;
+        match end {
+            RecordEnd::Limit => {
+                return Err(DatasetError::DocumentTooLarge { path: path.clone(), line, max_bytes });
+            }
+            RecordEnd::Memory => {
+                let num_bytes = self.bytes.len() as u64;
+                return Err(DatasetError::DocumentBeyondMemory { path: path.clone(), line, num_bytes });
+            }
+            RecordEnd::Delimiter | RecordEnd::File => {}
+        }
+        let delimiter = delimiter.filter(|_| end == RecordEnd::Delimiter).unwrap_or_default();
+        let num_line_ends = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.line += num_line_ends(&self.bytes) + num_line_ends(delimiter);
+        self.offset += (self.bytes.len() + delimiter.len()) as u64;
+        self.num_records += 1;
+        self.is_at_end = end == RecordEnd::File;
         Ok(())
     }
-}
 
-impl TextFile {
-    fn document(&self, text: String, name: String) -> Document {
-        Document { content: Content::Text(text), domain: self.domain, name }
-    }
-
-    fn reader(&self) -> Result<Box<dyn Read>, DatasetError> {
-        let file = File::open(&self.path).map_err(DatasetError::io("read", &self.path))?;
-        Ok(match self.compression {
-            Compression::None => Box::new(file),
-            Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),
-            Compression::Zstd => {
-                Box::new(zstd::Decoder::new(file).map_err(DatasetError::io("decompress", &self.path))?)
+    /// The record as text, without its first `mark_len` bytes; `offset` is where it begins in the file.
+    fn take_text(&mut self, mark_len: usize, offset: u64) -> Result<String, DatasetError> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..mark_len);
+        String::from_utf8(bytes).map_err(|error| {
+            let first = error.utf8_error().valid_up_to();
+            DatasetError::NotUtf8 {
+                path: self.found.path.clone(),
+                offset: offset + (mark_len + first) as u64,
+                guess: guess_encoding(error.as_bytes()),
             }
         })
     }
 
-    fn read_text(&self) -> Result<String, DatasetError> {
-        let mut bytes = Vec::new();
-        self.reader()?.read_to_end(&mut bytes).map_err(DatasetError::io("read", &self.path))?;
-        String::from_utf8(bytes).map_err(|error| DatasetError::NotUtf8 {
-            path: self.path.clone(),
-            offset: error.utf8_error().valid_up_to(),
-        })
-    }
-
-    fn for_each_line(&self, key: &str, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
-        let mut reader = BufReader::with_capacity(1 << 16, self.reader()?);
-        let mut line = Vec::new();
-        for number in 1.. {
-            line.clear();
-            let num_read =
-                reader.read_until(b'\n', &mut line).map_err(DatasetError::io("read", &self.path))?;
-            if num_read == 0 {
-                break;
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let text = text_of_line(&line, key).map_err(|problem| DatasetError::JsonLine {
-                path: self.path.clone(),
-                line: number,
-                problem,
-            })?;
-            if !text.is_empty() {
-                visit(self.document(text, format!("{}:{number}", self.path.display())))?;
-            }
-        }
-        Ok(())
+    /// The file, and the record's or line's number where there are several.
+    fn name(&self, number: u64) -> String {
+        let path = self.found.path.display();
+        if self.delimiter().is_some() { format!("{path}:{number}") } else { path.to_string() }
     }
 }
 
-/// The string under `key` in the JSON object `line`, or what is wrong with the line.
-fn text_of_line(line: &[u8], key: &str) -> Result<String, String> {
-    let value: serde_json::Value = serde_json::from_slice(line)
-        .map_err(|error| format!("not JSON ({error}): one object a line is expected"))?;
-    let serde_json::Value::Object(mut object) = value else {
-        return Err("not an object: one object a line is expected".to_owned());
+/// What text that is not UTF-8 looks like.
+fn guess_encoding(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => " (it begins like UTF-16)",
+        _ if bytes.contains(&0) => " (it has zeros in it, so it may be no text at all)",
+        _ => "",
+    }
+}
+
+/// How the bytes of a file with this name are read; none if it is not taken for text.
+pub(super) fn classify(name: &OsStr) -> Option<(Format, Compression)> {
+    let name = name.as_encoded_bytes().to_ascii_lowercase();
+    let (stem, compression) = if let Some(stem) = name.strip_suffix(b".gz") {
+        (stem, Compression::Gzip)
+    } else if let Some(stem) = name.strip_suffix(b".zst") {
+        (stem, Compression::Zstd)
+    } else {
+        (name.as_slice(), Compression::None)
     };
-    match object.remove(key) {
-        Some(serde_json::Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("field `{key}` is {other}, not a string: set `data.text.jsonl_key`")),
-        None => {
-            let fields: Vec<_> = object.keys().map(|field| format!("`{field}`")).collect();
-            Err(format!("no field `{key}`, only {}: set `data.text.jsonl_key`", fields.join(", ")))
-        }
+    let has_type = |suffix: &str| stem.ends_with(suffix.as_bytes());
+    if has_type(".txt") || has_type(".md") {
+        Some((Format::Plain, compression))
+    } else if has_type(".jsonl") {
+        Some((Format::JsonLines, compression))
+    } else {
+        None
     }
-}
-
-fn classify(path: &Path) -> Option<(Format, Compression)> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let (stem, compression) = match name.rsplit_once('.')? {
-        (stem, "gz") => (stem, Compression::Gzip),
-        (stem, "zst") => (stem, Compression::Zstd),
-        _ => (name.as_str(), Compression::None),
-    };
-    match stem.rsplit_once('.')?.1 {
-        "txt" | "md" => Some((Format::Plain, compression)),
-        "jsonl" => Some((Format::JsonLines, compression)),
-        _ => None,
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let entries = std::fs::read_dir(folder).map_err(DatasetError::io("list", folder))?;
-    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut paths = paths.map_err(DatasetError::io("list", folder))?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn collect_files(path: &Path, files: &mut Vec<(PathBuf, Format, Compression)>) -> Result<(), DatasetError> {
-    let kind = std::fs::symlink_metadata(path).map_err(DatasetError::io("read", path))?.file_type();
-    // A link to a folder could lead back to itself; a link to a file is as good as the file.
-    if kind.is_dir() {
-        for entry in sorted_entries(path)? {
-            collect_files(&entry, files)?;
-        }
-    } else if let Some((format, compression)) = classify(path)
-        && path.is_file()
-    {
-        files.push((path.to_path_buf(), format, compression));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
+    use std::path::Path;
 
     use super::*;
 
     fn texts(path: &Path) -> Result<Vec<(String, u16)>, DatasetError> {
-        let source = TextSource::open(&TextConfig { path: path.to_path_buf(), jsonl_key: None })?;
+        read(&TextConfig::new(path)).map(|(texts, _)| texts)
+    }
+
+    /// Texts with their domains, and all remarks.
+    type Read = (Vec<(String, u16)>, Vec<String>);
+
+    fn read(config: &TextConfig) -> Result<Read, DatasetError> {
+        let source = TextSource::open(config, &Progress::silent())?;
         let mut texts = Vec::new();
-        source.for_each(&mut |document| {
+        let mut remarks = source.remarks().clone();
+        source.for_each(&mut remarks, &mut |document| {
             let Content::Text(text) = document.content else { panic!("text expected") };
             texts.push((text, document.domain));
             Ok(())
         })?;
-        Ok(texts)
+        Ok((texts, remarks.sentences()))
+    }
+
+    fn key_of(config: &TextConfig) -> Vec<u8> {
+        let mut hasher = Sha256::new();
+        let source = TextSource::open(config, &Progress::silent()).unwrap();
+        source.identify(&mut hasher, &Progress::silent()).unwrap();
+        hasher.finalize().to_vec()
     }
 
     #[test]
@@ -291,6 +403,95 @@ mod tests {
         assert!(texts(&path).unwrap_err().to_string().contains("line 1: field `text` is 3, not a string"));
         std::fs::write(&path, "{").unwrap();
         assert!(texts(&path).unwrap_err().to_string().contains("line 1: not JSON"));
+    }
+
+    #[test]
+    fn bad_lines_are_passed_over_on_request_and_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let lines = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\n{\"text\": null}\nnonsense\n{\"text\": \"\xff\"}\n{\"text\": \"two\"}";
+        std::fs::write(&path, lines).unwrap();
+        assert!(texts(&path).unwrap_err().to_string().contains("line 3: field `text` is null"));
+        let config = TextConfig { on_bad_line: Some(OnTrouble::Skip), ..TextConfig::new(&path) };
+        let (texts, remarks) = read(&config).unwrap();
+        assert_eq!(texts, [("one".to_owned(), 0), ("two".to_owned(), 0)]);
+        assert_eq!(remarks.len(), 1);
+        assert!(remarks[0].starts_with("3 lines without usable text passed over"), "{}", remarks[0]);
+        assert!(
+            remarks[0].contains("the first `") && remarks[0].contains("a.jsonl:3`: field `text` is null")
+        );
+        assert_ne!(key_of(&config), key_of(&TextConfig::new(&path)), "other documents have another key");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        std::fs::write(&path, b"\xef\xbb\xbftext").unwrap();
+        assert_eq!(texts(&path).unwrap()[0].0, "text");
+        std::fs::write(&path, b"\xef\xbb\xbft\xff").unwrap();
+        assert!(texts(&path).unwrap_err().to_string().contains("not UTF-8 at byte 4:"));
+        std::fs::write(&path, b"\xff\xfet\0").unwrap();
+        let message = texts(&path).unwrap_err().to_string();
+        assert!(message.contains("not UTF-8 at byte 0 (it begins like UTF-16): convert it"), "{message}");
+    }
+
+    #[test]
+    fn a_separator_splits_plain_files_and_is_in_no_document() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        std::fs::write(&path, "one\n<|endoftext|>two<|endoftext|>\n<|endoftext|>").unwrap();
+        let (texts, remarks) = read(&TextConfig::new(&path)).unwrap();
+        assert_eq!(texts.len(), 1);
+        assert!(remarks[0].starts_with("1 document with the text `<|endoftext|>`"), "{}", remarks[0]);
+        let config = TextConfig { separator: Some("<|endoftext|>".into()), ..TextConfig::new(&path) };
+        let (texts, remarks) = read(&config).unwrap();
+        assert_eq!(texts, [("one\n".to_owned(), 0), ("two".to_owned(), 0)]);
+        assert!(
+            remarks[0].starts_with("1 document of nothing but white space passed over: `"),
+            "{}",
+            remarks[0]
+        );
+        assert_ne!(key_of(&config), key_of(&TextConfig::new(&path)));
+    }
+
+    #[test]
+    fn a_document_beyond_the_limit_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.zst");
+        let line = |len: usize| format!("{{\"text\": \"{}\"}}\n", "x".repeat(len));
+        let packed = zstd::encode_all((line(10) + &line(1 << 24)).as_bytes(), 3).unwrap();
+        assert!(packed.len() < 1 << 16, "a small file");
+        std::fs::write(&path, packed).unwrap();
+        let config = TextConfig { max_document_bytes: Some(1000), ..TextConfig::new(&path) };
+        let message = read(&config).unwrap_err().to_string();
+        assert!(message.contains("a.jsonl.zst`, line 2: one document of more than 1000 bytes"), "{message}");
+        assert!(message.contains("raise `data.text.max_document_bytes`"), "{message}");
+        assert_eq!(texts(&path).unwrap().len(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_differ_only_in_bytes_that_are_not_utf8_are_other_corpora() {
+        use std::os::unix::ffi::OsStrExt;
+        let key_of_name = |name: &[u8]| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(OsStr::from_bytes(name)), "same").unwrap();
+            assert_eq!(texts(folder.path()).unwrap().len(), 1);
+            key_of(&TextConfig::new(folder.path()))
+        };
+        assert_ne!(key_of_name(b"caf\xe9.txt"), key_of_name(b"caf\xe8.txt"));
+        assert_ne!(key_of_name(b"caf\xe9.txt"), key_of_name(b"caf\\xe9.txt"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("a.txt");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = texts(&pipe).unwrap_err();
+        assert!(error.is_users_mistake() && error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]

@@ -45,6 +45,9 @@ fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
         "unigram entropy  {:.4} nats; validation cross-entropy under it {:.4} nats",
         statistics.unigram_entropy_nats, statistics.validation_unigram_cross_entropy_nats
     ))?;
+    if statistics.repeats.documents > 0 {
+        line(format!("repeated         {}", describe_repeats(statistics)))?;
+    }
     if let Some(floor) = statistics.entropy_floor_nats {
         line(format!("entropy floor    {floor:.4} nats per token, with the domain known"))?;
     }
@@ -65,5 +68,33 @@ fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
 }
 
 fn describe_split(split: &SplitStatistics) -> String {
-    format!("{} documents, {} bytes, {} tokens", split.num_documents, split.num_bytes, split.num_tokens)
+    let SplitStatistics { num_documents, num_bytes, num_tokens, .. } = split;
+    let mut text = format!("{num_documents} documents, {num_bytes} bytes, {num_tokens} tokens");
+    if let Some(bytes_per_token) = split.bytes_per_token {
+        text += &format!(", {bytes_per_token:.3} bytes per token");
+    }
+    if split.num_documents > 0 {
+        let share = 100.0 * split.largest_document_tokens as f64 / split.num_tokens as f64;
+        text += &format!(", the largest document {share:.1} %");
+    }
+    if split.unknown_tokens > 0 {
+        let share = 100.0 * split.unknown_tokens as f64 / split.num_tokens as f64;
+        text += &format!(", {} of the tokens ({share:.2} %) for unknown text", split.unknown_tokens);
+    }
+    text
+}
+
+fn describe_repeats(statistics: &DatasetStatistics) -> String {
+    let DatasetStatistics { repeats, train, validation, .. } = statistics;
+    let num_documents = train.num_documents + validation.num_documents;
+    let share = 100.0 * repeats.documents as f64 / num_documents as f64;
+    let mut text =
+        format!("{} of {num_documents} documents ({share:.1} %) equal an earlier one", repeats.documents);
+    if repeats.validation_documents_in_train > 0 {
+        text += &format!(
+            "; {} of the validation split are in the train split too",
+            repeats.validation_documents_in_train
+        );
+    }
+    text
 }

@@ -147,7 +147,7 @@ impl Prober {
         let rows = Lines::rewind(&paths.probes(), last_step)?;
         // A run that goes on has no final router yet.
         replace_rows::<SaturationRow>(&paths.saturation(), &[])?;
-        let all = windows.batches(windows.num_windows()).next();
+        let all = windows.batches(windows.num_windows()).next().transpose()?;
         Ok(Self {
             batch: all.unwrap_or_else(|| unreachable!("a store that holds a window has a first batch")),
             seed: plan.seed,
