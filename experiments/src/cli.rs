@@ -32,8 +32,9 @@ Start here:
   switchyard train experiments/quickstart.toml
   switchyard compare experiments/quickstart-dense.toml experiments/quickstart.toml
 
-Exit codes: 0 done (also after Ctrl-C, which finishes the step and writes a checkpoint), 2 a mistake in the \
-arguments, the configuration or the input, 1 anything else. Messages go to standard error, results to standard output.";
+Exit codes: 0 done; 2 a mistake that the user can mend in the arguments, the configuration, the input or a path; 130, 143 \
+or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, after what there was to save is saved; 1 anything else. Messages go to standard \
+error, results to standard output.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -44,6 +45,7 @@ pub(crate) enum Command {
     #[command(after_help = run::UPCYCLE_HELP)]
     Upcycle(UpcycleArgs),
     /// Measure the validation loss of a checkpoint, dropless and without noise
+    #[command(after_help = run::EVAL_HELP)]
     Eval(EvalArgs),
     /// Continue a text with a trained model
     Generate(GenerateArgs),

@@ -1,16 +1,20 @@
 //! From any error to one message and an exit code.
 
+use std::error::Error;
 use std::io;
 use std::panic;
 use std::process::ExitCode;
-use switchyard_ground::say;
 
 use switchyard_datasets::DatasetError;
+use switchyard_ground::printable::printable;
+use switchyard_ground::say;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::CheckpointError;
 use switchyard_trainer::config_file::ConfigError;
 use switchyard_trainer::metrics::MetricsError;
 use switchyard_trainer::run_folder::RunFolderError;
+
+use crate::interrupt::Interruption;
 
 /// Why a command ended without its result.
 #[derive(Debug)]
@@ -19,35 +23,57 @@ pub(crate) enum Failure {
     Mistake(String),
     /// Anything else: exit code 1.
     Fault(anyhow::Error),
-    /// The user stopped it before it had anything to save: exit code 0.
+    /// The user stopped it, and what there was to save is saved: the exit code says by which signal.
     Interrupted(String),
     /// Whoever read our output went away, as `head` does; nothing to say.
     ClosedPipe,
 }
 
 impl Failure {
-    /// What to tell the user.
+    /// What to tell the user. Text of others, such as names in a run's files, reaches no terminal as it is.
     pub(crate) fn message(&self) -> Option<String> {
-        match self {
-            Self::Mistake(message) => Some(format!("error: {message}")),
-            Self::Fault(error) => Some(format!("error: {error:#}")),
-            Self::Interrupted(message) => Some(message.clone()),
-            Self::ClosedPipe => None,
-        }
+        let message = match self {
+            Self::Mistake(message) => format!("error: {message}"),
+            Self::Fault(error) => format!("error: {error:#}"),
+            Self::Interrupted(message) => message.clone(),
+            Self::ClosedPipe => return None,
+        };
+        Some(printable(&message).into_owned())
     }
 
     /// The process's exit code.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self, interruption: &Interruption) -> ExitCode {
         match self {
             Self::Mistake(_) => ExitCode::from(2),
+            Self::Fault(error) if error.chain().any(is_of_a_bad_path) => ExitCode::from(2),
             Self::Fault(_) => ExitCode::from(1),
-            Self::Interrupted(_) | Self::ClosedPipe => ExitCode::SUCCESS,
+            Self::Interrupted(_) => ExitCode::from(interruption.exit_code()),
+            Self::ClosedPipe => ExitCode::SUCCESS,
         }
     }
 }
 
+/// Whether another path, other permissions or some free space help.
+fn is_of_a_bad_path(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::AlreadyExists
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::DirectoryNotEmpty
+                | io::ErrorKind::InvalidFilename
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+        )
+    })
+}
+
 /// Our own errors quote their causes, so the message alone is kept.
-fn of(is_users_mistake: bool, error: &dyn std::error::Error) -> Failure {
+fn of(is_users_mistake: bool, error: &dyn Error) -> Failure {
     let message = error.to_string();
     if is_users_mistake { Failure::Mistake(message) } else { Failure::Fault(anyhow::Error::msg(message)) }
 }
@@ -86,7 +112,12 @@ impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Output { source } => source.into(),
-            TrainError::Data(DatasetError::Interrupted) => Self::Interrupted(error.to_string()),
+            TrainError::Data(DatasetError::Interrupted) | TrainError::Interrupted => {
+                Self::Interrupted(error.to_string())
+            }
+            TrainError::RunFolder(RunFolderError::Io { ref source, .. }) => {
+                of(error.is_users_mistake() || is_of_a_bad_path(source), &error)
+            }
             error => of(error.is_users_mistake(), &error),
         }
     }

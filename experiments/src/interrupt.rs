@@ -1,4 +1,4 @@
-//! Ctrl-C and its kin: the first asks the work to finish its step, the second ends the process.
+//! Ctrl-C and its kin: the first asks the work to end well, a second Ctrl-C ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,37 +14,80 @@ use crate::failure::Failure;
 /// How often the watching thread looks whether a signal has come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Signals within this time after the first are the same request: `timeout`, shells and other parents pass one on that
+/// the terminal or the system has sent already.
+const SAME_REQUEST: Duration = Duration::from_millis(300);
+
 #[cfg(unix)]
-const STOPPING: [i32; 3] = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
+const SIGHUP: i32 = signal_hook::consts::SIGHUP;
+#[cfg(not(unix))]
+const SIGHUP: i32 = 1;
+
+#[cfg(unix)]
+const STOPPING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 #[cfg(not(unix))]
 const STOPPING: [i32; 2] = [SIGINT, SIGTERM];
 
-/// A flag that Ctrl-C, SIGTERM or SIGHUP sets; a second one ends the process.
-///
-/// A signal that the parent had the process ignore stays ignored, which is what `nohup` relies on.
-///
-/// # Errors
-/// If the system refuses a signal handler.
-pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
-    let (stop, first) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let ignored = ignored_signals();
-    for signal in STOPPING.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
-        // The order matters: the first signal finds the flag unset and sets it, the second finds it set.
-        flag::register_conditional_shutdown(signal, exit_code_of(signal).into(), stop.clone())
-            .and_then(|_| flag::register_usize(signal, first.clone(), signal as usize))
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .context("cannot watch for Ctrl-C")
-            .map_err(Failure::Fault)?;
-    }
-    let seen = stop.clone();
-    // A handler may not print; the thread ends with the process.
-    std::thread::spawn(move || {
-        while !seen.load(Ordering::SeqCst) {
-            std::thread::sleep(LOOK_EVERY);
+/// Whether this process was asked to stop, and by which signal.
+#[derive(Debug, Default)]
+pub(crate) struct Interruption {
+    stop: Arc<AtomicBool>,
+    /// The latest signal; 0 before one has come.
+    signal: Arc<AtomicUsize>,
+}
+
+impl Interruption {
+    /// The flag that Ctrl-C, SIGTERM and SIGHUP set from now on, for work that looks at it often. `promise` is what the
+    /// user is then told, such as "stopping after this step".
+    ///
+    /// A second Ctrl-C or SIGTERM ends the process at once. A second SIGHUP does not: a terminal that closes may send
+    /// several, and nobody who closes one asks for haste. A signal that the parent had the process ignore stays ignored,
+    /// which is what `nohup` relies on; only Linux says which ones these are, so elsewhere none is.
+    ///
+    /// # Errors
+    /// If the system refuses a signal handler.
+    pub(crate) fn watch(&self, promise: &'static str) -> Result<Arc<AtomicBool>, Failure> {
+        let hurry = Arc::new(AtomicBool::new(false));
+        let ignored = ignored_signals();
+        for signal in STOPPING.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
+            let hurries = if signal == SIGHUP {
+                Ok(())
+            } else {
+                flag::register_conditional_shutdown(signal, exit_code_of(signal).into(), hurry.clone())
+                    .map(drop)
+            };
+            // The number before the flag: whoever sees the flag finds the number.
+            hurries
+                .and_then(|()| flag::register_usize(signal, self.signal.clone(), signal as usize))
+                .and_then(|_| flag::register(signal, self.stop.clone()))
+                .context("cannot watch for Ctrl-C")
+                .map_err(Failure::Fault)?;
         }
-        say!("\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once");
-    });
-    Ok(stop)
+        let stop = self.stop.clone();
+        // A handler may not print; the thread ends with the process.
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            say!("\n{promise}; press Ctrl-C again to stop at once");
+            std::thread::sleep(SAME_REQUEST);
+            hurry.store(true, Ordering::SeqCst);
+        });
+        Ok(self.stop.clone())
+    }
+
+    /// Whether a signal has come.
+    pub(crate) fn has_come(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Exit code of a process that ends because of it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self.signal.load(Ordering::SeqCst) {
+            0 => exit_code_of(SIGINT),
+            signal => exit_code_of(signal as i32),
+        }
+    }
 }
 
 /// Exit code of a process that `signal` ended, as shells report it.

@@ -43,6 +43,8 @@ const DENSE: &str = "[model.ffn]\nactivation = \"swiglu\"\nd_ff = 16\n";
 const MOE: &str = "[model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 4\nd_expert = 8\n\
                    [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n";
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_switchyard");
+
 /// A folder of its own for one test, and the program run inside it.
 struct Desk {
     folder: TempDir,
@@ -65,11 +67,19 @@ impl Desk {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_switchyard"));
+        let mut command = self.on_the_desk(PROGRAM);
+        command.args(arguments);
         command
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .env("SWITCHYARD_CACHE_DIR", self.path("cache"));
+    }
+
+    /// Any program, in the desk's folder and with its cache.
+    fn on_the_desk(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        if ignores_signals() {
+            command = Command::new("env");
+            command.args(["--default-signal", program]);
+        }
+        command.current_dir(self.folder.path()).env("SWITCHYARD_CACHE_DIR", self.path("cache"));
         command.env_remove("RUST_BACKTRACE").stdin(Stdio::null());
         command
     }
@@ -110,6 +120,14 @@ impl Desk {
         };
         log.lines().map(without_clock).collect()
     }
+}
+
+/// Whether the tests run where Ctrl-C or SIGHUP is ignored, as in the background of a script: what is started would ignore
+/// it too.
+fn ignores_signals() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 0b11 != 0)
 }
 
 trait Add {
@@ -318,15 +336,29 @@ fn bench_layer_compares_a_mixture_with_its_dense_layer_and_with_itself() {
 }
 
 #[cfg(unix)]
+#[path = "command_line/interruption.rs"]
+mod interruption;
+
+#[cfg(unix)]
+#[path = "command_line/hostile_input.rs"]
+mod hostile_input;
+
+#[path = "command_line/moved_data.rs"]
+mod moved_data;
+
+#[path = "command_line/printed_commands.rs"]
+mod printed_commands;
+
+#[cfg(unix)]
 mod signals {
     use super::*;
 
-    fn signal(process: &std::process::Child, name: &str) {
+    pub(super) fn signal(process: &std::process::Child, name: &str) {
         let status = Command::new("kill").args([name, &process.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
-    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    pub(super) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         let started = Instant::now();
         while !condition() {
             assert!(started.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
@@ -340,22 +372,8 @@ mod signals {
         desk.command(&arguments).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    fn has_checkpoint(path: &Path) -> bool {
+    pub(super) fn has_checkpoint(path: &Path) -> bool {
         path.join("checkpoints/latest/manifest.json").exists()
-    }
-
-    #[test]
-    fn ctrl_c_finishes_the_step_writes_a_checkpoint_and_exits_with_0() {
-        let desk = Desk::new();
-        let mut process = endless(&desk, "run", false);
-        wait_for("a checkpoint", || has_checkpoint(&desk.path("run")));
-        signal(&process, "-INT");
-        assert_eq!(process.wait().unwrap().code(), Some(0));
-        let run = desk.json("run/run.json");
-        assert_eq!(run["status"], "interrupted");
-        let last = run["steps_done"].as_u64().unwrap();
-        assert_eq!(desk.rows("run").last().unwrap()["step"], last, "the log ends with the checkpoint");
-        assert!(desk.path(&format!("run/checkpoints/step-{last}/manifest.json")).is_file());
     }
 
     #[test]

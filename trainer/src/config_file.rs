@@ -7,10 +7,11 @@ mod explain;
 mod origins;
 mod overrides;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
+use switchyard_ground::printable::excerpt;
+use switchyard_ground::regular_file;
 
 pub(crate) use self::origins::{Origins, SourcePosition};
 pub use self::overrides::Override;
@@ -18,6 +19,9 @@ pub use self::overrides::Override;
 use crate::config::RunConfig;
 use crate::hash::sha256_hex;
 use crate::plan::RunPlan;
+
+/// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is refused at once.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration that cannot be read: where, what, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -87,9 +91,28 @@ impl LoadedConfig {
 /// # Errors
 /// The first mistake in reading, syntax, keys or types, with its place. Rules between keys are the plan's to check.
 pub fn load(path: &Path, overrides: &[Override]) -> Result<LoadedConfig, ConfigError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    parse(&text, path, overrides)
+    parse(&read(path)?, path, overrides)
+}
+
+/// The text of the file at `path`.
+///
+/// # Errors
+/// [`ConfigError::Read`], also for what is no regular file and for one of more than a megabyte.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    regular_file::read_to_string(path, MAX_BYTES)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// `config`, which a run keeps in `path`, with `overrides` applied in their order.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn change(
+    config: &RunConfig,
+    path: &Path,
+    overrides: &[Override],
+) -> Result<RunConfig, ConfigError> {
+    Ok(parse(&to_toml(config), path, overrides)?.config)
 }
 
 fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig, ConfigError> {
@@ -99,14 +122,14 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
     };
     let origins = Origins::read(text, path, overrides).map_err(|error| ConfigError::Syntax {
         location: location(&error),
-        message: error.message().trim().replace('\n', ", "),
+        message: syntax_message(text, &error),
     })?;
     // The syntax is right, so what remains to fail is a number that does not fit.
     let mut table: toml::Table = toml::from_str(text).map_err(|error| ConfigError::Invalid {
         location: location(&error),
         message: format!(
             "`{}` is out of range: use a number of 64 bits",
-            &text[error.span().unwrap_or_default()]
+            excerpt(text.get(error.span().unwrap_or_default()).unwrap_or_default(), 60)
         ),
     })?;
     for an_override in overrides {
@@ -121,6 +144,20 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
             let mistake = explain::explain(&path, error.inner().message(), &table);
             Err(ConfigError::Invalid { location: origins.locate(&mistake.key), message: mistake.message })
         }
+    }
+}
+
+/// What is wrong with `text`, and how a number is written that TOML does not take.
+fn syntax_message(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', ", ");
+    let start = error.span().map_or(0, |span| span.start);
+    let Some((before, after)) = text.split_at_checked(start) else { return message };
+    let before = before.rsplit('\n').next().unwrap_or_default();
+    let value = before.rsplit_once('=').map_or("", |(_, value)| value).trim_start();
+    let rest = after.split(['\n', '#', ',', ' ', '}', ']']).next().unwrap_or_default();
+    match overrides::loose_float(&format!("{value}{rest}")) {
+        Some(number) => format!("{message}: write `{number:?}`"),
+        None => message,
     }
 }
 

@@ -1,6 +1,7 @@
 //! From `device = "..."` to a burn device that is really there.
 
 use burn::tensor::Device;
+use switchyard_ground::printable::excerpt;
 
 /// A device that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +56,7 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
         ("cpu", Some(0)) => Ok(Device::flex()),
         ("wgpu", Some(index)) => of_kind(name, "wgpu", index, wgpu_devices()),
         ("cuda", Some(index)) => of_kind(name, "cuda", index, cuda_devices()),
-        _ => Err(DeviceError::UnknownName { name: name.into(), available: available() }),
+        _ => Err(DeviceError::UnknownName { name: excerpt(name, 60), available: available() }),
     }
 }
 

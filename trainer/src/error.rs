@@ -1,8 +1,11 @@
 //! Everything that can stop a run.
 
+use std::path::PathBuf;
+
 use switchyard_datasets::DatasetError;
 
 use crate::checkpoint::CheckpointError;
+use crate::config_file::ConfigError;
 use crate::device::DeviceError;
 use crate::flight::columns::ColumnsError;
 use crate::flight::whatif::WhatIfError;
@@ -19,6 +22,9 @@ pub enum TrainError {
     /// The device is not there.
     #[error(transparent)]
     UnavailableDevice(#[from] DeviceError),
+    /// A key that cannot be set, or not so.
+    #[error(transparent)]
+    Setting(#[from] ConfigError),
     /// The data cannot be had.
     #[error(transparent)]
     Data(#[from] DatasetError),
@@ -102,6 +108,36 @@ pub enum TrainError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The caller asked to stop, and nothing was to be saved.
+    #[error("interrupted: run the command again to start over")]
+    Interrupted,
+    /// A path of the data is not there.
+    #[error("{source}. {place}If it lies elsewhere now, add `--set {key}=PATH`")]
+    MissingData {
+        /// What could not be read.
+        source: DatasetError,
+        /// Where a relative path was looked for.
+        place: String,
+        /// The key that names the path.
+        key: &'static str,
+    },
+    /// Data whose ids mean something else than those that the model was trained on.
+    #[error(
+        "{path}: the data has another tokenizer than the model, so its ids mean something else: name text for the \
+         model's tokenizer, or files of its ids"
+    )]
+    OtherTokens {
+        /// The checkpoint's folder.
+        path: PathBuf,
+    },
+    /// A trained model that computes no numbers.
+    #[error(
+        "{what}: the checkpoint's parameters are damaged, or of a run that diverged; use an earlier checkpoint"
+    )]
+    NoNumbers {
+        /// What is no number.
+        what: &'static str,
+    },
     /// The device failed.
     #[error("the device failed: {reason}")]
     Device {
@@ -132,6 +168,10 @@ impl TrainError {
             | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
+            | Self::NoNumbers { .. }
+            | Self::OtherTokens { .. }
+            | Self::MissingData { .. }
+            | Self::Setting(_)
             | Self::Question(_)
             | Self::Upcycle(_) => true,
             Self::Data(error) => error.is_users_mistake(),
@@ -146,6 +186,7 @@ impl TrainError {
             Self::NonFiniteLoss { .. }
             | Self::NonFiniteGradient { .. }
             | Self::Output { .. }
+            | Self::Interrupted
             | Self::Device { .. } => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Validation loss: dropless, without noise, over fixed windows in order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
@@ -50,6 +51,20 @@ pub fn evaluate(
     settings: &EvaluationSettings,
     device: &Device,
 ) -> Result<Evaluation, TrainError> {
+    evaluate_unless(&AtomicBool::new(false), model, store, settings, device)
+}
+
+/// As [`evaluate`], and looks at `stop` before each batch.
+///
+/// # Errors
+/// Also [`TrainError::Interrupted`], once `stop` is set.
+pub fn evaluate_unless(
+    stop: &AtomicBool,
+    model: &Transformer,
+    store: &Arc<TokenStore>,
+    settings: &EvaluationSettings,
+    device: &Device,
+) -> Result<Evaluation, TrainError> {
     let started = Instant::now();
     let model = model.valid();
     let windows = EvaluationWindows::new(store.clone(), settings.seq_len)?
@@ -61,6 +76,9 @@ pub fn evaluate(
     };
     let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
     for batch in windows.batches(settings.sequences_per_batch) {
+        if stop.load(Ordering::SeqCst) {
+            return Err(TrainError::Interrupted);
+        }
         let batch = batch?;
         let batch_tokens = batch.num_tokens() as u64;
         let batch = DeviceBatch::upload(batch, device);

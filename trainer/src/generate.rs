@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
+use switchyard_ground::printable::excerpt;
 pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
@@ -25,12 +26,25 @@ pub struct GenerationSettings {
     pub routing: Option<GenerationRule>,
 }
 
-/// Continue the prompt, handing each piece of text to `on_text` as soon as it is whole characters. The
-/// prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
+/// Ok if [`generate`] can begin: for a caller that shows the prompt first.
 ///
 /// # Errors
-/// [`TrainError`] if the model's routers need later tokens and no rule says how they do without, the prompt is refused, the
-/// device fails, or `on_text` returns an error (a closed pipe).
+/// [`TrainError`] if the model's routers need later tokens and no rule says how they do without, or the prompt is refused.
+pub fn check(
+    model: &Transformer,
+    tokenizer: &Tokenizer,
+    settings: &GenerationSettings,
+) -> Result<(), TrainError> {
+    check_causal(model.spec(), settings.routing)?;
+    prompt_ids(tokenizer, settings.prompt.as_deref()).map(drop)
+}
+
+/// Continue the prompt, handing text to `on_text` after each token: whole characters, or nothing while one is not whole.
+/// The prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
+///
+/// # Errors
+/// [`TrainError`] of [`check`], if the device fails, the model's numbers are none, or `on_text` returns an error: a closed
+/// pipe, or [`std::io::ErrorKind::Interrupted`] to stop with [`TrainError::Interrupted`].
 pub fn generate(
     model: &Transformer,
     tokenizer: &Tokenizer,
@@ -42,16 +56,21 @@ pub fn generate(
     let model = model.valid();
     let mut context = prompt_ids(tokenizer, settings.prompt.as_deref())?;
     let mut decoder = tokenizer.decode_stream();
-    let mut write = |text: &str| on_text(text).map_err(|source| TrainError::Output { source });
+    let mut write = |text: &str| {
+        on_text(text).map_err(|source| match source.kind() {
+            std::io::ErrorKind::Interrupted => TrainError::Interrupted,
+            _ => TrainError::Output { source },
+        })
+    };
     for index in 0..settings.num_tokens {
         let logits = next_token_logits(&model, &context, device)?;
+        if !logits.iter().any(|logit| logit.is_finite()) {
+            return Err(TrainError::NoNumbers { what: "every score of the next token is NaN or infinite" });
+        }
         let uniform = random::uniform(settings.seed, "generate", index as u64);
         let token = sample_token(&logits, &settings.sampling, uniform);
         context.push(token);
-        let text = decoder.push(token)?;
-        if !text.is_empty() {
-            write(&text)?;
-        }
+        write(&decoder.push(token)?)?;
     }
     let rest = decoder.finish()?;
     if rest.is_empty() { Ok(()) } else { write(&rest) }
@@ -85,7 +104,7 @@ pub fn prompt_ids(tokenizer: &Tokenizer, prompt: Option<&str>) -> Result<Vec<u32
         let fallback = vec![tokenizer.end_of_document().unwrap_or(0)];
         return Ok(if line_break.is_empty() { fallback } else { line_break });
     };
-    let refused = |reason: String| TrainError::Prompt { prompt: prompt.into(), reason };
+    let refused = |reason: String| TrainError::Prompt { prompt: excerpt(prompt, 60), reason };
     let ids = tokenizer.encode(prompt).map_err(|error| refused(error.to_string()))?;
     if ids.is_empty() { Err(refused("it holds no token".into())) } else { Ok(ids) }
 }

@@ -30,6 +30,7 @@ pub mod host;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+pub mod moved_data;
 mod moving_parts;
 pub mod norms;
 mod observers;

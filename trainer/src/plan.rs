@@ -8,6 +8,8 @@ mod training;
 
 use serde::{Deserialize, Serialize};
 
+pub use describe::grouped;
+
 use crate::accounting::{MemoryEstimate, ModelCounts};
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
 use crate::model::ModelSpec;

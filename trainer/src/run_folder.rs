@@ -35,7 +35,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 #[derive(Debug, thiserror::Error)]
 pub enum RunFolderError {
     /// The file system refused.
-    #[error("cannot {action} `{path}`: {source}; check the path, its permissions and the disk's free space")]
+    #[error("cannot {action} `{path}`: {source}; {}", advice(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -104,6 +104,13 @@ impl RunFolderError {
             ),
             _ => true,
         }
+    }
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::InvalidFilename => "choose a shorter name: file systems take 255 bytes",
+        _ => "check the path, its permissions and the disk's free space",
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress};
+use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress, SplitManifest};
 
 use crate::TrainError;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot};
@@ -51,6 +51,8 @@ pub struct RunSummary {
     pub out: PathBuf,
     /// `run.json` as it stands.
     pub manifest: RunManifest,
+    /// What the validation loss is a loss on.
+    pub validation: SplitManifest,
 }
 
 /// Train until all steps are done, the validation loss stops falling, or the user interrupts. What happened is in the
@@ -91,18 +93,20 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     if !resumes {
         folder.write_manifest(&manifest)?;
     }
+    let validation = dataset.manifest.validation.clone();
+    let summary = |manifest| RunSummary { out: request.out.clone(), manifest, validation };
     let mut run = match Run::start(request, dataset, &folder, checkpoints, manifest.clone(), device) {
         Ok(run) => run,
         // A checkpoint that is refused leaves the run as it was.
         Err(error) if resumes => return Err(error),
-        Err(error) => return conclude(Err(error), manifest, &folder),
+        Err(error) => return conclude(Err(error), manifest, &folder).map(summary),
     };
     let outcome = run
         .train(&request.stop)
         .and_then(|status| run.end(status))
         .inspect_err(|error| run.record_failure(error));
     run.update_manifest();
-    conclude(outcome, run.manifest, &folder)
+    conclude(outcome, run.manifest, &folder).map(summary)
 }
 
 /// The data, known to suffice for training, evaluation and the sample.
@@ -123,7 +127,7 @@ fn conclude(
     outcome: Result<RunStatus, TrainError>,
     mut manifest: RunManifest,
     folder: &RunFolder,
-) -> Result<RunSummary, TrainError> {
+) -> Result<RunManifest, TrainError> {
     let error = match outcome {
         Ok(status) => {
             manifest.end(status);
@@ -138,7 +142,7 @@ fn conclude(
     // The run's own error matters more than a second one from writing it down.
     error.map_or(Ok(()), Err)?;
     written?;
-    Ok(RunSummary { out: folder.paths().root().into(), manifest })
+    Ok(manifest)
 }
 
 /// `run.json` at the start of this process: new, or the one of the run that goes on from a checkpoint.

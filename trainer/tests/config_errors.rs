@@ -78,6 +78,15 @@ fn the_sound_configuration_is_sound() {
 }
 
 #[test]
+fn a_number_that_toml_does_not_take_is_shown_as_it_takes_it() {
+    for (written, right) in [(".001", "0.001"), ("1.", "1.0"), ("-.5 # half", "-0.5"), ("2.e-3", "0.002")] {
+        let message = broken("learning_rate = 1e-3", &format!("learning_rate = {written}"));
+        assert!(message.ends_with(&format!("write `{right}`")), "{message}");
+    }
+    assert!(!broken("learning_rate = 1e-3", "learning_rate = x.5").contains("write"));
+}
+
+#[test]
 fn syntax_errors_name_the_line() {
     assert_eq!(
         broken("num_layers = 4", "num_layers 4"),

@@ -16,7 +16,7 @@ use switchyard_trainer::device;
 use switchyard_trainer::flight::alarms::AlarmKind;
 use switchyard_trainer::flight::columns::{read_experts, read_scores, recorded_score_steps};
 use switchyard_trainer::flight::question::{AskedCapacity, RunQuestion, ask};
-use switchyard_trainer::flight::replay::replay;
+use switchyard_trainer::flight::replay::{ReplayRequest, replay};
 use switchyard_trainer::flight::{read_alarms, read_probes, read_saturation};
 use switchyard_trainer::metrics::{Record, StepRecord, read_metrics};
 use switchyard_trainer::model::Transformer;
@@ -189,17 +189,22 @@ fn a_resumed_run_records_what_an_unbroken_one_does() {
     }
 }
 
+fn replay_of(run: &Path, step: u64) -> ReplayRequest {
+    let stop = Arc::new(AtomicBool::new(false));
+    ReplayRequest { run: run.into(), step, overrides: Vec::new(), show_progress: false, stop }
+}
+
 #[test]
 fn a_step_is_replayed_bit_for_bit() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     run(&tiny(), &out, OpenMode::New).unwrap();
     for (step, from) in [(1, 0), (5, 0), (6, 5), (12, 10)] {
-        let replay = replay(&out, step, None, &Progress::silent()).unwrap();
+        let replay = replay(&replay_of(&out, step)).unwrap();
         assert_eq!((replay.from_step, replay.repeated.step), (from, step));
         assert!(replay.is_exact(), "{replay:?}");
     }
-    let error = replay(&out, 13, None, &Progress::silent()).unwrap_err();
+    let error = replay(&replay_of(&out, 13)).unwrap_err();
     assert!(error.is_users_mistake() && error.to_string().contains("1..=12"), "{error}");
 }
 
@@ -218,7 +223,7 @@ fn a_replay_notices_a_row_that_is_off_by_its_last_bit() {
         _ => line.to_string() + "\n",
     });
     fs::write(&metrics, lines.collect::<String>()).unwrap();
-    let replay = replay(&out, 8, None, &Progress::silent()).unwrap();
+    let replay = replay(&replay_of(&out, 8)).unwrap();
     assert_eq!((replay.first_difference, replay.is_exact()), (Some(7), false));
 }
 

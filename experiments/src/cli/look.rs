@@ -104,7 +104,8 @@ fn parse_secs(text: &str) -> Result<Duration, String> {
 
 pub(super) const REPLAY_HELP: &str = "\
 Reads the checkpoint, repeats the steps after it without writing into the run, and compares each with the recorded row \
-bit for bit. Exit code 1 if a step came out differently, or the run never recorded it.
+bit for bit. Exit code 1 if a step came out differently, or the run never recorded it. Data that has moved is named by \
+--set data.text.path=PATH; its content must be the same.
 
 Example:
   switchyard replay runs/quickstart-1a2b3c4d --step 120";
@@ -114,8 +115,11 @@ pub(crate) struct ReplayArgs {
     /// Run folder
     pub(crate) run: PathBuf,
     /// Step to repeat, counted from 1
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) step: u64,
+    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
     /// Device [default: the run's]; another one than the run's gives other last bits
     #[arg(long)]
     pub(crate) device: Option<String>,
@@ -159,7 +163,7 @@ pub(crate) struct WhatIfArgs {
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Capacity factor of the experts
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub(crate) capacity_factor: Option<f64>,
     /// No capacity
     #[arg(long, conflicts_with = "capacity_factor")]

@@ -12,8 +12,10 @@ Examples:
   switchyard train experiments/quickstart.toml --set train.num_steps=50 --out runs/short
   switchyard train experiments/quickstart.toml --resume
 
-Ctrl-C finishes the step, writes a checkpoint and exits with 0; --resume goes on from there, bit for bit. \
-A second Ctrl-C stops at once, with exit code 130.";
+Ctrl-C finishes the step, writes a checkpoint and exits with 130; --resume goes on from there, bit for bit. So do SIGTERM, \
+with 143, and a terminal that closes, with 129; a run started by nohup goes on. A second Ctrl-C stops at once. Once a run \
+has begun, its own config.toml holds what --set has changed: `--resume` with that file needs no --set. Data that has moved \
+is named by --set data.text.path=PATH; its content must be the same.";
 
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
@@ -34,7 +36,7 @@ pub(super) const UPCYCLE_HELP: &str = "\
 Example:
   switchyard train dense.toml --out runs/dense
   switchyard upcycle runs/dense moe.toml --out runs/moe
-  switchyard train moe.toml --out runs/moe --resume
+  switchyard train runs/moe/config.toml --out runs/moe --resume
 
 The optimizer, the schedule and the data start anew. With copy and granular_split the first validation loss is the dense \
 model's wherever a token's gates add up to one number; the command says when they do not.";
@@ -55,10 +57,10 @@ pub(crate) struct UpcycleArgs {
     #[arg(long, value_enum, default_value_t = UpcycleMethodArg::Copy)]
     pub(crate) method: UpcycleMethodArg,
     /// Share of each expert's hidden units that `--method drop` draws anew, in 0..=1 [default: 0.5]
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true)]
     pub(crate) drop_ratio: Option<f64>,
     /// Seed of the routers and of what is drawn anew [default: the configuration's]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
 }
 
@@ -73,12 +75,27 @@ pub(crate) enum UpcycleMethodArg {
     Drop,
 }
 
+pub(super) const EVAL_HELP: &str = "\
+The data is what the run was trained on, by the hash of its content, wherever it lies now. --other-data allows other data \
+and says so in the result; --set then also takes the other keys of [data] but for the tokenizer, which is the model's.
+
+Examples:
+  switchyard eval runs/quickstart-1a2b3c4d
+  switchyard eval runs/stories --set data.text.path=/mnt/new/stories.txt
+  switchyard eval runs/stories --other-data --set data.text.path=other.txt --set data.split.tail.validation_fraction=0.9";
+
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
+    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Evaluate on other data than the run's, with the model's tokenizer
+    #[arg(long)]
+    pub(crate) other_data: bool,
     /// Evaluate on this many tokens from the start of the validation split [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
     /// Device [default: the run's]
     #[arg(long)]
@@ -92,23 +109,26 @@ pub(crate) struct EvalArgs {
 pub(crate) struct GenerateArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
+    /// Change where the model computes: device or threads; repeatable. Paths of data are taken too, and not read
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
     /// Text to continue [default: a line break, or the end-of-document mark of ids]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
     /// Tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
     pub(crate) num_tokens: usize,
     /// Divides the logits; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Sample among the K likeliest tokens only
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub(crate) top_k: Option<usize>,
     /// Sample among the smallest set of tokens whose probability reaches P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f64>,
     /// Seed of the choice of tokens
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// How experts that choose their tokens are replaced, since they need the later ones [default: the run's]
     #[arg(long, value_name = "RULE")]

@@ -16,12 +16,12 @@ use crate::cli::CompareArgs;
 use crate::comparison::{Arm, Comparison};
 use crate::failure::Failure;
 use crate::figures::loss_curve_svg;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 use crate::study::is_study;
 
-pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &CompareArgs, interruption: &Interruption) -> Result<(), Failure> {
     match &args.arms[..] {
-        [study] if is_study(study) => return run_study(args, study),
+        [study] if is_study(study) => return run_study(args, study, interruption),
         [only] => {
             return Err(Failure::Mistake(format!(
                 "{}: not a study (it has no [[arms]]), and one arm has nothing to be compared with: name a second one",
@@ -35,15 +35,14 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
             "--dry-run and --shard are for a study: name a file with [[arms]]".into(),
         ));
     }
-    let stop = interrupt::stop_flag()?;
+    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
     // Every configuration is read before the first one trains: a mistake in the last must not cost the first's hours.
     let plans = args.arms.iter().map(|path| ArmPlan::new(path, args)).collect::<Result<Vec<_>, _>>()?;
     let mut arms = Vec::new();
     for plan in plans {
         let folder = plan.ensure_trained(&stop)?;
         if stop.load(Ordering::SeqCst) {
-            say!("interrupted; the same command goes on from here");
-            return Ok(());
+            return Err(Failure::Interrupted("interrupted; the same command goes on from here".into()));
         }
         arms.push(read_arm(&folder)?);
     }
@@ -56,13 +55,13 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     save(&args.runs_folder(), &arms, &comparison)
 }
 
-fn run_study(args: &CompareArgs, study: &Path) -> Result<(), Failure> {
+fn run_study(args: &CompareArgs, study: &Path, interruption: &Interruption) -> Result<(), Failure> {
     match args.overrides.first() {
         Some(change) => Err(Failure::Mistake(format!(
             "--set {change}: {} is a study, whose changes are part of it: write them into its `set`",
             study.display()
         ))),
-        None => super::study::run(args, study),
+        None => super::study::run(args, study, interruption),
     }
 }
 

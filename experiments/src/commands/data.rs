@@ -3,32 +3,35 @@
 use std::fmt::Write as _;
 
 use switchyard_datasets::{Dataset, DatasetStatistics, Progress, SplitStatistics, prepare};
+use switchyard_trainer::moved_data::with_missing_path;
 
 use super::{load_args, print_json, print_text};
 use crate::cli::{ConfigArgs, DataCommand};
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 
-pub(super) fn run(command: &DataCommand) -> Result<(), Failure> {
+pub(super) fn run(command: &DataCommand, interruption: &Interruption) -> Result<(), Failure> {
     match command {
         DataCommand::Prepare(config) => {
-            let dataset = prepared(config)?;
+            let dataset = prepared(config, interruption)?;
             match &dataset.folder {
                 Some(folder) => print_text(&format!("{}\n", folder.display())),
                 None => print_text("nothing to prepare: files of token ids are read where they lie\n"),
             }
         }
         DataCommand::Stats { config, json } => {
-            let dataset = prepared(config)?;
+            let dataset = prepared(config, interruption)?;
             let statistics = DatasetStatistics::compute(&dataset)?;
             if *json { print_json(&statistics) } else { print_text(&describe(&statistics)?) }
         }
     }
 }
 
-fn prepared(config: &ConfigArgs) -> Result<Dataset, Failure> {
+fn prepared(config: &ConfigArgs, interruption: &Interruption) -> Result<Dataset, Failure> {
     let (loaded, _) = load_args(config)?;
-    Ok(prepare(&loaded.config.data, &Progress::stderr().with_stop(interrupt::stop_flag()?))?)
+    let data = &loaded.config.data;
+    let progress = Progress::stderr().with_stop(interruption.watch("stopping: nothing half-made is kept")?);
+    Ok(prepare(data, &progress).map_err(|error| with_missing_path(error.into(), data))?)
 }
 
 fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {

@@ -1,53 +1,113 @@
 //! `switchyard eval`
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use serde_json::json;
-use switchyard_datasets::Progress;
+use switchyard_datasets::{DataConfig, Dataset, FileTokenizerConfig, Progress, TokenizerConfig, prepare};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
+use switchyard_trainer::config_file::Override;
 use switchyard_trainer::device;
-use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate};
+use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
+use switchyard_trainer::metrics::perplexity;
+use switchyard_trainer::moved_data::{MayChange, changed_config, check_same_data, with_missing_path};
+use switchyard_trainer::run_folder::RunPaths;
 use switchyard_trainer::train::with_threads;
 
-use super::{print_json, print_text};
+use super::{loss_words, parsed, print_json, print_text, with_device};
 use crate::cli::EvalArgs;
 use crate::failure::Failure;
+use crate::interrupt::Interruption;
 
-pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
-    let evaluation = with_threads(checkpoint.config.threads, || measure(args, &checkpoint))?;
-    let (nats, step) = (evaluation.cross_entropy_nats, checkpoint.state.step);
-    if args.json {
-        return print_json(&json!({
-            "checkpoint": checkpoint.path,
-            "step": step,
-            "cross_entropy_nats": nats,
-            "perplexity": nats.exp(),
-            "num_tokens": evaluation.num_tokens,
-            "whole_split": evaluation.whole_split,
-            "eval_secs": evaluation.secs,
-        }));
+pub(super) fn run(args: &EvalArgs, interruption: &Interruption) -> Result<(), Failure> {
+    let overrides = parsed(&with_device(&args.overrides, args.device.as_deref()))?;
+    let stop = interruption.watch("stopping")?;
+    let mut checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
+    let written = RunPaths::new(&checkpoint.path).config();
+    let may_change = if args.other_data { MayChange::Data } else { MayChange::Places };
+    checkpoint.config = changed_config(&checkpoint.config, &written, &overrides, may_change)?;
+    if args.other_data {
+        use_own_tokenizer(&mut checkpoint, &overrides);
     }
-    let extent =
-        if evaluation.whole_split { "the whole validation split" } else { "part of the validation split" };
-    print_text(&format!(
-        "{}: step {step}, cross-entropy {nats:.4} nats per token (perplexity {:.2}) over {} tokens, {extent}, in {:.1} s\n",
-        checkpoint.path.display(),
-        nats.exp(),
-        evaluation.num_tokens,
-        evaluation.secs
-    ))
+    let measured = with_threads(checkpoint.config.threads, || measure(args, &checkpoint, &stop));
+    let measured = measured.map_err(|error| with_missing_path(error, &checkpoint.config.data))?;
+    report(args, &checkpoint, &measured)
 }
 
-fn measure(args: &EvalArgs, checkpoint: &Checkpoint) -> Result<Evaluation, TrainError> {
-    let device = device::select(args.device.as_deref().unwrap_or(&checkpoint.config.device))?;
+/// An evaluation and what it was made on.
+struct Measured {
+    evaluation: Evaluation,
+    dataset: Dataset,
+}
+
+fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> Result<Measured, TrainError> {
+    let device = device::select(&checkpoint.config.device)?;
     let data = &checkpoint.config.data;
-    let dataset = switchyard_datasets::prepare(data, &Progress::stderr())?;
-    checkpoint.check_data(&dataset)?;
+    let dataset = prepare(data, &Progress::stderr().with_stop(stop.clone()))?;
+    if args.other_data {
+        check_same_tokens(checkpoint, &dataset)?;
+    } else {
+        check_same_data(&checkpoint.path, &checkpoint.state.data_hash, data, &dataset)?;
+    }
     let settings = EvaluationSettings {
         seq_len: checkpoint.plan.seq_len,
         sequences_per_batch: checkpoint.plan.sequences_per_micro_batch,
         max_tokens: args.max_tokens,
         mask_documents: data.mask_documents,
     };
-    evaluate(&checkpoint.model(&device)?, &dataset.validation, &settings, &device)
+    let model = checkpoint.model(&device)?;
+    let evaluation = evaluate_unless(stop, &model, &dataset.validation, &settings, &device)?;
+    if !evaluation.cross_entropy_nats.is_finite() {
+        return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });
+    }
+    Ok(Measured { evaluation, dataset })
+}
+
+/// Other text would train another byte-pair encoding: it gets the checkpoint's.
+fn use_own_tokenizer(checkpoint: &mut Checkpoint, overrides: &[Override]) {
+    let data: &mut DataConfig = &mut checkpoint.config.data;
+    if data.tokenizer.bpe.is_some() && overrides.iter().any(|given| given.key().starts_with("data.")) {
+        let file = FileTokenizerConfig { path: checkpoint.path.join("tokenizer.json") };
+        data.tokenizer = TokenizerConfig { file: Some(file), ..TokenizerConfig::default() };
+    }
+}
+
+/// Ok if an id of `dataset` means to the model what it meant in training.
+fn check_same_tokens(checkpoint: &Checkpoint, dataset: &Dataset) -> Result<(), TrainError> {
+    if dataset.tokenizer.to_json() == checkpoint.tokenizer.to_json() {
+        return Ok(());
+    }
+    Err(TrainError::OtherTokens { path: checkpoint.path.clone() })
+}
+
+fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Result<(), Failure> {
+    let Measured { evaluation, dataset } = measured;
+    let (nats, step) = (evaluation.cross_entropy_nats, checkpoint.state.step);
+    let split = &dataset.manifest.validation;
+    let same_data = dataset.manifest.key == checkpoint.state.data_hash;
+    if args.json {
+        return print_json(&json!({
+            "checkpoint": checkpoint.path.to_string_lossy(),
+            "step": step,
+            "cross_entropy_nats": nats,
+            "bits_per_byte": split.bits_per_byte(nats),
+            "perplexity": perplexity(nats),
+            "num_tokens": evaluation.num_tokens,
+            "num_split_targets": split.num_tokens.saturating_sub(1),
+            "num_documents": split.num_documents,
+            "whole_split": evaluation.whole_split,
+            "same_data": same_data,
+            "data_key": dataset.manifest.key,
+            "eval_secs": evaluation.secs,
+        }));
+    }
+    let other = if same_data { "" } else { ", on data that is not the run's" };
+    print_text(&format!(
+        "{}: step {step}, cross-entropy {} over {} of the validation split{other}, in {:.1} s\n",
+        checkpoint.path.display(),
+        loss_words::loss(nats, split),
+        loss_words::extent(evaluation.num_tokens, checkpoint.plan.seq_len, split),
+        evaluation.secs
+    ))
 }

@@ -10,6 +10,8 @@ mod fit;
 mod flight_report;
 mod generate;
 mod inspect;
+mod loss_words;
+mod next_command;
 mod plan;
 mod replay;
 mod report;
@@ -27,50 +29,61 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use serde::Serialize;
+use switchyard_ground::printable::printable;
 use switchyard_trainer::config_file::{self, LoadedConfig, Override};
 use switchyard_trainer::device;
 use switchyard_trainer::plan::RunPlan;
 
 use crate::cli::{Cli, Command, ConfigArgs};
 use crate::failure::Failure;
+use crate::interrupt::Interruption;
 
 /// Do what the command line asks.
-pub(crate) fn run(command: Command) -> Result<(), Failure> {
+pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), Failure> {
     match command {
-        Command::Train(args) => train::run(&args),
-        Command::Upcycle(args) => upcycle::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Generate(args) => generate::run(&args),
+        Command::Train(args) => train::run(&args, interruption),
+        Command::Upcycle(args) => upcycle::run(&args, interruption),
+        Command::Eval(args) => eval::run(&args, interruption),
+        Command::Generate(args) => generate::run(&args, interruption),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Runs(args) => runs::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Watch(args) => watch::run(&args),
-        Command::Replay(args) => replay::run(&args),
+        Command::Replay(args) => replay::run(&args, interruption),
         Command::Bisect(args) => bisect::run(&args),
         Command::WhatIf(args) => what_if::run(&args),
-        Command::Data(command) => data::run(&command),
-        Command::Compare(args) => compare::run(&args),
-        Command::Sweep(args) => sweep::run(&args),
+        Command::Data(command) => data::run(&command, interruption),
+        Command::Compare(args) => compare::run(&args, interruption),
+        Command::Sweep(args) => sweep::run(&args, interruption),
         Command::Fit(args) => fit::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Verify(args) => verify::run(&args, interruption),
         Command::Bench(command) => bench::run(&command),
         Command::Schema => print_json(&config_file::schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "switchyard", &mut script);
-            Ok(std::io::stdout().write_all(&script)?)
+            print_bytes(&script)
         }
     }
 }
 
 /// The configuration in `file`, changed by `overrides`, and what it resolves to.
 fn load(file: &Path, overrides: &[String]) -> Result<(LoadedConfig, RunPlan), Failure> {
-    let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let loaded = config_file::load(file, &overrides)?;
+    let loaded = config_file::load(file, &parsed(overrides)?)?;
     let plan = loaded.resolve()?;
     Ok((loaded, plan))
+}
+
+/// What `--set` was given.
+fn parsed(overrides: &[String]) -> Result<Vec<Override>, Failure> {
+    Ok(overrides.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>()?)
+}
+
+/// `overrides`, and `--device` as one more.
+fn with_device(overrides: &[String], device: Option<&str>) -> Vec<String> {
+    overrides.iter().cloned().chain(device.map(|device| format!("device={device}"))).collect()
 }
 
 /// As [`load`], for a command that computes: the device must be there too.
@@ -88,12 +101,22 @@ fn load_args(args: &ConfigArgs) -> Result<(LoadedConfig, RunPlan), Failure> {
 
 /// Print a result for machines.
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    print_text(&text)
+    let text = serde_json::to_string_pretty(value)?;
+    // JSON may hold control characters of C1 as they are, and terminals obey them; as escapes they are the same text.
+    let is_bad = |letter: char| letter.is_control() && letter != '\n';
+    let escaped = text
+        .chars()
+        .map(|letter| if is_bad(letter) { format!("\\u{:04x}", u32::from(letter)) } else { letter.into() });
+    print_bytes((if text.contains(is_bad) { escaped.collect() } else { text } + "\n").as_bytes())
 }
 
-/// Print a result for people.
+/// Print a result for people: text of others in it, such as names in a run's files, reaches no terminal as it is.
 fn print_text(text: &str) -> Result<(), Failure> {
-    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
+    print_bytes(printable(text).as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    // What stays in the buffer is lost without a word if the disk is full.
+    Ok(stdout.write_all(bytes).and_then(|()| stdout.flush())?)
 }

@@ -3,15 +3,21 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
-use switchyard_datasets::Progress;
-use switchyard_trainer::flight::replay::{Replay, replay};
+use switchyard_trainer::flight::replay::{Replay, ReplayRequest, replay};
 
-use super::{print_json, print_text};
+use super::{parsed, print_json, print_text, with_device};
 use crate::cli::ReplayArgs;
 use crate::failure::Failure;
+use crate::interrupt::Interruption;
 
-pub(super) fn run(args: &ReplayArgs) -> Result<(), Failure> {
-    let replay = replay(&args.run, args.step, args.device.as_deref(), &Progress::stderr())?;
+pub(super) fn run(args: &ReplayArgs, interruption: &Interruption) -> Result<(), Failure> {
+    let replay = replay(&ReplayRequest {
+        run: args.run.clone(),
+        step: args.step,
+        overrides: parsed(&with_device(&args.overrides, args.device.as_deref()))?,
+        show_progress: true,
+        stop: interruption.watch("stopping after this step")?,
+    })?;
     if args.json {
         print_json(&json!({
             "from_step": replay.from_step,

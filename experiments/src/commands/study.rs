@@ -12,7 +12,7 @@ use switchyard_trainer::host::{Commit, cargo_lock_sha256};
 use super::print_text;
 use crate::cli::CompareArgs;
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 use crate::report;
 use crate::report::series::RunSeries;
 use crate::run_series::run_series;
@@ -23,8 +23,8 @@ use crate::study::{
 };
 use crate::whole_file;
 
-pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
-    let stop = interrupt::stop_flag()?;
+pub(super) fn run(args: &CompareArgs, path: &Path, interruption: &Interruption) -> Result<(), Failure> {
+    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
@@ -36,8 +36,7 @@ pub(super) fn run(args: &CompareArgs, path: &Path) -> Result<(), Failure> {
     match session.run(&stop)? {
         Execution::Done => session.conclude(),
         Execution::Interrupted => {
-            say!("interrupted; the same command goes on from here");
-            Ok(())
+            Err(Failure::Interrupted("interrupted; the same command goes on from here".into()))
         }
     }
 }

@@ -14,7 +14,7 @@ use switchyard_trainer::metrics::duration;
 use super::{print_json, print_text};
 use crate::cli::SweepArgs;
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 use crate::study::{
     Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
     RunSettings, Shard, StudyFolder, finished_runs, run_all, sha256_hex,
@@ -25,8 +25,8 @@ use crate::sweep::{
 };
 use crate::whole_file;
 
-pub(super) fn run(args: &SweepArgs) -> Result<(), Failure> {
-    let stop = interrupt::stop_flag()?;
+pub(super) fn run(args: &SweepArgs, interruption: &Interruption) -> Result<(), Failure> {
+    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
     let loaded = LoadedSweep::read(&args.sweep)?;
     let candidates = resolve_candidates(&loaded)?;
     let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.sweep.name));
@@ -36,8 +36,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let Some(outcomes) = session.run(args.shard, &stop)? else {
-        say!("interrupted; the same command goes on from here");
-        return Ok(());
+        return Err(Failure::Interrupted("interrupted; the same command goes on from here".into()));
     };
     let result = session.conclude(&outcomes)?;
     if args.json { print_json(&result) } else { print_text(&result.to_text(&loaded.base)) }

@@ -1,63 +1,62 @@
 //! `switchyard train`
 
 use std::path::Path;
-use switchyard_ground::say;
 
-use switchyard_trainer::run_folder::{OpenMode, RunStatus};
+use switchyard_ground::printable::printable;
+use switchyard_ground::say;
+use switchyard_ground::shell::quoted_path;
+use switchyard_trainer::moved_data::with_missing_path;
+use switchyard_trainer::run_folder::{OpenMode, RunPaths, RunStatus};
 use switchyard_trainer::train::{RunSummary, TrainRequest, default_run_folder, train};
 
-use super::load_to_run;
+use super::{load_to_run, loss_words, next_command};
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 
-pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &TrainArgs, interruption: &Interruption) -> Result<(), Failure> {
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
-    say!("{}", plan.describe().trim_end());
+    say!("{}", printable(plan.describe().trim_end()));
     let out = args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config));
-    say!("run folder: {}", out.display());
+    say!("run folder: {}", quoted_path(&out));
     let mode = match (args.resume, args.overwrite) {
         (true, _) => OpenMode::Resume,
         (_, true) => OpenMode::Overwrite,
         _ => OpenMode::New,
     };
-    let stop = interrupt::stop_flag()?;
+    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
     let request = TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop };
-    let summary = train(&request)?;
-    report(&summary, &args.config.file)
+    let summary = train(&request).map_err(|error| with_missing_path(error, &request.config.data))?;
+    report(&summary, request.plan.seq_len)
 }
 
-/// Say how the run ended; one that an alarm stopped is no success.
-fn report(summary: &RunSummary, file: &Path) -> Result<(), Failure> {
-    let RunSummary { out, manifest } = summary;
-    // Some routers cannot generate one.
-    let sample = if out.join("sample.txt").exists() { "sample.txt, " } else { "" };
-    let out = out.display();
+/// Say how the run ended; one that an alarm or a signal stopped is no success.
+fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
+    let RunSummary { out, manifest, validation } = summary;
+    let steps = manifest.steps_done;
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
         (RunStatus::Finished, Some(nats)) => {
-            say!(
-                "finished: {} steps in {:.1} s, validation cross-entropy {nats:.4} nats per token (perplexity {:.2})",
-                manifest.steps_done,
-                manifest.train_secs,
-                nats.exp()
-            );
-            say!("run folder: {out} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)");
-            say!("next: switchyard inspect {out}    switchyard generate {out} --prompt TEXT");
+            let (secs, loss) = (manifest.train_secs, loss_words::loss(nats, validation));
+            say!("finished: {steps} steps in {secs:.1} s, validation cross-entropy {loss}");
+            let num_targets = loss_words::targets_of_whole_windows(seq_len, validation);
+            say!("validated on {}", loss_words::extent(num_targets, seq_len, validation));
+            // Some routers cannot generate one.
+            let sample = if RunPaths::new(out).sample().exists() { "sample.txt, " } else { "" };
+            let folder = quoted_path(out);
+            say!("run folder: {folder} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)");
+            say!("next: {}    {}", next_command::inspect(out), next_command::generate(out));
+            Ok(())
         }
         (RunStatus::Alarmed, _) => {
             let reason = manifest.error.as_deref().unwrap_or("stopped by an alarm");
-            return Err(Failure::Fault(anyhow::anyhow!(
-                "{reason}. The checkpoint of step {} is written; go on all the same with: switchyard train {} --out {out} \
-                 --resume",
-                manifest.steps_done,
-                file.display()
-            )));
+            let command = next_command::resume(out);
+            Err(Failure::Fault(anyhow::anyhow!(
+                "{reason}. The checkpoint of step {steps} is written; go on all the same with: {command}"
+            )))
         }
-        _ => say!(
-            "interrupted after step {}; continue with: switchyard train {} --out {out} --resume",
-            manifest.steps_done,
-            file.display()
-        ),
+        _ => {
+            let command = next_command::resume(out);
+            Err(Failure::Interrupted(format!("interrupted after step {steps}; continue with: {command}")))
+        }
     }
-    Ok(())
 }

@@ -1,23 +1,25 @@
 //! `switchyard upcycle`
 
 use std::path::Path;
-use switchyard_ground::say;
 
+use switchyard_ground::say;
+use switchyard_ground::shell::quoted_path;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::config_file::LoadedConfig;
+use switchyard_trainer::moved_data::with_missing_path;
 use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::train::{default_run_folder, with_threads};
 use switchyard_trainer::upcycle::{UpcycleMethod, UpcycleRequest, UpcycleSettings, UpcycleSummary, upcycle};
 
-use super::load_to_run;
+use super::{load_to_run, next_command};
 use crate::cli::{UpcycleArgs, UpcycleMethodArg};
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::interrupt::Interruption;
 
 const DEFAULT_DROP_RATIO: f64 = 0.5;
 
-pub(super) fn run(args: &UpcycleArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &UpcycleArgs, interruption: &Interruption) -> Result<(), Failure> {
     let method = method(args)?;
     let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
@@ -28,11 +30,11 @@ pub(super) fn run(args: &UpcycleArgs) -> Result<(), Failure> {
         config: loaded.config.clone(),
         plan,
         show_progress: true,
-        stop: interrupt::stop_flag()?,
+        stop: interruption.watch("stopping: no run is begun")?,
     };
     let summary = with_threads(request.config.threads, || upcycle(&checkpoint, &request))
         .map_err(|error| located(error, &loaded))?;
-    report(&summary, &request, &args.config.file);
+    report(&summary, &request);
     Ok(())
 }
 
@@ -56,13 +58,12 @@ fn located(error: TrainError, loaded: &LoadedConfig) -> Failure {
             Some(key) => Failure::Mistake(format!("{}: {mistake}", loaded.locate(key))),
             None => error.into(),
         },
-        _ => error.into(),
+        _ => with_missing_path(error, &loaded.config.data).into(),
     }
 }
 
-fn report(summary: &UpcycleSummary, request: &UpcycleRequest, file: &Path) {
-    let out = request.out.display();
-    say!("written: {}", summary.checkpoint.display());
+fn report(summary: &UpcycleSummary, request: &UpcycleRequest) {
+    say!("written: {}", quoted_path(&summary.checkpoint));
     match &summary.deviation {
         None => say!("the mixture starts as the dense model's function"),
         Some(reason) => say!("the mixture does not start as the dense model's function: {reason}"),
@@ -70,5 +71,5 @@ fn report(summary: &UpcycleSummary, request: &UpcycleRequest, file: &Path) {
     if !summary.same_data {
         say!("the data is not what the dense model was trained on");
     }
-    say!("next: switchyard train {} --out {out} --resume", file.display());
+    say!("next: {}", next_command::resume(&request.out));
 }

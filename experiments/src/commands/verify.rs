@@ -1,22 +1,26 @@
 //! `switchyard verify`: that a comparison with a recipe is fair, proved by doing it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
+use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::metrics::{Record, read_metrics};
-use switchyard_trainer::run_folder::{OpenMode, RunPaths};
+use switchyard_trainer::moved_data::with_missing_path;
+use switchyard_trainer::run_folder::{OpenMode, RunPaths, RunStatus};
 use switchyard_trainer::train::{TrainRequest, train};
 
 use super::{load_to_run, print_text};
 use crate::cli::VerifyArgs;
 use crate::failure::Failure;
+use crate::interrupt::Interruption;
 
 /// Takes the feed-forward block out of a recipe, to make room for another.
 const FORGET_FFN: [&str; 3] = ["model.ffn.moe=", "model.ffn.d_ff=", "model.ffn.block_sparse="];
 
-pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), Failure> {
     let (loaded, _) = load_to_run(&args.config.file, &args.config.overrides)?;
     let ffn = &loaded.config.model.ffn;
     if ffn.bias {
@@ -34,8 +38,9 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         format!("model.ffn.moe={{ num_experts = 1, d_expert = {width}, router = {{ top_k = 1 }} }}");
     let folder =
         tempfile::tempdir().map_err(|error| Failure::Fault(anyhow!("cannot make a folder: {error}")))?;
-    let dense = Trained::new(args, &folder.path().join("dense"), format!("model.ffn.d_ff={width}"))?;
-    let moe = Trained::new(args, &folder.path().join("one-expert"), one_expert)?;
+    let stop = interruption.watch("stopping after this step")?;
+    let dense = Trained::new(args, &folder.path().join("dense"), format!("model.ffn.d_ff={width}"), &stop)?;
+    let moe = Trained::new(args, &folder.path().join("one-expert"), one_expert, &stop)?;
     let rows = compare_rows(&dense.records, &moe.records)?;
     let params = compare_parameters(&dense.checkpoint, &moe.checkpoint)?;
     print_text(&format!(
@@ -53,7 +58,7 @@ struct Trained {
 }
 
 impl Trained {
-    fn new(args: &VerifyArgs, out: &std::path::Path, ffn: String) -> Result<Self, Failure> {
+    fn new(args: &VerifyArgs, out: &Path, ffn: String, stop: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let mut overrides = args.config.overrides.clone();
         overrides.extend(FORGET_FFN.map(String::from));
         overrides.extend([ffn, format!("train.num_steps={}", args.steps)]);
@@ -68,9 +73,13 @@ impl Trained {
             out: out.into(),
             mode: OpenMode::New,
             show_progress: false,
-            stop: Arc::new(AtomicBool::new(false)),
+            stop: stop.clone(),
         };
-        train(&request)?;
+        let data = &request.config.data;
+        let summary = train(&request).map_err(|error| with_missing_path(error, data))?;
+        if summary.manifest.status == RunStatus::Interrupted {
+            return Err(TrainError::Interrupted.into());
+        }
         let checkpoint = Checkpoint::read(&find_checkpoint(out)?)?;
         Ok(Self { records: read_metrics(&RunPaths::new(out).metrics())?, checkpoint })
     }

@@ -1,12 +1,11 @@
 //! What the user writes to have one feed-forward layer measured.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use switchyard_experts::Activation;
 
-use crate::config_file::{ConfigError, Origins, SourcePosition};
+use crate::config_file::{self, ConfigError, Origins, SourcePosition};
 
 /// A feed-forward layer and its input, as written in a TOML file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -43,8 +42,7 @@ impl LayerCase {
     /// # Errors
     /// The first mistake, with its place, the key and its value.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = config_file::read(path)?;
         let origins = Origins::read(&text, path, &[]).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             ConfigError::Syntax {
@@ -171,6 +169,8 @@ impl Mistake {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SOUND: &str = "num_tokens = 64\nd_model = 16\nd_ff = 8\nactivation = \"swiglu\"\nnum_experts = 4\ntop_k = 2\n\

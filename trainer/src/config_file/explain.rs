@@ -1,6 +1,7 @@
 //! What a key of the configuration takes, from the JSON schema, for errors that say more than serde's.
 
 use serde_json::Value as Json;
+use switchyard_ground::printable::excerpt;
 use toml::{Table, Value};
 
 use super::schema;
@@ -48,16 +49,25 @@ pub(super) fn check_known(key: &str) -> Result<(), String> {
     }
 }
 
+/// Characters of a value or a name that a message repeats.
+const SHOWN_CHARS: usize = 57;
+
 /// A value as it would be written, shortened if it is long.
 pub(super) fn show(value: &Value) -> String {
-    if value.is_table() {
-        return "a table".to_owned();
+    match value {
+        Value::Table(_) => "a table".to_owned(),
+        Value::Array(_) => excerpt(&value.to_string(), SHOWN_CHARS),
+        Value::String(text) if text.chars().count() > SHOWN_CHARS => {
+            format!("\"{}\"", excerpt(text, SHOWN_CHARS))
+        }
+        short => short.to_string(),
     }
-    let text = value.to_string();
-    if text.chars().count() <= 60 {
-        return text;
-    }
-    text.chars().take(57).chain("...".chars()).collect()
+}
+
+/// Whether the configuration has a key of that name whose value is a number with a fraction.
+pub(super) fn takes_number(key: &str) -> bool {
+    let root = schema();
+    node_at(&root, key).is_some_and(|node| has_type(resolve(&root, node), "number"))
 }
 
 fn unknown_key(root: &Json, key: &str) -> String {
@@ -83,7 +93,8 @@ fn unknown_key(root: &Json, key: &str) -> String {
         Some(near) => format!(" Did you mean `{near}`?"),
         None => elsewhere(root, name),
     };
-    format!("`{}` is not a key of the configuration: {takes}.{hint}", join(parent, name))
+    let key = excerpt(&join(parent, name), 2 * SHOWN_CHARS);
+    format!("`{key}` is not a key of the configuration: {takes}.{hint}")
 }
 
 /// Suggests the same name in another table.
@@ -118,7 +129,7 @@ fn missing_key(root: &Json, table: &str, field: &str) -> String {
 fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str) -> String {
     let given = value_at(table, path);
     let (Some(node), Some(given)) = (node_at(root, path), given) else {
-        return format!("`{key}`: {message}");
+        return format!("`{}`: {}", excerpt(key, SHOWN_CHARS), excerpt(message, 4 * SHOWN_CHARS));
     };
     let mut text = format!("`{path}` is {}: use {}", show(given), expected(root, node));
     let choices = choices_of(resolve(root, node));
@@ -126,7 +137,7 @@ fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str)
     if let Some(near) = given.as_str().and_then(|given| nearest(given, &choices)) {
         text.push_str(&format!(". Did you mean \"{near}\"?"));
     }
-    if has_type(resolve(root, node), "string") && !given.is_table() {
+    if has_type(resolve(root, node), "string") && !given.is_table() && !given.is_array() {
         text.push_str(&format!(", as in `{key} = \"{given}\"` or `--set '{key}=\"{given}\"'`"));
     }
     text

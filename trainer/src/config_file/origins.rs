@@ -37,9 +37,18 @@ impl fmt::Display for SourcePosition {
 #[derive(Debug, Clone)]
 pub(crate) struct Origins {
     path: PathBuf,
-    /// By key path, such as `train.num_steps`.
-    positions: BTreeMap<String, SourcePosition>,
+    keys: Keys,
     overrides: Vec<Override>,
+}
+
+/// The keys of a table. A tree, because a hostile file may have paths whose lengths add up to far more than its own.
+type Keys = BTreeMap<String, Key>;
+
+/// Where a key was written, and the keys inside it.
+#[derive(Debug, Clone)]
+struct Key {
+    position: SourcePosition,
+    inner: Keys,
 }
 
 impl Origins {
@@ -48,9 +57,11 @@ impl Origins {
     /// # Errors
     /// If `text` is not TOML.
     pub(crate) fn read(text: &str, path: &Path, overrides: &[Override]) -> Result<Self, toml::de::Error> {
-        let mut positions = BTreeMap::new();
-        collect_positions(DeTable::parse(text)?.get_ref(), "", text, &mut positions);
-        Ok(Self { path: path.to_owned(), positions, overrides: overrides.to_vec() })
+        let table = DeTable::parse(text)?;
+        let mut offsets = Vec::new();
+        collect_offsets(table.get_ref(), &mut offsets);
+        let keys = located(table.get_ref(), &positions_of(text, offsets));
+        Ok(Self { path: path.to_owned(), keys, overrides: overrides.to_vec() })
     }
 
     /// `file:line:column` or `--set key=value` of `key`, or of the nearest table around it that was written; the file
@@ -65,7 +76,7 @@ impl Origins {
             if let Some(set) = self.overrides.iter().rev().find(set_below) {
                 return set.to_string();
             }
-            if let Some(position) = self.positions.get(key) {
+            if let Some(position) = position_of(&self.keys, key) {
                 return format!("{}:{position}", self.path.display());
             }
             if let Some(set) = self.overrides.iter().rev().find(set_inside) {
@@ -79,19 +90,51 @@ impl Origins {
     }
 }
 
-fn collect_positions(
-    table: &DeTable<'_>,
-    prefix: &str,
-    text: &str,
-    positions: &mut BTreeMap<String, SourcePosition>,
-) {
-    for (key, value) in table {
-        let path = format!("{prefix}{}", key.get_ref());
-        if let DeValue::Table(inner) = value.get_ref() {
-            collect_positions(inner, &format!("{path}."), text, positions);
-        }
-        positions.insert(path, SourcePosition::of(text, key.span().start));
+/// Where the key at `path` was written. A name in quotes may hold dots of its own.
+fn position_of(keys: &Keys, path: &str) -> Option<SourcePosition> {
+    if let Some(key) = keys.get(path) {
+        return Some(key.position);
     }
+    path.match_indices('.').find_map(|(dot, _)| position_of(&keys.get(&path[..dot])?.inner, &path[dot + 1..]))
+}
+
+fn collect_offsets(table: &DeTable<'_>, offsets: &mut Vec<usize>) {
+    for (key, value) in table {
+        offsets.push(key.span().start);
+        if let DeValue::Table(inner) = value.get_ref() {
+            collect_offsets(inner, offsets);
+        }
+    }
+}
+
+/// The positions of `offsets`, in one pass over `text`: looking from its start for each would take minutes for a file of
+/// many keys.
+fn positions_of(text: &str, mut offsets: Vec<usize>) -> BTreeMap<usize, SourcePosition> {
+    offsets.sort_unstable();
+    let (mut position, mut done) = (SourcePosition { line: 1, column: 1 }, 0);
+    let position_at = |offset: usize| {
+        for letter in text.get(done..offset).unwrap_or_default().chars() {
+            position = match letter {
+                '\n' => SourcePosition { line: position.line + 1, column: 1 },
+                _ => SourcePosition { column: position.column + 1, ..position },
+            };
+        }
+        done = offset;
+        (offset, position)
+    };
+    offsets.into_iter().map(position_at).collect()
+}
+
+fn located(table: &DeTable<'_>, positions: &BTreeMap<usize, SourcePosition>) -> Keys {
+    let key = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+        let inner = match value.get_ref() {
+            DeValue::Table(inner) => located(inner, positions),
+            _ => Keys::new(),
+        };
+        let position = positions[&key.span().start];
+        (ToString::to_string(key.get_ref()), Key { position, inner })
+    };
+    table.iter().map(key).collect()
 }
 
 #[cfg(test)]
@@ -129,6 +172,40 @@ mod tests {
         assert_eq!(locate("data.text", &["data.text.path=a"]), "--set data.text.path=a");
         assert_eq!(locate("train", &["train.num_steps=2"]), "x.toml:3:2");
         assert_eq!(locate("name", &["name=b", "name=c"]), "--set name=c");
+    }
+
+    #[test]
+    fn a_name_in_quotes_may_hold_dots() {
+        let text = "\n\"a.b\" = 1\n['c.d'.e]\nf.g = 1\n";
+        let origins = Origins::read(text, Path::new("x.toml"), &[]).unwrap();
+        assert_eq!(origins.locate("a.b"), "x.toml:2:1");
+        assert_eq!(origins.locate("c.d.e.f.g"), "x.toml:4:3");
+        assert_eq!(origins.locate("c.d.e.x"), "x.toml:3:8");
+    }
+
+    #[test]
+    fn positions_in_one_pass_are_those_looked_for_from_the_start() {
+        let text = "'ä' = 1\nb = { c = 'ü', d = [1, 2] }\n\n  [e.f]\n\tg = \"x\ty\"\nh.i.j = 1\n";
+        let mut offsets = Vec::new();
+        collect_offsets(DeTable::parse(text).unwrap().get_ref(), &mut offsets);
+        assert_eq!(offsets.len(), 10);
+        for (offset, position) in positions_of(text, offsets) {
+            assert_eq!(position, SourcePosition::of(text, offset));
+        }
+    }
+
+    /// From the start for each key, these would be 10^12 steps; as whole paths, 10 GB.
+    #[test]
+    fn many_keys_and_long_tables_cost_what_their_text_costs() {
+        let long = "x".repeat(500_000);
+        let keys: String = (0..50_000).map(|index| format!("k{index}=1\n")).collect();
+        let one_line: String = (0..50_000).map(|index| format!("k{index}=1,")).collect();
+        let started = std::time::Instant::now();
+        let text = format!("one = {{ {} }}\n[{long}]\n{keys}", one_line.trim_end_matches(','));
+        let origins = Origins::read(&text, Path::new("x.toml"), &[]).unwrap();
+        assert_eq!(origins.locate(&format!("{long}.k49999")), "x.toml:50002:1");
+        assert!(origins.locate("one.k49999").starts_with("x.toml:1:"));
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 
     #[test]

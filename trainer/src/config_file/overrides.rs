@@ -4,7 +4,19 @@ use std::fmt;
 
 use toml::{Table, Value};
 
+use switchyard_ground::printable::excerpt;
+
 use super::{ConfigError, explain};
+
+/// Words that the path of a key may have: no key of the configuration has half as many, and tables nested without end
+/// would use up the stack.
+const MAX_KEY_WORDS: usize = 16;
+
+/// Bytes that a `--set` may have: enough for any prompt.
+const MAX_ARGUMENT_BYTES: usize = 1 << 16;
+
+/// Characters of a `--set` that a message repeats.
+const SHOWN_CHARS: usize = 120;
 
 /// One `--set key.path=value`: changes, adds or removes a key of the configuration file.
 ///
@@ -26,8 +38,15 @@ impl Override {
     /// # Errors
     /// If there is no `=`, or the key is not a path of words joined by dots.
     pub fn parse(argument: &str) -> Result<Self, ConfigError> {
-        let error =
-            |message: &str| ConfigError::Override { argument: argument.into(), message: message.into() };
+        let error = |message: &str| ConfigError::Override {
+            argument: excerpt(argument, SHOWN_CHARS),
+            message: message.into(),
+        };
+        if argument.len() > MAX_ARGUMENT_BYTES {
+            let problem =
+                format!("it has {} bytes: use at most {MAX_ARGUMENT_BYTES}, or a file", argument.len());
+            return Err(error(&problem));
+        }
         let Some((key, value)) = argument.split_once('=') else {
             return Err(error("no `=`: write `key.path=value`, such as `train.num_steps=100`"));
         };
@@ -38,7 +57,12 @@ impl Override {
         if !key.split('.').all(is_word) {
             return Err(error("the key is not a path of words joined by dots, such as `train.num_steps`"));
         }
-        Ok(Self { argument: argument.into(), key: key.into(), value: parse_value(value) })
+        let num_words = key.split('.').count();
+        if num_words > MAX_KEY_WORDS {
+            let problem = format!("the key has {num_words} words, no key has more than {MAX_KEY_WORDS}");
+            return Err(error(&problem));
+        }
+        Ok(Self { argument: argument.into(), key: key.into(), value: parse_value(key, value) })
     }
 
     /// Path of the key, such as `train.num_steps`.
@@ -85,18 +109,26 @@ impl Override {
 
 impl fmt::Display for Override {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--set {}", self.argument)
+        write!(f, "--set {}", excerpt(&self.argument, SHOWN_CHARS))
     }
 }
 
-fn parse_value(text: &str) -> Option<Value> {
+fn parse_value(key: &str, text: &str) -> Option<Value> {
     if text.trim().is_empty() {
         return None;
     }
     let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok();
     // A line break in the text could smuggle in further keys: then it was not one value.
     let value = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    let value = value.or_else(|| loose_float(text).filter(|_| explain::takes_number(key)).map(Value::Float));
     Some(value.unwrap_or_else(|| Value::String(text.to_owned())))
+}
+
+/// A number as people write it and TOML does not: `.001`, `1.`, `2.e-3`.
+pub(super) fn loose_float(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let is_number = text.contains('.') && text.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
+    text.parse().ok().filter(|_| is_number)
 }
 
 /// Whether `value` is a table with something at `path`.
@@ -135,6 +167,35 @@ mod tests {
         assert_eq!(value("a=/tmp/my file=1.txt"), Some(Value::String("/tmp/my file=1.txt".into())));
         assert_eq!(value("a=1\nb = 2"), Some(Value::String("1\nb = 2".into())));
         assert_eq!(value("a= "), None);
+    }
+
+    #[test]
+    fn a_number_may_begin_or_end_with_its_point_where_a_number_is_wanted() {
+        for (text, number) in [(".001", 0.001), ("1.", 1.0), ("+.5", 0.5), ("-.5", -0.5), ("2.e-3", 0.002)] {
+            assert_eq!(value(&format!("train.adamw.learning_rate={text}")), Some(Value::Float(number)));
+            assert_eq!(value(&format!("sample.prompt={text}")), Some(Value::String(text.into())));
+        }
+        for text in [".", "1.2.3", "..1", ".e1", "1,5"] {
+            let given = value(&format!("train.adamw.learning_rate={text}"));
+            assert_eq!(given, Some(Value::String(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_end_and_a_value_without_end_are_refused_with_an_excerpt() {
+        for (argument, problem) in [
+            (format!("{}=1", ["a"; 30_000].join(".")), "the key has 30000 words"),
+            (format!("{}=1", ["a"; 17].join(".")), "the key has 17 words, no key has more than 16"),
+            (format!("a={}", "x".repeat(100_000)), "it has 100002 bytes: use at most 65536"),
+            ("x".repeat(60_000), "no `=`"),
+        ] {
+            let message = Override::parse(&argument).unwrap_err().to_string();
+            assert!(message.contains(problem) && message.len() < 300, "{message}");
+        }
+        assert_eq!(Override::parse(&format!("a={}", "x".repeat(1_000))).unwrap().to_string().len(), 129);
+        // TOML bounds how deep a value is; what it refuses is a text.
+        let deep = format!("a={}1{}", "[".repeat(20_000), "]".repeat(20_000));
+        assert!(matches!(value(&deep), Some(Value::String(_))));
     }
 
     #[test]

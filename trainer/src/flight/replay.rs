@@ -1,6 +1,8 @@
 //! Repeating a step of a run from the nearest checkpoint before it.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchyard_datasets::{Dataset, Loader, Progress};
 
@@ -8,9 +10,11 @@ use super::question::plan_of;
 use crate::TrainError;
 use crate::checkpoint::{Checkpoint, CheckpointError, TrainingState, steps_in};
 use crate::config::RunConfig;
+use crate::config_file::Override;
 use crate::device;
 use crate::metrics::{LayerRecord, Record, StepRecord, read_metrics};
 use crate::model::Transformer;
+use crate::moved_data::{MayChange, changed_config, check_same_data, with_missing_path};
 use crate::moving_parts::MovingParts;
 use crate::observers::step_record;
 use crate::optimizer::AdamW;
@@ -39,27 +43,46 @@ impl Replay {
     }
 }
 
-/// Repeats the steps of the run in `folder` up to `step`, from its last checkpoint before that or from the initial
+/// What to repeat.
+#[derive(Debug, Clone)]
+pub struct ReplayRequest {
+    /// The run folder.
+    pub run: PathBuf,
+    /// Step to repeat, counted from 1.
+    pub step: u64,
+    /// Where the run's data lies now, and what computes.
+    pub overrides: Vec<Override>,
+    /// Show progress of a preparation of the data on standard error.
+    pub show_progress: bool,
+    /// Set by Ctrl-C: give up after this step.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Repeats the steps of the run up to the one that is asked for, from its last checkpoint before that or from the initial
 /// values. Writes nothing into the run.
 ///
 /// # Errors
 /// [`TrainError`] if the run's files cannot be read, its data has changed, or a step fails as it failed then.
-pub fn replay(
-    folder: &Path,
-    step: u64,
-    device: Option<&str>,
-    progress: &Progress,
-) -> Result<Replay, TrainError> {
-    let paths = RunPaths::new(folder);
-    RunManifest::read(&paths.manifest())?; // First: a folder that is no run is the user's mistake, a lost log is not.
+pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
+    let step = request.step;
+    let paths = RunPaths::new(&request.run);
+    // First: a folder that is no run is the user's mistake, a lost log is not.
+    let data_key = RunManifest::read(&paths.manifest())?.data_key;
     let rows = read_metrics(&paths.metrics())?;
     let (config, plan) = settings_of(&paths, step)?;
+    let config = changed_config(&config, &paths.config(), &request.overrides, MayChange::Places)?;
     if !(1..=plan.num_steps).contains(&step) {
         return Err(TrainError::NoSuchStep { step, num_steps: plan.num_steps });
     }
     with_threads(config.threads, || {
-        let dataset = switchyard_datasets::prepare(&config.data, progress)?;
-        repeat(&paths, step, &rows, &Run { config: &config, plan: &plan, dataset: &dataset, device })
+        let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
+        let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))
+            .map_err(|error| with_missing_path(error.into(), &config.data))?;
+        if let Some(then) = &data_key {
+            check_same_data(&request.run, then, &config.data, &dataset)?;
+        }
+        let run = Run { config: &config, plan: &plan, dataset: &dataset, stop: &request.stop };
+        repeat(&paths, step, &rows, &run)
     })
 }
 
@@ -68,11 +91,11 @@ struct Run<'a> {
     config: &'a RunConfig,
     plan: &'a RunPlan,
     dataset: &'a Dataset,
-    device: Option<&'a str>,
+    stop: &'a AtomicBool,
 }
 
 fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result<Replay, TrainError> {
-    let device = device::select(run.device.unwrap_or(&run.config.device))?;
+    let device = device::select(&run.config.device)?;
     let mut parts = run.parts_before(paths, step, &device)?;
     let from_step = parts.state.step;
     let mut first_difference = None;
@@ -87,6 +110,9 @@ fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result
         }
         if this >= step {
             return Ok(Replay { from_step, repeated, recorded, first_difference });
+        }
+        if run.stop.load(Ordering::SeqCst) {
+            return Err(TrainError::Interrupted);
         }
     }
 }
@@ -116,7 +142,8 @@ impl Run<'_> {
         let (model, optimizer, state) = match before {
             Some(saved) => {
                 let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
-                checkpoint.check_data(self.dataset)?;
+                let then = &checkpoint.state.data_hash;
+                check_same_data(&checkpoint.path, then, &self.config.data, self.dataset)?;
                 (checkpoint.model(&training_device)?, checkpoint.optimizer(device), checkpoint.state)
             }
             None => (

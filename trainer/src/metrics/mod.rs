@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub use event_file::EventFile;
 pub use jsonl::{MetricsFile, read_metrics};
 pub use progress::{ProgressDisplay, duration};
-pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity};
+pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perplexity_text};
 
 /// A metrics or event file that could not be read or written.
 #[derive(Debug, thiserror::Error)]

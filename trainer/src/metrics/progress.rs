@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{EvalRecord, StepRecord};
+use super::{EvalRecord, StepRecord, perplexity_text};
 
 /// Seconds between two plain lines at the start of a run, and the most they grow to.
 const MIN_LINE_GAP_SECS: f64 = 5.0;
@@ -54,7 +54,7 @@ impl ProgressDisplay {
         if let Ok(style) = ProgressStyle::with_template("step {pos}/{len} {wide_bar} {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.force_draw();
+        bar.tick();
         Self { total_steps, output: Output::Bar(bar), pace: None }
     }
 
@@ -71,6 +71,7 @@ impl ProgressDisplay {
     /// Shows a finished step. Plain lines appear for the first and the last step and every few seconds between.
     pub fn step(&mut self, row: &StepRecord) {
         let eta_secs = self.eta_secs(row);
+        self.hide_bar_without_terminal();
         match &mut self.output {
             Output::Bar(bar) => {
                 bar.set_message(bar_message(row, eta_secs));
@@ -104,6 +105,19 @@ impl ProgressDisplay {
     pub fn finish(&mut self) {
         if let Output::Bar(bar) = &self.output {
             bar.abandon();
+            // Of its own the bar leaves the cursor at its end.
+            let _ = writeln!(io::stderr());
+            self.output = Output::Hidden;
+        }
+    }
+
+    /// A bar whose terminal has gone would gather all that it cannot draw, and try to draw it again each time.
+    fn hide_bar_without_terminal(&mut self) {
+        if let Output::Bar(bar) = &self.output
+            && !io::stderr().is_terminal()
+        {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+            self.output = Output::Hidden;
         }
     }
 
@@ -167,11 +181,12 @@ fn step_line(row: &StepRecord, total_steps: u64, eta_secs: f64) -> String {
 }
 
 fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
-    let EvalRecord { step, cross_entropy_nats: loss, perplexity, .. } = row;
+    let EvalRecord { step, cross_entropy_nats: loss, .. } = row;
+    let perplexity = perplexity_text(*loss);
     let extent = if row.whole_split { "whole split" } else { "part of the split" };
     let (tokens, took) = (with_si_prefix(row.num_tokens as f64), duration(row.eval_secs));
     format!(
-        "eval {step}/{total_steps}  validation loss {loss:.4}  perplexity {perplexity:.2}  \
+        "eval {step}/{total_steps}  validation loss {loss:.4}  perplexity {perplexity}  \
          ({tokens} tokens, {extent}, {took})"
     )
 }

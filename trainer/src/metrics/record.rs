@@ -139,6 +139,12 @@ pub fn perplexity(cross_entropy_nats: f64) -> f64 {
     cross_entropy_nats.exp().min(f64::MAX)
 }
 
+/// The perplexity of `cross_entropy_nats` to be read: that of a diverged model has hundreds of digits.
+pub fn perplexity_text(cross_entropy_nats: f64) -> String {
+    let perplexity = perplexity(cross_entropy_nats);
+    if perplexity < 1e6 { format!("{perplexity:.2}") } else { format!("{perplexity:.2e}") }
+}
+
 impl Record {
     /// Updates done when the row was written.
     pub fn step(&self) -> u64 {
@@ -361,9 +367,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn perplexity_of_a_diverged_model_is_still_a_number() {
+    fn perplexity_of_a_diverged_model_is_still_a_number_and_a_short_one() {
         assert_eq!(perplexity(0.0), 1.0);
         assert_eq!(perplexity(1e6), f64::MAX);
+        assert_eq!(
+            [0.0, 10.0, 700.0, 1e6].map(perplexity_text),
+            ["1.00", "22026.47", "1.01e304", "1.80e308"]
+        );
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
+use switchyard_ground::printable::excerpt;
+
 use super::PlanError;
 use super::checks::{
     MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, at_most_one, below_one, in_range, not_negative,
@@ -142,8 +144,9 @@ fn check_name(name: &str) -> Result<(), PlanError> {
         return Ok(());
     }
     let problem = format!(
-        "is {name:?}, but it becomes a folder's name: use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a \
-         letter or digit first"
+        "is \"{}\", but it becomes a folder's name: use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a \
+         letter or digit first",
+        excerpt(name, 60)
     );
     Err(PlanError::new("name", problem))
 }

@@ -98,7 +98,8 @@ fn manifest(checkpoint: &Checkpoint, request: &UpcycleRequest) -> RunManifest {
     let plan = serde_json::to_value(plan).unwrap_or_default();
     let mut manifest = RunManifest::starting(value, plan, config.seed, &config.device);
     manifest.upcycled_from = Some(UpcycledFrom {
-        checkpoint: checkpoint.path.clone(),
+        // JSON is UTF-8, a path need not be.
+        checkpoint: checkpoint.path.to_string_lossy().into_owned().into(),
         step: checkpoint.state.step,
         method: settings.method,
         seed: settings.seed,

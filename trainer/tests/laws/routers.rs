@@ -14,7 +14,7 @@ use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::generate::{GenerationRule, GenerationSettings, generate};
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::model::{ModelInput, Pass, Transformer};
-use switchyard_trainer::parameters::parameter_data;
+use switchyard_trainer::parameters::{parameter_data, update_parameters};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::sampling::SamplingSettings;
@@ -198,6 +198,26 @@ fn experts_that_choose_generate_only_where_a_rule_says_how() {
     insta::assert_snapshot!(error, @r#"text cannot be generated: `model.ffn.moe.router.selection.expert_choice.generation` is not set, and experts that take their best tokens need the later ones too. Set it to "top_k", with which each token takes its `top_k` best experts (for a model that is trained already, `switchyard generate --routing top_k`)"#);
     assert!(generated(UNSET, Some(GenerationRule::TopK)).unwrap() > 0);
     assert!(generated(SET, None).unwrap() > 0);
+}
+
+#[test]
+fn a_model_that_computes_no_numbers_generates_nothing() {
+    let model = update_parameters(model(&config("top_k = 2")), |_, _, value| value * f32::NAN);
+    let nothing = |text: &str| -> std::io::Result<()> { panic!("generated {text:?}") };
+    let error = generate(&model, &Tokenizer::Bytes, &settings(None), &Device::flex(), nothing).unwrap_err();
+    assert!(matches!(error, TrainError::NoNumbers { .. }) && error.is_users_mistake(), "{error}");
+}
+
+#[test]
+fn generating_stops_after_the_token_that_it_is_told_to_stop_at() {
+    let (mut num_tokens, model) = (0, model(&config("top_k = 2")));
+    let stop = |_: &str| {
+        num_tokens += 1;
+        if num_tokens == 2 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    let error = generate(&model, &Tokenizer::Bytes, &settings(None), &Device::flex(), stop).unwrap_err();
+    assert!(matches!(error, TrainError::Interrupted), "{error}");
+    assert_eq!(num_tokens, 2);
 }
 
 #[test]

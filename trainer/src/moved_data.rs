@@ -1,0 +1,127 @@
+//! Data that lies elsewhere than when its run was trained.
+//!
+//! A path says where the data is, its content hash what it is: whoever uses a run may change the one, and the other
+//! decides whether it is still the run's data.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use switchyard_datasets::{DataConfig, Dataset, DatasetError};
+
+use crate::TrainError;
+use crate::checkpoint::CheckpointError;
+use crate::config::RunConfig;
+use crate::config_file::{self, ConfigError, Override};
+
+/// Keys that say where something is, or on what it is computed.
+const PLACES: [&str; 7] = [
+    "data.text.path",
+    "data.tokens.train",
+    "data.tokens.validation",
+    "data.tokenizer.file.path",
+    "data.cache_dir",
+    "device",
+    "threads",
+];
+
+/// What may change about a run that is used and not trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayChange {
+    /// Where its data lies, and what computes.
+    Places,
+    /// Also what its data is.
+    Data,
+}
+
+/// The configuration of the run that was read from `path`, changed by `overrides`.
+///
+/// # Errors
+/// A key that may not change, a mistake in a value.
+pub fn changed_config(
+    config: &RunConfig,
+    path: &Path,
+    overrides: &[Override],
+    may_change: MayChange,
+) -> Result<RunConfig, ConfigError> {
+    let is_allowed = |key: &str| PLACES.contains(&key) || may_change == MayChange::Data && is_of_data(key);
+    if let Some(refused) = overrides.iter().find(|given| !is_allowed(given.key())) {
+        let hint = match may_change {
+            MayChange::Places if is_of_data(refused.key()) => {
+                ". Other data than the run's is evaluated by `switchyard eval --other-data`"
+            }
+            MayChange::Places | MayChange::Data => "",
+        };
+        return Err(ConfigError::Invalid {
+            location: refused.to_string(),
+            message: format!(
+                "`{}` is part of what was trained and cannot be changed here: use {}{hint}",
+                refused.key(),
+                PLACES.join(", ")
+            ),
+        });
+    }
+    let changed = config_file::change(config, path, overrides)?;
+    changed.data.validate().map_err(|error| ConfigError::Invalid {
+        location: overrides.last().map_or_else(|| path.display().to_string(), ToString::to_string),
+        message: error.to_string(),
+    })?;
+    Ok(changed)
+}
+
+/// Whether `key` says what the data is. The tokenizer is the model's: its ids mean nothing to another one.
+fn is_of_data(key: &str) -> bool {
+    key.starts_with("data.") && !key.starts_with("data.tokenizer")
+}
+
+/// The paths that `data` is read from, and their keys.
+fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
+    let text = data.text.as_ref().map(|text| ("data.text.path", text.path.as_path()));
+    let train = data.tokens.as_ref().map(|tokens| ("data.tokens.train", tokens.train.as_path()));
+    let validation = data.tokens.as_ref().and_then(|tokens| tokens.validation.as_deref());
+    let tokenizer =
+        data.tokenizer.file.as_ref().map(|file| ("data.tokenizer.file.path", file.path.as_path()));
+    let validation = validation.map(|path| ("data.tokens.validation", path));
+    [text, train, validation, tokenizer].into_iter().flatten().collect()
+}
+
+/// `error`; if it is that a path of `data` is missing, with where it was looked for and how to say where it is.
+pub fn with_missing_path(error: TrainError, data: &DataConfig) -> TrainError {
+    let TrainError::Data(source) = error else { return error };
+    let missing = match &source {
+        DatasetError::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
+            data_paths(data).into_iter().find(|(_, configured)| configured == path)
+        }
+        _ => None,
+    };
+    let Some((key, path)) = missing else { return TrainError::Data(source) };
+    let place = match std::env::current_dir() {
+        Ok(here) if path.is_relative() => format!("It was looked for from the folder `{}`. ", here.display()),
+        _ => String::new(),
+    };
+    TrainError::MissingData { source, place, key }
+}
+
+/// Ok if `dataset`, which was read as `data` says, has the content hash `then` of what the run or the checkpoint in `owner`
+/// was trained on.
+///
+/// # Errors
+/// [`CheckpointError::Mismatch`] with both content hashes, and with the paths.
+pub fn check_same_data(
+    owner: &Path,
+    then: &str,
+    data: &DataConfig,
+    dataset: &Dataset,
+) -> Result<(), CheckpointError> {
+    let now = &dataset.manifest.key;
+    if then == now {
+        return Ok(());
+    }
+    let paths: Vec<String> =
+        data_paths(data).iter().map(|(key, path)| format!("`{key}` = `{}`", path.display())).collect();
+    let place = if paths.is_empty() { "`data`".into() } else { paths.join(" and ") };
+    let reason = format!(
+        "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
+         the run's data with `--set`, as in `--set data.text.path=PATH`"
+    );
+    Err(CheckpointError::Mismatch { path: owner.into(), reason })
+}
