@@ -157,7 +157,7 @@ impl TextSource {
                     }
                     continue;
                 }
-                if record.text.contains(END_OF_DOCUMENT) {
+                if file.found.format == Format::Plain && record.text.contains(END_OF_DOCUMENT) {
                     remarks.add(Remark::EndMarkAsText, || format!("`{}`", record.name));
                 }
                 visit(Document {

@@ -14,6 +14,9 @@ use crate::progress::Progress;
 
 const BUFFER_BYTES: usize = 1 << 16;
 
+/// Records from this size on get their room at once.
+const LARGE_RECORD_BYTES: usize = 64 << 20;
+
 /// The longest window that the format of zstd's command line allows, as a power of two: 2 GiB. The decoder keeps
 /// that much of what it has unpacked, and no more.
 const MAX_ZSTD_WINDOW_LOG: u32 = 31;
@@ -209,14 +212,19 @@ fn read_on(
     }
 }
 
-/// Makes room for `additional` bytes: twice as much as before, though never more than `max_len`.
+/// Makes room for `additional` bytes: twice as much as before, though never more than `max_len`; for a large record all that
+/// it may need. What is not written to takes no memory, while each move of a large record takes its size once more.
 fn grow(record: &mut Vec<u8>, additional: usize, max_len: usize) -> Result<(), TryReserveError> {
     let needed = record.len() + additional;
     if needed <= record.capacity() {
         return Ok(());
     }
-    let wanted = record.capacity().saturating_mul(2).clamp(needed, max_len.max(needed));
-    record.try_reserve_exact(wanted - record.len())
+    let room_for = |len: usize| len.clamp(needed, max_len.max(needed)) - record.len();
+    let (doubled, all) = (room_for(record.capacity().saturating_mul(2)), room_for(max_len));
+    if needed > LARGE_RECORD_BYTES && record.try_reserve_exact(all).is_ok() {
+        return Ok(());
+    }
+    record.try_reserve_exact(doubled)
 }
 
 #[cfg(test)]
@@ -340,5 +348,8 @@ mod tests {
         assert_eq!(limited, RecordEnd::Limit);
         assert!(capacity <= 1001, "{capacity}");
         assert!(grow(&mut Vec::new(), usize::MAX, usize::MAX).is_err(), "what cannot be had is an error");
+        let mut large = Vec::new();
+        grow(&mut large, LARGE_RECORD_BYTES + 1, 2 * LARGE_RECORD_BYTES).unwrap();
+        assert_eq!(large.capacity(), 2 * LARGE_RECORD_BYTES, "it moves once");
     }
 }

@@ -68,7 +68,7 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
 fn use_own_tokenizer(checkpoint: &mut Checkpoint, overrides: &[Override]) {
     let data: &mut DataConfig = &mut checkpoint.config.data;
     if data.tokenizer.bpe.is_some() && overrides.iter().any(|given| given.key().starts_with("data.")) {
-        let file = FileTokenizerConfig { path: checkpoint.path.join("tokenizer.json") };
+        let file = FileTokenizerConfig::new(checkpoint.path.join("tokenizer.json"));
         data.tokenizer = TokenizerConfig { file: Some(file), ..TokenizerConfig::default() };
     }
 }
