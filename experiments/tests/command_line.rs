@@ -267,10 +267,55 @@ fn eval_generate_inspect_and_plan_read_what_train_wrote() {
     assert_eq!(plan["counts"]["total_params"], desk.json("run/run.json")["plan"]["counts"]["total_params"]);
     assert!(desk.ok(&["plan", "moe.toml"]).to_lowercase().contains("active"));
     let schema: Value = serde_json::from_str(&desk.ok(&["schema"])).unwrap();
-    assert!(schema["properties"]["train"].is_object());
-    assert!(desk.ok(&["completions", "bash"]).contains("switchyard"));
+    // Every table of the recipe is described, and nothing that the program does not read.
+    let written: toml::Table = fs::read_to_string(desk.path("moe.toml")).unwrap().parse().unwrap();
+    let described = schema["properties"].as_object().unwrap();
+    assert!(written.keys().all(|key| described.contains_key(key)), "{written:?} against {described:?}");
+    assert_eq!(schema["additionalProperties"], false);
+    let completions = desk.ok(&["completions", "bash"]);
+    for command in ["train", "whatif", "compare", "completions"] {
+        assert!(completions.contains(&format!("switchyard,{command})")), "{command} cannot be completed");
+    }
     let stats: Value = serde_json::from_str(&desk.ok(&["data", "stats", "moe.toml", "--json"])).unwrap();
-    assert!(stats.is_object());
+    let split = |name: &str, number: &str| stats[name][number].as_u64().unwrap();
+    assert_eq!(split("train", "num_documents") + split("validation", "num_documents"), 200, "{stats}");
+    let domains = stats["top_domains"].as_array().unwrap();
+    let tokens: u64 = domains.iter().map(|domain| domain["num_tokens"].as_u64().unwrap()).sum();
+    assert_eq!((domains.len(), tokens), (2, split("train", "num_tokens")), "{stats}");
+}
+
+/// 950 GB and more of parameters, gradients and moments: said before anything is made, with both numbers and what to change.
+#[test]
+fn a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_made() {
+    let desk = Desk::new();
+    let huge = ["model.num_layers=1000", "model.ffn.moe.num_experts=10000", "model.ffn.moe.d_expert=1000"];
+    let with = |command: &[&'static str]| {
+        let sets = huge.into_iter().flat_map(|set| ["--set", set]);
+        desk.run(&command.iter().copied().chain(sets).collect::<Vec<_>>())
+    };
+    let refused = with(&["train", "moe.toml", "--out", "huge"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let message = text(&refused.stderr);
+    // 480 G parameters of 16 bytes.
+    for part in [
+        "the run needs at least 7.68 TB",
+        "480 B (480,",
+        "this process can have",
+        "`model.ffn.moe.num_experts`",
+    ] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
+    assert!(!desk.path("huge").exists());
+    // A plan allocates nothing: it is made, and says what will happen here.
+    let planned = with(&["plan", "moe.toml", "--json"]);
+    assert!(planned.status.success());
+    assert!(
+        text(&planned.stderr)
+            .contains("note: `train` would refuse this plan here: the run needs at least 7.68 TB")
+    );
+    let plan: Value = serde_json::from_slice(&planned.stdout).unwrap();
+    assert_eq!(plan["notes"], serde_json::json!([]), "a plan is the same on every machine");
+    assert!(desk.run(&["plan", "moe.toml"]).stderr.is_empty());
 }
 
 #[test]

@@ -210,3 +210,70 @@ fn default_block() -> usize {
 fn default_rewiring() -> f64 {
     0.1
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::module::ModuleMapper;
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    /// Another value for every element: what an optimizer does, at its worst.
+    struct Overwrite;
+
+    impl ModuleMapper for Overwrite {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|value| value.clone().powi_scalar(2) + value.mul_scalar(0.5) + 0.25)
+        }
+    }
+
+    fn ramp<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i| 0.02 * (i % 29) as f32 - 0.25).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    }
+
+    /// The blocks at their places in a matrix of zeros.
+    fn dense_matrix(blocks_nbb: &Param<Tensor<3>>, topology: &BlockTopology) -> Vec<Vec<f32>> {
+        let [_, b, _] = blocks_nbb.val().dims();
+        let values = blocks_nbb.val().into_data().try_into_vec::<f32>().unwrap();
+        let mut matrix = vec![vec![0.0; topology.d_output()]; topology.d_input()];
+        for ([row, column], block) in topology.places().iter().zip(values.chunks(b * b)) {
+            for (i, value) in block.iter().enumerate() {
+                matrix[row * b + i / b][column * b + i % b] = *value;
+            }
+        }
+        matrix
+    }
+
+    fn product(x: &[f32], matrix: &[Vec<f32>]) -> Vec<f32> {
+        let column = |j: usize| x.iter().zip(matrix).map(|(x, row)| x * row[j]).sum();
+        (0..matrix[0].len()).map(column).collect()
+    }
+
+    #[test]
+    fn a_layer_keeps_the_places_of_its_blocks_whatever_becomes_of_their_values() {
+        let (d_model, layer) = (8, 1);
+        for kind in ["random", "small_world", "barabasi_albert"] {
+            let topology: TopologyConfig = serde_json::from_str(&format!("{{\"{kind}\": {{}}}}")).unwrap();
+            let config = BlockSparseConfig { block: 2, d_ff: 12, density: 0.4, seed: 3, topology };
+            let [up, down] = config.topologies(d_model, layer);
+            let shape = [config.num_blocks(d_model), 2, 2];
+            let weights = BlockSparseWeights { gate_nbb: None, up_nbb: ramp(shape), down_nbb: ramp(shape) };
+            let ffn = BlockSparseFfn::new(weights, [up.clone(), down.clone()], Activation::Relu)
+                .map(&mut Overwrite);
+            let (up, down) = (dense_matrix(&ffn.up_nbb, &up), dense_matrix(&ffn.down_nbb, &down));
+            assert!(up.iter().flatten().any(|value| *value == 0.0), "{kind} leaves no place empty");
+            let x_td = ramp([5, d_model]);
+            let rows = x_td.clone().into_data().try_into_vec::<f32>().unwrap();
+            let expected = rows.chunks(d_model).flat_map(|x| {
+                let hidden: Vec<f32> = product(x, &up).into_iter().map(|value| value.max(0.0)).collect();
+                product(&hidden, &down)
+            });
+            let actual = ffn.forward(x_td).into_data().try_into_vec::<f32>().unwrap();
+            for (actual, expected) in actual.iter().zip(expected) {
+                // Sums of some dozen terms below 1 in f32.
+                assert!((actual - expected).abs() < 1e-5, "{kind}: {actual} instead of {expected}");
+            }
+        }
+    }
+}

@@ -90,9 +90,11 @@ impl MoeConfig {
         check: impl Fn(&RouterConfig) -> Result<(), RouterError>,
     ) -> Result<(), MoeConfigError> {
         for (index, rule) in self.router_overrides.iter().enumerate() {
+            // Whoever checks a router alone knows no other place for it than the common one.
+            let place = format!("model.ffn.moe.router_overrides[{index}].router.");
             check(&rule.router).map_err(|RouterError { key, problem }| RouterError {
                 key: format!("router_overrides[{index}].{key}"),
-                problem,
+                problem: problem.replace("model.ffn.moe.router.", &place),
             })?;
         }
         Ok(())
@@ -100,11 +102,21 @@ impl MoeConfig {
 
     /// How tokens of layer `layer` choose experts, if it has any.
     pub fn router_of(&self, layer: usize) -> &RouterConfig {
-        let rule = self.router_overrides.iter().find(|rule| rule.layers.contains(&layer));
-        rule.map_or(&self.router, |rule| &rule.router)
+        self.override_of(layer).map_or(&self.router, |index| &self.router_overrides[index].router)
     }
 
-    /// Checks everything except layers, which depend on the number of layers.
+    /// The key that [`MoeConfig::router_of`] the layer is written under, after `model.ffn.moe.`.
+    pub fn router_key_of(&self, layer: usize) -> String {
+        self.override_of(layer)
+            .map_or_else(|| "router".to_owned(), |index| format!("router_overrides[{index}].router"))
+    }
+
+    fn override_of(&self, layer: usize) -> Option<usize> {
+        self.router_overrides.iter().position(|rule| rule.layers.contains(&layer))
+    }
+
+    /// Checks everything except what depends on the model's layers: which of them are mixtures, and whether their routers
+    /// leave something to the capacity.
     ///
     /// # Errors
     /// Names the first key under `model.ffn.moe` whose value is out of range.
@@ -126,7 +138,6 @@ impl MoeConfig {
         self.check_overrides(|router| router.validate(self.num_experts))?;
         if let Some(capacity) = &self.capacity {
             capacity.validate(self.num_experts)?;
-            capacity.validate_selection(&self.router)?;
         }
         Ok(())
     }

@@ -68,8 +68,9 @@ pub struct MoeAux {
 /// Who went where and why, on the host.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Logits whose softmax is the normalised score: `[t, e]`, row-major.
-    pub log_scores_te: Vec<f64>,
+    /// Logits of the gate, with jitter and noise where there are some and without the bias: `[t, e]`, row-major. Zeros if
+    /// nothing is learned.
+    pub logits_te: Vec<f64>,
     /// Experts of each token, before capacity.
     pub choice: Choice,
     /// Whether each slot reached its expert; none if all did.
@@ -139,7 +140,7 @@ impl MoeLayer {
         let routing = self.router.forward(input);
         let within_capacity_tk =
             self.capacity_factor(pass).map(|(capacity, factor)| routing.slots_within(capacity, factor));
-        let Routing { choice, gates_tk, log_scores_te, num_experts, statistics, losses, balance, .. } =
+        let Routing { choice, gates_tk, host_logits_te, num_experts, statistics, losses, balance, .. } =
             routing;
         let num_dropped = |kept_tk: &Vec<bool>| {
             let num_kept = kept_tk.iter().filter(|kept| **kept).count() as u64;
@@ -155,7 +156,7 @@ impl MoeLayer {
             losses,
             statistics: statistics.with_dropped(num_dropped),
             balance,
-            route: Some(Route { log_scores_te, choice, kept_tk }),
+            route: Some(Route { logits_te: host_logits_te, choice, kept_tk }),
         };
         (mixture_td, aux)
     }

@@ -2,6 +2,8 @@
 //!
 //! Shape letters: t tokens, e experts, k slots per token.
 
+use std::borrow::Cow;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -119,11 +121,11 @@ impl RouterConfig {
     }
 
     /// Logits whose softmax is the normalised score: those of the gate, or the logarithms of its sigmoids.
-    pub(crate) fn log_scores(&self, logits_te: Vec<f64>) -> Vec<f64> {
+    pub fn log_scores<'a>(&self, logits_te: &'a [f64]) -> Cow<'a, [f64]> {
         if self.sigmoid.is_none() {
-            return logits_te;
+            return Cow::Borrowed(logits_te);
         }
-        logits_te.into_iter().map(|logit| logit.min(0.0) - (-logit.abs()).exp().ln_1p()).collect()
+        logits_te.iter().map(|logit| logit.min(0.0) - (-logit.abs()).exp().ln_1p()).collect()
     }
 
     /// Whether the bias is solved for from a step's scores.

@@ -64,6 +64,8 @@ fn drawn(shape: [usize; 2], device: &Device, mut draw: impl FnMut() -> f64) -> T
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn values(tensor: Tensor<2>) -> Vec<f64> {
@@ -97,7 +99,27 @@ mod tests {
 
     #[test]
     fn purposes_do_not_share_numbers() {
-        let first = |purpose| RouterNoise::new(1).generator(purpose).random::<u64>();
-        assert_ne!(first(Purpose::Experts), first(Purpose::Dropping));
+        // A list that a new purpose cannot be left out of.
+        let place = |purpose| match purpose {
+            Purpose::Jitter => 0,
+            Purpose::Logits => 1,
+            Purpose::SecondExpert => 2,
+            Purpose::Experts => 3,
+            Purpose::Dropping => 4,
+        };
+        let purposes =
+            [Purpose::Jitter, Purpose::Logits, Purpose::SecondExpert, Purpose::Experts, Purpose::Dropping];
+        assert!(purposes.into_iter().map(place).eq(0..5));
+        // Of 10,000 numbers of 64 bits two are equal by chance once in 4e11 times.
+        for seed in [0, 1, u64::MAX] {
+            let numbers: Vec<u64> = purposes
+                .into_iter()
+                .flat_map(|purpose| {
+                    let mut generator = RouterNoise::new(seed).generator(purpose);
+                    (0..2000).map(move |_| generator.random::<u64>())
+                })
+                .collect();
+            assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len(), "seed {seed}");
+        }
     }
 }

@@ -72,8 +72,8 @@ pub struct Routing {
     pub gates_tk: Tensor<2>,
     /// What the gate said, noise included: `[num_tokens, num_experts]`; none if nothing is learned.
     pub logits_te: Option<Tensor<2>>,
-    /// Logits whose softmax over experts is the normalised score: `[t, e]`, row-major, on the host.
-    pub log_scores_te: Vec<f64>,
+    /// The same on the host, row-major; zeros if nothing is learned.
+    pub host_logits_te: Vec<f64>,
     /// Experts of the layer.
     pub num_experts: usize,
     /// Experts of each token on average, as configured.
@@ -189,8 +189,7 @@ impl Router {
                 histogram.add(&self.config.scores(scores));
                 histogram
             });
-        let log_scores_te = self.config.log_scores(logits_te);
-        let statistics = statistics(&log_scores_te, &choice, self.num_experts);
+        let statistics = statistics(&self.config.log_scores(&logits_te), &choice, self.num_experts);
         let losses = match (&gate, input.pass) {
             (Some(gate), RouterPass::Training { earlier_tokens_per_expert, .. }) => {
                 self.config.losses(&LossInput {
@@ -211,7 +210,7 @@ impl Router {
             choice,
             gates_tk,
             logits_te: gate.map(|gate| gate.logits_te),
-            log_scores_te,
+            host_logits_te: logits_te,
             num_experts: self.num_experts,
             top_k: self.config.top_k,
             statistics,

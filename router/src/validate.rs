@@ -212,22 +212,19 @@ impl CapacityConfig {
         self.validate_factors(num_experts)
     }
 
-    /// Checks that the selection leaves something to a capacity.
+    /// Checks that the selection of the router written under `router_key` leaves something to a capacity.
     ///
     /// # Errors
     /// If it decides by itself how many tokens an expert takes.
-    pub fn validate_selection(&self, router: &RouterConfig) -> Result<(), RouterError> {
-        let problem = match router.selection() {
+    pub fn validate_selection(&self, router: &RouterConfig, router_key: &str) -> Result<(), RouterError> {
+        let (reason, key) = match router.selection() {
             Selection::ExpertChoice(_) => {
-                "has no effect where experts take their tokens: remove it, and set \
-                 `model.ffn.moe.router.selection.expert_choice.capacity_factor`"
+                ("where experts take their tokens", "expert_choice.capacity_factor")
             }
-            Selection::Soft(_) => {
-                "has no effect on soft mixing: remove it, and set \
-                 `model.ffn.moe.router.selection.soft.slots_per_expert`"
-            }
+            Selection::Soft(_) => ("on soft mixing", "soft.slots_per_expert"),
             _ => return Ok(()),
         };
+        let problem = format!("has no effect {reason}: remove it, and set `{router_key}.selection.{key}`");
         Err(RouterError::new("capacity", problem))
     }
 
@@ -543,7 +540,7 @@ mod tests {
         );
         let with = |selection: &str| {
             let router = format!(r#"{{"top_k": 2, "selection": {{"{selection}": {{}}}}}}"#);
-            capacity(1.0).validate_selection(&serde_json::from_str(&router).unwrap())
+            capacity(1.0).validate_selection(&serde_json::from_str(&router).unwrap(), "model.ffn.moe.router")
         };
         assert_eq!(with("hash"), Ok(()));
         for (selection, key) in [("expert_choice", "capacity_factor"), ("soft", "slots_per_expert")] {

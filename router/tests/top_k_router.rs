@@ -110,7 +110,7 @@ fn jitter_multiplies_the_input_before_the_gate_while_training_only() {
     let x_td = matrix(&[2.0, 3.0], 2, DType::F64);
     let training =
         |seed| RouterPass::Training { noise: RouterNoise::new(seed), earlier_tokens_per_expert: &[] };
-    let logits = |pass| router.forward(input(x_td.clone(), pass)).log_scores_te;
+    let logits = |pass| router.forward(input(x_td.clone(), pass)).host_logits_te;
     assert_eq!(logits(RouterPass::Evaluation), [2.0, 3.0]);
     assert_eq!(logits(training(1)), logits(training(1)));
     assert_ne!(logits(training(1)), logits(training(2)));
@@ -129,7 +129,7 @@ fn short_floats_are_routed_in_f32() {
     let routing = router.forward(input(x_td.clone(), RouterPass::Evaluation));
     assert_eq!(routing.gates_tk.dtype(), DType::F32);
     let routing = sum_router.forward(input(x_td, RouterPass::Evaluation));
-    assert_eq!(routing.log_scores_te, [1.00390625]);
+    assert_eq!(routing.host_logits_te, [1.00390625]);
 }
 
 #[test]

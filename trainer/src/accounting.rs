@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{BlockSparseConfig, MoeConfig};
-use switchyard_router::{RouterConfig, Selection};
+use switchyard_router::{RouterConfig, Selection, expert_capacity};
 
 use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
 
@@ -19,7 +19,9 @@ pub struct ModelCounts {
     /// All parameters.
     pub total_params: u64,
     /// Parameters that take part in one token's forward pass: all but the routed experts that the token is not
-    /// sent to. The embedding counts in full, as in the published figures of Mixtral, OLMoE and Qwen3.
+    /// sent to. Where experts choose tokens, the mean over the tokens of a micro-batch; where tokens are mixed softly, all,
+    /// since every expert's output enters every token. The embedding counts in full, as in the published figures of
+    /// Mixtral, OLMoE and Qwen3.
     pub active_params: u64,
     /// All parameters, by component.
     pub params: ParameterBreakdown,
@@ -63,11 +65,15 @@ pub struct ParameterBreakdown {
 
 /// Floating-point operations of one token's forward pass, a multiply and an add counted as two.
 ///
-/// Counted: matrix products. Not counted: element-wise work (norms, softmax, activations, residuals) and the
-/// embedding, which is a look-up. Attention is counted as causal: a position sees (s + 1) / 2 positions on average, so
-/// its scores and their weighted sum cost 2 q (s + 1) per layer: the convention of arXiv:2001.08361, table 1, and about
-/// half of PaLM's (arXiv:2204.02311, appendix B), which counts the masked half too. Dropped tokens and document masks, which only
-/// save work, are ignored.
+/// Counted: matrix products of a training pass over one micro-batch of whole sequences. Not counted: element-wise work
+/// (norms, softmax, activations, residuals, the gates' weighted sum of experts) and the embedding, which is a look-up.
+/// Attention is counted as causal: a position sees (s + 1) / 2 positions on average, so its scores and their weighted sum
+/// cost 2 q (s + 1) per layer: the convention of arXiv:2001.08361, table 1, and about half of PaLM's (arXiv:2204.02311,
+/// appendix B), which counts the masked half too.
+///
+/// An expert counts as often as a token, or a slot of mixed tokens, is given to it. Assignments that are dropped over a
+/// capacity, or because a random second expert is not kept, are counted as if they stayed, and a document mask saves
+/// nothing: both depend on the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardFlops {
     /// Query, key, value and output projections.
@@ -81,8 +87,11 @@ pub struct ForwardFlops {
     pub block_sparse_ffn: u64,
     /// Routers.
     pub router: u64,
-    /// The k routed experts of the token.
+    /// Routed experts: 2 m d f for each of the token's [`ExpertWork::per_token`].
     pub routed_experts: u64,
+    /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of the token's sequence.
+    #[serde(default)]
+    pub soft_mixing: u64,
     /// Shared experts.
     pub shared_experts: u64,
     /// Logits over the vocabulary.
@@ -90,18 +99,20 @@ pub struct ForwardFlops {
 }
 
 impl ModelCounts {
-    /// Size and cost of the model described by `spec`, at its full sequence length.
-    pub fn of(spec: &ModelSpec) -> Self {
+    /// Size and cost of the model described by `spec`, at its full sequence length, in passes over `micro_batch_tokens`
+    /// tokens, which experts that choose their tokens share.
+    pub fn of(spec: &ModelSpec, micro_batch_tokens: usize) -> Self {
         let params = ParameterBreakdown::of(spec);
         let total_params = params.total();
-        let forward_flops = ForwardFlops::of(spec);
+        let forward_flops = ForwardFlops::of(spec, micro_batch_tokens);
         let forward_flops_per_token = forward_flops.total();
+        let idle_params = params.routed_experts - active_expert_params(spec, micro_batch_tokens);
         Self {
             total_params,
-            active_params: total_params - params.routed_experts + active_expert_params(spec),
+            active_params: total_params - idle_params,
             params,
             forward_flops_per_token,
-            training_flops_per_token: 3 * forward_flops_per_token,
+            training_flops_per_token: forward_flops_per_token.saturating_mul(3),
             forward_flops,
         }
     }
@@ -155,7 +166,7 @@ impl ParameterBreakdown {
 }
 
 impl ForwardFlops {
-    fn of(spec: &ModelSpec) -> Self {
+    fn of(spec: &ModelSpec, micro_batch_tokens: usize) -> Self {
         let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
         let (d_query, d_kv) = attention_widths(spec);
         let layers = LayerNumbers::of(spec);
@@ -169,21 +180,26 @@ impl ForwardFlops {
             dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
             block_sparse_ffn: 2 * block_sparse_params(spec),
             router: 2 * moe_routers(spec).map(|router| router_matrix_params(spec, router)).sum::<u64>(),
-            routed_experts: 2 * active_expert_params(spec),
+            routed_experts: routed_expert_flops(spec, micro_batch_tokens),
+            soft_mixing: soft_mixing_flops(spec),
             shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
             head: 2 * d * v,
         }
     }
 
     fn total(&self) -> u64 {
-        self.attention_projections
-            + self.attention_mixing
-            + self.dense_ffn
-            + self.block_sparse_ffn
-            + self.router
-            + self.routed_experts
-            + self.shared_experts
-            + self.head
+        let parts = [
+            self.attention_projections,
+            self.attention_mixing,
+            self.dense_ffn,
+            self.block_sparse_ffn,
+            self.router,
+            self.routed_experts,
+            self.soft_mixing,
+            self.shared_experts,
+            self.head,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -208,7 +224,7 @@ impl MemoryEstimate {
     pub fn of(spec: &ModelSpec, counts: &ModelCounts, micro_batch_tokens: usize) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let per_param = F32_BYTES * counts.total_params as f64;
-        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec);
+        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec, micro_batch_tokens);
         Self {
             weights_bytes: per_param as u64,
             gradients_bytes: per_param as u64,
@@ -228,9 +244,9 @@ impl MemoryEstimate {
 
 /// f32 values that the forward pass keeps per token: in each layer both residual sums, both norms' inputs and
 /// outputs and both sub-blocks' outputs (6 d), queries, keys, values and their mixture (2 q + 2 g), the attention
-/// weights (heads * s), a block's hidden values before and after the non-linearity (m f, k times for routed
-/// experts) and the router's probabilities (e); at the end the logits and their softmax (2 v).
-fn kept_values_per_token(spec: &ModelSpec) -> f64 {
+/// weights (heads * s), a block's hidden values before and after the non-linearity (m f, for routed experts as often as a
+/// token is worked on) and the router's probabilities (e); at the end the logits and their softmax (2 v).
+fn kept_values_per_token(spec: &ModelSpec, micro_batch_tokens: usize) -> f64 {
     let (d_query, d_kv) = attention_widths(spec);
     let layers = LayerNumbers::of(spec);
     let hidden_copies = ffn_matrices(spec) as f64;
@@ -238,8 +254,8 @@ fn kept_values_per_token(spec: &ModelSpec) -> f64 {
         6 * spec.d_model as u64 + 2 * (d_query + d_kv) + spec.num_heads as u64 * spec.max_seq_len as u64;
     let moe = |router: &RouterConfig| {
         let Some(moe) = &spec.moe else { return 0.0 };
-        let width = (router.top_k * moe.d_expert + moe.d_shared_expert.unwrap_or(0)) as f64;
-        hidden_copies * width + moe.num_experts as f64
+        let routed = ExpertWork::of(spec, router, micro_batch_tokens).per_token() * moe.d_expert as f64;
+        hidden_copies * (routed + moe.d_shared_expert.unwrap_or(0) as f64) + moe.num_experts as f64
     };
     let block_sparse_width = spec.block_sparse.as_ref().map_or(0, |config| config.d_ff);
     layers.all as f64 * attention as f64
@@ -320,11 +336,74 @@ fn ffn_matrices(spec: &ModelSpec) -> u64 {
     if spec.activation.is_gated() { 3 } else { 2 }
 }
 
-/// Parameters of the routed experts that one token is sent to, over all MoE layers.
-fn active_expert_params(spec: &ModelSpec) -> u64 {
+/// Rows that the routed experts of a layer multiply in a pass: the assignments, or the slots of mixed tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ExpertWork {
+    /// Rows of all experts together.
+    pub(crate) rows: u64,
+    /// For so many tokens.
+    pub(crate) tokens: u64,
+}
+
+impl ExpertWork {
+    /// The work of a layer with this router in a pass over `micro_batch_tokens` tokens.
+    pub(crate) fn of(spec: &ModelSpec, router: &RouterConfig, micro_batch_tokens: usize) -> Self {
+        let num_experts = spec.moe.as_ref().map_or(0, |moe| moe.num_experts);
+        let (rows, tokens) = match router.selection() {
+            Selection::ExpertChoice(config) => {
+                let capacity =
+                    expert_capacity(config.capacity_factor, router.top_k, micro_batch_tokens, num_experts);
+                (num_experts * capacity.min(micro_batch_tokens), micro_batch_tokens)
+            }
+            Selection::Soft(_) => (soft_slots(spec, router), spec.max_seq_len),
+            _ => (router.top_k, 1),
+        };
+        Self { rows: rows as u64, tokens: tokens as u64 }
+    }
+
+    /// Experts that work on one token, on average.
+    pub(crate) fn per_token(self) -> f64 {
+        self.rows as f64 / self.tokens as f64
+    }
+
+    /// What one token costs if a row costs `cost_of_row`, rounded to a whole number.
+    fn cost_per_token(self, cost_of_row: u64) -> u64 {
+        // In 128 bits: millions of slots for a sequence of one token are absurd, but no reason to wrap around.
+        let cost = u128::from(self.rows) * u128::from(cost_of_row) + u128::from(self.tokens / 2);
+        u64::try_from(cost / u128::from(self.tokens)).unwrap_or(u64::MAX)
+    }
+}
+
+/// Slots of all experts of a layer per sequence; 0 unless it mixes tokens softly.
+fn soft_slots(spec: &ModelSpec, router: &RouterConfig) -> usize {
+    let num_experts = spec.moe.as_ref().map_or(0, |moe| moe.num_experts);
+    num_experts * spec.soft_slots_per_expert(router).unwrap_or(0)
+}
+
+/// Parameters of one routed expert.
+fn expert_params(spec: &ModelSpec) -> u64 {
     let d_expert = spec.moe.as_ref().map_or(0, |moe| moe.d_expert as u64);
-    let num_chosen: u64 = moe_routers(spec).map(|router| router.top_k as u64).sum();
-    ffn_matrices(spec) * spec.d_model as u64 * num_chosen * d_expert
+    ffn_matrices(spec) * spec.d_model as u64 * d_expert
+}
+
+/// Parameters of the routed experts that take part in one token's pass, over all MoE layers.
+fn active_expert_params(spec: &ModelSpec, micro_batch_tokens: usize) -> u64 {
+    let active_params = |router: &RouterConfig| match (router.selection(), &spec.moe) {
+        (Selection::Soft(_), Some(moe)) => moe.num_experts as u64 * expert_params(spec),
+        _ => ExpertWork::of(spec, router, micro_batch_tokens).cost_per_token(expert_params(spec)),
+    };
+    moe_routers(spec).map(active_params).sum()
+}
+
+fn routed_expert_flops(spec: &ModelSpec, micro_batch_tokens: usize) -> u64 {
+    let flops_of_row = 2 * expert_params(spec);
+    moe_routers(spec)
+        .map(|router| ExpertWork::of(spec, router, micro_batch_tokens).cost_per_token(flops_of_row))
+        .fold(0, u64::saturating_add)
+}
+
+fn soft_mixing_flops(spec: &ModelSpec) -> u64 {
+    moe_routers(spec).map(|router| 4 * spec.d_model as u64 * soft_slots(spec, router) as u64).sum()
 }
 
 #[cfg(test)]
@@ -384,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_dense_layer_counted_by_hand() {
-        let counts = ModelCounts::of(&dense());
+        let counts = ModelCounts::of(&dense(), 6);
         // Embedding 5*2, four 2x2 projections, three norms, 2x3 and 3x2, head 2*5.
         assert_eq!(counts.total_params, 10 + 16 + 6 + 12 + 10);
         assert_eq!(counts.active_params, counts.total_params);
@@ -397,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_sparse_layer_counted_by_hand() {
-        let (dense, sparse) = (ModelCounts::of(&dense()), ModelCounts::of(&sparse()));
+        let (dense, sparse) = (ModelCounts::of(&dense(), 6), ModelCounts::of(&sparse(), 6));
         // In place of 12: a 2x4 router, 4 experts of three 2x3 matrices, a shared one of three 2x1.
         assert_eq!(sparse.total_params, dense.total_params - 12 + 8 + 72 + 6);
         assert_eq!(sparse.active_params, dense.total_params - 12 + 8 + 36 + 6);
@@ -419,7 +498,7 @@ mod tests {
             block_sparse: Some(config),
             ..dense()
         };
-        let (counts, dense) = (ModelCounts::of(&spec), ModelCounts::of(&dense()));
+        let (counts, dense) = (ModelCounts::of(&spec, 6), ModelCounts::of(&dense(), 6));
         // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and 3x2.
         assert_eq!(counts.total_params, dense.total_params);
         assert_eq!(counts.active_params, counts.total_params);
@@ -429,10 +508,10 @@ mod tests {
     #[test]
     fn a_layer_with_its_own_router_counts_the_experts_that_its_tokens_use() {
         let mut spec = ModelSpec { layers: vec![LayerKind::Moe; 2], ..sparse() };
-        let same = ModelCounts::of(&spec);
+        let same = ModelCounts::of(&spec, 6);
         let other = RouterOverride { layers: vec![1], router: RouterConfig::top_k(3) };
         spec.moe.as_mut().unwrap().router_overrides = vec![other];
-        let counts = ModelCounts::of(&spec);
+        let counts = ModelCounts::of(&spec, 6);
         // In layer 1 one more expert of three 2x3 matrices.
         assert_eq!(counts.active_params, same.active_params + 18);
         assert_eq!(counts.total_params, same.total_params);
@@ -450,17 +529,17 @@ mod tests {
             position: PositionKind::Learned,
             ..dense()
         };
-        let params = ModelCounts::of(&spec).params;
+        let params = ModelCounts::of(&spec, 6).params;
         assert_eq!(params.attention, 16 + 4 * 2 + 2 * 2);
         assert_eq!(params.dense_ffn, 12 + 3 + 2);
         assert_eq!((params.norm, params.position, params.head), (3 * 4, 3 * 2, 0));
         let alibi = ModelSpec { position: PositionKind::Alibi, ..dense() };
-        assert_eq!(ModelCounts::of(&alibi), ModelCounts::of(&dense()));
+        assert_eq!(ModelCounts::of(&alibi, 6), ModelCounts::of(&dense(), 6));
     }
 
     #[test]
     fn memory_is_sixteen_bytes_a_parameter_and_what_each_token_keeps() {
-        let counts = ModelCounts::of(&dense());
+        let counts = ModelCounts::of(&dense(), 6);
         let memory = MemoryEstimate::of(&dense(), &counts, 7);
         let kept_per_token = 6 * 2 + (2 * 2 + 2 * 2) + 3 + 2 * 3 + 2 * 5;
         assert_eq!(memory.activations_bytes, 4 * 7 * kept_per_token);

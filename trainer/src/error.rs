@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use switchyard_datasets::DatasetError;
 
+use crate::available_memory::TooLargeForMemory;
 use crate::checkpoint::CheckpointError;
 use crate::config_file::ConfigError;
 use crate::device::DeviceError;
@@ -25,6 +26,9 @@ pub enum TrainError {
     /// A key that cannot be set, or not so.
     #[error(transparent)]
     Setting(#[from] ConfigError),
+    /// Parameters, gradients and moments do not fit into memory.
+    #[error(transparent)]
+    TooLargeForMemory(#[from] TooLargeForMemory),
     /// The data cannot be had.
     #[error(transparent)]
     Data(#[from] DatasetError),
@@ -164,6 +168,7 @@ impl TrainError {
     pub fn is_users_mistake(&self) -> bool {
         match self {
             Self::UnavailableDevice(_)
+            | Self::TooLargeForMemory(_)
             | Self::Prompt { .. }
             | Self::NotCausal { .. }
             | Self::Threads { .. }

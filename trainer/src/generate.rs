@@ -8,7 +8,7 @@ pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
 use crate::TrainError;
-use crate::model::{ModelInput, ModelSpec, Pass, Transformer, random};
+use crate::model::{ModelInput, ModelSpec, Pass, RouterUse, Transformer, random};
 use crate::sampling::{SamplingSettings, sample_token};
 
 /// A request for text.
@@ -78,20 +78,20 @@ pub fn generate(
 
 /// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to do without them.
 fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
-    const SELECTION: &str = "model.ffn.moe.router.selection";
-    let reason = match spec.moe.as_ref().map(|moe| moe.router.selection()) {
-        Some(Selection::ExpertChoice(config)) if config.generation.or(routing).is_none() => format!(
-            "`{SELECTION}.expert_choice.generation` is not set, and experts that take their best tokens need the later \
+    let obstacle = |RouterUse { key, router, .. }: RouterUse<'_>| match router.selection() {
+        Selection::ExpertChoice(config) if config.generation.or(routing).is_none() => Some(format!(
+            "`{key}.selection.expert_choice.generation` is not set, and experts that take their best tokens need the later \
              ones too. Set it to \"top_k\", with which each token takes its `top_k` best experts (for a model that is \
              trained already, `switchyard generate --routing top_k`)"
-        ),
-        Some(Selection::Soft(_)) => format!(
-            "`{SELECTION}.soft` mixes later tokens into every output, and there is no way to do without them. To \
+        )),
+        Selection::Soft(_) => Some(format!(
+            "`{key}.selection.soft` mixes later tokens into every output, and there is no way to do without them. To \
              generate, train with another selection"
-        ),
-        _ => return Ok(()),
+        )),
+        _ => None,
     };
-    Err(TrainError::NotCausal { reason })
+    let first = spec.router_uses().into_iter().find_map(obstacle);
+    first.map_or(Ok(()), |reason| Err(TrainError::NotCausal { reason }))
 }
 
 /// The tokens that a generation goes on from.

@@ -10,10 +10,11 @@
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
-//! | where it runs, and what that takes | [`device`], [`host`], [`throughput`], [`energy`] |
+//! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
 //! | how fast it runs | [`benchmark`] |
 
 pub mod accounting;
+pub mod available_memory;
 pub mod batch;
 pub mod benchmark;
 pub mod checkpoint;

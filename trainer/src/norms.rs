@@ -29,7 +29,7 @@ pub struct MoeNorms {
 }
 
 /// Which part of a mixture a parameter belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Router,
     Experts,
@@ -159,6 +159,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::model::Transformer;
+    use crate::parameters::parameter_data;
+    use crate::plan::RunPlan;
 
     fn squares(path: &str, values: &[f32]) -> HostSquares {
         let device = Device::flex();
@@ -171,7 +174,7 @@ mod tests {
         norms.add(&squares("blocks.1.ffn.router.weight_de", &[3.0, 4.0]));
         norms.add(&squares("blocks.1.ffn.experts.w_up_edf", &[1.0, 2.0, 2.0, 0.0]));
         norms.add(&squares("blocks.1.ffn.experts.w_down_efd", &[2.0, 4.0, 0.0, 0.0]));
-        norms.add(&squares("embedding.weight_vd", &[1.0]));
+        norms.add(&squares("embedding.token_vd", &[1.0]));
         let norms = norms.finish();
         assert_eq!(norms.moe[&1], MoeNorms { router: Some(5.0), experts: vec![5.0, 2.0] });
         assert_eq!(norms.global, (25.0_f64 + 25.0 + 4.0 + 1.0).sqrt());
@@ -182,6 +185,57 @@ mod tests {
         let experts = squares("blocks.0.ffn.experts.w_up_edf", &[1.0, 2.0, f32::NAN, 0.0]);
         assert_eq!(experts.first_non_finite_expert(), Some(1));
         assert_eq!(squares("head_dv", &[f32::NAN]).first_non_finite_expert(), None);
+    }
+
+    /// The paths are those of a real model: a renamed field would leave a part without its norm.
+    #[test]
+    fn every_parameter_of_a_model_is_in_its_part() {
+        let config = toml::from_str(
+            r#"
+            name = "a"
+            [data.synthetic]
+            num_domains = 1
+            vocab_size = 7
+            num_documents = 9
+            document_tokens = 8
+            branching = 2
+            [train]
+            num_steps = 1
+            seq_len = 4
+            batch_tokens = 4
+            [train.adamw]
+            learning_rate = 1e-3
+            [model]
+            num_layers = 2
+            d_model = 4
+            [model.attention]
+            num_heads = 1
+            [model.ffn]
+            activation = "swiglu"
+            d_ff = 3
+            [model.ffn.moe]
+            num_experts = 3
+            d_expert = 5
+            d_shared_expert = 2
+            layers = { list = [1] }
+            router = { top_k = 2, cosine = { d_projection = 6 } }
+            "#,
+        )
+        .unwrap();
+        let plan = RunPlan::resolve(&config).unwrap();
+        let model = Transformer::new(&plan.model, 0, &Device::flex());
+        let mut sizes = BTreeMap::new();
+        for named in parameter_data(&model) {
+            *sizes.entry(part_of(&named.path)).or_insert(0) += named.value.num_elements() as u64;
+        }
+        let routers = sizes.remove(&Some((1, Part::Router)));
+        let experts = sizes.remove(&Some((1, Part::Experts)));
+        // 4 x 6, 6 x 3 and a scale; 3 experts of three 4 x 5.
+        assert_eq!((routers, experts), (Some(24 + 18 + 1), Some(180)));
+        let rest = plan.counts.total_params - 43 - 180;
+        assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [(None, rest)]);
+        let first = parameter_data(&model).swap_remove(0).path;
+        assert!(first.starts_with("embedding."), "the optimizer goes by this name: {first}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod model;
 mod router;
 mod training;
 
+pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 
 pub use describe::grouped;
@@ -113,7 +114,7 @@ impl RunPlan {
         let model = model::resolve(&config.model, vocab_size, config.train.seq_len, &mut notes)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
-        let counts = ModelCounts::of(&model);
+        let counts = ModelCounts::of(&model, micro_batch_tokens);
         Ok(Self {
             name: config.name.clone(),
             seed: config.seed,
@@ -143,6 +144,11 @@ impl RunPlan {
             counts,
             notes,
         })
+    }
+
+    /// Tokens of one forward and backward pass.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.sequences_per_micro_batch * self.seq_len
     }
 
     /// Tokens of the whole run.

@@ -9,6 +9,7 @@ use burn::tensor::Device;
 use switchyard_datasets::{Dataset, EvaluationWindows, Loader, LoaderConfig, Progress, SplitManifest};
 
 use crate::TrainError;
+use crate::available_memory::check_memory;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, Snapshot};
 use crate::config::RunConfig;
 use crate::device;
@@ -82,6 +83,7 @@ pub fn with_threads<T: Send>(
 
 fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let device = device::select(&request.config.device)?;
+    check_memory(&request.plan)?;
     // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite` deletes nothing.
     RunFolder::check(&request.out, request.mode)?;
     let dataset = prepared_data(request)?;

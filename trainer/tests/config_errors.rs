@@ -305,12 +305,12 @@ fn a_plan_names_its_router_and_warns_of_one_that_is_not_causal() {
     insta::assert_snapshot!(plan(&["selection.expert_choice={}"]), @r"
     mixture        8 SwiGLU experts of width 16, each token to 2 on average
     router         experts take their best tokens, capacity factor 1, not causal, softmax scores
-    note           `model.ffn.moe.router.selection.expert_choice` is not causal: a token's experts depend on later tokens, so the validation loss sees what it should predict and does not compare with that of a causal router
+    note           `model.ffn.moe.router.selection.expert_choice` in layers 0, 1, 2, 3 is not causal: a token's experts depend on later tokens, so the validation loss sees what it should predict and does not compare with that of a causal router
     ");
     insta::assert_snapshot!(plan(&["selection.soft={}"]), @r"
     mixture        8 SwiGLU experts of width 16, all for each token
     router         soft mixing, 4 slots per expert and sequence, not causal
-    note           `model.ffn.moe.router.selection.soft` is not causal: later tokens are mixed into every output, so the validation loss sees what it should predict and does not compare with that of a causal router
+    note           `model.ffn.moe.router.selection.soft` in layers 0, 1, 2, 3 is not causal: later tokens are mixed into every output, so the validation loss sees what it should predict and does not compare with that of a causal router
     ");
 }
 

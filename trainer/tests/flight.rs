@@ -14,7 +14,7 @@ use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::device;
 use switchyard_trainer::flight::alarms::AlarmKind;
-use switchyard_trainer::flight::columns::{read_experts, read_scores, recorded_score_steps};
+use switchyard_trainer::flight::columns::{ScoreRow, read_experts, read_scores, recorded_score_steps};
 use switchyard_trainer::flight::question::{AskedCapacity, RunQuestion, ask};
 use switchyard_trainer::flight::replay::{ReplayRequest, replay};
 use switchyard_trainer::flight::{read_alarms, read_probes, read_saturation};
@@ -304,6 +304,68 @@ fn what_if_refuses_a_router_whose_choice_the_scores_do_not_decide() {
         let error = ask(&out, &RunQuestion::default()).unwrap_err();
         assert!(error.is_users_mistake(), "{error}");
         assert!(error.to_string().contains(&format!("`model.ffn.moe.router.{key}`")), "{error}");
+    }
+}
+
+/// The loss is the mean square of the log-partition of what the gate said, so a column of anything else would not give it
+/// back: not of log-sigmoids, not of scores with a bias, not of a balanced assignment.
+#[test]
+fn the_z_loss_comes_back_from_the_recorded_logits_of_every_gate() {
+    for tables in [
+        "",
+        "sigmoid = {}\nbias = { sign = {} }\n",
+        "sigmoid = { routed_scaling = 2.5 }\nrenormalise = false\n",
+        "sigmoid = {}\nbias = { quantile = {} }\n",
+        "cosine = { d_projection = 8 }\n",
+        "jitter = 0.1\ngroups = { num_groups = 2, top_groups = 1 }\n",
+        "selection = { noisy = {} }\n",
+        "selection = { sinkhorn = {} }\n",
+        "selection = { random_second = {} }\n",
+        "sigmoid = {}\nselection = { expert_choice = {} }\n",
+    ] {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().join("run");
+        let router = format!("top_k = 2\n{tables}z_loss_weight = 0.001\n");
+        let changes = [
+            ("num_steps = 12", "num_steps = 3"),
+            ("num_layers = 2", "num_layers = 1"),
+            ("[model.ffn.moe.capacity]\nfactor = 1.0\n", ""),
+            ("top_k = 2\nload_balancing_weight = 0.01\nz_loss_weight = 0.001\n", &router),
+        ];
+        run(&tiny_with(&changes), &out, OpenMode::New).unwrap();
+        let rows = read_scores(&RunPaths::new(&out).flight(), 3).unwrap();
+        let squares: Vec<f64> = rows
+            .chunks(4)
+            .map(|row| row.iter().map(|row| f64::from(row.logit).exp()).sum::<f64>().ln().powi(2))
+            .collect();
+        assert_eq!(squares.len(), 128);
+        let expected = squares.iter().sum::<f64>() / 128.0;
+        let logged = step_rows(&out)[2].router_z_loss.unwrap();
+        // Both are of f32 logits.
+        assert!(
+            (logged / expected - 1.0).abs() < 1e-5,
+            "{tables}: {expected} from the column, {logged} logged"
+        );
+        check_sigmoid_gates(&rows, tables);
+    }
+}
+
+/// The recorded gates of sigmoid routers from their logits: shares of the chosen ones' sigmoids, or these alone, scaled.
+fn check_sigmoid_gates(rows: &[ScoreRow], tables: &str) {
+    if !tables.contains("sigmoid") {
+        return;
+    }
+    let sigmoid = |row: &ScoreRow| 1.0 / (1.0 + (-f64::from(row.logit)).exp());
+    for row in rows.chunks(4) {
+        let sum: f64 = row.iter().filter(|row| row.rank.is_some()).map(sigmoid).sum();
+        for row in row.iter().filter(|row| row.rank.is_some()) {
+            let expected = match tables {
+                tables if tables.contains("2.5") => 2.5 * sigmoid(row),
+                tables if tables.contains("expert_choice") => sigmoid(row),
+                _ => sigmoid(row) / sum,
+            };
+            assert!((f64::from(row.gate) - expected).abs() < 1e-5, "{tables}: {row:?}, {expected} expected");
+        }
     }
 }
 

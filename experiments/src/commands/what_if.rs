@@ -6,6 +6,7 @@ use serde_json::json;
 use switchyard_trainer::flight::question::{
     AskedCapacity, DropPolicy, LayerAnswer, LayerOutcome, RunAnswer, RunQuestion, ask,
 };
+use switchyard_trainer::flight::whatif::WhatIf;
 
 use super::{print_json, print_text};
 use crate::cli::{AskedDrop, WhatIfArgs};
@@ -24,36 +25,65 @@ pub(super) fn run(args: &WhatIfArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&json!({
             "step": answer.step,
-            "asked": {
-                "top_k": answer.asked.top_k,
-                "capacity_factor": answer.asked.capacity_factor,
-                "drop": answer.asked.drop,
-                "tokens_per_pass": answer.asked.tokens_per_pass,
-            },
+            "asked": common_setting(&answer).map(setting_json),
             "layers": answer.layers.iter().map(layer_json).collect::<Vec<_>>(),
+            "refused": answer.refusals,
         }));
     }
     print_text(&describe(&answer).map_err(|error| Failure::Fault(error.into()))?)
 }
 
+/// The setting that all layers are asked about; `None` if their routers differ.
+fn common_setting(answer: &RunAnswer) -> Option<&WhatIf> {
+    let first = &answer.layers.first()?.setting;
+    answer.layers.iter().all(|layer| layer.setting == *first).then_some(first)
+}
+
+fn setting_json(setting: &WhatIf) -> serde_json::Value {
+    json!({
+        "top_k": setting.top_k,
+        "capacity_factor": setting.capacity_factor,
+        "drop": setting.drop,
+        "tokens_per_pass": setting.tokens_per_pass,
+    })
+}
+
 fn layer_json(layer: &LayerAnswer) -> serde_json::Value {
-    json!({ "layer": layer.layer, "recorded": layer.recorded, "asked": layer.asked })
+    json!({
+        "layer": layer.layer,
+        "setting": setting_json(&layer.setting),
+        "recorded": layer.recorded,
+        "asked": layer.asked,
+    })
 }
 
 fn describe(answer: &RunAnswer) -> Result<String, std::fmt::Error> {
-    let asked = &answer.asked;
-    let capacity = match asked.capacity_factor {
-        Some(factor) => format!("capacity factor {factor}, dropping by {}", drop_name(asked.drop)),
-        None => "dropless".into(),
-    };
     let mut text = String::new();
-    writeln!(text, "step {}: what if top_k = {}, {capacity}", answer.step, asked.top_k)?;
+    let common = common_setting(answer);
+    match common {
+        Some(setting) => writeln!(text, "step {}: what if {}", answer.step, setting_text(setting))?,
+        None => writeln!(text, "step {}: what if, layer by layer", answer.step)?,
+    }
     for layer in &answer.layers {
-        writeln!(text, "layer {}", layer.layer)?;
+        match common {
+            Some(_) => writeln!(text, "layer {}", layer.layer)?,
+            None => writeln!(text, "layer {}: {}", layer.layer, setting_text(&layer.setting))?,
+        }
         writeln!(text, "  recorded  {}", outcome(&layer.recorded))?;
         writeln!(text, "  asked     {}", outcome(&layer.asked))?;
     }
+    for refusal in &answer.refusals {
+        writeln!(text, "not answered: {}", refusal.reason)?;
+    }
     Ok(text)
+}
+
+fn setting_text(setting: &WhatIf) -> String {
+    let capacity = match setting.capacity_factor {
+        Some(factor) => format!("capacity factor {factor}, dropping by {}", drop_name(setting.drop)),
+        None => "dropless".into(),
+    };
+    format!("top_k = {}, {capacity}", setting.top_k)
 }
 
 fn drop_name(drop: DropPolicy) -> &'static str {

@@ -176,6 +176,6 @@ mod tests {
             ["-0.05", "0.00", "0.05"]
         );
         assert_eq!(si_tick_labels(&[1.5e6], "")[0].1, "1.5 M");
-        assert_eq!(si_tick_labels(&[200.0], "")[0].1, "200 ".trim_end());
+        assert_eq!(si_tick_labels(&[200.0], "")[0].1, "200");
     }
 }

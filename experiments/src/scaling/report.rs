@@ -17,9 +17,15 @@ pub(crate) struct ScalingReport {
     pub(crate) refusals: Vec<Refusal>,
     /// The most telling first.
     pub(crate) next_runs: Vec<NextRun>,
+    /// How the compute of the next runs and of those left out is counted.
+    pub(crate) flops: &'static str,
     /// What concerns all forms.
     pub(crate) notes: Vec<String>,
 }
+
+/// A run that is not there has sizes but no layers whose products could be counted.
+const FLOPS: &str = "FLOPs are six per active parameter, embeddings included, and training token (6 N D); `switchyard plan` and \
+                     the runs' logs count the products of the model's layers instead";
 
 impl ScalingReport {
     /// Every form fitted to `observations`, or refused.
@@ -34,6 +40,7 @@ impl ScalingReport {
         Self {
             num_observations: observations.len(),
             next_runs: recommend(&fits, observations),
+            flops: FLOPS,
             fits,
             refusals,
             notes: notes(observations),
@@ -115,11 +122,11 @@ fn next_runs_text(runs: &[NextRun]) -> String {
     if runs.is_empty() {
         return String::new();
     }
-    let heading = ["next run", "active", "total", "experts", "granularity", "tokens", "FLOPs"];
+    let heading = ["next run", "active", "total", "experts", "granularity", "tokens", "6 N D FLOPs"];
     let heading = vec![heading.map(String::from).to_vec()];
     let rows: Vec<Vec<String>> = heading.into_iter().chain(runs.iter().zip(1..).map(next_run_row)).collect();
     let reasons: String = runs.iter().zip(1..).map(reason_text).collect();
-    format!("{}{reasons}", aligned(&rows))
+    format!("{}{reasons}{FLOPS}\n", aligned(&rows))
 }
 
 fn next_run_row((run, number): (&NextRun, usize)) -> Vec<String> {
@@ -183,6 +190,8 @@ mod tests {
             "left out the largest fifth",
             "not fitted: Clark",
             "next run",
+            "6 N D FLOPs",
+            "six per active parameter, embeddings included",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

@@ -278,6 +278,27 @@ min_learning_rate = 0.0002
         assert_eq!(arms[1].overrides.last().unwrap(), "model.ffn.moe.d_expert=48");
     }
 
+    /// A dense block of width 96 costs 6 * 32 * 96 a token, a router of 8 experts 2 * 32 * 8. With a capacity factor of 2 four
+    /// of 8 experts work on a token: 24 wide. With one slot each for 32 tokens a quarter of an expert does, and 4 * 32 * 8 go
+    /// into mixing: 6 * 32 * 352 / 4 are left for it.
+    #[test]
+    fn experts_that_choose_and_mixed_tokens_are_solved_for_what_they_compute() {
+        for (selection, d_expert) in
+            [("expert_choice={capacity_factor=2}", 24), ("soft={slots_per_expert=1}", 352)]
+        {
+            let router = format!("router={{top_k=2,selection={{{selection}}}}}");
+            let arms = study("active_flops", &E8K2.replace("router={top_k=2}", &router)).unwrap();
+            assert_eq!(arms[1].config.model.ffn.moe.as_ref().unwrap().d_expert, d_expert, "{selection}");
+            let quantity = |d_expert: usize| {
+                let mut config = arms[1].config.clone();
+                config.model.ffn.moe.as_mut().unwrap().d_expert = d_expert;
+                quantity(HeldEqual::ActiveFlops, &RunPlan::resolve(&config).unwrap()).unwrap()
+            };
+            let costs: Vec<f64> = (1..100).map(|count| quantity(8 * count)).collect();
+            assert!(costs.windows(2).all(|pair| pair[0] < pair[1]), "{selection}: {costs:?}");
+        }
+    }
+
     #[test]
     fn eight_experts_in_the_memory_and_parameters_of_a_dense_block_are_narrow() {
         for held_equal in ["total_params", "memory"] {

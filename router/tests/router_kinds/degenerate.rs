@@ -98,7 +98,7 @@ fn check(what: &str, kind: &Kind, input: &Values, dtype: DType) {
         let x_td = input.x_td(dtype).require_grad();
         let routing = route_with(&router, input, x_td.clone(), pass);
         assert_finite(what, &values(&routing.gates_tk));
-        assert_finite(what, &routing.log_scores_te);
+        assert_finite(what, &routing.host_logits_te);
         for loss in &routing.losses {
             assert_finite(&format!("{what}, {:?}", loss.kind), &values(&loss.value_1));
         }

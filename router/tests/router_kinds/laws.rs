@@ -1,6 +1,6 @@
 //! What every router keeps, whatever its input.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use proptest::prelude::*;
 use switchyard_router::{ExpertGroups, RouterPass, Routing, Selection, SoftmaxOrder};
 
@@ -119,9 +119,14 @@ proptest! {
         }
     }
 
+    /// Also in another thread, and after the device's own generator has moved on.
     #[test]
     fn the_same_noise_gives_the_same_routing((kind, values) in any_case()) {
-        let (one, other) = (route(&kind, &values, training(62)), route(&kind, &values, training(62)));
+        let one = route(&kind, &values, training(62));
+        let _: Tensor<1> = Tensor::random([9], Distribution::Default, &Device::flex());
+        let other = std::thread::scope(|scope| {
+            scope.spawn(|| route(&kind, &values, training(62))).join().unwrap()
+        });
         prop_assert_eq!(&one.choice, &other.choice);
         prop_assert_eq!(crate::case::values(&one.gates_tk), crate::case::values(&other.gates_tk));
         for (a, b) in one.losses.iter().zip(&other.losses) {
@@ -169,5 +174,18 @@ proptest! {
             chosen(&route(&kind, &values, training(64))),
             chosen(&route(&kind, &other, RouterPass::Evaluation))
         );
+    }
+}
+
+/// 24 tokens and 16 seeds: that all draws give one routing by chance is out of the question.
+#[test]
+fn other_noise_gives_other_routing_where_the_router_draws_and_nowhere_else() {
+    const DRAWING: [&str; 6] = ["switch", "noisy_top_k", "noisy_top_1", "gshard", "gshard_sampled", "random"];
+    for kind in kinds() {
+        let values = Values::random(&kind, 12, 5);
+        let routed = |seed| chosen(&route(&kind, &values, training(seed)));
+        let first = routed(0);
+        let differs = (1..16).any(|seed| routed(seed) != first);
+        assert_eq!(differs, DRAWING.contains(&kind.name), "{}", kind.name);
     }
 }

@@ -7,6 +7,7 @@ use switchyard_datasets::{Dataset, Loader, Progress};
 use super::timing::Work;
 use super::{Machine, Repetitions, Timed, Timings, Usage};
 use crate::TrainError;
+use crate::available_memory::check_memory;
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{EvaluationSettings, evaluate};
@@ -109,6 +110,7 @@ fn benchmark_here(
 ) -> Result<StepReport, TrainError> {
     let StepCase { config, plan, .. } = case;
     let device = device::select(&config.device)?;
+    [Some(plan), against.map(|other| other.plan)].into_iter().flatten().try_for_each(check_memory)?;
     let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
     let ceiling = MatmulCeiling::measure(&device)?;
     let machine = Machine::observe(&config.device, &ceiling);

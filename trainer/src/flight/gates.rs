@@ -59,14 +59,14 @@ struct LayerScores<'a> {
 impl LayerScores<'_> {
     fn rows(&self, pass: &RoutedPass, first_token: u32, has_domains: bool) -> Vec<ScoreRow> {
         let (k, num_tokens) = (self.route.choice.slots_per_token, pass.token_ids_t.len());
-        let num_experts = self.route.log_scores_te.len() / num_tokens.max(1);
+        let num_experts = self.route.logits_te.len() / num_tokens.max(1);
         let tokens = (0..num_tokens).zip(pass.token_ids_t.iter()).zip(pass.domains_of_tokens());
         let rows_of_token = |((token, &token_id), domain): ((usize, &u32), u32)| {
-            let scores_e = &self.route.log_scores_te[token * num_experts..][..num_experts];
+            let logits_e = &self.route.logits_te[token * num_experts..][..num_experts];
             let chosen = self.chosen(token * k..(token + 1) * k);
             let gates =
-                gates(self.config, scores_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
-            (0_u32..).zip(scores_e).map(move |(expert, &score)| {
+                gates(self.config, logits_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
+            (0_u32..).zip(logits_e).map(move |(expert, &logit)| {
                 let rank = chosen.iter().position(|slot| slot.expert == expert);
                 ScoreRow {
                     step: self.step,
@@ -75,7 +75,7 @@ impl LayerScores<'_> {
                     token_id,
                     domain: has_domains.then_some(domain),
                     expert,
-                    logit: score as f32,
+                    logit: logit as f32,
                     rank: rank.map(|rank| rank.min(u8::MAX.into()) as u8),
                     kept: rank.is_some_and(|rank| chosen[rank].is_kept),
                     gate: rank.map_or(0.0, |rank| gates[rank]),
@@ -102,12 +102,12 @@ struct ChosenSlot {
     is_kept: bool,
 }
 
-/// The gates of a token's chosen experts, from the logits whose softmax is the normalised score. The device computes them
-/// in f32; these are f64, rounded.
-fn gates(config: &RouterConfig, scores_e: &[f64], chosen: &[u32]) -> Vec<f32> {
+/// The gates of a token's chosen experts, from its gate logits. The device computes them in f32; these are f64, rounded.
+fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
     if !config.learns() {
         return iter::repeat_n((1.0 / config.top_k as f64) as f32, chosen.len()).collect();
     }
+    let scores_e = config.log_scores(logits_e);
     let chosen: Vec<f64> = chosen.iter().map(|&expert| scores_e[expert as usize]).collect();
     let over_chosen = config.renormalise && !matches!(config.selection(), Selection::ExpertChoice(_));
     match &config.sigmoid {
@@ -116,9 +116,9 @@ fn gates(config: &RouterConfig, scores_e: &[f64], chosen: &[u32]) -> Vec<f32> {
         }
         sigmoid => {
             let rivals = if over_chosen || config.softmax == SoftmaxOrder::AfterSelection {
-                &chosen
+                chosen.as_slice()
             } else {
-                scores_e
+                &*scores_e
             };
             let scaling = sigmoid.as_ref().map_or(1.0, |sigmoid| sigmoid.routed_scaling);
             let max = rivals.iter().copied().fold(f64::NEG_INFINITY, f64::max);

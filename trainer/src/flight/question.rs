@@ -4,11 +4,12 @@ use std::path::Path;
 
 use switchyard_experts::MoeConfig;
 pub use switchyard_router::DropPolicy;
-use switchyard_router::{GatePrecision, Selection, SoftmaxOrder};
+use switchyard_router::{GatePrecision, RouterConfig, Selection, SoftmaxOrder};
 
 use super::columns::{ScoreRow, read_scores, recorded_score_steps};
 use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
 use crate::TrainError;
+use crate::model::RouterUse;
 use crate::plan::RunPlan;
 use crate::run_folder::{RunManifest, RunPaths};
 
@@ -39,10 +40,19 @@ pub enum AskedCapacity {
 pub struct RunAnswer {
     /// The step whose scores were read.
     pub step: u64,
-    /// The setting that the answer is about, with everything filled in.
-    pub asked: WhatIf,
-    /// One entry per mixture.
+    /// One entry per mixture whose scores were recorded, but for those of the refusals.
     pub layers: Vec<LayerAnswer>,
+    /// Mixtures whose routers leave the question open.
+    pub refusals: Vec<LayerRefusal>,
+}
+
+/// Layers that give no answer.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct LayerRefusal {
+    /// Indices of the Transformer blocks, from 0.
+    pub layers: Vec<usize>,
+    /// Why there is none, and what to do instead.
+    pub reason: String,
 }
 
 /// What happened in a layer, and what would have.
@@ -50,6 +60,8 @@ pub struct RunAnswer {
 pub struct LayerAnswer {
     /// Index of the Transformer block, from 0.
     pub layer: u32,
+    /// The setting that the answer is about, with everything filled in from the layer's own router.
+    pub setting: WhatIf,
     /// As recorded.
     pub recorded: LayerOutcome,
     /// As asked.
@@ -71,25 +83,35 @@ pub struct LayerOutcome {
     pub dead_experts: Vec<usize>,
 }
 
-/// What the run in `folder` answers. Each layer is asked alone, with the scores that it had: another setting would change
-/// the scores of the layers above it too, so only the first mixture's answer is what a rerun would show.
+/// What the run in `folder` answers. Each layer is asked alone, about its own router and with the scores that it had:
+/// another setting would change the scores of the layers above it too, so only the first mixture's answer is what a rerun
+/// would show.
 ///
 /// # Errors
-/// [`TrainError::Question`] if the router's choice does not follow from the recorded scores, or the setting is none;
+/// [`TrainError::Question`] if no router's choice follows from the recorded scores, or the setting cannot be;
 /// [`TrainError::Recording`] if there are no scores; [`TrainError::RunFolder`].
 pub fn ask(folder: &Path, question: &RunQuestion) -> Result<RunAnswer, TrainError> {
     let paths = RunPaths::new(folder);
     let plan = plan_of(&paths)?;
     let Some(moe) = &plan.model.moe else { return Err(WhatIfError::NoMixture.into()) };
-    check_is_plain(moe, question)?;
+    let uses = plan.model.router_uses();
+    let obstacles: Vec<WhatIfError> = uses.iter().filter_map(obstacle).collect();
+    if let (Some(first), true) = (obstacles.first(), obstacles.len() == uses.len()) {
+        return Err(first.clone().into());
+    }
+    check_capacity(moe, question)?;
     let recorded_steps = recorded_score_steps(&paths.flight())?;
     let step = question.step.or(recorded_steps.last().copied()).unwrap_or(plan.num_steps);
     let rows = read_scores(&paths.flight(), step)?;
-    let asked = filled_in(question, moe, &plan);
-    let mut layers: Vec<u32> = rows.iter().map(|row| row.layer).collect();
-    layers.dedup();
-    let layers = layers.into_iter().map(|layer| answer(&rows, layer, &asked));
-    Ok(RunAnswer { step, layers: layers.collect::<Result<_, _>>()?, asked })
+    let mut layers = Vec::new();
+    for (layer, router) in
+        (0..plan.model.num_layers()).filter_map(|layer| Some((layer, plan.model.router_of(layer)?)))
+    {
+        if plain_obstacle(router).is_none() {
+            layers.extend(answer(&rows, layer as u32, filled_in(question, moe, router, &plan))?);
+        }
+    }
+    Ok(RunAnswer { step, layers, refusals: obstacles.into_iter().filter_map(refusal).collect() })
 }
 
 /// The plan that a run was made with.
@@ -98,13 +120,12 @@ pub(super) fn plan_of(run: &RunPaths) -> Result<RunPlan, TrainError> {
     let manifest = RunManifest::read(&path)?;
     let bad = |error: serde_json::Error| crate::run_folder::RunFolderError::BadManifest {
         path,
-        reason: format!("its `plan` is none of this version: {error}"),
+        reason: format!("its `plan` was written by another version: {error}"),
     };
     Ok(serde_json::from_value(manifest.plan).map_err(bad)?)
 }
 
-fn filled_in(question: &RunQuestion, moe: &MoeConfig, plan: &RunPlan) -> WhatIf {
-    let router = &moe.router;
+fn filled_in(question: &RunQuestion, moe: &MoeConfig, router: &RouterConfig, plan: &RunPlan) -> WhatIf {
     let configured = moe.capacity.as_ref();
     WhatIf {
         top_k: question.top_k.unwrap_or(router.top_k),
@@ -115,14 +136,25 @@ fn filled_in(question: &RunQuestion, moe: &MoeConfig, plan: &RunPlan) -> WhatIf 
         },
         drop: question.drop.or(configured.map(|capacity| capacity.drop)).unwrap_or_default(),
         renormalise: router.renormalise || router.softmax == SoftmaxOrder::AfterSelection,
-        tokens_per_pass: Some(plan.sequences_per_micro_batch * plan.seq_len),
+        tokens_per_pass: Some(plan.micro_batch_tokens()),
     }
 }
 
-/// Ok if the recorded scores alone decide who goes where.
-fn check_is_plain(moe: &MoeConfig, question: &RunQuestion) -> Result<(), WhatIfError> {
-    let router = &moe.router;
-    let obstacle = match router.selection() {
+/// Why a router's layers give no answer; `None` if they do.
+fn obstacle(routed: &RouterUse<'_>) -> Option<WhatIfError> {
+    let key = plain_obstacle(routed.router)?;
+    Some(WhatIfError::NotPlain { layers: routed.layers.clone(), key: format!("{}.{key}", routed.key) })
+}
+
+fn refusal(error: WhatIfError) -> Option<LayerRefusal> {
+    let reason = error.to_string();
+    let WhatIfError::NotPlain { layers, .. } = error else { return None };
+    Some(LayerRefusal { layers, reason })
+}
+
+/// The key with which the recorded scores are not all that decides who goes where; `None` without one.
+fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
+    match router.selection() {
         Selection::TopK if router.bias.is_some() => Some("bias"),
         Selection::TopK if router.groups.is_some() => Some("groups"),
         Selection::TopK if router.sigmoid.is_some() => Some("sigmoid"),
@@ -136,29 +168,31 @@ fn check_is_plain(moe: &MoeConfig, question: &RunQuestion) -> Result<(), WhatIfE
         Selection::Soft(_) => Some("selection.soft"),
         Selection::Random => Some("selection.random"),
         Selection::ForcedUniform => Some("selection.forced_uniform"),
-    };
-    if let Some(key) = obstacle {
-        return Err(WhatIfError::NotPlain { key });
     }
+}
+
+/// Ok if the question can express the run's capacity, or asks about another.
+fn check_capacity(moe: &MoeConfig, question: &RunQuestion) -> Result<(), WhatIfError> {
     let has_own_factors = moe.capacity.as_ref().is_some_and(|capacity| capacity.factor_per_expert.is_some());
     if has_own_factors && question.capacity.is_none() { Err(WhatIfError::FactorPerExpert) } else { Ok(()) }
 }
 
-fn answer(rows: &[ScoreRow], layer: u32, asked: &WhatIf) -> Result<LayerAnswer, WhatIfError> {
-    let scores =
-        LayerScores::of_layer(rows, layer)?.unwrap_or(LayerScores { num_experts: 1, logits_te: Vec::new() });
-    let answer = what_if(&scores, asked)?;
+/// The answer of a layer; `None` if none of its scores were recorded.
+fn answer(rows: &[ScoreRow], layer: u32, setting: WhatIf) -> Result<Option<LayerAnswer>, WhatIfError> {
+    let Some(scores) = LayerScores::of_layer(rows, layer)? else { return Ok(None) };
+    let answer = what_if(&scores, &setting)?;
     let recorded = rows.iter().filter(|row| row.layer == layer && row.rank.is_some());
     let (mut tokens, mut kept) = (vec![0; scores.num_experts], vec![0; scores.num_experts]);
     for row in recorded {
         tokens[row.expert as usize] += 1;
         kept[row.expert as usize] += u64::from(row.kept);
     }
-    Ok(LayerAnswer {
+    Ok(Some(LayerAnswer {
         layer,
+        setting,
         recorded: LayerOutcome::new(tokens, kept),
         asked: LayerOutcome::new(answer.summary.tokens_per_expert, answer.kept_per_expert),
-    })
+    }))
 }
 
 impl LayerOutcome {

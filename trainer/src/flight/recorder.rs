@@ -192,15 +192,20 @@ impl FlightRecorder {
 
     fn layer_flight(&mut self, layer: &LayerStep<'_>) -> LayerFlight {
         let running_e = self.running_load.entry(layer.layer).or_default();
-        running_e.resize(layer.tokens_per_expert.len(), 0.0);
-        for (running, &tokens) in running_e.iter_mut().zip(&layer.tokens_per_expert) {
-            *running += RUNNING_LOAD_RATE * (tokens as f64 - *running);
-        }
+        follow_load(running_e, &layer.tokens_per_expert);
         LayerFlight {
             running_max_violation: max_violation(running_e),
             router_grad_norm: layer.router_grad_norm,
             router_weight_norm: layer.router_weight_norm,
         }
+    }
+}
+
+/// Moves the running load towards that of a step.
+fn follow_load(running_e: &mut Vec<f64>, tokens_per_expert: &[u64]) {
+    running_e.resize(tokens_per_expert.len(), 0.0);
+    for (running, &tokens) in running_e.iter_mut().zip(tokens_per_expert) {
+        *running += RUNNING_LOAD_RATE * (tokens as f64 - *running);
     }
 }
 
@@ -312,8 +317,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_running_violation_is_that_of_the_running_load() {
+    fn a_violation_is_the_largest_load_over_the_mean_less_one() {
         assert_eq!(max_violation(&[3.0, 1.0]), 0.5);
         assert_eq!(max_violation(&[0.0, 0.0]), 0.0);
+    }
+
+    /// A load that stays has its violation from the first step on. When the experts change places, 35 steps later half of
+    /// what is remembered is of the old load, since 0.98 to the power of 34.3 is a half: the violation crosses 0.
+    #[test]
+    fn the_running_violation_forgets_an_old_load_by_half_in_some_thirty_five_steps() {
+        let mut running_e = Vec::new();
+        let violation_after = |running_e: &mut Vec<f64>, tokens: [u64; 2]| {
+            follow_load(running_e, &tokens);
+            max_violation(running_e)
+        };
+        for _ in 0..1000 {
+            assert!((violation_after(&mut running_e, [6, 2]) - 0.5).abs() < 1e-12);
+        }
+        let after: Vec<f64> = (0..1000).map(|_| violation_after(&mut running_e, [2, 6])).collect();
+        // Of the first expert's share above the mean, 0.98^n is left and 1 - 0.98^n is of the other.
+        for (n, violation) in (1..).zip(&after) {
+            let share = 0.5 * (2.0 * 0.98_f64.powi(n) - 1.0);
+            assert!((violation - share.abs()).abs() < 1e-6, "after {n} steps: {violation}");
+        }
+        assert!(after[0] < 0.5 && after[33] < 0.01 && after[999] > 0.499_999);
     }
 }

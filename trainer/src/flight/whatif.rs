@@ -12,6 +12,7 @@ use switchyard_router::{
 };
 
 use super::columns::ScoreRow;
+use crate::model::layers_in_words;
 
 /// The setting asked about.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,14 +47,17 @@ pub enum WhatIfError {
     /// A dense run.
     #[error("the run has no mixture of experts, so there is nothing to ask about its routing")]
     NoMixture,
-    /// A router whose choice the recorded scores do not decide.
+    /// A router whose choice is not worked out from the recorded scores.
     #[error(
-        "the run's router has `model.ffn.moe.router.{key}`, with which the recorded scores alone do not decide who goes \
-         where: train a run with the other setting instead"
+        "the router of {} has `{key}`, with which it takes more than the recorded scores to say who goes where: train a \
+         run with the other setting instead",
+        layers_in_words(.layers)
     )]
     NotPlain {
-        /// The key under `model.ffn.moe.router`.
-        key: &'static str,
+        /// The layers that it routes.
+        layers: Vec<usize>,
+        /// The key that stands in the way.
+        key: String,
     },
     /// A capacity that the question cannot express.
     #[error(

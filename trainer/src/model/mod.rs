@@ -22,5 +22,6 @@ pub use embedding::Embedding;
 pub use non_finite::NonFinite;
 pub use norm::Norm;
 pub use random::{ParameterSource, StepNoise};
-pub use spec::{LayerKind, ModelSpec, NormKind, PositionKind};
+pub(crate) use spec::layers_in_words;
+pub use spec::{LayerKind, ModelSpec, NormKind, PositionKind, RouterUse};
 pub use transformer::{ModelInput, ModelOutput, Pass, Transformer};

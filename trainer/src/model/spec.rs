@@ -61,6 +61,23 @@ impl ModelSpec {
         Some(moe.router_of(layer))
     }
 
+    /// The routers that differ, each with its layers, in the order of their first layers; empty in a model without mixtures.
+    /// Where a router is written does not matter: two equal ones are one.
+    pub fn router_uses(&self) -> Vec<RouterUse<'_>> {
+        let mut uses: Vec<RouterUse<'_>> = Vec::new();
+        for layer in 0..self.num_layers() {
+            let (Some(moe), Some(router)) = (&self.moe, self.router_of(layer)) else { continue };
+            match uses.iter_mut().find(|known| known.router == router) {
+                Some(known) => known.layers.push(layer),
+                None => {
+                    let key = format!("model.ffn.moe.{}", moe.router_key_of(layer));
+                    uses.push(RouterUse { key, router, layers: vec![layer] });
+                }
+            }
+        }
+        uses
+    }
+
     /// Slots of one expert per sequence under `router`, if it mixes tokens softly; as many as give the work of `top_k`
     /// experts per token unless configured.
     pub fn soft_slots_per_expert(&self, router: &RouterConfig) -> Option<usize> {
@@ -78,6 +95,30 @@ impl ModelSpec {
             self.init.std
         }
     }
+}
+
+/// A router and the mixtures that it routes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterUse<'a> {
+    /// The key that it is written under, such as `model.ffn.moe.router`.
+    pub key: String,
+    /// How tokens choose experts.
+    pub router: &'a RouterConfig,
+    /// These layers, counted from 0, ascending.
+    pub layers: Vec<usize>,
+}
+
+impl RouterUse<'_> {
+    /// `layer 1`, or `layers 0, 2, 3`.
+    pub fn layers_in_words(&self) -> String {
+        layers_in_words(&self.layers)
+    }
+}
+
+/// `layer 1`, or `layers 0, 2, 3`.
+pub(crate) fn layers_in_words(layers: &[usize]) -> String {
+    let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, numbers.join(", "))
 }
 
 /// Feed-forward block of one layer.

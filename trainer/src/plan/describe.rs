@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use switchyard_experts::{Activation, BlockSparseConfig, RouterOverride, TopologyKind};
-use switchyard_router::Selection;
+use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig, TopologyKind};
 
 use super::{RunPlan, router};
 use crate::model::{LayerKind, NormKind, PositionKind};
@@ -49,28 +48,7 @@ impl RunPlan {
             rows.push(("dense blocks", format!("{} of width {d_ff}", self.activation_name())));
         }
         if let Some(moe) = &model.moe {
-            let (num_experts, top_k) = (moe.num_experts, moe.router.top_k);
-            let mut text =
-                format!("{num_experts} {} experts of width {}", self.activation_name(), moe.d_expert);
-            text.push_str(&match moe.router.selection() {
-                Selection::Soft(_) => ", all for each token".to_owned(),
-                Selection::ExpertChoice(_) => format!(", each token to {top_k} on average"),
-                _ => format!(", each token to {top_k}"),
-            });
-            if let Some(granularity) = moe.granularity {
-                text.push_str(&format!(", granularity {granularity}"));
-            }
-            if let Some(width) = moe.d_shared_expert {
-                text.push_str(&format!(", a shared expert of width {width}"));
-            }
-            match &moe.capacity {
-                Some(capacity) => text.push_str(&format!(", capacity factor {}", capacity.factor)),
-                None if moe.router.is_causal() => text.push_str(", dropless"),
-                None => {}
-            }
-            rows.push(("mixture", text));
-            rows.push(("router", router::describe(model, &moe.router)));
-            rows.extend(moe.router_overrides.iter().map(router_override_row));
+            rows.extend(self.mixture_rows(moe));
         }
         if let Some(config) = &model.block_sparse {
             rows.push(("block-sparse", self.block_sparse_text(config)));
@@ -80,6 +58,51 @@ impl RunPlan {
         let vocab_size = grouped(model.vocab_size as u64);
         rows.push(("vocabulary", format!("{vocab_size} tokens, head {head} the embedding")));
         rows
+    }
+
+    /// The mixture with the router of most layers, then the other routers.
+    fn mixture_rows(&self, moe: &MoeConfig) -> Vec<Row> {
+        let mut uses = self.model.router_uses();
+        let most = uses.iter().map(|routed| routed.layers.len()).max();
+        let Some(index) = uses.iter().position(|routed| Some(routed.layers.len()) == most) else {
+            return Vec::new();
+        };
+        let main = uses.remove(index).router;
+        let text = [
+            Some(format!("{} {} experts of width {}", moe.num_experts, self.activation_name(), moe.d_expert)),
+            Some(router::experts_of_token(self, main)),
+            moe.granularity.map(|granularity| format!("granularity {granularity}")),
+            moe.d_shared_expert.map(|width| format!("a shared expert of width {width}")),
+            router::limit(moe, main),
+        ];
+        let text = text.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let mut rows = vec![("mixture", text), ("router", router::describe(&self.model, main))];
+        rows.extend(uses.iter().map(|routed| {
+            let words = [
+                Some(format!("in {}", routed.layers_in_words())),
+                Some(router::experts_of_token(self, routed.router)),
+                router::limit(moe, routed.router),
+                Some(router::describe(&self.model, routed.router)),
+            ];
+            ("other router", words.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        }));
+        rows
+    }
+
+    /// What the FLOPs hold, where that is more than a reader would expect.
+    fn counted_rows(&self) -> Vec<Row> {
+        const PRODUCTS: &str = "counted: matrix products, a multiply and an add as two, attention as causal; training three \
+                                times the forward pass";
+        let Some(moe) = &self.model.moe else { return vec![("", PRODUCTS.to_owned())] };
+        let num_mixtures = self.model.layers.iter().filter(|kind| **kind == LayerKind::Moe).count();
+        let work = self.model.router_uses().into_iter().filter_map(|routed| {
+            let work = router::counted_work(self, moe, routed.router)?;
+            let is_everywhere = routed.layers.len() == num_mixtures;
+            let place =
+                if is_everywhere { String::new() } else { format!(" in {}", routed.layers_in_words()) };
+            Some(("", format!("counted{place}: {work}")))
+        });
+        [("", PRODUCTS.to_owned())].into_iter().chain(work).collect()
     }
 
     fn block_sparse_text(&self, config: &BlockSparseConfig) -> String {
@@ -157,15 +180,16 @@ impl RunPlan {
 
     fn cost_rows(&self) -> Vec<Row> {
         let per_token = |flops: u64| scaled(flops as f64, "FLOP");
-        vec![
-            (
-                "per token",
-                format!(
-                    "{} forward, {} training",
-                    per_token(self.counts.forward_flops_per_token),
-                    per_token(self.counts.training_flops_per_token)
-                ),
+        let mut rows = vec![(
+            "per token",
+            format!(
+                "{} forward, {} training",
+                per_token(self.counts.forward_flops_per_token),
+                per_token(self.counts.training_flops_per_token)
             ),
+        )];
+        rows.extend(self.counted_rows());
+        rows.extend([
             (
                 "per step",
                 format!(
@@ -186,7 +210,8 @@ impl RunPlan {
                     scaled(self.total_training_flops(), "FLOP")
                 ),
             ),
-        ]
+        ]);
+        rows
     }
 
     fn memory_rows(&self) -> Vec<Row> {
@@ -279,13 +304,6 @@ impl RunPlan {
     }
 }
 
-/// What another router of some layers does.
-fn router_override_row(rule: &RouterOverride) -> Row {
-    let layers: Vec<String> = rule.layers.iter().map(usize::to_string).collect();
-    let (noun, layers) = (if layers.len() == 1 { "layer" } else { "layers" }, layers.join(", "));
-    ("other router", format!("in {noun} {layers}, each token to {}", rule.router.top_k))
-}
-
 /// `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -300,7 +318,7 @@ pub fn grouped(number: u64) -> String {
 }
 
 /// `1234567` as `1.23 M (1,234,567)`, with B for billions; small numbers once.
-fn exact(number: u64) -> String {
+pub(crate) fn exact(number: u64) -> String {
     if number < 1000 {
         return number.to_string();
     }
@@ -326,7 +344,7 @@ fn scale<'a>(value: f64, prefixes: &[&'a str]) -> (String, &'a str) {
 }
 
 /// Bytes with a decimal prefix.
-fn bytes(number: u64) -> String {
+pub(crate) fn bytes(number: u64) -> String {
     scaled(number as f64, "B")
 }
 

@@ -1,7 +1,7 @@
 //! `[model]`: from what is written to what is built.
 
 use switchyard_experts::{MoeConfig, MoeLayersConfig};
-use switchyard_router::{Selection, SoftConfig};
+use switchyard_router::{RouterConfig, RouterError, Selection};
 
 use super::checks::{
     MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
@@ -10,7 +10,7 @@ use super::checks::{
 use super::{PlanError, router};
 use crate::model::{
     AttentionConfig, FfnConfig, LayerKind, ModelConfig, ModelSpec, NormConfig, NormKind, PositionConfig,
-    PositionKind, RmsNormConfig, RopeConfig,
+    PositionKind, RmsNormConfig, RopeConfig, RouterUse,
 };
 
 /// Query heads, key/value heads and the width of one.
@@ -40,7 +40,7 @@ pub(super) fn resolve(
     check_block_sparse(&config.ffn, config.d_model)?;
     let moe = config.ffn.moe.as_ref().map(|moe| resolve_moe(moe, &layers)).transpose()?;
     check_widths(&config.ffn, &layers, notes)?;
-    Ok(ModelSpec {
+    let spec = ModelSpec {
         vocab_size,
         max_seq_len,
         d_model: config.d_model,
@@ -60,7 +60,50 @@ pub(super) fn resolve(
         tie_embeddings: config.tie_embeddings,
         dropout: config.dropout,
         init: config.init.clone(),
-    })
+    };
+    check_routers(&spec, notes)?;
+    Ok(spec)
+}
+
+/// Checks what a router has to fit besides the experts, layer by layer, and notes what a reader should know.
+fn check_routers(spec: &ModelSpec, notes: &mut Vec<String>) -> Result<(), PlanError> {
+    let uses = spec.router_uses();
+    for RouterUse { key, router, .. } in &uses {
+        // Written out or not: as many as the sequence's length asks for can be too many, too.
+        if let Some(slots) = spec.soft_slots_per_expert(router) {
+            let key = format!("{key}.selection.soft.slots_per_expert");
+            in_range(&key, slots, 1..=MAX_HIDDEN_WIDTH)?;
+        }
+    }
+    notes.extend(uses.iter().filter_map(router::note_on_causality));
+    check_capacity(spec, &uses, notes)
+}
+
+/// A capacity that no layer heeds is an error, one that some do not heed a note.
+fn check_capacity(
+    spec: &ModelSpec,
+    uses: &[RouterUse<'_>],
+    notes: &mut Vec<String>,
+) -> Result<(), PlanError> {
+    let Some(capacity) = spec.moe.as_ref().and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
+    let refusals: Vec<(&RouterUse<'_>, RouterError)> = uses
+        .iter()
+        .filter_map(|routed| Some((routed, capacity.validate_selection(routed.router, &routed.key).err()?)))
+        .collect();
+    match refusals.first() {
+        Some((_, refusal)) if refusals.len() == uses.len() => Err(PlanError::from_message(refusal)),
+        _ => {
+            notes.extend(refusals.iter().map(|(routed, _)| {
+                format!(
+                    "`model.ffn.moe.capacity` has no effect in {}, where `{}.selection` decides by itself how many tokens \
+                     an expert takes",
+                    routed.layers_in_words(),
+                    routed.key
+                )
+            }));
+            Ok(())
+        }
+    }
 }
 
 fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> {
@@ -206,9 +249,6 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
 }
 
 fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
-    if let Some(moe) = &ffn.moe {
-        notes.extend(router::note_on_causality(&moe.router));
-    }
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
     match (ffn.d_ff, first_dense) {
         (Some(d_ff), Some(_)) => in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH),
@@ -245,17 +285,9 @@ fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, P
     }
     let moe = written.with_granularity_applied().map_err(PlanError::from_message)?;
     moe.validate().map_err(PlanError::from_message)?;
-    if let Selection::Soft(SoftConfig { slots_per_expert }) = moe.router.selection() {
-        let key = "model.ffn.moe.router.selection.soft.slots_per_expert";
-        optional_in_range(
-            key,
-            *slots_per_expert,
-            1..=MAX_HIDDEN_WIDTH,
-            "for as much work as of `top_k` experts",
-        )?;
-    }
-    if let Some(cosine) = &moe.router.cosine {
-        in_range("model.ffn.moe.router.cosine.d_projection", cosine.d_projection, 1..=MAX_HIDDEN_WIDTH)?;
+    check_router_sizes("model.ffn.moe.router", &moe.router)?;
+    for (index, rule) in moe.router_overrides.iter().enumerate() {
+        check_router_sizes(&format!("model.ffn.moe.router_overrides[{index}].router"), &rule.router)?;
     }
     in_range("model.ffn.moe.num_experts", moe.num_experts, 1..=MAX_EXPERTS)?;
     in_range("model.ffn.moe.d_expert", moe.d_expert, 1..=MAX_HIDDEN_WIDTH)?;
@@ -267,6 +299,24 @@ fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, P
     )?;
     check_router_overrides(&moe, layers)?;
     Ok(moe)
+}
+
+/// Upper bounds that are the model's and not the router's own.
+fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), PlanError> {
+    if let Selection::Soft(soft) = router.selection() {
+        optional_in_range(
+            &format!("{key}.selection.soft.slots_per_expert"),
+            soft.slots_per_expert,
+            1..=MAX_HIDDEN_WIDTH,
+            "for as much work as of `top_k` experts",
+        )?;
+    }
+    match &router.cosine {
+        Some(cosine) => {
+            in_range(&format!("{key}.cosine.d_projection"), cosine.d_projection, 1..=MAX_HIDDEN_WIDTH)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Ok if each override names mixtures, and each mixture is named once at most.

@@ -1,10 +1,13 @@
 //! A router in words.
 
+use switchyard_experts::MoeConfig;
 use switchyard_router::{
     BalancingScope, BiasRule, BiasUpdate, GatePrecision, RouterConfig, RouterSource, Selection, SoftmaxOrder,
 };
 
-use crate::model::ModelSpec;
+use super::RunPlan;
+use crate::accounting::ExpertWork;
+use crate::model::{ModelSpec, RouterUse};
 
 /// How experts are chosen, what weighs them and what balances them, in one line.
 pub(super) fn describe(spec: &ModelSpec, router: &RouterConfig) -> String {
@@ -19,17 +22,70 @@ pub(super) fn describe(spec: &ModelSpec, router: &RouterConfig) -> String {
     clauses.concat().join(", ")
 }
 
-/// What whoever reads the numbers of a router that is not causal should know; none for others.
-pub(super) fn note_on_causality(router: &RouterConfig) -> Option<String> {
-    let (table, what) = match router.selection() {
+/// Warning printed for a router that is not causal; `None` if it is causal.
+pub(super) fn note_on_causality(routed: &RouterUse<'_>) -> Option<String> {
+    let (table, what) = match routed.router.selection() {
         Selection::ExpertChoice(_) => ("expert_choice", "a token's experts depend on later tokens"),
         Selection::Soft(_) => ("soft", "later tokens are mixed into every output"),
         _ => return None,
     };
     Some(format!(
-        "`model.ffn.moe.router.selection.{table}` is not causal: {what}, so the validation loss sees what it should \
-         predict and does not compare with that of a causal router"
+        "`{}.selection.{table}` in {} is not causal: {what}, so the validation loss sees what it should predict and does \
+         not compare with that of a causal router",
+        routed.key,
+        routed.layers_in_words()
     ))
+}
+
+/// Experts of each token, in words that go on from what the experts are.
+pub(super) fn experts_of_token(plan: &RunPlan, router: &RouterConfig) -> String {
+    match router.selection() {
+        Selection::Soft(_) => "all for each token".to_owned(),
+        Selection::ExpertChoice(_) => {
+            let mean = ExpertWork::of(&plan.model, router, plan.micro_batch_tokens()).per_token();
+            format!("each token to {} on average", two_decimals(mean))
+        }
+        _ => format!("each token to {}", router.top_k),
+    }
+}
+
+/// What limits the tokens of an expert; `None` if its selection does so itself.
+pub(super) fn limit(moe: &MoeConfig, router: &RouterConfig) -> Option<String> {
+    let capacity = moe.capacity.as_ref();
+    let words =
+        capacity.map_or("dropless".to_owned(), |capacity| format!("capacity factor {}", capacity.factor));
+    router.is_causal().then_some(words)
+}
+
+/// How the experts' work is counted; `None` where it is `top_k` experts for each token and nothing else.
+pub(super) fn counted_work(plan: &RunPlan, moe: &MoeConfig, router: &RouterConfig) -> Option<String> {
+    let micro_batch_tokens = plan.micro_batch_tokens();
+    let work = ExpertWork::of(&plan.model, router, micro_batch_tokens);
+    let (experts, mean) = (moe.num_experts as u64, two_decimals(work.per_token()));
+    match router.selection() {
+        Selection::ExpertChoice(_) => Some(format!(
+            "{mean} experts per token, as each takes {} of the {micro_batch_tokens} tokens of a micro-batch",
+            work.rows / experts
+        )),
+        Selection::Soft(_) => Some(format!(
+            "{mean} experts per token, as each works on {} slots per sequence of {} tokens, and the products that mix the \
+             slots",
+            work.rows / experts,
+            plan.model.max_seq_len
+        )),
+        Selection::RandomSecond(config) if !config.sampled => {
+            Some("2 experts per token, also where the second is not kept".to_owned())
+        }
+        _ if moe.capacity.is_some() => {
+            Some(format!("{} experts per token, dropped assignments too", router.top_k))
+        }
+        _ => None,
+    }
+}
+
+/// At most two decimals: `2`, `0.13`.
+fn two_decimals(number: f64) -> String {
+    ((100.0 * number).round() / 100.0).to_string()
 }
 
 fn selection(spec: &ModelSpec, router: &RouterConfig) -> Vec<String> {

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+mod counted_work;
 mod model;
 mod resume;
+mod router_overrides;
 mod routers;
 mod tiny;

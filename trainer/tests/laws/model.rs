@@ -308,7 +308,7 @@ fn each_layer_routes_with_its_own_router() {
 }
 
 #[test]
-fn a_block_sparse_model_learns_and_keeps_its_topology() {
+fn a_block_sparse_model_learns_with_the_blocks_that_are_planned() {
     for topology in ["random", "small_world", "barabasi_albert"] {
         let mut config = tiny::dense();
         config.model.ffn = table(&format!(

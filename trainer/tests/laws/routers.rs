@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::resume::{tensors, with_steps};
+use crate::router_overrides::overridden;
 use crate::tiny;
 use burn::module::Module;
 use burn::tensor::Device;
@@ -21,7 +22,7 @@ use switchyard_trainer::sampling::SamplingSettings;
 use tempfile::TempDir;
 
 /// Every router, with the options that a run could trip over: noise, losses over several micro-batches, biases, an f64 gate.
-const ROUTERS: [(&str, &str); 15] = [
+pub(crate) const ROUTERS: [(&str, &str); 15] = [
     (
         "mixtral",
         "top_k = 2\nsoftmax = \"after_selection\"\nload_balancing_weight = 0.01\n\
@@ -64,7 +65,7 @@ const ROUTERS: [(&str, &str); 15] = [
 ];
 
 /// The configuration of a run with few evaluations.
-fn config(router: &str) -> RunConfig {
+pub(crate) fn config(router: &str) -> RunConfig {
     let mut config = tiny::routed(router);
     config.train.eval_every_steps = None;
     config
@@ -99,7 +100,7 @@ fn without_early_evaluation(out: &Path) -> Vec<Record> {
 }
 
 /// A model with distinct values of everything that training moves: the initial one knows no noise and no bias.
-fn model(config: &RunConfig) -> Transformer {
+pub(crate) fn model(config: &RunConfig) -> Transformer {
     Transformer::new(&RunPlan::resolve(config).unwrap().model, config.seed, &Device::flex())
 }
 
@@ -122,8 +123,9 @@ fn no_token_depends_on_a_later_one_but_where_the_plan_says_so() {
         let input = ModelInput::upload(ids.to_vec(), None, [1, ids.len()], &Device::flex());
         model.forward(&input, pass).hidden_td.narrow(0, 0, 8).into_data().try_into_vec::<f32>().unwrap()
     };
-    for (name, router) in ROUTERS {
-        let config = config(router);
+    let everywhere = ROUTERS.map(|(name, router)| (name, config(router)));
+    let above = ROUTERS.map(|(name, router)| (name, overridden("top_k = 2", &[1], router)));
+    for (name, config) in everywhere.into_iter().chain(above) {
         let model = model(&config);
         let one: Vec<i32> = (0..12).map(|i| (i * 5 + 1) % 32).collect();
         let other: Vec<i32> =
@@ -181,7 +183,12 @@ fn settings(routing: Option<GenerationRule>) -> GenerationSettings {
 
 /// What generating with this router says, and the text's length in bytes.
 fn generated(router: &str, routing: Option<GenerationRule>) -> Result<usize, TrainError> {
-    let (mut text, model) = (String::new(), model(&config(router)));
+    generated_by(&config(router), routing)
+}
+
+/// As [`generated`], with the routers of a configuration.
+pub(crate) fn generated_by(config: &RunConfig, routing: Option<GenerationRule>) -> Result<usize, TrainError> {
+    let (mut text, model) = (String::new(), model(config));
     generate(&model, &Tokenizer::Bytes, &settings(routing), &Device::flex(), |piece| {
         text.push_str(piece);
         Ok(())

@@ -20,7 +20,8 @@ pub struct ScoreRow {
     pub domain: Option<u32>,
     /// Index of the expert, from 0.
     pub expert: u32,
-    /// Gate logit.
+    /// What the gate said of the expert, before any softmax or sigmoid: jitter and noise are in it, an expert bias, groups and
+    /// a balanced assignment are not. 0 if the router learns nothing.
     pub logit: f32,
     /// Place of the expert among those that the token chose, from 0; absent if it was not chosen.
     pub rank: Option<u8>,

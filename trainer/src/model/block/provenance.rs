@@ -44,10 +44,10 @@ impl Block {
 
 /// What of the routing is not finite.
 fn routing_fault(aux: &MoeAux) -> Option<&'static str> {
-    let scores_are_finite =
-        aux.route.as_ref().is_none_or(|route| route.log_scores_te.iter().all(|score| score.is_finite()));
+    let logits_are_finite =
+        aux.route.as_ref().is_none_or(|route| route.logits_te.iter().all(|logit| logit.is_finite()));
     let is_finite = |value: &Tensor<1>| value.to_data().iter::<f32>().all(f32::is_finite);
-    if !scores_are_finite {
+    if !logits_are_finite {
         return Some("the router's logits");
     }
     let loss = aux.losses.iter().find(|loss| !is_finite(&loss.value_1))?;
