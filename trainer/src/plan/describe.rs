@@ -60,13 +60,13 @@ impl RunPlan {
         rows
     }
 
-    /// The mixture with the router of most layers, then the other routers.
+    /// The mixture with the common router, or that of its first layer where no layer has the common one; then the others.
     fn mixture_rows(&self, moe: &MoeConfig) -> Vec<Row> {
         let mut uses = self.model.router_uses();
-        let most = uses.iter().map(|routed| routed.layers.len()).max();
-        let Some(index) = uses.iter().position(|routed| Some(routed.layers.len()) == most) else {
+        if uses.is_empty() {
             return Vec::new();
-        };
+        }
+        let index = uses.iter().position(|routed| *routed.router == moe.router).unwrap_or(0);
         let main = uses.remove(index).router;
         let text = [
             Some(format!("{} {} experts of width {}", moe.num_experts, self.activation_name(), moe.d_expert)),
