@@ -44,8 +44,9 @@ impl MatmulCeiling {
         }
         let deadline = Instant::now() + Duration::from_secs_f64(MAX_SECS);
         let (mut fastest, mut peak_flops) = (0, 0.0);
-        // A candidate's first product pays for page faults and, on a GPU, for compilation: the best leaves it out.
-        while Instant::now() < deadline {
+        // A candidate's first product pays for page faults and, on a GPU, for compilation: the best leaves it out. A process that
+        // was held up past the deadline still has one product to state a rate of.
+        while peak_flops == 0.0 || Instant::now() < deadline {
             for (index, candidate) in candidates.iter_mut().enumerate() {
                 let started = Instant::now();
                 candidate.compute()?;

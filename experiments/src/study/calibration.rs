@@ -112,7 +112,7 @@ fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
 fn write_unless_there(path: &Path, text: &str) -> Result<(), Failure> {
     let fault = |error: io::Error| Failure::Fault(anyhow!("cannot write {}: {error}", path.display()));
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(fault)?;
-    file.write_all(text.as_bytes()).map_err(fault)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fault)?;
     match file.persist_noclobber(path) {
         Err(lost) if lost.error.kind() != io::ErrorKind::AlreadyExists => Err(fault(lost.error)),
         _ => Ok(()),
