@@ -113,7 +113,8 @@ impl Tokenizer {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), DatasetError> {
-        switchyard_ground::durable::write_synced(path, &self.to_json()).map_err(DatasetError::io("write", path))
+        switchyard_ground::durable::write_synced(path, &self.to_json())
+            .map_err(DatasetError::io("write", path))
     }
 
     /// The tokenizer as the content of a file; a vocabulary as a `tokenizer.json` that other programs read too.

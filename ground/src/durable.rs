@@ -45,6 +45,17 @@ pub fn temporary_of(path: &Path) -> PathBuf {
     path.with_added_extension("tmp")
 }
 
+/// Creates the folder at `path` and those above it that are missing, and forces what was created to the disk.
+///
+/// # Errors
+/// Any error of the file system.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().rev().try_for_each(sync_parent)
+}
+
 /// Forces the directory entry of `path` to the disk, so that a rename survives a power cut.
 ///
 /// # Errors
@@ -74,6 +85,17 @@ mod tests {
         replace(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_are_created_with_those_above_them_and_those_that_are_there_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/a/checkpoints");
+        create_dir_all(&path).unwrap();
+        fs::write(path.join("kept"), "").unwrap();
+        create_dir_all(&path).unwrap();
+        assert!(path.join("kept").exists());
+        create_dir_all(&path.join("kept")).unwrap_err();
     }
 
     #[cfg(unix)]

@@ -57,7 +57,12 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(path)?;
+    let file = options.open(path).map_err(|error| match path.is_symlink() {
+        true => {
+            io::Error::new(io::ErrorKind::InvalidInput, "it is a link, whose target is not ours to write in")
+        }
+        false => error,
+    })?;
     require_regular(&file.metadata()?)?;
     Ok(file)
 }
@@ -95,7 +100,7 @@ mod tests {
         std::fs::write(&target, "held").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
         assert_eq!(read_to_string(&link, 4).unwrap(), "held");
-        assert!(open_or_create(&link).is_err());
+        assert_eq!(open_or_create(&link).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(std::fs::read(&target).unwrap(), b"held");
     }
 

@@ -181,10 +181,8 @@ impl TrainError {
             | Self::Upcycle(_) => true,
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
-            Self::Checkpoint(error) => {
-                !matches!(error, CheckpointError::Write { .. } | CheckpointError::NonFinite { .. })
-            }
-            Self::Metrics(error) => matches!(error, MetricsError::Malformed { .. }),
+            Self::Checkpoint(error) => error.is_users_mistake(),
+            Self::Metrics(error) => error.is_about_the_file(),
             Self::Recording(error) => {
                 matches!(error, ColumnsError::Damaged { .. } | ColumnsError::NotRecorded { .. })
             }
@@ -193,6 +191,20 @@ impl TrainError {
             | Self::Output { .. }
             | Self::Interrupted
             | Self::Device { .. } => false,
+        }
+    }
+
+    /// Whether a file around the training could not be read or written, so that the model and all counters are as they should be.
+    pub(crate) fn leaves_the_model_whole(&self) -> bool {
+        match self {
+            // Data is read before a step computes anything.
+            Self::Data(_) => true,
+            Self::Metrics(error) => matches!(error, MetricsError::Io { .. }),
+            Self::Recording(error) => {
+                matches!(error, ColumnsError::Io { .. } | ColumnsError::Unwritable { .. })
+            }
+            Self::RunFolder(error) => matches!(error, RunFolderError::Io { .. }),
+            _ => false,
         }
     }
 }

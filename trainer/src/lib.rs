@@ -9,11 +9,14 @@
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
+//! | where the data lies, if it has moved | [`moved_data`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
 //! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
 //! | how fast it runs | [`benchmark`] |
 
 pub mod accounting;
+mod advice;
+mod aside;
 pub mod available_memory;
 pub mod batch;
 pub mod benchmark;
@@ -28,6 +31,7 @@ pub mod flight;
 pub mod generate;
 mod hash;
 pub mod host;
+mod line_file;
 pub mod loss;
 pub mod metrics;
 pub mod model;

@@ -6,7 +6,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use switchyard_datasets::{DataConfig, Dataset, DatasetError};
+use switchyard_datasets::{DataConfig, Dataset, DatasetError, Progress};
 
 use crate::TrainError;
 use crate::checkpoint::CheckpointError;
@@ -84,6 +84,26 @@ fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
     [text, train, validation, tokenizer].into_iter().flatten().collect()
 }
 
+/// The keys whose values are paths of data.
+pub(crate) const DATA_PATH_KEYS: [&str; 4] =
+    ["data.text.path", "data.tokens.train", "data.tokens.validation", "data.tokenizer.file.path"];
+
+/// The paths of `data` as a message names them.
+pub(crate) fn data_path_words(data: &DataConfig) -> String {
+    let words: Vec<String> =
+        data_paths(data).iter().map(|(key, path)| format!("`{key}` = `{}`", path.display())).collect();
+    if words.is_empty() { "`data`".into() } else { words.join(" and ") }
+}
+
+/// The corpus that `data` describes, as [`switchyard_datasets::prepare`]; a path where nothing lies is an error that says how
+/// to name another.
+///
+/// # Errors
+/// [`TrainError::MissingData`], [`TrainError::Data`].
+pub fn prepare(data: &DataConfig, progress: &Progress) -> Result<Dataset, TrainError> {
+    switchyard_datasets::prepare(data, progress).map_err(|error| with_missing_path(error.into(), data))
+}
+
 /// `error`; if it is that a path of `data` is missing, with where it was looked for and how to say where it is.
 pub fn with_missing_path(error: TrainError, data: &DataConfig) -> TrainError {
     let TrainError::Data(source) = error else { return error };
@@ -116,12 +136,42 @@ pub fn check_same_data(
     if then == now {
         return Ok(());
     }
-    let paths: Vec<String> =
-        data_paths(data).iter().map(|(key, path)| format!("`{key}` = `{}`", path.display())).collect();
-    let place = if paths.is_empty() { "`data`".into() } else { paths.join(" and ") };
+    let place = data_path_words(data);
     let reason = format!(
         "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
          the run's data with `--set`, as in `--set data.text.path=PATH`"
     );
     Err(CheckpointError::Mismatch { path: owner.into(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_path_says_where_it_was_looked_for_and_how_to_name_another() {
+        let data: DataConfig = toml::from_str("text.path = \"no such corpus.txt\"").unwrap();
+        let message = prepare(&data, &Progress::silent()).unwrap_err().to_string();
+        let here = std::env::current_dir().unwrap();
+        assert!(message.contains("`no such corpus.txt`"), "{message}");
+        assert!(message.contains(&format!("`{}`", here.display())), "{message}");
+        assert!(message.contains("--set data.text.path="), "{message}");
+        let absolute: DataConfig = toml::from_str(
+            "tokens = { train = \"/no/such.bin\", vocab_size = 9 }\nsplit.tail.validation_fraction = 0.1",
+        )
+        .unwrap();
+        let message = prepare(&absolute, &Progress::silent()).unwrap_err().to_string();
+        assert!(message.contains("--set data.tokens.train=") && !message.contains("looked for"), "{message}");
+    }
+
+    #[test]
+    fn every_key_of_a_path_is_listed() {
+        let data: DataConfig = toml::from_str(
+            "text.path = \"a\"\ntokens = { train = \"b\", validation = \"c\", vocab_size = 9 }\n\
+             tokenizer.file.path = \"d\"",
+        )
+        .unwrap();
+        let keys: Vec<&str> = data_paths(&data).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, DATA_PATH_KEYS);
+    }
 }

@@ -1,5 +1,8 @@
 //! Everybody who watches a run: the metrics file, the event file, the progress display. They read; the loop acts.
 
+use std::path::PathBuf;
+
+use switchyard_datasets::{Dataset, SplitManifest};
 use switchyard_router::{AuxLossKind, RouterStatistics};
 
 use crate::TrainError;
@@ -7,7 +10,8 @@ use crate::checkpoint::TrainingState;
 use crate::evaluate::Evaluation;
 use crate::flight::StepFlight;
 use crate::metrics::{
-    EvalRecord, EventFile, LayerRecord, MetricsFile, ProgressDisplay, Record, StepRecord, perplexity,
+    EvalRecord, EventFile, LayerRecord, LogMark, MetricsError, MetricsFile, ProgressDisplay, Record,
+    ResumedLog, StepRecord, perplexity,
 };
 use crate::plan::RunPlan;
 use crate::run_folder::{RunFolder, RunManifest};
@@ -17,11 +21,23 @@ use crate::step::{RoutingByLayer, StepMeasurements};
 #[derive(Debug)]
 pub(crate) struct Observers {
     metrics: MetricsFile,
-    events: EventFile,
+    /// Gone once it could not be written: a run goes on without.
+    events: Option<EventFile>,
     progress: ProgressDisplay,
+    train: SplitManifest,
+    validation: SplitManifest,
     tokens_per_step: f64,
     flops_per_step: f64,
     matmul_peak_flops: Option<f64>,
+}
+
+/// The observers of a run that begins or goes on.
+pub(crate) struct OpenedObservers {
+    pub(crate) observers: Observers,
+    /// The rows of the log that the run goes on from.
+    pub(crate) rows: Vec<Record>,
+    /// Where the log of a part is that the run begins again without.
+    pub(crate) earlier_log: Option<PathBuf>,
 }
 
 impl Observers {
@@ -30,30 +46,42 @@ impl Observers {
         folder: &RunFolder,
         manifest: &RunManifest,
         plan: &RunPlan,
-        state: &TrainingState,
-        resumed: bool,
+        dataset: &Dataset,
+        resumed_from: Option<&TrainingState>,
         show_progress: bool,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<OpenedObservers, TrainError> {
         let paths = folder.paths();
-        let metrics = if resumed {
-            MetricsFile::resume(&paths.metrics(), state.step)?
-        } else {
-            MetricsFile::create(&paths.metrics())?
+        let (log, earlier_log) = match resumed_from {
+            Some(state) => {
+                (MetricsFile::resume(&paths.metrics(), state.step, state.metrics_log.as_ref())?, None)
+            }
+            None => {
+                let (file, earlier_log) = MetricsFile::create(&paths.metrics())?;
+                (ResumedLog { file, rows: Vec::new(), note: None }, earlier_log)
+            }
         };
-        let resumed_from = resumed.then_some(state.step);
+        let last_step = resumed_from.map(|state| state.step);
         let progress = if show_progress {
-            ProgressDisplay::new(plan.num_steps, state.step)
+            ProgressDisplay::new(plan.num_steps, last_step.unwrap_or(0))
         } else {
             ProgressDisplay::hidden()
         };
-        Ok(Self {
-            metrics,
-            events: EventFile::create(paths.root(), &manifest.host.hostname, resumed_from)?,
+        let mut observers = Self {
+            metrics: log.file,
+            events: None,
             progress,
+            train: dataset.manifest.train.clone(),
+            validation: dataset.manifest.validation.clone(),
             tokens_per_step: plan.tokens_per_step as f64,
             flops_per_step: plan.training_flops_per_step(),
             matmul_peak_flops: manifest.matmul_peak_flops,
-        })
+        };
+        log.note.iter().for_each(|note| observers.note(note));
+        match EventFile::create(paths.root(), &manifest.host.hostname, last_step) {
+            Ok(events) => observers.events = Some(events),
+            Err(error) => observers.note_without_events(&error),
+        }
+        Ok(OpenedObservers { observers, rows: log.rows, earlier_log })
     }
 
     /// A step has ended.
@@ -71,12 +99,14 @@ impl Observers {
             elapsed_secs: state.train_secs,
             mfu: self.matmul_peak_flops.map(|peak| self.flops_per_step / step_secs / peak),
             layers: recorded_layers(&measurements.routing, flight),
+            bits_per_byte: self.train.bits_per_byte(measurements.cross_entropy_nats),
+            data_passes: Some(state.tokens_seen as f64 / self.train.num_tokens as f64),
             ..step_record(state, measurements, learning_rate)
         };
         self.progress.step(&row);
-        self.write(&Record::Step(row))?;
+        let written = self.write(&Record::Step(row));
         flight.alarms.iter().for_each(|alarm| self.note(&format!("alarm: {}", alarm.message)));
-        Ok(())
+        written
     }
 
     /// An evaluation has ended; `end_of_run` if it is the one after the last step.
@@ -91,6 +121,7 @@ impl Observers {
             step: state.step,
             tokens_seen: state.tokens_seen,
             cross_entropy_nats: evaluation.cross_entropy_nats,
+            bits_per_byte: self.validation.bits_per_byte(evaluation.cross_entropy_nats),
             perplexity: perplexity(evaluation.cross_entropy_nats),
             num_tokens: evaluation.num_tokens,
             whole_split: evaluation.whole_split,
@@ -110,7 +141,14 @@ impl Observers {
 
     /// Force the metrics to the disk, so that a checkpoint is never ahead of its log.
     pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
-        Ok(self.metrics.sync()?)
+        let mishap = self.metrics.sync()?;
+        mishap.iter().for_each(|mishap| self.note(mishap));
+        Ok(())
+    }
+
+    /// The log as a checkpoint has to know it.
+    pub(crate) fn log_mark(&self) -> LogMark {
+        self.metrics.mark()
     }
 
     /// The run is over.
@@ -119,12 +157,23 @@ impl Observers {
     }
 
     fn write(&mut self, record: &Record) -> Result<(), TrainError> {
-        self.metrics.append(record)?;
-        Ok(self.events.append(record)?)
+        let written = self.metrics.append(record);
+        let shown = self.events.as_mut().map_or(Ok(()), |events| events.append(record));
+        if let Err(error) = shown {
+            self.events = None;
+            self.note_without_events(&error);
+        }
+        Ok(written?)
+    }
+
+    fn note_without_events(&mut self, error: &MetricsError) {
+        self.note(&format!(
+            "{error}. The run goes on without TensorBoard; `metrics.jsonl` has the same numbers"
+        ));
     }
 }
 
-/// The row of a step, without clock readings and what the flight recorder adds.
+/// The row of a step, without clock readings and what the flight recorder and the corpus add.
 pub(crate) fn step_record(
     state: &TrainingState,
     measurements: &StepMeasurements,
@@ -137,6 +186,8 @@ pub(crate) fn step_record(
         step: state.step,
         tokens_seen: state.tokens_seen,
         cross_entropy_nats: measurements.cross_entropy_nats,
+        bits_per_byte: None,
+        data_passes: None,
         load_balancing_loss: router_loss(AuxLossKind::LoadBalancing),
         router_z_loss: router_loss(AuxLossKind::RouterZ),
         gate_entropy_loss: router_loss(AuxLossKind::GateEntropy),

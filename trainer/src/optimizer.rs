@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
 
 use crate::config::AdamWConfig;
 use crate::norms::{Norms, ParameterSquares};
-use crate::parameters::{Named, update_parameters};
+use crate::parameters::{Named, ParameterTensor, update_parameters};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
 #[derive(Debug, Clone)]
@@ -108,10 +108,11 @@ pub struct AdamW {
     moments: BTreeMap<String, Moments>,
 }
 
+/// What AdamW remembers of one parameter.
 #[derive(Debug, Clone)]
-struct Moments {
-    first_n: Tensor<1>,
-    second_n: Tensor<1>,
+pub(crate) struct Moments {
+    pub(crate) first_n: Tensor<1>,
+    pub(crate) second_n: Tensor<1>,
 }
 
 impl AdamW {
@@ -165,37 +166,24 @@ impl AdamW {
         shape.len() > 1 && (self.config.decay_embeddings || !path.starts_with("embedding."))
     }
 
-    /// Every moment under `first.PATH` and `second.PATH`, in the order of the paths.
-    pub fn moments_data(&self) -> Vec<Named<TensorData>> {
-        let data = |prefix: &str, path: &str, tensor: &Tensor<1>| Named {
+    /// Every moment under `first.PATH` and `second.PATH`, without copying any.
+    pub fn moments(&self) -> Vec<Named<ParameterTensor>> {
+        let moment = |prefix: &str, path: &str, values_n: &Tensor<1>| Named {
             path: format!("{prefix}.{path}"),
-            value: tensor.to_data(),
+            value: ParameterTensor {
+                shape: values_n.dims().to_vec(),
+                values_n: values_n.clone(),
+                learns: false,
+            },
         };
         let both = |(path, moments): (&String, &Moments)| {
-            [data("first", path, &moments.first_n), data("second", path, &moments.second_n)]
+            [moment("first", path, &moments.first_n), moment("second", path, &moments.second_n)]
         };
         self.moments.iter().flat_map(both).collect()
     }
 
-    /// The optimizer as it was when [`AdamW::moments_data`] read it after `step` updates.
-    pub fn restore(
-        config: &AdamWConfig,
-        step: u64,
-        mut moments_data: BTreeMap<String, TensorData>,
-        device: &Device,
-    ) -> Self {
-        let firsts: Vec<String> =
-            moments_data.keys().filter_map(|key| key.strip_prefix("first.").map(str::to_string)).collect();
-        let mut take = |prefix: &str, path: &str| {
-            moments_data.remove(&format!("{prefix}.{path}")).map(|data| Tensor::from_data(data, device))
-        };
-        let moments = firsts
-            .into_iter()
-            .filter_map(|path| {
-                let moments = Moments { first_n: take("first", &path)?, second_n: take("second", &path)? };
-                Some((path, moments))
-            })
-            .collect();
+    /// The optimizer after `step` updates, with the moments of each parameter's path.
+    pub(crate) fn restore(config: &AdamWConfig, step: u64, moments: BTreeMap<String, Moments>) -> Self {
         Self { config: config.clone(), step, moments }
     }
 }

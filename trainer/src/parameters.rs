@@ -12,9 +12,20 @@ pub struct Named<T> {
     pub value: T,
 }
 
-/// Every parameter's values and shape.
-pub fn parameter_data<M: Module>(model: &M) -> Vec<Named<TensorData>> {
-    struct Reader(Path, Vec<Named<TensorData>>);
+/// A parameter where it lies: nothing is copied until its values are asked for.
+#[derive(Debug, Clone)]
+pub struct ParameterTensor {
+    /// Shape in the model.
+    pub shape: Vec<usize>,
+    /// The values, flattened and detached.
+    pub values_n: Tensor<1>,
+    /// Whether it gets gradients, as far as the device tracks them.
+    pub learns: bool,
+}
+
+/// Every parameter, without copying any.
+pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
+    struct Reader(Path, Vec<Named<ParameterTensor>>);
     impl ModuleVisitor for Reader {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
@@ -23,12 +34,24 @@ pub fn parameter_data<M: Module>(model: &M) -> Vec<Named<TensorData>> {
             self.0.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.1.push(Named { path: self.0.join(), value: param.val().into_data() });
+            let tensor = param.val();
+            let (shape, learns) = (tensor.dims().to_vec(), tensor.is_require_grad());
+            let value = ParameterTensor { shape, values_n: tensor.inner().flatten(0, D - 1), learns };
+            self.1.push(Named { path: self.0.join(), value });
         }
     }
     let mut reader = Reader(Path::default(), Vec::new());
     model.visit(&mut reader);
     reader.1
+}
+
+/// Every parameter's values and shape.
+pub fn parameter_data<M: Module>(model: &M) -> Vec<Named<TensorData>> {
+    let data = |Named { path, value }: Named<ParameterTensor>| {
+        let (bytes, _, dtype) = value.values_n.into_data().into_parts();
+        Named { path, value: TensorData::from_bytes(bytes, value.shape, dtype) }
+    };
+    parameter_tensors(model).into_iter().map(data).collect()
 }
 
 /// Every parameter's gradient, flattened; parameters without one are left out.

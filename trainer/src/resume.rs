@@ -7,12 +7,15 @@ use serde_json::Value;
 use switchyard_datasets::Dataset;
 
 use crate::TrainError;
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, TrainingState};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointManifest, CheckpointStore, TrainingState, steps_in,
+};
 use crate::config::RunConfig;
 use crate::model::Transformer;
+use crate::moved_data::{DATA_PATH_KEYS, data_path_words};
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
-use crate::run_folder::{OpenMode, RunManifest, RunStatus};
+use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
 use crate::schedule::ScheduleShape;
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at, where it runs and what
@@ -30,6 +33,9 @@ const MAY_CHANGE: [&str; 11] = [
     "train.flight_recorder",
     "sample",
 ];
+
+/// Those of them that change nothing of what a finished run has left.
+const CHANGES_NO_RESULT: [&str; 4] = ["name", "device", "threads", "data.cache_dir"];
 
 /// The moving parts at the beginning of this process.
 pub(crate) struct Start {
@@ -65,15 +71,37 @@ pub(crate) fn start(
     };
     let checkpoint = Checkpoint::read(&checkpoints.path_of(step))?;
     check_same_run(&checkpoint, config)?;
-    checkpoint.check_data(dataset)?;
+    checkpoint.check_data_of(&config.data, dataset)?;
     let notes = notes_on_schedule(&checkpoint, plan);
-    Ok(Start {
-        model: checkpoint.model(&training_device)?,
-        optimizer: checkpoint.optimizer(device),
-        state: checkpoint.state,
-        resumed: true,
-        notes,
-    })
+    let model = checkpoint.model(&training_device)?;
+    let optimizer = checkpoint.optimizer(&model)?;
+    Ok(Start { model, optimizer, state: checkpoint.state, resumed: true, notes })
+}
+
+/// What can be said of a run that is to be resumed before its data is prepared: its `run.json` if it is finished as it is
+/// asked for, so that nothing is left to do.
+///
+/// # Errors
+/// [`CheckpointError::FewerSteps`] if it has gone further than it is asked to go.
+pub(crate) fn finished_already(
+    folder: &Path,
+    config: &RunConfig,
+    plan: &RunPlan,
+) -> Result<Option<RunManifest>, TrainError> {
+    let paths = RunPaths::new(folder);
+    let manifest = RunManifest::read(&paths.manifest())?;
+    let checkpoints = paths.checkpoints();
+    let newest = if checkpoints.is_dir() { steps_in(&checkpoints)?.pop() } else { None };
+    let Some(step) = newest else { return Ok(None) };
+    let path = checkpoints.join(format!("step-{step}"));
+    // Its manifest knows whether it is of the step in its name.
+    let done = CheckpointManifest::read(&path)?.step;
+    if plan.num_steps < done {
+        return Err(CheckpointError::FewerSteps { path, done, asked: plan.num_steps }.into());
+    }
+    let is_finished = manifest.status == RunStatus::Finished && manifest.steps_done == done;
+    let is_same = check_same_config(&manifest.config, config, &CHANGES_NO_RESULT).is_ok();
+    Ok((is_finished && is_same).then_some(manifest))
 }
 
 /// Ok if a run that has no checkpoint may begin anew: it was killed before its first one, and nothing else than that
@@ -82,6 +110,7 @@ pub(crate) fn check_restart(
     folder: &Path,
     manifest: &RunManifest,
     config: &RunConfig,
+    data_key: &str,
 ) -> Result<(), CheckpointError> {
     let refuse = |reason: String| CheckpointError::Mismatch { path: folder.into(), reason };
     if manifest.status == RunStatus::Finished {
@@ -93,23 +122,31 @@ pub(crate) fn check_restart(
             "it was upcycled from a dense checkpoint, and its own checkpoints are gone. Upcycle again";
         return Err(refuse(reason.into()));
     }
-    check_same_config(&manifest.config, config).map_err(refuse)
+    check_same_config(&manifest.config, config, &MAY_CHANGE).map_err(refuse)?;
+    match &manifest.data_key {
+        Some(then) if then != data_key => {
+            let paths = data_path_words(&config.data);
+            Err(refuse(format!("it was begun on data {then}, but {paths} now gives {data_key}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let refuse = |reason: String| CheckpointError::Mismatch { path: checkpoint.path.clone(), reason };
-    check_same_config(&json(&checkpoint.config), config).map_err(refuse)
+    check_same_config(&json(&checkpoint.config), config, &MAY_CHANGE).map_err(refuse)
 }
 
-/// Ok if the two configurations differ in [`MAY_CHANGE`] only, else the first other difference.
-fn check_same_config(before: &Value, now: &RunConfig) -> Result<(), String> {
+/// Ok if the two configurations differ in keys of `may_change` and in paths of data only, whose content is compared
+/// elsewhere; else the first other difference.
+fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Result<(), String> {
     let mut differences = Vec::new();
     collect_differences("", before, &json(now), &mut differences);
     differences.retain(|difference| {
         let inside = |allowed: &&str| {
             difference.key.strip_prefix(*allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        !MAY_CHANGE.iter().any(inside)
+        !may_change.iter().chain(&DATA_PATH_KEYS).any(inside)
     });
     let Some(first) = differences.first() else { return Ok(()) };
     Err(format!(

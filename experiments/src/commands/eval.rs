@@ -106,7 +106,7 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
     print_text(&format!(
         "{}: step {step}, cross-entropy {} over {} of the validation split{other}, in {:.1} s\n",
         checkpoint.path.display(),
-        loss_words::loss(nats, split),
+        loss_words::loss(nats, split.bits_per_byte(nats)),
         loss_words::extent(evaluation.num_tokens, checkpoint.plan.seq_len, split),
         evaluation.secs
     ))

@@ -49,7 +49,7 @@ fn inspect_checkpoint(args: &InspectArgs) -> Result<(), Failure> {
     // Reading every file through the manifest is what proves the checkpoint whole.
     let manifest = CheckpointManifest::read(&folder)?;
     for name in manifest.files.keys() {
-        manifest.read_file(&folder, name)?;
+        manifest.verify_file(&folder, name)?;
     }
     let state = read_state(&folder)?;
     if args.json {

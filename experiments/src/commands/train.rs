@@ -36,10 +36,13 @@ fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
     let steps = manifest.steps_done;
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
         (RunStatus::Finished, Some(nats)) => {
-            let (secs, loss) = (manifest.train_secs, loss_words::loss(nats, validation));
+            let bits = manifest.final_validation_bits_per_byte;
+            let (secs, loss) = (manifest.train_secs, loss_words::loss(nats, bits));
             say!("finished: {steps} steps in {secs:.1} s, validation cross-entropy {loss}");
-            let num_targets = loss_words::targets_of_whole_windows(seq_len, validation);
-            say!("validated on {}", loss_words::extent(num_targets, seq_len, validation));
+            if let Some(validation) = validation {
+                let num_targets = loss_words::targets_of_whole_windows(seq_len, validation);
+                say!("validated on {}", loss_words::extent(num_targets, seq_len, validation));
+            }
             // Some routers cannot generate one.
             let sample = if RunPaths::new(out).sample().exists() { "sample.txt, " } else { "" };
             let folder = quoted_path(out);

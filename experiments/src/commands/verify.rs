@@ -109,17 +109,17 @@ fn compare_rows(dense: &[Record], moe: &[Record]) -> Result<usize, Failure> {
 
 /// Number of tensors, all equal bit for bit; a router is the mixture's own.
 fn compare_parameters(dense: &Checkpoint, moe: &Checkpoint) -> Result<usize, Failure> {
-    let bytes_of = |checkpoint: &Checkpoint| {
+    let bytes_of = |checkpoint: &Checkpoint| -> Result<Vec<Vec<u8>>, Failure> {
         let mut all: Vec<Vec<u8>> = checkpoint
-            .parameters()
+            .parameters()?
             .iter()
             .filter(|(name, _)| !name.contains("router"))
             .map(|(_, data)| data.as_bytes().to_vec())
             .collect();
         all.sort();
-        all
+        Ok(all)
     };
-    let (dense, moe) = (bytes_of(dense), bytes_of(moe));
+    let (dense, moe) = (bytes_of(dense)?, bytes_of(moe)?);
     if dense != moe {
         return Err(Failure::Fault(anyhow!(
             "a mixture of one expert ends with other parameters than the dense model"

@@ -1,53 +1,263 @@
-//! Named f32 tensors as a safetensors file.
+//! Named f32 tensors as a safetensors file, one piece of one tensor in memory at a time.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use burn::tensor::TensorData;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use burn::tensor::{Tensor, TensorData};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use switchyard_ground::printable::excerpt;
 
 use super::CheckpointError;
-use crate::parameters::Named;
+use crate::parameters::{Named, ParameterTensor};
 
-/// The bytes of a safetensors file that holds `tensors`.
+const F32_BYTES: usize = 4;
+/// Elements that are brought to the host, or read from the file, at a time.
+const PIECE_ELEMENTS: usize = 1 << 20;
+/// What the format allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Writes `tensors` to `out` as a safetensors file. Returns the name of the first tensor with a NaN or an infinity, if
+/// there is one; what was written by then is worthless.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`] if the tensors cannot be serialised, which names `path`.
-pub(super) fn serialize(path: &Path, tensors: &[Named<TensorData>]) -> Result<Vec<u8>, CheckpointError> {
-    let damaged = |error: safetensors::SafeTensorError| CheckpointError::damaged(path, error.to_string());
-    let views = tensors
-        .iter()
-        .map(|tensor| {
-            let shape = tensor.value.shape().to_vec();
-            let view = TensorView::new(Dtype::F32, shape, tensor.value.as_bytes()).map_err(damaged)?;
-            Ok((tensor.path.as_str(), view))
-        })
-        .collect::<Result<Vec<_>, CheckpointError>>()?;
-    safetensors::serialize(views, None).map_err(damaged)
+/// Those of `out` and of the device.
+pub(super) fn write(
+    mut tensors: Vec<Named<ParameterTensor>>,
+    out: &mut impl Write,
+) -> io::Result<Option<String>> {
+    // The order of the format's own library, for tensors of one type.
+    tensors.sort_by(|a, b| a.path.cmp(&b.path));
+    out.write_all(&header(&tensors)?)?;
+    for Named { path, value } in tensors {
+        let num_elements = value.values_n.dims()[0];
+        for start in (0..num_elements).step_by(PIECE_ELEMENTS) {
+            let length = PIECE_ELEMENTS.min(num_elements - start);
+            let piece_n = value.values_n.clone().narrow(0, start, length);
+            let data = piece_n.try_into_data().map_err(|error| io::Error::other(format!("{error:?}")))?;
+            if !is_finite(&data) {
+                return Ok(Some(path));
+            }
+            out.write_all(data.as_bytes())?;
+        }
+    }
+    Ok(None)
 }
 
-/// The tensors of a safetensors file.
-///
-/// # Errors
-/// [`CheckpointError::Damaged`] if the bytes are no such file or hold another type than f32.
-pub(super) fn deserialize(
-    path: &Path,
-    bytes: &[u8],
-) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
-    let file =
-        SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::damaged(path, error.to_string()))?;
-    file.iter()
-        .map(|(name, view)| {
-            if view.dtype() != Dtype::F32 {
-                let message = format!("tensor `{name}` is {:?}, not F32", view.dtype());
-                return Err(CheckpointError::damaged(path, message));
+/// Length and description of the tensors, padded as the format wants it.
+fn header(tensors: &[Named<ParameterTensor>]) -> io::Result<Vec<u8>> {
+    let mut end = 0;
+    let info = |Named { path, value }: &Named<ParameterTensor>| {
+        let start = end;
+        end += value.shape.iter().product::<usize>() * F32_BYTES;
+        let info = TensorInfo { dtype: Dtype::F32, shape: value.shape.clone(), data_offsets: (start, end) };
+        (path.clone(), info)
+    };
+    let metadata = Metadata::new(None, tensors.iter().map(info).collect()).map_err(io::Error::other)?;
+    let mut json = serde_json::to_vec(&metadata)?;
+    json.resize(json.len().next_multiple_of(size_of::<u64>()), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+}
+
+fn is_finite(data: &TensorData) -> bool {
+    match data.as_slice::<f32>() {
+        Ok(values) => values.iter().all(|value| value.is_finite()),
+        Err(_) => data.iter::<f32>().all(f32::is_finite),
+    }
+}
+
+/// A safetensors file whose tensors are read one at a time.
+#[derive(Debug)]
+pub(super) struct TensorFile {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors begin in the file.
+    data_start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl TensorFile {
+    /// The tensors in `file`, which lies at `path` and is at its beginning; none is read yet.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if it is no such file, does not end with its last tensor or holds another type than
+    /// f32; [`CheckpointError::Unreadable`].
+    pub(super) fn open(path: &Path, mut file: File) -> Result<Self, CheckpointError> {
+        let damaged = |reason: String| CheckpointError::damaged(path, reason);
+        let reading = |error: io::Error| CheckpointError::reading(path, error);
+        let file_bytes = file.metadata().map_err(reading)?.len();
+        let mut length = [0; size_of::<u64>()];
+        file.read_exact(&mut length).map_err(reading)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES.min(file_bytes) {
+            return Err(damaged(format!("its header of {header_bytes} bytes is longer than it can be")));
+        }
+        let mut json = vec![0; header_bytes as usize];
+        file.read_exact(&mut json).map_err(reading)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&json).map_err(|error| damaged(format!("its header: {error}")))?;
+        let data_start = length.len() as u64 + header_bytes;
+        if data_start + metadata.data_len() as u64 != file_bytes {
+            return Err(damaged("it does not end with its last tensor".into()));
+        }
+        let tensors: BTreeMap<String, TensorInfo> =
+            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        if let Some((name, info)) = tensors.iter().find(|(_, info)| info.dtype != Dtype::F32) {
+            return Err(damaged(format!("tensor `{}` is {:?}, not F32", excerpt(name, 80), info.dtype)));
+        }
+        Ok(Self { path: path.into(), file, data_start, tensors })
+    }
+
+    /// Elements of all tensors together.
+    pub(super) fn num_elements(&self) -> u64 {
+        self.tensors
+            .values()
+            .map(|info| (info.data_offsets.1 - info.data_offsets.0) / F32_BYTES)
+            .sum::<usize>() as u64
+    }
+
+    /// Names and shapes of the tensors.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// The values of tensor `name`, flattened.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if there is none, or one of its values is a NaN or an infinity;
+    /// [`CheckpointError::Unreadable`].
+    pub(super) fn read(&mut self, name: &str, like_n: &Tensor<1>) -> Result<Tensor<1>, CheckpointError> {
+        let damaged = |reason: &str| {
+            CheckpointError::damaged(&self.path, format!("tensor `{}` {reason}", excerpt(name, 120)))
+        };
+        let info = self.tensors.get(name).ok_or_else(|| damaged("is missing"))?;
+        let (start, end) = info.data_offsets;
+        let values = read_values(&mut self.file, self.data_start + start as u64, (end - start) / F32_BYTES)
+            .map_err(|error| CheckpointError::reading(&self.path, error))?;
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(damaged("holds a NaN or an infinity"));
+        }
+        let shape = [values.len()];
+        Ok(Tensor::from_data(TensorData::new(values, shape), &like_n.device()))
+    }
+}
+
+fn read_values(file: &mut File, start: u64, num_elements: usize) -> io::Result<Vec<f32>> {
+    file.seek(SeekFrom::Start(start))?;
+    let mut values = Vec::with_capacity(num_elements);
+    let mut piece = vec![0; PIECE_ELEMENTS.min(num_elements) * F32_BYTES];
+    while values.len() < num_elements {
+        let length = PIECE_ELEMENTS.min(num_elements - values.len());
+        let bytes = &mut piece[..length * F32_BYTES];
+        file.read_exact(bytes)?;
+        values.extend(bytes.as_chunks::<F32_BYTES>().0.iter().map(|value| f32::from_le_bytes(*value)));
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use proptest::prelude::*;
+    use safetensors::tensor::TensorView;
+
+    fn tensor(path: &str, shape: &[usize], first: f32) -> Named<ParameterTensor> {
+        let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| first + i as f32 * 0.1).collect();
+        let data = TensorData::new(values, [shape.iter().product::<usize>()]);
+        let values_n = Tensor::from_data(data, &Device::flex());
+        Named { path: path.into(), value: ParameterTensor { shape: shape.into(), values_n, learns: true } }
+    }
+
+    fn written(tensors: &[Named<ParameterTensor>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        assert_eq!(write(tensors.to_vec(), &mut bytes).unwrap(), None);
+        bytes
+    }
+
+    /// The same file by the library of the format.
+    fn by_the_library(tensors: &[Named<ParameterTensor>]) -> Vec<u8> {
+        let data: Vec<_> =
+            tensors.iter().map(|tensor| (tensor, tensor.value.values_n.clone().into_data())).collect();
+        let views = data.iter().map(|(tensor, data)| {
+            let shape = tensor.value.shape.clone();
+            (tensor.path.as_str(), TensorView::new(Dtype::F32, shape, data.as_bytes()).unwrap())
+        });
+        safetensors::serialize(views, None).unwrap()
+    }
+
+    fn opened(bytes: &[u8]) -> Result<TensorFile, CheckpointError> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        TensorFile::open(Path::new("step-1/model.safetensors"), file)
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_formats_own_library() {
+        let many = [
+            tensor("head.weight", &[3, 5], 1.0),
+            tensor("blocks.10.norm", &[7], -2.0),
+            tensor("blocks.2.norm", &[1], 0.5),
+            tensor("embedding \"ü\"", &[2, 1, 4], 9.0),
+            // Longer than a piece.
+            tensor("large", &[PIECE_ELEMENTS / 1024 + 1, 1024], 0.0),
+        ];
+        for tensors in [&many[..0], &many[..1], &many[1..3], &many] {
+            assert!(written(tensors) == by_the_library(tensors), "{} tensors", tensors.len());
+        }
+    }
+
+    #[test]
+    fn every_tensor_is_read_back_bit_for_bit() {
+        let tensors = [tensor("a", &[2, 3], 0.1), tensor("b", &[PIECE_ELEMENTS + 3], -1.0)];
+        let mut file = opened(&written(&tensors)).unwrap();
+        assert_eq!(file.num_elements(), 6 + PIECE_ELEMENTS as u64 + 3);
+        assert_eq!(file.shapes().next(), Some(("a", &[2, 3][..])));
+        for tensor in tensors {
+            let like_n = Tensor::zeros([1], &Device::flex());
+            let read = file.read(&tensor.path, &like_n).unwrap();
+            assert!(read.into_data() == tensor.value.values_n.into_data(), "{}", tensor.path);
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_is_named_when_written_and_when_read() {
+        let values: Vec<f32> = vec![1.0, f32::NAN];
+        let values_n = Tensor::from_data(TensorData::new(values, [2]), &Device::flex());
+        let bad =
+            Named { path: "b".into(), value: ParameterTensor { shape: vec![2], values_n, learns: true } };
+        let all = [tensor("a", &[2], 1.0), bad];
+        assert_eq!(write(all.to_vec(), &mut Vec::new()).unwrap().as_deref(), Some("b"));
+        let mut file = opened(&by_the_library(&all)).unwrap();
+        let message = file.read("b", &Tensor::zeros([1], &Device::flex())).unwrap_err().to_string();
+        assert!(message.contains("tensor `b` holds a NaN or an infinity"), "{message}");
+    }
+
+    #[test]
+    fn a_header_that_asks_for_more_than_the_file_has_is_refused_before_anything_is_reserved() {
+        for length in [u64::MAX, 1 << 40, 9] {
+            let mut bytes = length.to_le_bytes().to_vec();
+            bytes.extend(b"{}");
+            opened(&bytes).unwrap_err();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_to_a_file_makes_reading_it_panic(place in 0usize..200, byte in any::<u8>(), cut in 0usize..200) {
+            let tensors = [tensor("a", &[2, 3], 0.1), tensor("b", &[4], -1.0)];
+            let mut bytes = written(&tensors);
+            let place = place % bytes.len();
+            bytes[place] = byte;
+            bytes.truncate(bytes.len().saturating_sub(cut % 3));
+            if let Ok(mut file) = opened(&bytes) {
+                let names: Vec<String> = file.shapes().map(|(name, _)| name.to_string()).collect();
+                for name in names {
+                    drop(file.read(&name, &Tensor::zeros([1], &Device::flex())));
+                }
             }
-            let values: Vec<f32> = view
-                .data()
-                .chunks_exact(4)
-                .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-                .collect();
-            Ok((name.to_string(), TensorData::new(values, view.shape().to_vec())))
-        })
-        .collect()
+        }
+    }
 }

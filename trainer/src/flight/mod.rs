@@ -36,4 +36,4 @@ pub use prober::{Information, ProbeRow, SaturationRow};
 pub(crate) use provenance::non_finite_origin;
 pub use reading::{read_alarms, read_probes, read_saturation};
 pub use recorder::FlightState;
-pub(crate) use recorder::{FlightRecorder, StepFlight};
+pub(crate) use recorder::{FlightRecorder, OpenedRecorder, StepFlight};

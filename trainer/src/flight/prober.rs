@@ -16,12 +16,13 @@ use switchyard_experts::{Experts, MoeLayer};
 use switchyard_router::AuxLossKind;
 
 use super::RoutedPass;
-use super::lines::{Lines, read_rows, replace_rows};
+use super::lines::{FlightRow, Lines, ResumedLines, read_rows, replace_rows};
 use super::probe::{
     CoActivation, MutualInformation, agreement, churn, expert_similarity, mutual_information,
 };
 use crate::TrainError;
 use crate::batch::DeviceBatch;
+use crate::metrics::MetricsError;
 use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
 use crate::norms::expert_weight_norms;
 use crate::optimizer::StepGradients;
@@ -92,6 +93,12 @@ pub struct SaturationRow {
     pub agreement_with_final: f64,
 }
 
+impl FlightRow for ProbeRow {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
 impl From<MutualInformation> for Information {
     fn from(information: MutualInformation) -> Self {
         let MutualInformation { nats, normalised, bias_nats } = information;
@@ -132,45 +139,47 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// The probes of a run, rewound to `last_step`; absent is a new run.
+    /// The probes of a run, rewound to `last_step`, with what the user should know; absent is a new run.
     pub(super) fn open(
         paths: &RunPaths,
         plan: &RunPlan,
         dataset: &Dataset,
         mask_documents: bool,
         last_step: Option<u64>,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<(Self, Option<String>), TrainError> {
         let max_tokens = MAX_PROBE_TOKENS.min(plan.tokens_per_step / PROBE_SHARE);
         let windows = EvaluationWindows::new(dataset.validation.clone(), plan.seq_len)?
             .with_max_tokens(max_tokens)
             .with_document_masking(mask_documents);
-        let rows = Lines::rewind(&paths.probes(), last_step)?;
+        let ResumedLines { lines, rows, note } = Lines::rewind(&paths.probes(), last_step)?;
         // A run that goes on has no final router yet.
         replace_rows::<SaturationRow>(&paths.saturation(), &[])?;
         let all = windows.batches(windows.num_windows()).next().transpose()?;
-        Ok(Self {
+        let prober = Self {
             batch: all.unwrap_or_else(|| unreachable!("a store that holds a window has a first batch")),
             seed: plan.seed,
             has_domains: !dataset.manifest.domain_names.is_empty(),
-            previous: last_choices(read_rows(&paths.probes())?),
-            rows,
+            previous: last_choices(rows),
+            rows: lines,
             rows_path: paths.probes(),
             saturation_path: paths.saturation(),
-        })
+        };
+        Ok((prober, note))
     }
 
     pub(super) fn has_domains(&self) -> bool {
         self.has_domains
     }
 
-    /// Probes `model`, which has done `step` updates, and the routing of the last of them.
+    /// Probes `model`, which has done `step` updates, and the routing of the last of them. The second value is why the rows
+    /// are not on the disk; they are written at the next try.
     pub(super) fn probe(
         &mut self,
         step: u64,
         model: &Transformer,
         passes: &[RoutedPass],
         device: &Device,
-    ) -> Result<Vec<ProbeRow>, TrainError> {
+    ) -> Result<(Vec<ProbeRow>, Option<MetricsError>), TrainError> {
         let choices = self.choices(model, device);
         let balancing = self.balancing_grad_norms(step, model, device)?;
         let rows: Vec<ProbeRow> = model
@@ -180,9 +189,9 @@ impl Prober {
                 ..self.row(step, layer, moe, passes, choices.get(&layer))
             })
             .collect();
-        rows.iter().try_for_each(|row| self.rows.append(row))?;
         self.previous = choices;
-        Ok(rows)
+        let problem = self.rows.append_all(&rows).err();
+        Ok((rows, problem))
     }
 
     /// Writes how far the router was from this, the final one, at each probe.
@@ -196,7 +205,7 @@ impl Prober {
         Ok(replace_rows(&self.saturation_path, &saturation.collect::<Vec<_>>())?)
     }
 
-    pub(super) fn sync(&self) -> Result<(), TrainError> {
+    pub(super) fn sync(&mut self) -> Result<Option<String>, TrainError> {
         Ok(self.rows.sync()?)
     }
 

@@ -9,9 +9,9 @@ use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
 
 use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
-use super::columns::{self, ExpertLog, ExpertRow, write_scores};
+use super::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
 use super::gates::{recordable, score_rows};
-use super::lines::Lines;
+use super::lines::{FlightRow, Lines, ResumedLines};
 use super::prober::{ProbeRow, Prober};
 use super::{RoutedLayer, RoutedPass};
 use crate::TrainError;
@@ -43,9 +43,17 @@ pub(crate) struct LayerFlight {
     pub(crate) router_weight_norm: f64,
 }
 
+impl FlightRow for Alarm {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
 /// What the recorder has to say about a step.
 #[derive(Debug, Default)]
 pub(crate) struct StepFlight {
+    /// Why some of it is not on the disk. It is kept, and written at the next try.
+    pub(crate) unwritten: Option<TrainError>,
     /// By layer.
     pub(crate) layers: BTreeMap<usize, LayerFlight>,
     /// What begins to go wrong.
@@ -66,11 +74,22 @@ pub(crate) struct FlightRecorder {
     alarm_rows: Lines<Alarm>,
     running_load: BTreeMap<usize, Vec<f64>>,
     prober: Prober,
+    /// Scores that could not be written yet, with their step.
+    unwritten_scores: Option<(u64, Vec<ScoreRow>)>,
+}
+
+/// A recorder that goes on.
+#[derive(Debug, Default)]
+pub(crate) struct OpenedRecorder {
+    /// None if the configuration turns it off.
+    pub(crate) recorder: Option<FlightRecorder>,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
 }
 
 impl FlightRecorder {
-    /// The recorder of a new run, or of one that goes on from a checkpoint, its files rewound to that step; none if the
-    /// configuration turns it off.
+    /// The recorder of a new run, or of one that goes on from a checkpoint, its files rewound to that step. Files that cannot
+    /// be understood are set aside.
     pub(crate) fn open(
         paths: &RunPaths,
         plan: &RunPlan,
@@ -78,19 +97,21 @@ impl FlightRecorder {
         dataset: &Dataset,
         mask_documents: bool,
         device: &Device,
-    ) -> Result<Option<Self>, TrainError> {
+    ) -> Result<OpenedRecorder, TrainError> {
         let config = &plan.flight_recorder;
         let last_step = resumed_from.map(|state| state.step);
         let folder = paths.flight();
         if !config.enabled && !folder.exists() {
-            return Ok(None);
+            return Ok(OpenedRecorder::default());
         }
-        columns::rewind(&folder, last_step)?;
-        let alarm_rows = Lines::rewind(&paths.alarms(), last_step)?;
-        let prober = Prober::open(paths, plan, dataset, mask_documents, last_step)?;
+        let mut notes = columns::rewind(&folder, last_step)?;
+        let ResumedLines { lines: alarm_rows, note, .. } = Lines::rewind(&paths.alarms(), last_step)?;
+        notes.extend(note);
+        let (prober, note) = Prober::open(paths, plan, dataset, mask_documents, last_step)?;
+        notes.extend(note);
         let FlightState { alarms, running_load } =
             resumed_from.and_then(|state| state.flight.clone()).unwrap_or_default();
-        Ok(config.enabled.then(|| Self {
+        let recorder = config.enabled.then(|| Self {
             experts: ExpertLog::new(&folder, config.steps_per_part),
             alarms: Alarms::resume(config.alarms.clone(), alarms),
             config: config.clone(),
@@ -100,13 +121,16 @@ impl FlightRecorder {
             alarm_rows,
             running_load,
             prober,
-        }))
+            unwritten_scores: None,
+        });
+        Ok(OpenedRecorder { recorder, notes })
     }
 
-    /// Takes in step number `step` and the model that came of it.
+    /// Takes in step number `step` and the model that came of it. A file that cannot be written changes nothing of what the
+    /// recorder remembers: see [`StepFlight::unwritten`].
     ///
     /// # Errors
-    /// [`TrainError`] if a file cannot be written or the device fails.
+    /// [`TrainError`] if the device fails.
     pub(crate) fn record(
         &mut self,
         step: u64,
@@ -114,33 +138,51 @@ impl FlightRecorder {
         model: &Transformer,
     ) -> Result<StepFlight, TrainError> {
         let passes = &measurements.passes;
-        let probes = match step.is_multiple_of(self.config.probe_every_steps) {
+        let (probes, mut unwritten) = match step.is_multiple_of(self.config.probe_every_steps) {
             true => self.prober.probe(step, model, passes, &self.device)?,
-            false => Vec::new(),
+            false => (Vec::new(), None),
         };
+        let mut unwritten: Option<TrainError> = unwritten.take().map(TrainError::from);
+        let mut keep_first = |result: Result<(), TrainError>| unwritten = unwritten.take().or(result.err());
         if step.is_multiple_of(self.config.scores_every_steps) {
             let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
-            if !rows.is_empty() {
-                write_scores(&self.folder, step, &rows)?;
-            }
+            keep_first(self.write_scores(step, rows));
         }
         let layers: Vec<LayerStep<'_>> = model
             .moe_layers()
             .map(|(layer, moe)| LayerStep::new(layer, moe, measurements, &probes))
             .collect();
-        let alarms = self.observe(&StepObservation {
+        let (alarms, written) = self.observe(&StepObservation {
             step,
             num_steps: self.num_steps,
             cross_entropy_nats: measurements.cross_entropy_nats,
             layers: layers.iter().map(LayerStep::observation).collect(),
             non_finite: None,
-        })?;
-        self.experts.append(layers.iter().flat_map(|layer| {
+        });
+        keep_first(written);
+        let written = self.experts.append(layers.iter().flat_map(|layer| {
             layer.expert_rows(step, self.alarms.dead_steps(layer.layer)).collect::<Vec<_>>()
-        }))?;
+        }));
+        keep_first(written.map_err(TrainError::from));
         let flights = layers.iter().map(|layer| (layer.layer, self.layer_flight(layer))).collect();
         let stops = self.alarms.stopping(&alarms).cloned();
-        Ok(StepFlight { layers: flights, alarms, stops })
+        Ok(StepFlight { unwritten, layers: flights, alarms, stops })
+    }
+
+    fn write_scores(&mut self, step: u64, rows: Vec<ScoreRow>) -> Result<(), TrainError> {
+        let earlier = self.write_unwritten_scores();
+        if !rows.is_empty() {
+            self.unwritten_scores = Some((step, rows));
+        }
+        earlier.and(self.write_unwritten_scores())
+    }
+
+    fn write_unwritten_scores(&mut self) -> Result<(), TrainError> {
+        if let Some((step, rows)) = &self.unwritten_scores {
+            write_scores(&self.folder, *step, rows)?;
+            self.unwritten_scores = None;
+        }
+        Ok(())
     }
 
     /// Takes in that step number `step` ended in a NaN or an infinity, and writes everything down.
@@ -156,9 +198,9 @@ impl FlightRecorder {
                 layers: Vec::new(),
                 non_finite: origin,
             };
-            self.observe(&observation)?;
+            self.observe(&observation).1?;
         }
-        self.sync()
+        self.sync().map(drop)
     }
 
     /// What a checkpoint must hold.
@@ -166,14 +208,15 @@ impl FlightRecorder {
         FlightState { alarms: self.alarms.state().clone(), running_load: self.running_load.clone() }
     }
 
-    /// Returns once everything so far is on the disk itself.
+    /// Returns once everything so far is on the disk itself, with what the user should know.
     ///
     /// # Errors
     /// [`TrainError`] if a file cannot be written.
-    pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
+    pub(crate) fn sync(&mut self) -> Result<Vec<String>, TrainError> {
+        self.write_unwritten_scores()?;
         self.experts.flush()?;
-        self.prober.sync()?;
-        Ok(self.alarm_rows.sync()?)
+        let notes = [self.prober.sync()?, self.alarm_rows.sync()?];
+        Ok(notes.into_iter().flatten().collect())
     }
 
     /// Compares every probe with the final model.
@@ -184,10 +227,10 @@ impl FlightRecorder {
         self.prober.finish(model, &self.device)
     }
 
-    fn observe(&mut self, observation: &StepObservation) -> Result<Vec<Alarm>, TrainError> {
+    fn observe(&mut self, observation: &StepObservation) -> (Vec<Alarm>, Result<(), TrainError>) {
         let alarms = self.alarms.observe(observation);
-        alarms.iter().try_for_each(|alarm| self.alarm_rows.append(alarm))?;
-        Ok(alarms)
+        let written = self.alarm_rows.append_all(&alarms);
+        (alarms, written.map_err(TrainError::from))
     }
 
     fn layer_flight(&mut self, layer: &LayerStep<'_>) -> LayerFlight {

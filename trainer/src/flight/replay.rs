@@ -117,7 +117,7 @@ fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result
     }
 }
 
-/// A row without clock readings and without what only the recorder of the whole run knows.
+/// A row without clock readings and without what only the recorder of the whole run and the corpus know.
 fn comparable(row: &StepRecord) -> StepRecord {
     let layer = |layer: &LayerRecord| LayerRecord {
         running_max_violation: None,
@@ -125,7 +125,8 @@ fn comparable(row: &StepRecord) -> StepRecord {
         router_weight_norm: None,
         ..layer.clone()
     };
-    let row = StepRecord { layers: row.layers.iter().map(layer).collect(), ..row.clone() };
+    let layers = row.layers.iter().map(layer).collect();
+    let row = StepRecord { layers, bits_per_byte: None, data_passes: None, ..row.clone() };
     row.without_timings()
 }
 
@@ -144,7 +145,9 @@ impl Run<'_> {
                 let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
                 let then = &checkpoint.state.data_hash;
                 check_same_data(&checkpoint.path, then, &self.config.data, self.dataset)?;
-                (checkpoint.model(&training_device)?, checkpoint.optimizer(device), checkpoint.state)
+                let model = checkpoint.model(&training_device)?;
+                let optimizer = checkpoint.optimizer(&model)?;
+                (model, optimizer, checkpoint.state)
             }
             None => (
                 Transformer::new(&self.plan.model, self.config.seed, &training_device),

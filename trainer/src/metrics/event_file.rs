@@ -148,6 +148,7 @@ fn scalar_event(wall_time: f64, step: u64, scalars: Vec<(String, f64)>) -> Event
 fn step_scalars(row: &StepRecord) -> Vec<(String, f64)> {
     let always = [
         ("cross_entropy_nats", Some(row.cross_entropy_nats)),
+        ("bits_per_byte", row.bits_per_byte),
         ("load_balancing_loss", row.load_balancing_loss),
         ("router_z_loss", row.router_z_loss),
         ("gate_entropy_loss", row.gate_entropy_loss),
@@ -166,10 +167,12 @@ fn step_scalars(row: &StepRecord) -> Vec<(String, f64)> {
 
 fn eval_scalars(row: &EvalRecord) -> Vec<(String, f64)> {
     // The layers of an evaluation stay out: their tags would mix with those of the steps.
-    vec![
-        ("validation/cross_entropy_nats".into(), row.cross_entropy_nats),
-        ("validation/perplexity".into(), row.perplexity),
-    ]
+    let always = [
+        ("cross_entropy_nats", Some(row.cross_entropy_nats)),
+        ("bits_per_byte", row.bits_per_byte),
+        ("perplexity", Some(row.perplexity)),
+    ];
+    always.into_iter().filter_map(|(name, value)| Some((format!("validation/{name}"), value?))).collect()
 }
 
 fn layer_scalars(row: &LayerRecord) -> impl Iterator<Item = (String, f64)> + '_ {

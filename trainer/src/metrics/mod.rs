@@ -8,10 +8,12 @@ mod progress;
 mod record;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::advice::advice;
 
 pub use event_file::EventFile;
-pub use jsonl::{MetricsFile, read_metrics};
+pub use jsonl::{LogMark, MetricsFile, ResumedLog, read_metrics};
 pub use progress::{ProgressDisplay, duration};
 pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perplexity_text};
 
@@ -19,7 +21,7 @@ pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perple
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The file system refused; a full disk ends here.
-    #[error("cannot {action} `{path}`: {source}; check that the disk has space and the folder is writable")]
+    #[error("cannot {action} `{path}`: {source}; {}", advice(action, source))]
     Io {
         /// What was tried: `read`, `create`, `append to`, ...
         action: &'static str,
@@ -30,7 +32,7 @@ pub enum MetricsError {
     },
     /// A complete line that is no record of this version.
     #[error(
-        "`{path}` line {line_number}: {reason}; remove or repair the line, or start again with `--overwrite`"
+        "`{path}` line {line_number}: {reason}; remove or repair the line. A run that is resumed does without the file"
     )]
     Malformed {
         /// The file.
@@ -55,4 +57,32 @@ pub enum MetricsError {
         /// The value.
         value: f64,
     },
+}
+
+impl MetricsError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the file is not what was written, as opposed to a system that fails.
+    pub(crate) fn is_about_the_file(&self) -> bool {
+        match self {
+            Self::Malformed { .. } => true,
+            // A folder, a pipe or a device lies there.
+            Self::Io { action, source, .. } => {
+                *action == "read" && source.kind() == io::ErrorKind::InvalidInput
+            }
+            Self::NonFinite { .. } => false,
+        }
+    }
+
+    /// What is wrong, without the path and the advice.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::Malformed { line_number, reason, .. } => format!("line {line_number}: {reason}"),
+            Self::Io { source, .. } => source.to_string(),
+            Self::NonFinite { .. } => self.to_string(),
+        }
+    }
 }

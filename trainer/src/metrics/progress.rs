@@ -71,7 +71,7 @@ impl ProgressDisplay {
     /// Shows a finished step. Plain lines appear for the first and the last step and every few seconds between.
     pub fn step(&mut self, row: &StepRecord) {
         let eta_secs = self.eta_secs(row);
-        self.hide_bar_without_terminal();
+        self.hide_bar_unless(io::stderr().is_terminal());
         match &mut self.output {
             Output::Bar(bar) => {
                 bar.set_message(bar_message(row, eta_secs));
@@ -94,6 +94,7 @@ impl ProgressDisplay {
 
     /// Shows a line of text, above the bar if there is one.
     pub fn println(&mut self, line: &str) {
+        self.hide_bar_unless(io::stderr().is_terminal());
         match &mut self.output {
             Output::Bar(bar) => bar.println(line),
             Output::Lines(lines) => lines.write(line),
@@ -103,18 +104,19 @@ impl ProgressDisplay {
 
     /// Leaves the bar where it stands and the cursor below it, so that other output can follow.
     pub fn finish(&mut self) {
+        self.hide_bar_unless(io::stderr().is_terminal());
         if let Output::Bar(bar) = &self.output {
             bar.abandon();
-            // Of its own the bar leaves the cursor at its end.
-            let _ = writeln!(io::stderr());
+            // The bar ends where its line ends, and the next line would begin there.
+            let _ = io::stderr().write_all(b"\n");
             self.output = Output::Hidden;
         }
     }
 
-    /// A bar whose terminal has gone would gather all that it cannot draw, and try to draw it again each time.
-    fn hide_bar_without_terminal(&mut self) {
+    /// Gives up the bar of a terminal that is gone: each drawing would be kept for a better time, and added to the next.
+    fn hide_bar_unless(&mut self, terminal_is_there: bool) {
         if let Output::Bar(bar) = &self.output
-            && !io::stderr().is_terminal()
+            && !terminal_is_there
         {
             bar.set_draw_target(ProgressDrawTarget::hidden());
             self.output = Output::Hidden;
@@ -134,6 +136,13 @@ impl ProgressDisplay {
             steps => (now - pace.first_step_ended).as_secs_f64() / steps as f64,
         };
         self.total_steps.saturating_sub(row.step) as f64 * secs_per_step
+    }
+}
+
+impl Drop for ProgressDisplay {
+    /// A run that ends in an error leaves the cursor below the bar too.
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
@@ -166,29 +175,46 @@ impl fmt::Debug for Output {
 }
 
 fn bar_message(row: &StepRecord, eta_secs: f64) -> String {
-    let loss = row.cross_entropy_nats;
+    let (loss, bits) = (row.cross_entropy_nats, bits_per_byte(row.bits_per_byte));
     let rate = with_si_prefix(row.tokens_per_sec);
-    format!("loss {loss:.4}  {rate} tok/s{}  eta {}", max_violation(row), duration(eta_secs))
+    format!("loss {loss:.4}{bits}  {rate} tok/s{}  eta {}", max_violation(row), duration(eta_secs))
 }
 
 fn step_line(row: &StepRecord, total_steps: u64, eta_secs: f64) -> String {
-    let StepRecord { step, cross_entropy_nats: loss, learning_rate, .. } = row;
+    let StepRecord { step, cross_entropy_nats: loss, .. } = row;
+    let (bits, learning_rate) = (bits_per_byte(row.bits_per_byte), short_scientific(row.learning_rate));
     let rate = with_si_prefix(row.tokens_per_sec);
     let (balance, eta) = (max_violation(row), duration(eta_secs));
     format!(
-        "step {step}/{total_steps}  loss {loss:.4}  lr {learning_rate:.1e}  {rate} tok/s{balance}  eta {eta}"
+        "step {step}/{total_steps}  loss {loss:.4}{bits}  lr {learning_rate}  {rate} tok/s{balance}  eta {eta}"
     )
 }
 
 fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
     let EvalRecord { step, cross_entropy_nats: loss, .. } = row;
-    let perplexity = perplexity_text(*loss);
+    let (bits, perplexity) = (bits_per_byte(row.bits_per_byte), perplexity_text(*loss));
     let extent = if row.whole_split { "whole split" } else { "part of the split" };
     let (tokens, took) = (with_si_prefix(row.num_tokens as f64), duration(row.eval_secs));
     format!(
-        "eval {step}/{total_steps}  validation loss {loss:.4}  perplexity {perplexity}  \
+        "eval {step}/{total_steps}  validation loss {loss:.4}{bits}  perplexity {perplexity}  \
          ({tokens} tokens, {extent}, {took})"
     )
+}
+
+/// A loss in bits per byte, ready to follow the loss in nats; empty where the bytes are not known.
+fn bits_per_byte(bits: Option<f64>) -> String {
+    bits.map_or_else(String::new, |bits| format!(" ({bits:.4} bits per byte)"))
+}
+
+/// `1e-3`, `2.97e-4`: three digits, without zeros that say nothing.
+fn short_scientific(value: f64) -> String {
+    let text = format!("{value:.2e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => {
+            format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
+        None => text,
+    }
 }
 
 /// The worst imbalance over the layers, ready to follow another number; empty for a dense model.
@@ -252,10 +278,28 @@ mod tests {
         row.tokens_per_sec = 12_345.0;
         assert_eq!(
             step_line(&row, 300, 92.2),
-            "step 20/300  loss 5.1234  lr 1.0e-3  12.3k tok/s  max_vio 0.62  eta 1m32s"
+            "step 20/300  loss 5.1234  lr 1e-3  12.3k tok/s  max_vio 0.62  eta 1m32s"
         );
         row.layers.clear();
         assert_eq!(bar_message(&row, 0.0), "loss 5.1234  12.3k tok/s  eta 0.0s");
+        row.bits_per_byte = Some(2.25);
+        row.learning_rate = 2.9678e-4;
+        assert_eq!(
+            step_line(&row, 300, 92.2),
+            "step 20/300  loss 5.1234 (2.2500 bits per byte)  lr 2.97e-4  12.3k tok/s  eta 1m32s"
+        );
+    }
+
+    #[test]
+    fn a_bar_whose_terminal_is_gone_is_given_up() {
+        let bar = ProgressBar::with_draw_target(Some(9), ProgressDrawTarget::hidden());
+        let mut display = ProgressDisplay { total_steps: 9, output: Output::Bar(bar), pace: None };
+        display.hide_bar_unless(true);
+        assert!(matches!(display.output, Output::Bar(_)));
+        display.hide_bar_unless(false);
+        assert!(matches!(display.output, Output::Hidden));
+        display.step(&step(1, 3.0, Vec::new()));
+        display.println("still there");
     }
 
     #[test]
@@ -265,6 +309,8 @@ mod tests {
             eval_line(&row, 300),
             "eval 20/300  validation loss 2.0000  perplexity 7.39  (4.1k tokens, whole split, 0.2s)"
         );
+        row.bits_per_byte = Some(1.5);
+        assert!(eval_line(&row, 300).contains("loss 2.0000 (1.5000 bits per byte)  perplexity"));
         row.whole_split = false;
         assert!(eval_line(&row, 300).contains("part of the split"));
     }

@@ -26,6 +26,12 @@ pub struct StepRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over the step's targets, in nats per token.
     pub cross_entropy_nats: f64,
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Passes over the training split so far; absent in rows of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_passes: Option<f64>,
     /// Load-balancing loss, unweighted, mean over MoE layers and micro-batches; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancing_loss: Option<f64>,
@@ -116,6 +122,9 @@ pub struct EvalRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over `num_tokens` targets, in nats per token.
     pub cross_entropy_nats: f64,
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
     /// [`perplexity`] of the cross-entropy.
     pub perplexity: f64,
     /// Targets evaluated on.
@@ -139,10 +148,12 @@ pub fn perplexity(cross_entropy_nats: f64) -> f64 {
     cross_entropy_nats.exp().min(f64::MAX)
 }
 
-/// The perplexity of `cross_entropy_nats` to be read: that of a diverged model has hundreds of digits.
+/// [`perplexity`] as a person reads it: that of a diverged model has hundreds of digits.
 pub fn perplexity_text(cross_entropy_nats: f64) -> String {
-    let perplexity = perplexity(cross_entropy_nats);
-    if perplexity < 1e6 { format!("{perplexity:.2}") } else { format!("{perplexity:.2e}") }
+    match perplexity(cross_entropy_nats) {
+        small if small < 1e6 => format!("{small:.2}"),
+        large => format!("{large:.2e}"),
+    }
 }
 
 impl Record {
@@ -209,9 +220,11 @@ impl StepRecord {
         Self { tokens_per_sec: 0.0, step_secs: 0.0, elapsed_secs: 0.0, mfu: None, ..self }
     }
 
-    fn numbers(&self) -> [(&'static str, f64); 15] {
+    fn numbers(&self) -> [(&'static str, f64); 17] {
         [
             ("cross_entropy_nats", self.cross_entropy_nats),
+            ("bits_per_byte", self.bits_per_byte.unwrap_or(0.0)),
+            ("data_passes", self.data_passes.unwrap_or(0.0)),
             ("load_balancing_loss", self.load_balancing_loss.unwrap_or(0.0)),
             ("router_z_loss", self.router_z_loss.unwrap_or(0.0)),
             ("gate_entropy_loss", self.gate_entropy_loss.unwrap_or(0.0)),
@@ -236,9 +249,10 @@ impl StepRecord {
 }
 
 impl EvalRecord {
-    fn numbers(&self) -> [(&'static str, f64); 4] {
+    fn numbers(&self) -> [(&'static str, f64); 5] {
         [
             ("cross_entropy_nats", self.cross_entropy_nats),
+            ("bits_per_byte", self.bits_per_byte.unwrap_or(0.0)),
             ("perplexity", self.perplexity),
             ("eval_secs", self.eval_secs),
             ("elapsed_secs", self.elapsed_secs),
@@ -299,6 +313,8 @@ pub(super) mod tests {
             step,
             tokens_seen: step * 512,
             cross_entropy_nats,
+            bits_per_byte: None,
+            data_passes: None,
             load_balancing_loss: Some(1.5),
             router_z_loss: None,
             gate_entropy_loss: None,
@@ -323,6 +339,7 @@ pub(super) mod tests {
             step,
             tokens_seen: step * 512,
             cross_entropy_nats,
+            bits_per_byte: None,
             perplexity: perplexity(cross_entropy_nats),
             num_tokens: 4096,
             whole_split: true,

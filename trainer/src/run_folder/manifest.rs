@@ -1,6 +1,5 @@
 //! `run.json`: what a run is, where it ran and how it ended.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +7,13 @@ use serde_json::Value;
 
 use super::RunFolderError;
 use super::timestamp::now_rfc3339;
+use crate::checkpoint::LoggedEvaluation;
 use crate::host::{self, Commit, HostInfo};
 use crate::upcycle::UpcycleMethod;
-use switchyard_ground::durable;
+use switchyard_ground::{durable, regular_file};
+
+/// Far more than the configuration and the plan of any run have.
+const MAX_MANIFEST_BYTES: u64 = 1 << 26;
 
 /// Where a run stands. A `running` run whose folder nobody has locked was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +54,14 @@ pub struct RunManifest {
     pub error: Option<String>,
     /// Validation cross-entropy of the last model over the whole split; absent until the run has finished.
     pub final_validation_cross_entropy_nats: Option<f64>,
+    /// The same in bits per byte of text; absent where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_validation_bits_per_byte: Option<f64>,
     /// Lowest validation cross-entropy of any evaluation.
     pub best_validation_cross_entropy_nats: Option<f64>,
+    /// The same in bits per byte of text; absent where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_validation_bits_per_byte: Option<f64>,
     /// Step of that evaluation.
     pub best_validation_step: Option<u64>,
     /// Updates done.
@@ -111,7 +120,9 @@ impl RunManifest {
             status: RunStatus::Running,
             error: None,
             final_validation_cross_entropy_nats: None,
+            final_validation_bits_per_byte: None,
             best_validation_cross_entropy_nats: None,
+            best_validation_bits_per_byte: None,
             best_validation_step: None,
             steps_done: 0,
             tokens_seen: 0,
@@ -141,6 +152,7 @@ impl RunManifest {
         self.status = RunStatus::Running;
         self.error = None;
         self.final_validation_cross_entropy_nats = None;
+        self.final_validation_bits_per_byte = None;
         self.ended_at = None;
         self.resumed_from_steps.push(step);
         self.host = HostInfo::detect();
@@ -161,10 +173,16 @@ impl RunManifest {
         self.end(RunStatus::Failed);
     }
 
-    /// Forgets the best evaluation, for a resumed run to remember those that its log still has.
-    pub fn forget_validation(&mut self) {
-        self.best_validation_cross_entropy_nats = None;
-        self.best_validation_step = None;
+    /// The best evaluation so far.
+    pub fn best_validation(&self) -> Option<LoggedEvaluation> {
+        let (step, nats) = (self.best_validation_step?, self.best_validation_cross_entropy_nats?);
+        Some(LoggedEvaluation { step, cross_entropy_nats: nats })
+    }
+
+    /// Makes `best` the best evaluation so far: a run that goes on from a checkpoint has seen no later ones.
+    pub fn set_best_validation(&mut self, best: Option<LoggedEvaluation>) {
+        self.best_validation_cross_entropy_nats = best.map(|best| best.cross_entropy_nats);
+        self.best_validation_step = best.map(|best| best.step);
     }
 
     /// Remembers an evaluation if it is the best one so far; says whether it is.
@@ -182,7 +200,7 @@ impl RunManifest {
     /// # Errors
     /// [`RunFolderError::Io`] and [`RunFolderError::BadManifest`], both with the path.
     pub fn read(path: &Path) -> Result<Self, RunFolderError> {
-        let bytes = fs::read(path).map_err(RunFolderError::io("read", path))?;
+        let bytes = regular_file::read(path, MAX_MANIFEST_BYTES).map_err(RunFolderError::io("read", path))?;
         serde_json::from_slice(&bytes)
             .map_err(|error| RunFolderError::BadManifest { path: path.into(), reason: error.to_string() })
     }
@@ -206,6 +224,7 @@ impl RunManifest {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::fs;
 
     fn manifest() -> RunManifest {
         let plan = json!({ "counts": { "total_params": 46_700_000_000u64 } });

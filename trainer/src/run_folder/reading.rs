@@ -1,7 +1,9 @@
 //! What a reader, who takes no lock, sees of a run.
 
-use std::fs::{File, TryLockError};
+use std::fs::TryLockError;
 use std::io;
+
+use switchyard_ground::regular_file;
 
 use super::{RunFolderError, RunManifest, RunPaths, RunStatus};
 
@@ -52,7 +54,7 @@ impl RunPaths {
     /// Whether a process holds the run's lock. The lock is shared for a moment, which a process that starts waits for.
     fn is_locked(&self) -> Result<bool, RunFolderError> {
         let path = self.lock();
-        let lock = match File::open(&path) {
+        let lock = match regular_file::open(&path) {
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(RunFolderError::io("open", &path)(error)),

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, CheckpointStore, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
 use crate::metrics::MetricsFile;
+use crate::moved_data;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus, UpcycledFrom};
@@ -53,18 +54,22 @@ pub struct UpcycleSummary {
 /// [`TrainError`]; a mistake in the configuration, the checkpoint or the data leaves no folder behind.
 pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
-    let dense = DenseModel { spec: &checkpoint.plan.model, parameters: checkpoint.parameters() };
-    check::check(dense.spec, &plan.model, settings.method)?;
+    check::check(&checkpoint.plan.model, &plan.model, settings.method)?;
     RunFolder::check(out, *mode)?;
     let dataset = prepared_data(checkpoint, request)?;
     let device = device::select(&config.device)?;
+    let parameters = checkpoint.parameters()?;
+    let dense = DenseModel { spec: &checkpoint.plan.model, parameters: &parameters };
     let model = upcycled_model(dense, &plan.model, *settings, &device)?;
+    let mut manifest = manifest(checkpoint, request);
+    manifest.data_key = Some(dataset.manifest.key.clone());
     let folder = RunFolder::create(out, *mode)?;
     // First of all: a folder that a kill leaves behind is known for a run, and for one without checkpoints.
-    folder.write_manifest(&manifest(checkpoint, request))?;
+    folder.write_manifest(&manifest)?;
     folder.write_config(&crate::config_file::to_toml(config))?;
-    MetricsFile::create(&folder.paths().metrics())?;
-    let state = TrainingState::initial(config.seed, &dataset.manifest.key);
+    let (log, _) = MetricsFile::create(&folder.paths().metrics())?;
+    let mut state = TrainingState::initial(config.seed, &dataset.manifest.key);
+    state.metrics_log = Some(log.mark());
     let written = CheckpointStore::open(&folder.paths().checkpoints())?.save(&Snapshot {
         model: &model,
         optimizer: &AdamW::new(&config.train.adamw),
@@ -83,8 +88,7 @@ pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Upcy
 /// The data of the new run, its ids known to mean what they meant to the dense model.
 fn prepared_data(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Dataset, TrainError> {
     let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
-    let dataset =
-        switchyard_datasets::prepare(&request.config.data, &progress.with_stop(request.stop.clone()))?;
+    let dataset = moved_data::prepare(&request.config.data, &progress.with_stop(request.stop.clone()))?;
     if dataset.tokenizer.to_json() != checkpoint.tokenizer.to_json() {
         return Err(UpcycleError::Tokenizer { checkpoint: checkpoint.path.clone() }.into());
     }

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::table::{Column, Table, Values};
-use super::{ColumnsError, file_names, read, remove, write};
+use super::{ColumnsError, file_names, read, remove, step_in_name, write};
+use crate::aside::{Why, set_aside};
 
 /// One expert of one layer in one step.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,22 +102,31 @@ pub fn read_experts_between(
     Ok(all)
 }
 
-/// Drops what comes after `last_step`; absent drops everything.
-pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<(), ColumnsError> {
+/// Drops what comes after `last_step`; absent drops everything. A part that must be shortened and cannot be read is set
+/// aside; returns what the user should know of it.
+pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String>, ColumnsError> {
+    let mut notes = Vec::new();
     // The newest go first: whenever this is cut short, the steps that remain have no gap.
     for part in parts(folder)?.into_iter().rev() {
         match last_step {
             Some(last_step) if part.last <= last_step => {}
-            Some(last_step) if part.first <= last_step => {
-                let mut rows = read(&part.path, expert_rows)?;
-                rows.retain(|row| row.step <= last_step);
-                write_part(folder, &rows)?;
-                remove(&part.path)?;
-            }
+            Some(last_step) if part.first <= last_step => match read(&part.path, expert_rows) {
+                Ok(mut rows) => {
+                    rows.retain(|row| row.step <= last_step);
+                    write_part(folder, &rows)?;
+                    remove(&part.path)?;
+                }
+                Err(ColumnsError::Damaged { path, reason }) => {
+                    let aside = set_aside(&path, Why::Damaged).map_err(ColumnsError::io("rename", &path))?;
+                    let (path, aside) = (path.display(), aside.display());
+                    notes.push(format!("`{path}` is damaged: {reason}; it is now `{aside}`"));
+                }
+                Err(error) => return Err(error),
+            },
             _ => remove(&part.path)?,
         }
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// A file of expert rows, as its name says.
@@ -129,13 +139,18 @@ struct Part {
 
 fn parts(folder: &Path) -> Result<Vec<Part>, ColumnsError> {
     let part = |name: String| {
-        let steps = name.strip_prefix("experts-")?.strip_suffix(".parquet")?;
-        let (first, last) = steps.split_once('-')?;
-        Some(Part { first: first.parse().ok()?, last: last.parse().ok()?, path: folder.join(&name) })
+        let (first, last) = steps_of(&name)?;
+        Some(Part { first, last, path: folder.join(&name) })
     };
     let mut parts: Vec<Part> = file_names(folder)?.into_iter().filter_map(part).collect();
     parts.sort();
     Ok(parts)
+}
+
+/// First and last step in the name of a part.
+pub(super) fn steps_of(name: &str) -> Option<(u64, u64)> {
+    let (first, last) = name.strip_prefix("experts-")?.strip_suffix(".parquet")?.split_once('-')?;
+    Some((step_in_name(first)?, step_in_name(last)?))
 }
 
 fn write_part(folder: &Path, rows: &[ExpertRow]) -> Result<(), ColumnsError> {

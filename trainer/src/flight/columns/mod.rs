@@ -9,24 +9,27 @@ mod experts;
 mod scores;
 mod table;
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
 pub use scores::{ScoreRow, read_scores, recorded_score_steps, write_scores};
 
-use switchyard_ground::durable;
+use switchyard_ground::{durable, regular_file};
 use table::{Column, Table};
 
-/// What `durable::replace` leaves of a table when the process is killed inside it.
-const TEMPORARY_EXTENSION: &str = ".parquet.tmp";
+use crate::advice::advice;
+use crate::aside::is_aside;
+
+/// What `durable::replace` adds to a table's name while it writes, and leaves when the process is killed inside it.
+const TEMPORARY_EXTENSION: &str = ".tmp";
 
 /// A recording that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ColumnsError {
     /// The file system refused; a full disk ends here.
-    #[error("cannot {action} `{path}`: {source}; check that the disk has space and the folder is writable")]
+    #[error("cannot {action} `{path}`: {source}; {}", advice(action, source))]
     Io {
         /// What was tried: `read`, `write`, `remove`, ...
         action: &'static str,
@@ -37,7 +40,7 @@ pub enum ColumnsError {
     },
     /// A file that is not what was written.
     #[error(
-        "`{path}` is damaged: {reason}; delete it or restore it from a copy. Training needs no recording: without the \
+        "`{path}` is damaged: {reason}; move it away or restore it from a copy. Training needs no recording: without the \
          file only its steps are missing from what is asked later"
     )]
     Damaged {
@@ -74,20 +77,42 @@ impl ColumnsError {
 }
 
 /// Bring `folder` to the state after `last_step`, creating it if it is missing: later rows and score files go, a part
-/// that straddles the step is rewritten, and so does what a killed process left unfinished. Absent means a new run:
-/// every recording goes. Other people's files stay.
+/// that straddles the step is rewritten, and what a killed process left unfinished goes. Absent means a new run:
+/// every recording goes. Other people's files stay. Returns what the user should know: parts that were damaged are set aside.
 ///
 /// # Errors
-/// [`ColumnsError::Damaged`] for a part that must be rewritten and cannot be read; [`ColumnsError::Io`].
-pub fn rewind(folder: &Path, last_step: Option<u64>) -> Result<(), ColumnsError> {
-    fs::create_dir_all(folder).map_err(ColumnsError::io("create", folder))?;
+/// [`ColumnsError::Io`].
+pub fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String>, ColumnsError> {
+    durable::create_dir_all(folder).map_err(ColumnsError::io("create", folder))?;
     for name in file_names(folder)? {
-        if name.ends_with(TEMPORARY_EXTENSION) {
+        if is_temporary(&name) {
             remove(&folder.join(name))?;
         }
     }
-    experts::rewind(folder, last_step)?;
-    scores::rewind(folder, last_step)
+    scores::rewind(folder, last_step)?;
+    experts::rewind(folder, last_step)
+}
+
+/// Whether `name` is one that recordings are written under, unfinished and damaged ones included.
+pub(crate) fn is_recording(name: &str) -> bool {
+    let aside_of = name.rsplit_once('.').map(|(original, _)| original);
+    is_table(name)
+        || is_temporary(name)
+        || aside_of.is_some_and(|original| is_table(original) && is_aside(name, original))
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.strip_suffix(TEMPORARY_EXTENSION).is_some_and(is_table)
+}
+
+fn is_table(name: &str) -> bool {
+    experts::steps_of(name).is_some() || scores::step_of(name).is_some()
+}
+
+/// A step as it is written in a file's name.
+fn step_in_name(digits: &str) -> Option<u64> {
+    let step: u64 = digits.parse().ok()?;
+    (step.to_string() == digits).then_some(step)
 }
 
 /// Names of the files in `folder`, sorted; none if it does not exist.
@@ -115,8 +140,9 @@ fn read<Row>(
     path: &Path,
     rows: impl FnOnce(&Table) -> Result<Vec<Row>, String>,
 ) -> Result<Vec<Row>, ColumnsError> {
-    let bytes = fs::read(path).map_err(ColumnsError::io("read", path))?;
-    let file = File::open(path).map_err(ColumnsError::io("read", path))?;
+    let mut file = regular_file::open(path).map_err(ColumnsError::io("read", path))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).and_then(|_| file.rewind()).map_err(ColumnsError::io("read", path))?;
     Table::open(file, &bytes)
         .and_then(|table| rows(&table))
         .map_err(|reason| ColumnsError::Damaged { path: path.into(), reason })

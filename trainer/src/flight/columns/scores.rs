@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::table::{Column, Table, Values};
-use super::{ColumnsError, file_names, read, remove, write};
+use super::{ColumnsError, file_names, read, remove, step_in_name, write};
 
 /// One token against one expert of one layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,8 +66,7 @@ pub fn read_scores(folder: &Path, step: u64) -> Result<Vec<ScoreRow>, ColumnsErr
 /// # Errors
 /// [`ColumnsError::Io`].
 pub fn recorded_score_steps(folder: &Path) -> Result<Vec<u64>, ColumnsError> {
-    let step = |name: String| name.strip_prefix("scores-")?.strip_suffix(".parquet")?.parse::<u64>().ok();
-    let mut steps: Vec<u64> = file_names(folder)?.into_iter().filter_map(step).collect();
+    let mut steps: Vec<u64> = file_names(folder)?.into_iter().filter_map(|name| step_of(&name)).collect();
     steps.sort_unstable();
     Ok(steps)
 }
@@ -77,6 +76,11 @@ pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<(), Column
     let steps = recorded_score_steps(folder)?;
     let later = steps.into_iter().filter(|&step| last_step.is_none_or(|last_step| step > last_step));
     later.map(|step| path_of(folder, step)).try_for_each(|path| remove(&path))
+}
+
+/// The step in the name of a file of scores.
+pub(super) fn step_of(name: &str) -> Option<u64> {
+    step_in_name(name.strip_prefix("scores-")?.strip_suffix(".parquet")?)
 }
 
 fn path_of(folder: &Path, step: u64) -> PathBuf {

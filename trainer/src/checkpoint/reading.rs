@@ -1,0 +1,229 @@
+//! A checkpoint read from disk.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, TensorData};
+use serde::Deserialize;
+use switchyard_datasets::{DataConfig, Dataset, Tokenizer};
+
+use super::tensors::TensorFile;
+use super::{
+    CONFIG_FILE, CheckpointError, CheckpointManifest, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, STATE_FILE,
+    TOKENIZER_FILE, TrainingState,
+};
+use crate::config::RunConfig;
+use crate::model::{ModelSpec, Transformer};
+use crate::moved_data::check_same_data;
+use crate::optimizer::{AdamW, Moments};
+use crate::parameters::{parameter_data, parameter_tensors, update_parameters};
+use crate::plan::RunPlan;
+
+/// Far more than the state, the plan or the configuration of any run have.
+const MAX_JSON_BYTES: u64 = 1 << 26;
+/// A vocabulary of a million words has a tenth of it.
+const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
+
+/// A checkpoint read from disk: all of it but the tensors, which are read when they are asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Counters.
+    pub state: TrainingState,
+    /// The plan it was written under.
+    pub plan: RunPlan,
+    /// The configuration it was written under.
+    pub config: RunConfig,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    manifest: CheckpointManifest,
+}
+
+/// The part of `plan.json` that parameters depend on.
+#[derive(Deserialize)]
+struct WrittenPlan {
+    model: ModelSpec,
+}
+
+/// The counters of the checkpoint in `folder`, without its tensors.
+///
+/// # Errors
+/// As [`Checkpoint::read`].
+pub fn read_state(folder: &Path) -> Result<TrainingState, CheckpointError> {
+    state_of(folder, &CheckpointManifest::read(folder)?)
+}
+
+fn state_of(folder: &Path, manifest: &CheckpointManifest) -> Result<TrainingState, CheckpointError> {
+    let damaged = |reason: String| CheckpointError::damaged(&folder.join(STATE_FILE), reason);
+    let state: TrainingState =
+        serde_json::from_slice(&manifest.read_file(folder, STATE_FILE, MAX_JSON_BYTES)?)
+            .map_err(|error| damaged(error.to_string()))?;
+    if state.step != manifest.step {
+        return Err(damaged(format!("it is of step {}, the manifest of step {}", state.step, manifest.step)));
+    }
+    Ok(state)
+}
+
+impl Checkpoint {
+    /// The checkpoint in `folder`. Its plan is made anew from its configuration: what `plan.json` says of the model has to
+    /// agree.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it is no checkpoint, damaged, of another version, or cannot be read just now.
+    pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        let manifest = CheckpointManifest::read(folder)?;
+        let damaged = |name: &str, error: String| CheckpointError::damaged(&folder.join(name), error);
+        let file = |name: &str| manifest.read_file(folder, name, MAX_JSON_BYTES);
+        let text =
+            String::from_utf8(file(CONFIG_FILE)?).map_err(|error| damaged(CONFIG_FILE, error.to_string()))?;
+        let config: RunConfig =
+            toml::from_str(&text).map_err(|error| damaged(CONFIG_FILE, error.to_string()))?;
+        let written: WrittenPlan = serde_json::from_slice(&file(PLAN_FILE)?)
+            .map_err(|error| damaged(PLAN_FILE, error.to_string()))?;
+        let tokenizer =
+            Tokenizer::from_json(manifest.read_file(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?)
+                .map_err(|problem| damaged(TOKENIZER_FILE, problem))?;
+        let plan = plan_of(folder, &config).map_err(|problem| damaged(CONFIG_FILE, problem))?;
+        if plan.model != written.model {
+            return Err(damaged(PLAN_FILE, format!("its `model` is not what `{CONFIG_FILE}` gives")));
+        }
+        let state = state_of(folder, &manifest)?;
+        state.check(&config, &plan).map_err(|problem| damaged(STATE_FILE, problem))?;
+        Ok(Self {
+            path: folder.into(),
+            state,
+            config,
+            // A vocabulary with fewer merges than asked for still leaves the model its ids.
+            tokenizer: tokenizer.with_vocab_size(plan.model.vocab_size),
+            plan,
+            manifest,
+        })
+    }
+
+    /// The network with this checkpoint's parameters, on `device`. They are read one at a time, after their names and shapes
+    /// are known to be those of the model.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if parameters are missing, left over, of another shape, or no finite numbers;
+    /// [`CheckpointError::Unreadable`].
+    pub fn model(&self, device: &Device) -> Result<Transformer, CheckpointError> {
+        let mut file = self.tensors(MODEL_FILE)?;
+        let (found, needed) = (file.num_elements(), self.plan.counts.total_params);
+        // Before the model is made: a configuration may ask for more memory than there is.
+        if found < needed {
+            let reason = format!("it has {found} parameters, the model needs {needed}");
+            return Err(self.damaged(MODEL_FILE, reason));
+        }
+        let initial = Transformer::new(&self.plan.model, self.config.seed, device);
+        let mut wanted: BTreeMap<String, Vec<usize>> = parameter_tensors(&initial)
+            .into_iter()
+            .map(|parameter| (parameter.path, parameter.value.shape))
+            .collect();
+        for (path, found) in file.shapes() {
+            match wanted.remove(path) {
+                Some(wanted) if wanted == found => {}
+                Some(wanted) => {
+                    let reason = format!("`{path}` has shape {found:?}, the model needs {wanted:?}");
+                    return Err(self.damaged(MODEL_FILE, reason));
+                }
+                None => {
+                    return Err(self.damaged(MODEL_FILE, format!("`{path}` is no parameter of the model")));
+                }
+            }
+        }
+        if let Some(path) = wanted.keys().next() {
+            return Err(self.damaged(MODEL_FILE, format!("`{path}` is missing")));
+        }
+        let mut problem = None;
+        let model = update_parameters(initial, |path, _, initial_n| match file.read(path, &initial_n) {
+            _ if problem.is_some() => initial_n,
+            Ok(values_n) => values_n,
+            Err(error) => {
+                problem = Some(error);
+                initial_n
+            }
+        });
+        problem.map_or(Ok(model), Err)
+    }
+
+    /// The parameters by their paths.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::model`].
+    pub fn parameters(&self) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
+        let model = self.model(&Device::flex())?;
+        Ok(parameter_data(&model).into_iter().map(|parameter| (parameter.path, parameter.value)).collect())
+    }
+
+    /// The optimizer with this checkpoint's moments, where `model` is, whose parameters that get gradients must all have theirs.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no finite numbers;
+    /// [`CheckpointError::Unreadable`].
+    pub fn optimizer(&self, model: &Transformer) -> Result<AdamW, CheckpointError> {
+        let mut file = self.tensors(OPTIMIZER_FILE)?;
+        let damaged = |reason: String| self.damaged(OPTIMIZER_FILE, reason);
+        let sizes: BTreeMap<String, Vec<usize>> =
+            file.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+        let mut unused: Vec<&String> = sizes.keys().collect();
+        let mut moments = BTreeMap::new();
+        for parameter in parameter_tensors(model) {
+            let names = ["first", "second"].map(|prefix| format!("{prefix}.{}", parameter.path));
+            let wanted = parameter.value.shape.iter().product::<usize>();
+            let found = names.iter().filter_map(|name| sizes.get(name)).collect::<Vec<_>>();
+            if found.is_empty() && (self.state.step == 0 || !parameter.value.learns) {
+                continue;
+            }
+            if found.len() < names.len() {
+                return Err(damaged(format!("a moment of `{}` is missing", parameter.path)));
+            }
+            if let Some(shape) = found.iter().find(|shape| ***shape != [wanted]) {
+                let reason = format!("a moment of `{}` has shape {shape:?}, not [{wanted}]", parameter.path);
+                return Err(damaged(reason));
+            }
+            unused.retain(|name| !names.contains(name));
+            let [first_n, second_n] = names.map(|name| file.read(&name, &parameter.value.values_n));
+            moments.insert(parameter.path, Moments { first_n: first_n?, second_n: second_n? });
+        }
+        if let Some(name) = unused.first() {
+            return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));
+        }
+        Ok(AdamW::restore(&self.config.train.adamw, self.state.step, moments))
+    }
+
+    /// Ok if `dataset` is what this checkpoint was trained on.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Mismatch`] if a source has changed since.
+    pub fn check_data(&self, dataset: &Dataset) -> Result<(), CheckpointError> {
+        self.check_data_of(&self.config.data, dataset)
+    }
+
+    /// As [`Checkpoint::check_data`], where `dataset` is what `data` gives, which may have other paths than the
+    /// checkpoint's own configuration.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Mismatch`] with the path and both content keys.
+    pub fn check_data_of(&self, data: &DataConfig, dataset: &Dataset) -> Result<(), CheckpointError> {
+        check_same_data(&self.path, &self.state.data_hash, data, dataset)
+    }
+
+    /// The tensors in file `name`, whose bytes are known to be what was written.
+    fn tensors(&self, name: &str) -> Result<TensorFile, CheckpointError> {
+        TensorFile::open(&self.path.join(name), self.manifest.open_verified(&self.path, name)?)
+    }
+
+    fn damaged(&self, name: &str, reason: String) -> CheckpointError {
+        CheckpointError::damaged(&self.path.join(name), reason)
+    }
+}
+
+/// The plan of the configuration in `folder`, whose tokenizer lies beside it, wherever that came from.
+fn plan_of(folder: &Path, config: &RunConfig) -> Result<RunPlan, String> {
+    let mut config = config.clone();
+    if let Some(file) = &mut config.data.tokenizer.file {
+        file.path = folder.join(TOKENIZER_FILE);
+    }
+    RunPlan::resolve(&config).map_err(|error| error.to_string())
+}

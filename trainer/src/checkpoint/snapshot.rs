@@ -1,0 +1,96 @@
+//! What a checkpoint is written from, and the writing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use switchyard_datasets::Tokenizer;
+use switchyard_ground::durable;
+
+use super::manifest::{FileRecord, HashingWriter};
+use super::{
+    CONFIG_FILE, CheckpointManifest, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, STATE_FILE,
+    TOKENIZER_FILE, TrainingState, tensors,
+};
+use crate::config::RunConfig;
+use crate::model::Transformer;
+use crate::optimizer::AdamW;
+use crate::parameters::{Named, ParameterTensor, parameter_tensors};
+use crate::plan::RunPlan;
+
+/// Everything that a checkpoint is written from.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot<'a> {
+    /// The network.
+    pub model: &'a Transformer,
+    /// The optimizer with its moments.
+    pub optimizer: &'a AdamW,
+    /// Counters.
+    pub state: &'a TrainingState,
+    /// The configuration.
+    pub config: &'a RunConfig,
+    /// The plan.
+    pub plan: &'a RunPlan,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// Why a folder was not written.
+pub(super) enum NotWritten {
+    /// The system's reason.
+    Io(io::Error),
+    /// This parameter or moment has a NaN or an infinity.
+    NonFinite(String),
+}
+
+impl From<io::Error> for NotWritten {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Snapshot<'_> {
+    /// Writes the new folder `folder`, every file of it and itself forced to the disk, its manifest last.
+    pub(super) fn write(&self, folder: &Path) -> Result<(), NotWritten> {
+        fs::create_dir(folder)?;
+        let tensors = |name: &'static str, tensors: Vec<Named<ParameterTensor>>| {
+            write_hashed(folder, name, |out| tensors::write(tensors, out))
+        };
+        let file = |name: &'static str, bytes: Vec<u8>| {
+            write_hashed(folder, name, |out| out.write_all(&bytes).map(|()| None))
+        };
+        let json = |value: serde_json::Result<Vec<u8>>| value.map_err(io::Error::other);
+        let records = [
+            tensors(MODEL_FILE, parameter_tensors(self.model))?,
+            tensors(OPTIMIZER_FILE, self.optimizer.moments())?,
+            file(STATE_FILE, json(serde_json::to_vec_pretty(self.state))?)?,
+            file(CONFIG_FILE, crate::config_file::to_toml(self.config).into_bytes())?,
+            file(PLAN_FILE, json(serde_json::to_vec_pretty(self.plan))?)?,
+            file(TOKENIZER_FILE, self.tokenizer.to_json())?,
+        ];
+        let manifest = CheckpointManifest::new(self.state.step, BTreeMap::from(records));
+        let path = folder.join(MANIFEST_FILE);
+        durable::write_synced(&path, &json(serde_json::to_vec_pretty(&manifest))?)?;
+        Ok(durable::sync_parent(&path)?)
+    }
+}
+
+/// Writes a file of `folder` by `write`, which returns the name of what is not finite, and hashes it on the way.
+fn write_hashed(
+    folder: &Path,
+    name: &str,
+    write: impl FnOnce(&mut HashingWriter<&mut fs::File>) -> io::Result<Option<String>>,
+) -> Result<(String, FileRecord), NotWritten> {
+    let written = durable::write_synced_by(&folder.join(name), |file| {
+        let mut out = HashingWriter::new(file);
+        Ok(match write(&mut out)? {
+            Some(parameter) => Err(parameter),
+            None => Ok(out.finish()),
+        })
+    });
+    match written? {
+        Ok(record) => Ok((name.to_string(), record)),
+        Err(parameter) => Err(NotWritten::NonFinite(parameter)),
+    }
+}

@@ -1,0 +1,449 @@
+//! A run in progress: the loop, and what it leaves on disk.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use switchyard_datasets::{Dataset, Loader, passes, passes_note};
+
+use super::{TrainRequest, loader_config};
+use crate::TrainError;
+use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot};
+use crate::config::RunConfig;
+use crate::energy::{EnergyMeter, POWERCAP};
+use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
+use crate::flight::alarms::Alarm;
+use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
+use crate::generate::{GenerationSettings, generate};
+use crate::metrics::Record;
+use crate::moving_parts::MovingParts;
+use crate::observers::{Observers, OpenedObservers};
+use crate::plan::RunPlan;
+use crate::replaceable::Replaceable;
+use crate::resume::{Start, start};
+use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
+use crate::sampling::SamplingSettings;
+use crate::throughput::measure_matmul_peak_flops;
+
+/// Names of files that a note lists, at most.
+const MAX_LISTED: usize = 5;
+
+/// A run in progress.
+pub(super) struct Run<'a> {
+    config: &'a RunConfig,
+    plan: &'a RunPlan,
+    stop: &'a AtomicBool,
+    folder: &'a RunFolder,
+    manifest: RunManifest,
+    device: Device,
+    dataset: Dataset,
+    parts: MovingParts,
+    checkpoints: CheckpointStore,
+    observers: Observers,
+    recorder: Option<FlightRecorder>,
+    /// Start of this process's part of the run, and the training seconds of the parts before it.
+    started: Instant,
+    earlier_secs: f64,
+    energy: Option<EnergyMeter>,
+    /// Whether it was said that something around a checkpoint, which is whole, could not be written or removed.
+    has_complained: bool,
+}
+
+impl<'a> Run<'a> {
+    /// The run before its first step in this process. Whatever may be refused is looked at before anything is written.
+    pub(super) fn start(
+        request: &'a TrainRequest,
+        dataset: Dataset,
+        folder: &'a RunFolder,
+        checkpoints: CheckpointStore,
+        mut manifest: RunManifest,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let TrainRequest { config, plan, mode, .. } = request;
+        let Start { model, optimizer, state, resumed, notes } =
+            start(config, plan, &dataset, &checkpoints, *mode, &device)?;
+        let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
+        manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
+        folder.check_held()?;
+        let from = resumed.then_some(&state);
+        let OpenedObservers { mut observers, rows, earlier_log } =
+            Observers::open(folder, &manifest, plan, &dataset, from, request.show_progress)?;
+        let masks = config.data.mask_documents;
+        let OpenedRecorder { recorder, notes: recorder_notes } =
+            FlightRecorder::open(folder.paths(), plan, from, &dataset, masks, &device)?;
+        if let Some(state) = from {
+            match state.metrics_log {
+                Some(_) => manifest.set_best_validation(state.best_validation),
+                // A checkpoint of an earlier version leaves it to the log.
+                None => {
+                    manifest.set_best_validation(None);
+                    for row in rows.iter().filter_map(Record::as_eval) {
+                        manifest.record_validation(row.step, row.cross_entropy_nats);
+                    }
+                }
+            }
+        }
+        folder.write_manifest(&manifest)?;
+        folder.write_config(&crate::config_file::to_toml(config))?;
+        observers.note(&words_on_passes(plan, &dataset));
+        if *mode == OpenMode::Resume && !resumed {
+            observers.note(&words_on_restart(folder, earlier_log.as_deref()));
+        }
+        let left = words_on_left(folder);
+        notes.iter().chain(&recorder_notes).chain(&left).for_each(|note| observers.note(note));
+        let earlier_secs = state.train_secs;
+        // Energy of a part of the run would look like that of all of it.
+        let earlier_joules = if resumed { manifest.energy_joules } else { Some(0.0) };
+        let energy = earlier_joules.and_then(|joules| EnergyMeter::start(Path::new(POWERCAP), joules));
+        Ok(Self {
+            config,
+            plan,
+            stop: &request.stop,
+            folder,
+            manifest,
+            device,
+            dataset,
+            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state },
+            checkpoints,
+            observers,
+            recorder,
+            started: Instant::now(),
+            earlier_secs,
+            energy,
+            has_complained: false,
+        })
+    }
+
+    /// Train, and leave on disk what there is to leave, whichever way it ends.
+    pub(super) fn to_its_end(&mut self) -> Result<RunStatus, TrainError> {
+        let outcome = self.train().and_then(|status| self.end(status));
+        self.observers.finish();
+        outcome.inspect_err(|error| {
+            self.rescue(error);
+            self.record_failure(error);
+        })
+    }
+
+    /// `run.json` as it stands now.
+    pub(super) fn into_manifest(mut self) -> RunManifest {
+        self.update_manifest();
+        self.manifest
+    }
+
+    /// The loop.
+    fn train(&mut self) -> Result<RunStatus, TrainError> {
+        if self.parts.state.evaluation_is_pending {
+            // The run was stopped within this evaluation.
+            if !self.evaluate_and_track()? {
+                return Ok(RunStatus::Interrupted);
+            }
+            self.save_checkpoint()?;
+        }
+        while self.parts.state.step < self.plan.num_steps && !self.has_stopped_improving() {
+            let stops = self.step()?;
+            let is_complete = !self.parts.state.evaluation_is_pending || self.evaluate_and_track()?;
+            if is_complete && self.checkpoint_is_due() {
+                self.save_checkpoint()?;
+            }
+            if let Some(alarm) = stops {
+                self.manifest.error = Some(format!("stopped by an alarm: {}", alarm.message));
+                return Ok(RunStatus::Alarmed);
+            }
+            if !is_complete || self.is_asked_to_stop() {
+                return Ok(RunStatus::Interrupted);
+            }
+        }
+        if self.has_stopped_improving() {
+            let num_evals = self.parts.state.evals_without_improvement;
+            self.observers.note(&format!(
+                "stopped early: the validation loss has not fallen in {num_evals} evaluations"
+            ));
+        }
+        Ok(RunStatus::Finished)
+    }
+
+    fn is_asked_to_stop(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        is_due(self.plan.checkpoints.every_steps, self.parts.state.step)
+    }
+
+    /// Whether early stopping has ended the run.
+    fn has_stopped_improving(&self) -> bool {
+        let patience = self.plan.early_stopping.as_ref().map(|early| early.patience_evals);
+        patience.is_some_and(|patience| self.parts.state.evals_without_improvement >= patience)
+    }
+
+    /// Do a step; returns the alarm that stops the run.
+    fn step(&mut self) -> Result<Option<Alarm>, TrainError> {
+        let step_started = Instant::now();
+        let learning_rate = self.plan.schedule.learning_rate(self.parts.state.step);
+        let measurements = self.parts.step(self.config, self.plan, &self.device)?;
+        let (step, model) = (self.parts.state.step, self.parts.model.get());
+        self.parts.state.evaluation_is_pending = is_due(self.plan.evaluation.every_steps, step);
+        self.parts.state.train_secs = self.earlier_secs + self.started.elapsed().as_secs_f64();
+        self.folder.check_held()?;
+        let recording_started = Instant::now();
+        let mut flight = match &mut self.recorder {
+            Some(recorder) => recorder.record(step, &measurements, model)?,
+            None => StepFlight::default(),
+        };
+        self.manifest.flight_recorder_secs += recording_started.elapsed().as_secs_f64();
+        if let Some(energy) = &mut self.energy {
+            energy.keep_up();
+        }
+        let step_secs = step_started.elapsed().as_secs_f64();
+        let shown = self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs);
+        // All of it is tried before the first error counts: a checkpoint can still be made of the step.
+        flight.unwritten.take().map_or(Ok(()), Err).and(shown)?;
+        Ok(flight.stops)
+    }
+
+    /// Evaluate as the plan says, and remember how the result compares to earlier ones. False if the run is asked to stop
+    /// before it is done: the evaluation is then still pending.
+    fn evaluate_and_track(&mut self) -> Result<bool, TrainError> {
+        let Some(evaluation) = self.evaluate(self.plan.evaluation.max_tokens)? else { return Ok(false) };
+        let logged = self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), false);
+        self.parts.state.evaluation_is_pending = false;
+        let (step, nats) = (self.parts.state.step, evaluation.cross_entropy_nats);
+        self.manifest.record_validation(step, nats);
+        let this = LoggedEvaluation { step, cross_entropy_nats: nats };
+        self.parts.state.whole_split = evaluation.whole_split.then_some(this);
+        let beats = |best: Option<LoggedEvaluation>, margin: f64| {
+            best.is_none_or(|best| nats < best.cross_entropy_nats - margin)
+        };
+        let margin = self.plan.early_stopping.as_ref().map_or(0.0, |early| early.min_improvement_nats);
+        if beats(self.parts.state.best, margin) {
+            self.parts.state.best = Some(this);
+            self.parts.state.evals_without_improvement = 0;
+        } else {
+            self.parts.state.evals_without_improvement += 1;
+        }
+        if self.checkpoint_is_due() && beats(self.parts.state.best_checkpoint, 0.0) {
+            self.parts.state.best_checkpoint = Some(this);
+        }
+        // Last: whatever the log says, the state is that of a run which has evaluated.
+        logged.map(|()| true)
+    }
+
+    /// The last model's loss on the whole split: what the evaluation after the last step found if it covered
+    /// everything, else measured now. None if the run is asked to stop before it is.
+    fn final_cross_entropy_nats(&mut self) -> Result<Option<f64>, TrainError> {
+        if let Some(logged) = self.parts.state.whole_split
+            && logged.step == self.parts.state.step
+        {
+            return Ok(Some(logged.cross_entropy_nats));
+        }
+        let Some(evaluation) = self.evaluate(None)? else { return Ok(None) };
+        self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), true)?;
+        self.manifest.record_validation(self.parts.state.step, evaluation.cross_entropy_nats);
+        Ok(Some(evaluation.cross_entropy_nats))
+    }
+
+    fn evaluate(&self, max_tokens: Option<u64>) -> Result<Option<Evaluation>, TrainError> {
+        let settings = EvaluationSettings {
+            seq_len: self.plan.seq_len,
+            sequences_per_batch: self.plan.sequences_per_micro_batch,
+            max_tokens,
+            mask_documents: self.config.data.mask_documents,
+        };
+        let (model, store) = (self.parts.model.get(), &self.dataset.validation);
+        match evaluate_unless(self.stop, model, store, &settings, &self.device) {
+            Err(TrainError::Interrupted) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        // Before the logs: what lies at their paths may be another run's by now.
+        self.folder.check_held()?;
+        self.sync_logs()?;
+        self.write_checkpoint()
+    }
+
+    /// Force all logs to the disk, so that no checkpoint is ahead of them.
+    fn sync_logs(&mut self) -> Result<(), TrainError> {
+        self.observers.sync()?;
+        if let Some(recorder) = &mut self.recorder {
+            let notes = recorder.sync()?;
+            notes.iter().for_each(|note| self.observers.note(note));
+        }
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), TrainError> {
+        self.parts.state.train_secs = self.elapsed_secs();
+        self.parts.state.metrics_log = Some(self.observers.log_mark());
+        self.parts.state.best_validation = self.manifest.best_validation();
+        self.parts.state.flight = self.recorder.as_ref().map(FlightRecorder::state);
+        let saved = self.checkpoints.save(&Snapshot {
+            model: self.parts.model.get(),
+            optimizer: &self.parts.optimizer,
+            state: &self.parts.state,
+            config: self.config,
+            plan: self.plan,
+            tokenizer: &self.dataset.tokenizer,
+        });
+        self.tolerate(saved.map(drop).map_err(TrainError::from))?;
+        let kept = &self.plan.checkpoints;
+        let best_step = self.parts.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
+        let retained = self.checkpoints.retain(kept.keep_last, best_step);
+        self.tolerate(retained.map_err(TrainError::from))?;
+        self.update_manifest();
+        let written = self.folder.write_manifest(&self.manifest);
+        self.tolerate(written.map_err(TrainError::from))
+    }
+
+    /// The result, where an error about something around a checkpoint that is whole is said once instead.
+    fn tolerate(&mut self, result: Result<(), TrainError>) -> Result<(), TrainError> {
+        match result {
+            Err(
+                error @ (TrainError::Checkpoint(CheckpointError::Untidy { .. })
+                | TrainError::RunFolder(RunFolderError::Io { .. })),
+            ) => {
+                if !self.has_complained {
+                    self.observers.note(&format!("{error}. The run goes on"));
+                    self.has_complained = true;
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Leave everything on disk that a run with this ending leaves.
+    fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
+        self.folder.check_held()?;
+        // First of all: whatever fails after this, the trained model is on disk.
+        if self.checkpoints.steps()?.last() != Some(&self.parts.state.step) {
+            self.save_checkpoint()?;
+        }
+        if status != RunStatus::Finished {
+            return Ok(status);
+        }
+        let Some(nats) = self.final_cross_entropy_nats()? else { return Ok(RunStatus::Interrupted) };
+        self.manifest.final_validation_cross_entropy_nats = Some(nats);
+        self.update_manifest();
+        // Before the sample, which takes its time.
+        let written = self.folder.write_manifest(&self.manifest);
+        self.tolerate(written.map_err(TrainError::from))?;
+        if let Some(recorder) = &mut self.recorder {
+            match recorder.finish(self.parts.model.get()) {
+                Err(error) if error.leaves_the_model_whole() => self.observers.note(&error.to_string()),
+                other => other?,
+            }
+        }
+        if let Err(error) = self.write_sample() {
+            let why =
+                if self.is_asked_to_stop() { "the run was asked to stop".into() } else { error.to_string() };
+            self.observers.note(&format!("no sample was written: {why}"));
+        }
+        Ok(status)
+    }
+
+    /// Save what there is of a run that ends in `error`, if its model is as it should be.
+    fn rescue(&mut self, error: &TrainError) {
+        let step = self.parts.state.step;
+        let is_saved = self.checkpoints.steps().is_ok_and(|steps| steps.last() == Some(&step));
+        if !error.leaves_the_model_whole() || is_saved || self.folder.check_held().is_err() {
+            return;
+        }
+        // A log that still cannot be written is no reason to lose the steps: the next start will say what is missing.
+        drop(self.sync_logs());
+        match self.write_checkpoint() {
+            Ok(()) => self.observers.note(&format!("the checkpoint of step {step} is written all the same")),
+            Err(second) => self.observers.note(&second.to_string()),
+        }
+    }
+
+    /// Write down what the recorder knows of a run that ends in `error`.
+    fn record_failure(&mut self, error: &TrainError) {
+        let step = self.parts.state.step + 1;
+        let Some(recorder) = &mut self.recorder else { return };
+        if self.folder.check_held().is_ok() {
+            // The run's own error matters more than a second one from writing it down.
+            drop(recorder.record_failure(step, error.non_finite()));
+        }
+    }
+
+    fn write_sample(&self) -> Result<(), TrainError> {
+        let sample = &self.plan.sample;
+        if sample.num_tokens == 0 {
+            return Ok(());
+        }
+        let settings = GenerationSettings {
+            prompt: sample.prompt.clone(),
+            num_tokens: sample.num_tokens,
+            seed: self.config.seed,
+            sampling: SamplingSettings {
+                temperature: sample.temperature,
+                top_k: sample.top_k,
+                top_p: sample.top_p,
+            },
+            routing: None,
+        };
+        let mut text = sample.prompt.clone().unwrap_or_default();
+        generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
+            text.push_str(piece);
+            if self.is_asked_to_stop() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        })?;
+        self.folder.write_sample(&text)?;
+        Ok(())
+    }
+
+    fn update_manifest(&mut self) {
+        let state = &self.parts.state;
+        let bits = |nats: Option<f64>| self.dataset.manifest.validation.bits_per_byte(nats?);
+        let manifest = &mut self.manifest;
+        manifest.steps_done = state.step;
+        manifest.tokens_seen = state.tokens_seen;
+        manifest.active_flops = state.active_flops;
+        manifest.train_secs = self.earlier_secs + self.started.elapsed().as_secs_f64();
+        manifest.energy_joules = self.energy.as_mut().and_then(EnergyMeter::sample);
+        manifest.best_validation_bits_per_byte = bits(manifest.best_validation_cross_entropy_nats);
+        manifest.final_validation_bits_per_byte = bits(manifest.final_validation_cross_entropy_nats);
+    }
+
+    fn elapsed_secs(&self) -> f64 {
+        self.earlier_secs + self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Whether something that happens every `period` steps happens after `step`.
+fn is_due(period: Option<u64>, step: u64) -> bool {
+    period.is_some_and(|period| step.is_multiple_of(period))
+}
+
+/// How often the run goes over its training data.
+fn words_on_passes(plan: &RunPlan, dataset: &Dataset) -> String {
+    let (num_steps, step_tokens) = (plan.num_steps, plan.tokens_per_step as u64);
+    let train_tokens = dataset.manifest.train.num_tokens;
+    let passes = passes(plan.total_tokens(), train_tokens);
+    let note = passes_note(step_tokens, train_tokens).map(|note| format!("; {note}")).unwrap_or_default();
+    format!("passes over the training split: {passes:.2}, by {num_steps} steps of {step_tokens} tokens{note}")
+}
+
+/// That a run which was to be resumed begins again, and where its log is.
+fn words_on_restart(folder: &RunFolder, earlier_log: Option<&Path>) -> String {
+    let kept =
+        earlier_log.map_or_else(String::new, |log| format!("; its log so far is now `{}`", log.display()));
+    format!(
+        "`{}` holds no checkpoint to resume: the run begins again at step 1{kept}",
+        folder.paths().root().display()
+    )
+}
+
+/// What an overwritten folder still holds; none if nothing.
+fn words_on_left(folder: &RunFolder) -> Option<String> {
+    let names: Vec<String> = folder.left().iter().map(|path| format!("`{}`", path.display())).collect();
+    let more = match names.len().saturating_sub(MAX_LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| format!("left as it is, because no run writes it: {listed}{more}"))
+}
