@@ -540,7 +540,10 @@ mod tests {
         // What is left has another name, goes with the folder that the cache makes it in, and is no shard.
         let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [path.with_extension("partial")]);
-        assert!(matches!(TokenFile::open_shard(&left[0], &[0; 32]), Err(DatasetError::Damaged { .. })));
+        assert!(matches!(
+            TokenFile::open_shard(&left[0], &[0; 32], &Progress::silent()),
+            Err(DatasetError::Damaged { .. })
+        ));
     }
 
     #[test]
