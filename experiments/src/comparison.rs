@@ -1,17 +1,33 @@
 //! Runs side by side: what each reached, with how many parameters, operations and seconds.
 //!
-//! Pure: from manifests and rows to a table. The first arm is the baseline that the others are timed against.
+//! From manifests and rows to a table. The first arm is the baseline that the others are timed against.
+
+mod data_key;
+mod measured;
+
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+use switchyard_ground::printable::excerpt;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunManifest, RunStatus};
+
+pub(crate) use data_key::data_key;
+pub(crate) use measured::{DataRelation, Measured, is_place, why_not_comparable};
+
+/// Characters of a label or of an error message in the table and its notes.
+const MOST_CHARS: usize = 400;
 
 /// A run to compare.
 #[derive(Debug, Clone)]
 pub(crate) struct Arm {
-    /// Name in the table.
+    /// Name in the table, which no other arm has.
     pub(crate) label: String,
+    /// Its folder, without links in its name.
+    pub(crate) folder: PathBuf,
+    /// Content key of its data; absent if nothing tells.
+    pub(crate) data_key: Option<String>,
     /// Its `run.json`.
     pub(crate) manifest: RunManifest,
     /// Its `metrics.jsonl`.
@@ -33,8 +49,14 @@ pub(crate) struct Comparison {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct ArmResult {
     pub(crate) label: String,
+    /// The run's folder.
+    pub(crate) run: String,
+    /// Content key of its data: losses of runs with different keys are losses on different tokens.
+    pub(crate) data_key: Option<String>,
     pub(crate) status: RunStatus,
     pub(crate) final_validation_cross_entropy_nats: Option<f64>,
+    /// Absent where the bytes of the text are not known.
+    pub(crate) final_validation_bits_per_byte: Option<f64>,
     pub(crate) best_validation_cross_entropy_nats: Option<f64>,
     pub(crate) best_validation_step: Option<u64>,
     pub(crate) total_params: Option<u64>,
@@ -118,10 +140,11 @@ impl Comparison {
             (Some(_), None) => "not reached".into(),
             (Some(_), Some(reached)) => cell(reached),
         };
-        vec![
+        let mut rows = vec![
             row("", &|arm| arm.label.clone()),
             row("status", &|arm| format!("{:?}", arm.status).to_lowercase()),
             row("final validation loss (nats/token)", &|arm| nats(arm.final_validation_cross_entropy_nats)),
+            row("final validation loss (bits/byte)", &|arm| nats(arm.final_validation_bits_per_byte)),
             row("best validation loss (nats/token)", &|arm| nats(arm.best_validation_cross_entropy_nats)),
             row("step of the best", &|arm| or_dash(arm.best_validation_step, |step| step.to_string())),
             row("total parameters", &|arm| or_dash(arm.total_params, |count| with_si_prefix(count as f64))),
@@ -135,7 +158,11 @@ impl Comparison {
             row(&format!("seconds to {goal}"), &|arm| {
                 reached(arm, |reached| format!("{:.1}", reached.elapsed_secs))
             }),
-        ]
+        ];
+        if self.arms.iter().all(|arm| arm.final_validation_bits_per_byte.is_none()) {
+            rows.remove(3);
+        }
+        rows
     }
 }
 
@@ -150,8 +177,11 @@ impl ArmResult {
         };
         Self {
             label: arm.label.clone(),
+            run: arm.folder.display().to_string(),
+            data_key: arm.data_key.clone(),
             status: manifest.status,
             final_validation_cross_entropy_nats: manifest.final_validation_cross_entropy_nats,
+            final_validation_bits_per_byte: final_bits_per_byte(manifest),
             best_validation_cross_entropy_nats: manifest.best_validation_cross_entropy_nats,
             best_validation_step: manifest.best_validation_step,
             total_params: count("total_params"),
@@ -188,7 +218,7 @@ fn notes(arms: &[Arm], target: Option<f64>) -> Vec<String> {
     }
     for arm in arms {
         if let Some(error) = &arm.manifest.error {
-            notes.push(format!("`{}` failed: {error}", arm.label));
+            notes.push(format!("`{}` failed: {}", arm.label, excerpt(error, MOST_CHARS)));
         }
         if arm.records.iter().filter_map(Record::as_eval).any(|row| !row.whole_split) {
             notes.push(format!(
@@ -199,12 +229,7 @@ fn notes(arms: &[Arm], target: Option<f64>) -> Vec<String> {
         }
     }
     for arm in others {
-        if measured_data(&arm.manifest.config) != measured_data(&baseline.manifest.config) {
-            notes.push(format!(
-                "`{}` and `{}` differ in `data`: losses per token of different texts or tokenizers cannot be compared.",
-                baseline.label, arm.label
-            ));
-        }
+        notes.extend(why_not_comparable(&measured(baseline), &measured(arm)));
         if machine(arm) != machine(baseline) {
             notes.push(format!(
                 "`{}` and `{}` ran on different machines, devices or numbers of threads: seconds cannot be compared.",
@@ -215,13 +240,36 @@ fn notes(arms: &[Arm], target: Option<f64>) -> Vec<String> {
     notes
 }
 
-/// The part of a configuration that decides which tokens the loss is a mean over.
-fn measured_data(config: &Value) -> Value {
-    let mut data = config.get("data").cloned().unwrap_or_default();
-    if let Some(table) = data.as_object_mut() {
-        table.remove("cache_dir");
+fn measured(arm: &Arm) -> Measured<'_> {
+    Measured {
+        label: &arm.label,
+        config: &arm.manifest.config,
+        plan: &arm.manifest.plan,
+        data_key: arm.data_key.as_deref(),
+        has_run: true,
     }
-    data
+}
+
+/// Labels by which no two of these runs (name, folder) are taken for each other: their names, and where several have one
+/// name, the folder too.
+pub(crate) fn distinct_labels(runs: &[(String, &Path)]) -> Vec<String> {
+    let last_part = |folder: &Path| folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    let label = |(name, folder): &(String, &Path)| {
+        let namesakes = || runs.iter().filter(|(other, _)| other == name);
+        if namesakes().count() == 1 {
+            return excerpt(name, MOST_CHARS);
+        }
+        let same_end = namesakes().filter(|(_, other)| last_part(other) == last_part(folder)).count();
+        let place = last_part(folder).filter(|_| same_end == 1);
+        excerpt(&format!("{name} ({})", place.unwrap_or_else(|| folder.display().to_string())), MOST_CHARS)
+    };
+    runs.iter().map(label).collect()
+}
+
+/// The final validation loss in bits per byte of text; absent where the run does not tell.
+pub(crate) fn final_bits_per_byte(manifest: &RunManifest) -> Option<f64> {
+    let manifest = serde_json::to_value(manifest).ok()?;
+    manifest.get("final_validation_bits_per_byte")?.as_f64()
 }
 
 /// What decides how many seconds a run takes.
@@ -286,7 +334,7 @@ mod tests {
         manifest.tokens_seen = manifest.steps_done * 512;
         manifest.active_flops = 1.5e12;
         manifest.train_secs = 173.21;
-        Arm { label: label.into(), manifest, records }
+        Arm { label: label.into(), folder: label.into(), data_key: Some("k".into()), manifest, records }
     }
 
     fn dense_and_sparse() -> Vec<Arm> {
@@ -388,14 +436,36 @@ mod tests {
         let mut arms = dense_and_sparse();
         assert_eq!(Comparison::new(&arms).notes.len(), 1, "only the cache folder differs");
         arms[1].manifest.config = json!({ "data": { "text": {} }, "threads": 1 });
+        arms[1].data_key = Some("l".into());
         let Record::Eval(row) = &mut arms[1].records[3] else {
             panic!("the first evaluation is the fourth row")
         };
         row.whole_split = false;
         let notes = Comparison::new(&arms).notes;
         assert!(notes[1].contains("`moe` during training cover part of the validation split"), "{notes:?}");
-        assert!(notes[2].contains("differ in `data`"), "{notes:?}");
+        assert!(notes[2].contains("differ in the content of `data` (keys k and l)"), "{notes:?}");
         assert!(notes[3].contains("different machines, devices or numbers of threads"), "{notes:?}");
+    }
+
+    #[test]
+    fn two_runs_of_one_name_are_told_apart_by_their_folders() {
+        let labels = |runs: &[(&str, &str)]| {
+            let runs: Vec<_> = runs.iter().map(|(name, path)| (name.to_string(), Path::new(*path))).collect();
+            distinct_labels(&runs)
+        };
+        assert_eq!(labels(&[("dense", "runs/a"), ("moe", "runs/b")]), ["dense", "moe"]);
+        assert_eq!(labels(&[("t", "runs/a"), ("t", "runs/b"), ("u", "c")]), ["t (a)", "t (b)", "u"]);
+        assert_eq!(labels(&[("t", "x/run"), ("t", "y/run")]), ["t (x/run)", "t (y/run)"]);
+        assert_eq!(labels(&[("a\u{1b}[1m", "x")]), ["a\u{fffd}[1m"]);
+    }
+
+    #[test]
+    fn bits_per_byte_have_a_row_where_a_run_knows_them() {
+        let mut comparison = Comparison::new(&dense_and_sparse());
+        assert!(!comparison.to_text().contains("bits/byte"));
+        comparison.arms[1].final_validation_bits_per_byte = Some(1.25);
+        assert!(comparison.to_text().contains("final validation loss (bits/byte)"));
+        assert!(comparison.to_markdown().contains("| final validation loss (bits/byte) | - | 1.2500 |"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use switchyard_ground::printable::printable;
 
 pub(crate) use expert_load::expert_load_svg;
 pub(crate) use loss_curve::loss_curve_svg;
@@ -33,7 +34,13 @@ fn draw(height: i32, content: impl FnOnce(&Canvas) -> Result<()>) -> Result<Stri
         content(&canvas)?;
         canvas.present().context("cannot draw the figure")?;
     }
-    Ok(svg)
+    Ok(drawable(&svg))
+}
+
+/// `svg` without the characters that XML has no place for, such as the control characters of escape codes: labels are
+/// whatever a run's files say.
+pub(crate) fn drawable(svg: &str) -> String {
+    printable(svg).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }
 
 /// Text of a size in pixels, anchored at its left, centre or right.

@@ -12,6 +12,7 @@ use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, d
 use switchyard_trainer::run_folder::RunReading;
 
 use crate::comparison::with_si_prefix;
+use crate::run_series::bits_per_byte;
 use blocks::{load_bars, progress_bar, sparkline};
 use pace::secs_left;
 
@@ -38,7 +39,10 @@ impl LiveRun<'_> {
         lines.extend(self.layers(width));
         lines.extend(self.newest_alarms());
         lines.extend(self.reading.manifest.error.iter().map(|error| format!("error       {error}")));
-        lines.into_iter().map(|line| line.chars().take(width).collect::<String>() + "\n").collect()
+        // Names and messages are whatever the files say.
+        let shown = |letter: char| if letter.is_control() { '\u{fffd}' } else { letter };
+        let line = |line: String| line.chars().map(shown).take(width).collect::<String>() + "\n";
+        lines.into_iter().map(line).collect()
     }
 
     fn title(&self) -> String {
@@ -64,9 +68,11 @@ impl LiveRun<'_> {
         let training: Vec<f64> = self.steps().map(|row| row.cross_entropy_nats).collect();
         let evals: Vec<&EvalRecord> = self.records.iter().filter_map(Record::as_eval).collect();
         let validation: Vec<f64> = evals.iter().map(|row| row.cross_entropy_nats).collect();
+        let bits = evals.last().and_then(|row| bits_per_byte(row));
+        let bits = bits.map_or_else(String::new, |bits| format!(" ({bits:.4} bits per byte)"));
         let step_of_last = evals.last().map_or(0, |row| row.step);
         let training = curve("training", &training, "", width);
-        let validation = curve("validation", &validation, &format!(" at step {step_of_last}"), width);
+        let validation = curve("validation", &validation, &format!("{bits} at step {step_of_last}"), width);
         training.into_iter().chain(validation).collect()
     }
 
@@ -195,6 +201,19 @@ mod tests {
             assert!(frame.lines().all(|line| line.chars().count() <= width), "{frame}");
             assert!(frame.ends_with('\n') && !frame.contains('\u{1b}'));
         }
+    }
+
+    #[test]
+    fn what_the_files_say_brings_neither_escape_codes_nor_lines() {
+        let mut reading = reading(RunStatus::Running);
+        reading.manifest.config["name"] = json!("a\u{1b}]52;c;eA==\u{7}\nb");
+        reading.manifest.fail("\u{9b}31m");
+        let alarms = [Alarm { message: "\r\u{1b}[2J".into(), ..alarm(1) }];
+        let run =
+            LiveRun { path: Path::new("runs/\u{1b}c"), reading: &reading, records: &[], alarms: &alarms };
+        let frame = run.frame(200);
+        assert!(!frame.contains(|letter: char| letter.is_control() && letter != '\n'), "{frame:?}");
+        assert_eq!(frame.lines().count(), 5, "title, progress, two of alarms, error");
     }
 
     #[test]

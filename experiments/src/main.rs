@@ -7,6 +7,7 @@ mod failure;
 mod figures;
 mod interrupt;
 mod live_view;
+mod lock_file;
 mod metrics_tail;
 mod report;
 mod run_diff;

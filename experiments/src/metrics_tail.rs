@@ -1,13 +1,16 @@
 //! `metrics.jsonl` while a run writes it: only what is new.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use switchyard_ground::regular_file;
 use switchyard_trainer::metrics::{MetricsError, Record, StepRecord};
 
 /// Enough for the last rows of a run with thousands of experts per step.
 const LAST_ROWS_BYTES: u64 = 1 << 20;
+
+/// More than this at one look is no log of a run.
+const MAX_NEW_BYTES: u64 = 8 << 30;
 
 /// A reader that remembers how far it came.
 #[derive(Debug)]
@@ -58,18 +61,18 @@ impl MetricsTail {
 
     /// The file from its last line that was read on; none if that line is no longer there.
     fn read_from_last_line(&self) -> Result<Option<Vec<u8>>, MetricsError> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok((self.offset == 0).then(Vec::new));
-            }
-            Err(error) => return Err(read_error(&self.path, error)),
-        };
-        let mut bytes = Vec::new();
         let start = self.offset - self.last_line.len() as u64;
-        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut bytes));
-        read.map_err(|error| read_error(&self.path, error))?;
-        Ok(bytes.starts_with(&self.last_line).then_some(bytes))
+        match read_from(&self.path, |len| {
+            if len.saturating_sub(start) > MAX_NEW_BYTES {
+                let message = format!("it has grown by more than {MAX_NEW_BYTES} bytes");
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+            }
+            Ok(start)
+        }) {
+            Ok(bytes) => Ok(bytes.starts_with(&self.last_line).then_some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((self.offset == 0).then(Vec::new)),
+            Err(error) => Err(read_error(&self.path, error)),
+        }
     }
 
     fn take(&mut self, line: &[u8]) -> Result<Record, MetricsError> {
@@ -90,7 +93,7 @@ impl MetricsTail {
 /// # Errors
 /// [`MetricsError::Io`].
 pub(crate) fn newest_step(path: &Path) -> Result<Option<StepRecord>, MetricsError> {
-    let end = match read_end(path) {
+    let end = match read_from(path, |len| Ok(len.saturating_sub(LAST_ROWS_BYTES))) {
         Ok(end) => end,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read_error(path, error)),
@@ -103,13 +106,15 @@ pub(crate) fn newest_step(path: &Path) -> Result<Option<StepRecord>, MetricsErro
     }))
 }
 
-fn read_end(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+/// The file from the place that `start` chooses, given its length, to where it ended then.
+fn read_from(path: &Path, start: impl FnOnce(u64) -> io::Result<u64>) -> io::Result<Vec<u8>> {
+    let mut file = regular_file::open(path)?;
     let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(LAST_ROWS_BYTES)))?;
-    let mut end = Vec::new();
-    file.read_to_end(&mut end)?;
-    Ok(end)
+    let start = start(len)?;
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(len.saturating_sub(start)).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn read_error(path: &Path, source: io::Error) -> MetricsError {
@@ -210,6 +215,21 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_new(&mut tail, true, &[]);
         assert_new(&mut tail, false, &[]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_not_waited_for_and_an_endless_file_not_read() {
+        let (_folder, path, mut tail) = desk();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for message in [tail.read_new().unwrap_err().to_string(), newest_step(&path).unwrap_err().to_string()]
+        {
+            assert!(message.contains("not a regular file"), "{message}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(200 << 30).unwrap();
+        assert!(tail.read_new().unwrap_err().to_string().contains("more than"));
+        assert_eq!(newest_step(&path).unwrap(), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod browser_tests;
 mod content;
 mod csv_files;
 mod figures;
-mod files;
+pub(crate) mod files;
 mod numbers;
 mod page;
 mod png;

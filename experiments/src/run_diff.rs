@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use switchyard_trainer::run_folder::RunReading;
 
-use flatten::flatten;
+use crate::comparison::{DataRelation, Measured, final_bits_per_byte, is_place, why_not_comparable};
+pub(crate) use flatten::flatten as dotted_keys;
 
 /// One of the two.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub(crate) struct Side {
     pub(crate) config: Value,
     /// What it resolves to.
     pub(crate) plan: Value,
+    /// Content key of a run's data; absent of a configuration, and of a run that does not tell.
+    pub(crate) data_key: Option<String>,
     /// What came out; none of a configuration file.
     pub(crate) outcome: Option<Outcome>,
 }
@@ -41,7 +44,9 @@ pub(crate) struct Outcome {
 pub(crate) struct RunDiff {
     pub(crate) a: String,
     pub(crate) b: String,
-    /// By dotted key.
+    /// Whether the data is the same, by its content.
+    pub(crate) data: DataDiff,
+    /// By dotted key, without where the data lies.
     pub(crate) config: Vec<Difference>,
     /// Of what the configurations resolve to, without what `config` says already.
     pub(crate) plan: Vec<Difference>,
@@ -54,6 +59,19 @@ pub(crate) struct RunDiff {
     /// Program, machine and origin; absent unless both are runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) provenance: Option<Vec<Difference>>,
+    /// Why losses of the two may not be comparable.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What is known of the data of both.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct DataDiff {
+    pub(crate) relation: DataRelation,
+    /// Content keys, as far as they are known.
+    pub(crate) key_a: Option<String>,
+    pub(crate) key_b: Option<String>,
+    /// Where it lies, where that differs.
+    pub(crate) places: Vec<Difference>,
 }
 
 /// A value that is not the same.
@@ -67,7 +85,8 @@ pub(crate) struct Difference {
 impl RunDiff {
     /// What differs between `a` and `b`.
     pub(crate) fn new(a: &Side, b: &Side) -> Self {
-        let config = differences(&a.config, &b.config);
+        let all = differences(&a.config, &b.config);
+        let (places, config): (Vec<_>, Vec<_>) = all.into_iter().partition(|found| is_place(&found.key));
         let plan = differences(&without_notes(&a.plan), &without_notes(&b.plan));
         let plan = plan
             .into_iter()
@@ -77,11 +96,30 @@ impl RunDiff {
         Self {
             a: a.label.clone(),
             b: b.label.clone(),
+            data: DataDiff {
+                relation: DataRelation::of(&a.measured(), &b.measured()),
+                key_a: a.data_key.clone(),
+                key_b: b.data_key.clone(),
+                places,
+            },
+            notes: why_not_comparable(&a.measured(), &b.measured()),
             config,
             plan,
             results: outcomes.map(|(a, b)| differences(&results(a), &results(b))),
             alarms: outcomes.map(|(a, b)| differences(&json!(a.alarms), &json!(b.alarms))),
             provenance: outcomes.map(|(a, b)| differences(&provenance(a), &provenance(b))),
+        }
+    }
+}
+
+impl Side {
+    fn measured(&self) -> Measured<'_> {
+        Measured {
+            label: &self.label,
+            config: &self.config,
+            plan: &self.plan,
+            data_key: self.data_key.as_deref(),
+            has_run: self.outcome.is_some(),
         }
     }
 }
@@ -95,8 +133,8 @@ impl Difference {
 }
 
 /// The keys whose values differ, in the order of their names; what is absent is null.
-fn differences(a: &Value, b: &Value) -> Vec<Difference> {
-    let (a, b) = (flatten(a), flatten(b));
+pub(crate) fn differences(a: &Value, b: &Value) -> Vec<Difference> {
+    let (a, b) = (dotted_keys(a), dotted_keys(b));
     let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
     let value = |side: &BTreeMap<String, Value>, key: &str| side.get(key).cloned().unwrap_or_default();
     let mut differences: Vec<Difference> = keys
@@ -122,6 +160,7 @@ fn results(outcome: &Outcome) -> Value {
         "status": outcome.reading.status(),
         "error": manifest.error,
         "final_validation_cross_entropy_nats": manifest.final_validation_cross_entropy_nats,
+        "final_validation_bits_per_byte": final_bits_per_byte(manifest),
         "best_validation_cross_entropy_nats": manifest.best_validation_cross_entropy_nats,
         "best_validation_step": manifest.best_validation_step,
         "steps_done": manifest.steps_done,
@@ -168,6 +207,7 @@ pub(crate) mod tests {
                 "counts": { "total_params": 1000 * num_experts },
                 "notes": [label],
             }),
+            data_key: None,
             outcome: None,
         }
     }
@@ -182,7 +222,8 @@ pub(crate) mod tests {
         let alarms =
             BTreeMap::from([("dead_expert".to_string(), num_experts / 8), ("loss_spike".to_string(), 1)]);
         let reading = RunReading { manifest, was_killed: false };
-        Side { outcome: Some(Outcome { reading, tokens_per_sec: Some(2000.0), alarms }), ..side }
+        let outcome = Some(Outcome { reading, tokens_per_sec: Some(2000.0), alarms });
+        Side { data_key: Some("k".into()), outcome, ..side }
     }
 
     fn keys(differences: &[Difference]) -> Vec<&str> {
@@ -225,6 +266,25 @@ pub(crate) mod tests {
         let json = serde_json::to_value(&diff).unwrap();
         assert!(json.get("results").is_none(), "{json}");
         assert_eq!(json["config"][0], json!({ "key": "model.ffn.moe.num_experts", "a": 8, "b": 16 }));
+    }
+
+    #[test]
+    fn data_is_the_same_by_its_content_and_not_by_its_path() {
+        let on = |path: &str, key: &str| {
+            let mut side = run(path, 8, 2.5);
+            side.config["data"] = json!({ "text": { "path": path } });
+            side.data_key = Some(key.into());
+            side
+        };
+        let moved = RunDiff::new(&on("here", "k"), &on("there", "k"));
+        assert_eq!(
+            (moved.data.relation, &moved.config[..], &moved.notes[..]),
+            (DataRelation::Same, &[][..], &[][..])
+        );
+        assert_eq!(keys(&moved.data.places), ["data.text.path"]);
+        let changed = RunDiff::new(&on("here", "k"), &on("here", "l"));
+        assert_eq!((changed.data.relation, changed.data.places.len()), (DataRelation::Different, 0));
+        assert!(changed.notes[0].contains("whose content is not the same"), "{:?}", changed.notes);
     }
 
     #[test]

@@ -12,12 +12,13 @@ use serde_json::{Map, Value, json};
 use switchyard_trainer::metrics::StepRecord;
 use switchyard_trainer::run_folder::RunReading;
 
+use crate::comparison::final_bits_per_byte;
 pub(crate) use filter::{Filter, unknown_key};
 pub(crate) use order::{DEFAULT_KEY, sort};
 pub(crate) use table::to_text;
 
 /// The columns, as filters, sorting and JSON name them.
-pub(crate) const COLUMNS: [&str; 13] = [
+pub(crate) const COLUMNS: [&str; 14] = [
     "name",
     "status",
     "steps",
@@ -25,6 +26,7 @@ pub(crate) const COLUMNS: [&str; 13] = [
     "total_params",
     "active_params",
     "final_loss",
+    "bits_per_byte",
     "best_loss",
     "seconds",
     "tokens_per_sec",
@@ -40,7 +42,8 @@ pub(crate) struct RunFacts<'a> {
     pub(crate) reading: &'a RunReading,
     /// The newest step, of a run that is at work or was killed: its manifest is as old as its last checkpoint.
     pub(crate) newest_step: Option<&'a StepRecord>,
-    pub(crate) num_alarms: usize,
+    /// Absent if the alarms cannot be read.
+    pub(crate) num_alarms: Option<usize>,
 }
 
 /// A run in the list.
@@ -50,7 +53,7 @@ pub(crate) struct ListedRun {
     columns: Map<String, Value>,
     /// `run.json`; null if it cannot be read.
     manifest: Value,
-    /// Why it cannot be read.
+    /// What of it cannot be read, and why.
     error: Option<String>,
 }
 
@@ -72,6 +75,7 @@ impl ListedRun {
             "total_params": counts["total_params"],
             "active_params": counts["active_params"],
             "final_loss": manifest.final_validation_cross_entropy_nats,
+            "bits_per_byte": final_bits_per_byte(manifest),
             "best_loss": manifest.best_validation_cross_entropy_nats,
             "seconds": secs,
             "tokens_per_sec": tokens_per_sec,
@@ -81,6 +85,11 @@ impl ListedRun {
         });
         let manifest = serde_json::to_value(manifest).unwrap_or_default();
         Self { columns: into_map(columns), manifest, error: None }
+    }
+
+    /// The run, with what of it could not be read, and why.
+    pub(crate) fn with_error(self, error: Option<String>) -> Self {
+        Self { error, ..self }
     }
 
     /// A folder whose run cannot be read, and why.
@@ -159,7 +168,8 @@ pub(crate) mod tests {
         manifest.started_at = started_at.into();
         let reading = RunReading { manifest, was_killed: loss.is_none() };
         let path = format!("runs/{name}");
-        let facts = RunFacts { path: Path::new(&path), reading: &reading, newest_step: None, num_alarms: 2 };
+        let facts =
+            RunFacts { path: Path::new(&path), reading: &reading, newest_step: None, num_alarms: Some(2) };
         ListedRun::new(&facts)
     }
 
@@ -188,7 +198,7 @@ pub(crate) mod tests {
             path: Path::new("runs/b"),
             reading: &reading,
             newest_step: newest.as_step(),
-            num_alarms: 0,
+            num_alarms: Some(0),
         };
         let json = ListedRun::new(&facts).to_json();
         assert_eq!((&json["status"], &json["steps"]), (&json!("killed"), &json!(120)));

@@ -1,13 +1,47 @@
 //! From a run's logs to the rows that its report draws.
 
-use switchyard_trainer::flight::alarms::Alarm;
-use switchyard_trainer::metrics::{LayerRecord, Record, StepRecord};
-use switchyard_trainer::run_folder::RunManifest;
+use std::fs;
+use std::io;
 
+use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, read_metrics};
+use switchyard_trainer::run_folder::{RunManifest, RunPaths};
+
+use crate::failure::Failure;
 use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
 
 /// Time bins of a heat map: more would be narrower than a pixel column can show.
 const MAX_BINS: usize = 60;
+
+/// A million steps of a large mixture have some gigabytes.
+const MAX_METRICS_BYTES: u64 = 8 << 30;
+
+/// The rows of the run's `metrics.jsonl`; none if there is no such file, as in a run that has just begun.
+///
+/// # Errors
+/// A file that cannot be read, and one with a line that is no row.
+pub(crate) fn read_records(paths: &RunPaths) -> Result<Vec<Record>, Failure> {
+    let metrics = paths.metrics();
+    match fs::metadata(&metrics) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Ok(found) if found.len() > MAX_METRICS_BYTES => Err(Failure::Mistake(format!(
+            "`{}` has {} bytes: no run writes so many",
+            metrics.display(),
+            found.len()
+        ))),
+        _ => Ok(read_metrics(&metrics)?),
+    }
+}
+
+/// The loss of an evaluation in bits per byte of text; absent where the bytes are not known.
+pub(crate) fn bits_per_byte(row: &EvalRecord) -> Option<f64> {
+    serde_json::to_value(row).ok()?.get("bits_per_byte")?.as_f64()
+}
+
+/// Passes over the training split by a step; absent in rows of earlier versions.
+pub(crate) fn data_passes(row: &StepRecord) -> Option<f64> {
+    serde_json::to_value(row).ok()?.get("data_passes")?.as_f64()
+}
 
 /// The rows of one run of `arm`.
 pub(crate) fn run_series(
@@ -20,12 +54,13 @@ pub(crate) fn run_series(
     let count = |key: &str| manifest.plan.get("counts")?.get(key)?.as_u64();
     let flops_per_token = count("training_flops_per_token").unwrap_or(0) as f64;
     let evals = records.iter().filter_map(Record::as_eval).filter(|row| row.step > 0);
-    let point = |row: &switchyard_trainer::metrics::EvalRecord| EvalPoint {
+    let point = |row: &EvalRecord| EvalPoint {
         step: row.step,
         tokens: row.tokens_seen,
         active_flops: row.tokens_seen as f64 * flops_per_token,
         secs: row.elapsed_secs,
         loss_nats: row.cross_entropy_nats,
+        bits_per_byte: bits_per_byte(row),
     };
     RunSeries {
         label: label.into(),
@@ -40,6 +75,7 @@ pub(crate) fn run_series(
             .zip(count("active_params"))
             .map(|(total, active)| ParamCounts { total, active }),
         energy_joules: manifest.energy_joules,
+        data_passes: records.iter().rev().find_map(Record::as_step).and_then(data_passes),
         evals: evals.map(point).collect(),
         layers: layer_series(records),
         alarms: alarms.iter().map(alarm_row).collect(),

@@ -24,14 +24,20 @@ mod table;
 mod words;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
+
+use switchyard_ground::printable::excerpt;
+use switchyard_ground::regular_file;
 
 use crate::failure::Failure;
+
+/// A study of thousands of runs has some megabytes.
+const MAX_RESULT_BYTES: u64 = 1 << 30;
 
 pub(crate) use analysis::{Evidence, analyse};
 pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
-pub(crate) use execute::{Execution, Shard, StudyFolder, run_all, run_missing};
+pub(crate) use execute::{Execution, Orders, Shard, StudyFolder, run_all, run_missing};
 pub(crate) use file::{
     ArmConfig, BudgetConfig, LoadedStudy, PilotConfig, QuestionConfig, StudyFile, check_distinct, check_name,
     is_study, read_toml,
@@ -47,10 +53,11 @@ pub(crate) use outcome::{FinishedRun, finished_runs};
 /// A file that cannot be read or is no result.
 pub(crate) fn read_result(folder: &Path) -> Result<Option<result::StudyResult>, Failure> {
     let path = folder.join("result.json");
-    if !path.is_file() {
+    // One that is there but no file is a mistake to tell, not a folder of runs.
+    if fs::symlink_metadata(&path).is_err() {
         return Ok(None);
     }
-    let text = fs::read_to_string(&path)
+    let text = regular_file::read_to_string(&path, MAX_RESULT_BYTES)
         .map_err(|error| Failure::Mistake(format!("cannot read {}: {error}", path.display())))?;
     serde_json::from_str(&text).map(Some).map_err(|error| {
         Failure::Mistake(format!(
@@ -58,4 +65,46 @@ pub(crate) fn read_result(folder: &Path) -> Result<Option<result::StudyResult>, 
             path.display()
         ))
     })
+}
+
+/// The folder of a run that the result in `folder` names.
+///
+/// # Errors
+/// A name that leads out of the study's folder.
+pub(crate) fn run_of_study(folder: &Path, run: &str) -> Result<PathBuf, Failure> {
+    let is_inside =
+        !run.is_empty() && Path::new(run).components().all(|part| matches!(part, Component::Normal(_)));
+    if !is_inside {
+        return Err(Failure::Mistake(format!(
+            "{}: `{}` is no run of the study: it leads out of the folder",
+            folder.join("result.json").display(),
+            excerpt(run, 80)
+        )));
+    }
+    Ok(folder.join(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_names_runs_inside_its_study_alone() {
+        let folder = Path::new("runs/quick");
+        assert_eq!(run_of_study(folder, "runs/a-s0").unwrap(), folder.join("runs/a-s0"));
+        for run in ["../elsewhere", "/etc", "runs/../../x", ""] {
+            assert!(run_of_study(folder, run).is_err(), "{run}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_in_the_place_of_the_result_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_result(folder.path()).unwrap().is_none());
+        let pipe = folder.path().join("result.json");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let Err(Failure::Mistake(message)) = read_result(folder.path()) else { panic!("a pipe was read") };
+        assert!(message.contains("result.json") && message.contains("not a regular file"), "{message}");
+    }
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -351,4 +352,98 @@ fn a_mistake_in_a_study_is_one_message_and_runs_nothing() {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies/quick.toml");
     let set = desk.run(&["compare", recipe.to_str().unwrap(), "--set", "seed=1"]);
     assert!(String::from_utf8(set.stderr).unwrap().contains("write them into its `set`"));
+}
+
+/// What a result says of its runs, without what the clock measured.
+fn measured(result: &Value) -> Value {
+    let arms = result["arms"].as_array().unwrap().iter().map(|arm| {
+        let runs = arm["runs"].as_array().unwrap().iter();
+        let runs: Vec<[&Value; 4]> = runs
+            .map(|run| ["run", "final_loss_nats", "tokens", "active_flops"].map(|key| &run[key]))
+            .collect();
+        serde_json::json!([arm["label"], arm["learning_rate"], arm["learning_rate_grid"], runs])
+    });
+    let axes = result["comparisons"][0]["axes"].as_array().unwrap().iter();
+    let differences = axes.filter(|axis| axis["axis"] != "seconds").map(|axis| axis["difference"].clone());
+    let unequal = result["unequal"].as_array().unwrap().iter();
+    let unequal = unequal.filter(|line| !line.as_str().unwrap().starts_with("seconds"));
+    let (arms, differences, unequal): (Vec<_>, Vec<_>, Vec<_>) =
+        (arms.collect(), differences.collect(), unequal.collect());
+    serde_json::json!([arms, differences, unequal])
+}
+
+#[test]
+fn two_processes_on_one_study_share_its_work_and_find_what_one_finds() {
+    let study = STUDY.replace("[2, 4, 8, 16]", "[2, 3]").replace("[0, 1, 2]", "[0, 1]");
+    let alone = Desk::new();
+    alone.write("study.toml", &study);
+    alone.ok(&["compare", "study.toml", "--out", "out"]);
+    let expected = measured(&alone.json("out/result.json"));
+    for pair in 0..8 {
+        let desk = Desk::new();
+        desk.write("study.toml", &study);
+        if pair > 1 {
+            // Timing the arms takes longer than their runs; the first pairs measure for themselves.
+            fs::create_dir(desk.path("out")).unwrap();
+            for entry in fs::read_dir(alone.path("out")).unwrap().map(|entry| entry.unwrap()) {
+                if entry.file_name().to_string_lossy().starts_with("calibration-") {
+                    fs::copy(entry.path(), desk.path("out").join(entry.file_name())).unwrap();
+                }
+            }
+        }
+        // The same command twice, and two shards of which one does all.
+        let more: [&[&str]; 2] = if pair % 2 == 0 { [&[], &[]] } else { [&["--shard", "1/2"], &[]] };
+        let children = more.map(|more| {
+            let arguments = [&["compare", "study.toml", "--out", "out"][..], more].concat();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_switchyard"));
+            command
+                .args(arguments)
+                .current_dir(desk.folder.path())
+                .env("SWITCHYARD_CACHE_DIR", desk.path("cache"));
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        let children = children.map(|child| thread::spawn(|| child.wait_with_output().unwrap()));
+        for output in children.map(|child| child.join().unwrap()) {
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(0), "pair {pair}: {message}");
+        }
+        if pair % 2 == 1 {
+            // The shard may have been the last to write its part of the result.
+            desk.ok(&["compare", "study.toml", "--out", "out"]);
+        }
+        assert_eq!(measured(&desk.json("out/result.json")), expected, "pair {pair}");
+        assert_eq!(desk.runs(), alone.runs(), "pair {pair}");
+        for run in desk.runs() {
+            assert!(!desk.path("out/runs").join(&run).join("checkpoints").exists(), "pair {pair}: {run}");
+        }
+        let left: Vec<_> = fs::read_dir(desk.path("out"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with('.') || name.ends_with(".lock"))
+            .collect();
+        assert_eq!(left, [""; 0], "pair {pair}: locks are removed");
+    }
+}
+
+#[test]
+fn advice_about_a_run_of_a_study_can_be_followed_there() {
+    let desk = Desk::new();
+    desk.write("study.toml", &STUDY.replace("[2, 4, 8, 16]", "[2]").replace("[0, 1, 2]", "[0, 1]"));
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
+    let run = desk.path("out/runs").join(&desk.runs()[0]);
+    let refused = |what: &str| {
+        let output = desk.run(&["compare", "study.toml", "--out", "out"]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{what}: {message}");
+        assert!(message.contains("the same command does this run anew"), "{what}: {message}");
+        assert!(!message.contains("--overwrite") && !message.contains("--resume"), "{what}: {message}");
+        assert!(message.contains(run.file_name().unwrap().to_str().unwrap()), "{what}: {message}");
+    };
+    fs::write(run.join("run.json"), "{").unwrap();
+    refused("a torn manifest");
+    fs::remove_file(run.join("run.json")).unwrap();
+    fs::write(run.join("notes.txt"), "mine").unwrap();
+    refused("a folder of something else");
+    fs::remove_dir_all(&run).unwrap();
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
 }

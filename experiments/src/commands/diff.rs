@@ -9,15 +9,16 @@ use serde_json::Value;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::flight::alarms::Alarm;
 use switchyard_trainer::flight::read_alarms;
-use switchyard_trainer::metrics::{Record, read_metrics};
+use switchyard_trainer::metrics::Record;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::RunPaths;
 
 use super::{load, print_json, print_text};
 use crate::cli::DiffArgs;
-use crate::comparison::median;
+use crate::comparison::{data_key, median};
 use crate::failure::Failure;
 use crate::run_diff::{Outcome, RunDiff, Side};
+use crate::run_series::read_records;
 
 pub(super) fn run(args: &DiffArgs) -> Result<(), Failure> {
     let diff = RunDiff::new(&side(&args.a)?, &side(&args.b)?);
@@ -36,13 +37,12 @@ fn side(path: &Path) -> Result<Side, Failure> {
     }
     let (loaded, plan) = load(path, &[])?;
     let (config, plan) = (serde_json::to_value(&loaded.config)?, serde_json::to_value(&plan)?);
-    Ok(Side { label: path.display().to_string(), config, plan, outcome: None })
+    Ok(Side { label: path.display().to_string(), config, plan, data_key: None, outcome: None })
 }
 
 fn side_of_run(path: &Path, paths: &RunPaths) -> Result<Side, Failure> {
     let reading = paths.read()?;
-    let metrics = paths.metrics();
-    let records = if metrics.is_file() { read_metrics(&metrics)? } else { Vec::new() };
+    let records = read_records(paths)?;
     let steps = records.iter().filter_map(Record::as_step);
     let tokens_per_sec = median(steps.map(|row| row.tokens_per_sec));
     let alarms = count_by_kind(&read_alarms(paths)?)?;
@@ -50,6 +50,7 @@ fn side_of_run(path: &Path, paths: &RunPaths) -> Result<Side, Failure> {
         label: path.display().to_string(),
         config: with_todays_defaults::<RunConfig>(&reading.manifest.config),
         plan: with_todays_defaults::<RunPlan>(&reading.manifest.plan),
+        data_key: data_key(paths, &reading.manifest),
         outcome: Some(Outcome { reading, tokens_per_sec, alarms }),
     })
 }

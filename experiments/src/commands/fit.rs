@@ -9,9 +9,9 @@ use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
 use super::{print_json, print_text};
 use crate::cli::FitArgs;
 use crate::failure::Failure;
-use crate::run_folders::run_folders;
+use crate::run_folders::{read_each, run_folders};
 use crate::scaling::{FitOptions, Observation, Point, ScalingReport};
-use crate::study::read_result;
+use crate::study::{read_result, run_of_study};
 
 pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -19,20 +19,17 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
         match read_result(path)? {
             // A study's pilots, and runs of other code or other data, lie beside those of its result.
             Some(result) => {
-                let runs = result.arms.iter().flat_map(|arm| &arm.runs);
-                folders.extend(runs.map(|run| path.join(&run.run)));
+                for run in result.arms.iter().flat_map(|arm| &arm.runs) {
+                    folders.push(run_of_study(path, &run.run)?);
+                }
             }
             None => folders.extend(run_folders(path)?),
         }
     }
-    let mut observations = Vec::new();
-    let mut skipped = 0;
-    for folder in &folders {
-        match observation(folder)? {
-            Some(observation) => observations.push(observation),
-            None => skipped += 1,
-        }
-    }
+    let runs = read_each(&folders, observation)?;
+    let num_runs = runs.len();
+    let observations: Vec<Observation> = runs.into_iter().flatten().collect();
+    let skipped = num_runs - observations.len();
     if skipped > 0 {
         say!("note: {skipped} run(s) without a final validation loss are left out");
     }

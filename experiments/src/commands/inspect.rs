@@ -7,14 +7,17 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::json;
 use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_checkpoint, read_state};
-use switchyard_trainer::metrics::{LayerRecord, Record, read_metrics};
+use switchyard_trainer::metrics::{LayerRecord, Record};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use super::flight_report::FlightReport;
 use super::{print_json, print_text};
 use crate::cli::InspectArgs;
+use crate::comparison::final_bits_per_byte;
 use crate::failure::Failure;
 use crate::figures::{expert_load_svg, loss_curve_svg};
+use crate::run_series::{data_passes, read_records};
+use crate::whole_file;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let paths = RunPaths::new(&args.path);
@@ -23,13 +26,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
 
 fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
     let manifest = RunManifest::read(&paths.manifest())?;
-    let metrics = paths.metrics();
-    let records = if metrics.is_file() { read_metrics(&metrics)? } else { Vec::new() };
+    let records = read_records(paths)?;
     if let Some(folder) = &args.figures {
         return write_figures(folder, &args.path, &records);
     }
-    let flight = FlightReport::read(paths, &records)?;
     if args.json {
+        let flight = FlightReport::read(paths, &records)?;
         let last_step = records.iter().rev().find_map(Record::as_step);
         let last_eval = records.iter().rev().find_map(Record::as_eval);
         return print_json(&json!({
@@ -41,7 +43,8 @@ fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
         }));
     }
     print_text(&describe_run(&args.path, &manifest, &records)?)?;
-    print_text(&flight.describe())
+    // Whatever is wrong with the recorder's files, the run itself is told by then.
+    print_text(&FlightReport::read(paths, &records)?.describe())
 }
 
 fn inspect_checkpoint(args: &InspectArgs) -> Result<(), Failure> {
@@ -96,13 +99,18 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     let counts = &manifest.plan["counts"];
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
     line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
+    if let Some(passes) = records.iter().rev().find_map(Record::as_step).and_then(data_passes) {
+        line(format!("training data    {passes:.2} passes over it"))?;
+    }
     line(format!("active FLOPs     {:.3e}", manifest.active_flops))?;
     line(format!(
         "training time    {:.1} s, {:.1}% of it for the flight recorder",
         manifest.train_secs,
         100.0 * manifest.flight_recorder_secs / manifest.train_secs.max(f64::MIN_POSITIVE)
     ))?;
-    line(format!("final validation {}", nats(manifest.final_validation_cross_entropy_nats)))?;
+    let bits =
+        final_bits_per_byte(manifest).map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+    line(format!("final validation {}{bits}", nats(manifest.final_validation_cross_entropy_nats)))?;
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
     line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
     if let Some(step) = records.iter().rev().find_map(Record::as_step) {
@@ -134,9 +142,7 @@ fn write_figures(folder: &Path, run: &Path, records: &[Record]) -> Result<(), Fa
     let label = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let write = |name: &str, svg: String| {
         let path = folder.join(name);
-        fs::write(&path, svg)
-            .with_context(|| format!("cannot write {}", path.display()))
-            .map_err(Failure::Fault)?;
+        whole_file::replace(&path, svg.as_bytes()).map_err(Failure::Fault)?;
         print_text(&format!("{}\n", path.display()))
     };
     fs::create_dir_all(folder)

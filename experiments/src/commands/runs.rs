@@ -40,13 +40,23 @@ fn listed(path: &Path) -> ListedRun {
 fn read(path: &Path) -> anyhow::Result<ListedRun> {
     let paths = RunPaths::new(path);
     let reading = paths.read()?;
-    let newest_step = match reading.manifest.status {
-        RunStatus::Running => newest_step(&paths.metrics())?,
-        _ => None,
+    // Beside a manifest that can be read, a file that cannot is no reason to hide the run.
+    let (mut newest, mut error) = (None, None);
+    if reading.manifest.status == RunStatus::Running {
+        newest = newest_step(&paths.metrics()).unwrap_or_else(|reason| {
+            error = Some(reason.to_string());
+            None
+        });
+    }
+    let num_alarms = match read_alarms(&paths) {
+        Ok(alarms) => Some(alarms.len()),
+        Err(reason) => {
+            error = Some(reason.to_string());
+            None
+        }
     };
-    let num_alarms = read_alarms(&paths)?.len();
-    let facts = RunFacts { path, reading: &reading, newest_step: newest_step.as_ref(), num_alarms };
-    Ok(ListedRun::new(&facts))
+    let facts = RunFacts { path, reading: &reading, newest_step: newest.as_ref(), num_alarms };
+    Ok(ListedRun::new(&facts).with_error(error))
 }
 
 #[cfg(test)]
@@ -67,6 +77,21 @@ mod tests {
         let run = listed(&path).to_json();
         assert_eq!((&run["name"], &run["status"]), (&json!("torn"), &json!("unreadable")));
         assert!(run["error"].as_str().unwrap().contains("is not the manifest of a run"), "{run}");
+    }
+
+    #[test]
+    fn a_file_of_alarms_that_cannot_be_read_does_not_hide_the_run() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = RunPaths::new(root.path());
+        RunManifest::starting(json!({ "name": "a" }), json!({}), 0, "cpu").write(&paths.manifest()).unwrap();
+        fs::create_dir(paths.flight()).unwrap();
+        fs::write(paths.alarms(), "nonsense\n").unwrap();
+        let run = listed(root.path()).to_json();
+        assert_eq!(
+            (&run["name"], &run["status"], &run["alarms"]),
+            (&json!("a"), &json!("killed"), &json!(null))
+        );
+        assert!(run["error"].as_str().unwrap().contains("alarms.jsonl"), "{run}");
     }
 
     #[test]

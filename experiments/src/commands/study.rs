@@ -18,8 +18,9 @@ use crate::report::series::RunSeries;
 use crate::run_series::run_series;
 use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
-    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
-    Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all, run_missing, sha256_hex,
+    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, Orders,
+    PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all, run_missing,
+    sha256_hex,
 };
 use crate::whole_file;
 
@@ -96,15 +97,15 @@ impl<'a> Session<'a> {
     }
 
     fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
-        let keep = self.loaded.study.keep_checkpoints;
+        let orders = Orders { keep_checkpoints: self.loaded.study.keep_checkpoints, stop };
         if !self.pilots.is_empty() {
-            if run_all(&self.folder, &self.pilots, self.args.shard, keep, stop)? == Execution::Interrupted {
+            if run_all(&self.folder, &self.pilots, self.args.shard, orders)? == Execution::Interrupted {
                 return Ok(Execution::Interrupted);
             }
             self.choose_learning_rates()?;
         }
         let runs = self.matrix.main_runs(&self.learning_rates)?;
-        run_missing(&self.folder, &runs, self.arms.len(), self.args.shard, keep, stop)
+        run_missing(&self.folder, &runs, self.arms.len(), self.args.shard, orders)
     }
 
     /// Of each arm the learning rate with the lowest pilot loss.

@@ -16,8 +16,8 @@ use crate::cli::SweepArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
 use crate::study::{
-    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, PlannedRun,
-    RunSettings, Shard, StudyFolder, finished_runs, run_all, sha256_hex,
+    Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, Orders,
+    PlannedRun, RunSettings, Shard, StudyFolder, finished_runs, run_all, sha256_hex,
 };
 use crate::sweep::{
     Candidate, LoadedSweep, RunOutcome, Rung, RungOutcome, SweepProvenance, SweepResult, going_on,
@@ -193,7 +193,8 @@ impl<'a> Session<'a> {
         shard: Shard,
         stop: &Arc<AtomicBool>,
     ) -> Result<Execution, Failure> {
-        run_all(&self.folder, runs, shard, self.loaded.sweep.keep_checkpoints, stop)
+        let orders = Orders { keep_checkpoints: self.loaded.sweep.keep_checkpoints, stop };
+        run_all(&self.folder, runs, shard, orders)
     }
 
     fn outcome(

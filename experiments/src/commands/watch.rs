@@ -1,5 +1,6 @@
 //! `switchyard watch`
 
+mod http;
 mod serve;
 
 use std::path::Path;

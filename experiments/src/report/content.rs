@@ -53,6 +53,10 @@ pub(super) struct RunRow {
     pub(super) num_alarms: usize,
     pub(super) total_params: Option<u64>,
     pub(super) active_params: Option<u64>,
+    /// Absent where the bytes of the text are not known.
+    pub(super) final_bits_per_byte: Option<f64>,
+    /// Passes over the training split.
+    pub(super) data_passes: Option<f64>,
 }
 
 impl<'a> Content<'a> {
@@ -115,7 +119,7 @@ impl<'a> Content<'a> {
     /// Every run: as the study tells it, or as its own rows do.
     pub(super) fn run_rows(&self) -> Vec<RunRow> {
         match self.result {
-            Some(result) => run_rows_of_study(result),
+            Some(result) => run_rows_of_study(result, self.runs),
             None => self.runs.iter().map(run_row_of_series).collect(),
         }
     }
@@ -157,7 +161,8 @@ impl ArmRuns<'_> {
     }
 }
 
-fn run_rows_of_study(result: &StudyResult) -> Vec<RunRow> {
+fn run_rows_of_study(result: &StudyResult, series: &[RunSeries]) -> Vec<RunRow> {
+    let series_of = |run: &RunResult| series.iter().find(|other| other.label == run.run);
     let of_arm = |arm: &ArmResult| {
         let row = |run: &RunResult| RunRow {
             arm: arm.label.clone(),
@@ -165,6 +170,8 @@ fn run_rows_of_study(result: &StudyResult) -> Vec<RunRow> {
             seed: run.seed,
             num_steps: run.num_steps,
             final_loss_nats: run.final_loss_nats,
+            final_bits_per_byte: series_of(run).and_then(|series| series.evals.last()?.bits_per_byte),
+            data_passes: series_of(run).and_then(|series| series.data_passes),
             tokens: Some(run.tokens),
             active_flops: Some(run.active_flops),
             train_secs: Some(run.train_secs),
@@ -187,6 +194,8 @@ fn run_row_of_series(run: &RunSeries) -> RunRow {
         seed: run.seed,
         num_steps: run.num_steps,
         final_loss_nats: last.map(|eval| eval.loss_nats),
+        final_bits_per_byte: last.and_then(|eval| eval.bits_per_byte),
+        data_passes: run.data_passes,
         tokens: last.map(|eval| eval.tokens),
         active_flops: last.map(|eval| eval.active_flops),
         train_secs: last.map(|eval| eval.secs),

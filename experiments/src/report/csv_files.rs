@@ -5,6 +5,7 @@ mod of_runs;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use switchyard_ground::printable::printable;
 
 use super::content::Content;
 use super::series::RunSeries;
@@ -50,7 +51,9 @@ fn file<T: Default + Serialize>(name: &str, rows: impl IntoIterator<Item = T>) -
     for row in rows {
         writer.serialize(row).with_context(in_file)?;
     }
-    Ok((name.into(), writer.into_inner().with_context(in_file)?))
+    let bytes = writer.into_inner().with_context(in_file)?;
+    // A table is looked at in a terminal too, and its names and messages are whatever the files of the runs say.
+    Ok((name.into(), printable(&String::from_utf8_lossy(&bytes)).into_owned().into_bytes()))
 }
 
 #[cfg(test)]

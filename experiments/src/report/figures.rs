@@ -18,7 +18,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::content::Content;
 use super::table::Table;
+use crate::figures::drawable;
 use arm_style::ARM_COLORS;
+pub(super) use loss::LossFigure;
 
 /// A picture in the making; its coordinates are pixels.
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -52,7 +54,7 @@ pub(super) struct Figures {
     pub(super) gap: Option<Figure>,
     pub(super) gauge: Option<Figure>,
     /// Loss against each axis.
-    pub(super) loss: Vec<Figure>,
+    pub(super) loss: Vec<LossFigure>,
     pub(super) parameters: Option<Figure>,
     /// One per sparse arm.
     pub(super) load: Vec<Figure>,
@@ -76,7 +78,8 @@ impl Figures {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Figure> {
-        let first = self.gap.iter().chain(&self.gauge).chain(&self.loss);
+        let losses = self.loss.iter().map(|loss| &loss.figure);
+        let first = self.gap.iter().chain(&self.gauge).chain(losses);
         first.chain(&self.parameters).chain(&self.load).chain(&self.routing)
     }
 }
@@ -100,7 +103,14 @@ impl Figure {
         }
         // Defaults of SVG, which plotters spells out: a map of the load has thousands of each.
         let drawing = drawing.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "");
-        Ok(Self { name: name.into(), title: title.into(), description, numbers, drawing })
+        let drawing = drawable(&drawing);
+        Ok(Self {
+            name: name.into(),
+            title: drawable(title),
+            description: drawable(&description),
+            numbers,
+            drawing,
+        })
     }
 
     /// The figure as a file of its own: on white, because half of its readers would see it dark on dark.

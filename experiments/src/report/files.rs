@@ -1,7 +1,7 @@
 //! Names of files.
 
 /// A part of a file name made from `label`: lower case, digits, `.`, `-` and `_`.
-pub(super) fn file_name_of(label: &str) -> String {
+pub(crate) fn file_name_of(label: &str) -> String {
     let kept = |letter: char| match letter.to_ascii_lowercase() {
         letter if letter.is_ascii_alphanumeric() || "._-".contains(letter) => letter,
         _ => '-',

@@ -5,6 +5,7 @@ mod findings;
 mod overview;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use switchyard_ground::printable::printable;
 
 use super::content::Content;
 use super::figures::{Figure, Figures};
@@ -54,7 +55,8 @@ pub(super) fn render(content: &Content, figures: &Figures) -> String {
             }
         }
     };
-    page.into_string()
+    // Names and messages are whatever the files of the runs say.
+    printable(&page.into_string()).into_owned()
 }
 
 fn sections(content: &Content, figures: &Figures) -> Vec<Section> {

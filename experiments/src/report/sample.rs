@@ -89,6 +89,7 @@ fn run(model: &ArmModel, seed: u64, num_steps: u64) -> RunSeries {
             active_flops: tokens as f64 * model.flops_per_token,
             secs: step as f64 * model.secs_per_step * (1.0 + 0.03 * noise(seed)),
             loss_nats: loss(model, seed, tokens as f64),
+            bits_per_byte: Some(loss(model, seed, tokens as f64) / std::f64::consts::LN_2 / 4.0),
         }
     };
     let num_layers = if model.num_experts > 0 { 4 } else { 0 };
@@ -104,6 +105,7 @@ fn run(model: &ArmModel, seed: u64, num_steps: u64) -> RunSeries {
         num_steps,
         params: Some(ParamCounts { total: model.total_params, active: 12_400_000 }),
         energy_joules: Some(num_steps as f64 * 9.4),
+        data_passes: Some(num_steps as f64 / 800.0),
         evals: (0..=25).map(eval).collect(),
         layers: (1..=num_layers).map(|layer| layer_series(model.num_experts, layer, num_steps)).collect(),
         alarms: if model.num_experts == 32 && seed == 1 { vec![alarm] } else { Vec::new() },

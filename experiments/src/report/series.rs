@@ -15,6 +15,8 @@ pub(crate) struct RunSeries {
     pub(crate) params: Option<ParamCounts>,
     /// Energy that the processor used during the run, in joules; absent where it does not tell.
     pub(crate) energy_joules: Option<f64>,
+    /// Passes over the training split; absent if the run does not tell.
+    pub(crate) data_passes: Option<f64>,
     /// Evaluations of the validation loss, in the order of the steps.
     pub(crate) evals: Vec<EvalPoint>,
     /// Its mixture-of-experts layers; empty for a dense run.
@@ -45,6 +47,8 @@ pub(crate) struct EvalPoint {
     pub(crate) secs: f64,
     /// Validation cross-entropy in nats per token.
     pub(crate) loss_nats: f64,
+    /// The same in bits per byte of text; absent where the bytes are not known.
+    pub(crate) bits_per_byte: Option<f64>,
 }
 
 /// The router statistics of one layer over a run.

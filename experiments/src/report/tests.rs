@@ -104,6 +104,46 @@ fn a_label_cannot_bring_markup() {
 }
 
 #[test]
+fn control_characters_reach_no_file_of_a_report() {
+    let (result, mut runs) = sample::study("a\u{1b}]52;c;eA==\u{7}\u{ffff}\u{b}");
+    runs[0].label = "\u{9b}31m\r".into();
+    for run in &mut runs {
+        run.alarms.iter_mut().for_each(|alarm| alarm.message.push_str("\u{1b}[2J\0"));
+    }
+    let files = files_of(Some(&result), &runs);
+    for (name, bytes) in files.iter().filter(|(name, _)| !name.ends_with(".png")) {
+        let text = std::str::from_utf8(bytes).unwrap();
+        let bad = text.chars().find(|letter| letter.is_control() && !"\n\t".contains(*letter));
+        assert_eq!(bad, None, "{name}");
+        assert!(!name.contains(char::is_control), "{name:?}");
+    }
+    assert!(text(&files, "report.html").contains("\u{fffd}]52;c;eA=="));
+}
+
+/// The page shows one figure of the loss at a time, of which the first is shown until another is chosen.
+#[test]
+fn the_axis_of_the_loss_is_chosen_and_the_first_one_is_shown() {
+    let files = study_files();
+    let page = text(&files, "report.html");
+    let axes = ["steps", "tokens", "active-flops", "seconds"];
+    let buttons: Vec<&str> =
+        page.split("<input ").skip(1).map(|rest| &rest[..rest.find('>').unwrap()]).collect();
+    assert_eq!(buttons.len(), axes.len());
+    for (index, (button, axis)) in buttons.iter().zip(axes).enumerate() {
+        assert!(button.contains("type=\"radio\" name=\"loss-axis\""), "{button}");
+        assert!(button.contains(&format!("id=\"loss-vs-{axis}-choice\"")), "{button}");
+        assert_eq!(button.contains("checked"), index == 0, "{button}");
+        assert!(page.contains(&format!("<label for=\"loss-vs-{axis}-choice\">")), "{axis}");
+        let rule = format!("input:nth-of-type({0}):checked ~ .choices > figure:nth-of-type({0})", index + 1);
+        assert!(page.contains(&rule), "{rule}");
+    }
+    let (_, choices) = page.split_once("<div class=\"choices\">").unwrap();
+    let shown: Vec<usize> =
+        axes.map(|axis| choices.find(&format!("id=\"loss-vs-{axis}-title\"")).unwrap()).into();
+    assert!(shown.is_sorted(), "figures and buttons have one order");
+}
+
+#[test]
 fn nothing_is_fetched() {
     let files = study_files();
     let page = text(&files, "report.html");

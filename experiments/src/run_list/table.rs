@@ -1,25 +1,39 @@
 //! The list as aligned columns.
 
 use serde_json::Value;
+use switchyard_ground::printable::excerpt;
 
 use super::{COLUMNS, ListedRun, plain_text};
 use crate::comparison::with_si_prefix;
 
+/// Characters of a cell: enough for any path.
+const MOST_CHARS: usize = 4096;
+
+/// Characters of an error message.
+const MOST_ERROR_CHARS: usize = 1000;
+
 /// A heading, a line per run, and below them why those that cannot be read cannot be.
 pub(crate) fn to_text(runs: &[ListedRun]) -> String {
-    let mut rows = vec![COLUMNS.map(|column| heading(column).to_string())];
-    rows.extend(runs.iter().map(|run| COLUMNS.map(|column| cell(column, run.value(column)))));
-    let widths: Vec<usize> = (0..COLUMNS.len())
+    // Not every corpus tells its bytes.
+    let is_shown =
+        |column: &&str| *column != "bits_per_byte" || runs.iter().any(|run| run.value(column).is_some());
+    let columns: Vec<&'static str> = COLUMNS.into_iter().filter(is_shown).collect();
+    let mut rows = vec![columns.iter().map(|column| heading(column).to_string()).collect::<Vec<_>>()];
+    rows.extend(
+        runs.iter().map(|run| columns.iter().map(|column| cell(column, run.value(column))).collect()),
+    );
+    let widths: Vec<usize> = (0..columns.len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
-    let line = |row: &[String; COLUMNS.len()]| {
-        let cells = COLUMNS.iter().zip(row).zip(&widths).map(|((column, cell), &width)| {
+    let line = |row: &Vec<String>| {
+        let cells = columns.iter().zip(row).zip(&widths).map(|((column, cell), &width)| {
             if is_text(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
     };
     let table: String = rows.iter().map(line).collect();
-    let errors = runs.iter().filter_map(|run| Some(format!("unreadable: {}\n", run.error.as_ref()?)));
+    let error = |error: &String| format!("unreadable: {}\n", excerpt(error, MOST_ERROR_CHARS));
+    let errors = runs.iter().filter_map(|run| run.error.as_ref().map(error));
     table + &errors.collect::<String>()
 }
 
@@ -28,6 +42,7 @@ fn heading(column: &'static str) -> &'static str {
         "total_params" => "total",
         "active_params" => "active",
         "final_loss" => "final",
+        "bits_per_byte" => "bits/byte",
         "best_loss" => "best",
         "tokens_per_sec" => "tok/s",
         "started_at" => "started",
@@ -42,12 +57,12 @@ fn is_text(column: &str) -> bool {
 fn cell(column: &str, value: Option<&Value>) -> String {
     let Some(value) = value else { return "-".into() };
     match (column, value.as_f64()) {
-        ("final_loss" | "best_loss", Some(nats)) => format!("{nats:.4}"),
+        ("final_loss" | "best_loss" | "bits_per_byte", Some(nats)) => format!("{nats:.4}"),
         ("seconds", Some(secs)) => format!("{secs:.1}"),
         ("tokens" | "total_params" | "active_params" | "tokens_per_sec", Some(count)) => {
             with_si_prefix(count)
         }
-        _ => plain_text(value),
+        _ => excerpt(&plain_text(value), MOST_CHARS),
     }
 }
 
@@ -75,6 +90,17 @@ mod tests {
         torn           unreadable      -       -      -       -       -       -        -      -       -  -                     runs/torn
         unreadable: `runs/torn/run.json` is not the manifest of a run
         ");
+    }
+
+    #[test]
+    fn names_and_errors_from_files_bring_no_control_characters_and_no_lines() {
+        let runs = [
+            run("a\u{1b}]52;c;eA==\u{7}\nb", 8, Some(2.0), "\u{9b}31m"),
+            ListedRun::unreadable(Path::new("runs/x"), "expected `\u{1b}[2J`".into()),
+        ];
+        let table = to_text(&runs);
+        assert!(!table.contains(|letter: char| letter.is_control() && letter != '\n'), "{table:?}");
+        assert_eq!(table.lines().count(), 4, "a heading, two runs and an error");
     }
 
     #[test]

@@ -1,27 +1,32 @@
 //! Short measurements of each arm's step, from which the time of a study is predicted.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
-use switchyard_ground::say;
+use switchyard_ground::{regular_file, say};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
 use switchyard_trainer::config_file::config_hash;
-use tempfile::NamedTempFile;
 
 use super::arms::Arm;
 use super::file::LoadedStudy;
 use super::identity::{CodeIdentity, sha256_hex};
 use super::result::HeldEqual;
 use crate::failure::Failure;
+use crate::lock_file::LockFile;
+use crate::whole_file;
 
 /// Steps timed per arm, after some to warm up: short ones for long enough that a slow moment does not decide.
 const TIMED: Timed = Timed::AtLeast(4, Duration::from_secs(2));
 const WARMUP_STEPS: usize = 2;
+
+/// Pause between two looks at a measurement that another process makes.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Bytes of a calibration that are read.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// What a step of each arm takes on this machine, by arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,13 +60,21 @@ impl Calibration {
         code: &CodeIdentity,
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
-        if !path.is_file() {
-            say!("{}: timing some steps of each arm", loaded.study.name);
-            let measured = Self::measure(arms)?;
-            write_unless_there(&path, &(serde_json::to_string_pretty(&measured)? + "\n"))?;
+        let lock = path.with_extension("lock");
+        // Of several processes that start together one measures, undisturbed, and its numbers hold for all.
+        while !path.is_file() {
+            let taken = LockFile::try_take(&lock).with_context(|| format!("cannot lock {}", lock.display()));
+            match taken.map_err(Failure::Fault)? {
+                Some(_lock) if !path.is_file() => {
+                    say!("{}: timing some steps of each arm", loaded.study.name);
+                    let text = serde_json::to_string_pretty(&Self::measure(arms)?)? + "\n";
+                    whole_file::replace(&path, text.as_bytes()).map_err(Failure::Fault)?;
+                }
+                Some(_) => {}
+                None => std::thread::sleep(LOOK_EVERY),
+            }
         }
-        // Read back even if it was measured here: of several shards that start together, the first one's holds for all.
-        let text = fs::read_to_string(&path)
+        let text = regular_file::read_to_string(&path, MAX_BYTES)
             .with_context(|| format!("cannot read {}", path.display()))
             .map_err(Failure::Fault)?;
         serde_json::from_str(&text).map_err(|error| {
@@ -107,14 +120,4 @@ fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
     let arms = arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config)));
     let lines: Vec<String> = arms.chain([code.as_str().to_string()]).collect();
     sha256_hex(lines.join("\n"))
-}
-
-fn write_unless_there(path: &Path, text: &str) -> Result<(), Failure> {
-    let fault = |error: io::Error| Failure::Fault(anyhow!("cannot write {}: {error}", path.display()));
-    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(fault)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fault)?;
-    match file.persist_noclobber(path) {
-        Err(lost) if lost.error.kind() != io::ErrorKind::AlreadyExists => Err(fault(lost.error)),
-        _ => Ok(()),
-    }
 }

@@ -1,23 +1,25 @@
 //! Running what is missing, in a folder that may be shared.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use switchyard_ground::say;
+use switchyard_ground::{regular_file, say};
 
 use anyhow::Context;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::CheckpointError;
 use switchyard_trainer::metrics::MetricsError;
-use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunPaths, RunStatus};
+use switchyard_trainer::run_folder::{OpenMode, RunFolder, RunFolderError, RunPaths, RunStatus};
 use switchyard_trainer::train::{TrainRequest, train};
 
 use super::forecast::is_finished;
 use super::matrix::PlannedRun;
 use crate::failure::Failure;
+use crate::lock_file::LockFile;
 use crate::whole_file;
 
 /// The part of the runs that this process does.
@@ -73,6 +75,12 @@ impl Shard {
 /// File in a run's folder that says why its loss became no number, so that the run is not tried again.
 const DIVERGED: &str = "diverged.txt";
 
+/// Bytes of it that are read.
+const MAX_DIVERGED_BYTES: u64 = 1 << 20;
+
+/// Pause between two looks at runs that other processes do.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Where a study's runs are.
 #[derive(Debug, Clone)]
 pub(crate) struct StudyFolder {
@@ -112,6 +120,15 @@ impl StudyFolder {
         is_finished(&self.path_of(run))
     }
 
+    /// The right to do a run, which one process of a study has at a time: from the last look at whether it is over until its
+    /// checkpoints are deleted. `None` if another has it.
+    fn claim(&self, run: &PlannedRun) -> Result<Option<LockFile>, Failure> {
+        let path = self.root.join(format!(".{}.lock", run.folder));
+        LockFile::try_take(&path)
+            .with_context(|| format!("cannot lock {}", path.display()))
+            .map_err(Failure::Fault)
+    }
+
     /// Whether a process is training the run now.
     fn is_at_work(&self, run: &PlannedRun) -> bool {
         RunPaths::new(self.path_of(run)).read().is_ok_and(|reading| reading.is_at_work())
@@ -119,7 +136,7 @@ impl StudyFolder {
 
     /// Why a run that may diverge did.
     pub(crate) fn divergence(&self, run: &PlannedRun) -> Option<String> {
-        fs::read_to_string(self.path_of(run).join(DIVERGED)).ok()
+        regular_file::read_to_string(&self.path_of(run).join(DIVERGED), MAX_DIVERGED_BYTES).ok()
     }
 
     /// Whether there is nothing more to do for a run.
@@ -138,14 +155,24 @@ impl StudyFolder {
 /// How [`run_missing`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Execution {
-    /// All runs of this shard are over, or are being done by another process.
+    /// All runs of this shard are over.
     Done,
     /// The user interrupted; the same command goes on.
     Interrupted,
 }
 
-/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on. Each `group` of
-/// neighbours is one shard's: runs that are compared with each other belong on one machine.
+/// How runs are done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Orders<'a> {
+    /// Whether finished runs keep their last checkpoint.
+    pub(crate) keep_checkpoints: bool,
+    /// Set by Ctrl-C.
+    pub(crate) stop: &'a Arc<AtomicBool>,
+}
+
+/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on, and those that another
+/// process is doing are waited for. Each `group` of neighbours is one shard's: runs that are compared with each other belong
+/// on one machine.
 ///
 /// # Errors
 /// The first run that fails, with its folder; what was done stays. A run whose loss becomes no number, or that an alarm
@@ -155,33 +182,114 @@ pub(crate) fn run_missing(
     runs: &[PlannedRun],
     group: usize,
     shard: Shard,
-    keep_checkpoints: bool,
-    stop: &Arc<AtomicBool>,
+    orders: Orders<'_>,
 ) -> Result<Execution, Failure> {
+    let mine = runs_of_shard(runs, group, shard);
+    if do_free_ones(folder, &mine, orders)? == Execution::Interrupted {
+        return Ok(Execution::Interrupted);
+    }
+    finish(folder, &mine, orders)
+}
+
+/// Do this shard's part of `runs`, then those of the other shards that nobody is doing, until all are over: a machine that
+/// was switched off, or never started, holds up nobody.
+///
+/// # Errors
+/// As [`run_missing`].
+pub(crate) fn run_all(
+    folder: &StudyFolder,
+    runs: &[PlannedRun],
+    shard: Shard,
+    orders: Orders<'_>,
+) -> Result<Execution, Failure> {
+    if do_free_ones(folder, &runs_of_shard(runs, 1, shard), orders)? == Execution::Interrupted {
+        return Ok(Execution::Interrupted);
+    }
+    finish(folder, &runs.iter().collect::<Vec<_>>(), orders)
+}
+
+fn runs_of_shard(runs: &[PlannedRun], group: usize, shard: Shard) -> Vec<&PlannedRun> {
     let flops = |run: &PlannedRun| run.plan.training_flops_per_step() * run.plan.num_steps as f64;
     let parts = shard.parts(runs.chunks(group).map(|runs| runs.iter().map(flops).sum()));
     let with_parts = runs.chunks(group).zip(parts);
-    let mine: Vec<&PlannedRun> =
-        with_parts.filter(|(_, is_mine)| *is_mine).flat_map(|(runs, _)| runs).collect();
-    for (done, run) in mine.iter().enumerate() {
+    with_parts.filter(|(_, is_mine)| *is_mine).flat_map(|(runs, _)| runs).collect()
+}
+
+/// Do those of `runs` that are not over and that no other process is doing, each once.
+fn do_free_ones(
+    folder: &StudyFolder,
+    runs: &[&PlannedRun],
+    orders: Orders<'_>,
+) -> Result<Execution, Failure> {
+    for (done, run) in runs.iter().enumerate() {
         if folder.is_over(run) {
             continue;
         }
-        say!("[{}/{}] {}", done + 1, mine.len(), run.folder);
-        run_one(folder, run, keep_checkpoints, stop)?;
-        if stop.load(Ordering::SeqCst) {
+        if let Some(_claim) = folder.claim(run)? {
+            run_claimed(folder, run, &format!("[{}/{}]", done + 1, runs.len()), orders)?;
+        }
+        if orders.stop.load(Ordering::SeqCst) {
             return Ok(Execution::Interrupted);
         }
     }
     Ok(Execution::Done)
 }
 
-fn run_one(
+/// Come back to `runs` until all are over: those that another process was doing, and gave up or could not finish.
+fn finish(folder: &StudyFolder, runs: &[&PlannedRun], orders: Orders<'_>) -> Result<Execution, Failure> {
+    let mut announced = false;
+    loop {
+        let missing: Vec<&PlannedRun> = runs.iter().copied().filter(|run| !folder.is_over(run)).collect();
+        if missing.is_empty() {
+            return Ok(Execution::Done);
+        }
+        if orders.stop.load(Ordering::SeqCst) {
+            return Ok(Execution::Interrupted);
+        }
+        let mut did_one = false;
+        // One, and then a new look: the others may be over by then.
+        for run in &missing {
+            let Some(_claim) = folder.claim(run)? else { continue };
+            if run_claimed(folder, run, "nobody is at it:", orders)? {
+                did_one = true;
+                break;
+            }
+        }
+        if !did_one {
+            if !announced {
+                say!("waiting for {} run(s) of other processes", missing.len());
+                announced = true;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// Do a run that this process has claimed; says whether it did anything, as opposed to finding that another process is at it
+/// or has finished it.
+fn run_claimed(
     folder: &StudyFolder,
     run: &PlannedRun,
-    keep_checkpoints: bool,
-    stop: &Arc<AtomicBool>,
-) -> Result<(), Failure> {
+    prefix: &str,
+    orders: Orders<'_>,
+) -> Result<bool, Failure> {
+    // It may have ended between the look at it and the claim.
+    if folder.is_over(run) || folder.is_at_work(run) {
+        return Ok(false);
+    }
+    say!("{prefix} {}", run.folder);
+    match run_one(folder, run, orders) {
+        Ok(()) => Ok(true),
+        // Whoever trains in the folder without a claim, by `switchyard train` for one, may have been faster.
+        Err(_) if folder.is_over(run) || folder.is_at_work(run) => {
+            say!("{}: another process is training it", folder.path_of(run).display());
+            Ok(false)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result<(), Failure> {
     let out = folder.path_of(run);
     let mode = if RunPaths::new(&out).manifest().is_file() { OpenMode::Resume } else { OpenMode::New };
     let request = TrainRequest {
@@ -190,24 +298,45 @@ fn run_one(
         out: out.clone(),
         mode,
         show_progress: true,
-        stop: stop.clone(),
+        stop: orders.stop.clone(),
     };
     match train(&request) {
-        Ok(summary) if summary.manifest.status == RunStatus::Finished && !keep_checkpoints => {
+        Ok(summary) if summary.manifest.status == RunStatus::Finished && !orders.keep_checkpoints => {
             delete_checkpoints(&out)
         }
         Ok(summary) if summary.manifest.status == RunStatus::Alarmed => {
             record_divergence(&out, &summary.manifest.error.unwrap_or_else(|| "stopped by an alarm".into()))
         }
         Ok(_) => Ok(()),
-        // Somebody else is at it: theirs is as good as ours.
-        Err(TrainError::RunFolder(RunFolderError::Locked { .. } | RunFolderError::AlreadyExists { .. })) => {
-            say!("{}: another process is training it", out.display());
-            Ok(())
-        }
         Err(error) if has_diverged(&error) => record_divergence(&out, &error.to_string()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(in_a_study(&out, error)),
     }
+}
+
+/// The failure of the run in `out` with advice that can be followed in a study, which chooses folders and modes itself.
+fn in_a_study(out: &Path, error: TrainError) -> Failure {
+    let reason = match &error {
+        TrainError::RunFolder(
+            RunFolderError::NotARunFolder { .. } | RunFolderError::NothingToResume { .. },
+        ) => "it holds files, but no `run.json`".to_string(),
+        TrainError::RunFolder(RunFolderError::AlreadyExists { .. }) => "a run came into it meanwhile".into(),
+        TrainError::RunFolder(RunFolderError::Locked { holder, .. }) => format!("{holder} has it locked"),
+        TrainError::RunFolder(RunFolderError::BadManifest { reason, .. }) => {
+            format!("its `run.json` is not the manifest of a run: {reason}")
+        }
+        TrainError::Metrics(MetricsError::Malformed { path, line_number, reason }) => {
+            format!("`{}` line {line_number}: {reason}", path.display())
+        }
+        TrainError::Checkpoint(CheckpointError::Mismatch { path, reason }) => {
+            // What follows the first sentence is advice for `switchyard train`.
+            format!("`{}`: {}", path.display(), reason.split(". ").next().unwrap_or_default())
+        }
+        _ => return error.into(),
+    };
+    Failure::Mistake(format!(
+        "`{}` cannot be gone on with: {reason}. Move the folder away or delete it, and the same command does this run anew",
+        out.display()
+    ))
 }
 
 /// Whether the run failed because numbers became infinite or none at all.
@@ -225,48 +354,20 @@ fn record_divergence(run: &Path, reason: &str) -> Result<(), Failure> {
     whole_file::replace(&run.join(DIVERGED), reason.as_bytes()).map_err(Failure::Fault)
 }
 
-/// A finished run of a study is repeated from its configuration if it is ever needed again.
+/// A finished run of a study is repeated from its configuration if it is ever needed again. Under the run's lock: somebody who
+/// goes on with it by hand keeps them.
 fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
-    let checkpoints = RunPaths::new(run).checkpoints();
-    fs::remove_dir_all(&checkpoints)
-        .with_context(|| format!("cannot delete {}", checkpoints.display()))
-        .map_err(Failure::Fault)
-}
-
-/// Do this shard's part of `runs`, then those of the other shards that nobody is doing, until all are over: a machine that
-/// was switched off, or never started, holds up nobody.
-///
-/// # Errors
-/// As [`run_missing`].
-pub(crate) fn run_all(
-    folder: &StudyFolder,
-    runs: &[PlannedRun],
-    shard: Shard,
-    keep_checkpoints: bool,
-    stop: &Arc<AtomicBool>,
-) -> Result<Execution, Failure> {
-    if run_missing(folder, runs, 1, shard, keep_checkpoints, stop)? == Execution::Interrupted {
-        return Ok(Execution::Interrupted);
-    }
-    let mut announced = false;
-    loop {
-        let missing: Vec<&PlannedRun> = runs.iter().filter(|run| !folder.is_over(run)).collect();
-        if missing.is_empty() {
-            return Ok(Execution::Done);
-        }
-        if stop.load(Ordering::SeqCst) {
-            return Ok(Execution::Interrupted);
-        }
-        if let Some(run) = missing.iter().find(|run| !folder.is_at_work(run)) {
-            say!("of another shard, and nobody is at it: {}", run.folder);
-            run_one(folder, run, keep_checkpoints, stop)?;
-            continue;
-        }
-        if !announced {
-            say!("waiting for {} run(s) of other shards", missing.len());
-            announced = true;
-        }
-        std::thread::sleep(Duration::from_secs(1));
+    let folder = match RunFolder::create(run, OpenMode::Resume) {
+        Ok(folder) => folder,
+        Err(RunFolderError::Locked { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let checkpoints = folder.paths().checkpoints();
+    match fs::remove_dir_all(&checkpoints) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("cannot delete {}", checkpoints.display()))
+            .map_err(Failure::Fault),
+        _ => Ok(()),
     }
 }
 

@@ -1,13 +1,17 @@
 //! The study file: what the user wrote.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use switchyard_ground::regular_file;
+
 use super::result::{Axis, HeldEqual, Question};
 use crate::failure::Failure;
+
+/// Bytes of a file that a person wrote.
+const MAX_STUDY_BYTES: u64 = 16 << 20;
 
 /// A study, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,7 +139,9 @@ pub(crate) struct LoadedStudy {
 
 /// Whether the file at `path` is a study rather than a recipe: it has arms.
 pub(crate) fn is_study(path: &Path) -> bool {
-    let table = fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let table = regular_file::read_to_string(path, MAX_STUDY_BYTES)
+        .ok()
+        .and_then(|text| text.parse::<toml::Table>().ok());
     table.is_some_and(|table| table.contains_key("arms"))
 }
 
@@ -144,7 +150,7 @@ pub(crate) fn is_study(path: &Path) -> bool {
 /// # Errors
 /// The file, the line and the mistake.
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path, what: &str) -> Result<(String, T), Failure> {
-    let text = fs::read_to_string(path).map_err(|error| {
+    let text = regular_file::read_to_string(path, MAX_STUDY_BYTES).map_err(|error| {
         Failure::Mistake(format!("cannot read the {what} `{}`: {error}; name a TOML file", path.display()))
     })?;
     let value = toml::from_str(&text).map_err(|error| {
@@ -263,6 +269,8 @@ fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Resu
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
 
     pub(crate) const STUDY: &str = r#"

@@ -16,6 +16,7 @@ pub(super) struct CurveRow<'a> {
     active_flops: f64,
     secs: f64,
     loss_nats: f64,
+    bits_per_byte: Option<f64>,
 }
 
 pub(super) fn curve_rows(run: &RunSeries) -> Vec<CurveRow<'_>> {
@@ -30,6 +31,7 @@ pub(super) fn curve_rows(run: &RunSeries) -> Vec<CurveRow<'_>> {
         active_flops: eval.active_flops,
         secs: eval.secs,
         loss_nats: eval.loss_nats,
+        bits_per_byte: eval.bits_per_byte,
     };
     run.evals.iter().map(row).collect()
 }

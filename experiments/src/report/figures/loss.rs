@@ -17,6 +17,13 @@ const PLOT_HEIGHT: i32 = 320;
 const MAX_MARKERS: usize = 12;
 const MAX_TABLE_ROWS: usize = 12;
 
+/// Loss against one axis.
+#[derive(Debug)]
+pub(in crate::report) struct LossFigure {
+    pub(in crate::report) axis: Axis,
+    pub(in crate::report) figure: Figure,
+}
+
 /// The mean curve of an arm.
 struct Curve<'a> {
     arm: &'a ArmRuns<'a>,
@@ -27,10 +34,13 @@ struct Curve<'a> {
 ///
 /// # Errors
 /// Those of the drawing library.
-pub(super) fn figures(content: &Content) -> Result<Vec<Figure>> {
+pub(super) fn figures(content: &Content) -> Result<Vec<LossFigure>> {
     let arms = content.longest_runs();
-    let with_data = AXES.into_iter().map(|axis| figure(content, &arms, axis)).collect::<Result<Vec<_>>>()?;
-    Ok(with_data.into_iter().flatten().collect())
+    let mut figures = Vec::new();
+    for axis in AXES {
+        figures.extend(figure(content, &arms, axis)?.map(|figure| LossFigure { axis, figure }));
+    }
+    Ok(figures)
 }
 
 fn figure(content: &Content, arms: &[ArmRuns], axis: Axis) -> Result<Option<Figure>> {
@@ -65,10 +75,17 @@ fn figure(content: &Content, arms: &[ArmRuns], axis: Axis) -> Result<Option<Figu
     let name = format!("loss-vs-{}", axes::file_stem(axis));
     let title = format!("Validation loss against {}", axes::name(axis));
     let names = (name.as_str(), title.as_str());
-    Figure::draw(names, description(axis, start, of_ends), table(&all, axis), plot.down.1 + 54, |canvas| {
-        legend.draw(canvas)?;
-        draw_plot(canvas, &plot, &shown, axis)
-    })
+    let has_seeds = shown.iter().any(|curve| curve.arm.runs.len() > 1);
+    Figure::draw(
+        names,
+        description(axis, start, of_ends, has_seeds),
+        table(&all, axis),
+        plot.down.1 + 54,
+        |canvas| {
+            legend.draw(canvas)?;
+            draw_plot(canvas, &plot, &shown, axis)
+        },
+    )
     .map(Some)
 }
 
@@ -116,9 +133,17 @@ fn draw_plot(canvas: &Canvas, plot: &Plot, curves: &[Curve], axis: Axis) -> Resu
     Ok(())
 }
 
-fn description(axis: Axis, start: f64, of_ends: bool) -> String {
-    let runs =
-        if of_ends { "The ends of the runs of each budget." } else { "Each arm at its largest budget." };
+fn description(axis: Axis, start: f64, of_ends: bool, has_seeds: bool) -> String {
+    let runs = match (of_ends, has_seeds) {
+        (true, _) => "The ends of the runs of each budget.",
+        (false, true) => "Each arm at its largest budget.",
+        (false, false) => "Every evaluation of the validation split.",
+    };
+    let seeds = if has_seeds {
+        " The line is the mean over its seeds, the band reaches from the lowest to the highest seed."
+    } else {
+        ""
+    };
     let left_out = if start > 0.0 {
         format!(
             " The evaluations before {} are left out of the picture, not of curves.csv.",
@@ -127,10 +152,7 @@ fn description(axis: Axis, start: f64, of_ends: bool) -> String {
     } else {
         String::new()
     };
-    format!(
-        "{runs} The line is the mean over its seeds, the band reaches from the lowest to the \
-         highest seed; lower is better.{left_out}"
-    )
+    format!("{runs}{seeds} Lower is better.{left_out}")
 }
 
 fn table(curves: &[Curve], axis: Axis) -> Table {

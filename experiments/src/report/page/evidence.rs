@@ -102,34 +102,27 @@ pub(super) fn runs(content: &Content) -> Section {
 }
 
 fn run_table(rows: &[RunRow]) -> Table {
-    let head = [
-        "run",
-        "arm",
-        "seed",
-        "steps",
-        "final loss (nats)",
-        "tokens",
-        "compute",
-        "time",
-        "energy",
-        "money",
-        "alarms",
+    type Cell = fn(&RunRow) -> String;
+    let columns: [(&str, Cell); 13] = [
+        ("run", |run| run.run.clone()),
+        ("arm", |run| run.arm.clone()),
+        ("seed", |run| run.seed.to_string()),
+        ("steps", |run| whole(run.num_steps)),
+        ("final loss (nats)", |run| or_absent(run.final_loss_nats, nats)),
+        ("bits per byte", |run| or_absent(run.final_bits_per_byte, nats)),
+        ("tokens", |run| or_absent(run.tokens, |tokens| with_si_prefix(tokens as f64, ""))),
+        ("passes over the data", |run| or_absent(run.data_passes, |passes| format!("{passes:.2}"))),
+        ("compute", |run| or_absent(run.active_flops, |flops| with_si_prefix(flops, "FLOP"))),
+        ("time", |run| or_absent(run.train_secs, duration)),
+        ("energy", |run| or_absent(run.energy_joules, |joules| with_si_prefix(joules, "J"))),
+        ("money", |run| or_absent(run.cost, |cost| format!("{cost:.4}"))),
+        ("alarms", |run| run.num_alarms.to_string()),
     ];
-    let row = |run: &RunRow| {
-        vec![
-            run.run.clone(),
-            run.arm.clone(),
-            run.seed.to_string(),
-            whole(run.num_steps),
-            or_absent(run.final_loss_nats, nats),
-            or_absent(run.tokens, |tokens| with_si_prefix(tokens as f64, "")),
-            or_absent(run.active_flops, |flops| with_si_prefix(flops, "FLOP")),
-            or_absent(run.train_secs, duration),
-            or_absent(run.energy_joules, |joules| with_si_prefix(joules, "J")),
-            or_absent(run.cost, |cost| format!("{cost:.4}")),
-            run.num_alarms.to_string(),
-        ]
-    };
+    // A column that no run has anything in says nothing.
+    let says_something = |(_, cell): &(&str, Cell)| rows.iter().any(|run| cell(run) != ABSENT);
+    let columns: Vec<(&str, Cell)> = columns.into_iter().filter(says_something).collect();
+    let head: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let row = |run: &RunRow| columns.iter().map(|(_, cell)| cell(run)).collect();
     Table::new("Every run, with the validation loss of its last model", 2, &head)
         .with_rows(rows.iter().map(row))
 }

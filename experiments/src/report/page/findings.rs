@@ -1,21 +1,40 @@
 //! The middle of the page: losses, parameters and routing, mostly figures.
 
-use maud::html;
+use maud::{Markup, html};
 
 use super::{Section, figure, table_or};
+use crate::report::axes;
 use crate::report::content::Content;
-use crate::report::figures::Figures;
+use crate::report::figures::{Figures, LossFigure};
 use crate::report::numbers::{memory, nats, or_absent, with_si_prefix};
 use crate::report::table::Table;
 use crate::study::result::ArmResult;
 
-/// Loss against each axis.
+/// Loss against the axis that the reader chooses.
 pub(super) fn losses(figures: &Figures) -> Section {
-    let body = html! {
-        @if figures.loss.is_empty() { p { "No run has an evaluation yet." } }
-        @for loss in &figures.loss { (figure(loss)) }
+    let body = match &figures.loss[..] {
+        [] => html! { p { "No run has an evaluation yet." } },
+        losses => chooser(losses),
     };
     Section { id: "losses", heading: "Loss", body }
+}
+
+/// One figure at a time, without a script: each radio button stands before the figures, and its being checked shows the one
+/// that has its place. A browser without styles shows all.
+fn chooser(losses: &[LossFigure]) -> Markup {
+    html! {
+        div class="chooser" role="group" aria-label="Loss against" {
+            span class="against" aria-hidden="true" { "Loss against" }
+            @for (index, loss) in losses.iter().enumerate() {
+                @let id = format!("{}-choice", loss.figure.name);
+                input type="radio" name="loss-axis" id=(id) checked[index == 0];
+                label for=(id) { (axes::name(loss.axis)) }
+            }
+            div class="choices" {
+                @for loss in losses { (figure(&loss.figure)) }
+            }
+        }
+    }
 }
 
 /// Sizes of the arms, and how they came to be.

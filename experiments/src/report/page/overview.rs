@@ -16,6 +16,9 @@ use crate::study::result::{ArmComparison, AxisComparison, EffectiveSpeedup, Stud
 pub(super) fn verdict(content: &Content) -> Section {
     let body = match content.result {
         Some(result) => verdict_of(result),
+        None if content.runs.len() == 1 => html! {
+            p class="verdict" { "No verdict: this is one run, with nothing to judge it against." }
+        },
         None => html! {
             p class="verdict" { "No verdict: these are plain runs, not a study." }
             p {
