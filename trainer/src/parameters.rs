@@ -76,7 +76,7 @@ pub fn parameter_gradients<M: Module>(model: &M, gradients: &Gradients) -> Vec<N
 }
 
 /// The model with each parameter replaced by what `update` returns for its path, shape and flattened, detached
-/// values. Parameters stay leaves that require gradients.
+/// values. Parameters stay leaves that get gradients, or that get none.
 pub fn update_parameters<M: Module>(
     model: M,
     update: impl FnMut(&str, &[usize], Tensor<1>) -> Tensor<1>,
@@ -92,9 +92,10 @@ pub fn update_parameters<M: Module>(
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let path = self.0.join();
             param.map(|tensor| {
-                let (shape, tracked) = (tensor.dims(), tensor.is_autodiff());
+                let (shape, tracked, learns) =
+                    (tensor.dims(), tensor.is_autodiff(), tensor.is_require_grad());
                 let updated = (self.1)(&path, &shape, tensor.inner().flatten(0, D - 1)).reshape(shape);
-                if tracked { Tensor::from_inner(updated).require_grad() } else { updated }
+                if tracked { Tensor::from_inner(updated).set_require_grad(learns) } else { updated }
             })
         }
     }

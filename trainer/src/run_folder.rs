@@ -137,7 +137,7 @@ impl RunFolderError {
 pub enum OpenMode {
     /// Refuse.
     New,
-    /// Delete what the earlier run wrote, by the names that a run writes, and nothing else.
+    /// Delete what the earlier run wrote, by the names that a run writes, and nothing else; `run.json` stays to be replaced.
     Overwrite,
     /// Continue it.
     Resume,
@@ -346,7 +346,8 @@ mod tests {
     fn overwriting_deletes_what_the_run_wrote_and_nothing_else() {
         let (_parent, path) = finished_run();
         let run = RunFolder::create(&path, OpenMode::Overwrite).unwrap();
-        assert_eq!(names(&path), ["notes.md", "run.lock"]);
+        // A kill here must not leave a folder that is no run's for the sake of the note.
+        assert_eq!(names(&path), ["notes.md", "run.json", "run.lock"]);
         assert_eq!(run.left(), [path.join("notes.md")]);
         run.write_manifest(&manifest()).unwrap();
     }

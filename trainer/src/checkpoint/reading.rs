@@ -89,7 +89,6 @@ impl Checkpoint {
             return Err(damaged(PLAN_FILE, format!("its `model` is not what `{CONFIG_FILE}` gives")));
         }
         let state = state_of(folder, &manifest)?;
-        state.check(&config, &plan).map_err(|problem| damaged(STATE_FILE, problem))?;
         Ok(Self {
             path: folder.into(),
             state,
@@ -156,12 +155,16 @@ impl Checkpoint {
         Ok(parameter_data(&model).into_iter().map(|parameter| (parameter.path, parameter.value)).collect())
     }
 
-    /// The optimizer with this checkpoint's moments, where `model` is, whose parameters that get gradients must all have theirs.
+    /// The optimizer with this checkpoint's moments, for training to go on with `model`, whose parameters that get gradients must
+    /// all have theirs, from counters that are known to be right.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no finite numbers;
+    /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no finite numbers, or counters do
+    /// not agree;
     /// [`CheckpointError::Unreadable`].
     pub fn optimizer(&self, model: &Transformer) -> Result<AdamW, CheckpointError> {
+        let counted = self.state.check(&self.config, &self.plan);
+        counted.map_err(|problem| self.damaged(STATE_FILE, problem))?;
         let mut file = self.tensors(OPTIMIZER_FILE)?;
         let damaged = |reason: String| self.damaged(OPTIMIZER_FILE, reason);
         let sizes: BTreeMap<String, Vec<usize>> =

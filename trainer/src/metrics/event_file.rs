@@ -69,7 +69,7 @@ impl EventFile {
         // TensorBoard reads a folder's files in the order of their names, and a purge reaches back only:
         // a second start within a second, or a clock set back, must still sort last.
         let secs = match newest_file_secs(folder)? {
-            Some(newest) => unix_time().as_secs().max(newest + 1),
+            Some(newest) => unix_time().as_secs().max(newest.saturating_add(1)),
             None => unix_time().as_secs(),
         };
         let host: String =

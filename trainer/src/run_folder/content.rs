@@ -62,8 +62,8 @@ pub(super) fn remove_unfinished(paths: &RunPaths) -> Result<(), RunFolderError> 
     files(paths).iter().try_for_each(|path| remove_file(&durable::temporary_of(path)))
 }
 
-/// Deletes what a run writes, by name, and its folders if nothing else is in them. `run.json` goes last: until then a second
-/// try still sees a run. Returns what is left.
+/// Deletes what a run writes, by name, and its folders if nothing else is in them; all but `run.json`, which the new run
+/// replaces: whenever this is cut short, a second try still sees a run. Returns what is left of others.
 pub(super) fn remove_run(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderError> {
     let checkpoints = paths.checkpoints();
     remove_from(&checkpoints, |name| step_of(name).is_some() || name == LATEST || is_temporary(name))?;
@@ -75,11 +75,12 @@ pub(super) fn remove_run(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderErro
             remove_file(&path)?;
         }
     }
-    files(paths).iter().try_for_each(|path| remove_file(path))?;
+    let manifest = paths.manifest();
+    files(paths).iter().filter(|path| **path != manifest).try_for_each(|path| remove_file(path))?;
     left_in(paths)
 }
 
-/// The files with a fixed name, `run.json` last.
+/// The files with a fixed name.
 fn files(paths: &RunPaths) -> [PathBuf; 4] {
     [paths.metrics(), paths.sample(), paths.config(), paths.manifest()]
 }
@@ -128,7 +129,7 @@ fn remove_from(folder: &Path, is_ours: impl Fn(&str) -> bool) -> Result<(), RunF
     }
 }
 
-/// What lies in the folder beside the lock; of the run's folders, what lies in them.
+/// What lies in the folder beside the lock and `run.json`; of the run's folders, what lies in them.
 fn left_in(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderError> {
     let mut left = Vec::new();
     let mut folders = vec![paths.root().to_path_buf()];
@@ -140,7 +141,7 @@ fn left_in(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderError> {
                 || path == paths.flight();
             match path.symlink_metadata() {
                 Ok(found) if found.is_dir() && is_runs_own => folders.push(path),
-                _ if path == paths.lock() => {}
+                _ if path == paths.lock() || path == paths.manifest() => {}
                 _ => left.push(path),
             }
         }

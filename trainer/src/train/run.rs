@@ -10,7 +10,7 @@ use switchyard_datasets::{Dataset, Loader, passes, passes_note};
 
 use super::{TrainRequest, loader_config};
 use crate::TrainError;
-use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot};
+use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
@@ -74,16 +74,7 @@ impl<'a> Run<'a> {
         let OpenedRecorder { recorder, notes: recorder_notes } =
             FlightRecorder::open(folder.paths(), plan, from, &dataset, masks, &device)?;
         if let Some(state) = from {
-            match state.metrics_log {
-                Some(_) => manifest.set_best_validation(state.best_validation),
-                // A checkpoint of an earlier version leaves it to the log.
-                None => {
-                    manifest.set_best_validation(None);
-                    for row in rows.iter().filter_map(Record::as_eval) {
-                        manifest.record_validation(row.step, row.cross_entropy_nats);
-                    }
-                }
-            }
+            restore_best_validation(&mut manifest, state, &rows);
         }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
@@ -416,6 +407,17 @@ impl<'a> Run<'a> {
 /// Whether something that happens every `period` steps happens after `step`.
 fn is_due(period: Option<u64>, step: u64) -> bool {
     period.is_some_and(|period| step.is_multiple_of(period))
+}
+
+/// Makes the best evaluation up to the checkpoint the best one again.
+fn restore_best_validation(manifest: &mut RunManifest, state: &TrainingState, rows: &[Record]) {
+    manifest.set_best_validation(state.best_validation);
+    if state.metrics_log.is_none() {
+        // A checkpoint of an earlier version leaves it to the log.
+        for row in rows.iter().filter_map(Record::as_eval) {
+            manifest.record_validation(row.step, row.cross_entropy_nats);
+        }
+    }
 }
 
 /// How often the run goes over its training data.

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 mod counted_work;
+mod keeping;
 mod model;
 mod resume;
 mod router_overrides;
 mod routers;
 mod tiny;
+mod untrusted;

@@ -88,10 +88,20 @@ pub(crate) fn parse(text: &str) -> RunConfig {
 
 /// Train `config` in `out`, its data cached beside it.
 pub(crate) fn run(config: &RunConfig, out: &Path, mode: OpenMode) -> Result<RunSummary, TrainError> {
+    run_with_stop(config, out, mode, false)
+}
+
+/// As [`run`], asked to stop before it begins if `stopped`: it then ends after one step, or within the first evaluation.
+pub(crate) fn run_with_stop(
+    config: &RunConfig,
+    out: &Path,
+    mode: OpenMode,
+    stopped: bool,
+) -> Result<RunSummary, TrainError> {
     let mut config = config.clone();
     config.data.cache_dir = Some(out.with_file_name("cache"));
     let plan = RunPlan::resolve(&config).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(stopped));
     train(&TrainRequest { config, plan, out: out.into(), mode, show_progress: false, stop })
 }
 
