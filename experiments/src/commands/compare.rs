@@ -33,7 +33,7 @@ const MAX_COMPARISON_BYTES: u64 = 64 << 20;
 
 pub(super) fn run(args: &CompareArgs, interruption: &Interruption) -> Result<(), Failure> {
     match &args.arms[..] {
-        [study] if is_study(study) => return run_study(args, study, interruption),
+        [study] if is_study(study)? => return run_study(args, study, interruption),
         [only] => {
             return Err(Failure::Mistake(format!(
                 "{}: not a study (it has no [[arms]]), and one arm has nothing to be compared with: name a second one",

@@ -138,10 +138,12 @@ impl<'a> Session<'a> {
             finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
         }
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
-        let diverged: Vec<(usize, String)> = main_runs
-            .iter()
-            .filter_map(|run| Some((run.arm, format!("`{}`: {}", run.folder, self.folder.divergence(run)?))))
-            .collect();
+        let mut diverged: Vec<(usize, String)> = Vec::new();
+        for run in &main_runs {
+            if let Some(reason) = self.folder.divergence(run)? {
+                diverged.push((run.arm, format!("`{}`: {reason}", run.folder)));
+            }
+        }
         let provenance = self.provenance(&finished)?;
         let budget_steps = self.budget_steps();
         let evidence = Evidence {

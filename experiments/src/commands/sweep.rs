@@ -104,7 +104,8 @@ impl<'a> Session<'a> {
         for (rung, runs) in &planned {
             let everyone_secs: f64 = runs.iter().map(|run| self.predicted_secs(&forecast, run)).sum();
             let secs = everyone_secs * rung.num_candidates as f64 / num_candidates as f64;
-            let there = runs.iter().filter(|run| self.folder.is_over(run)).count();
+            let is_there = |run: &&PlannedRun| self.folder.is_over(run).unwrap_or(false);
+            let there = runs.iter().filter(is_there).count();
             say!(
                 "  {:>4} candidates at {:>6} steps: about {}, {there} run(s) are there",
                 rung.num_candidates,
@@ -208,21 +209,22 @@ impl<'a> Session<'a> {
         self.machines.extend(finished.iter().map(|run| run.manifest.host.hostname.clone()));
         let of_member = |member: usize| {
             let mine = runs.iter().filter(|run| run.arm == member);
-            let outcomes: Vec<RunOutcome> = mine.map(|run| self.run_outcome(run, &finished)).collect();
-            (member, outcomes)
+            let outcomes = mine.map(|run| self.run_outcome(run, &finished)).collect::<Result<Vec<_>, _>>()?;
+            Ok((member, outcomes))
         };
-        Ok(RungOutcome { rung, members: members.iter().copied().map(of_member).collect() })
+        let members = members.iter().copied().map(of_member).collect::<Result<_, Failure>>()?;
+        Ok(RungOutcome { rung, members })
     }
 
-    fn run_outcome(&self, run: &PlannedRun, finished: &[FinishedRun]) -> RunOutcome {
+    fn run_outcome(&self, run: &PlannedRun, finished: &[FinishedRun]) -> Result<RunOutcome, Failure> {
         let is_this = |other: &&FinishedRun| other.arm == run.arm && other.result.seed == run.settings.seed;
         let final_loss_nats = finished.iter().find(is_this).and_then(|run| run.result.final_loss_nats);
-        RunOutcome {
+        Ok(RunOutcome {
             seed: run.settings.seed,
             run: StudyFolder::relative(run),
             final_loss_nats,
-            diverged: self.folder.divergence(run),
-        }
+            diverged: self.folder.divergence(run)?,
+        })
     }
 
     /// Write the result.

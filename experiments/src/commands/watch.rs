@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::live_view::LiveRun;
 use crate::metrics_tail::MetricsTail;
 use crate::report;
+use serve::Page;
 
 /// Width of a frame that no terminal shows.
 const DEFAULT_WIDTH: usize = 100;
@@ -102,10 +103,13 @@ fn fitted(frame: &str, height: usize) -> String {
 }
 
 /// The run's report as it would be now.
-fn report_page(folder: &Path) -> anyhow::Result<String> {
+fn report_page(folder: &Path) -> anyhow::Result<Page> {
+    // First, so that the page of a run that has ended by then has all its rows.
+    let will_change = RunPaths::new(folder).read()?.is_at_work();
     let series =
         plain_series(folder).map_err(|failure| anyhow::anyhow!(failure.message().unwrap_or_default()))?;
-    report::page(None, &[series], &folder.display().to_string())
+    let html = report::page(None, &[series], &folder.display().to_string())?;
+    Ok(Page { html, will_change })
 }
 
 #[cfg(test)]
@@ -159,7 +163,8 @@ mod tests {
     #[test]
     fn the_page_of_a_run_that_has_just_begun_is_a_page() {
         let folder = ended_run("<script>", &[step(1, 4.0, Vec::new())]);
-        let page = report_page(folder.path()).unwrap();
+        let Page { html: page, will_change } = report_page(folder.path()).unwrap();
+        assert!(!will_change, "the run has ended");
         assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"), "{page}");
     }

@@ -115,9 +115,12 @@ impl StudyFolder {
         self.root.join(Self::relative(run))
     }
 
-    /// Whether a run is over.
-    pub(crate) fn is_finished(&self, run: &PlannedRun) -> bool {
-        is_finished(&self.path_of(run))
+    /// Whether a run has finished.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub(crate) fn is_finished(&self, run: &PlannedRun) -> Result<bool, Failure> {
+        Ok(is_finished(&self.path_of(run))?)
     }
 
     /// The right to do a run, which one process of a study has at a time: from the last look at whether it is over until its
@@ -134,14 +137,35 @@ impl StudyFolder {
         RunPaths::new(self.path_of(run)).read().is_ok_and(|reading| reading.is_at_work())
     }
 
-    /// Why a run that may diverge did.
-    pub(crate) fn divergence(&self, run: &PlannedRun) -> Option<String> {
-        regular_file::read_to_string(&self.path_of(run).join(DIVERGED), MAX_DIVERGED_BYTES).ok()
+    /// Why a run that may diverge did; `None` if it did not.
+    ///
+    /// # Errors
+    /// If that cannot be looked at.
+    pub(crate) fn divergence(&self, run: &PlannedRun) -> Result<Option<String>, Failure> {
+        let path = self.path_of(run).join(DIVERGED);
+        match regular_file::read_to_string(&path, MAX_DIVERGED_BYTES) {
+            Ok(reason) => Ok(Some(reason)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::Fault(anyhow::anyhow!("cannot read {}: {error}", path.display()))),
+        }
     }
 
     /// Whether there is nothing more to do for a run.
-    pub(crate) fn is_over(&self, run: &PlannedRun) -> bool {
-        self.is_finished(run) || self.divergence(run).is_some()
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub(crate) fn is_over(&self, run: &PlannedRun) -> Result<bool, Failure> {
+        Ok(self.is_finished(run)? || self.divergence(run)?.is_some())
+    }
+
+    /// Deletes what an interrupted process left of the checkpoints of a finished run.
+    fn finish_deleting(&self, run: &PlannedRun) -> Result<(), Failure> {
+        let out = self.path_of(run);
+        let is_left = RunPaths::new(&out).checkpoints().is_dir() && self.is_finished(run)?;
+        if let Some(_claim) = is_left.then(|| self.claim(run)).transpose()?.flatten() {
+            delete_checkpoints(&out)?;
+        }
+        Ok(())
     }
 
     /// Runs in the folder that belong to none of `runs`: of other code, other data or an earlier version of the study.
@@ -222,7 +246,10 @@ fn do_free_ones(
     orders: Orders<'_>,
 ) -> Result<Execution, Failure> {
     for (done, run) in runs.iter().enumerate() {
-        if folder.is_over(run) {
+        if folder.is_over(run)? {
+            if !orders.keep_checkpoints {
+                folder.finish_deleting(run)?;
+            }
             continue;
         }
         if let Some(_claim) = folder.claim(run)? {
@@ -239,7 +266,12 @@ fn do_free_ones(
 fn finish(folder: &StudyFolder, runs: &[&PlannedRun], orders: Orders<'_>) -> Result<Execution, Failure> {
     let mut announced = false;
     loop {
-        let missing: Vec<&PlannedRun> = runs.iter().copied().filter(|run| !folder.is_over(run)).collect();
+        let mut missing: Vec<&PlannedRun> = Vec::new();
+        for run in runs {
+            if !folder.is_over(run)? {
+                missing.push(run);
+            }
+        }
         if missing.is_empty() {
             return Ok(Execution::Done);
         }
@@ -274,14 +306,14 @@ fn run_claimed(
     orders: Orders<'_>,
 ) -> Result<bool, Failure> {
     // It may have ended between the look at it and the claim.
-    if folder.is_over(run) || folder.is_at_work(run) {
+    if folder.is_over(run)? || folder.is_at_work(run) {
         return Ok(false);
     }
     say!("{prefix} {}", run.folder);
     match run_one(folder, run, orders) {
         Ok(()) => Ok(true),
         // Whoever trains in the folder without a claim, by `switchyard train` for one, may have been faster.
-        Err(_) if folder.is_over(run) || folder.is_at_work(run) => {
+        Err(_) if folder.is_over(run)? || folder.is_at_work(run) => {
             say!("{}: another process is training it", folder.path_of(run).display());
             Ok(false)
         }

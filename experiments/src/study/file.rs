@@ -1,5 +1,6 @@
 //! The study file: what the user wrote.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -138,11 +139,27 @@ pub(crate) struct LoadedStudy {
 }
 
 /// Whether the file at `path` is a study rather than a recipe: it has arms.
-pub(crate) fn is_study(path: &Path) -> bool {
-    let table = regular_file::read_to_string(path, MAX_STUDY_BYTES)
-        .ok()
-        .and_then(|text| text.parse::<toml::Table>().ok());
-    table.is_some_and(|table| table.contains_key("arms"))
+///
+/// # Errors
+/// If it is there and cannot be read.
+pub(crate) fn is_study(path: &Path) -> Result<bool, Failure> {
+    let text = match regular_file::read_to_string(path, MAX_STUDY_BYTES) {
+        Ok(text) => text,
+        Err(error) if is_no_text(&error) => return Ok(false),
+        Err(error) => {
+            return Err(Failure::Fault(anyhow::anyhow!("cannot read {}: {error}", path.display())));
+        }
+    };
+    Ok(text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("arms")))
+}
+
+/// Whether `error` says what lies at a path, rather than that it cannot be looked at now.
+fn is_no_text(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound};
+    matches!(
+        error.kind(),
+        FileTooLarge | InvalidData | InvalidInput | IsADirectory | NotADirectory | NotFound
+    )
 }
 
 /// The text of the TOML file at `path`, a `what`, and what it says.
@@ -341,8 +358,8 @@ label = "e8k2"
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
         fs::write(&path, "name = \"a\"\n[model]\n").unwrap();
-        assert!(!is_study(&path) && !is_study(&folder.path().join("missing.toml")));
+        assert!(!is_study(&path).unwrap() && !is_study(&folder.path().join("missing.toml")).unwrap());
         fs::write(&path, STUDY).unwrap();
-        assert!(is_study(&path));
+        assert!(is_study(&path).unwrap());
     }
 }

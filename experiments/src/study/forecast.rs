@@ -1,9 +1,10 @@
 //! What a study will cost, before any of it is spent.
 
 use std::fmt::Write;
+use std::io;
 
 use switchyard_trainer::metrics::duration;
-use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
+use switchyard_trainer::run_folder::{RunFolderError, RunManifest, RunPaths, RunStatus};
 
 use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
@@ -62,7 +63,9 @@ impl Forecast<'_> {
                 own_change(arm, self.study),
             );
         }
-        let missing: Vec<&PlannedRun> = self.runs.iter().filter(|run| !folder.is_finished(run)).collect();
+        // A forecast: a run that cannot be looked at now is named when it is its turn.
+        let is_missing = |run: &&PlannedRun| !folder.is_finished(run).unwrap_or(false);
+        let missing: Vec<&PlannedRun> = self.runs.iter().filter(is_missing).collect();
         let secs: f64 = missing.iter().map(|run| self.run_secs(run)).sum();
         let flops: f64 =
             missing.iter().map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64).sum();
@@ -87,8 +90,15 @@ fn own_change<'a>(arm: &'a Arm, study: &StudyFile) -> &'a str {
     arm.overrides[study.set.len()..].last().map_or("", String::as_str)
 }
 
-/// Whether the run in `folder` is over.
-pub(crate) fn is_finished(folder: &std::path::Path) -> bool {
-    let manifest = RunPaths::new(folder).manifest();
-    manifest.is_file() && RunManifest::read(&manifest).is_ok_and(|run| run.status == RunStatus::Finished)
+/// Whether the run in `folder` is over. One whose `run.json` is damaged is not: training says what is wrong with it.
+///
+/// # Errors
+/// If its `run.json` is there and cannot be read: that is no reason to count without the run, nor to repeat it.
+pub(crate) fn is_finished(folder: &std::path::Path) -> Result<bool, RunFolderError> {
+    match RunManifest::read(&RunPaths::new(folder).manifest()) {
+        Ok(run) => Ok(run.status == RunStatus::Finished),
+        Err(RunFolderError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(RunFolderError::BadManifest { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -63,8 +63,13 @@ pub(crate) fn finished_runs(
     runs: &[PlannedRun],
     price_per_device_hour: Option<f64>,
 ) -> Result<Vec<FinishedRun>, Failure> {
-    let finished = runs.iter().filter(|run| folder.is_finished(run));
-    finished.map(|run| read_run(folder, run, price_per_device_hour)).collect()
+    let mut finished = Vec::new();
+    for run in runs {
+        if folder.is_finished(run)? {
+            finished.push(read_run(folder, run, price_per_device_hour)?);
+        }
+    }
+    Ok(finished)
 }
 
 fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Result<FinishedRun, Failure> {

@@ -88,6 +88,10 @@ impl Checkpoint {
         if plan.model != written.model {
             return Err(damaged(PLAN_FILE, format!("its `model` is not what `{CONFIG_FILE}` gives")));
         }
+        let (num_ids, num_rows) = (tokenizer.vocab_size(), plan.model.vocab_size);
+        if num_ids > num_rows {
+            return Err(damaged(TOKENIZER_FILE, format!("it has {num_ids} ids, the model {num_rows}")));
+        }
         let state = state_of(folder, &manifest)?;
         Ok(Self {
             path: folder.into(),

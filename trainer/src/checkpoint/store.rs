@@ -68,9 +68,22 @@ impl CheckpointStore {
                 NotWritten::NonFinite(parameter) => CheckpointError::NonFinite { path: target, parameter },
             });
         }
-        let latest = self.folder.join(LATEST);
-        self.point_latest_at(step).map_err(|error| untidy(&latest, "replaced", &error))?;
+        self.name_latest(step)?;
         Ok(target)
+    }
+
+    /// Make `latest` name the checkpoint of `step`, if it does not.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Untidy`].
+    pub fn name_latest(&self, step: u64) -> Result<(), CheckpointError> {
+        let latest = self.folder.join(LATEST);
+        if fs::read_link(&latest)
+            .is_ok_and(|target| target == self.path_of(step).file_name().unwrap_or_default())
+        {
+            return Ok(());
+        }
+        self.point_latest_at(step).map_err(|error| untidy(&latest, "replaced", &error))
     }
 
     /// Steps of the checkpoints on disk, oldest first.
@@ -158,8 +171,13 @@ pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     let mut steps = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        let step = name.to_str().and_then(step_of);
-        steps.extend(step.filter(|_| folder.join(&name).is_dir()));
+        let Some(step) = name.to_str().and_then(step_of) else { continue };
+        // A checkpoint that cannot be looked at for a moment must not look like one that is not there.
+        match fs::metadata(folder.join(&name)) {
+            Ok(found) if found.is_dir() => steps.push(step),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unreadable(error)),
+            _ => {}
+        }
     }
     steps.sort_unstable();
     Ok(steps)
@@ -236,6 +254,8 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     let aside = with_suffix(folder, REMOVED_SUFFIX);
     remove_if_present(&aside)?;
     fs::rename(folder, &aside)?;
+    // Or a power cut could keep the old name and lose some of the files.
+    durable::sync_parent(folder)?;
     fs::remove_dir_all(&aside)
 }
 

@@ -88,9 +88,10 @@ fn load_series(steps: &[RunStep]) -> BTreeMap<(usize, usize), Series> {
     let mut series: BTreeMap<_, Series> = BTreeMap::new();
     for step in steps {
         for layer in &step.layers {
-            let num_tokens: u64 = layer.tokens_per_expert.iter().sum();
-            let fair = num_tokens as f64 / layer.tokens_per_expert.len() as f64;
-            for (expert, &tokens) in layer.tokens_per_expert.iter().enumerate().filter(|_| num_tokens > 0) {
+            // As real numbers: a damaged log may hold counts whose sum is none.
+            let num_tokens: f64 = layer.tokens_per_expert.iter().map(|&tokens| tokens as f64).sum();
+            let fair = num_tokens / layer.tokens_per_expert.len() as f64;
+            for (expert, &tokens) in layer.tokens_per_expert.iter().enumerate().filter(|_| num_tokens > 0.0) {
                 series.entry((layer.layer, expert)).or_default().push((step.step, tokens as f64 / fair));
             }
         }

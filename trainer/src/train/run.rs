@@ -280,13 +280,17 @@ impl<'a> Run<'a> {
             tokenizer: &self.dataset.tokenizer,
         });
         self.tolerate(saved.map(drop).map_err(TrainError::from))?;
-        let kept = &self.plan.checkpoints;
-        let best_step = self.parts.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
-        let retained = self.checkpoints.retain(kept.keep_last, best_step);
-        self.tolerate(retained.map_err(TrainError::from))?;
+        self.retain_checkpoints()?;
         self.update_manifest();
         let written = self.folder.write_manifest(&self.manifest);
         self.tolerate(written.map_err(TrainError::from))
+    }
+
+    fn retain_checkpoints(&mut self) -> Result<(), TrainError> {
+        let kept = &self.plan.checkpoints;
+        let best_step = self.parts.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
+        let retained = self.checkpoints.retain(kept.keep_last, best_step);
+        self.tolerate(retained.map_err(TrainError::from))
     }
 
     /// The result, where an error about something around a checkpoint that is whole is said once instead.
@@ -310,7 +314,13 @@ impl<'a> Run<'a> {
     fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
         self.folder.check_held()?;
         // First of all: whatever fails after this, the trained model is on disk.
-        if self.checkpoints.steps()?.last() != Some(&self.parts.state.step) {
+        let step = self.parts.state.step;
+        if self.checkpoints.steps()?.last() == Some(&step) {
+            // The process that wrote it may have got no further.
+            let named = self.checkpoints.name_latest(step);
+            self.tolerate(named.map_err(TrainError::from))?;
+            self.retain_checkpoints()?;
+        } else {
             self.save_checkpoint()?;
         }
         if status != RunStatus::Finished {

@@ -23,21 +23,28 @@ const MAX_CONNECTIONS: usize = 64;
 /// Pause after a connection that could not be accepted, as when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Sent with every answer. That a browser asks again is a header, so that the page stays as it is when it is saved.
-const HEADERS: [(&str, &str); 4] = [
-    ("Refresh", "5"),
-    ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Allow", "GET, HEAD"),
-];
+/// Has a browser ask again after these seconds. A header, so that the page stays as it is when it is saved.
+const REFRESH: (&str, &str) = ("Refresh", "5");
+
+/// Sent with every answer.
+const HEADERS: [(&str, &str); 3] =
+    [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("Allow", "GET, HEAD")];
 
 const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The page as it is now.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) html: String,
+    /// Whether it will change: a page that will not is not loaded again, which would forget what the reader has unfolded.
+    pub(super) will_change: bool,
+}
 
 /// Serves what `page` makes of the run until the process is stopped; port 0 is any free one.
 ///
 /// # Errors
 /// A port that cannot be listened on.
-pub(super) fn serve(run: &Path, port: u16, page: fn(&Path) -> anyhow::Result<String>) -> Result<(), Failure> {
+pub(super) fn serve(run: &Path, port: u16, page: fn(&Path) -> anyhow::Result<Page>) -> Result<(), Failure> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
         Failure::Mistake(format!(
             "--serve {port}: {error}; choose another port, or leave it out for a free one"
@@ -50,10 +57,10 @@ pub(super) fn serve(run: &Path, port: u16, page: fn(&Path) -> anyhow::Result<Str
 }
 
 /// What answers.
-struct Server<Page> {
+struct Server<Make> {
     port: u16,
-    /// Makes the page. One at a time: it costs more than all the rest.
-    page: Mutex<Page>,
+    /// One at a time: it costs more than all the rest.
+    make_page: Mutex<Make>,
     /// The oldest first.
     connections: Mutex<VecDeque<Arc<Connection>>>,
     one_has_ended: Condvar,
@@ -67,10 +74,10 @@ struct Connection {
     is_ended: AtomicBool,
 }
 
-impl<Page: Fn() -> anyhow::Result<String> + Send> Server<Page> {
-    fn new(port: u16, page: Page) -> Self {
-        let (page, connections) = (Mutex::new(page), Mutex::new(VecDeque::new()));
-        Self { port, page, connections, one_has_ended: Condvar::new() }
+impl<Make: Fn() -> anyhow::Result<Page> + Send> Server<Make> {
+    fn new(port: u16, make_page: Make) -> Self {
+        let (make_page, connections) = (Mutex::new(make_page), Mutex::new(VecDeque::new()));
+        Self { port, make_page, connections, one_has_ended: Condvar::new() }
     }
 
     /// Answers until the process ends: one connection, one thread, one answer.
@@ -115,45 +122,51 @@ impl<Page: Fn() -> anyhow::Result<String> + Send> Server<Page> {
         connection
     }
 
-    fn response_to(&self, request: &Request) -> Response {
+    /// The answer to a request, and whether the browser asks again.
+    fn response_to(&self, request: &Request) -> (Response, bool) {
         match Answer::to(request, self.port) {
             Answer::Page => {
-                let page = lock(&self.page);
-                match page() {
-                    Ok(body) => Response { status: 200, content_type: "text/html; charset=utf-8", body },
-                    Err(error) => refusal(500, &format!("{error:#}")),
+                let make_page = lock(&self.make_page);
+                match make_page() {
+                    Ok(Page { html, will_change }) => {
+                        let content_type = "text/html; charset=utf-8";
+                        (Response { status: 200, content_type, body: html }, will_change)
+                    }
+                    // What cannot be read now, as in a run that is overwritten, may be readable soon.
+                    Err(error) => (refusal(500, &format!("{error:#}")), true),
                 }
             }
-            Answer::Refusal(status, reason) => refusal(status, reason),
+            Answer::Refusal(status, reason) => (refusal(status, reason), false),
         }
     }
 }
 
 /// A connection while its thread lives; it leaves the server's list whichever way that ends.
-struct Answering<'a, Page> {
-    server: &'a Server<Page>,
+struct Answering<'a, Make> {
+    server: &'a Server<Make>,
     connection: Arc<Connection>,
 }
 
-impl<Page: Fn() -> anyhow::Result<String> + Send> Answering<'_, Page> {
+impl<Make: Fn() -> anyhow::Result<Page> + Send> Answering<'_, Make> {
     fn answer(self) {
         let stream = &self.connection.stream;
         let request = read_request(stream, PATIENCE);
         self.connection.has_asked.store(true, Ordering::Relaxed);
-        let response = match &request {
+        let (response, asks_again) = match &request {
             Ok(request) => self.server.response_to(request),
             Err(Unreadable::Gone) => return,
-            Err(Unreadable::TimedOut) => refusal(408, "the request did not come within 2 seconds"),
-            Err(Unreadable::TooLarge) => refusal(431, "the request's header is too large"),
-            Err(Unreadable::Malformed) => refusal(400, "this is no request"),
+            Err(Unreadable::TimedOut) => (refusal(408, "the request did not come within 2 seconds"), false),
+            Err(Unreadable::TooLarge) => (refusal(431, "the request's header is too large"), false),
+            Err(Unreadable::Malformed) => (refusal(400, "this is no request"), false),
         };
+        let headers: Vec<_> = HEADERS.into_iter().chain(asks_again.then_some(REFRESH)).collect();
         let with_body = !request.is_ok_and(|request| request.method == "HEAD");
         // A browser that went away is no reason to stop.
-        drop(write_response(stream, &response, &HEADERS, with_body, PATIENCE));
+        drop(write_response(stream, &response, &headers, with_body, PATIENCE));
     }
 }
 
-impl<Page> Drop for Answering<'_, Page> {
+impl<Make> Drop for Answering<'_, Make> {
     fn drop(&mut self) {
         lock(&self.server.connections).retain(|other| !Arc::ptr_eq(other, &self.connection));
         self.server.one_has_ended.notify_one();
@@ -257,7 +270,7 @@ mod tests {
     }
 
     /// A server of this page; it ends with the tests.
-    fn start(page: fn() -> anyhow::Result<String>) -> u16 {
+    fn start(page: fn() -> anyhow::Result<Page>) -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || Server::new(port, page).answer_all(&listener));
@@ -279,7 +292,8 @@ mod tests {
         said
     }
 
-    const PAGE: fn() -> anyhow::Result<String> = || Ok("<p>a page</p>".into());
+    const PAGE: fn() -> anyhow::Result<Page> =
+        || Ok(Page { html: "<p>a page</p>".into(), will_change: true });
     const GET: &str = "GET / HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n";
 
     #[track_caller]
@@ -291,11 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_is_told_to_ask_again() {
+    fn a_browser_is_told_to_ask_again_as_long_as_the_page_will_change() {
         let said = said(start(PAGE), GET);
         assert!(said.starts_with("HTTP/1.1 200 OK\r\n"), "{said}");
         assert!(said.contains("Refresh: 5\r\n") && said.contains("Content-Length: 13\r\n"), "{said}");
         assert!(said.contains("Content-Type: text/html; charset=utf-8\r\n"), "{said}");
+        let ended = start(|| Ok(Page { html: "<p>a page</p>".into(), will_change: false }));
+        assert_eq!(self::said(ended, GET), said.replace("Refresh: 5\r\n", ""));
     }
 
     #[test]
