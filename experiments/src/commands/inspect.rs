@@ -77,7 +77,8 @@ fn describe_checkpoint(
         line(format!("best validation  {:.4} nats at step {}", best.cross_entropy_nats, best.step))?;
     }
     for (name, file) in &manifest.files {
-        line(format!("  {name:<24} {:>12} bytes  sha256 {}", file.bytes, &file.sha256[..16]))?;
+        let start: String = file.sha256.chars().take(16).collect();
+        line(format!("  {name:<24} {:>12} bytes  sha256 {start}", file.bytes))?;
     }
     Ok(text)
 }
