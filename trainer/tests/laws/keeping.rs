@@ -322,7 +322,7 @@ fn data_may_move_and_may_not_change() {
     let keys = [&moved, &other].map(|path| {
         let mut config = with_text(path).data;
         config.cache_dir = Some(folder.path().join("cache"));
-        switchyard_trainer::data_paths::prepare(&config, &switchyard_datasets::Progress::silent())
+        switchyard_trainer::moved_data::prepare(&config, &switchyard_datasets::Progress::silent())
             .unwrap()
             .manifest
             .key
