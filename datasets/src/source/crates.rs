@@ -276,6 +276,9 @@ fn read_archive(archive: &PinnedArchive, path: &Path) -> Result<Vec<Document>, D
 }
 
 #[cfg(test)]
+mod damaged_archives;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
