@@ -166,7 +166,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         },
     ];
     scenarios.extend(preparations());
-    scenarios.extend(more_than_one_run(top_k));
+    scenarios.extend(second_runs(top_k));
+    scenarios.extend(readings_and_many_runs(top_k));
     scenarios
 }
 
@@ -202,7 +203,8 @@ fn preparations() -> Vec<Scenario> {
     ]
 }
 
-fn more_than_one_run(top_k: &str) -> Vec<Scenario> {
+/// Runs that begin from another one, or in its place.
+fn second_runs(top_k: &str) -> Vec<Scenario> {
     let with_dense = || vec![("dense.toml", dense()), ("a.toml", mixture(top_k))];
     vec![
         Scenario {
@@ -238,6 +240,11 @@ fn more_than_one_run(top_k: &str) -> Vec<Scenario> {
                 attempt("train a.toml --out run --overwrite", When::Advised("")),
             ],
         },
+    ]
+}
+
+fn readings_and_many_runs(top_k: &str) -> Vec<Scenario> {
+    vec![
         Scenario {
             name: "study",
             files: vec![("a.toml", dense()), ("study.toml", STUDY.into())],

@@ -64,7 +64,7 @@ impl Trial<'_> {
                 refused = !kind.kills();
                 said = ended.stderr;
                 if refused {
-                    self.check_reason(&said).map_err(|reason| format!("at {at}: {reason}"))?;
+                    self.check_reason(&said, &at).map_err(|reason| format!("at {at}: {reason}"))?;
                 }
             }
         }
@@ -111,10 +111,12 @@ impl Trial<'_> {
     }
 
     /// A fault of the system is named with its reason, and nothing else is blamed.
-    fn check_reason(&self, said: &str) -> Result<(), String> {
+    fn check_reason(&self, said: &str, at: &str) -> Result<(), String> {
         let message = last_error(said);
         let reason = self.fault.kind.reason().unwrap_or("error: ");
-        let names_a_path = message.contains(['/', '`']);
+        // `at` is the call and its path, of which the message may name a folder.
+        let path = at.split(' ').next_back().unwrap_or_default();
+        let names_a_path = path.split('/').any(|part| message.contains(part));
         if !message.starts_with("error: ") || !message.contains(reason) || !names_a_path {
             return Err(format!("the message does not say what failed where and why: {message}"));
         }
