@@ -26,7 +26,8 @@ pub(crate) fn sha256_of_file(path: &Path, progress: &Progress) -> Result<[u8; 32
     Ok(hasher.finalize().into())
 }
 
-/// Calls `work` with the content of `file`, which is at `path`, block by block.
+/// Calls `work` with the content of `file`, which is at `path`, block by block, with a look at the stop flag in between: a file
+/// of one block is read before anybody could ask for its end.
 pub(crate) fn for_each_block(
     file: &mut dyn Read,
     path: &Path,
@@ -35,10 +36,14 @@ pub(crate) fn for_each_block(
 ) -> Result<(), DatasetError> {
     let mut block = vec![0; BLOCK_BYTES];
     loop {
-        progress.check()?;
         match file.read(&mut block) {
             Ok(0) => return Ok(()),
-            Ok(num_bytes) => work(&block[..num_bytes])?,
+            Ok(num_bytes) => {
+                work(&block[..num_bytes])?;
+                if num_bytes == BLOCK_BYTES {
+                    progress.check()?;
+                }
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(DatasetError::io("read", path)(error)),
         }

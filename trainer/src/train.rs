@@ -114,7 +114,7 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
         Err(error) if resumes => return Err(error),
         Err(error) => return conclude(Err(error), manifest, &folder).map(summary),
     };
-    let outcome = run.to_its_end();
+    let outcome = run.run_to_its_end();
     conclude(outcome, run.into_manifest(), &folder).map(summary)
 }
 

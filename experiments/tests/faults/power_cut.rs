@@ -116,9 +116,9 @@ impl History {
                 apply(&mut nodes, change);
             }
         }
-        for file in 0..nodes.len() {
+        for (file, node) in nodes.iter_mut().enumerate() {
             if let Node::File(start) = &self.start[file] {
-                nodes[file] = Node::File(surviving_bytes(start, file, &changes, order, &mut dice));
+                *node = Node::File(surviving_bytes(start, file, &changes, order, &mut dice));
             }
         }
         tree(&nodes)

@@ -65,10 +65,13 @@ impl<Row: FlightRow> Lines<Row> {
     /// # Errors
     /// [`MetricsError::Io`], for example when the disk is full: what is not written is written before the next row.
     pub(crate) fn append_all(&mut self, rows: &[Row]) -> Result<(), MetricsError> {
-        rows.iter().fold(Ok(()), |result, row| {
+        // All are tried before the first error counts.
+        let mut result = Ok(());
+        for row in rows {
             let appended = self.append(row);
-            result.and(appended)
-        })
+            result = result.and(appended);
+        }
+        result
     }
 
     fn append(&mut self, row: &Row) -> Result<(), MetricsError> {

@@ -108,7 +108,7 @@ impl<'a> Run<'a> {
     }
 
     /// Train, and leave on disk what there is to leave, whichever way it ends.
-    pub(super) fn to_its_end(&mut self) -> Result<RunStatus, TrainError> {
+    pub(super) fn run_to_its_end(&mut self) -> Result<RunStatus, TrainError> {
         let outcome = self.train().and_then(|status| self.end(status));
         self.observers.finish();
         outcome.inspect_err(|error| {

@@ -235,7 +235,8 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
             "rng": { "seed": 1, "next_step": step }, "evals_without_improvement": 0,
         }))
         .unwrap();
-        let (config, plan, tokenizer) = (&config, &plan, &Tokenizer::Bytes);
+        let ids = Tokenizer::Ids { vocab_size: plan.model.vocab_size, end_of_document: None };
+        let (config, plan, tokenizer) = (&config, &plan, &ids);
         store.save(&Snapshot { model: &model, optimizer: &optimizer, state: &state, config, plan, tokenizer })
     };
     save(1).unwrap();
