@@ -87,7 +87,7 @@ pub struct ForwardFlops {
     pub block_sparse_ffn: u64,
     /// Routers.
     pub router: u64,
-    /// Routed experts: 2 m d f for each of the token's [`ExpertWork::per_token`].
+    /// Routed experts: 2 m d f for each of the experts that compute for the token.
     pub routed_experts: u64,
     /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of the token's sequence.
     #[serde(default)]

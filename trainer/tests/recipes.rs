@@ -240,43 +240,41 @@ fn the_schema_beside_the_recipes_is_the_current_one() {
     assert_eq!(written, schema(), "renew it: cargo run -- schema > experiments/schema.json");
 }
 
+/// Not a recipe: sizes of recipes may be tuned without touching the page.
+const PAGE: &str = r#"
+    name = "page"
+    data = { text = { path = "input.txt" } }
+    [model]
+    num_layers = 6
+    d_model = 256
+    attention = { num_heads = 8, num_kv_heads = 2 }
+    [model.ffn]
+    activation = "swiglu"
+    d_ff = 768
+    [model.ffn.moe]
+    num_experts = 16
+    d_expert = 192
+    d_shared_expert = 192
+    router = { top_k = 3 }
+    capacity = { factor = 1.25 }
+    layers = { every = 2 }
+    [train]
+    num_steps = 5000
+    seq_len = 256
+    batch_tokens = 16384
+    micro_batch_tokens = 4096
+    eval_every_steps = 250
+    eval = { max_tokens = 100000 }
+    adamw = { learning_rate = 2e-3 }
+    schedule = { warmup_steps = 200, wsd = { decay_steps = 1000, min_learning_rate = 1e-5 } }
+    early_stopping = { patience_evals = 1 }
+"#;
+
 #[test]
 fn a_plan_reads_as_a_page() {
-    // Not a recipe: sizes of recipes may be tuned without touching this page.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("page.toml");
-    std::fs::write(
-        &path,
-        r#"
-            name = "page"
-            data = { text = { path = "input.txt" } }
-            [model]
-            num_layers = 6
-            d_model = 256
-            attention = { num_heads = 8, num_kv_heads = 2 }
-            [model.ffn]
-            activation = "swiglu"
-            d_ff = 768
-            [model.ffn.moe]
-            num_experts = 16
-            d_expert = 192
-            d_shared_expert = 192
-            router = { top_k = 3 }
-            capacity = { factor = 1.25 }
-            layers = { every = 2 }
-            [train]
-            num_steps = 5000
-            seq_len = 256
-            batch_tokens = 16384
-            micro_batch_tokens = 4096
-            eval_every_steps = 250
-            eval = { max_tokens = 100000 }
-            adamw = { learning_rate = 2e-3 }
-            schedule = { warmup_steps = 200, wsd = { decay_steps = 1000, min_learning_rate = 1e-5 } }
-            early_stopping = { patience_evals = 1 }
-        "#,
-    )
-    .unwrap();
+    std::fs::write(&path, PAGE).unwrap();
     let plan = load(&path, &[]).unwrap().resolve().unwrap_or_else(|error| panic!("{error}"));
     insta::assert_snapshot!(plan.describe(), @r"
     page

@@ -99,12 +99,15 @@ fn a_model_whose_every_layer_is_overridden_is_planned_described_and_refused_as_t
     assert_eq!(num_refused, 2 * 10 + 2 + 2);
 }
 
+/// Layers with what was recorded and asked, and why others have no answer.
+type Answered = (Vec<(u32, String, String)>, Vec<String>);
+
 /// Everything that a short run leaves, and what it answers afterwards.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     rows: Vec<Record>,
     sample: Option<String>,
-    answer: Result<(Vec<(u32, String, String)>, Vec<String>), String>,
+    answer: Result<Answered, String>,
 }
 
 fn outcome(config: &RunConfig, folder: &Path) -> Outcome {
