@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use serde::{Deserialize, Serialize};
+use switchyard_ground::say;
 
 use super::panics::{self, Panic};
 use super::{Input, Kind, Random, Target, Verdict};
@@ -68,6 +69,8 @@ pub(crate) struct Tally {
     pub(crate) slowest_index: u64,
     /// Bytes of the longest message.
     pub(crate) longest_message_bytes: u64,
+    /// Number of its input.
+    pub(crate) longest_message_index: u64,
     /// Most memory that the process ever held.
     pub(crate) peak_kib: u64,
 }
@@ -89,6 +92,7 @@ impl Tally {
             slowest_micros: next(),
             slowest_index: next(),
             longest_message_bytes: next(),
+            longest_message_index: next(),
             peak_kib: next(),
         }
     }
@@ -102,6 +106,7 @@ impl Tally {
             self.slowest_micros,
             self.slowest_index,
             self.longest_message_bytes,
+            self.longest_message_index,
             self.peak_kib,
         ];
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -231,9 +236,12 @@ impl Worker {
             Some(Verdict::Accepted) => self.tally.accepted += 1,
             Some(Verdict::Refused(message)) => {
                 self.tally.refused += 1;
-                self.tally.longest_message_bytes = self.tally.longest_message_bytes.max(message.len() as u64);
+                let num_bytes = message.len() as u64;
+                if num_bytes > self.tally.longest_message_bytes {
+                    (self.tally.longest_message_bytes, self.tally.longest_message_index) = (num_bytes, index);
+                }
                 if self.order.indices.end - self.order.indices.start == 1 {
-                    switchyard_ground::say!("refused: {message}");
+                    say!("refused: {message}");
                 }
             }
             Some(Verdict::Broken(law)) => {

@@ -17,7 +17,7 @@ const MEMORY_LIMIT_KIB: u64 = 4 << 20;
 const MAX_RESTARTS: usize = 40;
 const CHILD: &str = "SWITCHYARD_FUZZ_CHILD";
 const HEADING: &str = "\
-target           inputs accepted  refused  caught  failed   slowest (its index)     peak longest message  a second";
+target           inputs accepted  refused  caught  failed   slowest (its index)     longest message     peak  a second";
 
 /// What is run.
 #[derive(Debug, Clone)]
@@ -201,15 +201,16 @@ fn memory_folder() -> PathBuf {
 
 impl TargetResult {
     fn row(&self) -> String {
-        let Tally { accepted, refused, caught, peak_kib, longest_message_bytes, .. } = self.tally;
+        let Tally { accepted, refused, caught, peak_kib, .. } = self.tally;
+        let longest =
+            format!("{} B ({})", self.tally.longest_message_bytes, self.tally.longest_message_index);
         let slowest = format!("{} ms ({})", self.tally.slowest_micros / 1000, self.tally.slowest_index);
         format!(
-            "{:14} {:>8} {accepted:>8} {refused:>8} {caught:>7} {:>7} {slowest:>19} {:>5} MB {:>13} B {:>9.0}",
+            "{:14} {:>8} {accepted:>8} {refused:>8} {caught:>7} {:>7} {slowest:>19} {longest:>19} {:>5} MB {:>9.0}",
             self.name,
             self.num_inputs,
             self.failures.len(),
             peak_kib / 1024,
-            longest_message_bytes,
             self.num_inputs as f64 / self.elapsed.as_secs_f64(),
         )
     }
