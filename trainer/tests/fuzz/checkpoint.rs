@@ -1,12 +1,10 @@
 //! Damaged checkpoints, with hashes that tell and with hashes made to fit, as somebody with ill intent would.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use rand::RngExt;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use switchyard_trainer::checkpoint::{
     Checkpoint, CheckpointError, MANIFEST_FILE, find_checkpoint, read_state,
 };
@@ -37,7 +35,7 @@ struct Checkpoints {
 /// Opens the target.
 pub(crate) fn open(folder: &Path) -> Box<dyn Target> {
     let run = tiny_run::make(folder);
-    let name = format!("checkpoints/step-{}", tiny_run::NUM_STEPS);
+    let name = tiny_run::checkpoint_name();
     let files = corpus(&run.join(&name));
     let tokenizers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/tests/fuzz/corpus/tokenizer");
     let mut json = JsonSeeds::of(&files);
@@ -65,7 +63,7 @@ impl Target for Checkpoints {
             }
         }
         if is_consistent {
-            make_consistent(&mut files);
+            tiny_run::make_consistent(&mut files);
         }
         let how = if is_consistent { CONSISTENT } else { "stale" };
         files.push((HOW.to_owned(), how.into()));
@@ -151,26 +149,4 @@ impl Checkpoints {
 
 fn text(error: CheckpointError) -> String {
     error.to_string()
-}
-
-/// Writes sizes and hashes of all files into the manifest, as far as it still is one.
-fn make_consistent(files: &mut [(String, Vec<u8>)]) {
-    let records: BTreeMap<String, Value> = files
-        .iter()
-        .filter(|(name, _)| name != MANIFEST_FILE)
-        .map(|(name, bytes)| {
-            let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-            (name.clone(), json!({ "bytes": bytes.len(), "sha256": sha256 }))
-        })
-        .collect();
-    let Some((_, manifest)) = files.iter_mut().find(|(name, _)| name == MANIFEST_FILE) else { return };
-    let Ok(mut value) = serde_json::from_slice::<Value>(manifest) else { return };
-    let Some(Value::Object(listed)) = value.get_mut("files") else { return };
-    for (name, record) in records {
-        // What the damage has taken from the list stays away.
-        if let Some(old) = listed.get_mut(&name) {
-            *old = record;
-        }
-    }
-    *manifest = value.to_string().into_bytes();
 }

@@ -16,7 +16,7 @@ use switchyard_trainer::run_folder::{OpenMode, RunPaths};
 use crate::engine::json::JsonSeeds;
 use crate::engine::mutation;
 use crate::engine::{Input, Random, Seed, Target, Verdict, empty};
-use crate::tiny_run;
+use crate::tiny_run::{self, is_json};
 
 struct RunFolders {
     files: Vec<Seed>,
@@ -45,8 +45,7 @@ impl RunFolders {
         use_run: fn(&RunFolders, &Path) -> Result<(), String>,
     ) -> Self {
         let run = tiny_run::make(folder);
-        // A link to the checkpoint is a folder too: its files are there once already.
-        let files = tiny_run::files(&run, |name| !name.contains("latest") && is_wanted(name));
+        let files = tiny_run::files(&run, is_wanted);
         let values = files.iter().filter(|file| is_json(&file.name)).flat_map(|file| {
             file.bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
         });
@@ -144,10 +143,6 @@ impl Target for RunFolders {
         let _ = fs::remove_dir_all(&self.folder);
         Verdict::of(&result)
     }
-}
-
-fn is_json(name: &str) -> bool {
-    name.ends_with(".json") || name.ends_with(".jsonl")
 }
 
 fn steps(records: &[Record]) -> Vec<RunStep> {
