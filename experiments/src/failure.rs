@@ -16,6 +16,9 @@ use switchyard_trainer::run_folder::RunFolderError;
 
 use crate::interrupt::Interruption;
 
+/// Characters of a message that are printed.
+const MAX_MESSAGE_CHARS: usize = 4000;
+
 /// Why a command ended without its result.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -38,18 +41,30 @@ impl Failure {
             Self::Interrupted(message) => message.clone(),
             Self::ClosedPipe => return None,
         };
-        Some(printable(&message).into_owned())
+        Some(shortened(&printable(&message)))
     }
 
     /// The process's exit code.
     pub(crate) fn exit_code(&self, interruption: &Interruption) -> ExitCode {
         match self {
             Self::Mistake(_) => ExitCode::from(2),
+            // A terminal that closes sends the signal and refuses the output at once.
+            Self::Fault(_) | Self::ClosedPipe if interruption.has_come() => {
+                ExitCode::from(interruption.exit_code())
+            }
             Self::Fault(error) if error.chain().any(is_of_a_bad_path) => ExitCode::from(2),
             Self::Fault(_) => ExitCode::from(1),
             Self::Interrupted(_) => ExitCode::from(interruption.exit_code()),
             Self::ClosedPipe => ExitCode::SUCCESS,
         }
+    }
+}
+
+/// `message` as far as a person reads: causes may quote a whole file of others.
+fn shortened(message: &str) -> String {
+    match message.char_indices().nth(MAX_MESSAGE_CHARS) {
+        Some((end, _)) => format!("{}...", &message[..end]),
+        None => message.into(),
     }
 }
 

@@ -16,9 +16,26 @@ pub fn open(path: &Path) -> io::Result<File> {
     // Opening a pipe waits for a writer unless told not to; on a regular file the flag does nothing.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
-    let file = options.open(path)?;
+    let file = options.open(path).map_err(named_circle)?;
     require_regular(&file.metadata()?)?;
     Ok(file)
+}
+
+/// Whether `error` says that the process, or the system, has as many files open as it may.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    #[cfg(not(unix))]
+    return error.kind() == io::ErrorKind::QuotaExceeded;
+}
+
+/// `error`; if it is of links that lead back to themselves, as what lies there, which no second try changes.
+fn named_circle(error: io::Error) -> io::Error {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(libc::ELOOP) {
+        return io::Error::new(io::ErrorKind::InvalidInput, "it is a link that leads back to itself");
+    }
+    error
 }
 
 /// The whole file at `path`, as by [`open`].

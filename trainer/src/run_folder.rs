@@ -80,6 +80,16 @@ pub enum RunFolderError {
         /// The run folder.
         path: PathBuf,
     },
+    /// Something else lies where a part of a run belongs.
+    #[error(
+        "`{path}` is not {belongs}, which belongs there: see what lies there, and move it away; nothing was changed"
+    )]
+    Occupied {
+        /// What is in the way.
+        path: PathBuf,
+        /// What belongs there.
+        belongs: &'static str,
+    },
     /// Nothing to continue.
     #[error(
         "`{path}` holds no run to resume (no `run.json`): start it without `--resume`, or name its folder with `--out` (a changed key changes the default folder)"

@@ -254,8 +254,9 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     let aside = with_suffix(folder, REMOVED_SUFFIX);
     remove_if_present(&aside)?;
     fs::rename(folder, &aside)?;
-    // Or a power cut could keep the old name and lose some of the files.
-    durable::sync_parent(folder)?;
+    // Or a power cut could keep the old name and lose some of the files. Where that cannot be, the disk has to be cleared all the
+    // same.
+    drop(durable::sync_parent(folder));
     fs::remove_dir_all(&aside)
 }
 

@@ -13,6 +13,7 @@ use crate::flight::columns::is_recording;
 
 /// Refuses a folder that `mode` may not touch.
 pub(super) fn check(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> {
+    check_places(paths, mode)?;
     let path = paths.root().to_path_buf();
     let is_run = paths.manifest().symlink_metadata().is_ok();
     match mode {
@@ -27,6 +28,30 @@ pub(super) fn check(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderErr
         },
         _ if !is_run && !holds_traces_only(paths)? => Err(RunFolderError::NotARunFolder { path }),
         OpenMode::New | OpenMode::Overwrite | OpenMode::Resume => Ok(()),
+    }
+}
+
+/// Refuses a folder where something else lies in the place of a run's folders, or of files that are to be replaced: before
+/// anything is deleted or written.
+fn check_places(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> {
+    for path in [paths.checkpoints(), paths.flight()] {
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RunFolderError::io("read", &path)(error));
+            }
+            _ => return Err(RunFolderError::Occupied { path, belongs: "a folder" }),
+        }
+    }
+    let replaced = [paths.metrics(), paths.sample(), paths.config(), paths.manifest()];
+    let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    match replaced.into_iter().find(is_folder) {
+        Some(path) if mode == OpenMode::Overwrite => {
+            Err(RunFolderError::Occupied { path, belongs: "a file" })
+        }
+        _ => Ok(()),
     }
 }
 

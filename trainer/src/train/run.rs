@@ -333,10 +333,8 @@ impl<'a> Run<'a> {
         let written = self.folder.write_manifest(&self.manifest);
         self.tolerate(written.map_err(TrainError::from))?;
         if let Some(recorder) = &mut self.recorder {
-            match recorder.finish(self.parts.model.get()) {
-                Err(error) if error.leaves_the_model_whole() => self.observers.note(&error.to_string()),
-                other => other?,
-            }
+            // An error leaves a run that is not finished, whose next start has only this left to do.
+            recorder.finish(self.parts.model.get())?;
         }
         if let Err(error) = self.write_sample() {
             let why =

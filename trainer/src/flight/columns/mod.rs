@@ -10,7 +10,7 @@ mod scores;
 mod table;
 
 use std::fs;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
@@ -142,8 +142,8 @@ fn read<Row>(
 ) -> Result<Vec<Row>, ColumnsError> {
     let mut file = regular_file::open(path).map_err(ColumnsError::io("read", path))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).and_then(|_| file.rewind()).map_err(ColumnsError::io("read", path))?;
-    Table::open(file, &bytes)
+    file.read_to_end(&mut bytes).map_err(ColumnsError::io("read", path))?;
+    Table::open(bytes)
         .and_then(|table| rows(&table))
         .map_err(|reason| ColumnsError::Damaged { path: path.into(), reason })
 }

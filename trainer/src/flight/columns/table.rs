@@ -1,8 +1,8 @@
 //! A table of numbers as the bytes of one Parquet file, and back.
 
-use std::fs::File;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as PhysicalType, ZstdLevel};
 use parquet::column::reader::get_typed_column_reader;
 use parquet::column::writer::ColumnWriterImpl;
@@ -140,14 +140,14 @@ fn properties(columns: &[Column]) -> Result<WriterProperties> {
 
 /// A file that is whole. Errors are reasons, without the file's name.
 pub(super) struct Table {
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Bytes>,
 }
 
 impl Table {
-    /// The table in `file`, whose content is `bytes`.
-    pub(super) fn open(file: File, bytes: &[u8]) -> Reason<Self> {
-        check(bytes)?;
-        let file = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
+    /// The table in the file that holds `bytes`: read as a whole, so that no trouble of the system is taken for damage.
+    pub(super) fn open(bytes: Vec<u8>) -> Reason<Self> {
+        check(&bytes)?;
+        let file = SerializedFileReader::new(Bytes::from(bytes)).map_err(|error| error.to_string())?;
         Ok(Self { file })
     }
 
