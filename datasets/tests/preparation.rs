@@ -552,9 +552,7 @@ fn the_stop_flag_ends_the_work_wherever_it_is() {
     std::fs::write(&train, bytes).unwrap();
     let tokens = TokensConfig { train, validation: None, vocab_size: 9, dtype: None };
     let of_tokens = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
-    let prepared = synthetic(&folder.path().join("cache"), 300);
-    silent(&prepared).unwrap();
-    for config in [of_tokens, text(folder.path(), &corpus), prepared] {
+    for config in [of_tokens, text(folder.path(), &corpus)] {
         let stop = Arc::new(AtomicBool::new(true));
         let error = prepare(&config, &Progress::silent().with_stop(stop)).unwrap_err();
         assert!(matches!(error, DatasetError::Interrupted), "{error}");

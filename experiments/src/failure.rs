@@ -83,6 +83,7 @@ fn is_of_a_bad_path(error: &(dyn Error + 'static)) -> bool {
                 | io::ErrorKind::ReadOnlyFilesystem
                 | io::ErrorKind::StorageFull
                 | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::FileTooLarge
         )
     })
 }

@@ -90,6 +90,13 @@ impl Interruption {
     }
 }
 
+/// Has a write beyond `ulimit -f` fail as one to a full disk does, instead of ending the process with its work: a signal that has
+/// a handler ends nothing.
+pub(crate) fn make_large_files_an_error() {
+    #[cfg(unix)]
+    drop(flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false))));
+}
+
 /// Exit code of a process that `signal` ended, as shells report it.
 fn exit_code_of(signal: i32) -> u8 {
     128 + signal as u8

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         .init();
     let cli = Cli::parse();
     let interruption = Interruption::default();
+    interrupt::make_large_files_an_error();
     // Nothing of the command is used after a panic, whose message the hook has printed.
     match panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli.command, &interruption))) {
         // Whoever asked it to stop is told so, although it was done by then.

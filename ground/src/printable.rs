@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-/// `text` with every control character but line ends and tabs replaced by `�`: escape codes in a file from elsewhere
-/// must not reach the terminal, nor a picture or a page.
+/// `text` with every control character but line ends and tabs replaced by `�`, and those that turn the direction of writing: escape
+/// codes in a file from elsewhere must not reach the terminal, nor a picture or a page.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let is_bad = |letter: char| letter.is_control() && letter != '\n' && letter != '\t';
+    let turns = |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_bad = |letter: char| letter.is_control() && letter != '\n' && letter != '\t' || turns(letter);
     if text.contains(is_bad) { text.replace(is_bad, "\u{fffd}").into() } else { text.into() }
 }
 
@@ -28,6 +29,7 @@ mod tests {
             "a\u{fffd}]52;c;eA==\u{fffd}b\u{fffd}\u{fffd}\u{fffd}"
         );
         assert_eq!(printable("one\ttwo\nthree ü"), "one\ttwo\nthree ü");
+        assert_eq!(printable("a\u{202e}b\u{2066}"), "a\u{fffd}b\u{fffd}");
     }
 
     #[test]

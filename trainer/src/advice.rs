@@ -15,7 +15,9 @@ pub(crate) fn advice(action: &str, source: &io::Error) -> &'static str {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "change the permissions, or choose another folder"
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or choose another disk",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space, choose another disk, or allow larger files (`ulimit -f`)"
+        }
         ErrorKind::InvalidInput | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
             "see what lies there, and move it away"
         }

@@ -6,6 +6,7 @@ mod model;
 mod router;
 mod training;
 
+pub(crate) use checks::MAX_THREADS;
 pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ use crate::config::RunConfig;
 use crate::device;
 use crate::generate::prompt_ids;
 use crate::moved_data;
-use crate::plan::RunPlan;
+use crate::plan::{MAX_THREADS, RunPlan};
 use crate::resume::{check_restart, finished_already};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use run::Run;
@@ -67,6 +67,9 @@ pub fn with_threads<T: Send>(
     work: impl FnOnce() -> Result<T, TrainError> + Send,
 ) -> Result<T, TrainError> {
     let Some(threads) = threads else { return work() };
+    if threads > MAX_THREADS {
+        return Err(TrainError::Threads { threads, reason: format!("use 1..={MAX_THREADS}") });
+    }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()

@@ -17,7 +17,7 @@ pub(super) const MAX_VOCAB_SIZE: usize = 1 << 24;
 pub(super) const MAX_SEQ_LEN: usize = 1 << 24;
 pub(super) const MAX_BATCH_TOKENS: usize = 1 << 30;
 pub(super) const MAX_STEPS: u64 = 1_000_000_000;
-pub(super) const MAX_THREADS: usize = 4096;
+pub(crate) const MAX_THREADS: usize = 4096;
 
 /// Nothing, if the value is in the range.
 pub(super) fn in_range<T: PartialOrd + Display>(
