@@ -464,7 +464,9 @@ mod signals {
         let desk = Desk::new();
         let mut process = endless(&desk, "run", false);
         wait_for("a checkpoint", || has_checkpoint(&desk.path("run")));
-        let message = desk.mistake(&["train", "moe.toml", "--out", "run", "--resume"]);
+        // More steps than the other has done by now: fewer would be refused for that.
+        let set = "train.num_steps=1000000";
+        let message = desk.mistake(&["train", "moe.toml", "--out", "run", "--resume", "--set", set]);
         assert!(message.contains("in use"), "{message}");
         process.kill().unwrap();
         process.wait().unwrap();
