@@ -10,8 +10,8 @@ use crate::checkpoint::TrainingState;
 use crate::evaluate::Evaluation;
 use crate::flight::StepFlight;
 use crate::metrics::{
-    EvalRecord, EventFile, LayerRecord, LogMark, MetricsError, MetricsFile, ProgressDisplay, Record,
-    ResumedLog, StepRecord, perplexity,
+    EvalRecord, EventLog, LayerRecord, LogMark, MetricsFile, ProgressDisplay, Record, ResumedLog, StepRecord,
+    perplexity,
 };
 use crate::plan::RunPlan;
 use crate::run_folder::{RunFolder, RunManifest};
@@ -21,8 +21,7 @@ use crate::step::{RoutingByLayer, StepMeasurements};
 #[derive(Debug)]
 pub(crate) struct Observers {
     metrics: MetricsFile,
-    /// Gone once it could not be written: a run goes on without.
-    events: Option<EventFile>,
+    events: EventLog,
     progress: ProgressDisplay,
     train: SplitManifest,
     validation: SplitManifest,
@@ -68,7 +67,7 @@ impl Observers {
         };
         let mut observers = Self {
             metrics: log.file,
-            events: None,
+            events: EventLog::new(paths.root(), &manifest.host.hostname, last_step),
             progress,
             train: dataset.manifest.train.clone(),
             validation: dataset.manifest.validation.clone(),
@@ -77,10 +76,6 @@ impl Observers {
             matmul_peak_flops: manifest.matmul_peak_flops,
         };
         log.note.iter().for_each(|note| observers.note(note));
-        match EventFile::create(paths.root(), &manifest.host.hostname, last_step) {
-            Ok(events) => observers.events = Some(events),
-            Err(error) => observers.note_without_events(&error),
-        }
         Ok(OpenedObservers { observers, rows: log.rows, earlier_log })
     }
 
@@ -109,7 +104,7 @@ impl Observers {
         written
     }
 
-    /// An evaluation has ended; `end_of_run` if it is the one after the last step.
+    /// An evaluation has ended; `end_of_run` if it was made because the run is over.
     pub(crate) fn evaluation(
         &mut self,
         state: &TrainingState,
@@ -158,18 +153,10 @@ impl Observers {
 
     fn write(&mut self, record: &Record) -> Result<(), TrainError> {
         let written = self.metrics.append(record);
-        let shown = self.events.as_mut().map_or(Ok(()), |events| events.append(record));
-        if let Err(error) = shown {
-            self.events = None;
-            self.note_without_events(&error);
+        if let Some(trouble) = self.events.append(record) {
+            self.note(&trouble);
         }
         Ok(written?)
-    }
-
-    fn note_without_events(&mut self, error: &MetricsError) {
-        self.note(&format!(
-            "{error}. The run goes on without TensorBoard; `metrics.jsonl` has the same numbers"
-        ));
     }
 }
 

@@ -34,6 +34,9 @@ const MAY_CHANGE: [&str; 11] = [
     "sample",
 ];
 
+/// What to do about another key that differs.
+const SAME_OR_NEW: &str = ". Resume with the run's own configuration, or start a new run in another folder";
+
 /// Those of them that change nothing of what a finished run has left.
 const CHANGES_NO_RESULT: [&str; 4] = ["name", "device", "threads", "data.cache_dir"];
 
@@ -122,7 +125,7 @@ pub(crate) fn check_restart(
             "it was upcycled from a dense checkpoint, and its own checkpoints are gone. Upcycle again";
         return Err(refuse(reason.into()));
     }
-    check_same_config(&manifest.config, config, &MAY_CHANGE).map_err(refuse)?;
+    check_same_config(&manifest.config, config, &MAY_CHANGE).map_err(|what| refuse(what + SAME_OR_NEW))?;
     match &manifest.data_key {
         Some(then) if then != data_key => {
             let paths = data_path_words(&config.data);
@@ -134,7 +137,16 @@ pub(crate) fn check_restart(
 
 fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let refuse = |reason: String| CheckpointError::Mismatch { path: checkpoint.path.clone(), reason };
-    check_same_config(&json(&checkpoint.config), config, &MAY_CHANGE).map_err(refuse)
+    check_same_config(&json(&checkpoint.config), config, &MAY_CHANGE)
+        .map_err(|what| refuse(what + SAME_OR_NEW))
+}
+
+/// Ok if the run of `manifest`, once it has finished, is what `config` asks for, whatever computed it.
+///
+/// # Errors
+/// The first key that differs, with both values.
+pub fn check_asked_for(manifest: &RunManifest, config: &RunConfig) -> Result<(), String> {
+    check_same_config(&manifest.config, config, &CHANGES_NO_RESULT)
 }
 
 /// Ok if the two configurations differ in keys of `may_change` and in paths of data only, whose content is compared
@@ -150,8 +162,7 @@ fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Re
     });
     let Some(first) = differences.first() else { return Ok(()) };
     Err(format!(
-        "`{}` is {} there and {} now ({} key(s) differ). Resume with the run's own configuration, or start a new run \
-         in another folder",
+        "`{}` is {} there and {} now ({} key(s) differ)",
         first.key,
         first.before,
         first.now,

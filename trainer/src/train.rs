@@ -1,5 +1,6 @@
 //! A run from beginning to end: prepare, start or resume, loop, finish.
 
+mod notes;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::device;
 use crate::generate::prompt_ids;
 use crate::moved_data;
 use crate::plan::{MAX_THREADS, RunPlan};
+pub use crate::resume::check_asked_for;
 use crate::resume::{check_restart, finished_already};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use run::Run;

@@ -310,15 +310,20 @@ fn run_claimed(
         return Ok(false);
     }
     say!("{prefix} {}", run.folder);
-    match run_one(folder, run, orders) {
-        Ok(()) => Ok(true),
+    let did_it = match run_one(folder, run, orders) {
+        Ok(()) => true,
         // Whoever trains in the folder without a claim, by `switchyard train` for one, may have been faster.
         Err(_) if folder.is_over(run)? || folder.is_at_work(run) => {
             say!("{}: another process is training it", folder.path_of(run).display());
-            Ok(false)
+            false
         }
-        Err(failure) => Err(failure),
+        Err(failure) => return Err(failure),
+    };
+    // Whoever finished it: an error after the last line of `run.json` leaves a finished run too.
+    if !orders.keep_checkpoints && folder.is_finished(run)? {
+        delete_checkpoints(&folder.path_of(run))?;
     }
+    Ok(did_it)
 }
 
 fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result<(), Failure> {
@@ -333,9 +338,6 @@ fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result
         stop: orders.stop.clone(),
     };
     match train(&request) {
-        Ok(summary) if summary.manifest.status == RunStatus::Finished && !orders.keep_checkpoints => {
-            delete_checkpoints(&out)
-        }
         Ok(summary) if summary.manifest.status == RunStatus::Alarmed => {
             record_divergence(&out, &summary.manifest.error.unwrap_or_else(|| "stopped by an alarm".into()))
         }

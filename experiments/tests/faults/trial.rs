@@ -114,8 +114,8 @@ impl Trial<'_> {
     fn check_reason(&self, said: &str, at: &str) -> Result<(), String> {
         let message = last_error(said);
         let reason = self.fault.kind.reason().unwrap_or("error: ");
-        // `at` is the call and its path, of which the message may name a folder.
-        let path = at.split(' ').next_back().unwrap_or_default();
+        // `at` is the call and its path, of which the message may name a folder; that of the desk itself is empty.
+        let path = at.split_once(' ').map_or("", |(_, path)| path);
         let names_a_path = path.split('/').any(|part| message.contains(part));
         if !message.starts_with("error: ") || !message.contains(reason) || !names_a_path {
             return Err(format!("the message does not say what failed where and why: {message}"));

@@ -83,7 +83,7 @@ impl CheckpointStore {
         {
             return Ok(());
         }
-        self.point_latest_at(step).map_err(|error| untidy(&latest, "replaced", &error))
+        twice(|| self.point_latest_at(step)).map_err(|error| untidy(&latest, "replaced", &error))
     }
 
     /// Steps of the checkpoints on disk, oldest first.
@@ -228,7 +228,7 @@ fn replace_folder(temporary: &Path, target: &Path) -> io::Result<()> {
     fs::rename(temporary, target)?;
     durable::sync_parent(target)?;
     // It is whole and in its place: what is left beside it goes when the store is opened next.
-    drop(remove_if_present(&aside));
+    drop(twice(|| remove_if_present(&aside)));
     Ok(())
 }
 
@@ -252,12 +252,17 @@ fn clean_up(path: &Path) -> io::Result<()> {
 /// checkpoint.
 fn remove_folder(folder: &Path) -> io::Result<()> {
     let aside = with_suffix(folder, REMOVED_SUFFIX);
-    remove_if_present(&aside)?;
-    fs::rename(folder, &aside)?;
+    twice(|| remove_if_present(&aside))?;
+    twice(|| fs::rename(folder, &aside))?;
     // Or a power cut could keep the old name and lose some of the files. Where that cannot be, the disk has to be cleared all the
     // same.
     drop(durable::sync_parent(folder));
-    fs::remove_dir_all(&aside)
+    twice(|| remove_if_present(&aside))
+}
+
+/// The outcome of `tidy`, or of a second try: a moment's trouble of the disk must not leave a run untidy for good.
+fn twice(tidy: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    tidy().or_else(|_| tidy())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

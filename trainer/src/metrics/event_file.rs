@@ -52,7 +52,7 @@ struct SessionLog {
 
 /// An event file, open for writing. One process writes one file; TensorBoard joins those of a folder.
 #[derive(Debug)]
-pub struct EventFile {
+pub(super) struct EventFile {
     path: PathBuf,
     file: File,
 }
@@ -65,7 +65,11 @@ impl EventFile {
     ///
     /// # Errors
     /// [`MetricsError::Io`].
-    pub fn create(folder: &Path, hostname: &str, resumed_from: Option<u64>) -> Result<Self, MetricsError> {
+    pub(super) fn create(
+        folder: &Path,
+        hostname: &str,
+        resumed_from: Option<u64>,
+    ) -> Result<Self, MetricsError> {
         // TensorBoard reads a folder's files in the order of their names, and a purge reaches back only:
         // a second start within a second, or a clock set back, must still sort last.
         let secs = match newest_file_secs(folder)? {
@@ -80,22 +84,30 @@ impl EventFile {
             Err(source) => return Err(MetricsError::Io { action: "create", path, source }),
         };
         let mut events = Self { path, file };
+        if let Err(error) = events.write_head(resumed_from) {
+            // What is begun anew on a full disk must not leave a file each time.
+            drop(fs::remove_file(&events.path));
+            return Err(error);
+        }
+        Ok(events)
+    }
+
+    fn write_head(&mut self, resumed_from: Option<u64>) -> Result<(), MetricsError> {
         let wall_time = unix_time().as_secs_f64();
         let file_version = Some("brain.Event:2".to_string());
-        events.write(&Event { wall_time, file_version, ..Event::default() })?;
+        self.write(&Event { wall_time, file_version, ..Event::default() })?;
         // A START event drops the points whose step is at or above its own: all of them if nothing was resumed,
         // for a run killed before its first checkpoint begins anew in its old folder.
         let step = wire_step(resumed_from.map_or(0, |last_step| last_step + 1));
         let session_log = Some(SessionLog { status: SESSION_START });
-        events.write(&Event { wall_time, step, session_log, ..Event::default() })?;
-        Ok(events)
+        self.write(&Event { wall_time, step, session_log, ..Event::default() })
     }
 
     /// Adds the scalars of `record`: `train/*`, `validation/*` and `moe/layer_N/*`.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
-    pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
+    pub(super) fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
         let scalars = match record {
             Record::Step(row) => step_scalars(row),
             Record::Eval(row) => eval_scalars(row),

@@ -3,6 +3,7 @@
 //! Observers only. Nothing here changes a model, reads a device or decides what the loop does next.
 
 mod event_file;
+mod event_log;
 mod jsonl;
 mod progress;
 mod record;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::advice::advice;
 
-pub use event_file::EventFile;
+use event_file::EventFile;
+pub use event_log::EventLog;
 pub use jsonl::{LogMark, MetricsFile, ResumedLog, read_metrics};
 pub use progress::{ProgressDisplay, duration};
 pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perplexity_text};

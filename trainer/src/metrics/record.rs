@@ -131,7 +131,8 @@ pub struct EvalRecord {
     pub num_tokens: u64,
     /// Whether that was the whole validation split.
     pub whole_split: bool,
-    /// Whether it is the evaluation after the last step. A run that is resumed was not over: it drops this row.
+    /// Whether it was made because the run was over, and no evaluation of the interval had just covered the whole split. A run
+    /// that is resumed was not over: it drops this row.
     #[serde(default)]
     pub end_of_run: bool,
     /// Wall-clock duration of this evaluation.

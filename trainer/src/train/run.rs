@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader, passes, passes_note};
+use switchyard_datasets::{Dataset, Loader};
 
-use super::{TrainRequest, loader_config};
+use super::{TrainRequest, loader_config, notes};
 use crate::TrainError;
 use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
 use crate::config::RunConfig;
@@ -26,9 +26,6 @@ use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
 use crate::sampling::SamplingSettings;
 use crate::throughput::measure_matmul_peak_flops;
-
-/// Names of files that a note lists, at most.
-const MAX_LISTED: usize = 5;
 
 /// A run in progress.
 pub(super) struct Run<'a> {
@@ -78,11 +75,11 @@ impl<'a> Run<'a> {
         }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
-        observers.note(&words_on_passes(plan, &dataset));
+        observers.note(&notes::on_passes(plan, &dataset));
         if *mode == OpenMode::Resume && !resumed {
-            observers.note(&words_on_restart(folder, earlier_log.as_deref()));
+            observers.note(&notes::on_restart(folder, earlier_log.as_deref()));
         }
-        let left = words_on_left(folder);
+        let left = notes::on_left(folder);
         notes.iter().chain(&recorder_notes).chain(&left).for_each(|note| observers.note(note));
         let earlier_secs = state.train_secs;
         // Energy of a part of the run would look like that of all of it.
@@ -110,6 +107,11 @@ impl<'a> Run<'a> {
     /// Train, and leave on disk what there is to leave, whichever way it ends.
     pub(super) fn run_to_its_end(&mut self) -> Result<RunStatus, TrainError> {
         let outcome = self.train().and_then(|status| self.end(status));
+        // A folder that is gone is why a file in it cannot be written.
+        let outcome = outcome.map_err(|error| match self.folder.check_held() {
+            Err(lost @ RunFolderError::Lost { .. }) => lost.into(),
+            _ => error,
+        });
         self.observers.finish();
         outcome.inspect_err(|error| {
             self.rescue(error);
@@ -231,6 +233,8 @@ impl<'a> Run<'a> {
         }
         let Some(evaluation) = self.evaluate(None)? else { return Ok(None) };
         self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), true)?;
+        // `run.json` is about to say that the run has finished, and nobody writes a row of a finished run again.
+        self.observers.sync()?;
         self.manifest.record_validation(self.parts.state.step, evaluation.cross_entropy_nats);
         Ok(Some(evaluation.cross_entropy_nats))
     }
@@ -426,34 +430,4 @@ fn restore_best_validation(manifest: &mut RunManifest, state: &TrainingState, ro
             manifest.record_validation(row.step, row.cross_entropy_nats);
         }
     }
-}
-
-/// How often the run goes over its training data.
-fn words_on_passes(plan: &RunPlan, dataset: &Dataset) -> String {
-    let (num_steps, step_tokens) = (plan.num_steps, plan.tokens_per_step as u64);
-    let train_tokens = dataset.manifest.train.num_tokens;
-    let passes = passes(plan.total_tokens(), train_tokens);
-    let note = passes_note(step_tokens, train_tokens).map(|note| format!("; {note}")).unwrap_or_default();
-    format!("passes over the training split: {passes:.2}, by {num_steps} steps of {step_tokens} tokens{note}")
-}
-
-/// That a run which was to be resumed begins again, and where its log is.
-fn words_on_restart(folder: &RunFolder, earlier_log: Option<&Path>) -> String {
-    let kept =
-        earlier_log.map_or_else(String::new, |log| format!("; its log so far is now `{}`", log.display()));
-    format!(
-        "`{}` holds no checkpoint to resume: the run begins again at step 1{kept}",
-        folder.paths().root().display()
-    )
-}
-
-/// What an overwritten folder still holds; none if nothing.
-fn words_on_left(folder: &RunFolder) -> Option<String> {
-    let names: Vec<String> = folder.left().iter().map(|path| format!("`{}`", path.display())).collect();
-    let more = match names.len().saturating_sub(MAX_LISTED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
-    (!names.is_empty()).then(|| format!("left as it is, because no run writes it: {listed}{more}"))
 }

@@ -287,6 +287,16 @@ fn a_run_whose_folder_was_replaced_ends_and_touches_nothing_in_the_new_one() {
     assert!(format!("{:?}", content(&out)) == before);
 }
 
+#[test]
+fn a_run_whose_folder_is_gone_says_so_and_promises_nothing() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let happening = once_it_runs(&out, |out| fs::rename(out, out.with_file_name("old")).unwrap());
+    let error = tiny::run(&long(), &out, OpenMode::New).unwrap_err();
+    happening.join().unwrap();
+    assert!(matches!(error, TrainError::RunFolder(RunFolderError::Lost { .. })), "{error}");
+}
+
 /// Text of 400 words that do not repeat.
 fn corpus(folder: &Path, first: u64) {
     fs::create_dir_all(folder).unwrap();

@@ -1,0 +1,41 @@
+//! What a run says of itself before its first step.
+
+use std::path::Path;
+
+use switchyard_datasets::{Dataset, passes, passes_note};
+
+use crate::plan::RunPlan;
+use crate::run_folder::RunFolder;
+
+/// Names of files that a note lists, at most.
+const MAX_LISTED: usize = 5;
+
+/// How often the run goes over its training data.
+pub(super) fn on_passes(plan: &RunPlan, dataset: &Dataset) -> String {
+    let (num_steps, step_tokens) = (plan.num_steps, plan.tokens_per_step as u64);
+    let train_tokens = dataset.manifest.train.num_tokens;
+    let passes = passes(plan.total_tokens(), train_tokens);
+    let note = passes_note(step_tokens, train_tokens).map(|note| format!("; {note}")).unwrap_or_default();
+    format!("passes over the training split: {passes:.2}, by {num_steps} steps of {step_tokens} tokens{note}")
+}
+
+/// That a run which was to be resumed begins again, and where its log is.
+pub(super) fn on_restart(folder: &RunFolder, earlier_log: Option<&Path>) -> String {
+    let kept =
+        earlier_log.map_or_else(String::new, |log| format!("; its log so far is now `{}`", log.display()));
+    format!(
+        "`{}` holds no checkpoint to resume: the run begins again at step 1{kept}",
+        folder.paths().root().display()
+    )
+}
+
+/// What an overwritten folder still holds; none if nothing.
+pub(super) fn on_left(folder: &RunFolder) -> Option<String> {
+    let names: Vec<String> = folder.left().iter().map(|path| format!("`{}`", path.display())).collect();
+    let more = match names.len().saturating_sub(MAX_LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| format!("left as it is, because no run writes it: {listed}{more}"))
+}
