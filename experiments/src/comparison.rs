@@ -64,7 +64,7 @@ pub(crate) struct ArmResult {
     pub(crate) active_flops: f64,
     pub(crate) train_secs: f64,
     /// Median over the steps: neither evaluations nor a slow first step move it.
-    pub(crate) tokens_per_sec: Option<f64>,
+    pub(crate) median_tokens_per_sec: Option<f64>,
     pub(crate) steps_done: u64,
     pub(crate) tokens_seen: u64,
     /// The first evaluation at or below the target; absent if there is none.
@@ -151,7 +151,7 @@ impl Comparison {
             row("active parameters", &|arm| or_dash(arm.active_params, |count| with_si_prefix(count as f64))),
             row("active training FLOPs", &|arm| format!("{:.3e}", arm.active_flops)),
             row("wall-clock (s)", &|arm| format!("{:.1}", arm.train_secs)),
-            row("tokens/s (median step)", &|arm| or_dash(arm.tokens_per_sec, with_si_prefix)),
+            row("tokens/s (median step)", &|arm| or_dash(arm.median_tokens_per_sec, with_si_prefix)),
             row("training tokens", &|arm| with_si_prefix(arm.tokens_seen as f64)),
             row("steps", &|arm| arm.steps_done.to_string()),
             row(&format!("steps to {goal}"), &|arm| reached(arm, |reached| reached.step.to_string())),
@@ -188,7 +188,7 @@ impl ArmResult {
             active_params: count("active_params"),
             active_flops: manifest.active_flops,
             train_secs: manifest.train_secs,
-            tokens_per_sec: median(
+            median_tokens_per_sec: median(
                 arm.records.iter().filter_map(Record::as_step).map(|row| row.tokens_per_sec),
             ),
             steps_done: manifest.steps_done,
@@ -427,7 +427,7 @@ mod tests {
         let value: Value = serde_json::from_str(&Comparison::new(&arms).to_json().unwrap()).unwrap();
         assert_eq!(value["arms"][1]["final_validation_cross_entropy_nats"], json!(0.1 + 0.2));
         assert_eq!(value["arms"][1]["total_params"], json!(4_700_000));
-        assert_eq!(value["arms"][0]["tokens_per_sec"], json!(1000.0));
+        assert_eq!(value["arms"][0]["median_tokens_per_sec"], json!(1000.0));
         assert_eq!(value["arms"][0]["status"], "finished");
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Side {
 pub(crate) struct Outcome {
     pub(crate) reading: RunReading,
     /// Median over the steps.
-    pub(crate) tokens_per_sec: Option<f64>,
+    pub(crate) median_tokens_per_sec: Option<f64>,
     /// Alarms of each kind, by name.
     pub(crate) alarms: BTreeMap<String, u64>,
 }
@@ -169,7 +169,7 @@ fn results(outcome: &Outcome) -> Value {
         "train_secs": manifest.train_secs,
         "flight_recorder_secs": manifest.flight_recorder_secs,
         "energy_joules": manifest.energy_joules,
-        "tokens_per_sec": outcome.tokens_per_sec,
+        "median_tokens_per_sec": outcome.median_tokens_per_sec,
     })
 }
 
@@ -222,7 +222,7 @@ pub(crate) mod tests {
         let alarms =
             BTreeMap::from([("dead_expert".to_string(), num_experts / 8), ("loss_spike".to_string(), 1)]);
         let reading = RunReading { manifest, was_killed: false };
-        let outcome = Some(Outcome { reading, tokens_per_sec: Some(2000.0), alarms });
+        let outcome = Some(Outcome { reading, median_tokens_per_sec: Some(2000.0), alarms });
         Side { data_key: Some("k".into()), outcome, ..side }
     }
 

@@ -74,6 +74,7 @@ pub(crate) fn run_series(
         params: count("total_params")
             .zip(count("active_params"))
             .map(|(total, active)| ParamCounts { total, active }),
+        train_secs: Some(manifest.train_secs),
         energy_joules: manifest.energy_joules,
         data_passes: records.iter().rev().find_map(Record::as_step).and_then(data_passes),
         evals: evals.map(point).collect(),

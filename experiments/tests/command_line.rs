@@ -255,7 +255,7 @@ fn eval_generate_inspect_and_plan_read_what_train_wrote() {
         |seed: &str| desk.ok(&["generate", "run", "--prompt", "1 2", "--num-tokens", "12", "--seed", seed]);
     assert_eq!(generate("1"), generate("1"));
     assert_ne!(generate("1"), generate("2"));
-    assert!(generate("1").starts_with("1 2"));
+    assert!(generate("1").starts_with("1 2 "), "a space between the ids");
 
     let inspected = desk.ok(&["inspect", "run", "--figures", "figures"]);
     assert!(inspected.contains("loss-curve.svg") && inspected.contains("expert-load.svg"), "{inspected}");
@@ -329,6 +329,16 @@ fn compare_trains_what_is_missing_once_and_saves_a_table() {
     let again = desk.run(&["compare", "dense.toml", "moe.toml", "--json"]);
     assert_eq!(text(&again.stderr).matches("already finished").count(), 2, "{}", text(&again.stderr));
     assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), saved);
+    // Somebody has let the mixture go on.
+    let run = fs::read_dir(desk.path("runs")).unwrap().map(|entry| entry.unwrap().path());
+    let mixture =
+        run.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("tiny-moe-"));
+    let mixture = mixture.unwrap();
+    let mixture = mixture.to_str().unwrap();
+    desk.ok(&["train", "moe.toml", "--out", mixture, "--resume", "--set", "train.num_steps=9"]);
+    let message = desk.mistake(&["compare", "dense.toml", "moe.toml"]);
+    assert!(message.contains("not what `tiny-moe` asks for: `train.num_steps` is 9 there and "), "{message}");
+    desk.ok(&["compare", "dense.toml", mixture]);
 }
 
 #[test]

@@ -158,6 +158,15 @@ fn data_is_judged_by_its_content_wherever_it_lies() {
         "{table}"
     );
     assert_eq!(comparisons(&desk).len(), 2, "each pair has a folder of its own");
+    for (other, differs) in [("runs/b", false), ("runs/c", true)] {
+        let (_, said) = desk.ok(&["report", "runs/a", other, "--out", "page"]);
+        let page = fs::read_to_string(desk.path("page/report.html")).unwrap();
+        assert_eq!(
+            (said.contains("cannot be compared"), page.contains("cannot be compared")),
+            (differs, differs),
+            "{other}"
+        );
+    }
 
     // A run of an earlier version tells by its checkpoint, and one without any is not judged.
     desk.edit("b", |manifest| drop(manifest.as_object_mut().unwrap().remove("data_key")));

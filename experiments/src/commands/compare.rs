@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde_json::Value;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
-use switchyard_trainer::train::{TrainRequest, default_run_folder, train};
+use switchyard_trainer::train::{TrainRequest, check_asked_for, default_run_folder, train};
 
 use super::{load_to_run, print_text};
 use crate::cli::CompareArgs;
@@ -167,6 +167,15 @@ fn train_claimed(request: &TrainRequest, stop: &Arc<AtomicBool>) -> Result<Optio
     let reading = paths.manifest().is_file().then(|| paths.read()).transpose()?;
     let mode = match &reading {
         Some(reading) if reading.manifest.status == RunStatus::Finished => {
+            // The folder is named after the configuration that began it, and a resumed run may have gone on to another.
+            if let Err(difference) = check_asked_for(&reading.manifest, config) {
+                return Err(Failure::Mistake(format!(
+                    "{}: the run that has finished there is not what `{}` asks for: {difference}. Name that folder to compare \
+                     the run as it is, or train the file into another folder and name that one",
+                    out.display(),
+                    config.name
+                )));
+            }
             say!("{}: already finished in {}", config.name, out.display());
             return Ok(Some(out.clone()));
         }

@@ -44,14 +44,14 @@ fn side_of_run(path: &Path, paths: &RunPaths) -> Result<Side, Failure> {
     let reading = paths.read()?;
     let records = read_records(paths)?;
     let steps = records.iter().filter_map(Record::as_step);
-    let tokens_per_sec = median(steps.map(|row| row.tokens_per_sec));
+    let median_tokens_per_sec = median(steps.map(|row| row.tokens_per_sec));
     let alarms = count_by_kind(&read_alarms(paths)?)?;
     Ok(Side {
         label: path.display().to_string(),
         config: with_todays_defaults::<RunConfig>(&reading.manifest.config),
         plan: with_todays_defaults::<RunPlan>(&reading.manifest.plan),
         data_key: data_key(paths, &reading.manifest),
-        outcome: Some(Outcome { reading, tokens_per_sec, alarms }),
+        outcome: Some(Outcome { reading, median_tokens_per_sec, alarms }),
     })
 }
 

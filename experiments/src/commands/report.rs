@@ -9,7 +9,7 @@ use switchyard_trainer::flight::read_alarms;
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use crate::cli::ReportArgs;
-use crate::comparison::{data_key, distinct_labels};
+use crate::comparison::{Measured, data_key, distinct_labels, why_not_comparable};
 use crate::failure::Failure;
 use crate::report;
 use crate::report::series::RunSeries;
@@ -23,13 +23,16 @@ pub(super) fn run(args: &ReportArgs) -> Result<(), Failure> {
     {
         let series = study_series(folder, &result)?;
         let out = args.out.as_ref().unwrap_or(folder);
-        return finish(report::write(out, Some(&result), &series, &result.study));
+        return finish(report::write(out, Some(&result), &series, &result.study, &[]));
     }
     let mut folders = Vec::new();
     for path in &args.runs {
         folders.extend(run_folders(path)?);
     }
-    let series = told_apart(read_each(&folders, read_plain)?);
+    let runs = read_each(&folders, read_plain)?;
+    let notes = notes_on_losses(&runs);
+    notes.iter().for_each(|note| say!("{note}"));
+    let series = told_apart(runs);
     if series.is_empty() {
         let named: Vec<String> = args.runs.iter().map(|path| path.display().to_string()).collect();
         return Err(Failure::Mistake(format!(
@@ -38,8 +41,22 @@ pub(super) fn run(args: &ReportArgs) -> Result<(), Failure> {
         )));
     }
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report"));
-    let title = args.runs[0].file_name().map_or("runs".into(), |name| name.to_string_lossy().into_owned());
-    finish(report::write(&out, None, &series, &title))
+    finish(report::write(&out, None, &series, &title(&args.runs), &notes))
+}
+
+/// The first of `runs` by name, and how many more there are.
+fn title(runs: &[PathBuf]) -> String {
+    let first = runs[0].file_name().map_or("runs".into(), |name| name.to_string_lossy().into_owned());
+    match runs.len() - 1 {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Why losses of other runs than the first cannot be compared with its own.
+fn notes_on_losses(runs: &[PlainRun]) -> Vec<String> {
+    let Some((first, others)) = runs.split_first() else { return Vec::new() };
+    others.iter().flat_map(|other| why_not_comparable(&first.measured(), &other.measured())).collect()
 }
 
 /// The rows of one run that belongs to no study: it is an arm of its own name.
@@ -50,8 +67,22 @@ pub(super) fn plain_series(folder: &Path) -> Result<RunSeries, Failure> {
 /// A run that belongs to no study.
 struct PlainRun {
     series: RunSeries,
+    manifest: RunManifest,
+    data_key: Option<String>,
     /// What it was asked for, without what runs of one arm may differ in.
     asked: Value,
+}
+
+impl PlainRun {
+    fn measured(&self) -> Measured<'_> {
+        Measured {
+            label: &self.series.label,
+            config: &self.manifest.config,
+            plan: &self.manifest.plan,
+            data_key: self.data_key.as_deref(),
+            has_run: true,
+        }
+    }
 }
 
 fn read_plain(folder: &Path) -> Result<PlainRun, Failure> {
@@ -62,8 +93,9 @@ fn read_plain(folder: &Path) -> Result<PlainRun, Failure> {
     if let Some(table) = asked.as_object_mut() {
         ["seed", "device", "threads", "sample"].iter().for_each(|key| drop(table.remove(*key)));
     }
-    let asked = json!({ "config": asked, "data": data_key(&paths, &manifest) });
-    Ok(PlainRun { series: series_of(folder, &name, &manifest, &paths)?, asked })
+    let data_key = data_key(&paths, &manifest);
+    let asked = json!({ "config": asked, "data": data_key });
+    Ok(PlainRun { series: series_of(folder, &name, &manifest, &paths)?, manifest, data_key, asked })
 }
 
 /// The runs with arms that may be averaged: runs of one name are one arm if they differ in nothing but their seeds, and else

@@ -18,9 +18,9 @@ use crate::report::series::RunSeries;
 use crate::run_series::run_series;
 use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
-    Arm, Calibration, CodeIdentity, Evidence, Execution, FinishedRun, Forecast, LoadedStudy, Orders,
-    PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all, run_missing,
-    sha256_hex,
+    Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, LoadedStudy,
+    Orders, PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all,
+    run_missing, sha256_hex,
 };
 use crate::whole_file;
 
@@ -29,8 +29,8 @@ pub(super) fn run(args: &CompareArgs, path: &Path, interruption: &Interruption) 
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
-    let mut session = Session::new(args, &loaded, &arms, folder)?;
-    session.announce()?;
+    let mut session = Session::new(args, &loaded, &arms, folder, &stop)?;
+    session.announce(&stop)?;
     if args.dry_run {
         return Ok(());
     }
@@ -61,20 +61,21 @@ impl<'a> Session<'a> {
         loaded: &'a LoadedStudy,
         arms: &'a [Arm],
         folder: StudyFolder,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let code = CodeIdentity::of_this_program();
-        let calibration = Calibration::read_or_measure(folder.root(), loaded, arms, &code)?;
+        let calibration = Calibration::read_or_measure(folder.root(), loaded, arms, &code, stop)?;
         let factors = calibration.step_factors(loaded.study.held_equal, arms);
-        let mut matrix = StudyMatrix::new(&loaded.study, arms, code, factors);
+        let mut matrix = StudyMatrix::new(&loaded.study, arms, code, DataIdentities::new(stop), factors);
         let pilots = matrix.pilots()?;
         let learning_rates = arms.iter().map(|arm| arm.learning_rates[0]).collect();
         Ok(Self { args, loaded, arms, folder, calibration, matrix, pilots, learning_rates })
     }
 
     /// Say what will be done and what it will cost.
-    fn announce(&mut self) -> Result<(), Failure> {
+    fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
-        let data = prepare(&self.arms[0].config.data, &Progress::stderr())?;
+        let data = prepare(&self.arms[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
         let runs: Vec<PlannedRun> = self.pilots.iter().chain(&main_runs).cloned().collect();
         let forecast = Forecast {
             study: &self.loaded.study,
@@ -189,7 +190,7 @@ impl<'a> Session<'a> {
         let root = self.folder.root();
         let text = serde_json::to_string_pretty(result)? + "\n";
         whole_file::replace(&root.join("result.json"), text.as_bytes()).map_err(Failure::Fault)?;
-        let files = report::write(root, Some(result), series, &result.study).map_err(Failure::Fault)?;
+        let files = report::write(root, Some(result), series, &result.study, &[]).map_err(Failure::Fault)?;
         say!("saved: {}/ (result.json, report.html and {} more)", root.display(), files.len() - 1);
         Ok(())
     }

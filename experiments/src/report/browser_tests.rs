@@ -81,7 +81,7 @@ fn the_page_fits_a_desk_and_a_phone_in_both_themes() {
     let browser = browser();
     let folder = tempfile::tempdir().unwrap();
     let (result, runs) = sample::study("top-2 of 32");
-    write(folder.path(), Some(&result), &runs, "Does sparsity pay?").unwrap();
+    write(folder.path(), Some(&result), &runs, "Does sparsity pay?", &[]).unwrap();
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     let pictures = env::temp_dir().join("switchyard-report");
     fs::create_dir_all(&pictures).unwrap();
@@ -109,7 +109,7 @@ fn the_page_prints() {
     let browser = browser();
     let folder = tempfile::tempdir().unwrap();
     let (result, runs) = sample::study("top-2 of 32");
-    write(folder.path(), Some(&result), &runs, "Does sparsity pay?").unwrap();
+    write(folder.path(), Some(&result), &runs, "Does sparsity pay?", &[]).unwrap();
     let file = folder.path().join("report.pdf");
     let print = format!("--print-to-pdf={}", file.display());
     browse(&browser, folder.path(), &[&print, "--no-pdf-header-footer"], &folder.path().join("report.html"));

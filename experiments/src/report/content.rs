@@ -13,6 +13,8 @@ pub(super) struct Content<'a> {
     pub(super) title: &'a str,
     pub(super) result: Option<&'a StudyResult>,
     pub(super) runs: &'a [RunSeries],
+    /// Why losses of plain runs cannot be compared.
+    pub(super) notes: &'a [String],
     /// Labels of the arms: those of the study in its order, then those that only the runs name. An arm's place decides
     /// its colour, sign and dashes in every figure.
     arms: Vec<&'a str>,
@@ -68,7 +70,11 @@ impl<'a> Content<'a> {
                 arms.push(label);
             }
         }
-        Self { title, result, runs, arms }
+        Self { title, result, runs, notes: &[], arms }
+    }
+
+    pub(super) fn with_notes(self, notes: &'a [String]) -> Self {
+        Self { notes, ..self }
     }
 
     pub(super) fn arms(&self) -> &[&'a str] {
@@ -198,7 +204,7 @@ fn run_row_of_series(run: &RunSeries) -> RunRow {
         data_passes: run.data_passes,
         tokens: last.map(|eval| eval.tokens),
         active_flops: last.map(|eval| eval.active_flops),
-        train_secs: last.map(|eval| eval.secs),
+        train_secs: run.train_secs,
         energy_joules: run.energy_joules,
         cost: None,
         num_alarms: run.alarms.len(),

@@ -104,6 +104,7 @@ fn run(model: &ArmModel, seed: u64, num_steps: u64) -> RunSeries {
         seed,
         num_steps,
         params: Some(ParamCounts { total: model.total_params, active: 12_400_000 }),
+        train_secs: Some(num_steps as f64 * 0.6),
         energy_joules: Some(num_steps as f64 * 9.4),
         data_passes: Some(num_steps as f64 / 800.0),
         evals: (0..=25).map(eval).collect(),

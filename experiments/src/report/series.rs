@@ -13,6 +13,8 @@ pub(crate) struct RunSeries {
     pub(crate) num_steps: u64,
     /// Parameters of its model; absent if the run does not tell.
     pub(crate) params: Option<ParamCounts>,
+    /// Wall-clock seconds, evaluations included; absent if the run does not tell.
+    pub(crate) train_secs: Option<f64>,
     /// Energy that the processor used during the run, in joules; absent where it does not tell.
     pub(crate) energy_joules: Option<f64>,
     /// Passes over the training split; absent if the run does not tell.

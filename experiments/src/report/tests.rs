@@ -11,7 +11,7 @@ use crate::study::result::StudyResult;
 /// The files of a report by name.
 fn files_of(result: Option<&StudyResult>, runs: &[RunSeries]) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
-    let paths = write(folder.path(), result, runs, "Does sparsity pay?").unwrap();
+    let paths = write(folder.path(), result, runs, "Does sparsity pay?", &[]).unwrap();
     assert_eq!(paths.last().unwrap().file_name().unwrap(), "report.html");
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
     let files: BTreeMap<_, _> = paths.iter().map(|path| (name(path), fs::read(path).unwrap())).collect();
@@ -274,7 +274,7 @@ fn what_all_arms_change_alike_is_said_once() {
 fn a_folder_that_cannot_be_made_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let error = write(&folder.path().join("file/report"), None, &[], "title").unwrap_err();
+    let error = write(&folder.path().join("file/report"), None, &[], "title", &[]).unwrap_err();
     assert!(format!("{error:#}").contains("file/report"), "{error:#}");
 }
 

@@ -25,6 +25,10 @@ pub(super) fn verdict(content: &Content) -> Section {
                 "Nothing was held equal between them, and their learning rates were not tuned alike. The tables and \
                  figures show what each run did; a difference between them may be chance."
             }
+            @if !content.notes.is_empty() {
+                p { strong { "These losses cannot be compared:" } }
+                ul { @for note in content.notes { li { (with_code(note)) } } }
+            }
         },
     };
     Section { id: "verdict", heading: "Verdict", body }
