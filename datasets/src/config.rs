@@ -335,7 +335,12 @@ impl DataConfig {
             [] => Err(DataConfigError::new("data", format!("no source: give exactly one of {tables}"))),
             [.., last] => Err(DataConfigError::new(
                 &format!("data.{last}"),
-                format!("{} sources ({}): give exactly one of {tables}", given.len(), given.join(", ")),
+                format!(
+                    "{} sources ({}): give exactly one of {tables}; `--set data.{}=` takes one away",
+                    given.len(),
+                    given.join(", "),
+                    given[0]
+                ),
             )),
         }
     }
@@ -458,7 +463,7 @@ mod tests {
         assert_eq!(
             message("crates = {}\n[text]\npath = 'a.txt'"),
             "`data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], \
-             [data.synthetic] or [data.tokens]"
+             [data.synthetic] or [data.tokens]; `--set data.crates=` takes one away"
         );
     }
 

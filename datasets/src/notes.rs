@@ -16,6 +16,7 @@ pub(crate) fn of_corpus(survey: &Survey, rule: SplitRule, manifest: &Manifest) -
     notes.extend(unknown_tokens(manifest));
     notes.extend(repeats(rule, survey, &manifest.repeats));
     notes.extend(small_validation(survey.num_documents, &manifest.validation));
+    notes.extend(cut_document(rule, survey.num_documents, manifest));
     notes
 }
 
@@ -100,6 +101,16 @@ fn small_validation(num_documents: u64, validation: &SplitManifest) -> Option<St
             validation.num_documents,
             100.0 * largest
         )
+    })
+}
+
+/// A word on a document that both splits have a part of.
+fn cut_document(rule: SplitRule, num_documents: u64, manifest: &Manifest) -> Option<String> {
+    let of_both =
+        (manifest.train.num_documents + manifest.validation.num_documents).checked_sub(num_documents)?;
+    (matches!(rule, SplitRule::Tail(_)) && num_documents > 1 && of_both > 0).then(|| {
+        "the splits part within a document: its beginning is in the train split, its end in the validation split, and both count it"
+            .to_owned()
     })
 }
 

@@ -62,12 +62,10 @@ impl Remark {
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::OutsideLink => ("link", "links", "followed out of the text folder"),
-            Self::RepeatedLink => (
-                "link",
-                "links",
-                "passed over, because what they lead to is read already or leads in a circle",
-            ),
-            Self::BrokenLink => ("link", "links", "passed over, because nothing is where they lead"),
+            Self::RepeatedLink => {
+                ("link", "links", "passed over, because their text is read already or they lead in a circle")
+            }
+            Self::BrokenLink => ("link", "links", "passed over, because what they name is not there"),
             Self::DotName => ("name", "names", "passed over, because of the dot in front"),
             Self::SpecialFile => ("pipe, socket or device", "pipes, sockets or devices", "passed over"),
             Self::OtherType => (

@@ -90,17 +90,20 @@ impl Tokenizer {
     /// What is wrong with it.
     pub fn from_json(json: Vec<u8>) -> Result<Self, String> {
         let parsed = parse(&json)?;
-        let Ok(file) = serde_json::from_value::<PlainTokenizerFile>(parsed.clone()) else {
+        if parsed.get("switchyard_tokenizer").is_none() {
             return Vocabulary::from_json(json, parsed).map(Self::Vocabulary);
-        };
+        }
+        let file: PlainTokenizerFile =
+            serde_json::from_value(parsed).map_err(|error| format!("`switchyard_tokenizer`: {error}"))?;
         match file.switchyard_tokenizer {
             PlainTokenizer::Bytes => Ok(Self::Bytes),
             PlainTokenizer::Ids { vocab_size, end_of_document } => {
                 let has_end_mark = end_of_document.is_none_or(|id| (id as usize) < vocab_size);
                 if vocab_size > MAX_VOCAB_SIZE || !has_end_mark {
+                    let end_mark = end_of_document.map_or("none".to_owned(), |id| id.to_string());
                     return Err(format!(
-                        "it has {vocab_size} ids, and {end_of_document:?} for the end of a document: at most {MAX_VOCAB_SIZE} \
-                         ids and an end mark below their number are expected"
+                        "it has {vocab_size} ids, and {end_mark} for the end of a document: at most {MAX_VOCAB_SIZE} ids and an \
+                         end mark below their number are expected"
                     ));
                 }
                 Ok(Self::Ids { vocab_size, end_of_document })
@@ -235,7 +238,13 @@ fn read(path: &Path) -> Result<Vec<u8>, DatasetError> {
 
 fn parse(json: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(json).map_err(|error| {
-        format!("it is not JSON ({error}): if it was downloaded, it may have been cut short; get it again")
+        let remedy = match json {
+            [0xEF, 0xBB, 0xBF, ..] => "it begins with a byte order mark: save it without one",
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "it is UTF-16: save it as UTF-8",
+            _ if error.is_eof() => "it was cut short: get it again",
+            _ => "a `tokenizer.json` is expected",
+        };
+        format!("it is not JSON ({error}): {remedy}")
     })
 }
 
@@ -304,6 +313,24 @@ mod tests {
         std::fs::write(&path, "{}").unwrap();
         let message = Tokenizer::load(&path).unwrap_err().to_string();
         assert!(message.contains("tokenizer.json`: not a tokenizer.json of the crate"), "{message}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_as_it_is() {
+        let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let ids = |ids: &str| format!("{{\"switchyard_tokenizer\":{ids}}}").into_bytes();
+        for (file, reason) in [
+            ("\u{feff}{}".into(), "byte order mark"),
+            ([&[0xFF, 0xFE], &utf16[..]].concat(), "UTF-16"),
+            ("{\"model\":".into(), "cut short"),
+            ("nonsense".into(), "a `tokenizer.json` is expected"),
+            ("[".repeat(100_000).into(), "recursion limit exceeded"),
+            (ids("{}"), "`switchyard_tokenizer`: "),
+            (ids("{\"ids\":{\"vocab_size\":9,\"end_of_document\":50}}"), "it has 9 ids, and 50 for the end"),
+        ] {
+            let problem = Tokenizer::from_json(file).unwrap_err();
+            assert!(problem.contains(reason), "{reason:?} is not in {problem}");
+        }
     }
 
     #[test]

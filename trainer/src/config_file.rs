@@ -8,11 +8,13 @@ mod origins;
 mod overrides;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value as Json;
 use switchyard_ground::printable::excerpt;
 use switchyard_ground::regular_file;
 
+pub(crate) use self::explain::check_known;
 pub(crate) use self::origins::{Origins, SourcePosition};
 pub use self::overrides::Override;
 
@@ -184,8 +186,9 @@ pub fn config_hash(config: &RunConfig) -> String {
 }
 
 /// JSON schema of the configuration file, for editors.
-pub fn schema() -> Json {
-    schemars::schema_for!(RunConfig).to_value()
+pub fn schema() -> &'static Json {
+    static SCHEMA: LazyLock<Json> = LazyLock::new(|| schemars::schema_for!(RunConfig).to_value());
+    &SCHEMA
 }
 
 /// JSON without spaces and with sorted keys, whatever order serde_json's maps have in this build.

@@ -56,6 +56,12 @@ pub fn generate(
     let model = model.valid();
     let mut context = prompt_ids(tokenizer, settings.prompt.as_deref())?;
     let mut decoder = tokenizer.decode_stream();
+    if settings.prompt.is_some() {
+        // What stands between the prompt's last token and the first new one, such as a space, depends on both.
+        for token in &context {
+            decoder.push(*token)?;
+        }
+    }
     let mut write = |text: &str| {
         on_text(text).map_err(|source| match source.kind() {
             std::io::ErrorKind::Interrupted => TrainError::Interrupted,

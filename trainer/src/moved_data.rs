@@ -51,14 +51,12 @@ pub fn changed_config(
             }
             MayChange::Places | MayChange::Data => "",
         };
-        return Err(ConfigError::Invalid {
-            location: refused.to_string(),
-            message: format!(
-                "`{}` is part of what was trained and cannot be changed here: use {}{hint}",
-                refused.key(),
-                PLACES.join(", ")
-            ),
-        });
+        let trained = || {
+            let (key, places) = (refused.key(), PLACES.join(", "));
+            format!("`{key}` is part of what was trained and cannot be changed here: use {places}{hint}")
+        };
+        let message = config_file::check_known(refused.key()).err().unwrap_or_else(trained);
+        return Err(ConfigError::Invalid { location: refused.to_string(), message });
     }
     let changed = config_file::change(config, path, overrides)?;
     changed.data.validate().map_err(|error| ConfigError::Invalid {

@@ -155,7 +155,7 @@ fn a_second_choice_names_both_and_removal_makes_room() {
     insta::assert_snapshot!(set(&["model.norm.rms={}", "model.norm.layer.bias=false"]), @"--set model.norm.layer.bias=false: `model.norm.layer` is given beside `model.norm.rms`: keep one of them (on the command line, `--set model.norm.rms=` removes the other)");
     insta::assert_snapshot!(set(&["model.position.rope={}", "model.position.learned={}"]), @"--set model.position.learned={}: `model.position.learned` is given beside `model.position.rope`: keep one of them (on the command line, `--set model.position.rope=` removes the other)");
     insta::assert_snapshot!(set(&["model.position.learned={}", "model.position.alibi={}"]), @"--set model.position.alibi={}: `model.position.alibi` is given beside `model.position.learned`: keep one of them (on the command line, `--set model.position.learned=` removes the other)");
-    insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]");
+    insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]; `--set data.crates=` takes one away");
     let swapped = ["train.schedule.cosine=", "train.schedule.linear.min_learning_rate=0"];
     let (loaded, _) = loaded(SOUND, &swapped).unwrap();
     assert!(loaded.config.train.schedule.cosine.is_none() && loaded.config.train.schedule.linear.is_some());

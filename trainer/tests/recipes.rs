@@ -237,7 +237,7 @@ fn a_recipe_without_its_text_says_how_to_name_it() {
 fn the_schema_beside_the_recipes_is_the_current_one() {
     let path = experiments().join("schema.json");
     let written: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    assert_eq!(written, schema(), "renew it: cargo run -- schema > experiments/schema.json");
+    assert_eq!(&written, schema(), "renew it: cargo run -- schema > experiments/schema.json");
 }
 
 /// Not a recipe: sizes of recipes may be tuned without touching the page.

@@ -78,8 +78,11 @@ struct Fields {
 
 impl Fields {
     fn add(&mut self, name: &str) {
-        if self.listed.len() < MAX_SHOWN_FIELDS {
-            self.listed.push(excerpt(name, MAX_SHOWN_CHARS));
+        let name = excerpt(name, MAX_SHOWN_CHARS);
+        if self.listed.contains(&name) {
+            // JSON allows a name twice.
+        } else if self.listed.len() < MAX_SHOWN_FIELDS {
+            self.listed.push(name);
         } else {
             self.num_more += 1;
         }
@@ -255,6 +258,7 @@ mod tests {
             ),
             (r#"{"text": "\ud800"}"#, "half of a surrogate pair, such as `\\ud800`"),
             (r#"{"body": "x", "id": 1}"#, "no field `text`, only `body`, `id`: set"),
+            (r#"{"body": "x", "body": "y"}"#, "no field `text`, only `body`: set"),
             ("{}", "no field `text`, only an empty object: set"),
             ("[1]", "not an object but `[1]`: one JSON object a line"),
             ("{", "not JSON (EOF"),

@@ -138,7 +138,7 @@ impl Source {
     pub(crate) fn advice_when_empty(&self) -> &'static str {
         match self {
             Self::Crates(_) => "raise `data.crates.max_bytes`",
-            Self::Text(_) => "name a file, or a folder with .txt, .md or .jsonl files",
+            Self::Text(_) => "name a file, or a folder with .txt, .md or .jsonl files, or links to them",
             Self::Synthetic(_) => "raise `data.synthetic.num_documents`",
         }
     }

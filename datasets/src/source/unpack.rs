@@ -91,7 +91,9 @@ impl<'a> Unpacked<'a> {
             return DatasetError::io("read", self.path)(error);
         }
         let problem = if error.kind() == ErrorKind::UnexpectedEof {
-            format!("it ends in the middle of its {name} data ({error}). It was cut short: copy it again")
+            format!(
+                "it ends in the middle of its {name} data ({error}). It was cut short, or something else follows its data: copy it again"
+            )
         } else {
             format!("it is no {name} data, or damaged ({error}). Make it again, or remove it from the folder")
         };

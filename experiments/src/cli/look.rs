@@ -18,7 +18,7 @@ pub(crate) struct InspectArgs {
 }
 
 pub(super) const RUNS_HELP: &str = "\
-Keys are the columns (name, status, steps, tokens, total_params, active_params, final_loss, best_loss, seconds, \
+Keys are the columns (name, status, steps, tokens, total_params, active_params, final_loss, best_loss, bits_per_byte, seconds, \
 tokens_per_sec, alarms, started_at, path), dotted keys of the configuration and of run.json. Losses are validation losses \
 in nats per token; tokens per second are those of the whole run, evaluations included. A run is `killed` if it says \
 `running` but no process holds its lock.

@@ -94,7 +94,7 @@ pub(crate) struct EvalArgs {
     /// Evaluate on other data than the run's, with the model's tokenizer
     #[arg(long)]
     pub(crate) other_data: bool,
-    /// Evaluate on this many tokens from the start of the validation split [default: all]
+    /// Evaluate on about this many tokens from the start of the validation split, in whole windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
     /// Device [default: the run's]

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::json;
 use switchyard_datasets::{DataConfig, Dataset, FileTokenizerConfig, Progress, TokenizerConfig, prepare};
 use switchyard_trainer::TrainError;
-use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
+use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, find_checkpoint};
 use switchyard_trainer::config_file::Override;
 use switchyard_trainer::device;
 use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
@@ -48,7 +48,8 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
     if args.other_data {
         check_same_tokens(checkpoint, &dataset)?;
     } else {
-        check_same_data(&checkpoint.path, &checkpoint.state.data_hash, data, &dataset)?;
+        check_same_data(&checkpoint.path, &checkpoint.state.data_hash, data, &dataset)
+            .map_err(with_other_data)?;
     }
     let settings = EvaluationSettings {
         seq_len: checkpoint.plan.seq_len,
@@ -62,6 +63,17 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
         return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });
     }
     Ok(Measured { evaluation, dataset })
+}
+
+/// `error`; that the data is not the run's, with how to evaluate it all the same.
+fn with_other_data(error: CheckpointError) -> CheckpointError {
+    match error {
+        CheckpointError::Mismatch { path, reason } => CheckpointError::Mismatch {
+            path,
+            reason: reason + "; `--other-data` evaluates other data than the run's",
+        },
+        other => other,
+    }
 }
 
 /// Other text would train another byte-pair encoding: it gets the checkpoint's.
@@ -95,7 +107,7 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
             "perplexity": perplexity(nats),
             "num_tokens": evaluation.num_tokens,
             "num_split_targets": split.num_tokens.saturating_sub(1),
-            "num_documents": split.num_documents,
+            "num_split_documents": split.num_documents,
             "whole_split": evaluation.whole_split,
             "same_data": same_data,
             "data_key": dataset.manifest.key,

@@ -8,10 +8,10 @@ use anyhow::Context;
 use serde_json::json;
 use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_checkpoint, read_state};
 use switchyard_trainer::metrics::{LayerRecord, Record};
-use switchyard_trainer::run_folder::{RunManifest, RunPaths};
+use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
 
 use super::flight_report::FlightReport;
-use super::{print_json, print_text};
+use super::{next_command, print_json, print_text};
 use crate::cli::InspectArgs;
 use crate::comparison::final_bits_per_byte;
 use crate::failure::Failure;
@@ -92,6 +92,9 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     if let Some(error) = &manifest.error {
         line(format!("error            {error}"))?;
     }
+    if manifest.status == RunStatus::Interrupted {
+        line(format!("continue with    {}", next_command::resume(path)))?;
+    }
     line(format!(
         "started, ended   {}, {}",
         manifest.started_at,
@@ -112,8 +115,11 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     let bits =
         final_bits_per_byte(manifest).map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     line(format!("final validation {}{bits}", nats(manifest.final_validation_cross_entropy_nats)))?;
+    let bits = manifest
+        .best_validation_bits_per_byte
+        .map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
-    line(format!("best validation  {}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
+    line(format!("best validation  {}{bits}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
     if let Some(step) = records.iter().rev().find_map(Record::as_step) {
         line(format!(
             "last step        loss {:.4}, {:.0} tokens/s",

@@ -22,9 +22,11 @@ pub(super) fn extent(num_targets: u64, seq_len: usize, split: &SplitManifest) ->
     if num_targets == all {
         return format!("all {} targets{documents}", grouped(all));
     }
-    let is_all_windows = num_targets == targets_of_whole_windows(seq_len, split);
-    let why = if is_all_windows { " (whole windows)" } else { "" };
-    format!("{} of {} targets{why}{documents}", grouped(num_targets), grouped(all))
+    if num_targets == targets_of_whole_windows(seq_len, split) {
+        return format!("{} of {} targets (whole windows){documents}", grouped(num_targets), grouped(all));
+    }
+    // Of a part it is not known how many documents it lies in.
+    format!("the first {} of {} targets (whole windows)", grouped(num_targets), grouped(all))
 }
 
 /// Targets of an evaluation on the whole split.
@@ -47,7 +49,10 @@ mod tests {
             extent(39_424, 128, &split(12, 1, 39_535)),
             "39,424 of 39,534 targets (whole windows) in 12 documents"
         );
-        assert_eq!(extent(1_024, 128, &split(1, 1, 39_535)), "1,024 of 39,534 targets in 1 document");
+        assert_eq!(
+            extent(1_024, 128, &split(1, 1, 39_535)),
+            "the first 1,024 of 39,534 targets (whole windows)"
+        );
         assert_eq!(extent(256, 128, &split(0, 0, 257)), "all 256 targets");
     }
 

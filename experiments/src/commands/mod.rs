@@ -60,7 +60,7 @@ pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), F
         Command::Report(args) => report::run(&args),
         Command::Verify(args) => verify::run(&args, interruption),
         Command::Bench(command) => bench::run(&command),
-        Command::Schema => print_json(&config_file::schema()),
+        Command::Schema => print_json(config_file::schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "switchyard", &mut script);

@@ -30,8 +30,8 @@ pub(super) fn run(args: &SweepArgs, interruption: &Interruption) -> Result<(), F
     let loaded = LoadedSweep::read(&args.sweep)?;
     let candidates = resolve_candidates(&loaded)?;
     let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.sweep.name));
-    let mut session = Session::new(&loaded, &candidates, StudyFolder::open(&root)?)?;
-    session.announce()?;
+    let mut session = Session::new(&loaded, &candidates, StudyFolder::open(&root)?, &stop)?;
+    session.announce(&stop)?;
     if args.dry_run {
         return Ok(());
     }
@@ -61,6 +61,7 @@ impl<'a> Session<'a> {
         loaded: &'a LoadedSweep,
         candidates: &'a [Candidate],
         folder: StudyFolder,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let sweep = &loaded.sweep;
         Ok(Self {
@@ -70,7 +71,7 @@ impl<'a> Session<'a> {
             rungs: rungs(candidates.len(), sweep.halving.as_ref(), sweep.num_steps),
             folder,
             code: CodeIdentity::of_this_program(),
-            data: DataIdentities::default(),
+            data: DataIdentities::new(stop),
             machines: BTreeSet::new(),
             train_secs: 0.0,
         })
@@ -78,7 +79,7 @@ impl<'a> Session<'a> {
 
     /// Say what will be done and what it will cost. Every run that may be needed is planned, so that a mistake in the last
     /// candidate stops the sweep before the first has cost anything.
-    fn announce(&mut self) -> Result<(), Failure> {
+    fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
         let (sweep, num_candidates) = (&self.loaded.sweep, self.candidates.len());
         let num_same = sweep.num_written() - num_candidates;
         let same =
@@ -90,8 +91,9 @@ impl<'a> Session<'a> {
             planned.push((rung, self.runs_of(rung, &everyone)?));
         }
         let first = slice::from_ref(&self.candidates[0].arm);
-        let calibration = Calibration::read_or_measure(self.folder.root(), &self.study, first, &self.code)?;
-        let data = prepare(&first[0].config.data, &Progress::stderr())?;
+        let calibration =
+            Calibration::read_or_measure(self.folder.root(), &self.study, first, &self.code, stop)?;
+        let data = prepare(&first[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
         let validation_tokens = data.manifest.validation.num_tokens;
         let forecast = Forecast {
             study: &self.study.study,

@@ -45,9 +45,14 @@ fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
             }
             // Some routers cannot generate one.
             let sample = if RunPaths::new(out).sample().exists() { "sample.txt, " } else { "" };
-            let folder = quoted_path(out);
-            say!("run folder: {folder} (metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard)");
-            say!("next: {}    {}", next_command::inspect(out), next_command::generate(out));
+            say!("in the run folder: metrics.jsonl, {sample}checkpoints/latest, events for TensorBoard");
+            // What has written no sample may be of a router that no text comes from.
+            let generate = if sample.is_empty() {
+                String::new()
+            } else {
+                "    ".to_owned() + &next_command::generate(out)
+            };
+            say!("next: {}{generate}", next_command::inspect(out));
             Ok(())
         }
         (RunStatus::Alarmed, _) => {

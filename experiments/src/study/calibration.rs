@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use switchyard_ground::{regular_file, say};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use switchyard_trainer::TrainError;
 use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
 use switchyard_trainer::config_file::config_hash;
 
@@ -52,22 +54,24 @@ impl Calibration {
     /// The calibration of these arms by this program in `folder`, measured now if it is not there.
     ///
     /// # Errors
-    /// Those of a training step; a file that cannot be read or written.
+    /// Those of a training step; [`Failure::Interrupted`] once `stop` is set; a file that cannot be read or written.
     pub(crate) fn read_or_measure(
         folder: &Path,
         loaded: &LoadedStudy,
         arms: &[Arm],
         code: &CodeIdentity,
+        stop: &AtomicBool,
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
         let lock = path.with_extension("lock");
         // Of several processes that start together one measures, undisturbed, and its numbers hold for all.
         while !path.is_file() {
+            check_go_on(stop)?;
             let taken = LockFile::try_take(&lock).with_context(|| format!("cannot lock {}", lock.display()));
             match taken.map_err(Failure::Fault)? {
                 Some(_lock) if !path.is_file() => {
                     say!("{}: timing some steps of each arm", loaded.study.name);
-                    let text = serde_json::to_string_pretty(&Self::measure(arms)?)? + "\n";
+                    let text = serde_json::to_string_pretty(&Self::measure(arms, stop)?)? + "\n";
                     whole_file::replace(&path, text.as_bytes()).map_err(Failure::Fault)?;
                 }
                 Some(_) => {}
@@ -85,10 +89,11 @@ impl Calibration {
         })
     }
 
-    fn measure(arms: &[Arm]) -> Result<Self, Failure> {
+    fn measure(arms: &[Arm], stop: &AtomicBool) -> Result<Self, Failure> {
         let repetitions = Repetitions { warmup: WARMUP_STEPS, timed: TIMED };
         let mut measured = BTreeMap::new();
         for arm in arms {
+            check_go_on(stop)?;
             let case = StepCase { name: &arm.label, config: &arm.config, plan: &arm.plan };
             let report = benchmark_step(case, None, repetitions)?;
             let calibration = ArmCalibration {
@@ -112,6 +117,11 @@ impl Calibration {
         let baseline = arms.first().map_or(1.0, secs);
         arms.iter().map(|arm| baseline / secs(arm)).collect()
     }
+}
+
+/// Ok if the user has not interrupted.
+fn check_go_on(stop: &AtomicBool) -> Result<(), Failure> {
+    if stop.load(Ordering::SeqCst) { Err(TrainError::Interrupted.into()) } else { Ok(()) }
 }
 
 /// Tells the calibration of these arms by this program from any other. It is kept, because with wall-clock time held equal

@@ -1,6 +1,8 @@
 //! What tells a run from every other: its configuration, its data and the code that trained it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 use switchyard_datasets::{DataConfig, Progress, prepare};
@@ -32,21 +34,29 @@ impl CodeIdentity {
 }
 
 /// Identities of prepared corpora, each prepared once.
-#[derive(Debug, Default)]
-pub(crate) struct DataIdentities(HashMap<String, String>);
+#[derive(Debug)]
+pub(crate) struct DataIdentities {
+    known: HashMap<String, String>,
+    progress: Progress,
+}
 
 impl DataIdentities {
+    /// None yet; what is prepared is given up once `stop` is set.
+    pub(crate) fn new(stop: &Arc<AtomicBool>) -> Self {
+        Self { known: HashMap::new(), progress: Progress::stderr().with_stop(stop.clone()) }
+    }
+
     /// The hash of the tokens that `data` describes: of the source's content, the tokenizer and the split.
     ///
     /// # Errors
     /// As for a run.
     pub(crate) fn of(&mut self, data: &DataConfig) -> Result<String, Failure> {
         let written = serde_json::to_string(data)?;
-        if let Some(known) = self.0.get(&written) {
+        if let Some(known) = self.known.get(&written) {
             return Ok(known.clone());
         }
-        let key = prepare(data, &Progress::stderr())?.manifest.key;
-        self.0.insert(written, key.clone());
+        let key = prepare(data, &self.progress)?.manifest.key;
+        self.known.insert(written, key.clone());
         Ok(key)
     }
 }

@@ -71,9 +71,10 @@ impl<'a> StudyMatrix<'a> {
         study: &'a StudyFile,
         arms: &'a [Arm],
         code: CodeIdentity,
+        data: DataIdentities,
         step_factors: Vec<f64>,
     ) -> Self {
-        Self { study, arms, code, data: DataIdentities::default(), step_factors }
+        Self { study, arms, code, data, step_factors }
     }
 
     /// Pilot runs: each learning rate of each arm that has a choice.

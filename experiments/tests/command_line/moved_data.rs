@@ -54,6 +54,7 @@ fn other_data_is_evaluated_only_if_that_is_asked_for_and_then_said() {
         [&["eval", "run"][..], &["replay", "run", "--step", "3"], &["replay", "run", "--step", "7"]]
     {
         let message = desk.mistake(&[command, &other[..]].concat());
+        assert_eq!(message.contains("`--other-data`"), command[0] == "eval", "{message}");
         let then = own["data_key"].as_str().unwrap();
         assert!(
             message.contains(then) && message.contains("`data.text.path` = `other.txt` gives "),
@@ -105,6 +106,7 @@ fn only_places_may_change_and_the_message_names_them() {
         ("data.text.jsonl_key=x", &["`data.text.jsonl_key`", "--other-data"]),
         ("data.tokenizer.bytes={}", &["`data.tokenizer.bytes`"]),
         ("data={}", &["`data` is part of"]),
+        ("data.text.pth=x", &["`data.text.pth` is not a key", "`path`"]),
         ("device=toaster", &["toaster", "cpu"]),
         ("threads=none", &["threads", "a whole number"]),
     ] {
@@ -136,7 +138,7 @@ fn an_evaluation_says_in_bits_per_byte_what_it_covers() {
         "{said}"
     );
     let part = desk.ok(&["eval", "run", "--max-tokens", "32"]);
-    assert!(part.contains("over 32 of ") && !part.contains("whole windows"), "{part}");
+    assert!(part.contains("over the first 32 of ") && !part.contains(" document"), "{part}");
     let run = desk.run(&["train", "text.toml", "--out", "again"]);
     let said = text(&run.stderr);
     assert!(said.contains("bits per byte") && said.contains("whole windows"), "{said}");

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::advice::advice;
+
 /// A checkpoint that cannot be written, read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -97,8 +99,8 @@ pub enum CheckpointError {
     },
     /// Could not be written.
     #[error(
-        "{path}: cannot write the checkpoint: {reason}. Earlier checkpoints are intact; free space or fix the \
-             permissions, then start again with --resume"
+        "{path}: cannot write the checkpoint: {reason}. No earlier checkpoint was touched; when that is mended, start again \
+         with --resume"
     )]
     Write {
         /// Where it was to go.
@@ -128,7 +130,11 @@ impl CheckpointError {
     }
 
     pub(super) fn write(path: &Path, error: &io::Error) -> Self {
-        Self::Write { path: path.into(), reason: error.to_string() }
+        let advice = match error.kind() {
+            io::ErrorKind::NotFound => "the run folder was deleted or moved away",
+            _ => advice("write", error),
+        };
+        Self::Write { path: path.into(), reason: format!("{error}; {advice}") }
     }
 
     /// What an error from reading `path` of a checkpoint says: a file that is gone, cut short or none at all is damage, a

@@ -24,16 +24,16 @@ pub(super) fn explain(path: &str, message: &str, table: &Table) -> Mistake {
             Some(parent) if parent.ends_with('.') => path.to_owned(),
             _ => join(path, field),
         };
-        let message = unknown_key(&root, &key);
+        let message = unknown_key(root, &key);
         return Mistake { key, message };
     }
     if let Some(field) = quoted_after(message, "missing field ") {
         let key = join(path, field);
-        let message = missing_key(&root, path, field);
+        let message = missing_key(root, path, field);
         return Mistake { key, message };
     }
     let key = path.split('[').next().unwrap_or(path).to_owned();
-    let message = wrong_value(&root, path, &key, table, message);
+    let message = wrong_value(root, path, &key, table, message);
     Mistake { key, message }
 }
 
@@ -41,11 +41,11 @@ pub(super) fn explain(path: &str, message: &str, table: &Table) -> Mistake {
 ///
 /// # Errors
 /// A message that names the keys there are.
-pub(super) fn check_known(key: &str) -> Result<(), String> {
+pub(crate) fn check_known(key: &str) -> Result<(), String> {
     let root = schema();
-    match node_at(&root, key) {
+    match node_at(root, key) {
         Some(_) => Ok(()),
-        None => Err(unknown_key(&root, key)),
+        None => Err(unknown_key(root, key)),
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) fn show(value: &Value) -> String {
 /// Whether the configuration has a key of that name whose value is a number with a fraction.
 pub(super) fn takes_number(key: &str) -> bool {
     let root = schema();
-    node_at(&root, key).is_some_and(|node| has_type(resolve(&root, node), "number"))
+    node_at(root, key).is_some_and(|node| has_type(resolve(root, node), "number"))
 }
 
 fn unknown_key(root: &Json, key: &str) -> String {
@@ -301,11 +301,11 @@ mod tests {
     fn every_key_of_the_schema_says_what_it_takes() {
         let root = schema();
         let mut paths = Vec::new();
-        collect_paths(&root, &root, "", &mut paths);
+        collect_paths(root, root, "", &mut paths);
         assert!(paths.contains(&"model.ffn.moe.router.top_k".to_owned()));
         for path in paths {
-            let node = node_at(&root, &path).unwrap();
-            assert!(!expected(&root, node).is_empty(), "{path}");
+            let node = node_at(root, &path).unwrap();
+            assert!(!expected(root, node).is_empty(), "{path}");
             assert!(node["description"].is_string(), "{path} has no description");
         }
     }

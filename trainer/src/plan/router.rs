@@ -68,7 +68,7 @@ pub(super) fn counted_work(plan: &RunPlan, moe: &MoeConfig, router: &RouterConfi
             work.rows / experts
         )),
         Selection::Soft(_) => Some(format!(
-            "{mean} experts per token, as each works on {} slots per sequence of {} tokens, and the products that mix the \
+            "the work of {mean} experts per token, as each works on {} slots per sequence of {} tokens, and the products that mix the \
              slots",
             work.rows / experts,
             plan.model.max_seq_len

@@ -244,7 +244,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
     fs::write(folder.path().join("step-2.tmp"), "").unwrap();
     let error = save(2).unwrap_err();
     assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
-    assert!(error.to_string().contains("Earlier checkpoints are intact"), "{error}");
+    assert!(error.to_string().contains("No earlier checkpoint was touched"), "{error}");
     assert_eq!(store.steps().unwrap(), [1]);
     assert_eq!(fs::read_link(folder.path().join("latest")).unwrap(), Path::new("step-1"));
     Checkpoint::read(&folder.path().join("step-1")).unwrap();

@@ -95,7 +95,10 @@ fn choice(steps: &[u64], step: u64) -> String {
             format!("the nearest of the {} steps recorded, {first} to {last}, is {nearest}", steps.len())
         }
         (_, Some(only)) => format!("only step {only} was recorded"),
-        (_, None) => "none were recorded in this run".into(),
+        (_, None) => {
+            "the run has recorded none; `train.flight_recorder.scores_every_steps` says how often it does"
+                .into()
+        }
     }
 }
 
@@ -175,7 +178,11 @@ mod tests {
     fn a_step_without_scores_names_the_nearest_with_some() {
         let folder = tempfile::tempdir().unwrap();
         let message = || read_scores(folder.path(), 95).unwrap_err().to_string();
-        assert!(message().ends_with("holds no gate scores of step 95: none were recorded in this run"));
+        assert!(
+            message().contains(
+                "holds no gate scores of step 95: the run has recorded none; `train.flight_recorder"
+            )
+        );
         write_scores(folder.path(), 20, &rows(20)).unwrap();
         assert!(message().ends_with("only step 20 was recorded"));
         write_scores(folder.path(), 100, &rows(100)).unwrap();
