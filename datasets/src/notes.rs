@@ -23,12 +23,12 @@ pub(crate) fn of_corpus(survey: &Survey, rule: SplitRule, manifest: &Manifest) -
 /// The corpus in one line.
 pub(crate) fn summary(manifest: &Manifest) -> String {
     let split = |split: &SplitManifest| {
-        let documents = match split.num_documents {
-            0 => String::new(),
-            1 => "1 document, ".to_owned(),
-            many => format!("{many} documents, "),
-        };
-        format!("{documents}{} tokens", with_unit(split.num_tokens))
+        let tokens = with_unit(split.num_tokens);
+        // Of ids without borders no documents are known.
+        if split.num_documents == 0 {
+            return format!("{tokens} tokens");
+        }
+        format!("{}, {tokens} tokens", documents(split.num_documents))
     };
     format!("data: train {}; validation {}", split(&manifest.train), split(&manifest.validation))
 }
@@ -96,9 +96,9 @@ fn small_validation(num_documents: u64, validation: &SplitManifest) -> Option<St
     let is_small = validation.num_documents < FEW_DOCUMENTS;
     (is_small || largest > LARGE_SHARE).then(|| {
         format!(
-            "the validation split has {} document(s), and the largest is {:.0} % of it: its loss says little about other text. A \
-             larger `validation_fraction` or more documents help",
-            validation.num_documents,
+            "the validation split has {}, and the largest is {:.0} % of it: its loss says little about other text. A larger \
+             `validation_fraction` or more documents help",
+            documents(validation.num_documents),
             100.0 * largest
         )
     })
@@ -112,6 +112,10 @@ fn cut_document(rule: SplitRule, num_documents: u64, manifest: &Manifest) -> Opt
         "the splits part within a document: its beginning is in the train split, its end in the validation split, and both count it"
             .to_owned()
     })
+}
+
+fn documents(count: u64) -> String {
+    if count == 1 { "1 document".to_owned() } else { format!("{count} documents") }
 }
 
 fn share(part: u64, whole: u64) -> String {

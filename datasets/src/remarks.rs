@@ -62,10 +62,8 @@ impl Remark {
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::OutsideLink => ("link", "links", "followed out of the text folder"),
-            Self::RepeatedLink => {
-                ("link", "links", "passed over, because their text is read already or they lead in a circle")
-            }
-            Self::BrokenLink => ("link", "links", "passed over, because what they name is not there"),
+            Self::RepeatedLink => ("link", "links", "passed over as read already or leading in a circle"),
+            Self::BrokenLink => ("link", "links", "passed over as leading nowhere"),
             Self::DotName => ("name", "names", "passed over, because of the dot in front"),
             Self::SpecialFile => ("pipe, socket or device", "pipes, sockets or devices", "passed over"),
             Self::OtherType => (

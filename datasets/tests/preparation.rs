@@ -331,7 +331,7 @@ fn notes_are_kept_with_the_corpus() {
         notes[1].starts_with("1 of 31 documents (3.1 % of the text) repeat an earlier one: 1 valid"),
         "{notes:?}"
     );
-    assert!(notes[2].starts_with("the validation split has 4 document(s), and the largest is"), "{notes:?}");
+    assert!(notes[2].starts_with("the validation split has 4 documents, and the largest is"), "{notes:?}");
     assert!(notes[3].starts_with("the splits part within a document"), "{notes:?}");
     assert_eq!(notes.len(), 4);
     assert_eq!(silent(&config).unwrap().manifest.notes, *notes);

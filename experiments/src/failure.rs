@@ -44,6 +44,16 @@ impl Failure {
         Some(shortened(&printable(&message)))
     }
 
+    /// An interruption of work that lies on the disk piece by piece.
+    pub(crate) fn interrupted_work() -> Self {
+        Self::Interrupted("interrupted; the same command goes on from here".into())
+    }
+
+    /// The same; an interruption as [`Failure::interrupted_work`], wherever it came.
+    pub(crate) fn of_kept_work(self) -> Self {
+        if let Self::Interrupted(_) = self { Self::interrupted_work() } else { self }
+    }
+
     /// The process's exit code.
     pub(crate) fn exit_code(&self, interruption: &Interruption) -> ExitCode {
         match self {

@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 
+use switchyard_ground::printable::printable;
+use switchyard_ground::say;
 use switchyard_trainer::flight::alarms::Alarm;
 use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, read_metrics};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
@@ -16,7 +19,8 @@ const MAX_BINS: usize = 60;
 /// A million steps of a large mixture have some gigabytes.
 const MAX_METRICS_BYTES: u64 = 8 << 30;
 
-/// The rows of the run's `metrics.jsonl`; none if there is no such file, as in a run that has just begun.
+/// The rows of the run's `metrics.jsonl`; none if there is no such file, as in a run that has just begun. A gap in its steps is
+/// said: no run leaves one.
 ///
 /// # Errors
 /// A file that cannot be read, and one with a line that is no row.
@@ -29,8 +33,30 @@ pub(crate) fn read_records(paths: &RunPaths) -> Result<Vec<Record>, Failure> {
             metrics.display(),
             found.len()
         ))),
-        _ => Ok(read_metrics(&metrics)?),
+        _ => {
+            let records = read_metrics(&metrics)?;
+            if let Some(missing) = first_gap(records.iter().filter_map(Record::as_step).map(|row| row.step)) {
+                let (first, last) = (missing.start(), missing.end());
+                say!(
+                    "`{}` has no rows of steps {first} to {last}: what follows is from the others",
+                    printable(&metrics.display().to_string())
+                );
+            }
+            Ok(records)
+        }
     }
+}
+
+/// The first steps between 1 and the last that are missing in `steps`, which ascend.
+fn first_gap(steps: impl Iterator<Item = u64>) -> Option<RangeInclusive<u64>> {
+    let mut before = 0;
+    for step in steps {
+        if step > before + 1 {
+            return Some(before + 1..=step - 1);
+        }
+        before = step;
+    }
+    None
 }
 
 /// The loss of an evaluation in bits per byte of text; absent where the bytes are not known.

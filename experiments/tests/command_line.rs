@@ -593,6 +593,20 @@ fn two_runs_are_bisected() {
     let said = desk.ok(&["bisect", "a", "c"]);
     assert!(said.contains("they part at step 1, after 0 identical steps"), "{said}");
     assert!(desk.mistake(&["bisect", "a", "nowhere"]).contains("nowhere"));
+    let log = fs::read_to_string(desk.path("b/metrics.jsonl")).unwrap();
+    let holed: String = log
+        .lines()
+        .enumerate()
+        .filter(|(row, _)| !(2..4).contains(row))
+        .map(|(_, row)| format!("{row}\n"))
+        .collect();
+    desk.write("b/metrics.jsonl", &holed);
+    for command in [&["bisect", "a", "b"][..], &["diff", "a", "b"], &["inspect", "b"], &["report", "b"]] {
+        let said = text(&desk.run(command).stderr);
+        assert!(said.contains("b/metrics.jsonl` has no rows of steps 3 to "), "{command:?}: {said}");
+    }
+    fs::remove_file(desk.path("b/metrics.jsonl")).unwrap();
+    assert!(desk.mistake(&["bisect", "a", "b"]).contains("no step is in both"));
 }
 
 #[test]

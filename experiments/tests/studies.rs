@@ -447,3 +447,30 @@ fn advice_about_a_run_of_a_study_can_be_followed_there() {
     fs::remove_dir_all(&run).unwrap();
     desk.ok(&["compare", "study.toml", "--out", "out"]);
 }
+
+#[test]
+fn a_study_whose_data_moved_goes_on_with_what_was_done() {
+    let desk = Desk::new();
+    let synthetic = BASE.find("[data.synthetic]").unwrap()..BASE.find("[train]").unwrap();
+    let on_text = |path: &str| {
+        let data = format!("[data.text]\npath = \"{path}\"\n[data.split.tail]\nvalidation_fraction = 0.2\n");
+        let mut base = BASE.to_string();
+        base.replace_range(synthetic.clone(), &data);
+        desk.write("base.toml", &base);
+    };
+    desk.write("here.txt", &"A line of text that repeats, and one more of it.\n".repeat(60));
+    desk.write("study.toml", &STUDY.replace("[2, 4, 8, 16]", "[2]").replace("[0.005, 0.01]", "[0.005]"));
+    let study = ["compare", "study.toml", "--out", "out"];
+    on_text("here.txt");
+    desk.ok(&study);
+    let runs = desk.runs();
+    fs::rename(desk.path("here.txt"), desk.path("there.txt")).unwrap();
+    let output = desk.run(&study);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("write that into `data.text.path` of the recipe"), "{message}");
+    on_text("there.txt");
+    let (_, said) = desk.ok(&study);
+    assert!(said.contains("0 to do") && !said.contains("timing"), "{said}");
+    assert_eq!(desk.runs(), runs);
+}

@@ -59,11 +59,22 @@ pub fn changed_config(
         return Err(ConfigError::Invalid { location: refused.to_string(), message });
     }
     let changed = config_file::change(config, path, overrides)?;
-    changed.data.validate().map_err(|error| ConfigError::Invalid {
-        location: overrides.last().map_or_else(|| path.display().to_string(), ToString::to_string),
-        message: error.to_string(),
-    })?;
+    let location = || overrides.last().map_or_else(|| path.display().to_string(), ToString::to_string);
+    if is_of_ids(&changed.data) && !is_of_ids(&config.data) {
+        let message =
+            "the model was trained on text: ids of `data.tokens` or `data.synthetic` mean nothing to it";
+        return Err(ConfigError::Invalid { location: location(), message: message.into() });
+    }
+    changed
+        .data
+        .validate()
+        .map_err(|error| ConfigError::Invalid { location: location(), message: error.to_string() })?;
     Ok(changed)
+}
+
+/// Whether the data is made of ids, which no tokenizer here has made.
+fn is_of_ids(data: &DataConfig) -> bool {
+    data.tokens.is_some() || data.synthetic.is_some()
 }
 
 /// Whether `key` says what the data is. The tokenizer is the model's: its ids mean nothing to another one.

@@ -8,6 +8,8 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use switchyard_ground::printable::excerpt;
 
+use super::text::guess_encoding;
+
 /// Characters of a value or a name that a message shows, and names that it lists.
 const MAX_SHOWN_CHARS: usize = 80;
 const MAX_SHOWN_FIELDS: usize = 8;
@@ -18,8 +20,9 @@ pub(super) fn text_of_line(line: &[u8], key: &str) -> Result<String, String> {
     if !line.trim_ascii_start().starts_with(b"{") {
         let start = String::from_utf8_lossy(&line[..line.len().min(4 * MAX_SHOWN_CHARS)]).into_owned();
         return Err(format!(
-            "not an object but `{}`: one JSON object a line is expected",
-            shown(start.trim())
+            "not an object but `{}`{}: one JSON object a line is expected",
+            shown(start.trim()),
+            guess_encoding(line)
         ));
     }
     let found = find(line, key).or_else(|error| match with_null_for_python_numbers(line) {
@@ -258,6 +261,7 @@ mod tests {
             ),
             (r#"{"text": "\ud800"}"#, "half of a surrogate pair, such as `\\ud800`"),
             (r#"{"body": "x", "id": 1}"#, "no field `text`, only `body`, `id`: set"),
+            ("\u{0}{\u{0}", "not an object but"),
             (r#"{"body": "x", "body": "y"}"#, "no field `text`, only `body`: set"),
             ("{}", "no field `text`, only an empty object: set"),
             ("[1]", "not an object but `[1]`: one JSON object a line"),
@@ -266,6 +270,7 @@ mod tests {
         ] {
             assert!(message(line).starts_with(start), "{}", message(line));
         }
+        assert!(message("\u{0}{\u{0}").contains("zeros in it, so it may be no text at all"));
     }
 
     #[test]

@@ -302,7 +302,7 @@ impl<'a> DocumentReader<'a> {
 }
 
 /// What text that is not UTF-8 looks like.
-fn guess_encoding(bytes: &[u8]) -> &'static str {
+pub(super) fn guess_encoding(bytes: &[u8]) -> &'static str {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => " (it begins like UTF-16)",
         _ if bytes.contains(&0) => " (it has zeros in it, so it may be no text at all)",

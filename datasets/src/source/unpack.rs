@@ -22,6 +22,8 @@ const LARGE_RECORD_BYTES: usize = 64 << 20;
 const MAX_ZSTD_WINDOW_LOG: u32 = 31;
 /// Windows up to this size need no mention: every decoder accepts them.
 const COMMON_ZSTD_WINDOW_BYTES: u64 = 128 << 20;
+/// First byte of every gzip member.
+const GZIP_MAGIC: u8 = 0x1f;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 const ZSTD_SINGLE_SEGMENT: u8 = 1 << 5;
 
@@ -91,9 +93,7 @@ impl<'a> Unpacked<'a> {
             return DatasetError::io("read", self.path)(error);
         }
         let problem = if error.kind() == ErrorKind::UnexpectedEof {
-            format!(
-                "it ends in the middle of its {name} data ({error}). It was cut short, or something else follows its data: copy it again"
-            )
+            format!("it ends in the middle of its {name} data ({error}). It was cut short: copy it again")
         } else {
             format!("it is no {name} data, or damaged ({error}). Make it again, or remove it from the folder")
         };
@@ -136,6 +136,12 @@ impl Read for GzipMembers {
             let Some(finished) = self.member.take() else { break };
             let mut file = finished.into_inner();
             if skip_zeros(&mut file)? {
+                if file.fill_buf()?.first() != Some(&GZIP_MAGIC) {
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidData,
+                        "its gzip data is whole, but something else follows it",
+                    ));
+                }
                 self.member = Some(GzDecoder::new(file));
             }
         }
@@ -281,7 +287,10 @@ mod tests {
             let message = unpacked(b"plain text, not compressed", compression).unwrap_err();
             assert!(message.is_users_mistake() && message.to_string().contains("it is no "), "{message}");
             let trailed = [bytes, b"trailing text".to_vec()].concat();
-            assert!(unpacked(&trailed, compression).unwrap_err().is_users_mistake());
+            let message = unpacked(&trailed, compression).unwrap_err();
+            assert!(message.is_users_mistake(), "{message}");
+            let is_named = message.to_string().contains("is whole, but something else follows it");
+            assert!(is_named || compression == Compression::Zstd, "{message}");
         }
     }
 

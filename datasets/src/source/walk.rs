@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(remarks.len(), 2, "{remarks:?}");
         assert!(remarks[0].starts_with("1 link followed out of the text folder: `"), "{}", remarks[0]);
         assert!(
-            remarks[1].starts_with("5 links passed over, because their text is read already"),
+            remarks[1].starts_with("5 links passed over as read already or leading in a circle"),
             "{}",
             remarks[1]
         );

@@ -12,18 +12,20 @@ use switchyard_trainer::benchmark::{
 use super::{load_to_run, print_json, print_text};
 use crate::cli::{BenchArgs, BenchCommand, BenchLayerArgs, BenchStepArgs};
 use crate::failure::Failure;
+use crate::interrupt::Interruption;
 
 /// Unless a number is asked for; the help says so too.
 const ENOUGH: Timed = Timed::AtLeast(5, Duration::from_secs(10));
 
-pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
+pub(super) fn run(command: &BenchCommand, interruption: &Interruption) -> Result<(), Failure> {
     match command {
-        BenchCommand::Step(args) => step(args),
+        BenchCommand::Step(args) => step(args, interruption),
         BenchCommand::Layer(args) => layer(args),
     }
 }
 
-fn step(args: &BenchStepArgs) -> Result<(), Failure> {
+fn step(args: &BenchStepArgs, interruption: &Interruption) -> Result<(), Failure> {
+    let stop = interruption.watch("stopping after this step")?;
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
     let name = case_of(&args.config.file);
     let case = StepCase { name: &name, config: &loaded.config, plan: &plan };
@@ -33,7 +35,7 @@ fn step(args: &BenchStepArgs) -> Result<(), Failure> {
     };
     let against =
         other.as_ref().map(|(name, (loaded, plan))| StepCase { name, config: &loaded.config, plan });
-    let report = benchmark_step(case, against, repetitions(&args.bench))?;
+    let report = benchmark_step(case, against, repetitions(&args.bench), &stop)?;
     if args.bench.json { print_json(&report) } else { print_text(&step_table(&report)) }
 }
 

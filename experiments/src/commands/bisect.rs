@@ -4,12 +4,13 @@ use std::path::Path;
 
 use switchyard_trainer::flight::RunStep;
 use switchyard_trainer::flight::divergence::{Divergence, first_divergence};
-use switchyard_trainer::metrics::{Record, read_metrics};
+use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use super::print_text;
 use crate::cli::BisectArgs;
 use crate::failure::Failure;
+use crate::run_series::read_records;
 
 pub(super) fn run(args: &BisectArgs) -> Result<(), Failure> {
     let (a, b) = (steps_of(&args.run_a)?, steps_of(&args.run_b)?);
@@ -26,5 +27,5 @@ pub(super) fn run(args: &BisectArgs) -> Result<(), Failure> {
 fn steps_of(folder: &Path) -> Result<Vec<RunStep>, Failure> {
     let paths = RunPaths::new(folder);
     RunManifest::read(&paths.manifest())?;
-    Ok(read_metrics(&paths.metrics())?.iter().filter_map(Record::as_step).map(RunStep::from).collect())
+    Ok(read_records(&paths)?.iter().filter_map(Record::as_step).map(RunStep::from).collect())
 }

@@ -54,7 +54,7 @@ pub(super) fn run(args: &CompareArgs, interruption: &Interruption) -> Result<(),
     for plan in plans {
         let folder = plan.ensure_trained(&stop)?;
         if stop.load(Ordering::SeqCst) {
-            return Err(Failure::Interrupted("interrupted; the same command goes on from here".into()));
+            return Err(Failure::interrupted_work());
         }
         folders.push(folder);
     }

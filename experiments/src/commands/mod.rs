@@ -59,7 +59,7 @@ pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), F
         Command::Fit(args) => fit::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Verify(args) => verify::run(&args, interruption),
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(command) => bench::run(&command, interruption),
         Command::Schema => print_json(config_file::schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -25,20 +25,22 @@ use crate::study::{
 use crate::whole_file;
 
 pub(super) fn run(args: &CompareArgs, path: &Path, interruption: &Interruption) -> Result<(), Failure> {
-    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
+    let stop = interruption.watch("stopping after this step; what is done stays")?;
+    run_unless(args, path, &stop).map_err(Failure::of_kept_work)
+}
+
+fn run_unless(args: &CompareArgs, path: &Path, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
-    let mut session = Session::new(args, &loaded, &arms, folder, &stop)?;
-    session.announce(&stop)?;
+    let mut session = Session::new(args, &loaded, &arms, folder, stop)?;
+    session.announce(stop)?;
     if args.dry_run {
         return Ok(());
     }
-    match session.run(&stop)? {
+    match session.run(stop)? {
         Execution::Done => session.conclude(),
-        Execution::Interrupted => {
-            Err(Failure::Interrupted("interrupted; the same command goes on from here".into()))
-        }
+        Execution::Interrupted => Err(Failure::interrupted_work()),
     }
 }
 

@@ -26,17 +26,21 @@ use crate::sweep::{
 use crate::whole_file;
 
 pub(super) fn run(args: &SweepArgs, interruption: &Interruption) -> Result<(), Failure> {
-    let stop = interruption.watch("stopping after this step, with a checkpoint")?;
+    let stop = interruption.watch("stopping after this step; what is done stays")?;
+    run_unless(args, &stop).map_err(Failure::of_kept_work)
+}
+
+fn run_unless(args: &SweepArgs, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let loaded = LoadedSweep::read(&args.sweep)?;
     let candidates = resolve_candidates(&loaded)?;
     let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.sweep.name));
-    let mut session = Session::new(&loaded, &candidates, StudyFolder::open(&root)?, &stop)?;
-    session.announce(&stop)?;
+    let mut session = Session::new(&loaded, &candidates, StudyFolder::open(&root)?, stop)?;
+    session.announce(stop)?;
     if args.dry_run {
         return Ok(());
     }
-    let Some(outcomes) = session.run(args.shard, &stop)? else {
-        return Err(Failure::Interrupted("interrupted; the same command goes on from here".into()));
+    let Some(outcomes) = session.run(args.shard, stop)? else {
+        return Err(Failure::interrupted_work());
     };
     let result = session.conclude(&outcomes)?;
     if args.json { print_json(&result) } else { print_text(&result.to_text(&loaded.base)) }

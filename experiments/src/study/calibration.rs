@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use switchyard_ground::{regular_file, say};
@@ -10,11 +11,10 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
-use switchyard_trainer::config_file::config_hash;
 
 use super::arms::Arm;
 use super::file::LoadedStudy;
-use super::identity::{CodeIdentity, sha256_hex};
+use super::identity::{CodeIdentity, placeless_hash, sha256_hex};
 use super::result::HeldEqual;
 use crate::failure::Failure;
 use crate::lock_file::LockFile;
@@ -60,7 +60,7 @@ impl Calibration {
         loaded: &LoadedStudy,
         arms: &[Arm],
         code: &CodeIdentity,
-        stop: &AtomicBool,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
         let lock = path.with_extension("lock");
@@ -89,13 +89,12 @@ impl Calibration {
         })
     }
 
-    fn measure(arms: &[Arm], stop: &AtomicBool) -> Result<Self, Failure> {
+    fn measure(arms: &[Arm], stop: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let repetitions = Repetitions { warmup: WARMUP_STEPS, timed: TIMED };
         let mut measured = BTreeMap::new();
         for arm in arms {
-            check_go_on(stop)?;
             let case = StepCase { name: &arm.label, config: &arm.config, plan: &arm.plan };
-            let report = benchmark_step(case, None, repetitions)?;
+            let report = benchmark_step(case, None, repetitions, stop)?;
             let calibration = ArmCalibration {
                 step_secs: report.step_ms_median / 1e3,
                 forward_secs: report.forward_ms_median / 1e3,
@@ -127,7 +126,7 @@ fn check_go_on(stop: &AtomicBool) -> Result<(), Failure> {
 /// Tells the calibration of these arms by this program from any other. It is kept, because with wall-clock time held equal
 /// it decides how many steps each arm does, and a study that is continued must not change its mind.
 fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
-    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, config_hash(&arm.config)));
+    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, placeless_hash(&arm.config)));
     let lines: Vec<String> = arms.chain([code.as_str().to_string()]).collect();
     sha256_hex(lines.join("\n"))
 }

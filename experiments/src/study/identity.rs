@@ -1,14 +1,17 @@
 //! What tells a run from every other: its configuration, its data and the code that trained it.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
-use switchyard_datasets::{DataConfig, Progress, prepare};
+use switchyard_datasets::{DataConfig, DatasetError, Progress, prepare};
+use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::config_hash;
 use switchyard_trainer::host::training_code_sha256;
+use switchyard_trainer::moved_data::with_missing_path;
 
 use crate::failure::Failure;
 
@@ -55,15 +58,41 @@ impl DataIdentities {
         if let Some(known) = self.known.get(&written) {
             return Ok(known.clone());
         }
-        let key = prepare(data, &self.progress)?.manifest.key;
+        let key = prepare(data, &self.progress).map_err(|error| with_advice(error, data))?.manifest.key;
         self.known.insert(written, key.clone());
         Ok(key)
     }
 }
 
-/// The identity of a run. Its machine-dependent keys are left out: where the corpus is cached decides nothing.
+/// `error`; if a path of `data` is missing, with where a study says that it lies elsewhere.
+fn with_advice(error: DatasetError, data: &DataConfig) -> Failure {
+    match with_missing_path(error.into(), data) {
+        TrainError::MissingData { source, place, key } => Failure::Mistake(format!(
+            "{source}. {place}If it lies elsewhere now, write that into `{key}` of the recipe, or into the `set` of a study: runs \
+             that were done on the same content count on"
+        )),
+        other => other.into(),
+    }
+}
+
+/// The identity of a run. Where its data lies and where it is cached decides nothing: `data` stands for the content.
 pub(crate) fn run_identity(config: &RunConfig, data: &str, code: &CodeIdentity) -> String {
+    sha256_hex([placeless_hash(config).as_str(), data, code.0.as_str()].join(" "))
+}
+
+/// The hash of `config` without the places of its data.
+pub(super) fn placeless_hash(config: &RunConfig) -> String {
     let mut config = config.clone();
     config.data.cache_dir = None;
-    sha256_hex([config_hash(&config).as_str(), data, code.0.as_str()].join(" "))
+    if let Some(text) = &mut config.data.text {
+        text.path = PathBuf::new();
+    }
+    if let Some(tokens) = &mut config.data.tokens {
+        tokens.train = PathBuf::new();
+        tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
+    }
+    if let Some(file) = &mut config.data.tokenizer.file {
+        file.path = PathBuf::new();
+    }
+    config_hash(&config)
 }

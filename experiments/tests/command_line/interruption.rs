@@ -270,19 +270,23 @@ fn every_command_that_works_for_long_can_be_stopped() {
     desk.write("study.toml", STUDY);
     desk.write("sweep.toml", SWEEP);
     let endless = ["--set", "train.num_steps=1000000"];
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["generate", "run", "--num-tokens", "100000000"], "out"),
         (&["compare", "dense.toml", "moe.toml", endless[0], endless[1]], "runs"),
         (&["compare", "study.toml", "--out", "study"], "study/runs"),
         (&["sweep", "sweep.toml", "--out", "sweep"], "sweep/runs"),
-        (&["verify", "moe.toml", "--steps", "1000000"], "out"),
+        (&["verify", "moe.toml", "--steps", "1000000"], "at once"),
+        (&["bench", "step", "moe.toml", "--steps", "1000000"], "at once"),
+        (&["sweep", "sweep.toml", "--out", "timing"], "said"),
     ];
     for (arguments, sign) in cases {
         drop(fs::remove_file(desk.path("out")));
         let (out, said) = (File::create(desk.path("out")).unwrap(), File::create(desk.path("said")).unwrap());
         let mut process = Process::start(desk.command(arguments).stdout(out).stderr(said));
         let has_begun = || match sign {
-            "out" => arguments[0] == "verify" || fs::metadata(desk.path("out")).unwrap().len() > 20,
+            "at once" => true,
+            "out" => fs::metadata(desk.path("out")).unwrap().len() > 20,
+            "said" => fs::read_to_string(desk.path("said")).unwrap().contains("timing some steps"),
             runs => fs::read_dir(desk.path(runs))
                 .is_ok_and(|runs| runs.flatten().any(|run| run.path().join("metrics.jsonl").exists())),
         };
@@ -294,6 +298,10 @@ fn every_command_that_works_for_long_can_be_stopped() {
         assert_eq!(code, Some(130), "{arguments:?}: {said}");
         assert!(said.contains("interrupted") && !said.contains("bug"), "{arguments:?}: {said}");
     }
+    // It did not wait for the seconds that timing takes.
+    let files = fs::read_dir(desk.path("timing")).unwrap().map(|file| file.unwrap().file_name());
+    let timed: Vec<_> = files.filter(|name| name.to_string_lossy().ends_with(".json")).collect();
+    assert!(timed.is_empty(), "{timed:?}");
 }
 
 const STUDY: &str = r#"

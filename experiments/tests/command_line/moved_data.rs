@@ -91,7 +91,7 @@ fn other_data_is_read_with_the_model_s_own_tokenizer() {
     arguments.extend(["--set", "data.split="]);
     more.iter().for_each(|set| arguments.extend(["--set", set]));
     let message = desk.mistake(&arguments);
-    assert!(message.contains("tokenizer"), "{message}");
+    assert!(message.contains("the model was trained on text"), "{message}");
 }
 
 #[test]
@@ -119,6 +119,9 @@ fn only_places_may_change_and_the_message_names_them() {
     }
     let message = desk.mistake(&["eval", "run", "--other-data", "--set", "data.tokenizer.bytes={}"]);
     assert!(message.contains("`data.tokenizer.bytes`"), "{message}");
+    let ids = "data.tokens={ train = \"a.bin\", vocab_size = 300 }";
+    let message = desk.mistake(&["eval", "run", "--other-data", "--set", ids]);
+    assert!(message.contains("the model was trained on text"), "{message}");
     assert_eq!(evaluation(&desk, &["--set", "threads=2"])["same_data"], true);
 }
 

@@ -1,5 +1,8 @@
 //! Whole training steps of a configuration, and forward passes alone; beside those of another, in turn.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::tensor::Device;
 use serde::Serialize;
 use switchyard_datasets::{Dataset, Loader, Progress};
@@ -10,7 +13,7 @@ use crate::TrainError;
 use crate::available_memory::check_memory;
 use crate::config::RunConfig;
 use crate::device;
-use crate::evaluate::{EvaluationSettings, evaluate};
+use crate::evaluate::{EvaluationSettings, evaluate_unless};
 use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
@@ -94,32 +97,36 @@ pub struct StepCase<'a> {
 /// and the threads of `case`.
 ///
 /// # Errors
-/// [`TrainError`] if the data cannot be had, the device fails or the loss diverges.
+/// [`TrainError`] if the data cannot be had, the device fails or the loss diverges; [`TrainError::Interrupted`] before the
+/// first step after `stop` is set.
 pub fn benchmark_step(
     case: StepCase<'_>,
     against: Option<StepCase<'_>>,
     repetitions: Repetitions,
+    stop: &Arc<AtomicBool>,
 ) -> Result<StepReport, TrainError> {
-    with_threads(case.config.threads, || benchmark_here(case, against, repetitions))
+    with_threads(case.config.threads, || benchmark_here(case, against, repetitions, stop))
 }
 
 fn benchmark_here(
     case: StepCase<'_>,
     against: Option<StepCase<'_>>,
     repetitions: Repetitions,
+    stop: &Arc<AtomicBool>,
 ) -> Result<StepReport, TrainError> {
     let StepCase { config, plan, .. } = case;
+    let progress = Progress::stderr().with_stop(stop.clone());
     let device = device::select(&config.device)?;
     [Some(plan), against.map(|other| other.plan)].into_iter().flatten().try_for_each(check_memory)?;
-    let dataset = switchyard_datasets::prepare(&config.data, &Progress::stderr())?;
+    let dataset = switchyard_datasets::prepare(&config.data, &progress)?;
     let ceiling = MatmulCeiling::measure(&device)?;
     let machine = Machine::observe(&config.device, &ceiling);
 
-    let mut training = Training::new(case, &dataset, &device)?;
+    let mut training = Training::new(case, &dataset, &device, stop)?;
     let mut other = match against {
         Some(other) => {
-            let dataset = switchyard_datasets::prepare(&other.config.data, &Progress::stderr())?;
-            Some(Training::new(other, &dataset, &device)?)
+            let dataset = switchyard_datasets::prepare(&other.config.data, &progress)?;
+            Some(Training::new(other, &dataset, &device, stop)?)
         }
         None => None,
     };
@@ -230,13 +237,19 @@ struct Training<'a> {
     model: Replaceable<Transformer>,
     optimizer: AdamW,
     device: Device,
+    stop: &'a AtomicBool,
     next_step: u64,
     /// Of the first and of the last step.
     losses: (f64, f64),
 }
 
 impl<'a> Training<'a> {
-    fn new(case: StepCase<'a>, dataset: &Dataset, device: &Device) -> Result<Self, TrainError> {
+    fn new(
+        case: StepCase<'a>,
+        dataset: &Dataset,
+        device: &Device,
+        stop: &'a AtomicBool,
+    ) -> Result<Self, TrainError> {
         let StepCase { config, plan, .. } = case;
         Ok(Self {
             plan,
@@ -244,6 +257,7 @@ impl<'a> Training<'a> {
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
             optimizer: AdamW::new(&config.train.adamw),
             device: device.clone(),
+            stop,
             next_step: 0,
             losses: (f64::NAN, f64::NAN),
         })
@@ -257,10 +271,13 @@ impl<'a> Training<'a> {
             max_tokens: Some(self.plan.tokens_per_step as u64),
             mask_documents,
         };
-        evaluate(self.model.get(), &dataset.train, &settings, &self.device).map(drop)
+        evaluate_unless(self.stop, self.model.get(), &dataset.train, &settings, &self.device).map(drop)
     }
 
     fn step(&mut self) -> Result<(), TrainError> {
+        if self.stop.load(Ordering::SeqCst) {
+            return Err(TrainError::Interrupted);
+        }
         let Self { plan, next_step: step, .. } = *self;
         let settings = StepSettings {
             seed: plan.seed,

@@ -43,14 +43,16 @@ pub enum CheckpointError {
     },
     /// Under the name of another one.
     #[error(
-        "{path}: holds the checkpoint of step {step}, not of the step in its name: rename the folder to `step-{step}`, or \
-         move it away"
+        "{path}: holds the checkpoint of step {step}, not of the step in its name: {}",
+        misnamed_remedy(*.step, *.is_taken)
     )]
     Misnamed {
         /// The checkpoint's folder.
         path: PathBuf,
         /// The step that it is of.
         step: u64,
+        /// Whether a folder of that step's name is there.
+        is_taken: bool,
     },
     /// Of another version of the program.
     #[error(
@@ -154,6 +156,13 @@ impl CheckpointError {
             Self::Unreadable { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             _ => true,
         }
+    }
+}
+
+fn misnamed_remedy(step: u64, is_taken: bool) -> String {
+    match is_taken {
+        true => format!("move it away; `step-{step}` is there too"),
+        false => format!("rename the folder to `step-{step}`, or move it away"),
     }
 }
 

@@ -102,7 +102,9 @@ impl CheckpointManifest {
         let named = folder.file_name().and_then(|name| super::store::step_of(name.to_str()?));
         match named {
             Some(step) if step != self.step => {
-                Err(CheckpointError::Misnamed { path: folder.into(), step: self.step })
+                let right = folder.with_file_name(format!("step-{}", self.step));
+                let is_taken = right.symlink_metadata().is_ok();
+                Err(CheckpointError::Misnamed { path: folder.into(), step: self.step, is_taken })
             }
             _ => Ok(()),
         }

@@ -11,20 +11,20 @@ pub struct EventLog {
     hostname: String,
     /// The step that the next file begins after; `None` before the first.
     last_step: Option<u64>,
-    /// None before the first record, and after one that could not be written.
+    /// `None` after what could not be written.
     file: Option<EventFile>,
     is_told: bool,
 }
 
 impl EventLog {
-    /// The event files of a run in `folder` that goes on after the step `resumed_from`; `None` if it begins. The first
-    /// record makes the file.
+    /// The event files of a run in `folder` that goes on after the step `resumed_from`; `None` if it begins. If no file can be
+    /// made now, the first record tries again.
     pub fn new(folder: &Path, hostname: &str, resumed_from: Option<u64>) -> Self {
         Self {
             folder: folder.into(),
             hostname: hostname.into(),
             last_step: resumed_from,
-            file: None,
+            file: EventFile::create(folder, hostname, resumed_from).ok(),
             is_told: false,
         }
     }

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use switchyard_datasets::{Dataset, passes, passes_note};
 
+use crate::checkpoint::TrainingState;
 use crate::plan::RunPlan;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{RunFolder, RunManifest};
 
 /// Names of files that a note lists, at most.
 const MAX_LISTED: usize = 5;
@@ -27,6 +28,17 @@ pub(super) fn on_restart(folder: &RunFolder, earlier_log: Option<&Path>) -> Stri
         "`{}` holds no checkpoint to resume: the run begins again at step 1{kept}",
         folder.paths().root().display()
     )
+}
+
+/// That steps are done again whose checkpoint is gone; `None` if none are.
+pub(super) fn on_lost_steps(manifest: &RunManifest, resumed_from: Option<&TrainingState>) -> Option<String> {
+    let (done, step) = (manifest.steps_done, resumed_from?.step);
+    (done > step).then(|| {
+        format!(
+            "`run.json` says that {done} steps were done, but the newest checkpoint is of step {step}: the run goes on from \
+             there, and the rows of the steps after it are written anew"
+        )
+    })
 }
 
 /// What an overwritten folder still holds; none if nothing.

@@ -79,8 +79,12 @@ impl<'a> Run<'a> {
         if *mode == OpenMode::Resume && !resumed {
             observers.note(&notes::on_restart(folder, earlier_log.as_deref()));
         }
-        let left = notes::on_left(folder);
-        notes.iter().chain(&recorder_notes).chain(&left).for_each(|note| observers.note(note));
+        let told = [notes::on_left(folder), notes::on_lost_steps(&manifest, from)];
+        notes
+            .iter()
+            .chain(&recorder_notes)
+            .chain(told.iter().flatten())
+            .for_each(|note| observers.note(note));
         let earlier_secs = state.train_secs;
         // Energy of a part of the run would look like that of all of it.
         let earlier_joules = if resumed { manifest.energy_joules } else { Some(0.0) };
@@ -344,6 +348,8 @@ impl<'a> Run<'a> {
             let why =
                 if self.is_asked_to_stop() { "the run was asked to stop".into() } else { error.to_string() };
             self.observers.note(&format!("no sample was written: {why}"));
+            // That of fewer steps would be taken for this model's.
+            drop(std::fs::remove_file(self.folder.paths().sample()));
         }
         Ok(status)
     }
