@@ -88,6 +88,7 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     if *mode == OpenMode::Resume
         && let Some(manifest) = finished_already(out, config, plan)?
     {
+        tidy_up(out);
         if request.show_progress {
             say!("the run has finished already: nothing is left to do, and nothing was changed");
         }
@@ -121,6 +122,14 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     };
     let outcome = run.run_to_its_end();
     conclude(outcome, run.into_manifest(), &folder).map(summary)
+}
+
+/// Removes what a process or the power left half-done around a run that has finished, unless somebody is at work in it.
+fn tidy_up(out: &Path) {
+    // Nothing depends on it.
+    if let Ok(folder) = RunFolder::create(out, OpenMode::Resume) {
+        drop(CheckpointStore::open(&folder.paths().checkpoints()));
+    }
 }
 
 /// The data, known to suffice for training, evaluation and the sample.

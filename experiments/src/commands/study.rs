@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use switchyard_ground::say;
 
-use anyhow::anyhow;
 use switchyard_datasets::{Progress, prepare};
+use switchyard_trainer::config_file;
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
 
 use super::print_text;
@@ -214,9 +214,6 @@ impl<'a> Session<'a> {
             let threads = threads.map_or("all".to_string(), |threads| threads.to_string());
             Some(format!("{}, threads: {threads}", run.manifest.device))
         };
-        let base = std::fs::read(&self.loaded.base).map_err(|error| {
-            Failure::Fault(anyhow!("cannot read {}: {error}", self.loaded.base.display()))
-        })?;
         Ok(Provenance {
             command: format!(
                 "switchyard compare {} --out {}",
@@ -224,7 +221,7 @@ impl<'a> Session<'a> {
                 self.folder.root().display()
             ),
             study_sha256: sha256_hex(&self.loaded.text),
-            base_sha256: sha256_hex(base),
+            base_sha256: sha256_hex(config_file::read(&self.loaded.base)?),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: Commit::of_sources().map(|commit| commit.hash + if commit.dirty { "-dirty" } else { "" }),
             cargo_lock_sha256: cargo_lock_sha256(),

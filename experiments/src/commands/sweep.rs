@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use switchyard_ground::say;
 
 use switchyard_datasets::{Progress, prepare};
+use switchyard_trainer::config_file;
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
 use switchyard_trainer::metrics::duration;
 
@@ -240,7 +241,7 @@ impl<'a> Session<'a> {
             .iter()
             .map(|candidate| (candidate.arm.label.as_str(), &candidate.written))
             .collect();
-        let result = SweepResult::new(&self.loaded.sweep, &names, outcomes, self.provenance());
+        let result = SweepResult::new(&self.loaded.sweep, &names, outcomes, self.provenance()?);
         let root = self.folder.root();
         let json = serde_json::to_string_pretty(&result)? + "\n";
         for (name, text) in [("sweep.json", json), ("sweep.csv", result.to_csv()?)] {
@@ -250,16 +251,16 @@ impl<'a> Session<'a> {
         Ok(result)
     }
 
-    fn provenance(&self) -> SweepProvenance {
-        SweepProvenance {
+    fn provenance(&self) -> Result<SweepProvenance, Failure> {
+        Ok(SweepProvenance {
             command: format!("switchyard sweep {}", self.loaded.path.display()),
             sweep_sha256: sha256_hex(&self.loaded.text),
-            base_sha256: sha256_hex(std::fs::read(&self.loaded.base).unwrap_or_default()),
+            base_sha256: sha256_hex(config_file::read(&self.loaded.base)?),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: Commit::of_sources().map(|commit| commit.hash + if commit.dirty { "-dirty" } else { "" }),
             cargo_lock_sha256: cargo_lock_sha256(),
             machines: self.machines.iter().cloned().collect(),
             total_train_secs: self.train_secs,
-        }
+        })
     }
 }

@@ -128,7 +128,12 @@ fn a_finished_run_that_is_resumed_changes_nothing() {
     let config = with_steps(&tiny::dense(), 3, 1);
     let first = tiny::run(&config, &out, OpenMode::New).unwrap();
     let before = content(&out);
+    // As a cut of the power leaves a checkpoint that was being removed.
+    let leftover = out.join("checkpoints/step-1.removed.tmp");
+    fs::create_dir(&leftover).unwrap();
+    fs::write(leftover.join("state.json"), "").unwrap();
     let second = tiny::run(&with_steps(&config, 3, 2), &out, OpenMode::Resume).unwrap();
+    assert!(!leftover.exists());
     assert_eq!(second.manifest.status, RunStatus::Finished);
     assert_eq!(second.manifest.resumed_from_steps, first.manifest.resumed_from_steps);
     assert!(content(&out) == before);
