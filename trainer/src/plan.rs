@@ -147,6 +147,28 @@ impl RunPlan {
         })
     }
 
+    /// Ok if the sizes of a step are those of some configuration: a plan that is read from a file says whatever the file says.
+    ///
+    /// # Errors
+    /// What does not add up.
+    pub(crate) fn check_sizes(&self) -> Result<(), String> {
+        let Self { seq_len, tokens_per_step, micro_batches_per_step, sequences_per_micro_batch, .. } = *self;
+        let tokens = micro_batches_per_step
+            .checked_mul(sequences_per_micro_batch)
+            .and_then(|sequences| sequences.checked_mul(seq_len));
+        let adds_up = tokens == Some(tokens_per_step)
+            && (1..=checks::MAX_BATCH_TOKENS).contains(&tokens_per_step)
+            && self.num_steps <= checks::MAX_STEPS;
+        if adds_up {
+            return Ok(());
+        }
+        Err(format!(
+            "{micro_batches_per_step} micro-batches of {sequences_per_micro_batch} sequences of {seq_len} tokens, {tokens_per_step} \
+             tokens a step and {} steps are those of no run",
+            self.num_steps
+        ))
+    }
+
     /// Tokens of one forward and backward pass.
     pub fn micro_batch_tokens(&self) -> usize {
         self.sequences_per_micro_batch * self.seq_len

@@ -118,11 +118,11 @@ pub fn ask(folder: &Path, question: &RunQuestion) -> Result<RunAnswer, TrainErro
 pub(super) fn plan_of(run: &RunPaths) -> Result<RunPlan, TrainError> {
     let path = run.manifest();
     let manifest = RunManifest::read(&path)?;
-    let bad = |error: serde_json::Error| crate::run_folder::RunFolderError::BadManifest {
-        path,
-        reason: format!("its `plan` was written by another version: {error}"),
-    };
-    Ok(serde_json::from_value(manifest.plan).map_err(bad)?)
+    let bad = |reason: String| crate::run_folder::RunFolderError::BadManifest { path: path.clone(), reason };
+    let plan: RunPlan = serde_json::from_value(manifest.plan)
+        .map_err(|error| bad(format!("its `plan` was written by another version: {error}")))?;
+    plan.check_sizes().map_err(|reason| bad(format!("its `plan` is damaged: {reason}")))?;
+    Ok(plan)
 }
 
 fn filled_in(question: &RunQuestion, moe: &MoeConfig, router: &RouterConfig, plan: &RunPlan) -> WhatIf {

@@ -145,7 +145,8 @@ pub fn what_if(scores: &LayerScores, question: &WhatIf) -> Result<WhatIfAnswer, 
         logits_te.len()
     );
     let top_k = question.top_k;
-    let pass_len = question.tokens_per_pass.map_or(logits_te.len(), |tokens| tokens * num_experts);
+    let pass_len =
+        question.tokens_per_pass.map_or(logits_te.len(), |tokens| tokens.saturating_mul(num_experts));
     let mut statistics = RouterStatistics::measure(&[], &[], None, num_experts, top_k);
     let mut kept_per_expert = vec![0; num_experts];
     for logits_te in logits_te.chunks(pass_len.max(1)) {
