@@ -32,8 +32,9 @@ use figures::Figures;
 use png::Rasterizer;
 use series::RunSeries;
 
-/// Write the report of a study, or of plain runs, into `folder`, which is made if need be; `notes` say why the losses of plain
-/// runs cannot be compared. Returns the files' paths; the last is the page, `report.html`, which therefore exists only beside all that belongs to it.
+/// Write the report of a study, or of plain runs, into `folder`, which is made if need be; `notes` say
+/// why the losses of plain runs cannot be compared. Returns the files' paths; the last is the page,
+/// `report.html`, which therefore exists only beside all that belongs to it.
 ///
 /// # Errors
 /// Those of the file system, with the path, and those of the drawing libraries, with the figure.

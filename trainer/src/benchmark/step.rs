@@ -108,11 +108,11 @@ pub fn benchmark_step(
     with_threads(case.config.threads, || benchmark_here(case, against, repetitions, stop))
 }
 
-fn benchmark_here(
-    case: StepCase<'_>,
-    against: Option<StepCase<'_>>,
+fn benchmark_here<'a>(
+    case: StepCase<'a>,
+    against: Option<StepCase<'a>>,
     repetitions: Repetitions,
-    stop: &Arc<AtomicBool>,
+    stop: &'a Arc<AtomicBool>,
 ) -> Result<StepReport, TrainError> {
     let StepCase { config, plan, .. } = case;
     let progress = Progress::stderr().with_stop(stop.clone());
@@ -123,13 +123,11 @@ fn benchmark_here(
     let machine = Machine::observe(&config.device, &ceiling);
 
     let mut training = Training::new(case, &dataset, &device, stop)?;
-    let mut other = match against {
-        Some(other) => {
-            let dataset = switchyard_datasets::prepare(&other.config.data, &progress)?;
-            Some(Training::new(other, &dataset, &device, stop)?)
-        }
-        None => None,
+    let prepared = |other: StepCase<'a>| {
+        let dataset = switchyard_datasets::prepare(&other.config.data, &progress)?;
+        Training::new(other, &dataset, &device, stop)
     };
+    let mut other = against.map(prepared).transpose()?;
     let step_flops = plan.training_flops_per_step();
     let products = &mut CeilingProducts::new(ceiling, step_flops / 8.0);
     // The warm-up is done here, so that its page faults are not counted.
