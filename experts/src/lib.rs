@@ -5,11 +5,13 @@
 
 mod block_sparse;
 mod config;
+mod counts;
 mod dense;
 mod error;
 mod grouped;
 mod moe;
 mod soft;
+mod spec;
 mod topology;
 
 pub use block_sparse::{
@@ -17,10 +19,14 @@ pub use block_sparse::{
     SmallWorldConfig, TopologyConfig,
 };
 pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
+pub use counts::{ExpertWork, FfnFlops, FfnParams, PassSize};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};
 pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
+pub use spec::{
+    BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec, MoeSpec, RouterSpec, SharedExpertSpec, SoftMoeSpec,
+};
 pub use switchyard_kernels::{Activation, BlockTopology, DispatchPlan};
 pub use switchyard_router::{CapacityConfig, DropPolicy};
 pub use topology::TopologyKind;

@@ -1,14 +1,14 @@
 //! Parameters, FLOPs and memory of a model, by arithmetic alone: nothing is allocated.
 //!
+//! Sums over what the blocks of the layers count for themselves.
+//!
 //! Letters in formulas: d model width, q = query heads * head width, g = key/value heads * head width, s sequence
-//! length, v vocabulary, f hidden width, e experts, k experts per token, m matrices of a feed-forward block (3 if
-//! gated, else 2).
+//! length, v vocabulary.
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{BlockSparseConfig, MoeConfig};
-use switchyard_router::{RouterConfig, Selection, expert_capacity};
+use switchyard_experts::{FfnParams, PassSize};
 
-use crate::model::{LayerKind, ModelSpec, NormKind, PositionKind};
+use crate::model::{AttentionSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
 
 /// Bytes of one f32, the type of parameters, gradients and moments.
 const F32_BYTES: f64 = 4.0;
@@ -46,18 +46,16 @@ pub struct ParameterBreakdown {
     pub attention: u64,
     /// Two norms per layer and the one before the head.
     pub norm: u64,
-    /// Dense feed-forward blocks: m d f, with biases.
+    /// Dense feed-forward blocks; this and the next four as in [`FfnParams`].
     pub dense_ffn: u64,
-    /// Block-sparse feed-forward blocks: m n b b for n blocks of side b.
+    /// Block-sparse feed-forward blocks.
     #[serde(default)]
     pub block_sparse_ffn: u64,
-    /// Routers: d e for a linear gate, twice that with learned noise, d e p for p soft slots per expert, d c + c e + 1 for
-    /// a cosine gate of width c, nothing where nothing is learned; with a gated shared expert d more. An expert bias, which is
-    /// not learned, is not counted.
+    /// Routers and their shared experts' gates.
     pub router: u64,
-    /// Routed experts: e m d f.
+    /// Routed experts.
     pub routed_experts: u64,
-    /// Shared experts: m d f.
+    /// Shared experts.
     pub shared_experts: u64,
     /// Untied head: d v; 0 if tied.
     pub head: u64,
@@ -102,11 +100,13 @@ impl ModelCounts {
     /// Size and cost of the model described by `spec`, at its full sequence length, in passes over `micro_batch_tokens`
     /// tokens, which experts that choose their tokens share.
     pub fn of(spec: &ModelSpec, micro_batch_tokens: usize) -> Self {
-        let params = ParameterBreakdown::of(spec);
+        let pass = PassSize { micro_batch_tokens, seq_len: spec.max_seq_len };
+        let of_blocks = ffn_params(spec, pass);
+        let params = ParameterBreakdown::of(spec, &of_blocks);
         let total_params = params.total();
-        let forward_flops = ForwardFlops::of(spec, micro_batch_tokens);
+        let forward_flops = ForwardFlops::of(spec, pass);
         let forward_flops_per_token = forward_flops.total();
-        let idle_params = params.routed_experts - active_expert_params(spec, micro_batch_tokens);
+        let idle_params = of_blocks.routed_experts - of_blocks.active_experts;
         Self {
             total_params,
             active_params: total_params - idle_params,
@@ -124,29 +124,22 @@ impl ModelCounts {
 }
 
 impl ParameterBreakdown {
-    fn of(spec: &ModelSpec) -> Self {
+    fn of(spec: &ModelSpec, of_blocks: &FfnParams) -> Self {
         let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
-        let layers = LayerNumbers::of(spec);
-        let matrices = ffn_matrices(spec);
-        let moe = |width: fn(&MoeConfig) -> usize| {
-            layers.moe * spec.moe.as_ref().map_or(0, |moe| width(moe) as u64)
-        };
         let norm_params = match spec.norm {
             NormKind::Rms { .. } | NormKind::Layer { bias: false, .. } => d,
             NormKind::Layer { bias: true, .. } => 2 * d,
         };
-        let d_ff = spec.d_ff.unwrap_or(0) as u64;
-        let ffn_bias = if spec.ffn_bias { (matrices - 1) * d_ff + d } else { 0 };
         Self {
             embedding: v * d,
             position: if matches!(spec.position, PositionKind::Learned) { s * d } else { 0 },
-            attention: layers.all * attention_params(spec),
-            norm: (2 * layers.all + 1) * norm_params,
-            dense_ffn: layers.dense * (matrices * d * d_ff + ffn_bias),
-            block_sparse_ffn: block_sparse_params(spec),
-            router: moe_routers(spec).map(|router| router_params(spec, router)).sum(),
-            routed_experts: matrices * d * moe(|moe| moe.num_experts * moe.d_expert),
-            shared_experts: matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
+            attention: attentions(spec).map(|attention| attention_params(attention, d)).sum(),
+            norm: (2 * spec.num_layers() as u64 + 1) * norm_params,
+            dense_ffn: of_blocks.dense,
+            block_sparse_ffn: of_blocks.block_sparse,
+            router: of_blocks.router,
+            routed_experts: of_blocks.routed_experts,
+            shared_experts: of_blocks.shared_experts,
             head: if spec.tie_embeddings { 0 } else { d * v },
         }
     }
@@ -166,25 +159,30 @@ impl ParameterBreakdown {
 }
 
 impl ForwardFlops {
-    fn of(spec: &ModelSpec, micro_batch_tokens: usize) -> Self {
+    fn of(spec: &ModelSpec, pass: PassSize) -> Self {
         let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
-        let (d_query, d_kv) = attention_widths(spec);
-        let layers = LayerNumbers::of(spec);
-        let matrices = ffn_matrices(spec);
-        let moe = |width: fn(&MoeConfig) -> usize| {
-            layers.moe * spec.moe.as_ref().map_or(0, |moe| width(moe) as u64)
-        };
-        Self {
-            attention_projections: layers.all * 2 * d * (2 * d_query + 2 * d_kv),
-            attention_mixing: layers.all * 2 * d_query * (s + 1),
-            dense_ffn: layers.dense * 2 * matrices * d * spec.d_ff.unwrap_or(0) as u64,
-            block_sparse_ffn: 2 * block_sparse_params(spec),
-            router: 2 * moe_routers(spec).map(|router| router_matrix_params(spec, router)).sum::<u64>(),
-            routed_experts: routed_expert_flops(spec, micro_batch_tokens),
-            soft_mixing: soft_mixing_flops(spec),
-            shared_experts: 2 * matrices * d * moe(|moe| moe.d_shared_expert.unwrap_or(0)),
+        let widths = |attention: &AttentionSpec| 2 * (attention.query_width() + attention.key_width()) as u64;
+        let mut flops = Self {
+            attention_projections: attentions(spec).map(|attention| 2 * d * widths(attention)).sum(),
+            attention_mixing: attentions(spec).map(|it| 2 * it.query_width() as u64 * (s + 1)).sum(),
+            dense_ffn: 0,
+            block_sparse_ffn: 0,
+            router: 0,
+            routed_experts: 0,
+            soft_mixing: 0,
+            shared_experts: 0,
             head: 2 * d * v,
+        };
+        for layer in &spec.layers {
+            let of_block = layer.ffn.forward_flops(spec.d_model, pass);
+            flops.dense_ffn += of_block.dense;
+            flops.block_sparse_ffn += of_block.block_sparse;
+            flops.router += of_block.router;
+            flops.routed_experts = flops.routed_experts.saturating_add(of_block.routed_experts);
+            flops.soft_mixing += of_block.soft_mixing;
+            flops.shared_experts += of_block.shared_experts;
         }
+        flops
     }
 
     fn total(&self) -> u64 {
@@ -224,7 +222,8 @@ impl MemoryEstimate {
     pub fn of(spec: &ModelSpec, counts: &ModelCounts, micro_batch_tokens: usize) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let per_param = F32_BYTES * counts.total_params as f64;
-        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec, micro_batch_tokens);
+        let pass = PassSize { micro_batch_tokens, seq_len: spec.max_seq_len };
+        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec, pass);
         Self {
             weights_bytes: per_param as u64,
             gradients_bytes: per_param as u64,
@@ -244,192 +243,67 @@ impl MemoryEstimate {
 
 /// f32 values that the forward pass keeps per token: in each layer both residual sums, both norms' inputs and
 /// outputs and both sub-blocks' outputs (6 d), queries, keys, values and their mixture (2 q + 2 g), the attention
-/// weights (heads * s), a block's hidden values before and after the non-linearity (m f, for routed experts as often as a
-/// token is worked on) and the router's probabilities (e); at the end the logits and their softmax (2 v).
-fn kept_values_per_token(spec: &ModelSpec, micro_batch_tokens: usize) -> f64 {
-    let (d_query, d_kv) = attention_widths(spec);
-    let layers = LayerNumbers::of(spec);
-    let hidden_copies = ffn_matrices(spec) as f64;
-    let attention =
-        6 * spec.d_model as u64 + 2 * (d_query + d_kv) + spec.num_heads as u64 * spec.max_seq_len as u64;
-    let moe = |router: &RouterConfig| {
-        let Some(moe) = &spec.moe else { return 0.0 };
-        let routed = ExpertWork::of(spec, router, micro_batch_tokens).per_token() * moe.d_expert as f64;
-        hidden_copies * (routed + moe.d_shared_expert.unwrap_or(0) as f64) + moe.num_experts as f64
+/// weights (heads * s) and what the feed-forward block keeps; at the end the logits and their softmax (2 v).
+fn kept_values_per_token(spec: &ModelSpec, pass: PassSize) -> f64 {
+    let of_attention = |attention: &AttentionSpec| {
+        6 * spec.d_model
+            + 2 * (attention.query_width() + attention.key_width())
+            + attention.num_heads * spec.max_seq_len
     };
-    let block_sparse_width = spec.block_sparse.as_ref().map_or(0, |config| config.d_ff);
-    layers.all as f64 * attention as f64
-        + layers.dense as f64 * hidden_copies * spec.d_ff.unwrap_or(0) as f64
-        + moe_routers(spec).map(moe).sum::<f64>()
-        + layers.block_sparse as f64 * hidden_copies * block_sparse_width as f64
-        + 2.0 * spec.vocab_size as f64
+    let attention: f64 = attentions(spec).map(|attention| of_attention(attention) as f64).sum();
+    let ffn: f64 = spec.layers.iter().map(|layer| layer.ffn.kept_values_per_token(pass)).sum();
+    attention + ffn + 2.0 * spec.vocab_size as f64
 }
 
-/// How many layers of each kind.
-struct LayerNumbers {
-    all: u64,
-    dense: u64,
-    moe: u64,
-    block_sparse: u64,
+/// The attention of each layer.
+fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
+    spec.layers.iter().map(|layer| {
+        let MixerSpec::Attention(attention) = &layer.mixer;
+        attention
+    })
 }
 
-impl LayerNumbers {
-    fn of(spec: &ModelSpec) -> Self {
-        let all = spec.layers.len() as u64;
-        let moe = spec.layers.iter().filter(|kind| **kind == LayerKind::Moe).count() as u64;
-        let dense = spec.layers.iter().filter(|kind| **kind == LayerKind::Dense).count() as u64;
-        let block_sparse = all - dense - moe;
-        Self { all, dense, moe, block_sparse }
-    }
-}
-
-/// Width of all query heads together, and of all key (or value) heads.
-fn attention_widths(spec: &ModelSpec) -> (u64, u64) {
-    ((spec.num_heads * spec.d_head) as u64, (spec.num_kv_heads * spec.d_head) as u64)
-}
-
-fn attention_params(spec: &ModelSpec) -> u64 {
-    let d = spec.d_model as u64;
-    let (d_query, d_kv) = attention_widths(spec);
-    let biases = if spec.attention_bias { d_query + 2 * d_kv + d } else { 0 };
-    let head_norms = if spec.qk_norm { 2 * spec.d_head as u64 } else { 0 };
+fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
+    let (d_query, d_kv) = (attention.query_width() as u64, attention.key_width() as u64);
+    let biases = if attention.bias { d_query + 2 * d_kv + d } else { 0 };
+    let head_norms = if attention.qk_norm { 2 * attention.d_head as u64 } else { 0 };
     d * (2 * d_query + 2 * d_kv) + biases + head_norms
 }
 
-/// The router of each MoE layer.
-fn moe_routers(spec: &ModelSpec) -> impl Iterator<Item = &RouterConfig> {
-    (0..spec.num_layers()).filter_map(|layer| spec.router_of(layer))
-}
-
-/// Parameters of the matrices of one layer's router.
-fn router_matrix_params(spec: &ModelSpec, router: &RouterConfig) -> u64 {
-    let Some(moe) = &spec.moe else { return 0 };
-    let (d, e) = (spec.d_model as u64, moe.num_experts as u64);
-    let shared_gate = if moe.shared_expert_gate { d } else { 0 };
-    let gate = match (router.selection(), &router.cosine) {
-        (Selection::Hash(_) | Selection::Random | Selection::ForcedUniform, _) => 0,
-        (Selection::Soft(_), _) => d * e * spec.soft_slots_per_expert(router).unwrap_or(1) as u64,
-        (Selection::Noisy(_), None) => 2 * d * e,
-        (_, None) => d * e,
-        (selection, Some(cosine)) => {
-            let noise = if matches!(selection, Selection::Noisy(_)) { d * e } else { 0 };
-            (d + e) * cosine.d_projection as u64 + noise
-        }
-    };
-    gate + shared_gate
-}
-
-/// Parameters of one layer's router.
-fn router_params(spec: &ModelSpec, router: &RouterConfig) -> u64 {
-    router_matrix_params(spec, router) + u64::from(router.cosine.is_some())
-}
-
-/// Parameters of the block-sparse layers: those of the blocks that are there.
-fn block_sparse_params(spec: &ModelSpec) -> u64 {
-    let params_of = |config: &BlockSparseConfig| {
-        ffn_matrices(spec) * (config.num_blocks(spec.d_model) * config.block * config.block) as u64
-    };
-    LayerNumbers::of(spec).block_sparse * spec.block_sparse.as_ref().map_or(0, params_of)
-}
-
-fn ffn_matrices(spec: &ModelSpec) -> u64 {
-    if spec.activation.is_gated() { 3 } else { 2 }
-}
-
-/// Rows that the routed experts of a layer multiply in a pass: the assignments, or the slots of mixed tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ExpertWork {
-    /// Rows of all experts together.
-    pub(crate) rows: u64,
-    /// For so many tokens.
-    pub(crate) tokens: u64,
-}
-
-impl ExpertWork {
-    /// The work of a layer with this router in a pass over `micro_batch_tokens` tokens.
-    pub(crate) fn of(spec: &ModelSpec, router: &RouterConfig, micro_batch_tokens: usize) -> Self {
-        let num_experts = spec.moe.as_ref().map_or(0, |moe| moe.num_experts);
-        let (rows, tokens) = match router.selection() {
-            Selection::ExpertChoice(config) => {
-                let capacity =
-                    expert_capacity(config.capacity_factor, router.top_k, micro_batch_tokens, num_experts);
-                (num_experts * capacity.min(micro_batch_tokens), micro_batch_tokens)
-            }
-            Selection::Soft(_) => (soft_slots(spec, router), spec.max_seq_len),
-            _ => (router.top_k, 1),
-        };
-        Self { rows: rows as u64, tokens: tokens as u64 }
-    }
-
-    /// Experts that work on one token, on average.
-    pub(crate) fn per_token(self) -> f64 {
-        self.rows as f64 / self.tokens as f64
-    }
-
-    /// What one token costs if a row costs `cost_of_row`, rounded to a whole number.
-    fn cost_per_token(self, cost_of_row: u64) -> u64 {
-        // In 128 bits: millions of slots for a sequence of one token are absurd, but no reason to wrap around.
-        let cost = u128::from(self.rows) * u128::from(cost_of_row) + u128::from(self.tokens / 2);
-        u64::try_from(cost / u128::from(self.tokens)).unwrap_or(u64::MAX)
-    }
-}
-
-/// Slots of all experts of a layer per sequence; 0 unless it mixes tokens softly.
-fn soft_slots(spec: &ModelSpec, router: &RouterConfig) -> usize {
-    let num_experts = spec.moe.as_ref().map_or(0, |moe| moe.num_experts);
-    num_experts * spec.soft_slots_per_expert(router).unwrap_or(0)
-}
-
-/// Parameters of one routed expert.
-fn expert_params(spec: &ModelSpec) -> u64 {
-    let d_expert = spec.moe.as_ref().map_or(0, |moe| moe.d_expert as u64);
-    ffn_matrices(spec) * spec.d_model as u64 * d_expert
-}
-
-/// Parameters of the routed experts that take part in one token's pass, over all MoE layers.
-fn active_expert_params(spec: &ModelSpec, micro_batch_tokens: usize) -> u64 {
-    let active_params = |router: &RouterConfig| match (router.selection(), &spec.moe) {
-        (Selection::Soft(_), Some(moe)) => moe.num_experts as u64 * expert_params(spec),
-        _ => ExpertWork::of(spec, router, micro_batch_tokens).cost_per_token(expert_params(spec)),
-    };
-    moe_routers(spec).map(active_params).sum()
-}
-
-fn routed_expert_flops(spec: &ModelSpec, micro_batch_tokens: usize) -> u64 {
-    let flops_of_row = 2 * expert_params(spec);
-    moe_routers(spec)
-        .map(|router| ExpertWork::of(spec, router, micro_batch_tokens).cost_per_token(flops_of_row))
-        .fold(0, u64::saturating_add)
-}
-
-fn soft_mixing_flops(spec: &ModelSpec) -> u64 {
-    moe_routers(spec).map(|router| 4 * spec.d_model as u64 * soft_slots(spec, router) as u64).sum()
+/// Parameters of all feed-forward blocks.
+fn ffn_params(spec: &ModelSpec, pass: PassSize) -> FfnParams {
+    let of_blocks = spec.layers.iter().map(|layer| layer.ffn.params(spec.d_model, pass));
+    of_blocks.fold(FfnParams::default(), |sum, block| FfnParams {
+        dense: sum.dense + block.dense,
+        block_sparse: sum.block_sparse + block.block_sparse,
+        router: sum.router + block.router,
+        routed_experts: sum.routed_experts + block.routed_experts,
+        active_experts: sum.active_experts + block.active_experts,
+        shared_experts: sum.shared_experts + block.shared_experts,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use switchyard_experts::{Activation, RouterOverride};
+    use switchyard_experts::{
+        Activation, BlockSparseConfig, BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec, MoeSpec, RouterSpec,
+        SharedExpertSpec,
+    };
+    use switchyard_router::RouterConfig;
 
     use super::*;
-    use crate::model::InitConfig;
+    use crate::model::{InitConfig, LayerSpec};
 
-    /// One layer of width 2 with one head on sequences of 3 tokens, hidden width 3, 5 ids.
-    fn dense() -> ModelSpec {
+    fn with_layers(layers: impl IntoIterator<Item = FfnSpec>) -> ModelSpec {
+        let attention =
+            AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: 2, qk_norm: false, bias: false };
+        let mixer = MixerSpec::Attention(attention);
+        let layers = layers.into_iter().map(|ffn| LayerSpec { mixer: mixer.clone(), ffn }).collect();
         ModelSpec {
             vocab_size: 5,
             max_seq_len: 3,
             d_model: 2,
-            num_heads: 1,
-            num_kv_heads: 1,
-            d_head: 2,
-            qk_norm: false,
-            attention_bias: false,
-            layers: vec![LayerKind::Dense],
-            activation: Activation::Relu,
-            d_ff: Some(3),
-            ffn_bias: false,
-            moe: None,
-            block_sparse: None,
+            layers,
             norm: NormKind::Rms { epsilon: 1e-5 },
             position: PositionKind::Sinusoidal,
             tie_embeddings: false,
@@ -438,27 +312,26 @@ mod tests {
         }
     }
 
-    /// The same with 4 gated experts of width 3, of which 2 are used, and a shared one of width 1.
-    fn sparse() -> ModelSpec {
-        let router = RouterConfig::top_k(2);
-        let moe = MoeConfig {
+    fn dense_block(bias: bool) -> FfnSpec {
+        FfnSpec::Dense(DenseSpec { activation: Activation::Relu, d_ff: 3, bias })
+    }
+
+    /// One layer of width 2 with one head on sequences of 3 tokens, hidden width 3, 5 ids.
+    fn dense() -> ModelSpec {
+        with_layers([dense_block(false)])
+    }
+
+    /// 4 gated experts of width 3, of which `top_k` are used, and a shared one of width 1.
+    fn mixture(top_k: usize) -> FfnSpec {
+        let experts = ExpertsSpec {
+            activation: Activation::Swiglu,
             num_experts: 4,
             d_expert: 3,
             granularity: None,
-            d_shared_expert: Some(1),
-            shared_expert_gate: false,
-            router,
-            router_overrides: Vec::new(),
-            capacity: None,
-            layers: None,
+            shared: Some(SharedExpertSpec { d_expert: 1, is_gated: false }),
         };
-        ModelSpec {
-            layers: vec![LayerKind::Moe],
-            activation: Activation::Swiglu,
-            d_ff: None,
-            moe: Some(moe),
-            ..dense()
-        }
+        let router = RouterSpec { key: "model.ffn.moe.router".into(), config: RouterConfig::top_k(top_k) };
+        FfnSpec::Moe(MoeSpec { experts, router, capacity: None })
     }
 
     #[test]
@@ -476,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_sparse_layer_counted_by_hand() {
-        let (dense, sparse) = (ModelCounts::of(&dense(), 6), ModelCounts::of(&sparse(), 6));
+        let (dense, sparse) = (ModelCounts::of(&dense(), 6), ModelCounts::of(&with_layers([mixture(2)]), 6));
         // In place of 12: a 2x4 router, 4 experts of three 2x3 matrices, a shared one of three 2x1.
         assert_eq!(sparse.total_params, dense.total_params - 12 + 8 + 72 + 6);
         assert_eq!(sparse.active_params, dense.total_params - 12 + 8 + 36 + 6);
@@ -485,19 +358,15 @@ mod tests {
 
     #[test]
     fn a_block_sparse_layer_counted_by_hand() {
-        let config = BlockSparseConfig {
+        let matrices = BlockSparseConfig {
             block: 1,
             d_ff: 6,
             density: 0.5,
             seed: 0,
             topology: switchyard_experts::TopologyConfig::default(),
         };
-        let spec = ModelSpec {
-            layers: vec![LayerKind::BlockSparse],
-            d_ff: None,
-            block_sparse: Some(config),
-            ..dense()
-        };
+        let block = BlockSparseSpec { activation: Activation::Relu, matrices };
+        let spec = with_layers([FfnSpec::BlockSparse(block)]);
         let (counts, dense) = (ModelCounts::of(&spec, 6), ModelCounts::of(&dense(), 6));
         // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and 3x2.
         assert_eq!(counts.total_params, dense.total_params);
@@ -507,11 +376,8 @@ mod tests {
 
     #[test]
     fn a_layer_with_its_own_router_counts_the_experts_that_its_tokens_use() {
-        let mut spec = ModelSpec { layers: vec![LayerKind::Moe; 2], ..sparse() };
-        let same = ModelCounts::of(&spec, 6);
-        let other = RouterOverride { layers: vec![1], router: RouterConfig::top_k(3) };
-        spec.moe.as_mut().unwrap().router_overrides = vec![other];
-        let counts = ModelCounts::of(&spec, 6);
+        let same = ModelCounts::of(&with_layers([mixture(2), mixture(2)]), 6);
+        let counts = ModelCounts::of(&with_layers([mixture(2), mixture(3)]), 6);
         // In layer 1 one more expert of three 2x3 matrices.
         assert_eq!(counts.active_params, same.active_params + 18);
         assert_eq!(counts.total_params, same.total_params);
@@ -520,10 +386,11 @@ mod tests {
 
     #[test]
     fn biases_positions_and_norms_counted_by_hand() {
+        let mut layers = with_layers([dense_block(true)]).layers;
+        let MixerSpec::Attention(attention) = &mut layers[0].mixer;
+        (attention.bias, attention.qk_norm) = (true, true);
         let spec = ModelSpec {
-            attention_bias: true,
-            ffn_bias: true,
-            qk_norm: true,
+            layers,
             tie_embeddings: true,
             norm: NormKind::Layer { epsilon: 1e-5, bias: true },
             position: PositionKind::Learned,

@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
+use switchyard_experts::RouterSpec;
 use switchyard_ground::printable::excerpt;
 pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
 use crate::TrainError;
-use crate::model::{ModelInput, ModelSpec, Pass, RouterUse, Transformer, random};
+use crate::model::{ModelInput, ModelSpec, Pass, Transformer, random};
 use crate::sampling::{SamplingSettings, sample_token};
 
 /// A request for text.
@@ -84,8 +85,8 @@ pub fn generate(
 
 /// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to do without them.
 fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
-    let obstacle = |RouterUse { key, router, .. }: RouterUse<'_>| match router.selection() {
-        Selection::ExpertChoice(config) if config.generation.or(routing).is_none() => Some(format!(
+    let obstacle = |(_, RouterSpec { key, config }): (usize, &RouterSpec)| match config.selection() {
+        Selection::ExpertChoice(chosen) if chosen.generation.or(routing).is_none() => Some(format!(
             "`{key}.selection.expert_choice.generation` is not set, and experts that take their best tokens need the later \
              ones too. Set it to \"top_k\", with which each token takes its `top_k` best experts (for a model that is \
              trained already, `switchyard generate --routing top_k`)"
@@ -96,7 +97,7 @@ fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(),
         )),
         _ => None,
     };
-    let first = spec.router_uses().into_iter().find_map(obstacle);
+    let first = spec.routers().find_map(obstacle);
     first.map_or(Ok(()), |reason| Err(TrainError::NotCausal { reason }))
 }
 

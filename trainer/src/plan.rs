@@ -9,6 +9,7 @@ mod training;
 pub(crate) use checks::MAX_THREADS;
 pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
+use switchyard_experts::PassSize;
 
 pub use describe::grouped;
 
@@ -172,6 +173,11 @@ impl RunPlan {
     /// Tokens of one forward and backward pass.
     pub fn micro_batch_tokens(&self) -> usize {
         self.sequences_per_micro_batch * self.seq_len
+    }
+
+    /// What a training pass goes over.
+    pub(crate) fn pass_size(&self) -> PassSize {
+        PassSize { micro_batch_tokens: self.micro_batch_tokens(), seq_len: self.model.max_seq_len }
     }
 
     /// Tokens of the whole run.

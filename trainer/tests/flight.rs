@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::{Loader, LoaderConfig, Progress, TokenBatch};
+use switchyard_experts::FfnSpec;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
@@ -269,7 +270,11 @@ fn what_if_answers_another_capacity_as_a_rerun_of_the_step_does() {
 /// Load and drops of the first mixture in step 6 with this capacity factor.
 fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     let mut checkpoint = Checkpoint::read(&out.join("checkpoints/step-5")).unwrap();
-    checkpoint.plan.model.moe.as_mut().unwrap().capacity.as_mut().unwrap().factor = factor;
+    for layer in &mut checkpoint.plan.model.layers {
+        if let FfnSpec::Moe(moe) = &mut layer.ffn {
+            moe.capacity.as_mut().unwrap().factor = factor;
+        }
+    }
     let device = device::select("cpu").unwrap();
     let model = checkpoint.model(&device.clone().autodiff()).unwrap();
     let data = switchyard_datasets::prepare(&checkpoint.config.data, &Progress::silent()).unwrap();

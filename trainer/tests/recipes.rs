@@ -185,7 +185,9 @@ fn the_shared_expert_recipe_costs_what_its_dense_counterpart_does_but_for_its_ga
     let difference = sparse.counts.forward_flops_per_token - dense.counts.forward_flops_per_token;
     // In each of 4 layers, 16 logits and the shared expert's one, of width 128.
     assert_eq!((difference, flops.router), (2 * 4 * 128 * 17, 2 * 4 * 128 * 17));
-    assert!(sparse.model.moe.is_some_and(|moe| moe.shared_expert_gate));
+    let has_gate =
+        |layer| sparse.model.experts_of(layer).is_some_and(|it| it.shared.as_ref().unwrap().is_gated);
+    assert!((0..4).all(has_gate));
 }
 
 #[test]

@@ -15,7 +15,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use switchyard_datasets::TokenBatch;
-use switchyard_experts::{Activation, Experts, ExpertsWeights, MoeConfig, MoeInput, MoeLayer};
+use switchyard_experts::{
+    Activation, DenseSpec, Experts, ExpertsSpec, ExpertsWeights, FfnSpec, MoeInput, MoeLayer, MoeSpec,
+    RouterSpec,
+};
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::{
     AuxLossKind, GateWeights, RouterConfig, RouterInput, RouterPass, Routing, SoftmaxOrder,
@@ -24,8 +27,8 @@ use switchyard_router::{
 use switchyard_trainer::batch::DeviceBatch;
 use switchyard_trainer::loss::LossParts;
 use switchyard_trainer::model::{
-    Attention, Embedding, InitConfig, LayerKind, ModelInput, ModelSpec, Norm, NormKind, ParameterSource,
-    Pass, PositionKind, StepNoise, Transformer,
+    Attention, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput, ModelSpec, Norm,
+    NormKind, ParameterSource, Pass, PositionKind, StepNoise, Transformer,
 };
 use switchyard_trainer::parameters::{parameter_data, parameter_gradients, update_parameters};
 
@@ -48,17 +51,14 @@ fn llama_has_the_reference_logits_loss_and_gradients() {
 #[test]
 fn gpt2_has_the_reference_logits_loss_and_gradients() {
     let Some(reference) = Reference::open("gpt2", gpt2_place) else { return };
+    let attention = AttentionSpec { num_kv_heads: 4, bias: true, ..llama_attention() };
+    let ffn = DenseSpec { activation: Activation::GeluTanh, d_ff: 128, bias: true };
     let spec = ModelSpec {
         max_seq_len: 32,
-        num_kv_heads: 4,
-        attention_bias: true,
-        activation: Activation::GeluTanh,
-        d_ff: Some(128),
-        ffn_bias: true,
         norm: NormKind::Layer { epsilon: 1e-5, bias: true },
         position: PositionKind::Learned,
         tie_embeddings: true,
-        ..llama_spec()
+        ..spec(attention, FfnSpec::Dense(ffn))
     };
     reference.check_dense(&spec);
 }
@@ -66,41 +66,42 @@ fn gpt2_has_the_reference_logits_loss_and_gradients() {
 #[test]
 fn mixtral_has_the_reference_logits_routing_losses_and_gradients() {
     let Some(reference) = Reference::open("mixtral", mixtral_place) else { return };
+    let moe = moe_spec(4, 32, SoftmaxOrder::AfterSelection, 0.02);
     let spec = ModelSpec {
         position: PositionKind::Rope { theta: 1e6 },
-        ..moe_spec(4, 32, SoftmaxOrder::AfterSelection, 0.02)
+        ..spec(llama_attention(), FfnSpec::Moe(moe.clone()))
     };
-    reference.check_moe(&spec);
+    reference.check_moe(&spec, &moe);
 }
 
 #[test]
 fn qwen3_moe_has_the_reference_logits_routing_losses_and_gradients() {
     let Some(reference) = Reference::open("qwen3_moe", qwen3_place) else { return };
-    let spec = ModelSpec {
-        d_head: 12,
-        qk_norm: true,
-        norm: NormKind::Rms { epsilon: 1e-6 },
-        ..moe_spec(8, 16, SoftmaxOrder::BeforeSelection, 0.001)
-    };
-    reference.check_moe(&spec);
+    let attention = AttentionSpec { d_head: 12, qk_norm: true, ..llama_attention() };
+    let moe = moe_spec(8, 16, SoftmaxOrder::BeforeSelection, 0.001);
+    let spec =
+        ModelSpec { norm: NormKind::Rms { epsilon: 1e-6 }, ..spec(attention, FfnSpec::Moe(moe.clone())) };
+    reference.check_moe(&spec, &moe);
 }
 
 fn llama_spec() -> ModelSpec {
+    spec(
+        llama_attention(),
+        FfnSpec::Dense(DenseSpec { activation: Activation::Swiglu, d_ff: 64, bias: false }),
+    )
+}
+
+fn llama_attention() -> AttentionSpec {
+    AttentionSpec { num_heads: 4, num_kv_heads: 2, d_head: 8, qk_norm: false, bias: false }
+}
+
+/// Two layers of these, all else as in the reference's Llama.
+fn spec(attention: AttentionSpec, ffn: FfnSpec) -> ModelSpec {
     ModelSpec {
         vocab_size: 128,
         max_seq_len: 64,
         d_model: 32,
-        num_heads: 4,
-        num_kv_heads: 2,
-        d_head: 8,
-        qk_norm: false,
-        attention_bias: false,
-        layers: vec![LayerKind::Dense; 2],
-        activation: Activation::Swiglu,
-        d_ff: Some(64),
-        ffn_bias: false,
-        moe: None,
-        block_sparse: None,
+        layers: vec![LayerSpec { mixer: MixerSpec::Attention(attention), ffn }; 2],
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Rope { theta: 1e4 },
         tie_embeddings: false,
@@ -109,21 +110,20 @@ fn llama_spec() -> ModelSpec {
     }
 }
 
-fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancing_weight: f64) -> ModelSpec {
-    let router =
+fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancing_weight: f64) -> MoeSpec {
+    let config =
         RouterConfig { softmax, load_balancing_weight: Some(balancing_weight), ..RouterConfig::top_k(2) };
-    let moe = MoeConfig {
-        num_experts,
-        d_expert,
-        granularity: None,
-        d_shared_expert: None,
-        shared_expert_gate: false,
-        router,
-        router_overrides: Vec::new(),
+    MoeSpec {
+        experts: ExpertsSpec {
+            activation: Activation::Swiglu,
+            num_experts,
+            d_expert,
+            granularity: None,
+            shared: None,
+        },
+        router: RouterSpec { key: "model.ffn.moe.router".into(), config },
         capacity: None,
-        layers: None,
-    };
-    ModelSpec { layers: vec![LayerKind::Moe; 2], d_ff: None, moe: Some(moe), ..llama_spec() }
+    }
 }
 
 /// Where the reference keeps one of our parameters.
@@ -322,11 +322,11 @@ impl Reference {
         self.check_gradients(&gradients_of(&model, cross_entropy), &Gradients::new());
     }
 
-    fn check_moe(&self, spec: &ModelSpec) {
-        let moe = spec.moe.as_ref().unwrap();
+    fn check_moe(&self, spec: &ModelSpec, moe: &MoeSpec) {
+        let (num_experts, router) = (moe.experts.num_experts, &moe.router.config);
         let model = self.transformer(spec);
         self.check_logits(&model);
-        self.check_layer_balance(&model, moe.num_experts);
+        self.check_layer_balance(&model, num_experts);
 
         let parts = self.filled(OpenTransformer::new(spec, moe, &self.device));
         let routings = parts.routings(spec, &self.input());
@@ -336,13 +336,13 @@ impl Reference {
 
         // The reference balances all layers as if they were one, and counts each token k times: its loss is not a
         // function of our layers' losses, but it is k times ours of all the layers' probabilities and counts together.
-        let weight = moe.router.load_balancing_weight.unwrap();
+        let weight = router.load_balancing_weight.unwrap();
         let logits =
             Tensor::cat(routings.iter().map(|routing| routing.logits_te.clone().unwrap()).collect(), 0);
-        let counts: Vec<u64> = (0..moe.num_experts)
+        let counts: Vec<u64> = (0..num_experts)
             .map(|e| routings.iter().map(|routing| routing.tokens_per_expert()[e]).sum())
             .collect();
-        let balance = load_balancing_loss(logits, &counts).mul_scalar(moe.router.top_k as f64);
+        let balance = load_balancing_loss(logits, &counts).mul_scalar(router.top_k as f64);
         assert_scalar("load balancing", &balance, self.training.scalar("aux_loss"));
         let cross_entropy = self.cross_entropy(&model);
         assert_scalar("cross-entropy", &cross_entropy, self.training.scalar("ce_loss"));
@@ -466,22 +466,23 @@ struct OpenBlock {
 }
 
 impl OpenTransformer {
-    fn new(spec: &ModelSpec, moe: &MoeConfig, device: &Device) -> Self {
+    fn new(spec: &ModelSpec, moe: &MoeSpec, device: &Device) -> Self {
         let source = ParameterSource::new(0, device);
-        let (d, e, f) = (spec.d_model, moe.num_experts, moe.d_expert);
-        let block = |_| {
+        let (d, e, f) = (spec.d_model, moe.experts.num_experts, moe.experts.d_expert);
+        let block = |layer: &LayerSpec| {
+            let MixerSpec::Attention(attention) = &layer.mixer;
             let experts = ExpertsWeights {
                 w_gate_edf: Some(Tensor::zeros([e, d, f], device)),
                 w_up_edf: Tensor::zeros([e, d, f], device),
                 w_down_efd: Tensor::zeros([e, f, d], device),
             };
-            let experts = Experts::new(experts, spec.activation);
+            let experts = Experts::new(experts, moe.experts.activation);
             OpenBlock {
                 attention_norm: Norm::new(spec.norm, d, &source),
-                attention: Attention::new(spec, "", &source),
+                attention: Attention::new(attention, spec, "", &source),
                 ffn_norm: Norm::new(spec.norm, d, &source),
                 ffn: MoeLayer::new(
-                    moe.router.init(e, GateWeights::linear(Tensor::zeros([d, e], device))),
+                    moe.router.config.init(e, GateWeights::linear(Tensor::zeros([d, e], device))),
                     experts,
                     None,
                     None,
@@ -496,7 +497,8 @@ impl OpenTransformer {
         let [_, seq_len] = input.input_ids_bs.dims();
         let device = input.input_ids_bs.device();
         let PositionKind::Rope { theta } = spec.position else { panic!("{:?}", spec.position) };
-        let rotary = RotaryTable::new(seq_len, spec.d_head, theta, &device);
+        let MixerSpec::Attention(attention) = &spec.layers[0].mixer;
+        let rotary = RotaryTable::new(seq_len, attention.d_head, theta, &device);
         let mask = CausalMask::new(seq_len, &device);
         let mut x_td = self.embedding.forward(input.input_ids_bs.clone());
         let mut routings = Vec::new();

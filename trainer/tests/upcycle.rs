@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use switchyard_trainer::model::{ModelInput, ModelSpec, Pass, Transformer};
+use switchyard_experts::{Activation, ExpertsSpec, FfnSpec};
+use switchyard_trainer::model::{
+    AttentionSpec, LayerSpec, MixerSpec, ModelInput, ModelSpec, Pass, Transformer,
+};
 use switchyard_trainer::parameters::parameter_data;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::upcycle::{
@@ -223,6 +226,18 @@ fn routers_follow_the_seed_and_parts_of_a_copy_share_their_columns() {
     }
 }
 
+fn attention(spec: &mut ModelSpec) -> &mut AttentionSpec {
+    let MixerSpec::Attention(attention) = &mut spec.layers[0].mixer;
+    attention
+}
+
+fn experts(spec: &mut ModelSpec) -> &mut ExpertsSpec {
+    let LayerSpec { ffn: FfnSpec::Moe(moe), .. } = &mut spec.layers[0] else {
+        panic!("layer 0 is no mixture")
+    };
+    &mut moe.experts
+}
+
 #[test]
 fn each_refusal_names_its_key_value_and_remedy() {
     let copies = "num_experts = 4\nd_expert = 24";
@@ -235,11 +250,11 @@ fn each_refusal_names_its_key_value_and_remedy() {
     let wider = differs(|spec| spec.d_model = 32);
     assert!(wider.starts_with("`model.d_model` is 32, but 16 in the dense checkpoint"), "{wider}");
     for (key, found) in [
-        ("model.attention.num_heads", differs(|spec| spec.num_heads = 4)),
+        ("model.attention.num_heads", differs(|spec| attention(spec).num_heads = 4)),
         ("data.tokenizer", differs(|spec| spec.vocab_size = 33)),
         ("model.tie_embeddings", differs(|spec| spec.tie_embeddings = true)),
         ("model.num_layers", differs(|spec| spec.layers.truncate(1))),
-        ("model.ffn.activation", differs(|spec| spec.activation = switchyard_experts::Activation::Relu)),
+        ("model.ffn.activation", differs(|spec| experts(spec).activation = Activation::Relu)),
         (
             "model.norm",
             differs(|spec| spec.norm = switchyard_trainer::model::NormKind::Rms { epsilon: 1e-6 }),

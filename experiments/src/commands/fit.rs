@@ -59,14 +59,11 @@ fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
 /// Sizes of the model in `plan`, and what it was trained on.
 fn point_of(plan: &Value, tokens: u64) -> Option<Point> {
     let count = |key: &str| plan["counts"][key].as_u64().map(|count| count as f64);
-    let (moe, parts) = (&plan["model"]["moe"], &plan["counts"]["params"]);
-    let number = |value: &Value| value.as_u64().map(|number| number as f64);
-    let (num_experts, granularity) = match number(&moe["d_expert"]) {
+    let parts = &plan["counts"]["params"];
+    let (num_experts, granularity) = match first_mixture(&plan["model"]) {
         // The dense block of the same cost is as wide as all experts of a token together.
-        Some(d_expert) => {
-            let active = number(&moe["router"]["top_k"])? * d_expert;
-            let shared = number(&moe["d_shared_expert"]).unwrap_or(0.0);
-            (number(&moe["num_experts"])? + shared / d_expert, (active + shared) / d_expert)
+        Some(Mixture { num_experts, d_expert, d_shared, top_k }) => {
+            (num_experts + d_shared / d_expert, (top_k * d_expert + d_shared) / d_expert)
         }
         None => (1.0, 1.0),
     };
@@ -81,6 +78,35 @@ fn point_of(plan: &Value, tokens: u64) -> Option<Point> {
         granularity,
         tokens: tokens as f64,
     })
+}
+
+/// Sizes of a mixture.
+struct Mixture {
+    num_experts: f64,
+    d_expert: f64,
+    d_shared: f64,
+    top_k: f64,
+}
+
+/// The first mixture of `model`; `None` in a dense one.
+fn first_mixture(model: &Value) -> Option<Mixture> {
+    let blocks = model["layers"].as_array().into_iter().flatten();
+    let mixture = blocks.flat_map(|layer| [&layer["ffn"]["moe"], &layer["ffn"]["soft_moe"]]);
+    let (experts, router, shared) = match mixture.into_iter().find(|mixture| mixture.is_object()) {
+        Some(moe) => (&moe["experts"], &moe["router"]["config"], &moe["experts"]["shared"]["d_expert"]),
+        // As runs of earlier versions have it.
+        None => (&model["moe"], &model["moe"]["router"], &model["moe"]["d_shared_expert"]),
+    };
+    Some(Mixture {
+        num_experts: number(&experts["num_experts"])?,
+        d_expert: number(&experts["d_expert"])?,
+        d_shared: number(shared).unwrap_or(0.0),
+        top_k: number(&router["top_k"])?,
+    })
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_u64().map(|number| number as f64)
 }
 
 /// Runs of one shape and length differ in their seed at most.
@@ -99,9 +125,14 @@ mod tests {
         let counts = json!({ "active_params": 10, "total_params": 40, "params": params });
         let moe =
             json!({ "num_experts": 32, "d_expert": 64, "d_shared_expert": 128, "router": { "top_k": 6 } });
-        let point = point_of(&json!({ "counts": counts, "model": { "moe": moe } }), 1000).unwrap();
-        assert_eq!((point.num_experts, point.granularity, point.tokens), (34.0, 8.0, 1000.0));
-        assert_eq!((point.inner_params(), point.expansion_rate()), (35.0, 34.0 / 8.0));
+        let experts = json!({ "num_experts": 32, "d_expert": 64, "shared": { "d_expert": 128 } });
+        let ffn = json!({ "moe": { "experts": experts, "router": { "config": { "top_k": 6 } } } });
+        let layers = json!([{ "ffn": { "dense": {} } }, { "ffn": ffn }]);
+        for model in [json!({ "moe": moe }), json!({ "layers": layers })] {
+            let point = point_of(&json!({ "counts": counts, "model": model }), 1000).unwrap();
+            assert_eq!((point.num_experts, point.granularity, point.tokens), (34.0, 8.0, 1000.0));
+            assert_eq!((point.inner_params(), point.expansion_rate()), (35.0, 34.0 / 8.0));
+        }
         let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000).unwrap();
         assert_eq!((dense.num_experts, dense.granularity), (1.0, 1.0));
     }

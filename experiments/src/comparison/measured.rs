@@ -206,7 +206,7 @@ fn is_causal(plan: &Value) -> bool {
         let parts: Vec<&str> = key.split('.').collect();
         parts.windows(2).any(|pair| pair[0] == "selection" && ["expert_choice", "soft"].contains(&pair[1]))
     };
-    !at(plan, "/model/moe").is_some_and(|moe| dotted_keys(moe).keys().any(looks_ahead))
+    !at(plan, "/model").is_some_and(|moe| dotted_keys(moe).keys().any(looks_ahead))
 }
 
 #[cfg(test)]

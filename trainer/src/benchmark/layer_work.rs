@@ -6,12 +6,18 @@ use std::hint::black_box;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_experts::{DenseFfn, DenseFfnWeights, MoeConfig, MoeInput, MoeLayer, MoeOutput};
+use switchyard_experts::{
+    DenseFfn, DenseFfnWeights, DenseSpec, ExpertsSpec, FfnSpec, MoeInput, MoeLayer, MoeOutput, MoeSpec,
+    RouterSpec,
+};
 use switchyard_router::{RouterConfig, RouterNoise, RouterPass};
 
 use super::LayerCase;
 use crate::TrainError;
-use crate::model::{FeedForward, InitConfig, LayerKind, ModelSpec, NormKind, ParameterSource, PositionKind};
+use crate::model::{
+    AttentionSpec, FeedForward, InitConfig, LayerSpec, MixerSpec, ModelSpec, NormKind, ParameterSource,
+    PositionKind,
+};
 use crate::parameters::parameter_gradients;
 
 const LOAD_BALANCING_WEIGHT: f64 = 0.01;
@@ -177,35 +183,34 @@ impl LayerWork {
 
 /// A model whose only layer has the feed-forward block of `case`.
 fn spec(case: &LayerCase) -> ModelSpec {
-    let moe = case.num_experts.zip(case.top_k).map(|(num_experts, top_k)| MoeConfig {
-        num_experts,
-        d_expert: case.d_ff,
-        granularity: None,
-        d_shared_expert: None,
-        shared_expert_gate: false,
-        router: RouterConfig {
-            load_balancing_weight: Some(LOAD_BALANCING_WEIGHT),
-            ..RouterConfig::top_k(top_k)
-        },
-        router_overrides: Vec::new(),
-        capacity: None,
-        layers: None,
-    });
+    let activation = case.activation;
+    let ffn = match case.num_experts.zip(case.top_k) {
+        Some((num_experts, top_k)) => FfnSpec::Moe(MoeSpec {
+            experts: ExpertsSpec {
+                activation,
+                num_experts,
+                d_expert: case.d_ff,
+                granularity: None,
+                shared: None,
+            },
+            router: RouterSpec {
+                key: "top_k".into(),
+                config: RouterConfig {
+                    load_balancing_weight: Some(LOAD_BALANCING_WEIGHT),
+                    ..RouterConfig::top_k(top_k)
+                },
+            },
+            capacity: None,
+        }),
+        None => FfnSpec::Dense(DenseSpec { activation, d_ff: case.d_ff, bias: false }),
+    };
+    let attention =
+        AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: case.d_model, qk_norm: false, bias: false };
     ModelSpec {
         vocab_size: 2,
         max_seq_len: case.num_tokens,
         d_model: case.d_model,
-        num_heads: 1,
-        num_kv_heads: 1,
-        d_head: case.d_model,
-        qk_norm: false,
-        attention_bias: false,
-        layers: vec![if moe.is_some() { LayerKind::Moe } else { LayerKind::Dense }],
-        activation: case.activation,
-        d_ff: Some(case.d_ff),
-        ffn_bias: false,
-        moe,
-        block_sparse: None,
+        layers: vec![LayerSpec { mixer: MixerSpec::Attention(attention), ffn }],
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Sinusoidal,
         tie_embeddings: false,

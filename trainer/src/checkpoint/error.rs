@@ -56,7 +56,7 @@ pub enum CheckpointError {
     },
     /// Of another version of the program.
     #[error(
-        "{path}: the checkpoint has format version {found}, this program reads version {supported}: use the \
+        "{path}: the checkpoint has format version {found}, this program reads {oldest} to {newest}: use the \
              version of switchyard that wrote it"
     )]
     FormatVersion {
@@ -64,8 +64,10 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Version found.
         found: u32,
-        /// Version supported.
-        supported: u32,
+        /// The oldest version that is read.
+        oldest: u32,
+        /// The newest.
+        newest: u32,
     },
     /// Of another run.
     #[error("{path}: the checkpoint belongs to another run: {reason}")]

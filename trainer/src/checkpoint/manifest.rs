@@ -16,7 +16,10 @@ use crate::hash::hex;
 /// Name of the manifest in the checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 const FORMAT: &str = "switchyard-checkpoint";
-const FORMAT_VERSION: u32 = 1;
+/// Version 2: `plan.json` describes the model layer by layer.
+const FORMAT_VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST_VERSION: u32 = 1;
 /// Far more than the manifest of any checkpoint has.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// Bytes hashed at a time.
@@ -81,11 +84,12 @@ impl CheckpointManifest {
             let found = excerpt(&manifest.format, 80);
             return Err(not_ours(format!("its manifest says format \"{found}\", not \"{FORMAT}\"")));
         }
-        if manifest.format_version != FORMAT_VERSION {
+        if !(OLDEST_VERSION..=FORMAT_VERSION).contains(&manifest.format_version) {
             return Err(CheckpointError::FormatVersion {
                 path: folder.into(),
                 found: manifest.format_version,
-                supported: FORMAT_VERSION,
+                oldest: OLDEST_VERSION,
+                newest: FORMAT_VERSION,
             });
         }
         if let Some(name) = manifest.files.keys().find(|name| !FILES.contains(&name.as_str())) {
@@ -95,6 +99,11 @@ impl CheckpointManifest {
         }
         manifest.check_name(folder)?;
         Ok(manifest)
+    }
+
+    /// Whether `plan.json` describes the model as [`crate::model::ModelSpec`] does.
+    pub(super) fn describes_layers(&self) -> bool {
+        self.format_version >= 2
     }
 
     /// Ok unless `folder` is named after a step that this is not the manifest of.

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use switchyard_experts::MoeConfig;
+use switchyard_experts::{FfnSpec, MoeSpec};
 pub use switchyard_router::DropPolicy;
 use switchyard_router::{GatePrecision, RouterConfig, Selection, SoftmaxOrder};
 
 use super::columns::{ScoreRow, read_scores, recorded_score_steps};
 use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
 use crate::TrainError;
-use crate::model::RouterUse;
+use crate::config::RunConfig;
+use crate::model::{FfnUse, LayerSpec, ModelSpec};
 use crate::plan::RunPlan;
-use crate::run_folder::{RunManifest, RunPaths};
+use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
 
 /// What is asked; whatever is absent is as it was in the run.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -93,22 +94,23 @@ pub struct LayerOutcome {
 pub fn ask(folder: &Path, question: &RunQuestion) -> Result<RunAnswer, TrainError> {
     let paths = RunPaths::new(folder);
     let plan = plan_of(&paths)?;
-    let Some(moe) = &plan.model.moe else { return Err(WhatIfError::NoMixture.into()) };
-    let uses = plan.model.router_uses();
+    let uses = plan.model.mixture_uses();
+    if uses.is_empty() {
+        return Err(WhatIfError::NoMixture.into());
+    }
     let obstacles: Vec<WhatIfError> = uses.iter().filter_map(obstacle).collect();
     if let (Some(first), true) = (obstacles.first(), obstacles.len() == uses.len()) {
         return Err(first.clone().into());
     }
-    check_capacity(moe, question)?;
+    check_capacities(&plan.model, question)?;
     let recorded_steps = recorded_score_steps(&paths.flight())?;
     let step = question.step.or(recorded_steps.last().copied()).unwrap_or(plan.num_steps);
     let rows = read_scores(&paths.flight(), step)?;
     let mut layers = Vec::new();
-    for (layer, router) in
-        (0..plan.model.num_layers()).filter_map(|layer| Some((layer, plan.model.router_of(layer)?)))
-    {
-        if plain_obstacle(router).is_none() {
-            layers.extend(answer(&rows, layer as u32, filled_in(question, moe, router, &plan))?);
+    for (layer, LayerSpec { ffn, .. }) in plan.model.layers.iter().enumerate() {
+        let FfnSpec::Moe(moe) = ffn else { continue };
+        if plain_obstacle(&moe.router.config).is_none() {
+            layers.extend(answer(&rows, layer as u32, filled_in(question, moe, &plan))?);
         }
     }
     Ok(RunAnswer { step, layers, refusals: obstacles.into_iter().filter_map(refusal).collect() })
@@ -118,15 +120,22 @@ pub fn ask(folder: &Path, question: &RunQuestion) -> Result<RunAnswer, TrainErro
 pub(super) fn plan_of(run: &RunPaths) -> Result<RunPlan, TrainError> {
     let path = run.manifest();
     let manifest = RunManifest::read(&path)?;
-    let bad = |reason: String| crate::run_folder::RunFolderError::BadManifest { path: path.clone(), reason };
-    let plan: RunPlan = serde_json::from_value(manifest.plan)
-        .map_err(|error| bad(format!("its `plan` was written by another version: {error}")))?;
+    let RunManifest { plan, config, .. } = manifest;
+    // Another version has other words for what the configuration says.
+    let anew = |_| {
+        let config: RunConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        RunPlan::resolve(&config).map_err(|error| error.message)
+    };
+    let bad = |reason: String| RunFolderError::BadManifest { path: path.clone(), reason };
+    let plan = serde_json::from_value(plan).or_else(anew).map_err(|reason: String| {
+        bad(format!("its `plan` was written by another version, and its `config` cannot be used: {reason}"))
+    })?;
     plan.check_sizes().map_err(|reason| bad(format!("its `plan` is damaged: {reason}")))?;
     Ok(plan)
 }
 
-fn filled_in(question: &RunQuestion, moe: &MoeConfig, router: &RouterConfig, plan: &RunPlan) -> WhatIf {
-    let configured = moe.capacity.as_ref();
+fn filled_in(question: &RunQuestion, moe: &MoeSpec, plan: &RunPlan) -> WhatIf {
+    let (router, configured) = (&moe.router.config, moe.capacity.as_ref());
     WhatIf {
         top_k: question.top_k.unwrap_or(router.top_k),
         capacity_factor: match question.capacity {
@@ -141,9 +150,10 @@ fn filled_in(question: &RunQuestion, moe: &MoeConfig, router: &RouterConfig, pla
 }
 
 /// Why a router's layers give no answer; `None` if they do.
-fn obstacle(routed: &RouterUse<'_>) -> Option<WhatIfError> {
-    let key = plain_obstacle(routed.router)?;
-    Some(WhatIfError::NotPlain { layers: routed.layers.clone(), key: format!("{}.{key}", routed.key) })
+fn obstacle(used: &FfnUse<'_>) -> Option<WhatIfError> {
+    let router = used.ffn.router()?;
+    let key = plain_obstacle(&router.config)?;
+    Some(WhatIfError::NotPlain { layers: used.layers.clone(), key: format!("{}.{key}", router.key) })
 }
 
 fn refusal(error: WhatIfError) -> Option<LayerRefusal> {
@@ -171,9 +181,14 @@ fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
     }
 }
 
-/// Ok if the question can express the run's capacity, or asks about another.
-fn check_capacity(moe: &MoeConfig, question: &RunQuestion) -> Result<(), WhatIfError> {
-    let has_own_factors = moe.capacity.as_ref().is_some_and(|capacity| capacity.factor_per_expert.is_some());
+/// Ok if the question can express the capacity of every layer, or asks about another.
+fn check_capacities(spec: &ModelSpec, question: &RunQuestion) -> Result<(), WhatIfError> {
+    let has_own_factors = spec.layers.iter().any(|layer| match &layer.ffn {
+        FfnSpec::Moe(moe) => {
+            moe.capacity.as_ref().is_some_and(|capacity| capacity.factor_per_expert.is_some())
+        }
+        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) => false,
+    });
     if has_own_factors && question.capacity.is_none() { Err(WhatIfError::FactorPerExpert) } else { Ok(()) }
 }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
 
-use super::{ModelSpec, ParameterSource, PositionKind};
+use super::{AttentionSpec, ModelSpec, ParameterSource, PositionKind};
 
 /// Added to the mean square of a query or key head before its root.
 const QK_NORM_EPSILON: f64 = 1e-6;
@@ -44,24 +44,23 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// The attention of one layer; `key` is its place in the model, such as `blocks.0.attention`.
-    pub fn new(spec: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
-        let (d, d_q, d_kv) = (spec.d_model, spec.num_heads * spec.d_head, spec.num_kv_heads * spec.d_head);
-        let bias = spec.attention_bias;
+    /// The attention `spec` of one layer of `model`; `key` is its place there, such as `blocks.0.attention`.
+    pub fn new(spec: &AttentionSpec, model: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
+        let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
         let projection =
-            |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, bias, source);
+            |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, spec.bias, source);
         let head_norm = || spec.qk_norm.then(|| Param::from_tensor(source.ones(spec.d_head)));
         Self {
-            query: projection("query", [d, d_q], spec.init.std),
-            key: projection("key", [d, d_kv], spec.init.std),
-            value: projection("value", [d, d_kv], spec.init.std),
-            output: projection("output", [d_q, d], spec.residual_std()),
+            query: projection("query", [d, d_q], model.init.std),
+            key: projection("key", [d, d_kv], model.init.std),
+            value: projection("value", [d, d_kv], model.init.std),
+            output: projection("output", [d_q, d], model.residual_std()),
             query_norm_k: head_norm(),
             key_norm_k: head_norm(),
             heads: Heads {
                 num_heads: spec.num_heads,
                 num_kv_heads: spec.num_kv_heads,
-                alibi: matches!(spec.position, PositionKind::Alibi),
+                alibi: matches!(model.position, PositionKind::Alibi),
             },
             d_head: spec.d_head,
         }

@@ -5,15 +5,16 @@ mod provenance;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_experts::{
-    BlockSparseConfig, BlockSparseFfn, BlockSparseWeights, DenseFfn, DenseFfnWeights, Experts,
-    ExpertsWeights, MoeAux, MoeConfig, MoeInput, MoeLayer, MoeOutput,
+    BlockSparseFfn, BlockSparseSpec, BlockSparseWeights, CapacityConfig, DenseFfn, DenseFfnWeights,
+    DenseSpec, Experts, ExpertsSpec, ExpertsWeights, FfnSpec, MoeAux, MoeInput, MoeLayer, MoeOutput, MoeSpec,
+    RouterSpec, SoftMoeSpec,
 };
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
 };
 
-use super::{Attention, LayerKind, ModelSpec, Norm, ParameterSource, Pass};
+use super::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]
@@ -63,17 +64,21 @@ pub struct BlockContext<'a> {
 impl FeedForward {
     /// The feed-forward block of layer `layer`, its values drawn under `key`.
     pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
-        if let (LayerKind::BlockSparse, Some(config)) = (spec.layers[layer], &spec.block_sparse) {
-            return Self::BlockSparse(block_sparse_ffn(spec, config, layer, key, source));
-        }
-        match (spec.layers[layer], &spec.moe, spec.d_ff) {
-            (LayerKind::Moe, Some(moe), _) => {
-                Self::Moe(moe_layer(spec, moe, moe.router_of(layer), key, source))
+        match &spec.layers[layer].ffn {
+            FfnSpec::Dense(dense) => Self::Dense(dense_ffn(spec, dense, key, source)),
+            FfnSpec::BlockSparse(sparse) => {
+                Self::BlockSparse(block_sparse_ffn(spec, sparse, layer, key, source))
             }
-            (LayerKind::Dense, _, Some(d_ff)) => {
-                Self::Dense(dense_ffn(spec, d_ff, spec.ffn_bias, key, source))
+            FfnSpec::Moe(moe) => {
+                let MoeSpec { experts, router, capacity } = moe;
+                let columns = experts.num_experts;
+                Self::Moe(moe_layer(spec, experts, (router, columns), capacity.as_ref(), key, source))
             }
-            (kind, _, _) => unreachable!("a resolved spec has the widths of its {kind:?} layers"),
+            FfnSpec::SoftMoe(soft) => {
+                let SoftMoeSpec { experts, router, .. } = soft;
+                let columns = soft.num_slots() as usize;
+                Self::Moe(moe_layer(spec, experts, (router, columns), None, key, source))
+            }
         }
     }
 }
@@ -82,10 +87,12 @@ impl Block {
     /// Block number `layer`, counted from 0.
     pub fn new(spec: &ModelSpec, layer: usize, source: &ParameterSource) -> Self {
         let key = format!("blocks.{layer}");
+        let MixerSpec::Attention(attention) = &spec.layers[layer].mixer;
+        let attention = Attention::new(attention, spec, &format!("{key}.attention"), source);
         let ffn = FeedForward::new(spec, layer, &format!("{key}.ffn"), source);
         Self {
             attention_norm: Norm::new(spec.norm, spec.d_model, source),
-            attention: Attention::new(spec, &format!("{key}.attention"), source),
+            attention,
             ffn_norm: Norm::new(spec.norm, spec.d_model, source),
             ffn,
             dropout: spec.dropout,
@@ -171,57 +178,63 @@ impl Block {
     }
 }
 
-fn dense_ffn(spec: &ModelSpec, d_ff: usize, bias: bool, key: &str, source: &ParameterSource) -> DenseFfn {
-    let (d, std, gated) = (spec.d_model, spec.init.std, spec.activation.is_gated());
+fn dense_ffn(model: &ModelSpec, spec: &DenseSpec, key: &str, source: &ParameterSource) -> DenseFfn {
+    let DenseSpec { activation, d_ff, bias } = *spec;
+    let (d, std, gated) = (model.d_model, model.init.std, activation.is_gated());
     let weights = DenseFfnWeights {
         w_gate_df: gated.then(|| source.normal(&format!("{key}.gate"), [d, d_ff], std)),
         w_up_df: source.normal(&format!("{key}.up"), [d, d_ff], std),
-        w_down_fd: source.normal(&format!("{key}.down"), [d_ff, d], spec.residual_std()),
+        w_down_fd: source.normal(&format!("{key}.down"), [d_ff, d], model.residual_std()),
         b_gate_f: (bias && gated).then(|| source.zeros(d_ff)),
         b_up_f: bias.then(|| source.zeros(d_ff)),
         b_down_d: bias.then(|| source.zeros(d)),
     };
-    DenseFfn::new(weights, spec.activation)
+    DenseFfn::new(weights, activation)
 }
 
 fn block_sparse_ffn(
-    spec: &ModelSpec,
-    config: &BlockSparseConfig,
+    model: &ModelSpec,
+    spec: &BlockSparseSpec,
     layer: usize,
     key: &str,
     source: &ParameterSource,
 ) -> BlockSparseFfn {
-    let shape = [config.num_blocks(spec.d_model), config.block, config.block];
+    let BlockSparseSpec { activation, matrices } = spec;
+    let shape = [matrices.num_blocks(model.d_model), matrices.block, matrices.block];
     let blocks = |name: &str, std: f64| source.normal(&format!("{key}.{name}"), shape, std);
     let weights = BlockSparseWeights {
-        gate_nbb: spec.activation.is_gated().then(|| blocks("gate", spec.init.std)),
-        up_nbb: blocks("up", spec.init.std),
-        down_nbb: blocks("down", spec.residual_std()),
+        gate_nbb: activation.is_gated().then(|| blocks("gate", model.init.std)),
+        up_nbb: blocks("up", model.init.std),
+        down_nbb: blocks("down", model.residual_std()),
     };
-    BlockSparseFfn::new(weights, config.topologies(spec.d_model, layer), spec.activation)
+    BlockSparseFfn::new(weights, matrices.topologies(model.d_model, layer), *activation)
 }
 
+/// A mixture of `experts`, whose gate has so many columns: one for each expert, or for each slot.
 fn moe_layer(
-    spec: &ModelSpec,
-    moe: &MoeConfig,
-    router_config: &RouterConfig,
+    model: &ModelSpec,
+    experts: &ExpertsSpec,
+    (router_spec, num_columns): (&RouterSpec, usize),
+    capacity: Option<&CapacityConfig>,
     key: &str,
     source: &ParameterSource,
 ) -> MoeLayer {
-    let (d, std, e, f) = (spec.d_model, spec.init.std, moe.num_experts, moe.d_expert);
-    let gated = spec.activation.is_gated();
-    let router = router(router_config, [d, e], spec, &format!("{key}.router"), source);
+    let (d, std, e, f) = (model.d_model, model.init.std, experts.num_experts, experts.d_expert);
+    let activation = experts.activation;
+    let router = router(&router_spec.config, [d, e, num_columns], model, &format!("{key}.router"), source);
     let weights = ExpertsWeights {
-        w_gate_edf: gated.then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
+        w_gate_edf: activation
+            .is_gated()
+            .then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
-        w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], spec.residual_std()),
+        w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], model.residual_std()),
     };
-    let shared_expert = moe
-        .d_shared_expert
-        .map(|width| dense_ffn(spec, width, false, &format!("{key}.shared_expert"), source));
-    let layer =
-        MoeLayer::new(router, Experts::new(weights, spec.activation), shared_expert, moe.capacity.clone());
-    match moe.shared_expert_gate {
+    let shared_expert = experts.shared.as_ref().map(|shared| {
+        let dense = DenseSpec { activation, d_ff: shared.d_expert, bias: false };
+        dense_ffn(model, &dense, &format!("{key}.shared_expert"), source)
+    });
+    let layer = MoeLayer::new(router, Experts::new(weights, activation), shared_expert, capacity.cloned());
+    match experts.shared.as_ref().is_some_and(|shared| shared.is_gated) {
         true => layer.with_shared_gate(source.normal(&format!("{key}.shared_gate"), [d, 1], std)),
         false => layer,
     }
@@ -230,16 +243,12 @@ fn moe_layer(
 /// A router at its initial values. The noise's gate starts at zero (arXiv:1701.06538, appendix A), the bias too.
 fn router(
     config: &RouterConfig,
-    [d, e]: [usize; 2],
-    spec: &ModelSpec,
+    [d, e, num_columns]: [usize; 3],
+    model: &ModelSpec,
     key: &str,
     source: &ParameterSource,
 ) -> Router {
-    let std = spec.init.std * config.init_scale;
-    let num_columns = match config.selection() {
-        Selection::Soft(_) => e * spec.soft_slots_per_expert(config).unwrap_or(1),
-        _ => e,
-    };
+    let std = model.init.std * config.init_scale;
     let weights = GateWeights {
         weight_de: (config.learns() && config.cosine.is_none())
             .then(|| source.normal(key, [d, num_columns], std)),

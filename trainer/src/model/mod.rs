@@ -23,5 +23,5 @@ pub use non_finite::NonFinite;
 pub use norm::Norm;
 pub use random::{ParameterSource, StepNoise};
 pub(crate) use spec::layers_in_words;
-pub use spec::{LayerKind, ModelSpec, NormKind, PositionKind, RouterUse};
+pub use spec::{AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
 pub use transformer::{ModelInput, ModelOutput, Pass, Transformer};

@@ -1,8 +1,7 @@
 //! The network with nothing left open: what [`super::ModelConfig`] means once resolved.
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
-use switchyard_router::{RouterConfig, Selection};
+use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
 use super::config::InitConfig;
 
@@ -15,28 +14,8 @@ pub struct ModelSpec {
     pub max_seq_len: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key/value heads.
-    pub num_kv_heads: usize,
-    /// Width of one head.
-    pub d_head: usize,
-    /// RMS-normalise queries and keys.
-    pub qk_norm: bool,
-    /// Biases on the attention projections.
-    pub attention_bias: bool,
-    /// Kind of each layer's feed-forward block, first layer first.
-    pub layers: Vec<LayerKind>,
-    /// Non-linearity of the feed-forward blocks.
-    pub activation: Activation,
-    /// Hidden width of the dense feed-forward block; absent without dense layers.
-    pub d_ff: Option<usize>,
-    /// Biases on the dense feed-forward block.
-    pub ffn_bias: bool,
-    /// The mixture of the MoE layers, its granularity applied; absent in a dense model.
-    pub moe: Option<MoeConfig>,
-    /// The matrices of the block-sparse layers; absent in a model without.
-    pub block_sparse: Option<BlockSparseConfig>,
+    /// The blocks, first layer first.
+    pub layers: Vec<LayerSpec>,
     /// Normalisation.
     pub norm: NormKind,
     /// Token order.
@@ -49,42 +28,82 @@ pub struct ModelSpec {
     pub init: InitConfig,
 }
 
+/// One Transformer block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerSpec {
+    /// What carries information between tokens.
+    pub mixer: MixerSpec,
+    /// What works on each token.
+    pub ffn: FfnSpec,
+}
+
+/// The half of a block that carries information between tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixerSpec {
+    /// Causal self-attention.
+    Attention(AttentionSpec),
+}
+
+/// Causal self-attention with grouped key/value heads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub d_head: usize,
+    /// RMS-normalise queries and keys.
+    pub qk_norm: bool,
+    /// Biases on the projections.
+    pub bias: bool,
+}
+
+impl AttentionSpec {
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_heads * self.d_head
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn key_width(&self) -> usize {
+        self.num_kv_heads * self.d_head
+    }
+}
+
 impl ModelSpec {
     /// Number of Transformer blocks.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// How tokens of layer `layer` choose experts; none in a layer without.
-    pub fn router_of(&self, layer: usize) -> Option<&RouterConfig> {
-        let moe = self.moe.as_ref().filter(|_| self.layers[layer] == LayerKind::Moe)?;
-        Some(moe.router_of(layer))
-    }
-
-    /// The routers that differ, each with its layers, in the order of their first layers; empty in a model without mixtures.
-    /// Where a router is written does not matter: two equal ones are one.
-    pub fn router_uses(&self) -> Vec<RouterUse<'_>> {
-        let mut uses: Vec<RouterUse<'_>> = Vec::new();
-        for layer in 0..self.num_layers() {
-            let (Some(moe), Some(router)) = (&self.moe, self.router_of(layer)) else { continue };
-            match uses.iter_mut().find(|known| known.router == router) {
+    /// The feed-forward blocks that differ, each with its layers, in the order of their first layers. Where a router is
+    /// written does not matter: two equal ones are one.
+    pub fn ffn_uses(&self) -> Vec<FfnUse<'_>> {
+        let mut uses: Vec<FfnUse<'_>> = Vec::new();
+        for (layer, LayerSpec { ffn, .. }) in self.layers.iter().enumerate() {
+            match uses.iter_mut().find(|known| known.ffn == ffn) {
                 Some(known) => known.layers.push(layer),
-                None => {
-                    let key = format!("model.ffn.moe.{}", moe.router_key_of(layer));
-                    uses.push(RouterUse { key, router, layers: vec![layer] });
-                }
+                None => uses.push(FfnUse { ffn, layers: vec![layer] }),
             }
         }
         uses
     }
 
-    /// Slots of one expert per sequence under `router`, if it mixes tokens softly; as many as give the work of `top_k`
-    /// experts per token unless configured.
-    pub fn soft_slots_per_expert(&self, router: &RouterConfig) -> Option<usize> {
-        let moe = self.moe.as_ref()?;
-        let Selection::Soft(soft) = router.selection() else { return None };
-        let equal_work = (router.top_k * self.max_seq_len).div_ceil(moe.num_experts);
-        Some(soft.slots_per_expert.unwrap_or(equal_work))
+    /// The mixtures among [`ModelSpec::ffn_uses`].
+    pub fn mixture_uses(&self) -> Vec<FfnUse<'_>> {
+        self.ffn_uses().into_iter().filter(|used| used.ffn.router().is_some()).collect()
+    }
+
+    /// The router of each mixture, with its layer.
+    pub fn routers(&self) -> impl Iterator<Item = (usize, &RouterSpec)> {
+        self.layers.iter().enumerate().filter_map(|(layer, spec)| Some((layer, spec.ffn.router()?)))
+    }
+
+    /// The experts of the layer; `None` unless it is a mixture.
+    pub fn experts_of(&self, layer: usize) -> Option<&ExpertsSpec> {
+        self.layers.get(layer)?.ffn.routed().map(|(experts, _)| experts)
     }
 
     /// Standard deviation of the projections that write to the residual stream.
@@ -97,18 +116,16 @@ impl ModelSpec {
     }
 }
 
-/// A router and the mixtures that it routes.
+/// A feed-forward block and the layers that have it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RouterUse<'a> {
-    /// The key that it is written under, such as `model.ffn.moe.router`.
-    pub key: String,
-    /// How tokens choose experts.
-    pub router: &'a RouterConfig,
+pub struct FfnUse<'a> {
+    /// The block.
+    pub ffn: &'a FfnSpec,
     /// These layers, counted from 0, ascending.
     pub layers: Vec<usize>,
 }
 
-impl RouterUse<'_> {
+impl FfnUse<'_> {
     /// `layer 1`, or `layers 0, 2, 3`.
     pub fn layers_in_words(&self) -> String {
         layers_in_words(&self.layers)
@@ -119,18 +136,6 @@ impl RouterUse<'_> {
 pub(crate) fn layers_in_words(layers: &[usize]) -> String {
     let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
     format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, numbers.join(", "))
-}
-
-/// Feed-forward block of one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LayerKind {
-    /// One block for every token.
-    Dense,
-    /// A mixture of experts.
-    Moe,
-    /// One block for every token, with block-sparse matrices.
-    BlockSparse,
 }
 
 /// Normalisation with its constants.

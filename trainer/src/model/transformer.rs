@@ -11,7 +11,9 @@ use switchyard_experts::{MoeAux, MoeLayer};
 use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
 use switchyard_router::{BalanceCount, RouterStatistics};
 
-use super::{Block, BlockContext, Embedding, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise};
+use super::{
+    Block, BlockContext, Embedding, MixerSpec, ModelSpec, Norm, ParameterSource, PositionKind, StepNoise,
+};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
@@ -216,7 +218,11 @@ impl Transformer {
 
     fn rotary_table(&self, seq_len: usize, device: &Device) -> Option<RotaryTable> {
         match self.spec.position {
-            PositionKind::Rope { theta } => Some(RotaryTable::new(seq_len, self.spec.d_head, theta, device)),
+            PositionKind::Rope { theta } => {
+                // Every layer has heads of the same width: the configuration knows one.
+                let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer;
+                Some(RotaryTable::new(seq_len, attention.d_head, theta, device))
+            }
             PositionKind::Learned | PositionKind::Sinusoidal | PositionKind::Alibi => None,
         }
     }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig, TopologyKind};
+use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 
 use super::{RunPlan, router};
-use crate::model::{LayerKind, NormKind, PositionKind};
+use crate::model::{FfnUse, MixerSpec, NormKind, PositionKind};
 use crate::schedule::ScheduleShape;
 
 /// A label and what stands beside it; an empty label continues the row above.
@@ -34,25 +34,24 @@ impl RunPlan {
 
     fn model_rows(&self) -> Vec<Row> {
         let model = &self.model;
-        let heads = match model.num_kv_heads {
-            kv_heads if kv_heads == model.num_heads => String::new(),
-            kv_heads => format!(" on {kv_heads} key/value heads"),
-        };
         let mut rows = vec![
             ("model", format!("{} layers of width {}", model.num_layers(), model.d_model)),
-            ("attention", format!("{} heads of width {}{heads}", model.num_heads, model.d_head)),
+            ("attention", self.attention_text()),
             ("positions", self.position_name().to_owned()),
             ("norm", self.norm_name().to_owned()),
         ];
-        if let Some(d_ff) = model.d_ff {
-            rows.push(("dense blocks", format!("{} of width {d_ff}", self.activation_name())));
+        for used in model.ffn_uses() {
+            match used.ffn {
+                FfnSpec::Dense(dense) => {
+                    let name = activation_name(dense.activation);
+                    rows.push(("dense blocks", format!("{name} of width {}", dense.d_ff)));
+                }
+                FfnSpec::BlockSparse(sparse) => rows.push(("block-sparse", self.block_sparse_text(sparse))),
+                // They have a common part.
+                FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => {}
+            }
         }
-        if let Some(moe) = &model.moe {
-            rows.extend(self.mixture_rows(moe));
-        }
-        if let Some(config) = &model.block_sparse {
-            rows.push(("block-sparse", self.block_sparse_text(config)));
-        }
+        rows.extend(self.mixture_rows());
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };
         let vocab_size = grouped(model.vocab_size as u64);
@@ -60,29 +59,44 @@ impl RunPlan {
         rows
     }
 
-    /// The mixture with the common router, or that of its first layer where no layer has the common one; then the others.
-    fn mixture_rows(&self, moe: &MoeConfig) -> Vec<Row> {
-        let mut uses = self.model.router_uses();
-        if uses.is_empty() {
+    fn attention_text(&self) -> String {
+        let uses = self.model.layers.first().map(|layer| {
+            let MixerSpec::Attention(attention) = &layer.mixer;
+            let heads = match attention.num_kv_heads {
+                kv_heads if kv_heads == attention.num_heads => String::new(),
+                kv_heads => format!(" on {kv_heads} key/value heads"),
+            };
+            format!("{} heads of width {}{heads}", attention.num_heads, attention.d_head)
+        });
+        uses.unwrap_or_default()
+    }
+
+    /// The mixture that most layers have, the first of several; then the others.
+    fn mixture_rows(&self) -> Vec<Row> {
+        let mut uses = self.model.mixture_uses();
+        let num_layers = |used: &FfnUse<'_>| used.layers.len();
+        let most = uses.iter().map(num_layers).max();
+        let Some(index) = uses.iter().position(|used| Some(num_layers(used)) == most) else {
             return Vec::new();
-        }
-        let index = uses.iter().position(|routed| *routed.router == moe.router).unwrap_or(0);
-        let main = uses.remove(index).router;
+        };
+        let main = uses.remove(index).ffn;
+        let Some((experts, _)) = main.routed() else { return Vec::new() };
+        let activation = activation_name(experts.activation);
         let text = [
-            Some(format!("{} {} experts of width {}", moe.num_experts, self.activation_name(), moe.d_expert)),
-            Some(router::experts_of_token(self, main)),
-            moe.granularity.map(|granularity| format!("granularity {granularity}")),
-            moe.d_shared_expert.map(|width| format!("a shared expert of width {width}")),
-            router::limit(moe, main),
+            Some(format!("{} {activation} experts of width {}", experts.num_experts, experts.d_expert)),
+            router::experts_of_token(self, main),
+            experts.granularity.map(|granularity| format!("granularity {granularity}")),
+            experts.shared.as_ref().map(|shared| format!("a shared expert of width {}", shared.d_expert)),
+            router::limit(main),
         ];
         let text = text.into_iter().flatten().collect::<Vec<_>>().join(", ");
-        let mut rows = vec![("mixture", text), ("router", router::describe(&self.model, main))];
-        rows.extend(uses.iter().map(|routed| {
+        let mut rows = vec![("mixture", text), ("router", router::describe(main))];
+        rows.extend(uses.iter().map(|used| {
             let words = [
-                Some(format!("in {}", routed.layers_in_words())),
-                Some(router::experts_of_token(self, routed.router)),
-                router::limit(moe, routed.router),
-                Some(router::describe(&self.model, routed.router)),
+                Some(format!("in {}", used.layers_in_words())),
+                router::experts_of_token(self, used.ffn),
+                router::limit(used.ffn),
+                Some(router::describe(used.ffn)),
             ];
             ("other router", words.into_iter().flatten().collect::<Vec<_>>().join(", "))
         }));
@@ -93,19 +107,18 @@ impl RunPlan {
     fn counted_rows(&self) -> Vec<Row> {
         const PRODUCTS: &str = "counted: matrix products, a multiply and an add as two, attention as causal; training three \
                                 times the forward pass";
-        let Some(moe) = &self.model.moe else { return vec![("", PRODUCTS.to_owned())] };
-        let num_mixtures = self.model.layers.iter().filter(|kind| **kind == LayerKind::Moe).count();
-        let work = self.model.router_uses().into_iter().filter_map(|routed| {
-            let work = router::counted_work(self, moe, routed.router)?;
-            let is_everywhere = routed.layers.len() == num_mixtures;
-            let place =
-                if is_everywhere { String::new() } else { format!(" in {}", routed.layers_in_words()) };
+        let mixtures = self.model.mixture_uses();
+        let is_alone = mixtures.len() == 1;
+        let work = mixtures.into_iter().filter_map(|used| {
+            let work = router::counted_work(self, used.ffn)?;
+            let place = if is_alone { String::new() } else { format!(" in {}", used.layers_in_words()) };
             Some(("", format!("counted{place}: {work}")))
         });
         [("", PRODUCTS.to_owned())].into_iter().chain(work).collect()
     }
 
-    fn block_sparse_text(&self, config: &BlockSparseConfig) -> String {
+    fn block_sparse_text(&self, spec: &BlockSparseSpec) -> String {
+        let config = &spec.matrices;
         let topology = match config.kind() {
             TopologyKind::Random => "at random",
             TopologyKind::SmallWorld { .. } => "as a small world",
@@ -115,7 +128,7 @@ impl RunPlan {
         let num_places = d_model / config.block * (config.d_ff / config.block);
         format!(
             "{} of width {}, {} of {num_places} blocks of side {} in each matrix, {topology}",
-            self.activation_name(),
+            activation_name(spec.activation),
             config.d_ff,
             config.num_blocks(d_model),
             config.block
@@ -128,10 +141,10 @@ impl RunPlan {
             .model
             .layers
             .iter()
-            .map(|kind| match kind {
-                LayerKind::Dense => 'D',
-                LayerKind::Moe => 'M',
-                LayerKind::BlockSparse => 'B',
+            .map(|layer| match layer.ffn {
+                FfnSpec::Dense(_) => 'D',
+                FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => 'M',
+                FfnSpec::BlockSparse(_) => 'B',
             })
             .collect();
         let block_sparse = if letters.contains('B') { ", B block-sparse" } else { "" };
@@ -293,14 +306,14 @@ impl RunPlan {
             NormKind::Layer { bias: false, .. } => "layer norm without bias",
         }
     }
+}
 
-    fn activation_name(&self) -> &'static str {
-        match self.model.activation {
-            Activation::Swiglu => "SwiGLU",
-            Activation::Gelu => "GELU",
-            Activation::GeluTanh => "tanh-GELU",
-            Activation::Relu => "ReLU",
-        }
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Swiglu => "SwiGLU",
+        Activation::Gelu => "GELU",
+        Activation::GeluTanh => "tanh-GELU",
+        Activation::Relu => "ReLU",
     }
 }
 

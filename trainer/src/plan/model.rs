@@ -1,6 +1,8 @@
 //! `[model]`: from what is written to what is built.
 
-use switchyard_experts::{MoeConfig, MoeLayersConfig};
+use switchyard_experts::{
+    BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
+};
 use switchyard_router::{RouterConfig, RouterError, Selection};
 
 use super::checks::{
@@ -9,15 +11,16 @@ use super::checks::{
 };
 use super::{PlanError, router};
 use crate::model::{
-    AttentionConfig, FfnConfig, LayerKind, ModelConfig, ModelSpec, NormConfig, NormKind, PositionConfig,
-    PositionKind, RmsNormConfig, RopeConfig, RouterUse,
+    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerSpec, MixerSpec, ModelConfig, ModelSpec,
+    NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
 };
 
-/// Query heads, key/value heads and the width of one.
-struct Heads {
-    num_heads: usize,
-    num_kv_heads: usize,
-    d_head: usize,
+/// Which block a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LayerKind {
+    Dense,
+    Moe,
+    BlockSparse,
 }
 
 /// The network of `config` for a vocabulary and a sequence length.
@@ -35,70 +38,51 @@ pub(super) fn resolve(
     below_one("model.dropout", config.dropout)?;
     not_negative("model.init.std", config.init.std)?;
     let position = resolve_position(&config.position)?;
-    let heads = resolve_heads(&config.attention, config.d_model, position)?;
-    let layers = resolve_layers(&config.ffn, config.num_layers)?;
-    check_block_sparse(&config.ffn, config.d_model)?;
-    let moe = config.ffn.moe.as_ref().map(|moe| resolve_moe(moe, &layers)).transpose()?;
-    check_widths(&config.ffn, &layers, notes)?;
+    let mixer = MixerSpec::Attention(resolve_attention(&config.attention, config.d_model, position)?);
+    let layers = resolve_ffn(config, max_seq_len, notes)?
+        .into_iter()
+        .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn })
+        .collect();
     let spec = ModelSpec {
         vocab_size,
         max_seq_len,
         d_model: config.d_model,
-        num_heads: heads.num_heads,
-        num_kv_heads: heads.num_kv_heads,
-        d_head: heads.d_head,
-        qk_norm: config.attention.qk_norm,
-        attention_bias: config.attention.bias,
-        d_ff: config.ffn.d_ff.filter(|_| layers.contains(&LayerKind::Dense)),
-        moe,
-        block_sparse: config.ffn.block_sparse.clone(),
         layers,
-        activation: config.ffn.activation,
-        ffn_bias: config.ffn.bias,
         norm: resolve_norm(&config.norm)?,
         position,
         tie_embeddings: config.tie_embeddings,
         dropout: config.dropout,
         init: config.init.clone(),
     };
-    check_routers(&spec, notes)?;
+    let mixtures = spec.mixture_uses();
+    notes.extend(mixtures.iter().filter_map(router::note_on_causality));
+    check_capacity(config.ffn.moe.as_ref(), &mixtures, notes)?;
     Ok(spec)
-}
-
-/// Checks what a router has to fit besides the experts, layer by layer, and notes what a reader should know.
-fn check_routers(spec: &ModelSpec, notes: &mut Vec<String>) -> Result<(), PlanError> {
-    let uses = spec.router_uses();
-    for RouterUse { key, router, .. } in &uses {
-        // Written out or not: as many as the sequence's length asks for can be too many, too.
-        if let Some(slots) = spec.soft_slots_per_expert(router) {
-            let key = format!("{key}.selection.soft.slots_per_expert");
-            in_range(&key, slots, 1..=MAX_HIDDEN_WIDTH)?;
-        }
-    }
-    notes.extend(uses.iter().filter_map(router::note_on_causality));
-    check_capacity(spec, &uses, notes)
 }
 
 /// A capacity that no layer heeds is an error, one that some do not heed a note.
 fn check_capacity(
-    spec: &ModelSpec,
-    uses: &[RouterUse<'_>],
+    written: Option<&MoeConfig>,
+    mixtures: &[FfnUse<'_>],
     notes: &mut Vec<String>,
 ) -> Result<(), PlanError> {
-    let Some(capacity) = spec.moe.as_ref().and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
-    let refusals: Vec<(&RouterUse<'_>, RouterError)> = uses
+    let Some(capacity) = written.and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
+    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, RouterError)> = mixtures
         .iter()
-        .filter_map(|routed| Some((routed, capacity.validate_selection(routed.router, &routed.key).err()?)))
+        .filter_map(|used| {
+            let router = used.ffn.router()?;
+            Some((used, router, capacity.validate_selection(&router.config, &router.key).err()?))
+        })
         .collect();
     match refusals.first() {
-        Some((_, refusal)) if refusals.len() == uses.len() => Err(PlanError::from_message(refusal)),
+        Some((.., refusal)) if refusals.len() == mixtures.len() => Err(PlanError::from_message(refusal)),
         _ => {
-            notes.extend(refusals.iter().map(|(routed, _)| {
+            notes.extend(refusals.iter().map(|(used, router, _)| {
                 format!(
                     "`model.ffn.moe.capacity` has no effect in {}, where `{}.selection` decides by itself how many tokens \
                      an expert takes",
-                    routed.layers_in_words(),
-                    routed.key
+                    used.layers_in_words(),
+                    router.key
                 )
             }));
             Ok(())
@@ -143,11 +127,11 @@ fn resolve_norm(config: &NormConfig) -> Result<NormKind, PlanError> {
     }
 }
 
-fn resolve_heads(
+fn resolve_attention(
     config: &AttentionConfig,
     d_model: usize,
     position: PositionKind,
-) -> Result<Heads, PlanError> {
+) -> Result<AttentionSpec, PlanError> {
     let num_heads = config.num_heads;
     in_range("model.attention.num_heads", num_heads, 1..=MAX_HEADS)?;
     let num_kv_heads = config.num_kv_heads.unwrap_or(num_heads);
@@ -172,7 +156,7 @@ fn resolve_heads(
     if matches!(position, PositionKind::Rope { .. }) && !d_head.is_multiple_of(2) {
         return Err(odd_head(config, d_head));
     }
-    Ok(Heads { num_heads, num_kv_heads, d_head })
+    Ok(AttentionSpec { num_heads, num_kv_heads, d_head, qk_norm: config.qk_norm, bias: config.bias })
 }
 
 fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
@@ -191,8 +175,45 @@ fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
     }
 }
 
+/// The feed-forward block of each layer, first layer first.
+fn resolve_ffn(
+    config: &ModelConfig,
+    max_seq_len: usize,
+    notes: &mut Vec<String>,
+) -> Result<Vec<FfnSpec>, PlanError> {
+    let ffn = &config.ffn;
+    let activation = ffn.activation;
+    let kinds = resolve_kinds(ffn, config.num_layers)?;
+    check_block_sparse(ffn, config.d_model)?;
+    let moe = ffn.moe.as_ref().map(|moe| resolve_moe(moe, &kinds)).transpose()?;
+    let d_ff = resolve_width(ffn, &kinds, notes)?;
+    let mut layers = Vec::with_capacity(kinds.len());
+    for (layer, kind) in kinds.into_iter().enumerate() {
+        layers.push(match (kind, &moe, &ffn.block_sparse) {
+            (LayerKind::Moe, Some(moe), _) => {
+                checked_mixture(FfnSpec::mixture(moe, layer, activation, max_seq_len))?
+            }
+            (LayerKind::BlockSparse, _, Some(matrices)) => {
+                FfnSpec::BlockSparse(BlockSparseSpec { activation, matrices: matrices.clone() })
+            }
+            _ => FfnSpec::Dense(DenseSpec { activation, d_ff, bias: ffn.bias }),
+        });
+    }
+    Ok(layers)
+}
+
+/// The mixture, if its sequences are not cut into too many slots.
+fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, PlanError> {
+    if let FfnSpec::SoftMoe(SoftMoeSpec { router, slots_per_expert, .. }) = &ffn {
+        // Written out or not: as many as the sequence's length asks for can be too many, too.
+        let key = format!("{}.selection.soft.slots_per_expert", router.key);
+        in_range(&key, *slots_per_expert, 1..=MAX_HIDDEN_WIDTH)?;
+    }
+    Ok(ffn)
+}
+
 /// Kind of each layer, first layer first.
-fn resolve_layers(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
+fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
     if ffn.block_sparse.is_some() {
         return Ok(vec![LayerKind::BlockSparse; num_layers]);
     }
@@ -248,10 +269,14 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
     }
 }
 
-fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<(), PlanError> {
+/// Hidden width of the dense blocks; 0 in a model without.
+fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<usize, PlanError> {
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
     match (ffn.d_ff, first_dense) {
-        (Some(d_ff), Some(_)) => in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH),
+        (Some(d_ff), Some(_)) => {
+            in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH)?;
+            Ok(d_ff)
+        }
         (None, Some(layer)) => {
             let problem =
                 format!("is missing, but layer {layer} is dense: give the hidden width of the dense block");
@@ -263,7 +288,7 @@ fn check_widths(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) 
                 let kind = if ffn.block_sparse.is_some() { "block-sparse" } else { "MoE" };
                 notes.push(format!("`model.ffn.{key}` has no effect: every layer is {kind}"));
             }
-            Ok(())
+            Ok(0)
         }
     }
 }

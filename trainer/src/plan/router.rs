@@ -1,30 +1,25 @@
 //! A router in words.
 
-use switchyard_experts::MoeConfig;
+use switchyard_experts::{ExpertWork, FfnSpec};
 use switchyard_router::{
     BalancingScope, BiasRule, BiasUpdate, GatePrecision, RouterConfig, RouterSource, Selection, SoftmaxOrder,
 };
 
 use super::RunPlan;
-use crate::accounting::ExpertWork;
-use crate::model::{ModelSpec, RouterUse};
+use crate::model::FfnUse;
 
-/// How experts are chosen, what weighs them and what balances them, in one line.
-pub(super) fn describe(spec: &ModelSpec, router: &RouterConfig) -> String {
-    let clauses = [
-        selection(spec, router),
-        scores(router),
-        groups(router),
-        bias(router),
-        losses(router),
-        input(router),
-    ];
+/// How the experts of a mixture are chosen, what weighs them and what balances them, in one line; empty for other blocks.
+pub(super) fn describe(ffn: &FfnSpec) -> String {
+    let Some(router) = ffn.router().map(|router| &router.config) else { return String::new() };
+    let clauses =
+        [selection(ffn, router), scores(router), groups(router), bias(router), losses(router), input(router)];
     clauses.concat().join(", ")
 }
 
 /// Warning printed for a router that is not causal; `None` if it is causal.
-pub(super) fn note_on_causality(routed: &RouterUse<'_>) -> Option<String> {
-    let (table, what) = match routed.router.selection() {
+pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
+    let router = used.ffn.router()?;
+    let (table, what) = match router.config.selection() {
         Selection::ExpertChoice(_) => ("expert_choice", "a token's experts depend on later tokens"),
         Selection::Soft(_) => ("soft", "later tokens are mixed into every output"),
         _ => return None,
@@ -32,52 +27,58 @@ pub(super) fn note_on_causality(routed: &RouterUse<'_>) -> Option<String> {
     Some(format!(
         "`{}.selection.{table}` in {} is not causal: {what}, so the validation loss sees what it should predict and does \
          not compare with that of a causal router",
-        routed.key,
-        routed.layers_in_words()
+        router.key,
+        used.layers_in_words()
     ))
 }
 
-/// Experts of each token, in words that go on from what the experts are.
-pub(super) fn experts_of_token(plan: &RunPlan, router: &RouterConfig) -> String {
-    match router.selection() {
+/// Experts of each token, in words that go on from what the experts are; `None` unless the block is a mixture.
+pub(super) fn experts_of_token(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
+    let router = &ffn.router()?.config;
+    Some(match router.selection() {
         Selection::Soft(_) => "all for each token".to_owned(),
         Selection::ExpertChoice(_) => {
-            let mean = ExpertWork::of(&plan.model, router, plan.micro_batch_tokens()).per_token();
+            let mean = ffn.expert_work(plan.pass_size()).map_or(0.0, ExpertWork::per_token);
             format!("each token to {} on average", two_decimals(mean))
         }
         _ => format!("each token to {}", router.top_k),
-    }
+    })
 }
 
 /// What limits the tokens of an expert; `None` if its selection does so itself.
-pub(super) fn limit(moe: &MoeConfig, router: &RouterConfig) -> Option<String> {
-    let capacity = moe.capacity.as_ref();
+pub(super) fn limit(ffn: &FfnSpec) -> Option<String> {
+    let FfnSpec::Moe(moe) = ffn else { return None };
     let words =
-        capacity.map_or("dropless".to_owned(), |capacity| format!("capacity factor {}", capacity.factor));
-    router.is_causal().then_some(words)
+        moe.capacity.as_ref().map_or("dropless".to_owned(), |it| format!("capacity factor {}", it.factor));
+    moe.router.config.is_causal().then_some(words)
 }
 
 /// How the experts' work is counted; `None` where it is `top_k` experts for each token and nothing else.
-pub(super) fn counted_work(plan: &RunPlan, moe: &MoeConfig, router: &RouterConfig) -> Option<String> {
-    let micro_batch_tokens = plan.micro_batch_tokens();
-    let work = ExpertWork::of(&plan.model, router, micro_batch_tokens);
-    let (experts, mean) = (moe.num_experts as u64, two_decimals(work.per_token()));
-    match router.selection() {
+pub(super) fn counted_work(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
+    let (pass, work) = (plan.pass_size(), ffn.expert_work(plan.pass_size())?);
+    let mean = two_decimals(work.per_token());
+    let moe = match ffn {
+        FfnSpec::SoftMoe(soft) => {
+            return Some(format!(
+                "the work of {mean} experts per token, as each works on {} slots per sequence of {} tokens, and the products \
+                 that mix the slots",
+                soft.slots_per_expert, pass.seq_len
+            ));
+        }
+        FfnSpec::Moe(moe) => moe,
+        FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) => return None,
+    };
+    match moe.router.config.selection() {
         Selection::ExpertChoice(_) => Some(format!(
-            "{mean} experts per token, as each takes {} of the {micro_batch_tokens} tokens of a micro-batch",
-            work.rows / experts
-        )),
-        Selection::Soft(_) => Some(format!(
-            "the work of {mean} experts per token, as each works on {} slots per sequence of {} tokens, and the products that mix the \
-             slots",
-            work.rows / experts,
-            plan.model.max_seq_len
+            "{mean} experts per token, as each takes {} of the {} tokens of a micro-batch",
+            work.rows / moe.experts.num_experts as u64,
+            pass.micro_batch_tokens
         )),
         Selection::RandomSecond(config) if !config.sampled => {
             Some("2 experts per token, also where the second is not kept".to_owned())
         }
         _ if moe.capacity.is_some() => {
-            Some(format!("{} experts per token, dropped assignments too", router.top_k))
+            Some(format!("{} experts per token, dropped assignments too", moe.router.config.top_k))
         }
         _ => None,
     }
@@ -88,7 +89,7 @@ fn two_decimals(number: f64) -> String {
     ((100.0 * number).round() / 100.0).to_string()
 }
 
-fn selection(spec: &ModelSpec, router: &RouterConfig) -> Vec<String> {
+fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
     match router.selection() {
         Selection::TopK => Vec::new(),
         Selection::Noisy(_) => vec!["noisy logits".into()],
@@ -101,7 +102,7 @@ fn selection(spec: &ModelSpec, router: &RouterConfig) -> Vec<String> {
         ],
         Selection::Hash(hash) => vec![format!("by a hash of the token id, seed {}", hash.seed)],
         Selection::Soft(_) => {
-            let slots = spec.soft_slots_per_expert(router).unwrap_or_default();
+            let slots = if let FfnSpec::SoftMoe(soft) = ffn { soft.slots_per_expert } else { 0 };
             vec![format!("soft mixing, {slots} slots per expert and sequence"), "not causal".into()]
         }
         Selection::Random => vec!["at random, a control".into()],

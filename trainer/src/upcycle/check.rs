@@ -1,16 +1,20 @@
 //! What must hold for a dense model to become a mixture, and what for it to stay the same function.
 
 use serde::Serialize;
-use switchyard_experts::MoeConfig;
+use switchyard_experts::{DenseSpec, ExpertsSpec, FfnSpec};
 use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
 use super::{UpcycleError, UpcycleMethod};
-use crate::model::{LayerKind, ModelSpec, PositionKind};
+use crate::model::{LayerSpec, MixerSpec, ModelSpec, PositionKind};
 
 /// Ok if `dense` can become `spec`.
 pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
-    if let Some(layer) = dense.layers.iter().position(|kind| *kind != LayerKind::Dense) {
-        let kind = if dense.moe.is_some() { "a mixture" } else { "block-sparse" };
+    for (layer, LayerSpec { ffn, .. }) in dense.layers.iter().enumerate() {
+        let kind = match ffn {
+            FfnSpec::Dense(_) => continue,
+            FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => "a mixture",
+            FfnSpec::BlockSparse(_) => "block-sparse",
+        };
         return Err(UpcycleError::NotDense { layer, kind });
     }
     if let UpcycleMethod::Drop { ratio } = method
@@ -19,12 +23,14 @@ pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) 
         return Err(UpcycleError::Ratio { ratio });
     }
     check_carried_over(dense, spec)?;
-    let Some(moe) = &spec.moe else {
+    if spec.mixture_uses().is_empty() {
         let problem = "is missing: describe the mixture that the dense model becomes".into();
         return Err(UpcycleError::Key { key: "model.ffn.moe", problem });
-    };
-    check_blocks(dense, spec)?;
-    check_experts(dense.d_ff.unwrap_or(0), moe, method)
+    }
+    for (before, now) in dense.layers.iter().zip(&spec.layers) {
+        check_block(&before.ffn, &now.ffn, method)?;
+    }
+    Ok(())
 }
 
 /// Everything outside the feed-forward blocks.
@@ -32,15 +38,20 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
     same("data.tokenizer", &spec.vocab_size, &dense.vocab_size)?;
     same("model.num_layers", &spec.num_layers(), &dense.num_layers())?;
     same("model.d_model", &spec.d_model, &dense.d_model)?;
-    same("model.attention.num_heads", &spec.num_heads, &dense.num_heads)?;
-    same("model.attention.num_kv_heads", &spec.num_kv_heads, &dense.num_kv_heads)?;
-    same("model.attention.d_head", &spec.d_head, &dense.d_head)?;
-    same("model.attention.qk_norm", &spec.qk_norm, &dense.qk_norm)?;
-    same("model.attention.bias", &spec.attention_bias, &dense.attention_bias)?;
+    for (now, before) in spec.layers.iter().zip(&dense.layers) {
+        let (MixerSpec::Attention(now), MixerSpec::Attention(before)) = (&now.mixer, &before.mixer);
+        same("model.attention.num_heads", &now.num_heads, &before.num_heads)?;
+        same("model.attention.num_kv_heads", &now.num_kv_heads, &before.num_kv_heads)?;
+        same("model.attention.d_head", &now.d_head, &before.d_head)?;
+        same("model.attention.qk_norm", &now.qk_norm, &before.qk_norm)?;
+        same("model.attention.bias", &now.bias, &before.bias)?;
+    }
     same("model.norm", &spec.norm, &dense.norm)?;
     same("model.position", &spec.position, &dense.position)?;
     same("model.tie_embeddings", &spec.tie_embeddings, &dense.tie_embeddings)?;
-    same("model.ffn.activation", &spec.activation, &dense.activation)?;
+    for (now, before) in spec.layers.iter().zip(&dense.layers) {
+        same("model.ffn.activation", &now.ffn.activation(), &before.ffn.activation())?;
+    }
     match spec.position {
         PositionKind::Learned => same("train.seq_len", &spec.max_seq_len, &dense.max_seq_len),
         _ => Ok(()),
@@ -52,22 +63,29 @@ fn same<T: PartialEq + Serialize>(key: &'static str, now: &T, there: &T) -> Resu
     if now == there { Ok(()) } else { Err(UpcycleError::Differs { key, now: text(now), there: text(there) }) }
 }
 
-/// The blocks that stay dense, and those that become experts, which have no biases.
-fn check_blocks(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), UpcycleError> {
-    if dense.ffn_bias {
+/// A block that stays dense, or becomes experts, which have no biases.
+fn check_block(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
+    // What is upcycled is dense.
+    let FfnSpec::Dense(dense) = before else { return Ok(()) };
+    if dense.bias {
         let problem =
             "is true in the dense checkpoint, but experts have no biases: train a dense model without".into();
         return Err(UpcycleError::Key { key: "model.ffn.bias", problem });
     }
-    if spec.layers.contains(&LayerKind::Dense) {
-        same("model.ffn.d_ff", &spec.d_ff, &dense.d_ff)?;
-        same("model.ffn.bias", &spec.ffn_bias, &dense.ffn_bias)?;
+    match now {
+        FfnSpec::Dense(DenseSpec { d_ff, bias, .. }) => {
+            same("model.ffn.d_ff", d_ff, &dense.d_ff)?;
+            same("model.ffn.bias", bias, &dense.bias)
+        }
+        FfnSpec::BlockSparse(_) => Ok(()),
+        FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => {
+            now.routed().map_or(Ok(()), |(experts, _)| check_experts(dense.d_ff, experts, method))
+        }
     }
-    Ok(())
 }
 
-fn check_experts(d_ff: usize, moe: &MoeConfig, method: UpcycleMethod) -> Result<(), UpcycleError> {
-    let MoeConfig { num_experts, d_expert, .. } = *moe;
+fn check_experts(d_ff: usize, experts: &ExpertsSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
+    let ExpertsSpec { num_experts, d_expert, .. } = *experts;
     let width = "model.ffn.moe.d_expert";
     match method {
         UpcycleMethod::Copy | UpcycleMethod::Drop { .. } if d_expert != d_ff => {
@@ -106,11 +124,13 @@ pub(super) fn gate_sum(router: &RouterConfig) -> Option<f64> {
     }
 }
 
-/// Parts that one copy of the dense block is cut into.
-pub(super) fn num_parts(dense: &ModelSpec, moe: &MoeConfig, method: UpcycleMethod) -> usize {
-    match method {
-        UpcycleMethod::Copy | UpcycleMethod::Drop { .. } => 1,
-        UpcycleMethod::GranularSplit => dense.d_ff.unwrap_or(moe.d_expert) / moe.d_expert,
+/// Parts that one copy of the dense block is cut into; 1 where it stays one.
+pub(super) fn num_parts(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> usize {
+    match (method, before, now.routed()) {
+        (UpcycleMethod::GranularSplit, FfnSpec::Dense(dense), Some((experts, _))) => {
+            dense.d_ff / experts.d_expert
+        }
+        _ => 1,
     }
 }
 
@@ -121,9 +141,15 @@ pub(super) fn deviation(
     layer: usize,
     method: UpcycleMethod,
 ) -> Option<String> {
-    let (Some(moe), Some(router)) = (&spec.moe, spec.router_of(layer)) else { return None };
-    let num_parts = num_parts(dense, moe, method);
-    let drops = moe.capacity.as_ref().is_some_and(|capacity| capacity.evaluation_factor.is_some());
+    let (before, now) = (&dense.layers.get(layer)?.ffn, &spec.layers.get(layer)?.ffn);
+    let router = &now.router()?.config;
+    let num_parts = num_parts(before, now, method);
+    let drops = match now {
+        FfnSpec::Moe(moe) => {
+            moe.capacity.as_ref().is_some_and(|capacity| capacity.evaluation_factor.is_some())
+        }
+        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) => false,
+    };
     if matches!(method, UpcycleMethod::Drop { ratio } if ratio > 0.0) {
         return Some("hidden units were drawn anew".into());
     }

@@ -67,7 +67,7 @@ impl Mapping<'_> {
         }
         if GATE_MATRICES.iter().any(|suffix| path.ends_with(suffix)) {
             let initial = host_values(&initial_n.to_data());
-            return Some(shared_by_parts(initial, shape[1], self.num_parts()));
+            return Some(shared_by_parts(initial, shape[1], self.num_parts(layer_of(path))));
         }
         // It adds nothing at first, and learns, because its other matrices are not zero.
         if path.ends_with(".shared_expert.w_down_fd") {
@@ -76,8 +76,9 @@ impl Mapping<'_> {
         self.dense.parameters.get(path).map(host_values)
     }
 
-    fn num_parts(&self) -> usize {
-        self.spec.moe.as_ref().map_or(1, |moe| num_parts(self.dense.spec, moe, self.settings.method))
+    fn num_parts(&self, layer: usize) -> usize {
+        let blocks = self.dense.spec.layers.get(layer).zip(self.spec.layers.get(layer));
+        blocks.map_or(1, |(before, now)| num_parts(&before.ffn, &now.ffn, self.settings.method))
     }
 
     fn dense_matrix(&self, path: &str, axis: HiddenAxis) -> DenseMatrix {
@@ -88,28 +89,29 @@ impl Mapping<'_> {
 
     /// One matrix of every expert of `block`, stacked.
     fn experts(&self, block: &str, matrix_name: &str, dense: &DenseMatrix) -> Vec<f32> {
-        let Some(moe) = &self.spec.moe else { return Vec::new() };
-        let num_parts = self.num_parts();
+        let layer = layer_of(block);
+        let Some(experts) = self.spec.experts_of(layer) else { return Vec::new() };
+        let num_parts = self.num_parts(layer);
         let scale = match dense.axis {
             HiddenAxis::Columns => 1.0,
-            HiddenAxis::Rows => self.output_scale(block),
+            HiddenAxis::Rows => self.output_scale(layer),
         };
         let of_expert = |expert: usize| {
             let part = expert % num_parts;
-            let units = part * moe.d_expert..(part + 1) * moe.d_expert;
+            let units = part * experts.d_expert..(part + 1) * experts.d_expert;
             let redrawn = self.redrawn_units(block, expert, dense.num_units());
             let key = format!("{block}{matrix_name}#{expert}");
             let source = ParameterSource::new(self.settings.seed, &Device::flex());
             dense.with_units_redrawn(&redrawn, &key, &source).units(units)
         };
-        (0..moe.num_experts).flat_map(of_expert).map(|value| value * scale).collect()
+        (0..experts.num_experts).flat_map(of_expert).map(|value| value * scale).collect()
     }
 
     /// Factor on the experts' outputs that makes whole copies, weighed by gates, add up to the dense block.
-    fn output_scale(&self, block: &str) -> f32 {
-        let layer = block.split('.').find_map(|name| name.parse().ok()).unwrap_or(0);
-        let sum = self.spec.router_of(layer).and_then(gate_sum).unwrap_or(1.0);
-        (self.num_parts() as f64 / sum) as f32
+    fn output_scale(&self, layer: usize) -> f32 {
+        let router = self.spec.layers.get(layer).and_then(|spec| spec.ffn.router());
+        let sum = router.and_then(|router| gate_sum(&router.config)).unwrap_or(1.0);
+        (self.num_parts(layer) as f64 / sum) as f32
     }
 
     /// Hidden units of an expert that are drawn anew, the same in each of its matrices, in order.
@@ -123,6 +125,11 @@ impl Mapping<'_> {
         units.sort_unstable();
         units
     }
+}
+
+/// The layer in the path of one of its parameters.
+fn layer_of(path: &str) -> usize {
+    path.split('.').find_map(|name| name.parse().ok()).unwrap_or(0)
 }
 
 /// A matrix of the dense block, row-major.

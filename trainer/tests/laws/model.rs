@@ -274,9 +274,9 @@ fn granularity_keeps_total_and_active_expert_parameters() {
     let coarse = plan(None);
     for granularity in [1, 2, 4, 8] {
         let fine = plan(Some(granularity));
-        let moe = fine.model.moe.as_ref().unwrap();
-        assert_eq!((moe.num_experts, moe.d_expert), (4 * granularity, 16 / granularity));
-        assert_eq!(moe.router.top_k, 2 * granularity);
+        let (experts, router) = fine.model.layers[0].ffn.routed().unwrap();
+        assert_eq!((experts.num_experts, experts.d_expert), (4 * granularity, 16 / granularity));
+        assert_eq!(router.config.top_k, 2 * granularity);
         assert_eq!(fine.counts.params.routed_experts, coarse.counts.params.routed_experts);
         let router_growth = fine.counts.params.router - coarse.counts.params.router;
         assert_eq!(router_growth, 2 * 16 * 4 * (granularity as u64 - 1), "two gates of width 16");

@@ -192,10 +192,10 @@ fn a_damaged_checkpoint_is_refused_with_its_reason() {
     let newer = |folder: &Path| {
         let path = folder.join("manifest.json");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
+        fs::write(&path, text.replace("\"format_version\": 2", "\"format_version\": 9")).unwrap();
     };
     let message = resume_error(newer, &tiny::moe());
-    assert!(message.contains("format version 9, this program reads version 1"), "{message}");
+    assert!(message.contains("format version 9, this program reads 1 to 2"), "{message}");
 }
 
 #[test]

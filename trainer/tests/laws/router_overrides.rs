@@ -197,7 +197,11 @@ fn a_plan_names_the_layers_that_are_not_causal_and_those_without_a_capacity() {
     ");
     let soft = plan(&[0], "soft");
     assert!(soft.notes[0].contains("in layer 0 is not causal"), "{:?}", soft.notes);
-    assert!(soft.describe().contains("in layer 0, all for each token, soft mixing"), "{}", soft.describe());
+    let words = soft.describe();
+    assert!(
+        words.contains("router         soft mixing") && words.contains("in layer 1, each token to 2"),
+        "{words}"
+    );
 }
 
 /// Layer 1 sends a token to one expert, layer 0 to two: without a question each layer gives back what it recorded.

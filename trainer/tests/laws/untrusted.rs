@@ -70,16 +70,18 @@ fn the_checkpoint_is_good_before_it_is_changed() {
 #[test]
 fn a_plan_that_is_not_its_configurations_is_damage() {
     let changes: [(&str, Value); 6] = [
-        ("d_model", json!(0)),
-        ("d_model", json!(1u64 << 40)),
-        ("num_heads", json!(0)),
-        ("vocab_size", json!(0)),
-        ("max_seq_len", json!(0)),
-        ("layers", json!(["dense"])),
+        ("/d_model", json!(0)),
+        ("/d_model", json!(1u64 << 40)),
+        ("/layers/0/mixer/attention/num_heads", json!(0)),
+        ("/vocab_size", json!(0)),
+        ("/max_seq_len", json!(0)),
+        ("/layers", json!(["dense"])),
     ];
     for (key, value) in changes {
         let (_folder, step) = copy();
-        let bytes = change_json(&step, "plan.json", |plan| plan["model"][key] = value.clone());
+        let bytes = change_json(&step, "plan.json", |plan| {
+            *plan["model"].pointer_mut(key).unwrap() = value.clone();
+        });
         put(&step, "plan.json", &bytes);
         let message = used(&step).unwrap_err().to_string();
         assert!(message.contains("plan.json") && message.contains("damaged"), "{key} = {value}: {message}");
