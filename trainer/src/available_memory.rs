@@ -6,7 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::accounting::ParameterBreakdown;
+use switchyard_model::ParameterBreakdown;
+
 use crate::plan::{RunPlan, bytes, exact};
 
 /// An upper bound on the memory of this process.

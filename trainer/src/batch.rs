@@ -2,8 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
-
-use crate::model::ModelInput;
+use switchyard_model::ModelInput;
 
 /// One micro-batch on the device, with its targets.
 #[derive(Debug, Clone)]

@@ -5,9 +5,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::DataConfig;
+use switchyard_model::ModelConfig;
 
 use crate::flight::alarms::AlarmsConfig;
-use crate::model::ModelConfig;
 
 /// A run, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

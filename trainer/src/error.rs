@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use switchyard_datasets::DatasetError;
+use switchyard_model::NonFinite;
 
 use crate::available_memory::TooLargeForMemory;
 use crate::checkpoint::CheckpointError;
@@ -11,8 +12,6 @@ use crate::device::DeviceError;
 use crate::flight::columns::ColumnsError;
 use crate::flight::whatif::WhatIfError;
 use crate::metrics::MetricsError;
-use crate::model::NonFinite;
-use crate::norms::layer_of;
 use crate::optimizer::NonFiniteGradient;
 use crate::run_folder::RunFolderError;
 use crate::upcycle::UpcycleError;
@@ -156,9 +155,9 @@ impl TrainError {
         match self {
             Self::NonFiniteLoss { origin, .. } => Some(origin.clone()),
             Self::NonFiniteGradient { source, .. } => Some(NonFinite {
-                layer: layer_of(&source.path),
+                layer: source.name.layer,
                 expert: source.expert,
-                op: format!("the gradient of `{}`", source.path),
+                op: format!("the gradient of `{}`", source.name),
             }),
             _ => None,
         }

@@ -7,10 +7,10 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::{EvaluationWindows, TokenStore};
+use switchyard_model::{Pass, Transformer};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::model::{Pass, Transformer};
 use crate::step::{RoutingByLayer, merge_routing, read_scalar};
 
 /// How much of the split is read, and in what pieces.

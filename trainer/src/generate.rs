@@ -5,11 +5,11 @@ use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
 use switchyard_experts::RouterSpec;
 use switchyard_ground::printable::excerpt;
+use switchyard_model::{ModelInput, ModelSpec, Pass, Transformer, random};
 pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
 use crate::TrainError;
-use crate::model::{ModelInput, ModelSpec, Pass, Transformer, random};
 use crate::sampling::{SamplingSettings, sample_token};
 
 /// A request for text.

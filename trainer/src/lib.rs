@@ -3,8 +3,8 @@
 //! | question | module |
 //! |---|---|
 //! | what did the user write | [`config`], read by [`config_file`] |
-//! | what will happen | [`plan`], with its arithmetic in [`accounting`] and [`schedule`] |
-//! | the network | [`model`] |
+//! | what will happen | [`plan`], with its arithmetic in [`schedule`] |
+//! | the network | the crate `model` |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
@@ -14,7 +14,6 @@
 //! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
 //! | how fast it runs | [`benchmark`] |
 
-pub mod accounting;
 mod advice;
 mod aside;
 pub mod available_memory;
@@ -34,13 +33,11 @@ pub mod host;
 mod line_file;
 pub mod loss;
 pub mod metrics;
-pub mod model;
 pub mod moved_data;
 mod moving_parts;
 pub mod norms;
 mod observers;
 pub mod optimizer;
-pub mod parameters;
 pub mod plan;
 mod replaceable;
 mod resume;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
+use switchyard_model::{ModelOutput, Transformer};
 use switchyard_router::AuxLossKind;
-
-use crate::model::{ModelOutput, Transformer};
 
 /// One micro-batch's loss and its parts, each `[1]`. Only the total is differentiated.
 #[derive(Debug, Clone)]

@@ -2,11 +2,11 @@
 
 use burn::tensor::Device;
 use switchyard_datasets::Loader;
+use switchyard_model::Transformer;
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
-use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;

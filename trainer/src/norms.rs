@@ -8,6 +8,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use switchyard_experts::Experts;
 use switchyard_kernels::square_sums_of_rows;
+use switchyard_model::{ParameterName, Role};
 use switchyard_router::Router;
 
 /// Euclidean norms.
@@ -35,20 +36,14 @@ enum Part {
     Experts,
 }
 
-/// The part and its layer, from a path such as `blocks.3.ffn.experts.w_up_edf`; none outside the mixtures.
-fn part_of(path: &str) -> Option<(usize, Part)> {
-    let (layer, rest) = path.strip_prefix("blocks.")?.split_once('.')?;
-    let part = match rest.strip_prefix("ffn.")?.split_once('.')?.0 {
-        "router" => Part::Router,
-        "experts" => Part::Experts,
+/// The part that a parameter belongs to, and its layer; `None` outside the mixtures.
+fn part_of(name: ParameterName) -> Option<(usize, Part)> {
+    let part = match name.role {
+        Role::Router(_) => Part::Router,
+        Role::Expert(_) => Part::Experts,
         _ => return None,
     };
-    Some((layer.parse().ok()?, part))
-}
-
-/// The layer that a parameter is in, from its path; none outside the layers.
-pub(crate) fn layer_of(path: &str) -> Option<usize> {
-    path.strip_prefix("blocks.")?.split_once('.')?.0.parse().ok()
+    Some((name.layer?, part))
 }
 
 /// Sums of squares that the device may still be working on.
@@ -67,8 +62,12 @@ pub(crate) struct HostSquares {
 }
 
 impl ParameterSquares {
-    pub(crate) fn start(path: &str, value_n: Tensor<1>, num_experts: impl Fn(usize) -> usize) -> Self {
-        let part = part_of(path);
+    pub(crate) fn start(
+        name: ParameterName,
+        value_n: Tensor<1>,
+        num_experts: impl Fn(usize) -> usize,
+    ) -> Self {
+        let part = part_of(name);
         let num_rows = match part {
             Some((layer, Part::Experts)) => num_experts(layer),
             _ => 1,
@@ -159,22 +158,27 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::model::Transformer;
-    use crate::parameters::parameter_data;
     use crate::plan::RunPlan;
+    use switchyard_model::Transformer;
+    use switchyard_model::parameter_data;
 
-    fn squares(path: &str, values: &[f32]) -> HostSquares {
+    fn squares(name: &str, values: &[f32]) -> HostSquares {
         let device = Device::flex();
-        ParameterSquares::start(path, Tensor::from_floats(values, &device), |_| 2).read()
+        ParameterSquares::start(
+            ParameterName::parse(name).unwrap(),
+            Tensor::from_floats(values, &device),
+            |_| 2,
+        )
+        .read()
     }
 
     #[test]
     fn each_expert_and_each_router_has_its_own_norm() {
         let mut norms = Norms::default();
-        norms.add(&squares("blocks.1.ffn.router.weight_de", &[3.0, 4.0]));
-        norms.add(&squares("blocks.1.ffn.experts.w_up_edf", &[1.0, 2.0, 2.0, 0.0]));
-        norms.add(&squares("blocks.1.ffn.experts.w_down_efd", &[2.0, 4.0, 0.0, 0.0]));
-        norms.add(&squares("embedding.token_vd", &[1.0]));
+        norms.add(&squares("blocks.1.ffn.router.weight", &[3.0, 4.0]));
+        norms.add(&squares("blocks.1.ffn.experts.up", &[1.0, 2.0, 2.0, 0.0]));
+        norms.add(&squares("blocks.1.ffn.experts.down", &[2.0, 4.0, 0.0, 0.0]));
+        norms.add(&squares("embedding.token", &[1.0]));
         let norms = norms.finish();
         assert_eq!(norms.moe[&1], MoeNorms { router: Some(5.0), experts: vec![5.0, 2.0] });
         assert_eq!(norms.global, (25.0_f64 + 25.0 + 4.0 + 1.0).sqrt());
@@ -182,9 +186,9 @@ mod tests {
 
     #[test]
     fn the_expert_with_a_nan_is_named() {
-        let experts = squares("blocks.0.ffn.experts.w_up_edf", &[1.0, 2.0, f32::NAN, 0.0]);
+        let experts = squares("blocks.0.ffn.experts.up", &[1.0, 2.0, f32::NAN, 0.0]);
         assert_eq!(experts.first_non_finite_expert(), Some(1));
-        assert_eq!(squares("head_dv", &[f32::NAN]).first_non_finite_expert(), None);
+        assert_eq!(squares("head", &[f32::NAN]).first_non_finite_expert(), None);
     }
 
     /// The paths are those of a real model: a renamed field would leave a part without its norm.
@@ -226,7 +230,7 @@ mod tests {
         let model = Transformer::new(&plan.model, 0, &Device::flex());
         let mut sizes = BTreeMap::new();
         for named in parameter_data(&model) {
-            *sizes.entry(part_of(&named.path)).or_insert(0) += named.value.num_elements() as u64;
+            *sizes.entry(part_of(named.name)).or_insert(0) += named.value.num_elements() as u64;
         }
         let routers = sizes.remove(&Some((1, Part::Router)));
         let experts = sizes.remove(&Some((1, Part::Experts)));
@@ -234,14 +238,5 @@ mod tests {
         assert_eq!((routers, experts), (Some(24 + 18 + 1), Some(180)));
         let rest = plan.counts.total_params - 43 - 180;
         assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [(None, rest)]);
-        let first = parameter_data(&model).swap_remove(0).path;
-        assert!(first.starts_with("embedding."), "the optimizer goes by this name: {first}");
-    }
-
-    #[test]
-    fn layers_are_told_by_their_paths() {
-        assert_eq!(part_of("blocks.12.ffn.router.cosine.log_scale_1"), Some((12, Part::Router)));
-        assert_eq!(part_of("blocks.12.ffn.shared_expert.w_up_df"), None);
-        assert_eq!((layer_of("blocks.12.attention.query"), layer_of("head_dv")), (Some(12), None));
     }
 }

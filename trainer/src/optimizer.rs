@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
+use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_parameters};
 
 use crate::config::AdamWConfig;
 use crate::norms::{Norms, ParameterSquares};
-use crate::parameters::{Named, ParameterTensor, update_parameters};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
 #[derive(Debug, Clone)]
@@ -26,10 +26,10 @@ impl Default for StepGradients {
 
 /// A gradient that is not a finite number.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
-#[error("the gradient of `{path}` is not finite ({num_bad} of {num_elements} elements{})", of_expert(*.expert))]
+#[error("the gradient of `{name}` is not finite ({num_bad} of {num_elements} elements{})", of_expert(*.expert))]
 pub struct NonFiniteGradient {
     /// The first such parameter, in the model's order.
-    pub path: String,
+    pub name: ParameterName,
     /// The first expert whose part of it is not finite; absent outside the experts.
     pub expert: Option<usize>,
     /// Elements that are NaN or infinite.
@@ -42,7 +42,7 @@ impl NonFiniteGradient {
     fn of(gradient: &Named<Tensor<1>>, expert: Option<usize>) -> Self {
         let data = gradient.value.to_data();
         Self {
-            path: gradient.path.clone(),
+            name: gradient.name,
             expert,
             num_bad: data.iter::<f32>().filter(|g| !g.is_finite()).count(),
             num_elements: data.num_elements(),
@@ -55,7 +55,10 @@ fn of_expert(expert: Option<usize>) -> String {
 }
 
 impl StepGradients {
-    /// Add one micro-batch's gradients.
+    /// Adds one micro-batch's gradients.
+    ///
+    /// # Panics
+    /// If they are not of the same parameters in the same order as those before: a sum of others would train nothing.
     pub fn accumulate(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
         if self.gradients.is_empty() {
             self.gradients = micro_batch;
@@ -63,8 +66,9 @@ impl StepGradients {
         }
         // A mixture's untouched expert still has a (zero) gradient, so every micro-batch brings
         // the same parameters in the same order.
+        assert_eq!(self.gradients.len(), micro_batch.len(), "gradients of other parameters");
         for (sum, new) in self.gradients.iter_mut().zip(micro_batch) {
-            debug_assert_eq!(sum.path, new.path);
+            assert_eq!(sum.name, new.name, "gradients of other parameters");
             sum.value = sum.value.clone() + new.value;
         }
     }
@@ -78,7 +82,7 @@ impl StepGradients {
         let squares: Vec<_> = self
             .gradients
             .iter()
-            .map(|gradient| ParameterSquares::start(&gradient.path, gradient.value.clone(), &num_experts))
+            .map(|gradient| ParameterSquares::start(gradient.name, gradient.value.clone(), &num_experts))
             .collect();
         let mut norms = Norms::default();
         for (gradient, squares) in self.gradients.iter().zip(squares) {
@@ -105,7 +109,7 @@ pub struct AdamW {
     config: AdamWConfig,
     /// Updates done.
     step: u64,
-    moments: BTreeMap<String, Moments>,
+    moments: BTreeMap<ParameterName, Moments>,
 }
 
 /// What AdamW remembers of one parameter.
@@ -116,7 +120,7 @@ pub(crate) struct Moments {
 }
 
 impl AdamW {
-    /// An optimizer that has seen nothing.
+    /// A fresh optimizer: no moments yet.
     pub fn new(config: &AdamWConfig) -> Self {
         Self { config: config.clone(), step: 0, moments: BTreeMap::new() }
     }
@@ -124,8 +128,8 @@ impl AdamW {
     /// The model after one update.
     pub fn update<M: Module>(&mut self, model: M, gradients: StepGradients, learning_rate: f64) -> M {
         self.step += 1;
-        let mut by_path: BTreeMap<String, Tensor<1>> =
-            gradients.gradients.into_iter().map(|gradient| (gradient.path, gradient.value)).collect();
+        let mut by_name: BTreeMap<ParameterName, Tensor<1>> =
+            gradients.gradients.into_iter().map(|gradient| (gradient.name, gradient.value)).collect();
         let step = AdamWStep {
             learning_rate,
             beta1: self.config.beta1,
@@ -135,10 +139,10 @@ impl AdamW {
             step: self.step,
             gradient_scale: gradients.scale,
         };
-        update_parameters(model, |path, shape, value_n| match by_path.remove(path) {
+        update_parameters(model, |name, _, value_n| match by_name.remove(&name) {
             Some(gradient_n) => {
-                let weight_decay = if self.decays(path, shape) { step.weight_decay } else { 0.0 };
-                self.update_one(path, value_n, gradient_n, &AdamWStep { weight_decay, ..step })
+                let weight_decay = if self.decays(name.role) { step.weight_decay } else { 0.0 };
+                self.update_one(name, value_n, gradient_n, &AdamWStep { weight_decay, ..step })
             }
             None => value_n,
         })
@@ -146,44 +150,44 @@ impl AdamW {
 
     fn update_one(
         &mut self,
-        path: &str,
+        name: ParameterName,
         value_n: Tensor<1>,
         gradient_n: Tensor<1>,
         step: &AdamWStep,
     ) -> Tensor<1> {
-        let moments = self.moments.remove(path).unwrap_or_else(|| {
+        let moments = self.moments.remove(&name).unwrap_or_else(|| {
             let zeros = || Tensor::zeros(value_n.dims(), &value_n.device());
             Moments { first_n: zeros(), second_n: zeros() }
         });
         let state = AdamWState { value_n, moment1_n: moments.first_n, moment2_n: moments.second_n };
         let AdamWState { value_n, moment1_n, moment2_n } = adamw_update(state, gradient_n, step);
-        self.moments.insert(path.to_string(), Moments { first_n: moment1_n, second_n: moment2_n });
+        self.moments.insert(name, Moments { first_n: moment1_n, second_n: moment2_n });
         value_n
     }
 
     /// Matrices decay; vectors (norm scales, biases) do not, and embeddings only if asked.
-    fn decays(&self, path: &str, shape: &[usize]) -> bool {
-        shape.len() > 1 && (self.config.decay_embeddings || !path.starts_with("embedding."))
+    fn decays(&self, role: Role) -> bool {
+        !role.is_vector() && (self.config.decay_embeddings || !matches!(role, Role::Embedding(_)))
     }
 
-    /// Every moment under `first.PATH` and `second.PATH`, without copying any.
-    pub fn moments(&self) -> Vec<Named<ParameterTensor>> {
-        let moment = |prefix: &str, path: &str, values_n: &Tensor<1>| Named {
-            path: format!("{prefix}.{path}"),
-            value: ParameterTensor {
-                shape: values_n.dims().to_vec(),
-                values_n: values_n.clone(),
-                learns: false,
-            },
+    /// Every moment under `first.NAME` and `second.NAME`, without copying any.
+    pub fn moments(&self) -> Vec<(String, ParameterTensor)> {
+        let moment = |prefix: &str, name: &ParameterName, values_n: &Tensor<1>| {
+            let shape = values_n.dims().to_vec();
+            (format!("{prefix}.{name}"), ParameterTensor { shape, values_n: values_n.clone(), learns: false })
         };
-        let both = |(path, moments): (&String, &Moments)| {
-            [moment("first", path, &moments.first_n), moment("second", path, &moments.second_n)]
+        let both = |(name, moments): (&ParameterName, &Moments)| {
+            [moment("first", name, &moments.first_n), moment("second", name, &moments.second_n)]
         };
         self.moments.iter().flat_map(both).collect()
     }
 
-    /// The optimizer after `step` updates, with the moments of each parameter's path.
-    pub(crate) fn restore(config: &AdamWConfig, step: u64, moments: BTreeMap<String, Moments>) -> Self {
+    /// The optimizer after `step` updates, with the moments of each parameter.
+    pub(crate) fn restore(
+        config: &AdamWConfig,
+        step: u64,
+        moments: BTreeMap<ParameterName, Moments>,
+    ) -> Self {
         Self { config: config.clone(), step, moments }
     }
 }

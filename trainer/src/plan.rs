@@ -10,12 +10,11 @@ pub(crate) use checks::MAX_THREADS;
 pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
+use switchyard_model::{MemoryEstimate, ModelCounts, ModelSpec};
 
 pub use describe::grouped;
 
-use crate::accounting::{MemoryEstimate, ModelCounts};
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
-use crate::model::ModelSpec;
 use crate::schedule::Schedule;
 
 /// A run with nothing left open.

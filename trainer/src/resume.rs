@@ -5,13 +5,13 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::Value;
 use switchyard_datasets::Dataset;
+use switchyard_model::Transformer;
 
 use crate::TrainError;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointManifest, CheckpointStore, TrainingState, steps_in,
 };
 use crate::config::RunConfig;
-use crate::model::Transformer;
 use crate::moved_data::{DATA_PATH_KEYS, data_path_words};
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 use switchyard_datasets::TokenBatch;
+use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::flight::{RoutedPass, non_finite_origin};
 use crate::loss::LossParts;
-use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
 use crate::norms::MoeNorms;
 use crate::optimizer::StepGradients;
-use crate::parameters::parameter_gradients;
 
 /// What one step needs to know besides model, optimizer and data.
 #[derive(Debug, Clone, Copy)]

@@ -13,10 +13,9 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
+use switchyard_model::{ModelSpec, ParameterName, Transformer};
 
 pub use run::{UpcycleRequest, UpcycleSummary, upcycle};
-
-use crate::model::{ModelSpec, Transformer};
 
 /// How a dense feed-forward block becomes experts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -50,8 +49,8 @@ pub struct UpcycleSettings {
 pub struct DenseModel<'a> {
     /// Its network.
     pub spec: &'a ModelSpec,
-    /// Its parameters, by their paths.
-    pub parameters: &'a BTreeMap<String, TensorData>,
+    /// Its parameters.
+    pub parameters: &'a BTreeMap<ParameterName, TensorData>,
 }
 
 /// Why a dense model cannot become the mixture that is asked for.

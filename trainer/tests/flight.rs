@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::{Loader, LoaderConfig, Progress, TokenBatch};
 use switchyard_experts::FfnSpec;
+use switchyard_model::{ParameterName, Role, Transformer, update_parameters};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
@@ -20,8 +21,6 @@ use switchyard_trainer::flight::question::{AskedCapacity, RunQuestion, ask};
 use switchyard_trainer::flight::replay::{ReplayRequest, replay};
 use switchyard_trainer::flight::{read_alarms, read_probes, read_saturation};
 use switchyard_trainer::metrics::{Record, StepRecord, read_metrics};
-use switchyard_trainer::model::Transformer;
-use switchyard_trainer::parameters::update_parameters;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::{OpenMode, RunPaths, RunStatus};
 use switchyard_trainer::step::{StepSettings, step_gradients};
@@ -434,17 +433,17 @@ fn overwriting_a_run_deletes_its_recordings() {
     assert_eq!(read_experts(&paths.flight()).unwrap().len(), 2 * 2 * 4);
 }
 
-/// The error of a step of the tiny network whose parameter at `path` has `value` in the whole of expert 2, or in all of it
+/// The error of a step of the tiny network whose parameter has `value` in the whole of expert 2, or in all of it
 /// if it is of no expert.
-fn error_with(path: &str, value: f32) -> TrainError {
+fn error_with(parameter: ParameterName, value: f32) -> TrainError {
     let plan = RunPlan::resolve(&tiny()).unwrap();
     let model = Transformer::new(&plan.model, 7, &Device::flex().autodiff());
     let model = update_parameters(model, |name, shape, value_n| {
-        if name != path {
+        if name != parameter {
             return value_n;
         }
         let mut values: Vec<f32> = value_n.to_data().iter::<f32>().collect();
-        let (rows, row) = if path.contains(".experts.") { (shape[0], 2) } else { (1, 0) };
+        let (rows, row) = if matches!(parameter.role, Role::Expert(_)) { (shape[0], 2) } else { (1, 0) };
         let row_len = values.len() / rows;
         values[row * row_len..][..row_len].fill(value);
         Tensor::from_data(TensorData::new(values, value_n.dims()), &value_n.device())
@@ -463,18 +462,18 @@ fn error_with(path: &str, value: f32) -> TrainError {
 
 #[test]
 fn a_nan_is_traced_to_its_layer_operation_and_expert() {
-    let origin = |path, value| {
-        let error = error_with(path, value);
+    let origin = |name, value| {
+        let error = error_with(ParameterName::parse(name).unwrap(), value);
         assert!(error.to_string().starts_with("step 3: the loss is "), "{error}");
         let origin = error.non_finite().unwrap();
         assert!(error.to_string().contains(&format!("the first NaN or infinity is in {origin}")), "{error}");
         origin.to_string()
     };
     assert_eq!(
-        origin("blocks.1.ffn.experts.w_up_edf", f32::NAN),
-        "layer 1 expert 2: the parameter `blocks.1.ffn.experts.w_up_edf`"
+        origin("blocks.1.ffn.experts.up", f32::NAN),
+        "layer 1 expert 2: the parameter `blocks.1.ffn.experts.up`"
     );
     // Finite weights whose products are not: three of these in one expert exceed the largest f32.
-    assert_eq!(origin("blocks.1.ffn.experts.w_up_edf", 3e38), "layer 1 expert 2: the expert's output");
-    assert_eq!(origin("blocks.0.ffn.router.weight_de", f32::MAX), "layer 0: the router's logits");
+    assert_eq!(origin("blocks.1.ffn.experts.up", 3e38), "layer 1 expert 2: the expert's output");
+    assert_eq!(origin("blocks.0.ffn.router.weight", f32::MAX), "layer 0: the router's logits");
 }

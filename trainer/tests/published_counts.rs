@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 
-use switchyard_trainer::accounting::ModelCounts;
+use switchyard_model::ModelCounts;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::plan::RunPlan;
 

@@ -20,17 +20,17 @@ use switchyard_experts::{
     RouterSpec,
 };
 use switchyard_kernels::{CausalMask, RotaryTable};
+use switchyard_model::{
+    Attention, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput, ModelSpec, Norm,
+    NormKind, ParameterSource, Pass, PositionKind, StepNoise, Transformer, parameter_data,
+    parameter_gradients, update_parameters,
+};
 use switchyard_router::{
     AuxLossKind, GateWeights, RouterConfig, RouterInput, RouterPass, Routing, SoftmaxOrder,
     load_balancing_loss,
 };
 use switchyard_trainer::batch::DeviceBatch;
 use switchyard_trainer::loss::LossParts;
-use switchyard_trainer::model::{
-    Attention, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput, ModelSpec, Norm,
-    NormKind, ParameterSource, Pass, PositionKind, StepNoise, Transformer,
-};
-use switchyard_trainer::parameters::{parameter_data, parameter_gradients, update_parameters};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
 
@@ -150,25 +150,25 @@ impl Place {
 fn llama_place(path: &str) -> Place {
     let Some((layer, part)) = layer_and_part(path) else {
         return match path {
-            "embedding.token_vd" => Place::Whole("model.embed_tokens.weight".into()),
-            "final_norm.scale_d" => Place::Whole("model.norm.weight".into()),
-            "head_dv" => Place::Transposed("lm_head.weight".into()),
+            "embedding.token" => Place::Whole("model.embed_tokens.weight".into()),
+            "final_norm.weight" => Place::Whole("model.norm.weight".into()),
+            "head" => Place::Transposed("lm_head.weight".into()),
             _ => panic!("no place for {path}"),
         };
     };
     let name = |inner: &str| format!("model.layers.{layer}.{inner}.weight");
     match part {
-        "attention_norm.scale_d" => Place::Whole(name("input_layernorm")),
-        "ffn_norm.scale_d" => Place::Whole(name("post_attention_layernorm")),
-        "attention.query_norm_k" => Place::Whole(name("self_attn.q_norm")),
-        "attention.key_norm_k" => Place::Whole(name("self_attn.k_norm")),
-        "attention.query.weight_io" => Place::Transposed(name("self_attn.q_proj")),
-        "attention.key.weight_io" => Place::Transposed(name("self_attn.k_proj")),
-        "attention.value.weight_io" => Place::Transposed(name("self_attn.v_proj")),
-        "attention.output.weight_io" => Place::Transposed(name("self_attn.o_proj")),
-        "ffn.w_gate_df" => Place::Transposed(name("mlp.gate_proj")),
-        "ffn.w_up_df" => Place::Transposed(name("mlp.up_proj")),
-        "ffn.w_down_fd" => Place::Transposed(name("mlp.down_proj")),
+        "attention_norm.weight" => Place::Whole(name("input_layernorm")),
+        "ffn_norm.weight" => Place::Whole(name("post_attention_layernorm")),
+        "attention.query_norm.weight" => Place::Whole(name("self_attn.q_norm")),
+        "attention.key_norm.weight" => Place::Whole(name("self_attn.k_norm")),
+        "attention.query.weight" => Place::Transposed(name("self_attn.q_proj")),
+        "attention.key.weight" => Place::Transposed(name("self_attn.k_proj")),
+        "attention.value.weight" => Place::Transposed(name("self_attn.v_proj")),
+        "attention.output.weight" => Place::Transposed(name("self_attn.o_proj")),
+        "ffn.gate.weight" => Place::Transposed(name("mlp.gate_proj")),
+        "ffn.up.weight" => Place::Transposed(name("mlp.up_proj")),
+        "ffn.down.weight" => Place::Transposed(name("mlp.down_proj")),
         _ => panic!("no place for {path}"),
     }
 }
@@ -188,10 +188,10 @@ fn moe_place(path: &str, block: &str, num_experts: usize, [gate, up, down]: [&st
         Place::Stacked((0..num_experts).map(|e| format!("{block}.experts.{e}.{matrix}.weight")).collect())
     };
     match part {
-        "ffn.router.weight_de" => Place::Transposed(format!("{block}.gate.weight")),
-        "ffn.experts.w_gate_edf" => stacked(gate),
-        "ffn.experts.w_up_edf" => stacked(up),
-        "ffn.experts.w_down_efd" => stacked(down),
+        "ffn.router.weight" => Place::Transposed(format!("{block}.gate.weight")),
+        "ffn.experts.gate" => stacked(gate),
+        "ffn.experts.up" => stacked(up),
+        "ffn.experts.down" => stacked(down),
         _ => llama_place(path),
     }
 }
@@ -200,36 +200,36 @@ fn moe_place(path: &str, block: &str, num_experts: usize, [gate, up, down]: [&st
 fn gpt2_place(path: &str) -> Place {
     let Some((layer, part)) = layer_and_part(path) else {
         return Place::Whole(match path {
-            "embedding.token_vd" => "transformer.wte.weight".into(),
-            "embedding.position_sd" => "transformer.wpe.weight".into(),
-            "final_norm.scale_d" => "transformer.ln_f.weight".into(),
-            "final_norm.bias_d" => "transformer.ln_f.bias".into(),
+            "embedding.token" => "transformer.wte.weight".into(),
+            "embedding.position" => "transformer.wpe.weight".into(),
+            "final_norm.weight" => "transformer.ln_f.weight".into(),
+            "final_norm.bias" => "transformer.ln_f.bias".into(),
             _ => panic!("no place for {path}"),
         });
     };
     let name = |inner: &str| format!("transformer.h.{layer}.{inner}");
     match part {
-        "attention.query.weight_io" => Place::Third(name("attn.c_attn.weight"), 0),
-        "attention.key.weight_io" => Place::Third(name("attn.c_attn.weight"), 1),
-        "attention.value.weight_io" => Place::Third(name("attn.c_attn.weight"), 2),
-        "attention.query.bias_o" => Place::Third(name("attn.c_attn.bias"), 0),
-        "attention.key.bias_o" => Place::Third(name("attn.c_attn.bias"), 1),
-        "attention.value.bias_o" => Place::Third(name("attn.c_attn.bias"), 2),
-        "attention.output.weight_io" => Place::Whole(name("attn.c_proj.weight")),
-        "attention.output.bias_o" => Place::Whole(name("attn.c_proj.bias")),
-        "attention_norm.scale_d" => Place::Whole(name("ln_1.weight")),
-        "attention_norm.bias_d" => Place::Whole(name("ln_1.bias")),
-        "ffn_norm.scale_d" => Place::Whole(name("ln_2.weight")),
-        "ffn_norm.bias_d" => Place::Whole(name("ln_2.bias")),
-        "ffn.w_up_df" => Place::Whole(name("mlp.c_fc.weight")),
-        "ffn.b_up_f" => Place::Whole(name("mlp.c_fc.bias")),
-        "ffn.w_down_fd" => Place::Whole(name("mlp.c_proj.weight")),
-        "ffn.b_down_d" => Place::Whole(name("mlp.c_proj.bias")),
+        "attention.query.weight" => Place::Third(name("attn.c_attn.weight"), 0),
+        "attention.key.weight" => Place::Third(name("attn.c_attn.weight"), 1),
+        "attention.value.weight" => Place::Third(name("attn.c_attn.weight"), 2),
+        "attention.query.bias" => Place::Third(name("attn.c_attn.bias"), 0),
+        "attention.key.bias" => Place::Third(name("attn.c_attn.bias"), 1),
+        "attention.value.bias" => Place::Third(name("attn.c_attn.bias"), 2),
+        "attention.output.weight" => Place::Whole(name("attn.c_proj.weight")),
+        "attention.output.bias" => Place::Whole(name("attn.c_proj.bias")),
+        "attention_norm.weight" => Place::Whole(name("ln_1.weight")),
+        "attention_norm.bias" => Place::Whole(name("ln_1.bias")),
+        "ffn_norm.weight" => Place::Whole(name("ln_2.weight")),
+        "ffn_norm.bias" => Place::Whole(name("ln_2.bias")),
+        "ffn.up.weight" => Place::Whole(name("mlp.c_fc.weight")),
+        "ffn.up.bias" => Place::Whole(name("mlp.c_fc.bias")),
+        "ffn.down.weight" => Place::Whole(name("mlp.c_proj.weight")),
+        "ffn.down.bias" => Place::Whole(name("mlp.c_proj.bias")),
         _ => panic!("no place for {path}"),
     }
 }
 
-/// `blocks.0.attention.key.bias_o` is layer `0` and part `attention.key.bias_o`.
+/// `blocks.0.attention.key.bias` is layer `0` and part `attention.key.bias`.
 fn layer_and_part(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix("blocks.")?.split_once('.')
 }
@@ -354,16 +354,18 @@ impl Reference {
     /// The model with the reference's weights, all of which have a place in it.
     fn transformer(&self, spec: &ModelSpec) -> Transformer {
         let model = self.filled(Transformer::new(spec, 0, &self.device));
-        let taken: BTreeSet<String> =
-            parameter_data(&model).iter().flat_map(|param| (self.place)(&param.path).names()).collect();
+        let taken: BTreeSet<String> = parameter_data(&model)
+            .iter()
+            .flat_map(|param| (self.place)(&param.name.to_string()).names())
+            .collect();
         assert_eq!(taken, self.weights.names());
         model
     }
 
     fn filled<M: Module>(&self, model: M) -> M {
-        update_parameters(model, |path, shape, _| {
-            let values = self.weights.at(&(self.place)(path), "");
-            assert_eq!(values.len(), shape.iter().product::<usize>(), "{path}");
+        update_parameters(model, |name, shape, _| {
+            let values = self.weights.at(&(self.place)(&name.to_string()), "");
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
             Tensor::from_floats(values.as_slice(), &Device::flex())
         })
     }
@@ -519,7 +521,7 @@ impl OpenTransformer {
 
 fn gradients_of<M: Module>(model: &M, loss: Tensor<1>) -> Gradients {
     let gradients = parameter_gradients(model, &loss.backward());
-    gradients.into_iter().map(|gradient| (gradient.path, values(gradient.value))).collect()
+    gradients.into_iter().map(|gradient| (gradient.name.to_string(), values(gradient.value))).collect()
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_experts::{Activation, ExpertsSpec, FfnSpec};
-use switchyard_trainer::model::{
-    AttentionSpec, LayerSpec, MixerSpec, ModelInput, ModelSpec, Pass, Transformer,
+use switchyard_model::{
+    AttentionSpec, LayerSpec, MixerSpec, ModelInput, ModelSpec, ParameterName, Pass, Transformer,
+    parameter_data,
 };
-use switchyard_trainer::parameters::parameter_data;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::upcycle::{
     DenseModel, UpcycleError, UpcycleMethod, UpcycleSettings, deviation_from_dense, upcycled_model,
@@ -45,8 +45,8 @@ fn mixture(moe: &str, router: &str) -> ModelSpec {
     ))
 }
 
-fn parameters(model: &Transformer) -> BTreeMap<String, TensorData> {
-    parameter_data(model).into_iter().map(|named| (named.path, named.value)).collect()
+fn parameters(model: &Transformer) -> BTreeMap<ParameterName, TensorData> {
+    parameter_data(model).into_iter().map(|named| (named.name, named.value)).collect()
 }
 
 /// The dense model and what becomes of it.
@@ -83,8 +83,8 @@ fn cross_entropy(model: &Transformer) -> f64 {
     f64::from(loss.into_data().iter::<f32>().next().unwrap())
 }
 
-fn values(model: &Transformer, path: &str) -> Vec<f32> {
-    parameters(model)[path].iter::<f32>().collect()
+fn values(model: &Transformer, name: &str) -> Vec<f32> {
+    parameters(model)[&ParameterName::parse(name).unwrap()].iter::<f32>().collect()
 }
 
 fn refusal(spec: &ModelSpec, method: UpcycleMethod) -> UpcycleError {
@@ -121,7 +121,7 @@ fn layers_that_stay_dense_are_carried_over() {
                layers = { every = 2 }\n[model.ffn.moe.router]\ntop_k = 2";
     let case = Case::new(&spec(ffn), UpcycleMethod::Copy);
     assert!(case.difference() < F32_TOLERANCE, "{}", case.difference());
-    assert_eq!(values(&case.moe, "blocks.0.ffn.w_up_df"), values(&case.dense, "blocks.0.ffn.w_up_df"));
+    assert_eq!(values(&case.moe, "blocks.0.ffn.up.weight"), values(&case.dense, "blocks.0.ffn.up.weight"));
 }
 
 #[test]
@@ -169,10 +169,10 @@ fn dropping_draws_the_asked_share_of_hidden_units_anew_for_each_expert() {
     let spec = mixture("num_experts = 3\nd_expert = 24", "top_k = 2");
     let case = Case::new(&spec, UpcycleMethod::Drop { ratio: 0.5 });
     let (d, f) = (16, 24);
-    let dense_up = values(&case.dense, "blocks.1.ffn.w_up_df");
-    let dense_down = values(&case.dense, "blocks.1.ffn.w_down_fd");
-    let ups = values(&case.moe, "blocks.1.ffn.experts.w_up_edf");
-    let downs = values(&case.moe, "blocks.1.ffn.experts.w_down_efd");
+    let dense_up = values(&case.dense, "blocks.1.ffn.up.weight");
+    let dense_down = values(&case.dense, "blocks.1.ffn.down.weight");
+    let ups = values(&case.moe, "blocks.1.ffn.experts.up");
+    let downs = values(&case.moe, "blocks.1.ffn.experts.down");
     let mut redrawn_of_experts = Vec::new();
     for (up, down) in ups.chunks(d * f).zip(downs.chunks(f * d)) {
         let changed_up = |unit: &usize| (0..d).all(|row| up[row * f + unit] != dense_up[row * f + unit]);
@@ -199,8 +199,8 @@ fn values_drawn_anew_have_the_moments_of_those_that_they_replace() {
             values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / values.len() as f64;
         (mean, variance.sqrt())
     };
-    let dense = moments(&values(&case.dense, "blocks.0.ffn.w_up_df"));
-    let drawn = moments(&values(&case.moe, "blocks.0.ffn.experts.w_up_edf"));
+    let dense = moments(&values(&case.dense, "blocks.0.ffn.up.weight"));
+    let drawn = moments(&values(&case.moe, "blocks.0.ffn.experts.up"));
     // Five standard errors over 768 values of deviation 0.3.
     assert!((dense.0 - drawn.0).abs() < 5.0 * 0.0108, "{dense:?} {drawn:?}");
     assert!((dense.1 - drawn.1).abs() < 5.0 * 0.0077, "{dense:?} {drawn:?}");
@@ -219,7 +219,7 @@ fn dropping_nothing_is_copying() {
 fn routers_follow_the_seed_and_parts_of_a_copy_share_their_columns() {
     let spec = mixture("num_experts = 6\nd_expert = 8", "top_k = 3");
     let case = Case::new(&spec, UpcycleMethod::GranularSplit);
-    let router_de = values(&case.moe, "blocks.0.ffn.router.weight_de");
+    let router_de = values(&case.moe, "blocks.0.ffn.router.weight");
     for row in router_de.chunks(6) {
         assert!(row[0] == row[1] && row[1] == row[2] && row[3] == row[4] && row[4] == row[5]);
         assert!(row[0] != row[3]);
@@ -255,14 +255,8 @@ fn each_refusal_names_its_key_value_and_remedy() {
         ("model.tie_embeddings", differs(|spec| spec.tie_embeddings = true)),
         ("model.num_layers", differs(|spec| spec.layers.truncate(1))),
         ("model.ffn.activation", differs(|spec| experts(spec).activation = Activation::Relu)),
-        (
-            "model.norm",
-            differs(|spec| spec.norm = switchyard_trainer::model::NormKind::Rms { epsilon: 1e-6 }),
-        ),
-        (
-            "model.position",
-            differs(|spec| spec.position = switchyard_trainer::model::PositionKind::Sinusoidal),
-        ),
+        ("model.norm", differs(|spec| spec.norm = switchyard_model::NormKind::Rms { epsilon: 1e-6 })),
+        ("model.position", differs(|spec| spec.position = switchyard_model::PositionKind::Sinusoidal)),
     ] {
         assert!(found.starts_with(&format!("`{key}` is ")), "{found}");
     }

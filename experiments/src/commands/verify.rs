@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
+use switchyard_model::Role;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::metrics::{Record, read_metrics};
@@ -113,7 +114,7 @@ fn compare_parameters(dense: &Checkpoint, moe: &Checkpoint) -> Result<usize, Fai
         let mut all: Vec<Vec<u8>> = checkpoint
             .parameters()?
             .iter()
-            .filter(|(name, _)| !name.contains("router"))
+            .filter(|(name, _)| !matches!(name.role, Role::Router(_)))
             .map(|(_, data)| data.as_bytes().to_vec())
             .collect();
         all.sort();

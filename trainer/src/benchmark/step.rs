@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use serde::Serialize;
 use switchyard_datasets::{Dataset, Loader, Progress};
+use switchyard_model::Transformer;
 
 use super::timing::Work;
 use super::{Machine, Repetitions, Timed, Timings, Usage};
@@ -14,7 +15,6 @@ use crate::available_memory::check_memory;
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{EvaluationSettings, evaluate_unless};
-use crate::model::Transformer;
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use switchyard_ground::printable::excerpt;
 use switchyard_ground::regular_file;
+use switchyard_model::ParameterName;
 
 use super::{CheckpointError, FILES};
 use crate::hash::hex;
@@ -16,8 +17,9 @@ use crate::hash::hex;
 /// Name of the manifest in the checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 const FORMAT: &str = "switchyard-checkpoint";
-/// Version 2: `plan.json` describes the model layer by layer.
-const FORMAT_VERSION: u32 = 2;
+/// Version 2: `plan.json` describes the model layer by layer. Version 3: tensors have the names of
+/// [`ParameterName`].
+const FORMAT_VERSION: u32 = 3;
 /// The oldest version that is read.
 const OLDEST_VERSION: u32 = 1;
 /// Far more than the manifest of any checkpoint has.
@@ -101,9 +103,14 @@ impl CheckpointManifest {
         Ok(manifest)
     }
 
-    /// Whether `plan.json` describes the model as [`crate::model::ModelSpec`] does.
+    /// Whether `plan.json` describes the model as [`switchyard_model::ModelSpec`] does.
     pub(super) fn describes_layers(&self) -> bool {
         self.format_version >= 2
+    }
+
+    /// What the checkpoint's files call the tensor of a parameter.
+    pub(super) fn name_of(&self, parameter: ParameterName) -> String {
+        if self.format_version >= 3 { parameter.to_string() } else { parameter.before_version_3() }
     }
 
     /// Ok unless `folder` is named after a step that this is not the manifest of.

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, TensorData};
 use serde::Deserialize;
 use switchyard_datasets::{DataConfig, Dataset, Tokenizer};
+use switchyard_model::{
+    ModelSpec, ParameterName, Transformer, parameter_data, parameter_tensors, update_parameters,
+};
 
 use super::tensors::TensorFile;
 use super::{
@@ -13,10 +16,8 @@ use super::{
     TOKENIZER_FILE, TrainingState,
 };
 use crate::config::RunConfig;
-use crate::model::{ModelSpec, Transformer};
 use crate::moved_data::check_same_data;
 use crate::optimizer::{AdamW, Moments};
-use crate::parameters::{parameter_data, parameter_tensors, update_parameters};
 use crate::plan::RunPlan;
 
 /// Far more than the state, the plan or the configuration of any run have.
@@ -124,7 +125,7 @@ impl Checkpoint {
         let initial = Transformer::new(&self.plan.model, self.config.seed, device);
         let mut wanted: BTreeMap<String, Vec<usize>> = parameter_tensors(&initial)
             .into_iter()
-            .map(|parameter| (parameter.path, parameter.value.shape))
+            .map(|parameter| (self.manifest.name_of(parameter.name), parameter.value.shape))
             .collect();
         for (path, found) in file.shapes() {
             match wanted.remove(path) {
@@ -142,24 +143,26 @@ impl Checkpoint {
             return Err(self.damaged(MODEL_FILE, format!("`{path}` is missing")));
         }
         let mut problem = None;
-        let model = update_parameters(initial, |path, _, initial_n| match file.read(path, &initial_n) {
-            _ if problem.is_some() => initial_n,
-            Ok(values_n) => values_n,
-            Err(error) => {
-                problem = Some(error);
-                initial_n
+        let model = update_parameters(initial, |name, _, initial_n| {
+            match file.read(&self.manifest.name_of(name), &initial_n) {
+                _ if problem.is_some() => initial_n,
+                Ok(values_n) => values_n,
+                Err(error) => {
+                    problem = Some(error);
+                    initial_n
+                }
             }
         });
         problem.map_or(Ok(model), Err)
     }
 
-    /// The parameters by their paths.
+    /// The parameters by their names.
     ///
     /// # Errors
     /// As [`Checkpoint::model`].
-    pub fn parameters(&self) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
+    pub fn parameters(&self) -> Result<BTreeMap<ParameterName, TensorData>, CheckpointError> {
         let model = self.model(&Device::flex())?;
-        Ok(parameter_data(&model).into_iter().map(|parameter| (parameter.path, parameter.value)).collect())
+        Ok(parameter_data(&model).into_iter().map(|parameter| (parameter.name, parameter.value)).collect())
     }
 
     /// The optimizer with this checkpoint's moments, for training to go on with `model`, whose parameters that get gradients must
@@ -179,22 +182,23 @@ impl Checkpoint {
         let mut unused: Vec<&String> = sizes.keys().collect();
         let mut moments = BTreeMap::new();
         for parameter in parameter_tensors(model) {
-            let names = ["first", "second"].map(|prefix| format!("{prefix}.{}", parameter.path));
+            let names = ["first", "second"]
+                .map(|prefix| format!("{prefix}.{}", self.manifest.name_of(parameter.name)));
             let wanted = parameter.value.shape.iter().product::<usize>();
             let found = names.iter().filter_map(|name| sizes.get(name)).collect::<Vec<_>>();
             if found.is_empty() && (self.state.step == 0 || !parameter.value.learns) {
                 continue;
             }
             if found.len() < names.len() {
-                return Err(damaged(format!("a moment of `{}` is missing", parameter.path)));
+                return Err(damaged(format!("a moment of `{}` is missing", parameter.name)));
             }
             if let Some(shape) = found.iter().find(|shape| ***shape != [wanted]) {
-                let reason = format!("a moment of `{}` has shape {shape:?}, not [{wanted}]", parameter.path);
+                let reason = format!("a moment of `{}` has shape {shape:?}, not [{wanted}]", parameter.name);
                 return Err(damaged(reason));
             }
             unused.retain(|name| !names.contains(name));
             let [first_n, second_n] = names.map(|name| file.read(&name, &parameter.value.values_n));
-            moments.insert(parameter.path, Moments { first_n: first_n?, second_n: second_n? });
+            moments.insert(parameter.name, Moments { first_n: first_n?, second_n: second_n? });
         }
         if let Some(name) = unused.first() {
             return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));

@@ -7,16 +7,16 @@ use std::path::Path;
 
 use switchyard_datasets::Tokenizer;
 use switchyard_ground::durable;
+use switchyard_model::{Transformer, parameter_tensors};
 
 use super::manifest::{FileRecord, HashingWriter};
+use super::tensors::NamedTensor;
 use super::{
     CONFIG_FILE, CheckpointManifest, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, STATE_FILE,
     TOKENIZER_FILE, TrainingState, tensors,
 };
 use crate::config::RunConfig;
-use crate::model::Transformer;
 use crate::optimizer::AdamW;
-use crate::parameters::{Named, ParameterTensor, parameter_tensors};
 use crate::plan::RunPlan;
 
 /// Everything that a checkpoint is written from.
@@ -54,15 +54,16 @@ impl Snapshot<'_> {
     /// Writes the new folder `folder`, every file of it and itself forced to the disk, its manifest last.
     pub(super) fn write(&self, folder: &Path) -> Result<(), NotWritten> {
         fs::create_dir(folder)?;
-        let tensors = |name: &'static str, tensors: Vec<Named<ParameterTensor>>| {
+        let tensors = |name: &'static str, tensors: Vec<NamedTensor>| {
             write_hashed(folder, name, |out| tensors::write(tensors, out))
         };
         let file = |name: &'static str, bytes: Vec<u8>| {
             write_hashed(folder, name, |out| out.write_all(&bytes).map(|()| None))
         };
         let json = |value: serde_json::Result<Vec<u8>>| value.map_err(io::Error::other);
+        let parameters = parameter_tensors(self.model).into_iter();
         let records = [
-            tensors(MODEL_FILE, parameter_tensors(self.model))?,
+            tensors(MODEL_FILE, parameters.map(|it| (it.name.to_string(), it.value)).collect())?,
             tensors(OPTIMIZER_FILE, self.optimizer.moments())?,
             file(STATE_FILE, json(serde_json::to_vec_pretty(self.state))?)?,
             file(CONFIG_FILE, crate::config_file::to_toml(self.config).into_bytes())?,

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use switchyard_ground::printable::excerpt;
+use switchyard_model::ParameterTensor;
 
 use super::CheckpointError;
-use crate::parameters::{Named, ParameterTensor};
+
+/// A tensor with its name in the file.
+pub(crate) type NamedTensor = (String, ParameterTensor);
 
 const F32_BYTES: usize = 4;
 /// Elements that are brought to the host, or read from the file, at a time.
@@ -23,21 +26,18 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 ///
 /// # Errors
 /// Those of `out` and of the device.
-pub(super) fn write(
-    mut tensors: Vec<Named<ParameterTensor>>,
-    out: &mut impl Write,
-) -> io::Result<Option<String>> {
+pub(super) fn write(mut tensors: Vec<NamedTensor>, out: &mut impl Write) -> io::Result<Option<String>> {
     // The order of the format's own library, for tensors of one type.
-    tensors.sort_by(|a, b| a.path.cmp(&b.path));
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     out.write_all(&header(&tensors)?)?;
-    for Named { path, value } in tensors {
+    for (name, value) in tensors {
         let num_elements = value.values_n.dims()[0];
         for start in (0..num_elements).step_by(PIECE_ELEMENTS) {
             let length = PIECE_ELEMENTS.min(num_elements - start);
             let piece_n = value.values_n.clone().narrow(0, start, length);
             let data = piece_n.try_into_data().map_err(|error| io::Error::other(format!("{error:?}")))?;
             if !is_finite(&data) {
-                return Ok(Some(path));
+                return Ok(Some(name));
             }
             out.write_all(data.as_bytes())?;
         }
@@ -46,13 +46,13 @@ pub(super) fn write(
 }
 
 /// Length and description of the tensors, padded as the format wants it.
-fn header(tensors: &[Named<ParameterTensor>]) -> io::Result<Vec<u8>> {
+fn header(tensors: &[NamedTensor]) -> io::Result<Vec<u8>> {
     let mut end = 0;
-    let info = |Named { path, value }: &Named<ParameterTensor>| {
+    let info = |(name, value): &NamedTensor| {
         let start = end;
         end += value.shape.iter().product::<usize>() * F32_BYTES;
         let info = TensorInfo { dtype: Dtype::F32, shape: value.shape.clone(), data_offsets: (start, end) };
-        (path.clone(), info)
+        (name.clone(), info)
     };
     let metadata = Metadata::new(None, tensors.iter().map(info).collect()).map_err(io::Error::other)?;
     let mut json = serde_json::to_vec(&metadata)?;
@@ -163,26 +163,26 @@ mod tests {
     use proptest::prelude::*;
     use safetensors::tensor::TensorView;
 
-    fn tensor(path: &str, shape: &[usize], first: f32) -> Named<ParameterTensor> {
+    fn tensor(name: &str, shape: &[usize], first: f32) -> NamedTensor {
         let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| first + i as f32 * 0.1).collect();
         let data = TensorData::new(values, [shape.iter().product::<usize>()]);
         let values_n = Tensor::from_data(data, &Device::flex());
-        Named { path: path.into(), value: ParameterTensor { shape: shape.into(), values_n, learns: true } }
+        (name.into(), ParameterTensor { shape: shape.into(), values_n, learns: true })
     }
 
-    fn written(tensors: &[Named<ParameterTensor>]) -> Vec<u8> {
+    fn written(tensors: &[NamedTensor]) -> Vec<u8> {
         let mut bytes = Vec::new();
         assert_eq!(write(tensors.to_vec(), &mut bytes).unwrap(), None);
         bytes
     }
 
     /// The same file by the library of the format.
-    fn by_the_library(tensors: &[Named<ParameterTensor>]) -> Vec<u8> {
+    fn by_the_library(tensors: &[NamedTensor]) -> Vec<u8> {
         let data: Vec<_> =
-            tensors.iter().map(|tensor| (tensor, tensor.value.values_n.clone().into_data())).collect();
-        let views = data.iter().map(|(tensor, data)| {
-            let shape = tensor.value.shape.clone();
-            (tensor.path.as_str(), TensorView::new(Dtype::F32, shape, data.as_bytes()).unwrap())
+            tensors.iter().map(|tensor| (tensor, tensor.1.values_n.clone().into_data())).collect();
+        let views = data.iter().map(|((name, tensor), data)| {
+            let shape = tensor.shape.clone();
+            (name.as_str(), TensorView::new(Dtype::F32, shape, data.as_bytes()).unwrap())
         });
         safetensors::serialize(views, None).unwrap()
     }
@@ -215,10 +215,10 @@ mod tests {
         let mut file = opened(&written(&tensors)).unwrap();
         assert_eq!(file.num_elements(), 6 + PIECE_ELEMENTS as u64 + 3);
         assert_eq!(file.shapes().next(), Some(("a", &[2, 3][..])));
-        for tensor in tensors {
+        for (name, tensor) in tensors {
             let like_n = Tensor::zeros([1], &Device::flex());
-            let read = file.read(&tensor.path, &like_n).unwrap();
-            assert!(read.into_data() == tensor.value.values_n.into_data(), "{}", tensor.path);
+            let read = file.read(&name, &like_n).unwrap();
+            assert!(read.into_data() == tensor.values_n.into_data(), "{name}");
         }
     }
 
@@ -226,8 +226,7 @@ mod tests {
     fn a_value_that_is_no_number_is_named_when_written_and_when_read() {
         let values: Vec<f32> = vec![1.0, f32::NAN];
         let values_n = Tensor::from_data(TensorData::new(values, [2]), &Device::flex());
-        let bad =
-            Named { path: "b".into(), value: ParameterTensor { shape: vec![2], values_n, learns: true } };
+        let bad = ("b".into(), ParameterTensor { shape: vec![2], values_n, learns: true });
         let all = [tensor("a", &[2], 1.0), bad];
         assert_eq!(write(all.to_vec(), &mut Vec::new()).unwrap().as_deref(), Some("b"));
         let mut file = opened(&by_the_library(&all)).unwrap();

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use switchyard_experts::{MoeAux, Route};
+use switchyard_model::{ModelInput, ModelOutput};
 use switchyard_router::{AuxLossKind, BalancingScope, RouterConfig, Selection};
 
 use super::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 use crate::TrainError;
-use crate::model::{ModelInput, ModelOutput};
 use crate::step::read_scalar;
 
 /// The routing of one micro-batch.

@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::{Dataset, EvaluationWindows, TokenBatch};
 use switchyard_experts::{Experts, MoeLayer};
+use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
 use switchyard_router::AuxLossKind;
 
 use super::RoutedPass;
@@ -23,10 +24,8 @@ use super::probe::{
 use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::metrics::MetricsError;
-use crate::model::{ModelOutput, Pass, StepNoise, Transformer};
 use crate::norms::expert_weight_norms;
 use crate::optimizer::StepGradients;
-use crate::parameters::parameter_gradients;
 use crate::plan::RunPlan;
 use crate::run_folder::RunPaths;
 

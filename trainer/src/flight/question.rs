@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use switchyard_experts::{FfnSpec, MoeSpec};
+use switchyard_model::{FfnUse, LayerSpec, ModelSpec};
 pub use switchyard_router::DropPolicy;
 use switchyard_router::{GatePrecision, RouterConfig, Selection, SoftmaxOrder};
 
@@ -10,7 +11,6 @@ use super::columns::{ScoreRow, read_scores, recorded_score_steps};
 use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
 use crate::TrainError;
 use crate::config::RunConfig;
-use crate::model::{FfnUse, LayerSpec, ModelSpec};
 use crate::plan::RunPlan;
 use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
 

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
+use switchyard_model::{NonFinite, Transformer};
 
 use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
 use super::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
@@ -17,7 +18,6 @@ use super::{RoutedLayer, RoutedPass};
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::FlightRecorderConfig;
-use crate::model::{NonFinite, Transformer};
 use crate::norms::router_weight_norm;
 use crate::plan::RunPlan;
 use crate::run_folder::RunPaths;

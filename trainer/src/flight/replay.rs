@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchyard_datasets::{Dataset, Loader, Progress};
+use switchyard_model::Transformer;
 
 use super::question::plan_of;
 use crate::TrainError;
@@ -13,7 +14,6 @@ use crate::config::RunConfig;
 use crate::config_file::Override;
 use crate::device;
 use crate::metrics::{LayerRecord, Record, StepRecord, read_metrics};
-use crate::model::Transformer;
 use crate::moved_data::{MayChange, changed_config, check_same_data, with_missing_path};
 use crate::moving_parts::MovingParts;
 use crate::observers::step_record;

@@ -6,13 +6,13 @@
 //! Shape letters: t tokens, e experts, k experts per token.
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
+use switchyard_model::layers_in_words;
 use switchyard_router::{
     DropPolicy, RouterStatistics, RouterSummary, expert_capacity, keep_earliest, keep_largest_gates,
     keep_random, select_top_k,
 };
 
 use super::columns::ScoreRow;
-use crate::model::layers_in_words;
 
 /// The setting asked about.
 #[derive(Debug, Clone, PartialEq)]

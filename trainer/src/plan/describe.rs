@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
+use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind};
 
 use super::{RunPlan, router};
-use crate::model::{FfnUse, MixerSpec, NormKind, PositionKind};
 use crate::schedule::ScheduleShape;
 
 /// A label and what stands beside it; an empty label continues the row above.

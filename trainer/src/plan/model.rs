@@ -3,6 +3,10 @@
 use switchyard_experts::{
     BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
 };
+use switchyard_model::{
+    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerSpec, MixerSpec, ModelConfig, ModelSpec,
+    NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
+};
 use switchyard_router::{RouterConfig, RouterError, Selection};
 
 use super::checks::{
@@ -10,10 +14,6 @@ use super::checks::{
     in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use super::{PlanError, router};
-use crate::model::{
-    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerSpec, MixerSpec, ModelConfig, ModelSpec,
-    NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
-};
 
 /// Which block a layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,12 @@
 //! A router in words.
 
 use switchyard_experts::{ExpertWork, FfnSpec};
+use switchyard_model::FfnUse;
 use switchyard_router::{
     BalancingScope, BiasRule, BiasUpdate, GatePrecision, RouterConfig, RouterSource, Selection, SoftmaxOrder,
 };
 
 use super::RunPlan;
-use crate::model::FfnUse;
 
 /// How the experts of a mixture are chosen, what weighs them and what balances them, in one line; empty for other blocks.
 pub(super) fn describe(ffn: &FfnSpec) -> String {

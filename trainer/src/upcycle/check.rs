@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 use switchyard_experts::{DenseSpec, ExpertsSpec, FfnSpec};
+use switchyard_model::{LayerSpec, MixerSpec, ModelSpec, PositionKind};
 use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
 use super::{UpcycleError, UpcycleMethod};
-use crate::model::{LayerSpec, MixerSpec, ModelSpec, PositionKind};
 
 /// Ok if `dense` can become `spec`.
 pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {

@@ -5,12 +5,14 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use switchyard_model::random::uniform;
+use switchyard_model::{
+    CosinePart, FfnMatrix, ModelSpec, ParameterName, ParameterSource, Role, RouterPart, Transformer,
+    update_parameters,
+};
 
 use super::check::{gate_sum, num_parts};
 use super::{DenseModel, UpcycleMethod, UpcycleSettings};
-use crate::model::random::uniform;
-use crate::model::{ModelSpec, ParameterSource, Transformer};
-use crate::parameters::update_parameters;
 
 /// The mixture with every parameter that comes from `dense` in place.
 ///
@@ -24,22 +26,19 @@ pub(super) fn mapped(
 ) -> Transformer {
     let mapping = Mapping { dense, spec, settings };
     let initial = Transformer::new(spec, settings.seed, device);
-    update_parameters(initial, |path, shape, initial_n| match mapping.values(path, shape, &initial_n) {
+    update_parameters(initial, |name, shape, initial_n| match mapping.values(name, shape, &initial_n) {
         Some(values) => Tensor::from_data(TensorData::new(values, initial_n.dims()), &initial_n.device()),
         None => initial_n,
     })
 }
 
-/// The expert matrices: end of their path, end of the dense matrix's path, and the axis of the latter that runs over
-/// hidden units.
-const EXPERT_MATRICES: [(&str, &str, HiddenAxis); 3] = [
-    (".experts.w_gate_edf", ".w_gate_df", HiddenAxis::Columns),
-    (".experts.w_up_edf", ".w_up_df", HiddenAxis::Columns),
-    (".experts.w_down_efd", ".w_down_fd", HiddenAxis::Rows),
-];
-
-/// Parameters of the router whose last axis runs over experts.
-const GATE_MATRICES: [&str; 2] = [".router.weight_de", ".router.cosine.directions_ce"];
+/// Which way a matrix of the dense block has its hidden units.
+fn hidden_axis(matrix: FfnMatrix) -> HiddenAxis {
+    match matrix {
+        FfnMatrix::Gate | FfnMatrix::Up => HiddenAxis::Columns,
+        FfnMatrix::Down => HiddenAxis::Rows,
+    }
+}
 
 /// Which way a feed-forward matrix has its hidden units.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,23 +56,19 @@ struct Mapping<'a> {
 }
 
 impl Mapping<'_> {
-    /// Values of the mixture's parameter at `path`; none if it stays at its initial ones.
-    fn values(&self, path: &str, shape: &[usize], initial_n: &Tensor<1>) -> Option<Vec<f32>> {
-        let expert_matrix = EXPERT_MATRICES.into_iter().find(|(suffix, _, _)| path.ends_with(suffix));
-        if let Some((suffix, dense_suffix, axis)) = expert_matrix {
-            let block = path.strip_suffix(suffix).unwrap_or(path);
-            let matrix = self.dense_matrix(&format!("{block}{dense_suffix}"), axis);
-            return Some(self.experts(block, dense_suffix, &matrix));
+    /// Values of the mixture's parameter; `None` if it stays at its initial ones.
+    fn values(&self, name: ParameterName, shape: &[usize], initial_n: &Tensor<1>) -> Option<Vec<f32>> {
+        match (name.role, name.layer) {
+            (Role::Expert(matrix), Some(layer)) => Some(self.experts(layer, matrix)),
+            // Their last axis runs over experts.
+            (Role::Router(RouterPart::Weight | RouterPart::Cosine(CosinePart::Directions)), Some(layer)) => {
+                let initial = host_values(&initial_n.to_data());
+                Some(shared_by_parts(initial, shape[1], self.num_parts(layer)))
+            }
+            // It adds nothing at first, and learns, because its other matrices are not zero.
+            (Role::Shared(FfnMatrix::Down), _) => Some(vec![0.0; shape.iter().product()]),
+            _ => self.dense.parameters.get(&name).map(host_values),
         }
-        if GATE_MATRICES.iter().any(|suffix| path.ends_with(suffix)) {
-            let initial = host_values(&initial_n.to_data());
-            return Some(shared_by_parts(initial, shape[1], self.num_parts(layer_of(path))));
-        }
-        // It adds nothing at first, and learns, because its other matrices are not zero.
-        if path.ends_with(".shared_expert.w_down_fd") {
-            return Some(vec![0.0; shape.iter().product()]);
-        }
-        self.dense.parameters.get(path).map(host_values)
     }
 
     fn num_parts(&self, layer: usize) -> usize {
@@ -81,15 +76,16 @@ impl Mapping<'_> {
         blocks.map_or(1, |(before, now)| num_parts(&before.ffn, &now.ffn, self.settings.method))
     }
 
-    fn dense_matrix(&self, path: &str, axis: HiddenAxis) -> DenseMatrix {
-        let Some(data) = self.dense.parameters.get(path) else { panic!("a dense model without `{path}`") };
+    fn dense_matrix(&self, name: ParameterName, matrix: FfnMatrix) -> DenseMatrix {
+        let Some(data) = self.dense.parameters.get(&name) else { panic!("a dense model without `{name}`") };
         let shape = data.shape();
-        DenseMatrix { values: host_values(data), num_columns: shape[1], axis }
+        DenseMatrix { values: host_values(data), num_columns: shape[1], axis: hidden_axis(matrix) }
     }
 
-    /// One matrix of every expert of `block`, stacked.
-    fn experts(&self, block: &str, matrix_name: &str, dense: &DenseMatrix) -> Vec<f32> {
-        let layer = layer_of(block);
+    /// One matrix of every expert of `layer`, stacked.
+    fn experts(&self, layer: usize, matrix: FfnMatrix) -> Vec<f32> {
+        let name = ParameterName::of_layer(layer, Role::Dense(matrix));
+        let dense = self.dense_matrix(name, matrix);
         let Some(experts) = self.spec.experts_of(layer) else { return Vec::new() };
         let num_parts = self.num_parts(layer);
         let scale = match dense.axis {
@@ -99,8 +95,8 @@ impl Mapping<'_> {
         let of_expert = |expert: usize| {
             let part = expert % num_parts;
             let units = part * experts.d_expert..(part + 1) * experts.d_expert;
-            let redrawn = self.redrawn_units(block, expert, dense.num_units());
-            let key = format!("{block}{matrix_name}#{expert}");
+            let redrawn = self.redrawn_units(layer, expert, dense.num_units());
+            let key = format!("{name}#{expert}");
             let source = ParameterSource::new(self.settings.seed, &Device::flex());
             dense.with_units_redrawn(&redrawn, &key, &source).units(units)
         };
@@ -115,9 +111,9 @@ impl Mapping<'_> {
     }
 
     /// Hidden units of an expert that are drawn anew, the same in each of its matrices, in order.
-    fn redrawn_units(&self, block: &str, expert: usize, num_units: usize) -> Vec<usize> {
+    fn redrawn_units(&self, layer: usize, expert: usize, num_units: usize) -> Vec<usize> {
         let UpcycleMethod::Drop { ratio } = self.settings.method else { return Vec::new() };
-        let stream = format!("{block}.redrawn#{expert}");
+        let stream = format!("blocks.{layer}.ffn.redrawn#{expert}");
         let rank = |unit: &usize| uniform(self.settings.seed, &stream, *unit as u64);
         let mut units: Vec<usize> = (0..num_units).collect();
         units.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
@@ -125,11 +121,6 @@ impl Mapping<'_> {
         units.sort_unstable();
         units
     }
-}
-
-/// The layer in the path of one of its parameters.
-fn layer_of(path: &str) -> usize {
-    path.split('.').find_map(|name| name.parse().ok()).unwrap_or(0)
 }
 
 /// A matrix of the dense block, row-major.

@@ -3,8 +3,8 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_experts::{MoeInput, MoeLayer};
+use switchyard_model::Transformer;
 use switchyard_router::{RouterNoise, RouterPass};
-use switchyard_trainer::model::Transformer;
 use switchyard_trainer::plan::RunPlan;
 
 use crate::tiny;

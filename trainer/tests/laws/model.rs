@@ -6,10 +6,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::RouterOverride;
+use switchyard_model::{
+    ModelInput, ParameterName, Pass, Role, Transformer, parameter_data, update_parameters,
+};
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::model::{ModelInput, Pass, Transformer};
 use switchyard_trainer::optimizer::AdamW;
-use switchyard_trainer::parameters::{parameter_data, update_parameters};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::step::{StepSettings, step_gradients};
 
@@ -120,7 +121,7 @@ fn masked_documents_do_not_see_each_other() {
 }
 
 /// `steps` updates; the cross-entropy of each, and the parameters at the end.
-fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(String, TensorData)>) {
+fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, TensorData)>) {
     let device = Device::flex();
     let mut network = model(config, &device.clone().autodiff());
     let mut optimizer = AdamW::new(&config.train.adamw);
@@ -141,7 +142,7 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(String, TensorData)>
         network = optimizer.update(network, gradients, 1e-2);
         losses.push(measurements.cross_entropy_nats);
     }
-    let parameters = parameter_data(&network).into_iter().map(|named| (named.path, named.value)).collect();
+    let parameters = parameter_data(&network).into_iter().map(|named| (named.name, named.value)).collect();
     (losses, parameters)
 }
 
@@ -159,16 +160,19 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
         let (moe_losses, moe_parameters) = train(&moe, 4);
         assert_eq!(dense_losses, moe_losses, "{activation}");
 
-        let routers: Vec<_> = moe_parameters.iter().filter(|(path, _)| path.contains("router")).collect();
+        let routers: Vec<_> =
+            moe_parameters.iter().filter(|(name, _)| matches!(name.role, Role::Router(_))).collect();
         assert_eq!(routers.len(), 2, "one router a layer");
         assert_eq!(moe_parameters.len(), dense_parameters.len() + routers.len());
         let values = |data: &TensorData| data.try_to_vec::<f32>().unwrap();
-        for (path, data) in &dense_parameters {
-            let twin =
-                path.replace(".ffn.w_", ".ffn.experts.w_").replace("_df", "_edf").replace("_fd", "_efd");
-            let found = moe_parameters.iter().find(|(path, _)| *path == twin);
-            let (_, moe_data) = found.unwrap_or_else(|| panic!("{path} has no twin {twin}"));
-            assert_eq!(values(data), values(moe_data), "{activation}: {path}");
+        for (name, data) in &dense_parameters {
+            let twin = match name.role {
+                Role::Dense(matrix) => ParameterName { role: Role::Expert(matrix), ..*name },
+                _ => *name,
+            };
+            let found = moe_parameters.iter().find(|(name, _)| *name == twin);
+            let (_, moe_data) = found.unwrap_or_else(|| panic!("{name} has no twin {twin}"));
+            assert_eq!(values(data), values(moe_data), "{activation}: {name}");
         }
     }
 }

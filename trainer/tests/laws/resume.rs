@@ -7,10 +7,10 @@ use crate::tiny;
 use burn::tensor::Device;
 use proptest::prelude::*;
 use switchyard_datasets::Tokenizer;
+use switchyard_model::Transformer;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Snapshot, TrainingState};
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::model::Transformer;
 use switchyard_trainer::optimizer::AdamW;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunStatus};
@@ -192,10 +192,10 @@ fn a_damaged_checkpoint_is_refused_with_its_reason() {
     let newer = |folder: &Path| {
         let path = folder.join("manifest.json");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("\"format_version\": 2", "\"format_version\": 9")).unwrap();
+        fs::write(&path, text.replace("\"format_version\": 3", "\"format_version\": 9")).unwrap();
     };
     let message = resume_error(newer, &tiny::moe());
-    assert!(message.contains("format version 9, this program reads 1 to 2"), "{message}");
+    assert!(message.contains("format version 9, this program reads 1 to 3"), "{message}");
 }
 
 #[test]

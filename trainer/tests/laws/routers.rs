@@ -9,13 +9,14 @@ use crate::tiny;
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
+use switchyard_model::{
+    ModelInput, Pass, Role, RouterPart, Transformer, parameter_data, parameter_tensors, update_parameters,
+};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::generate::{GenerationRule, GenerationSettings, generate};
 use switchyard_trainer::metrics::Record;
-use switchyard_trainer::model::{ModelInput, Pass, Transformer};
-use switchyard_trainer::parameters::{parameter_data, update_parameters};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::sampling::SamplingSettings;
@@ -109,7 +110,9 @@ fn the_plan_counts_every_parameter_but_the_biases() {
     for (name, router) in ROUTERS {
         let config = config(router);
         let model = model(&config);
-        let biases = parameter_data(&model).into_iter().filter(|named| named.path.ends_with("router.bias_e"));
+        let biases = parameter_data(&model)
+            .into_iter()
+            .filter(|named| named.name.role == Role::Router(RouterPart::SelectionBias));
         let num_biases: usize = biases.map(|named| named.value.num_elements()).sum();
         let plan = RunPlan::resolve(&config).unwrap();
         assert_eq!(plan.counts.total_params as usize, model.num_params() - num_biases, "{name}");
@@ -140,10 +143,23 @@ fn no_token_depends_on_a_later_one_but_where_the_plan_says_so() {
     }
 }
 
+/// The optimizer and conversions ask the role, never the shape.
+#[test]
+fn the_roles_of_vectors_are_those_of_one_dimension() {
+    for (name, router) in ROUTERS {
+        for parameter in parameter_tensors(&model(&config(router))) {
+            let is_vector = parameter.value.shape.len() == 1;
+            assert_eq!(parameter.name.role.is_vector(), is_vector, "{name}: {}", parameter.name);
+        }
+    }
+}
+
 /// The biases in a checkpoint, layer by layer.
 fn biases(checkpoint: &Path) -> Vec<Vec<f64>> {
     let model = Checkpoint::read(checkpoint).unwrap().model(&Device::flex()).unwrap();
-    let named = parameter_data(&model).into_iter().filter(|named| named.path.ends_with("router.bias_e"));
+    let named = parameter_data(&model)
+        .into_iter()
+        .filter(|named| named.name.role == Role::Router(RouterPart::SelectionBias));
     named.map(|named| named.value.iter::<f64>().collect()).collect()
 }
 

@@ -146,7 +146,7 @@ fn parameters_and_moments_are_compared_with_the_model() {
         data.truncate(4);
     };
     for (file, prefix) in [("model.safetensors", ""), ("optimizer.safetensors", "second.")] {
-        let norm = format!("{prefix}blocks.0.attention_norm.scale_d");
+        let norm = format!("{prefix}blocks.0.attention_norm.weight");
         let all = change_names(file);
         let norm = all.iter().find(|name| **name == norm).unwrap_or(&all[all.len() - 1]).clone();
         let (_folder, step) = copy();

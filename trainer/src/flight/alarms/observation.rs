@@ -1,6 +1,6 @@
 //! What the alarms are shown of a step.
 
-use crate::model::NonFinite;
+use switchyard_model::NonFinite;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Default)]

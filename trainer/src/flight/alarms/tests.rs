@@ -1,7 +1,8 @@
 //! Laws of the alarms, and one test per silent failure that users of other frameworks reported.
 
+use switchyard_model::NonFinite;
+
 use super::*;
-use crate::model::NonFinite;
 
 /// Four experts, top-1, perfectly balanced, with all gradients alive.
 fn healthy_layer(layer: usize) -> LayerObservation {

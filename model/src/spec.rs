@@ -1,9 +1,9 @@
-//! The network with nothing left open: what [`super::ModelConfig`] means once resolved.
+//! The network with nothing left open: what [`crate::ModelConfig`] means once resolved.
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
-use super::config::InitConfig;
+use crate::InitConfig;
 
 /// A decoder-only Transformer, every default filled in and every rule checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,7 +133,7 @@ impl FfnUse<'_> {
 }
 
 /// `layer 1`, or `layers 0, 2, 3`.
-pub(crate) fn layers_in_words(layers: &[usize]) -> String {
+pub fn layers_in_words(layers: &[usize]) -> String {
     let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
     format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, numbers.join(", "))
 }

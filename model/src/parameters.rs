@@ -1,14 +1,18 @@
 //! A model's parameters as named, flat tensors, in the model's own order.
+//!
+//! The functions take a whole [`Transformer`](crate::Transformer) or a module with parts of one under the same fields.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 
-/// Something known about one parameter, under the parameter's path in the model.
+use crate::ParameterName;
+
+/// A value of one parameter: its tensor, its gradient or what is known of it.
 #[derive(Debug, Clone)]
 pub struct Named<T> {
-    /// Path, such as `blocks.0.attention.query.weight_io`.
-    pub path: String,
-    /// The thing known.
+    /// Which parameter.
+    pub name: ParameterName,
+    /// The value.
     pub value: T,
 }
 
@@ -37,7 +41,7 @@ pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
             let tensor = param.val();
             let (shape, learns) = (tensor.dims().to_vec(), tensor.is_require_grad());
             let value = ParameterTensor { shape, values_n: tensor.inner().flatten(0, D - 1), learns };
-            self.1.push(Named { path: self.0.join(), value });
+            self.1.push(Named { name: self.0.name(), value });
         }
     }
     let mut reader = Reader(Path::default(), Vec::new());
@@ -47,9 +51,9 @@ pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
 
 /// Every parameter's values and shape.
 pub fn parameter_data<M: Module>(model: &M) -> Vec<Named<TensorData>> {
-    let data = |Named { path, value }: Named<ParameterTensor>| {
+    let data = |Named { name, value }: Named<ParameterTensor>| {
         let (bytes, _, dtype) = value.values_n.into_data().into_parts();
-        Named { path, value: TensorData::from_bytes(bytes, value.shape, dtype) }
+        Named { name, value: TensorData::from_bytes(bytes, value.shape, dtype) }
     };
     parameter_tensors(model).into_iter().map(data).collect()
 }
@@ -66,7 +70,7 @@ pub fn parameter_gradients<M: Module>(model: &M, gradients: &Gradients) -> Vec<N
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad(self.1) {
-                self.2.push(Named { path: self.0.join(), value: gradient.flatten(0, D - 1) });
+                self.2.push(Named { name: self.0.name(), value: gradient.flatten(0, D - 1) });
             }
         }
     }
@@ -75,14 +79,14 @@ pub fn parameter_gradients<M: Module>(model: &M, gradients: &Gradients) -> Vec<N
     reader.2
 }
 
-/// The model with each parameter replaced by what `update` returns for its path, shape and flattened, detached
+/// The model with each parameter replaced by what `update` returns for its name, shape and flattened, detached
 /// values. Parameters stay leaves that get gradients, or that get none.
 pub fn update_parameters<M: Module>(
     model: M,
-    update: impl FnMut(&str, &[usize], Tensor<1>) -> Tensor<1>,
+    update: impl FnMut(ParameterName, &[usize], Tensor<1>) -> Tensor<1>,
 ) -> M {
     struct Mapper<F>(Path, F);
-    impl<F: FnMut(&str, &[usize], Tensor<1>) -> Tensor<1>> ModuleMapper for Mapper<F> {
+    impl<F: FnMut(ParameterName, &[usize], Tensor<1>) -> Tensor<1>> ModuleMapper for Mapper<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
         }
@@ -90,11 +94,11 @@ pub fn update_parameters<M: Module>(
             self.0.exit(container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let path = self.0.join();
+            let name = self.0.name();
             param.map(|tensor| {
                 let (shape, tracked, learns) =
                     (tensor.dims(), tensor.is_autodiff(), tensor.is_require_grad());
-                let updated = (self.1)(&path, &shape, tensor.inner().flatten(0, D - 1)).reshape(shape);
+                let updated = (self.1)(name, &shape, tensor.inner().flatten(0, D - 1)).reshape(shape);
                 if tracked { Tensor::from_inner(updated).set_require_grad(learns) } else { updated }
             })
         }
@@ -119,8 +123,13 @@ impl Path {
         }
     }
 
-    fn join(&self) -> String {
-        self.0.join(".")
+    /// The name of the parameter here.
+    ///
+    /// # Panics
+    /// If it has none: a new parameter needs an entry in `names`.
+    fn name(&self) -> ParameterName {
+        let path = self.0.join(".");
+        ParameterName::of_field_path(&path).unwrap_or_else(|| panic!("the parameter `{path}` has no name"))
     }
 }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_kernels::embedding;
 
-use super::{ModelSpec, ParameterSource, PositionKind};
+use crate::{ModelSpec, ParameterSource, PositionKind};
 
 /// Token ids to vectors, with learned or sinusoidal positions added.
 #[derive(Module, Debug)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use burn::tensor::Tensor;
+
 /// Where a NaN or an infinity came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NonFinite {
@@ -21,4 +23,9 @@ impl fmt::Display for NonFinite {
             (None, _) => write!(f, "{}", self.op),
         }
     }
+}
+
+/// Whether every element is a finite number.
+pub(crate) fn is_finite(x_td: &Tensor<2>) -> bool {
+    x_td.to_data().iter::<f32>().all(f32::is_finite)
 }

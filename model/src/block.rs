@@ -14,7 +14,7 @@ use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
 };
 
-use super::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass};
+use crate::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]

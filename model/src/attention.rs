@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
 
-use super::{AttentionSpec, ModelSpec, ParameterSource, PositionKind};
+use crate::{AttentionSpec, ModelSpec, ParameterSource, PositionKind};
 
 /// Added to the mean square of a query or key head before its root.
 const QK_NORM_EPSILON: f64 = 1e-6;

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
 
-use crate::model::{AttentionSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
+use crate::{AttentionSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
 
 /// Bytes of one f32, the type of parameters, gradients and moments.
 const F32_BYTES: f64 = 4.0;
@@ -292,7 +292,7 @@ mod tests {
     use switchyard_router::RouterConfig;
 
     use super::*;
-    use crate::model::{InitConfig, LayerSpec};
+    use crate::{InitConfig, LayerSpec};
 
     fn with_layers(layers: impl IntoIterator<Item = FfnSpec>) -> ModelSpec {
         let attention =

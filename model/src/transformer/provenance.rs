@@ -1,9 +1,8 @@
 //! Where the first NaN or infinity of a forward pass arises. Slow, and run only once a loss is not finite.
 
-use burn::tensor::Tensor;
-
-use super::super::NonFinite;
-use super::{ModelInput, Pass, Transformer};
+use super::Transformer;
+use crate::non_finite::is_finite;
+use crate::{ModelInput, NonFinite, Pass};
 
 impl Transformer {
     /// The first NaN or infinity of the forward pass of `input`, in the order of computation; the head's loss if there is
@@ -27,9 +26,4 @@ impl Transformer {
             outside(place)
         })
     }
-}
-
-/// Whether every element is a finite number.
-pub(in crate::model) fn is_finite(x_td: &Tensor<2>) -> bool {
-    x_td.to_data().iter::<f32>().all(f32::is_finite)
 }

@@ -3,12 +3,12 @@
 use burn::tensor::Tensor;
 use switchyard_experts::MoeAux;
 
-use super::super::transformer::provenance::is_finite;
 use super::{Block, BlockContext, FeedForward};
+use crate::non_finite::is_finite;
 
 impl Block {
     /// The part, and its expert if it is one, whose output is not finite although its input is; none if all is finite.
-    pub(in crate::model) fn first_non_finite(
+    pub(crate) fn first_non_finite(
         &self,
         x_td: Tensor<2>,
         context: &BlockContext<'_>,

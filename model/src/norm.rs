@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{layer_norm, rms_norm};
 
-use super::{NormKind, ParameterSource};
+use crate::{NormKind, ParameterSource};
 
 /// RMS norm or layer norm over the last dimension.
 #[derive(Module, Debug)]

@@ -1,0 +1,50 @@
+//! The decoder-only Transformer: a specification per layer, the network, the names of its parameters and its counts.
+//!
+//! Nothing here reads a file or trains.
+//!
+//! | question | module |
+//! |---|---|
+//! | what did the user write in `[model]` | `config` |
+//! | what is each layer | `spec` |
+//! | the network | `transformer`, of `embedding`, `block`, `attention`, `norm`; what it goes over: `pass` |
+//! | where initial values and the noise of a step come from | [`random`] |
+//! | what is a parameter called, and what is it for | `names`, `parameters` |
+//! | how large is it, what does a token cost | `counts` |
+//! | where did a NaN come from | `non_finite` |
+
+mod attention;
+mod block;
+mod config;
+mod counts;
+mod embedding;
+mod names;
+mod non_finite;
+mod norm;
+mod parameters;
+mod pass;
+pub mod random;
+mod spec;
+mod transformer;
+
+pub use attention::Attention;
+pub use block::{Block, BlockContext, FeedForward};
+pub use config::{
+    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig,
+    NormConfig, PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
+};
+pub use counts::{ForwardFlops, MemoryEstimate, ModelCounts, ParameterBreakdown};
+pub use embedding::Embedding;
+pub use names::{
+    Affine, AttentionPart, CosinePart, EmbeddingPart, FfnMatrix, NormPlace, ParameterName, Role, RouterPart,
+};
+pub use non_finite::NonFinite;
+pub use norm::Norm;
+pub use parameters::{
+    Named, ParameterTensor, parameter_data, parameter_gradients, parameter_tensors, update_parameters,
+};
+pub use pass::{ModelInput, Pass};
+pub use random::{ParameterSource, StepNoise};
+pub use spec::{
+    AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
+};
+pub use transformer::{ModelOutput, Transformer};

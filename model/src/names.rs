@@ -1,0 +1,329 @@
+//! What each parameter of a [`Transformer`](crate::Transformer) is called, and what it is for.
+//!
+//! A name such as `blocks.3.ffn.experts.gate` is stable: checkpoints hold it, messages and conversions use it, and it does
+//! not change with the fields of the Rust modules. A [`Role`] answers every question about a kind of parameter (does it
+//! decay, does it belong to an expert), so that nobody takes a name apart.
+
+use std::fmt;
+
+/// A parameter's place and role. Its text form is the parameter's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParameterName {
+    /// The layer; `None` outside the layers.
+    pub layer: Option<usize>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// What a parameter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Part of the embedding.
+    Embedding(EmbeddingPart),
+    /// Part of a norm of rows as wide as the model.
+    Norm(NormPlace, Affine),
+    /// A projection of attention, and its bias.
+    Attention(AttentionPart, Affine),
+    /// Scale of the norm of each query or key head.
+    HeadNorm(AttentionPart),
+    /// A matrix of a dense feed-forward block.
+    Dense(FfnMatrix),
+    /// The bias of one.
+    DenseBias(FfnMatrix),
+    /// The blocks of a block-sparse matrix.
+    BlockSparse(FfnMatrix),
+    /// Part of a router.
+    Router(RouterPart),
+    /// A matrix of every routed expert, stacked.
+    Expert(FfnMatrix),
+    /// A matrix of the shared expert.
+    Shared(FfnMatrix),
+    /// What weighs the shared expert's output.
+    SharedGate,
+    /// The matrix of the logits, where it is not the embedding.
+    Head,
+}
+
+/// A part of the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EmbeddingPart {
+    /// A row for each id.
+    Token,
+    /// A row for each position.
+    Position,
+}
+
+/// Where a norm stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NormPlace {
+    /// Before attention.
+    Attention,
+    /// Before the feed-forward block.
+    Ffn,
+    /// Before the head.
+    Final,
+}
+
+/// A part of an affine map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Affine {
+    /// The factors: a matrix, or the scale of a norm.
+    Weight,
+    /// What is added.
+    Bias,
+}
+
+/// A projection of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AttentionPart {
+    /// Model to query heads.
+    Query,
+    /// Model to key heads.
+    Key,
+    /// Model to value heads.
+    Value,
+    /// Heads back to the model.
+    Output,
+}
+
+/// A matrix of a feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FfnMatrix {
+    /// Model to hidden units, before the non-linearity; only where the activation is gated.
+    Gate,
+    /// Model to hidden units.
+    Up,
+    /// Hidden units back to the model.
+    Down,
+}
+
+/// A part of a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouterPart {
+    /// The matrix of the logits.
+    Weight,
+    /// The matrix of the noise's standard deviations.
+    Noise,
+    /// Part of a cosine gate.
+    Cosine(CosinePart),
+    /// The bias of the experts' selection, which gets no gradient.
+    SelectionBias,
+}
+
+/// A part of a cosine gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CosinePart {
+    /// Model to the gate's width.
+    Projection,
+    /// A direction for each expert.
+    Directions,
+    /// Logarithm of the factor on the cosines.
+    LogScale,
+}
+
+/// Every role with its name, in a layer the part after `blocks.N.`, and its path through the fields of the Rust modules.
+const ROLES: [(Role, &str, &str); 41] = {
+    use AttentionPart::{Key, Output, Query, Value};
+    use CosinePart::{Directions, LogScale, Projection};
+    use FfnMatrix::{Down, Gate, Up};
+    [
+        (Role::Embedding(EmbeddingPart::Token), "embedding.token", "embedding.token_vd"),
+        (Role::Embedding(EmbeddingPart::Position), "embedding.position", "embedding.position_sd"),
+        (Role::Norm(NormPlace::Attention, Affine::Weight), "attention_norm.weight", "attention_norm.scale_d"),
+        (Role::Norm(NormPlace::Attention, Affine::Bias), "attention_norm.bias", "attention_norm.bias_d"),
+        (Role::Norm(NormPlace::Ffn, Affine::Weight), "ffn_norm.weight", "ffn_norm.scale_d"),
+        (Role::Norm(NormPlace::Ffn, Affine::Bias), "ffn_norm.bias", "ffn_norm.bias_d"),
+        (Role::Norm(NormPlace::Final, Affine::Weight), "final_norm.weight", "final_norm.scale_d"),
+        (Role::Norm(NormPlace::Final, Affine::Bias), "final_norm.bias", "final_norm.bias_d"),
+        (Role::Attention(Query, Affine::Weight), "attention.query.weight", "attention.query.weight_io"),
+        (Role::Attention(Query, Affine::Bias), "attention.query.bias", "attention.query.bias_o"),
+        (Role::Attention(Key, Affine::Weight), "attention.key.weight", "attention.key.weight_io"),
+        (Role::Attention(Key, Affine::Bias), "attention.key.bias", "attention.key.bias_o"),
+        (Role::Attention(Value, Affine::Weight), "attention.value.weight", "attention.value.weight_io"),
+        (Role::Attention(Value, Affine::Bias), "attention.value.bias", "attention.value.bias_o"),
+        (Role::Attention(Output, Affine::Weight), "attention.output.weight", "attention.output.weight_io"),
+        (Role::Attention(Output, Affine::Bias), "attention.output.bias", "attention.output.bias_o"),
+        (Role::HeadNorm(Query), "attention.query_norm.weight", "attention.query_norm_k"),
+        (Role::HeadNorm(Key), "attention.key_norm.weight", "attention.key_norm_k"),
+        (Role::Dense(Gate), "ffn.gate.weight", "ffn.w_gate_df"),
+        (Role::Dense(Up), "ffn.up.weight", "ffn.w_up_df"),
+        (Role::Dense(Down), "ffn.down.weight", "ffn.w_down_fd"),
+        (Role::DenseBias(Gate), "ffn.gate.bias", "ffn.b_gate_f"),
+        (Role::DenseBias(Up), "ffn.up.bias", "ffn.b_up_f"),
+        (Role::DenseBias(Down), "ffn.down.bias", "ffn.b_down_d"),
+        (Role::BlockSparse(Gate), "ffn.gate.blocks", "ffn.gate_nbb"),
+        (Role::BlockSparse(Up), "ffn.up.blocks", "ffn.up_nbb"),
+        (Role::BlockSparse(Down), "ffn.down.blocks", "ffn.down_nbb"),
+        (Role::Router(RouterPart::Weight), "ffn.router.weight", "ffn.router.weight_de"),
+        (Role::Router(RouterPart::Noise), "ffn.router.noise", "ffn.router.noise_weight_de"),
+        (
+            Role::Router(RouterPart::Cosine(Projection)),
+            "ffn.router.cosine.projection",
+            "ffn.router.cosine.projection_dc",
+        ),
+        (
+            Role::Router(RouterPart::Cosine(Directions)),
+            "ffn.router.cosine.directions",
+            "ffn.router.cosine.directions_ce",
+        ),
+        (
+            Role::Router(RouterPart::Cosine(LogScale)),
+            "ffn.router.cosine.log_scale",
+            "ffn.router.cosine.log_scale_1",
+        ),
+        (Role::Router(RouterPart::SelectionBias), "ffn.router.selection_bias", "ffn.router.bias_e"),
+        (Role::Expert(Gate), "ffn.experts.gate", "ffn.experts.w_gate_edf"),
+        (Role::Expert(Up), "ffn.experts.up", "ffn.experts.w_up_edf"),
+        (Role::Expert(Down), "ffn.experts.down", "ffn.experts.w_down_efd"),
+        (Role::Shared(Gate), "ffn.shared_expert.gate", "ffn.shared_expert.w_gate_df"),
+        (Role::Shared(Up), "ffn.shared_expert.up", "ffn.shared_expert.w_up_df"),
+        (Role::Shared(Down), "ffn.shared_expert.down", "ffn.shared_expert.w_down_fd"),
+        (Role::SharedGate, "ffn.shared_gate", "ffn.shared_gate_d1"),
+        (Role::Head, "head", "head_dv"),
+    ]
+};
+
+impl ParameterName {
+    /// The name of a parameter outside the layers.
+    pub fn of_model(role: Role) -> Self {
+        Self { layer: None, role }
+    }
+
+    /// The name of a parameter of `layer`.
+    pub fn of_layer(layer: usize, role: Role) -> Self {
+        Self { layer: Some(layer), role }
+    }
+
+    /// The parameter with this name; `None` if no model has one.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::find(name, |(_, name, _)| name)
+    }
+
+    /// The parameter at this path through the fields of the Rust modules; `None` if it has no name yet.
+    pub(crate) fn of_field_path(path: &str) -> Option<Self> {
+        Self::find(path, |(_, _, field)| field)
+    }
+
+    /// The name in checkpoints of format versions 1 and 2, such as `blocks.3.ffn.experts.w_gate_edf`.
+    pub fn before_version_3(&self) -> String {
+        self.with_prefix(self.role.entry().2)
+    }
+
+    fn find(
+        text: &str,
+        column: impl Fn(&(Role, &'static str, &'static str)) -> &'static str,
+    ) -> Option<Self> {
+        let (layer, rest) = match text.strip_prefix(BLOCKS).and_then(|rest| rest.split_once('.')) {
+            Some((layer, rest)) => (Some(layer.parse().ok()?), rest),
+            None => (None, text),
+        };
+        let role = ROLES.iter().find(|entry| column(entry) == rest)?.0;
+        (role.is_in_layers() == layer.is_some()).then_some(Self { layer, role })
+    }
+
+    fn with_prefix(&self, name: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("{BLOCKS}{layer}.{name}"),
+            None => name.to_owned(),
+        }
+    }
+}
+
+const BLOCKS: &str = "blocks.";
+
+impl fmt::Display for ParameterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.with_prefix(self.role.entry().1))
+    }
+}
+
+impl Role {
+    /// Whether each layer has a parameter of this role of its own.
+    pub fn is_in_layers(self) -> bool {
+        !matches!(self, Self::Embedding(_) | Self::Norm(NormPlace::Final, _) | Self::Head)
+    }
+
+    /// Whether it is a vector: a bias, or what scales a norm or a gate. Vectors do not decay.
+    pub fn is_vector(self) -> bool {
+        match self {
+            Self::Norm(..)
+            | Self::HeadNorm(_)
+            | Self::DenseBias(_)
+            | Self::Attention(_, Affine::Bias)
+            | Self::Router(RouterPart::Cosine(CosinePart::LogScale) | RouterPart::SelectionBias) => true,
+            Self::Embedding(_)
+            | Self::Attention(_, Affine::Weight)
+            | Self::Dense(_)
+            | Self::BlockSparse(_)
+            | Self::Router(RouterPart::Weight | RouterPart::Noise | RouterPart::Cosine(_))
+            | Self::Expert(_)
+            | Self::Shared(_)
+            | Self::SharedGate
+            | Self::Head => false,
+        }
+    }
+
+    /// Its entry in [`ROLES`].
+    ///
+    /// # Panics
+    /// If it has none, which a test excludes.
+    fn entry(self) -> &'static (Role, &'static str, &'static str) {
+        let entry = ROLES.iter().find(|(role, _, _)| *role == self);
+        entry.unwrap_or_else(|| panic!("{self:?} has no name: add it to the table"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every role there is, made without the table.
+    fn all_roles() -> Vec<Role> {
+        let matrices = [FfnMatrix::Gate, FfnMatrix::Up, FfnMatrix::Down];
+        let projections =
+            [AttentionPart::Query, AttentionPart::Key, AttentionPart::Value, AttentionPart::Output];
+        let cosine = [CosinePart::Projection, CosinePart::Directions, CosinePart::LogScale];
+        let affine = [Affine::Weight, Affine::Bias];
+        let norms = [NormPlace::Attention, NormPlace::Ffn, NormPlace::Final];
+        let of_matrix: [fn(FfnMatrix) -> Role; 5] =
+            [Role::Dense, Role::DenseBias, Role::BlockSparse, Role::Expert, Role::Shared];
+        let router = [RouterPart::Weight, RouterPart::Noise, RouterPart::SelectionBias];
+        let embedding = [EmbeddingPart::Token, EmbeddingPart::Position].map(Role::Embedding);
+        let affine_of = |role: &dyn Fn(Affine) -> Role| affine.map(role);
+        [Role::SharedGate, Role::Head]
+            .into_iter()
+            .chain(embedding)
+            .chain([AttentionPart::Query, AttentionPart::Key].map(Role::HeadNorm))
+            .chain(norms.iter().flat_map(|&place| affine_of(&|part| Role::Norm(place, part))))
+            .chain(projections.iter().flat_map(|&it| affine_of(&|part| Role::Attention(it, part))))
+            .chain(of_matrix.iter().flat_map(|role| matrices.map(role)))
+            .chain(router.map(Role::Router))
+            .chain(cosine.map(|part| Role::Router(RouterPart::Cosine(part))))
+            .collect()
+    }
+
+    #[test]
+    fn every_role_has_one_name_and_one_field_and_is_found_by_both() {
+        let roles = all_roles();
+        assert_eq!(roles.len(), ROLES.len());
+        for role in &roles {
+            let layer = role.is_in_layers().then_some(12);
+            let name = ParameterName { layer, role: *role };
+            assert_eq!(ParameterName::parse(&name.to_string()), Some(name));
+            assert_eq!(ParameterName::of_field_path(&name.before_version_3()), Some(name));
+        }
+        let names: BTreeSet<_> = roles.iter().map(|role| role.entry().1).collect();
+        assert_eq!(names.len(), roles.len());
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_found() {
+        for text in ["", "blocks", "blocks.", "blocks.0", "blocks.x.ffn.experts.gate", "blocks.0.head"] {
+            assert_eq!(ParameterName::parse(text), None, "{text}");
+        }
+        assert_eq!(ParameterName::parse("ffn.experts.gate"), None, "without a layer");
+        assert_eq!(ParameterName::parse("blocks.0.embedding.token"), None, "in a layer");
+    }
+}
