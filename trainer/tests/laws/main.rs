@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 mod counted_work;
+mod earlier_runs;
 mod keeping;
 mod model;
 mod resume;
