@@ -4,10 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
 
-use crate::{AttentionSpec, ModelSpec, ParameterSource, PositionKind};
-
-/// Added to the mean square of a query or key head before its root.
-const QK_NORM_EPSILON: f64 = 1e-6;
+use crate::{AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
 
 /// A projection `x W + b`.
 #[derive(Module, Debug)]
@@ -40,7 +37,8 @@ pub struct Attention {
     key_norm_k: Option<Param<Tensor<1>>>,
     #[module(skip)]
     heads: Heads,
-    d_head: usize,
+    #[module(skip)]
+    qk_norm: QkNorm,
 }
 
 impl Attention {
@@ -49,20 +47,23 @@ impl Attention {
         let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
         let projection =
             |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, spec.bias, source);
-        let head_norm = || spec.qk_norm.then(|| Param::from_tensor(source.ones(spec.d_head)));
+        let scale = |width| match spec.qk_norm.scale_width(width, spec.d_head) {
+            0 => None,
+            width => Some(Param::from_tensor(source.ones(width))),
+        };
         Self {
             query: projection("query", [d, d_q], model.init.std),
             key: projection("key", [d, d_kv], model.init.std),
             value: projection("value", [d, d_kv], model.init.std),
             output: projection("output", [d_q, d], model.residual_std()),
-            query_norm_k: head_norm(),
-            key_norm_k: head_norm(),
+            query_norm_k: scale(d_q),
+            key_norm_k: scale(d_kv),
             heads: Heads {
                 num_heads: spec.num_heads,
                 num_kv_heads: spec.num_kv_heads,
                 alibi: matches!(model.position, PositionKind::Alibi),
             },
-            d_head: spec.d_head,
+            qk_norm: spec.qk_norm,
         }
     }
 
@@ -72,7 +73,7 @@ impl Attention {
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     pub fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
         let normalised = |x_to: Tensor<2>, scale_k: Option<&Param<Tensor<1>>>| match scale_k {
-            Some(scale_k) => self.normalise_heads(x_to, scale_k.val()),
+            Some(scale_k) => self.normalise(x_to, scale_k.val()),
             None => x_to,
         };
         let q_tq = normalised(self.query.forward(x_td.clone()), self.query_norm_k.as_ref());
@@ -81,10 +82,11 @@ impl Attention {
         self.output.forward(causal_attention(q_tq, k_tg, v_tg, self.heads, mask, rotary))
     }
 
-    /// Each head's vector RMS-normalised with a scale shared by the heads (Qwen3).
-    fn normalise_heads(&self, x_to: Tensor<2>, scale_k: Tensor<1>) -> Tensor<2> {
-        let [t, width] = x_to.dims();
-        let per_head = x_to.reshape([t * width / self.d_head, self.d_head]);
-        rms_norm(per_head, scale_k, QK_NORM_EPSILON).reshape([t, width])
+    /// Each row, in pieces as wide as the scale, RMS-normalised.
+    fn normalise(&self, x_to: Tensor<2>, scale_k: Tensor<1>) -> Tensor<2> {
+        let Some(settings) = self.qk_norm.settings() else { return x_to };
+        let ([t, width], [piece]) = (x_to.dims(), scale_k.dims());
+        let pieces = x_to.reshape([t * width / piece, piece]);
+        rms_norm(pieces, scale_k, settings.epsilon).reshape([t, width])
     }
 }

@@ -31,12 +31,13 @@ pub enum FeedForward {
     BlockSparse(BlockSparseFfn),
 }
 
-/// One pre-norm Transformer block (arXiv:2002.04745, figure 1b).
+/// One pre-norm Transformer block (arXiv:2002.04745, figure 1b), or one with both halves side by side.
 #[derive(Module, Debug)]
 pub struct Block {
     attention_norm: Norm,
     attention: Attention,
-    ffn_norm: Norm,
+    /// `None` if the feed-forward block reads what attention reads.
+    ffn_norm: Option<Norm>,
     ffn: FeedForward,
     #[module(skip)]
     dropout: f64,
@@ -44,6 +45,16 @@ pub struct Block {
     layer: usize,
     #[module(skip)]
     key: String,
+}
+
+/// What a block has once its attention is done.
+struct FfnInput {
+    /// The residual stream with what attention added.
+    x_td: Tensor<2>,
+    /// The residual stream that the feed-forward block belongs to.
+    residual_td: Tensor<2>,
+    /// The same normalised: what the feed-forward block works on.
+    normed_td: Tensor<2>,
 }
 
 /// What every block of one forward pass reads beside the residual stream.
@@ -90,10 +101,11 @@ impl Block {
         let MixerSpec::Attention(attention) = &spec.layers[layer].mixer;
         let attention = Attention::new(attention, spec, &format!("{key}.attention"), source);
         let ffn = FeedForward::new(spec, layer, &format!("{key}.ffn"), source);
+        let norm = || Norm::new(spec.norm, spec.d_model, source);
         Self {
-            attention_norm: Norm::new(spec.norm, spec.d_model, source),
+            attention_norm: norm(),
             attention,
-            ffn_norm: Norm::new(spec.norm, spec.d_model, source),
+            ffn_norm: spec.layers[layer].residual.is_sequential().then(norm),
             ffn,
             dropout: spec.dropout,
             layer,
@@ -108,19 +120,32 @@ impl Block {
     pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<MoeAux>) {
         let pass = context.pass;
         let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td, context.rotary, context.mask);
-        let x_td = x_td + self.drop_out("attention", mixed_td, pass);
-
-        let normed_td = self.ffn_norm.forward(x_td.clone());
+        let mixed_td = self.attention.forward(normed_td.clone(), context.rotary, context.mask);
+        let mixed_td = self.drop_out("attention", mixed_td, pass);
+        let FfnInput { x_td, residual_td, normed_td } = self.ffn_input(x_td, normed_td, mixed_td);
         let (hidden_td, aux) = match &self.ffn {
             FeedForward::Dense(ffn) => (ffn.forward(normed_td), None),
             FeedForward::BlockSparse(ffn) => (ffn.forward(normed_td), None),
             FeedForward::Moe(moe) => {
-                let output = self.forward_moe(moe, x_td.clone(), normed_td, context);
+                let output = self.forward_moe(moe, residual_td, normed_td, context);
                 (output.hidden_td, Some(output.aux))
             }
         };
         (x_td + self.drop_out("ffn", hidden_td, pass), aux)
+    }
+
+    /// What is there once attention is done.
+    ///
+    /// # Shapes
+    /// - all: `[batch * seq, d_model]`
+    fn ffn_input(&self, x_td: Tensor<2>, normed_td: Tensor<2>, mixed_td: Tensor<2>) -> FfnInput {
+        match &self.ffn_norm {
+            Some(norm) => {
+                let x_td = x_td + mixed_td;
+                FfnInput { residual_td: x_td.clone(), normed_td: norm.forward(x_td.clone()), x_td }
+            }
+            None => FfnInput { x_td: x_td.clone() + mixed_td, residual_td: x_td, normed_td },
+        }
     }
 
     fn forward_moe(

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 
+use crate::QkNorm;
+
 /// A decoder-only Transformer language model. The vocabulary comes from the tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -29,9 +31,30 @@ pub struct ModelConfig {
     /// training; default 0.
     #[serde(default)]
     pub dropout: f64,
+    /// Whether attention and the feed-forward block work one after the other or side by side; default sequential.
+    #[serde(default, skip_serializing_if = "Residual::is_sequential")]
+    pub residual: Residual,
     /// Initial parameter values.
     #[serde(default)]
     pub init: InitConfig,
+}
+
+/// How the two halves of a block are joined to the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Residual {
+    /// Attention, then the feed-forward block on what attention made of the stream, each after a norm of its own.
+    #[default]
+    Sequential,
+    /// Both on the same normalised stream (Falcon; GPT-J), with one norm.
+    Parallel,
+}
+
+impl Residual {
+    /// Whether the halves work one after the other.
+    pub fn is_sequential(&self) -> bool {
+        *self == Self::Sequential
+    }
 }
 
 /// Causal self-attention.
@@ -47,9 +70,9 @@ pub struct AttentionConfig {
     /// Width of one head; absent means `d_model / num_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_head: Option<usize>,
-    /// RMS-normalise queries and keys per head (arXiv:2010.04245); default false.
+    /// RMS-normalise queries and keys (arXiv:2010.04245): `true` is each head by itself, a table says more; default false.
     #[serde(default)]
-    pub qk_norm: bool,
+    pub qk_norm: QkNorm,
     /// Biases on the four projections (GPT-2); default false.
     #[serde(default)]
     pub bias: bool,

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
 
-use crate::{AttentionSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
+use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
 
 /// Bytes of one f32, the type of parameters, gradients and moments.
 const F32_BYTES: f64 = 4.0;
@@ -42,9 +42,9 @@ pub struct ParameterBreakdown {
     /// Learned positions: s d.
     pub position: u64,
     /// Projections, their biases and QK-norms: per layer 2 d q + 2 d g, with biases
-    /// q + 2 g + d more, with QK-norm two head widths more.
+    /// q + 2 g + d more, with QK-norm of each head two head widths, of whole projections q + g more.
     pub attention: u64,
-    /// Two norms per layer and the one before the head.
+    /// One or two norms per layer and the one before the head.
     pub norm: u64,
     /// Dense feed-forward blocks; this and the next four as in [`FfnParams`].
     pub dense_ffn: u64,
@@ -134,7 +134,7 @@ impl ParameterBreakdown {
             embedding: v * d,
             position: if matches!(spec.position, PositionKind::Learned) { s * d } else { 0 },
             attention: attentions(spec).map(|attention| attention_params(attention, d)).sum(),
-            norm: (2 * spec.num_layers() as u64 + 1) * norm_params,
+            norm: (spec.layers.iter().map(LayerSpec::num_norms).sum::<u64>() + 1) * norm_params,
             dense_ffn: of_blocks.dense,
             block_sparse_ffn: of_blocks.block_sparse,
             router: of_blocks.router,
@@ -266,8 +266,9 @@ fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
 fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
     let (d_query, d_kv) = (attention.query_width() as u64, attention.key_width() as u64);
     let biases = if attention.bias { d_query + 2 * d_kv + d } else { 0 };
-    let head_norms = if attention.qk_norm { 2 * attention.d_head as u64 } else { 0 };
-    d * (2 * d_query + 2 * d_kv) + biases + head_norms
+    let scale_width = |width: usize| attention.qk_norm.scale_width(width, attention.d_head) as u64;
+    let scales = scale_width(attention.query_width()) + scale_width(attention.key_width());
+    d * (2 * d_query + 2 * d_kv) + biases + scales
 }
 
 /// Parameters of all feed-forward blocks.
@@ -292,13 +293,16 @@ mod tests {
     use switchyard_router::RouterConfig;
 
     use super::*;
-    use crate::{InitConfig, LayerSpec};
+    use crate::{InitConfig, QkNorm, QkNormConfig, Residual};
 
     fn with_layers(layers: impl IntoIterator<Item = FfnSpec>) -> ModelSpec {
         let attention =
-            AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: 2, qk_norm: false, bias: false };
+            AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: 2, qk_norm: QkNorm::Off, bias: false };
         let mixer = MixerSpec::Attention(attention);
-        let layers = layers.into_iter().map(|ffn| LayerSpec { mixer: mixer.clone(), ffn }).collect();
+        let layers = layers
+            .into_iter()
+            .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn, residual: Residual::Sequential })
+            .collect();
         ModelSpec {
             vocab_size: 5,
             max_seq_len: 3,
@@ -388,7 +392,7 @@ mod tests {
     fn biases_positions_and_norms_counted_by_hand() {
         let mut layers = with_layers([dense_block(true)]).layers;
         let MixerSpec::Attention(attention) = &mut layers[0].mixer;
-        (attention.bias, attention.qk_norm) = (true, true);
+        (attention.bias, attention.qk_norm) = (true, QkNorm::On(QkNormConfig::default()));
         let spec = ModelSpec {
             layers,
             tie_embeddings: true,

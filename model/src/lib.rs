@@ -22,6 +22,7 @@ mod non_finite;
 mod norm;
 mod parameters;
 mod pass;
+mod qk_norm;
 pub mod random;
 mod spec;
 mod transformer;
@@ -30,7 +31,7 @@ pub use attention::Attention;
 pub use block::{Block, BlockContext, FeedForward};
 pub use config::{
     AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig,
-    NormConfig, PositionConfig, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
+    NormConfig, PositionConfig, Residual, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
 };
 pub use counts::{ForwardFlops, MemoryEstimate, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
@@ -43,6 +44,7 @@ pub use parameters::{
     Named, ParameterTensor, parameter_data, parameter_gradients, parameter_tensors, update_parameters,
 };
 pub use pass::{ModelInput, Pass};
+pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
 pub use spec::{
     AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,

@@ -24,8 +24,8 @@ pub enum Role {
     Norm(NormPlace, Affine),
     /// A projection of attention, and its bias.
     Attention(AttentionPart, Affine),
-    /// Scale of the norm of each query or key head.
-    HeadNorm(AttentionPart),
+    /// Scale of the norm of queries or keys.
+    QkNorm(AttentionPart),
     /// A matrix of a dense feed-forward block.
     Dense(FfnMatrix),
     /// The bias of one.
@@ -143,8 +143,8 @@ const ROLES: [(Role, &str, &str); 41] = {
         (Role::Attention(Value, Affine::Bias), "attention.value.bias", "attention.value.bias_o"),
         (Role::Attention(Output, Affine::Weight), "attention.output.weight", "attention.output.weight_io"),
         (Role::Attention(Output, Affine::Bias), "attention.output.bias", "attention.output.bias_o"),
-        (Role::HeadNorm(Query), "attention.query_norm.weight", "attention.query_norm_k"),
-        (Role::HeadNorm(Key), "attention.key_norm.weight", "attention.key_norm_k"),
+        (Role::QkNorm(Query), "attention.query_norm.weight", "attention.query_norm_k"),
+        (Role::QkNorm(Key), "attention.key_norm.weight", "attention.key_norm_k"),
         (Role::Dense(Gate), "ffn.gate.weight", "ffn.w_gate_df"),
         (Role::Dense(Up), "ffn.up.weight", "ffn.w_up_df"),
         (Role::Dense(Down), "ffn.down.weight", "ffn.w_down_fd"),
@@ -247,7 +247,7 @@ impl Role {
     pub fn is_vector(self) -> bool {
         match self {
             Self::Norm(..)
-            | Self::HeadNorm(_)
+            | Self::QkNorm(_)
             | Self::DenseBias(_)
             | Self::Attention(_, Affine::Bias)
             | Self::Router(RouterPart::Cosine(CosinePart::LogScale) | RouterPart::SelectionBias) => true,
@@ -295,7 +295,7 @@ mod tests {
         [Role::SharedGate, Role::Head]
             .into_iter()
             .chain(embedding)
-            .chain([AttentionPart::Query, AttentionPart::Key].map(Role::HeadNorm))
+            .chain([AttentionPart::Query, AttentionPart::Key].map(Role::QkNorm))
             .chain(norms.iter().flat_map(|&place| affine_of(&|part| Role::Norm(place, part))))
             .chain(projections.iter().flat_map(|&it| affine_of(&|part| Role::Attention(it, part))))
             .chain(of_matrix.iter().flat_map(|role| matrices.map(role)))

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
-use crate::InitConfig;
+use crate::{InitConfig, QkNorm, Residual};
 
 /// A decoder-only Transformer, every default filled in and every rule checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct LayerSpec {
     pub mixer: MixerSpec,
     /// What works on each token.
     pub ffn: FfnSpec,
+    /// How both are joined to the residual stream.
+    #[serde(default)]
+    pub residual: Residual,
 }
 
 /// The half of a block that carries information between tokens.
@@ -54,10 +57,20 @@ pub struct AttentionSpec {
     pub num_kv_heads: usize,
     /// Width of one head.
     pub d_head: usize,
-    /// RMS-normalise queries and keys.
-    pub qk_norm: bool,
+    /// Normalisation of queries and keys.
+    pub qk_norm: QkNorm,
     /// Biases on the projections.
     pub bias: bool,
+}
+
+impl LayerSpec {
+    /// Norms of the block's width.
+    pub fn num_norms(&self) -> u64 {
+        match self.residual {
+            Residual::Sequential => 2,
+            Residual::Parallel => 1,
+        }
+    }
 }
 
 impl AttentionSpec {

@@ -1,14 +1,13 @@
 //! The Transformer against tiny Hugging Face models: logits, routing, losses and every gradient.
 //!
-//! The reference outputs lie beside the repository, in `../shared/fixtures`; without them the tests print a line and
-//! check nothing.
+//! The models and their outputs lie in `fixtures`, made by `transformers` with random weights; `meta.json` has the versions.
 //!
 //! Shape letters: t tokens, d model width, v vocabulary, e experts, k experts per token, f hidden width.
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Module;
@@ -22,8 +21,8 @@ use switchyard_experts::{
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_model::{
     Attention, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput, ModelSpec, Norm,
-    NormKind, ParameterSource, Pass, PositionKind, StepNoise, Transformer, parameter_data,
-    parameter_gradients, update_parameters,
+    NormKind, ParameterSource, Pass, PositionKind, QkNorm, QkNormConfig, QkNormOver, Residual, StepNoise,
+    Transformer, parameter_data, parameter_gradients, update_parameters,
 };
 use switchyard_router::{
     AuxLossKind, GateWeights, RouterConfig, RouterInput, RouterPass, Routing, SoftmaxOrder,
@@ -77,22 +76,61 @@ fn mixtral_has_the_reference_logits_routing_losses_and_gradients() {
 #[test]
 fn qwen3_moe_has_the_reference_logits_routing_losses_and_gradients() {
     let reference = Reference::open("qwen3_moe", qwen3_place);
-    let attention = AttentionSpec { d_head: 12, qk_norm: true, ..llama_attention() };
+    let attention =
+        AttentionSpec { d_head: 12, qk_norm: QkNorm::On(QkNormConfig::default()), ..llama_attention() };
     let moe = moe_spec(8, 16, SoftmaxOrder::BeforeSelection, 0.001);
     let spec =
         ModelSpec { norm: NormKind::Rms { epsilon: 1e-6 }, ..spec(attention, FfnSpec::Moe(moe.clone())) };
     reference.check_moe(&spec, &moe);
 }
 
+#[test]
+fn qwen3_has_the_reference_logits_loss_and_gradients() {
+    let reference = Reference::open("qwen3", llama_place);
+    let qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Head, epsilon: 1e-3 });
+    let attention = AttentionSpec { d_head: 12, qk_norm, ..llama_attention() };
+    let spec = ModelSpec {
+        norm: NormKind::Rms { epsilon: 1e-3 },
+        position: PositionKind::Rope { theta: 1e6 },
+        ..spec(attention, llama_ffn())
+    };
+    reference.check_dense(&spec);
+}
+
+#[test]
+fn olmoe_has_the_reference_logits_routing_losses_and_gradients() {
+    let reference = Reference::open("olmoe", qwen3_place);
+    let qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Projection, epsilon: 1e-5 });
+    let attention = AttentionSpec { qk_norm, ..llama_attention() };
+    let mut moe = moe_spec(8, 16, SoftmaxOrder::BeforeSelection, 0.01);
+    (moe.router.config.top_k, moe.router.config.renormalise) = (3, false);
+    reference.check_moe(&spec(attention, FfnSpec::Moe(moe.clone())), &moe);
+}
+
+#[test]
+fn falcon_with_parallel_halves_has_the_reference_logits_loss_and_gradients() {
+    let reference = Reference::open("falcon_7b_style", falcon_place);
+    let attention = AttentionSpec { num_kv_heads: 1, ..llama_attention() };
+    let ffn = DenseSpec { activation: Activation::Gelu, d_ff: 128, bias: false };
+    let mut spec = ModelSpec {
+        norm: NormKind::Layer { epsilon: 1e-5, bias: true },
+        tie_embeddings: true,
+        ..spec(attention, FfnSpec::Dense(ffn))
+    };
+    spec.layers.iter_mut().for_each(|layer| layer.residual = Residual::Parallel);
+    reference.check_dense(&spec);
+}
+
 fn llama_spec() -> ModelSpec {
-    spec(
-        llama_attention(),
-        FfnSpec::Dense(DenseSpec { activation: Activation::Swiglu, d_ff: 64, bias: false }),
-    )
+    spec(llama_attention(), llama_ffn())
+}
+
+fn llama_ffn() -> FfnSpec {
+    FfnSpec::Dense(DenseSpec { activation: Activation::Swiglu, d_ff: 64, bias: false })
 }
 
 fn llama_attention() -> AttentionSpec {
-    AttentionSpec { num_heads: 4, num_kv_heads: 2, d_head: 8, qk_norm: false, bias: false }
+    AttentionSpec { num_heads: 4, num_kv_heads: 2, d_head: 8, qk_norm: QkNorm::Off, bias: false }
 }
 
 /// Two layers of these, all else as in the reference's Llama.
@@ -101,7 +139,10 @@ fn spec(attention: AttentionSpec, ffn: FfnSpec) -> ModelSpec {
         vocab_size: 128,
         max_seq_len: 64,
         d_model: 32,
-        layers: vec![LayerSpec { mixer: MixerSpec::Attention(attention), ffn }; 2],
+        layers: vec![
+            LayerSpec { mixer: MixerSpec::Attention(attention), ffn, residual: Residual::Sequential };
+            2
+        ],
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Rope { theta: 1e4 },
         tie_embeddings: false,
@@ -134,6 +175,8 @@ enum Place {
     Transposed(String),
     /// One of three equal ranges of columns.
     Third(String, usize),
+    /// These rows, transposed.
+    Rows(String, Range<usize>),
     /// One transposed tensor per expert, first expert first.
     Stacked(Vec<String>),
 }
@@ -141,7 +184,9 @@ enum Place {
 impl Place {
     fn names(self) -> Vec<String> {
         match self {
-            Self::Whole(name) | Self::Transposed(name) | Self::Third(name, _) => vec![name],
+            Self::Whole(name) | Self::Transposed(name) | Self::Third(name, _) | Self::Rows(name, _) => {
+                vec![name]
+            }
             Self::Stacked(names) => names,
         }
     }
@@ -229,6 +274,31 @@ fn gpt2_place(path: &str) -> Place {
     }
 }
 
+/// Falcon stores the four query heads, then the key and the value head, as rows of one matrix.
+fn falcon_place(path: &str) -> Place {
+    let Some((layer, part)) = layer_and_part(path) else {
+        return Place::Whole(match path {
+            "embedding.token" => "transformer.word_embeddings.weight".into(),
+            "final_norm.weight" => "transformer.ln_f.weight".into(),
+            "final_norm.bias" => "transformer.ln_f.bias".into(),
+            _ => panic!("no place for {path}"),
+        });
+    };
+    let name = |inner: &str| format!("transformer.h.{layer}.{inner}.weight");
+    let fused = || name("self_attention.query_key_value");
+    match part {
+        "attention.query.weight" => Place::Rows(fused(), 0..32),
+        "attention.key.weight" => Place::Rows(fused(), 32..40),
+        "attention.value.weight" => Place::Rows(fused(), 40..48),
+        "attention.output.weight" => Place::Transposed(name("self_attention.dense")),
+        "attention_norm.weight" => Place::Whole(name("input_layernorm")),
+        "attention_norm.bias" => Place::Whole(format!("transformer.h.{layer}.input_layernorm.bias")),
+        "ffn.up.weight" => Place::Transposed(name("mlp.dense_h_to_4h")),
+        "ffn.down.weight" => Place::Transposed(name("mlp.dense_4h_to_h")),
+        _ => panic!("no place for {path}"),
+    }
+}
+
 /// `blocks.0.attention.key.bias` is layer `0` and part `attention.key.bias`.
 fn layer_and_part(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix("blocks.")?.split_once('.')
@@ -273,6 +343,11 @@ impl TensorFile {
         match place {
             Place::Whole(name) => self.floats(&format!("{prefix}{name}")).1,
             Place::Transposed(name) => transposed(name),
+            Place::Rows(name, rows) => {
+                let (num_in, values) = (self.floats(&format!("{prefix}{name}")).0[1], transposed(name));
+                let num_out = values.len() / num_in;
+                values.chunks(num_out).flat_map(|row| row[rows.clone()].to_vec()).collect()
+            }
             Place::Stacked(names) => names.iter().flat_map(transposed).collect(),
             Place::Third(name, index) => {
                 let (shape, values) = self.floats(&format!("{prefix}{name}"));

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use switchyard_experts::MoeAux;
 
-use super::{Block, BlockContext, FeedForward};
+use super::{Block, BlockContext, FeedForward, FfnInput};
 use crate::non_finite::is_finite;
 
 impl Block {
@@ -14,19 +14,19 @@ impl Block {
         context: &BlockContext<'_>,
     ) -> Option<(Option<usize>, String)> {
         let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td, context.rotary, context.mask);
+        let mixed_td = self.attention.forward(normed_td.clone(), context.rotary, context.mask);
         if !is_finite(&mixed_td) {
             return Some((None, "the attention's output".into()));
         }
-        let x_td = x_td + self.drop_out("attention", mixed_td, context.pass);
-        let normed_td = self.ffn_norm.forward(x_td.clone());
+        let mixed_td = self.drop_out("attention", mixed_td, context.pass);
+        let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, normed_td, mixed_td);
         match &self.ffn {
             FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the feed-forward block's output".into())),
             FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the block-sparse feed-forward block's output".into())),
             FeedForward::Moe(moe) => {
-                let output = self.forward_moe(moe, x_td, normed_td.clone(), context);
+                let output = self.forward_moe(moe, residual_td, normed_td.clone(), context);
                 if let Some(fault) = routing_fault(&output.aux) {
                     return Some((None, fault.into()));
                 }

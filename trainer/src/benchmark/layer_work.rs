@@ -12,7 +12,7 @@ use switchyard_experts::{
 };
 use switchyard_model::{
     AttentionSpec, FeedForward, InitConfig, LayerSpec, MixerSpec, ModelSpec, NormKind, ParameterSource,
-    PositionKind,
+    PositionKind, QkNorm, Residual,
 };
 use switchyard_router::{RouterConfig, RouterNoise, RouterPass};
 
@@ -203,13 +203,22 @@ fn spec(case: &LayerCase) -> ModelSpec {
         }),
         None => FfnSpec::Dense(DenseSpec { activation, d_ff: case.d_ff, bias: false }),
     };
-    let attention =
-        AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: case.d_model, qk_norm: false, bias: false };
+    let attention = AttentionSpec {
+        num_heads: 1,
+        num_kv_heads: 1,
+        d_head: case.d_model,
+        qk_norm: QkNorm::Off,
+        bias: false,
+    };
     ModelSpec {
         vocab_size: 2,
         max_seq_len: case.num_tokens,
         d_model: case.d_model,
-        layers: vec![LayerSpec { mixer: MixerSpec::Attention(attention), ffn }],
+        layers: vec![LayerSpec {
+            mixer: MixerSpec::Attention(attention),
+            ffn,
+            residual: Residual::Sequential,
+        }],
         norm: NormKind::Rms { epsilon: 1e-5 },
         position: PositionKind::Sinusoidal,
         tie_embeddings: false,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
-use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind};
+use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind, QkNormOver, Residual};
 
 use super::{RunPlan, router};
 use crate::schedule::ScheduleShape;
@@ -66,7 +66,16 @@ impl RunPlan {
                 kv_heads if kv_heads == attention.num_heads => String::new(),
                 kv_heads => format!(" on {kv_heads} key/value heads"),
             };
-            format!("{} heads of width {}{heads}", attention.num_heads, attention.d_head)
+            let norm = match attention.qk_norm.settings().map(|settings| settings.over) {
+                None => "",
+                Some(QkNormOver::Head) => ", queries and keys normalised by head",
+                Some(QkNormOver::Projection) => ", queries and keys normalised over all heads",
+            };
+            let side = match layer.residual {
+                Residual::Sequential => "",
+                Residual::Parallel => ", beside the feed-forward block",
+            };
+            format!("{} heads of width {}{heads}{norm}{side}", attention.num_heads, attention.d_head)
         });
         uses.unwrap_or_default()
     }

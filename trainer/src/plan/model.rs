@@ -41,7 +41,7 @@ pub(super) fn resolve(
     let mixer = MixerSpec::Attention(resolve_attention(&config.attention, config.d_model, position)?);
     let layers = resolve_ffn(config, max_seq_len, notes)?
         .into_iter()
-        .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn })
+        .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn, residual: config.residual })
         .collect();
     let spec = ModelSpec {
         vocab_size,
@@ -155,6 +155,9 @@ fn resolve_attention(
     in_range("model.attention.d_head", d_head, 1..=MAX_D_HEAD)?;
     if matches!(position, PositionKind::Rope { .. }) && !d_head.is_multiple_of(2) {
         return Err(odd_head(config, d_head));
+    }
+    if let Some(settings) = config.qk_norm.settings() {
+        positive("model.attention.qk_norm.epsilon", settings.epsilon)?;
     }
     Ok(AttentionSpec { num_heads, num_kv_heads, d_head, qk_norm: config.qk_norm, bias: config.bias })
 }

@@ -39,6 +39,7 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
     same("model.num_layers", &spec.num_layers(), &dense.num_layers())?;
     same("model.d_model", &spec.d_model, &dense.d_model)?;
     for (now, before) in spec.layers.iter().zip(&dense.layers) {
+        same("model.residual", &now.residual, &before.residual)?;
         let (MixerSpec::Attention(now), MixerSpec::Attention(before)) = (&now.mixer, &before.mixer);
         same("model.attention.num_heads", &now.num_heads, &before.num_heads)?;
         same("model.attention.num_kv_heads", &now.num_kv_heads, &before.num_kv_heads)?;

@@ -7,7 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::RouterOverride;
 use switchyard_model::{
-    ModelInput, ParameterName, Pass, Role, Transformer, parameter_data, update_parameters,
+    ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer, parameter_data,
+    update_parameters,
 };
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::optimizer::AdamW;
@@ -48,7 +49,7 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     learned.model.ffn = table("activation = \"gelu_tanh\"\nd_ff = 40\nbias = true");
     let mut sinusoidal = tiny::moe();
     sinusoidal.model.position = table("[sinusoidal]");
-    sinusoidal.model.attention.qk_norm = true;
+    sinusoidal.model.attention.qk_norm = QkNorm::On(QkNormConfig::default());
     sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
     sinusoidal.model.ffn.d_ff = Some(20);
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
