@@ -13,6 +13,7 @@ use crate::flight::columns::ColumnsError;
 use crate::flight::whatif::WhatIfError;
 use crate::metrics::MetricsError;
 use crate::optimizer::NonFiniteGradient;
+use crate::readings::DeviceReadError;
 use crate::run_folder::RunFolderError;
 use crate::upcycle::UpcycleError;
 
@@ -142,11 +143,8 @@ pub enum TrainError {
         what: &'static str,
     },
     /// The device failed.
-    #[error("the device failed: {reason}")]
-    Device {
-        /// The backend's reason.
-        reason: String,
-    },
+    #[error(transparent)]
+    Device(#[from] DeviceReadError),
 }
 
 impl TrainError {
@@ -189,7 +187,7 @@ impl TrainError {
             | Self::NonFiniteGradient { .. }
             | Self::Output { .. }
             | Self::Interrupted
-            | Self::Device { .. } => false,
+            | Self::Device(_) => false,
         }
     }
 

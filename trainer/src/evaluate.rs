@@ -11,7 +11,8 @@ use switchyard_model::{Pass, Transformer};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::step::{RoutingByLayer, merge_routing, read_scalar};
+use crate::readings::read_scalar;
+use crate::step::{RoutingByLayer, merge_routing};
 
 /// How much of the split is read, and in what pieces.
 #[derive(Debug, Clone, Copy)]

@@ -9,8 +9,8 @@ use switchyard_model::{ModelInput, ModelSpec, Pass, Transformer, random};
 pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
-use crate::TrainError;
 use crate::sampling::{SamplingSettings, sample_token};
+use crate::{DeviceReadError, TrainError};
 
 /// A request for text.
 #[derive(Debug, Clone)]
@@ -122,7 +122,7 @@ fn next_token_logits(model: &Transformer, context: &[u32], device: &Device) -> R
     let seq_len = ids.len();
     let output = model.forward(&ModelInput::upload(ids, None, [1, seq_len], device), Pass::Generation);
     let last_v = model.logits(output.hidden_td.narrow(0, seq_len - 1, 1));
-    let read_failed = |error: String| TrainError::Device { reason: error };
+    let read_failed = |error: String| TrainError::from(DeviceReadError::new(error));
     let data = last_v.try_into_data().map_err(|error| read_failed(format!("{error:?}")))?;
     data.try_into_vec::<f32>().map_err(|error| read_failed(format!("{error:?}")))
 }

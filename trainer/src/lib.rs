@@ -39,8 +39,11 @@ pub mod norms;
 mod observers;
 pub mod optimizer;
 pub mod plan;
+mod provenance;
+mod readings;
 mod replaceable;
 mod resume;
+mod routed_pass;
 pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
@@ -50,3 +53,4 @@ pub mod train;
 pub mod upcycle;
 
 pub use error::TrainError;
+pub use readings::DeviceReadError;

@@ -11,6 +11,8 @@ use switchyard_kernels::square_sums_of_rows;
 use switchyard_model::{ParameterName, Role};
 use switchyard_router::Router;
 
+use crate::readings::{Reading, Readings, Values};
+
 /// Euclidean norms.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Norms {
@@ -51,7 +53,7 @@ fn part_of(name: ParameterName) -> Option<(usize, Part)> {
 pub(crate) struct ParameterSquares {
     part: Option<(usize, Part)>,
     num_rows: usize,
-    parts: Tensor<1>,
+    parts: Reading,
 }
 
 /// Sums of squares on the host.
@@ -62,26 +64,29 @@ pub(crate) struct HostSquares {
 }
 
 impl ParameterSquares {
+    /// Those of a parameter; `num_experts` of a layer says into how many rows its experts' parameters
+    /// divide.
     pub(crate) fn start(
         name: ParameterName,
         value_n: Tensor<1>,
         num_experts: impl Fn(usize) -> usize,
+        readings: &mut Readings,
     ) -> Self {
         let part = part_of(name);
         let num_rows = match part {
             Some((layer, Part::Experts)) => num_experts(layer),
             _ => 1,
         };
-        Self { part, num_rows, parts: square_sums_of_rows(value_n, num_rows) }
+        Self { part, num_rows, parts: readings.add(&square_sums_of_rows(value_n, num_rows)) }
     }
 
-    pub(crate) fn read(self) -> HostSquares {
-        HostSquares { part: self.part, rows: row_sums(self.parts, self.num_rows) }
+    /// The sums, once they have been read.
+    pub(crate) fn on_host(&self, values: &Values) -> HostSquares {
+        HostSquares { part: self.part, rows: row_sums(values.of(&self.parts), self.num_rows) }
     }
 }
 
-fn row_sums(parts: Tensor<1>, num_rows: usize) -> Vec<f64> {
-    let parts: Vec<f64> = parts.into_data().iter::<f64>().collect();
+fn row_sums(parts: &[f64], num_rows: usize) -> Vec<f64> {
     parts.chunks((parts.len() / num_rows).max(1)).map(|row| row.iter().sum()).collect()
 }
 
@@ -150,7 +155,8 @@ pub(crate) fn expert_weight_norms(experts: &Experts) -> Vec<f64> {
 
 fn squares_of_rows<const D: usize>(param: &Param<Tensor<D>>, num_rows: usize) -> Vec<f64> {
     let value_n: Tensor<1> = param.val().inner().flatten(0, D - 1);
-    row_sums(square_sums_of_rows(value_n, num_rows), num_rows)
+    let parts: Vec<f64> = square_sums_of_rows(value_n, num_rows).into_data().iter::<f64>().collect();
+    row_sums(&parts, num_rows)
 }
 
 #[cfg(test)]
@@ -164,12 +170,10 @@ mod tests {
 
     fn squares(name: &str, values: &[f32]) -> HostSquares {
         let device = Device::flex();
-        ParameterSquares::start(
-            ParameterName::parse(name).unwrap(),
-            Tensor::from_floats(values, &device),
-            |_| 2,
-        )
-        .read()
+        let mut readings = Readings::default();
+        let (name, value_n) = (ParameterName::parse(name).unwrap(), Tensor::from_floats(values, &device));
+        let squares = ParameterSquares::start(name, value_n, |_| 2, &mut readings);
+        squares.on_host(&readings.read().unwrap())
     }
 
     #[test]

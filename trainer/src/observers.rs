@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use switchyard_datasets::{Dataset, SplitManifest};
-use switchyard_router::{AuxLossKind, RouterStatistics};
+use switchyard_router::RouterStatistics;
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
@@ -167,7 +167,8 @@ pub(crate) fn step_record(
     learning_rate: f64,
 ) -> StepRecord {
     let losses = &measurements.router_losses;
-    let router_loss = |kind| losses.get(&kind).map(|loss| loss.unweighted);
+    let unweighted = losses.iter().map(|(kind, loss)| (kind.name().to_owned(), loss.unweighted));
+    let head_z = measurements.head_z_loss.map(|loss| ("head_z_loss".to_owned(), loss));
     let weighted_losses = losses.iter().map(|(kind, loss)| (kind.name().into(), loss.weighted)).collect();
     StepRecord {
         step: state.step,
@@ -175,13 +176,8 @@ pub(crate) fn step_record(
         cross_entropy_nats: measurements.cross_entropy_nats,
         bits_per_byte: None,
         data_passes: None,
-        load_balancing_loss: router_loss(AuxLossKind::LoadBalancing),
-        router_z_loss: router_loss(AuxLossKind::RouterZ),
-        gate_entropy_loss: router_loss(AuxLossKind::GateEntropy),
-        importance_loss: router_loss(AuxLossKind::Importance),
-        load_loss: router_loss(AuxLossKind::Load),
+        losses: unweighted.chain(head_z).collect(),
         weighted_losses,
-        head_z_loss: measurements.head_z_loss,
         total_loss: measurements.total_loss,
         learning_rate,
         grad_norm: measurements.grad_norm,

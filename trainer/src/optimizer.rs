@@ -9,6 +9,7 @@ use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_param
 
 use crate::config::AdamWConfig;
 use crate::norms::{Norms, ParameterSquares};
+use crate::readings::{Readings, Values};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
 #[derive(Debug, Clone)]
@@ -73,20 +74,31 @@ impl StepGradients {
         }
     }
 
-    /// Euclidean norms over all parameters together and over the parts of each mixture. `num_experts` of a layer says
-    /// into how many rows the gradients of its experts divide.
+    /// Starts the sums of squares that [`StepGradients::norms`] needs. `num_experts` of a layer says into how many rows
+    /// the gradients of its experts divide.
+    pub(crate) fn start_norms(
+        &self,
+        num_experts: impl Fn(usize) -> usize,
+        readings: &mut Readings,
+    ) -> Vec<ParameterSquares> {
+        let start = |gradient: &Named<Tensor<1>>| {
+            ParameterSquares::start(gradient.name, gradient.value.clone(), &num_experts, readings)
+        };
+        self.gradients.iter().map(start).collect()
+    }
+
+    /// Euclidean norms over all parameters together and over the parts of each mixture, from their `squares`.
     ///
     /// # Errors
     /// [`NonFiniteGradient`] names the first parameter whose gradient is not finite.
-    pub fn norms(&self, num_experts: impl Fn(usize) -> usize) -> Result<Norms, NonFiniteGradient> {
-        let squares: Vec<_> = self
-            .gradients
-            .iter()
-            .map(|gradient| ParameterSquares::start(gradient.name, gradient.value.clone(), &num_experts))
-            .collect();
+    pub(crate) fn norms(
+        &self,
+        squares: &[ParameterSquares],
+        values: &Values,
+    ) -> Result<Norms, NonFiniteGradient> {
         let mut norms = Norms::default();
         for (gradient, squares) in self.gradients.iter().zip(squares) {
-            let squares = squares.read();
+            let squares = squares.on_host(values);
             if !squares.total().is_finite() {
                 return Err(NonFiniteGradient::of(gradient, squares.first_non_finite_expert()));
             }

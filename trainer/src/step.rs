@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
+use switchyard_model::{ModelInput, ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::flight::{RoutedPass, non_finite_origin};
-use crate::loss::LossParts;
+use crate::loss::{LossParts, RouterLoss};
 use crate::norms::MoeNorms;
 use crate::optimizer::StepGradients;
+use crate::provenance::non_finite_origin;
+use crate::readings::{Reading, Readings, Values};
+use crate::routed_pass::RoutedPass;
 
 /// What one step needs to know besides model, optimizer and data.
 #[derive(Debug, Clone, Copy)]
@@ -76,28 +78,39 @@ pub fn step_gradients(
     let scale = 1.0 / micro_batches.len() as f64;
     let mut gradients = StepGradients::default();
     let mut measurements = StepMeasurements::default();
+    let mut readings = Readings::default();
+    let mut passes = Vec::with_capacity(micro_batches.len());
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
         let (domains, seq_len) = (micro_batch.domains.clone(), micro_batch.seq_len);
-        let batch = DeviceBatch::upload(micro_batch, device);
+        let DeviceBatch { input, target_ids_t } = DeviceBatch::upload(micro_batch, device);
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
-        let pass = Pass::Training { noise, earlier: &earlier };
-        let output = model.forward(&batch.input, pass);
-        let parts = LossParts::new(model, &output, batch.target_ids_t, settings.head_z_weight);
-        measurements.add(&parts, &output, scale)?;
-        if !measurements.total_loss.is_finite() {
-            return Err(TrainError::NonFiniteLoss {
-                step: settings.step + 1,
-                loss: measurements.total_loss,
-                origin: non_finite_origin(model, &batch.input, pass),
-            });
-        }
-        measurements.passes.push(RoutedPass::new(&batch.input, domains, seq_len, output)?);
+        let output = model.forward(&input, Pass::Training { noise, earlier: &earlier });
+        let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight);
+        let losses = LossReadings::new(&parts, &output, &mut readings);
+        measurements.count(&output);
+        let routed = RoutedPass::new(&input, domains, seq_len, output);
+        passes.push(PassDone { input, noise, earlier, losses, routed });
         gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }
     let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
+    let squares = gradients.start_norms(num_experts, &mut readings);
+    // The step's only wait for the device, but for the routers that choose on the host.
+    let values = readings.read()?;
+    for pass in passes {
+        measurements.add(&pass.losses, &values, scale);
+        if !measurements.total_loss.is_finite() {
+            let training = Pass::Training { noise: pass.noise, earlier: &pass.earlier };
+            return Err(TrainError::NonFiniteLoss {
+                step: settings.step + 1,
+                loss: measurements.total_loss,
+                origin: non_finite_origin(model, &pass.input, training),
+            });
+        }
+        measurements.passes.push(pass.routed.with_losses(&pass.losses.of_layers, &values));
+    }
     let norms = gradients
-        .norms(num_experts)
+        .norms(&squares, &values)
         .map_err(|source| TrainError::NonFiniteGradient { step: settings.step + 1, source })?;
     (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
     if let Some(max_norm) = settings.max_grad_norm {
@@ -106,21 +119,58 @@ pub fn step_gradients(
     Ok((gradients, measurements))
 }
 
+/// A forward and backward pass whose losses are still to be read.
+struct PassDone {
+    input: ModelInput,
+    noise: StepNoise,
+    /// Routing of the step's passes before it.
+    earlier: RoutingByLayer,
+    losses: LossReadings,
+    routed: RoutedPass,
+}
+
+/// Where the losses of one pass will be.
+struct LossReadings {
+    cross_entropy: Reading,
+    total: Reading,
+    /// Unweighted and weighted.
+    router: BTreeMap<AuxLossKind, [Reading; 2]>,
+    head_z: Option<Reading>,
+    /// The load-balancing loss of each mixture.
+    of_layers: Vec<Option<Reading>>,
+}
+
+impl LossReadings {
+    fn new(parts: &LossParts, output: &ModelOutput, readings: &mut Readings) -> Self {
+        let mut both = |loss: &RouterLoss| [&loss.unweighted, &loss.weighted].map(|it| readings.add(it));
+        Self {
+            router: parts.router.iter().map(|(kind, loss)| (*kind, both(loss))).collect(),
+            cross_entropy: readings.add(&parts.cross_entropy),
+            total: readings.add(&parts.total),
+            head_z: parts.head_z.as_ref().map(|head_z| readings.add(head_z)),
+            of_layers: RoutedPass::losses(output, readings),
+        }
+    }
+}
+
 impl StepMeasurements {
-    fn add(&mut self, parts: &LossParts, output: &ModelOutput, scale: f64) -> Result<(), TrainError> {
-        self.cross_entropy_nats += scale * read_scalar(&parts.cross_entropy)?;
-        self.total_loss += scale * read_scalar(&parts.total)?;
-        for (kind, loss) in &parts.router {
+    fn add(&mut self, losses: &LossReadings, values: &Values, scale: f64) {
+        self.cross_entropy_nats += scale * values.scalar(&losses.cross_entropy);
+        self.total_loss += scale * values.scalar(&losses.total);
+        for (kind, [unweighted, weighted]) in &losses.router {
             let value = self.router_losses.entry(*kind).or_default();
-            value.unweighted += scale * read_scalar(&loss.unweighted)?;
-            value.weighted += scale * read_scalar(&loss.weighted)?;
+            value.unweighted += scale * values.scalar(unweighted);
+            value.weighted += scale * values.scalar(weighted);
         }
-        if let Some(head_z) = &parts.head_z {
-            *self.head_z_loss.get_or_insert(0.0) += scale * read_scalar(head_z)?;
+        if let Some(head_z) = &losses.head_z {
+            *self.head_z_loss.get_or_insert(0.0) += scale * values.scalar(head_z);
         }
+    }
+
+    /// Adds the routing of one pass.
+    fn count(&mut self, output: &ModelOutput) {
         merge_routing(&mut self.routing, output);
         self.merge_balance(output);
-        Ok(())
     }
 
     fn merge_balance(&mut self, output: &ModelOutput) {
@@ -145,16 +195,4 @@ pub fn merge_routing(routing: &mut RoutingByLayer, output: &ModelOutput) {
     for ((_, sum), (_, aux)) in routing.iter_mut().zip(&output.moe_layers) {
         sum.merge(&aux.statistics);
     }
-}
-
-/// The value of a one-element tensor.
-///
-/// # Errors
-/// [`TrainError::Device`] if the device cannot be read.
-pub fn read_scalar(tensor: &Tensor<1>) -> Result<f64, TrainError> {
-    tensor
-        .clone()
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|error| TrainError::Device { reason: format!("{error:?}") })
 }

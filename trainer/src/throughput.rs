@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use switchyard_kernels::ThreadProducts;
 
 use crate::TrainError;
-use crate::step::read_scalar;
+use crate::readings::read_scalar;
 
 /// Rows, inner size and columns of the products tried, the cheapest first: square ones, and a tall one that reads
 /// its right factor from the cache.
@@ -113,7 +113,7 @@ impl Candidate for SharedProduct {
 
     fn compute(&mut self) -> Result<(), TrainError> {
         let product = self.a_mk.clone().matmul(self.b_kn.clone());
-        read_scalar(&product.narrow(0, 0, 1).narrow(1, 0, 1).flatten(0, 1)).map(drop)
+        Ok(read_scalar(&product.narrow(0, 0, 1).narrow(1, 0, 1).flatten(0, 1)).map(drop)?)
     }
 }
 

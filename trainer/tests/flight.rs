@@ -344,7 +344,7 @@ fn the_z_loss_comes_back_from_the_recorded_logits_of_every_gate() {
             .collect();
         assert_eq!(squares.len(), 128);
         let expected = squares.iter().sum::<f64>() / 128.0;
-        let logged = step_rows(&out)[2].router_z_loss.unwrap();
+        let logged = step_rows(&out)[2].losses["router_z_loss"];
         // Both are of f32 logits.
         assert!(
             (logged / expected - 1.0).abs() < 1e-5,

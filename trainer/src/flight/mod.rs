@@ -14,16 +14,15 @@
 //! | whether a step comes out the same again | [`replay`] |
 
 pub mod alarms;
+mod bounds;
 pub mod columns;
 pub mod diagnosis;
 pub mod divergence;
 mod gates;
 mod history;
 mod lines;
-mod passes;
 pub mod probe;
 mod prober;
-mod provenance;
 pub mod question;
 mod reading;
 mod recorder;
@@ -31,9 +30,7 @@ pub mod replay;
 pub mod whatif;
 
 pub use history::{LayerLoad, RunStep};
-pub use passes::{RoutedLayer, RoutedPass};
 pub use prober::{Information, ProbeRow, SaturationRow};
-pub(crate) use provenance::non_finite_origin;
 pub use reading::{read_alarms, read_probes, read_saturation};
 pub use recorder::FlightState;
 pub(crate) use recorder::{FlightRecorder, OpenedRecorder, StepFlight};

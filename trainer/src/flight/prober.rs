@@ -16,7 +16,6 @@ use switchyard_experts::{Experts, MoeLayer};
 use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
 use switchyard_router::AuxLossKind;
 
-use super::RoutedPass;
 use super::lines::{FlightRow, Lines, ResumedLines, read_rows, replace_rows};
 use super::probe::{
     CoActivation, MutualInformation, agreement, churn, expert_similarity, mutual_information,
@@ -27,6 +26,8 @@ use crate::metrics::MetricsError;
 use crate::norms::expert_weight_norms;
 use crate::optimizer::StepGradients;
 use crate::plan::RunPlan;
+use crate::readings::Readings;
+use crate::routed_pass::RoutedPass;
 use crate::run_folder::RunPaths;
 
 /// Most tokens of a probe: they cost a forward pass, and a backward pass where there is a balancing loss.
@@ -239,8 +240,11 @@ impl Prober {
         let mut gradients = StepGradients::default();
         gradients.accumulate(parameter_gradients(model, &loss_1.backward()));
         let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
-        let norms =
-            gradients.norms(num_experts).map_err(|source| TrainError::NonFiniteGradient { step, source })?;
+        let mut readings = Readings::default();
+        let squares = gradients.start_norms(num_experts, &mut readings);
+        let norms = gradients
+            .norms(&squares, &readings.read()?)
+            .map_err(|source| TrainError::NonFiniteGradient { step, source })?;
         let norm = |(layer, moe): (usize, &MoeLayer)| {
             let router = norms.moe.get(&layer).and_then(|norms| norms.router);
             // A loss that does not reach the router leaves no gradient at all.

@@ -10,16 +10,17 @@ use switchyard_experts::MoeLayer;
 use switchyard_model::{NonFinite, Transformer};
 
 use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
+use super::bounds::balancing_bound;
 use super::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
 use super::gates::{recordable, score_rows};
 use super::lines::{FlightRow, Lines, ResumedLines};
 use super::prober::{ProbeRow, Prober};
-use super::{RoutedLayer, RoutedPass};
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::FlightRecorderConfig;
 use crate::norms::router_weight_norm;
 use crate::plan::RunPlan;
+use crate::routed_pass::{RoutedLayer, RoutedPass};
 use crate::run_folder::RunPaths;
 use crate::step::StepMeasurements;
 
@@ -323,7 +324,7 @@ impl<'a> LayerStep<'a> {
             load_balancing_loss: self.mean_over_passes(|index| self.routed[index].load_balancing_loss),
             load_balancing_bound: self.mean_over_passes(|index| {
                 let config = self.moe.router.config();
-                self.routed[index].balancing_bound(config, &self.routed[..index], self.passes[index].seq_len)
+                balancing_bound(self.routed[index], config, &self.routed[..index], self.passes[index].seq_len)
             }),
             agreement: self.probe.and_then(|probe| probe.agreement_with_previous).filter(|_| learns),
         }

@@ -161,19 +161,15 @@ fn step_scalars(row: &StepRecord) -> Vec<(String, f64)> {
     let always = [
         ("cross_entropy_nats", Some(row.cross_entropy_nats)),
         ("bits_per_byte", row.bits_per_byte),
-        ("load_balancing_loss", row.load_balancing_loss),
-        ("router_z_loss", row.router_z_loss),
-        ("gate_entropy_loss", row.gate_entropy_loss),
-        ("importance_loss", row.importance_loss),
-        ("load_loss", row.load_loss),
-        ("head_z_loss", row.head_z_loss),
         ("total_loss", Some(row.total_loss)),
         ("learning_rate", Some(row.learning_rate)),
         ("grad_norm", Some(row.grad_norm)),
         ("tokens_per_sec", Some(row.tokens_per_sec)),
         ("mfu", row.mfu),
     ];
-    let present = always.into_iter().filter_map(|(name, value)| Some((format!("train/{name}"), value?)));
+    let losses = row.losses.iter().map(|(name, value)| (name.as_str(), Some(*value)));
+    let all = always.into_iter().chain(losses);
+    let present = all.filter_map(|(name, value)| Some((format!("train/{name}"), value?)));
     present.chain(row.layers.iter().flat_map(layer_scalars)).collect()
 }
 

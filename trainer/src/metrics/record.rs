@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A row, told apart by its first key `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,24 +32,10 @@ pub struct StepRecord {
     /// Passes over the training split so far; absent in rows of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_passes: Option<f64>,
-    /// Load-balancing loss, unweighted, mean over MoE layers and micro-batches; absent without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub load_balancing_loss: Option<f64>,
-    /// Router z-loss, unweighted, mean over MoE layers and micro-batches; absent without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub router_z_loss: Option<f64>,
-    /// Mean entropy of the gate as a loss, unweighted; absent without a weight.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gate_entropy_loss: Option<f64>,
-    /// Importance loss of noisy top-k gating, unweighted; absent without a weight.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub importance_loss: Option<f64>,
-    /// Load loss of noisy top-k gating, unweighted; absent without a weight.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub load_loss: Option<f64>,
-    /// Mean squared log-partition of the head's scores, unweighted, mean over micro-batches; absent without a weight.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head_z_loss: Option<f64>,
+    /// Each further loss with a weight, unweighted, mean over layers and micro-batches, by its name, such as
+    /// `load_balancing_loss` or `head_z_loss`; a key of its own in the row.
+    #[serde(flatten, deserialize_with = "losses")]
+    pub losses: BTreeMap<String, f64>,
     /// Each router loss as it enters the total, weighted, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weighted_losses: BTreeMap<String, f64>,
@@ -144,6 +130,15 @@ pub struct EvalRecord {
     pub layers: Vec<LayerRecord>,
 }
 
+/// The losses among the keys of a row that no field has. Other keys are another version's.
+fn losses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let keys = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+    let loss = |(key, value): (String, serde_json::Value)| {
+        key.ends_with("_loss").then(|| value.as_f64()).flatten().map(|value| (key, value))
+    };
+    Ok(keys.into_iter().filter_map(loss).collect())
+}
+
 /// `exp(cross_entropy_nats)`, at most `f64::MAX`: a diverged model's loss must still fit in a JSON number.
 pub fn perplexity(cross_entropy_nats: f64) -> f64 {
     cross_entropy_nats.exp().min(f64::MAX)
@@ -221,17 +216,11 @@ impl StepRecord {
         Self { tokens_per_sec: 0.0, step_secs: 0.0, elapsed_secs: 0.0, mfu: None, ..self }
     }
 
-    fn numbers(&self) -> [(&'static str, f64); 17] {
-        [
+    fn numbers(&self) -> Vec<(&str, f64)> {
+        let fields = [
             ("cross_entropy_nats", self.cross_entropy_nats),
             ("bits_per_byte", self.bits_per_byte.unwrap_or(0.0)),
             ("data_passes", self.data_passes.unwrap_or(0.0)),
-            ("load_balancing_loss", self.load_balancing_loss.unwrap_or(0.0)),
-            ("router_z_loss", self.router_z_loss.unwrap_or(0.0)),
-            ("gate_entropy_loss", self.gate_entropy_loss.unwrap_or(0.0)),
-            ("importance_loss", self.importance_loss.unwrap_or(0.0)),
-            ("load_loss", self.load_loss.unwrap_or(0.0)),
-            ("head_z_loss", self.head_z_loss.unwrap_or(0.0)),
             ("total_loss", self.total_loss),
             ("learning_rate", self.learning_rate),
             ("grad_norm", self.grad_norm),
@@ -240,7 +229,9 @@ impl StepRecord {
             ("elapsed_secs", self.elapsed_secs),
             ("active_flops", self.active_flops),
             ("mfu", self.mfu.unwrap_or(0.0)),
-        ]
+        ];
+        let losses = self.losses.iter().map(|(name, value)| (name.as_str(), *value));
+        fields.into_iter().chain(losses).collect()
     }
 
     /// The worst load imbalance of any layer; absent from a dense run.
@@ -316,13 +307,8 @@ pub(super) mod tests {
             cross_entropy_nats,
             bits_per_byte: None,
             data_passes: None,
-            load_balancing_loss: Some(1.5),
-            router_z_loss: None,
-            gate_entropy_loss: None,
-            importance_loss: None,
-            load_loss: None,
+            losses: BTreeMap::from([("load_balancing_loss".to_owned(), 1.5)]),
             weighted_losses: BTreeMap::new(),
-            head_z_loss: None,
             total_loss: cross_entropy_nats + 0.015,
             learning_rate: 1e-3,
             grad_norm: 0.75,
@@ -401,7 +387,7 @@ pub(super) mod tests {
             prop_assume!(value.is_finite());
             let mut row = step(7, value, vec![layer(0, &[tokens])]);
             row.grad_norm = value;
-            row.load_balancing_loss = Some(value);
+            row.losses.insert("load_balancing_loss".into(), value);
             row.layers[0].gate_margin = value;
             row.total_loss = value;
             let line = serde_json::to_string(&Record::Step(row.clone())).unwrap();

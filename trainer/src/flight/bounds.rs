@@ -1,0 +1,55 @@
+//! How small a load-balancing loss can be, given the loads of the experts.
+
+use switchyard_experts::Route;
+use switchyard_router::{BalancingScope, RouterConfig, Selection};
+
+use super::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
+use crate::routed_pass::RoutedLayer;
+
+/// Lower bound of the load-balancing loss, given the loads that it counted: those of this pass, or with the step's
+/// earlier passes.
+pub(super) fn balancing_bound(
+    layer: &RoutedLayer,
+    config: &RouterConfig,
+    earlier: &[&RoutedLayer],
+    seq_len: usize,
+) -> Option<f64> {
+    let route = layer.route.as_ref()?;
+    let chooses_largest = matches!(config.selection(), Selection::TopK | Selection::Noisy(_))
+        && config.bias.is_none()
+        && config.groups.is_none();
+    let bound = |loads: &[u64]| match chooses_largest {
+        true => balancing_bound_of_top_k(loads, config.top_k),
+        false => balancing_bound_of_any_selection(loads),
+    };
+    match config.load_balancing_scope {
+        BalancingScope::MicroBatch => Some(bound(&layer.tokens_per_expert)),
+        // The probabilities are those of this pass alone, so its tokens need not have made these loads.
+        BalancingScope::GlobalBatch => {
+            let sums = layer.tokens_per_expert.iter().enumerate().map(|(expert, load)| {
+                load + earlier.iter().map(|layer| layer.tokens_per_expert[expert]).sum::<u64>()
+            });
+            Some(balancing_bound_of_any_selection(&sums.collect::<Vec<_>>()))
+        }
+        BalancingScope::Sequence => mean_over_sequences(route, layer.tokens_per_expert.len(), seq_len, bound),
+    }
+}
+
+fn mean_over_sequences(
+    route: &Route,
+    num_experts: usize,
+    seq_len: usize,
+    bound: impl Fn(&[u64]) -> f64,
+) -> Option<f64> {
+    if route.choice.keep_tk.is_some() {
+        return None;
+    }
+    let sequences = route.choice.expert_ids_tk.chunks(seq_len * route.choice.slots_per_token);
+    let num_sequences = sequences.len();
+    let bounds = sequences.map(|ids| {
+        let mut loads = vec![0; num_experts];
+        ids.iter().for_each(|&expert| loads[expert as usize] += 1);
+        bound(&loads)
+    });
+    Some(bounds.sum::<f64>() / num_sequences.max(1) as f64)
+}
