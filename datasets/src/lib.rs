@@ -47,6 +47,7 @@ mod bpe;
 mod build;
 mod cache;
 mod config;
+mod dataset;
 mod decode;
 mod encoder;
 mod error;
@@ -78,6 +79,7 @@ pub use config::{
     DataConfigError, FileTokenizerConfig, OnTrouble, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
     TokenDtype, TokenizerConfig, TokensConfig,
 };
+pub use dataset::Dataset;
 pub use decode::DecodeStream;
 pub use error::DatasetError;
 pub use evaluation::EvaluationWindows;
@@ -85,7 +87,7 @@ pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
 pub use manifest::{FORMAT_VERSION, Manifest, Repeats, ShardManifest, SplitManifest};
 pub use passes::{passes, passes_note};
-pub use prepare::{Dataset, prepare};
+pub use prepare::prepare;
 pub use progress::{Progress, stderr_draw_target};
 pub use sampler::Sampler;
 pub use stats::{DatasetStatistics, DomainStatistics, SplitStatistics, TokenStatistics};

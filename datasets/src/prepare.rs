@@ -9,6 +9,7 @@ use switchyard_ground::regular_file;
 use crate::build::{self, Survey};
 use crate::cache::{self, CacheEntry};
 use crate::config::DataConfig;
+use crate::dataset::Dataset;
 use crate::error::DatasetError;
 use crate::hash::hex;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardManifest, SplitManifest};
@@ -24,21 +25,6 @@ use crate::tokenizer::Tokenizer;
 const TOKENIZER_NAME: &str = "tokenizer.json";
 /// Far more than a `tokenizer.json` has.
 const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
-
-/// A corpus ready to be read.
-#[derive(Debug, Clone)]
-pub struct Dataset {
-    /// Tokens to train on.
-    pub train: Arc<TokenStore>,
-    /// Tokens to validate on.
-    pub validation: Arc<TokenStore>,
-    /// What turned the text into them.
-    pub tokenizer: Tokenizer,
-    /// Facts about them.
-    pub manifest: Manifest,
-    /// The prepared folder; none for files of ids, which are read where they lie.
-    pub folder: Option<PathBuf>,
-}
 
 /// The corpus that `config` describes; prepared now, or found in the cache.
 ///

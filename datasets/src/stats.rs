@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 
 use serde::Serialize;
 
+use crate::dataset::Dataset;
 use crate::error::DatasetError;
 use crate::manifest::{Repeats, SplitManifest};
-use crate::prepare::Dataset;
 use crate::store::TokenStore;
 
 /// Tokens and domains listed at most.

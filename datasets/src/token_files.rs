@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
 
 use crate::config::{TokenDtype, TokensConfig};
+use crate::dataset::Dataset;
 use crate::error::DatasetError;
 use crate::hash::{for_each_block, hex};
 use crate::manifest::{FORMAT_VERSION, Manifest, Repeats, SplitManifest};
-use crate::prepare::Dataset;
 use crate::progress::Progress;
 use crate::shard::{TokenFile, TokenWidth};
 use crate::split::{Split, SplitRule};

@@ -1,15 +1,13 @@
 //! Ctrl-C and its kin: the first asks the work to end well, a second Ctrl-C ends the process.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use switchyard_ground::say;
-
-use crate::failure::Failure;
 
 /// How often the watching thread looks whether a signal has come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -46,7 +44,7 @@ impl Interruption {
     ///
     /// # Errors
     /// If the system refuses a signal handler.
-    pub(crate) fn watch(&self, promise: &'static str) -> Result<Arc<AtomicBool>, Failure> {
+    pub(crate) fn watch(&self, promise: &'static str) -> io::Result<Arc<AtomicBool>> {
         let hurry = Arc::new(AtomicBool::new(false));
         let ignored = ignored_signals();
         for signal in STOPPING.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
@@ -60,8 +58,7 @@ impl Interruption {
             hurries
                 .and_then(|()| flag::register_usize(signal, self.signal.clone(), signal as usize))
                 .and_then(|_| flag::register(signal, self.stop.clone()))
-                .context("cannot watch for Ctrl-C")
-                .map_err(Failure::Fault)?;
+                .map_err(|error| io::Error::new(error.kind(), format!("cannot watch for Ctrl-C: {error}")))?;
         }
         let stop = self.stop.clone();
         // A handler may not print; the thread ends with the process.

@@ -3,8 +3,10 @@
 mod cli;
 mod commands;
 mod comparison;
+mod difference;
 mod failure;
 mod figures;
+mod flatten;
 mod interrupt;
 mod live_view;
 mod lock_file;

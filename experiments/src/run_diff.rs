@@ -2,17 +2,14 @@
 //!
 //! Pure: from manifests to a list of differences.
 
-mod flatten;
 mod table;
-
-use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use switchyard_trainer::run_folder::RunReading;
 
 use crate::comparison::{DataRelation, Measured, final_bits_per_byte, is_place, why_not_comparable};
-pub(crate) use flatten::flatten as dotted_keys;
+use crate::difference::{Difference, differences};
 
 /// One of the two.
 #[derive(Debug, Clone)]
@@ -74,14 +71,6 @@ pub(crate) struct DataDiff {
     pub(crate) places: Vec<Difference>,
 }
 
-/// A value that is not the same.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Difference {
-    pub(crate) key: String,
-    pub(crate) a: Value,
-    pub(crate) b: Value,
-}
-
 impl RunDiff {
     /// What differs between `a` and `b`.
     pub(crate) fn new(a: &Side, b: &Side) -> Self {
@@ -122,27 +111,6 @@ impl Side {
             has_run: self.outcome.is_some(),
         }
     }
-}
-
-impl Difference {
-    /// Whether `other`, a key of the plan, is this one once more: the last part of its name and both values are the same.
-    fn says(&self, other: &Self) -> bool {
-        let last_part = |key: &str| key.rsplit('.').next().map(str::to_string);
-        last_part(&self.key) == last_part(&other.key) && (&self.a, &self.b) == (&other.a, &other.b)
-    }
-}
-
-/// The keys whose values differ, in the order of their names; what is absent is null.
-pub(crate) fn differences(a: &Value, b: &Value) -> Vec<Difference> {
-    let (a, b) = (dotted_keys(a), dotted_keys(b));
-    let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
-    let value = |side: &BTreeMap<String, Value>, key: &str| side.get(key).cloned().unwrap_or_default();
-    let mut differences: Vec<Difference> = keys
-        .map(|key| Difference { key: key.clone(), a: value(&a, key), b: value(&b, key) })
-        .filter(|difference| difference.a != difference.b)
-        .collect();
-    differences.sort_by(|a, b| a.key.cmp(&b.key));
-    differences
 }
 
 /// Notes are sentences about keys, not values.

@@ -9,6 +9,7 @@ mod gauge;
 mod interval;
 mod paired;
 mod ratio;
+mod sentence;
 #[cfg(test)]
 mod simulated;
 mod verdict;

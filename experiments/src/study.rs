@@ -13,8 +13,10 @@ mod analysis;
 mod arms;
 mod calibration;
 mod equality;
+mod evidence;
 mod execute;
 mod file;
+mod finished;
 mod forecast;
 mod identity;
 mod matrix;
@@ -34,9 +36,10 @@ use crate::failure::Failure;
 /// A study of thousands of runs has some megabytes.
 const MAX_RESULT_BYTES: u64 = 1 << 30;
 
-pub(crate) use analysis::{Evidence, analyse};
+pub(crate) use analysis::analyse;
 pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
+pub(crate) use evidence::Evidence;
 pub(crate) use execute::{Execution, Orders, Shard, StudyFolder, run_all, run_missing};
 pub(crate) use file::{
     ArmConfig, BudgetConfig, LoadedStudy, PilotConfig, QuestionConfig, StudyFile, check_distinct, check_name,

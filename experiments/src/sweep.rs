@@ -5,11 +5,12 @@
 //! | what the user wrote | [`mod@file`] |
 //! | which candidates that makes | [`candidates`] |
 //! | how long each is tried, and which go on | [`halving`] |
-//! | what came out | [`result`], told by [`words`] and [`table`] |
+//! | what came out | [`candidate_result`], [`result`], told by [`words`] and [`table`] |
 //!
 //! A sweep chooses, a study ([`crate::study`]) judges: the loss of the best of many is lower than what the same recipe gives
 //! on other seeds.
 
+mod candidate_result;
 mod candidates;
 mod file;
 mod halving;
@@ -17,7 +18,8 @@ mod result;
 mod table;
 mod words;
 
+pub(crate) use candidate_result::RunOutcome;
 pub(crate) use candidates::{Candidate, resolve_candidates};
 pub(crate) use file::LoadedSweep;
 pub(crate) use halving::{Rung, going_on, rungs, shorten_schedule};
-pub(crate) use result::{RunOutcome, RungOutcome, SweepProvenance, SweepResult};
+pub(crate) use result::{RungOutcome, SweepProvenance, SweepResult};

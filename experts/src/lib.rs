@@ -10,6 +10,7 @@ mod dense;
 mod error;
 mod grouped;
 mod moe;
+mod output;
 mod soft;
 mod spec;
 mod topology;
@@ -23,7 +24,8 @@ pub use counts::{ExpertWork, FfnFlops, FfnParams, PassSize};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};
-pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
+pub use moe::{MoeInput, MoeLayer};
+pub use output::{MoeAux, MoeOutput, Route};
 pub use spec::{
     BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec, MoeSpec, RouterSpec, SharedExpertSpec, SoftMoeSpec,
 };

@@ -11,6 +11,7 @@ use switchyard_router::{
     Routing, Selection,
 };
 
+use crate::output::{MoeAux, MoeOutput, Route};
 use crate::{DenseFfn, Experts, soft};
 
 /// A mixture of experts in place of a dense feed-forward block.
@@ -41,40 +42,6 @@ pub struct MoeInput<'a> {
     pub seq_len: usize,
     /// Why: while training there are noise, losses and a capacity.
     pub pass: RouterPass<'a>,
-}
-
-/// What the layer returns.
-#[derive(Debug)]
-pub struct MoeOutput {
-    /// The block's output, `[num_tokens, d]`.
-    pub hidden_td: Tensor<2>,
-    /// Losses and statistics of the routing.
-    pub aux: MoeAux,
-}
-
-/// What the layer learnt besides its output.
-#[derive(Debug)]
-pub struct MoeAux {
-    /// Losses with a weight; only while training.
-    pub losses: Vec<AuxLoss>,
-    /// Counts, gate statistics and dropped assignments.
-    pub statistics: RouterStatistics,
-    /// What the router's bias is updated by; only while training a router with a bias.
-    pub balance: Option<BalanceCount>,
-    /// Who went where and why; none where tokens are mixed softly.
-    pub route: Option<Route>,
-}
-
-/// Who went where and why, on the host.
-#[derive(Debug, Clone)]
-pub struct Route {
-    /// Logits of the gate, with jitter and noise where there are some and without the bias: `[t, e]`, row-major. Zeros if
-    /// nothing is learned.
-    pub logits_te: Vec<f64>,
-    /// Experts of each token, before capacity.
-    pub choice: Choice,
-    /// Whether each slot reached its expert; none if all did.
-    pub kept_tk: Option<Vec<bool>>,
 }
 
 impl MoeLayer {

@@ -10,7 +10,8 @@ use burn::tensor::activation::softmax;
 use switchyard_kernels::DispatchPlan;
 use switchyard_router::{Router, RouterInput, RouterStatistics};
 
-use crate::{Experts, MoeAux};
+use crate::Experts;
+use crate::output::MoeAux;
 
 /// The mixture's output, `[t, d]`, and what there is to know about it.
 pub(crate) fn forward(

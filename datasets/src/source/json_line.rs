@@ -8,7 +8,7 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use switchyard_ground::printable::excerpt;
 
-use super::text::guess_encoding;
+use super::file_kind::guess_encoding;
 
 /// Characters of a value or a name that a message shows, and names that it lists.
 const MAX_SHOWN_CHARS: usize = 80;

@@ -1,6 +1,7 @@
 //! Where documents come from: one file per source, each yielding its documents in an order that never changes.
 
 mod crates;
+mod file_kind;
 mod json_line;
 mod synthetic;
 mod text;

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
 
+use super::file_kind::{Compression, Format, classify, guess_encoding};
 use super::json_line::text_of_line;
 use super::unpack::{RecordEnd, Unpacked, long_zstd_window};
 use super::walk::{Found, shown_name, text_files};
@@ -22,21 +23,6 @@ const DEFAULT_JSONL_KEY: &str = "text";
 const MAX_DOMAINS: usize = 1 << 16;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Format {
-    /// The file is the document, or several with a separator between them.
-    Plain,
-    /// Each line is one document.
-    JsonLines,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
 
 struct TextFile {
     found: Found,
@@ -298,35 +284,6 @@ impl<'a> DocumentReader<'a> {
     fn name(&self, number: u64) -> String {
         let path = self.found.path.display();
         if self.delimiter().is_some() { format!("{path}:{number}") } else { path.to_string() }
-    }
-}
-
-/// What text that is not UTF-8 looks like.
-pub(super) fn guess_encoding(bytes: &[u8]) -> &'static str {
-    match bytes {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => " (it begins like UTF-16)",
-        _ if bytes.contains(&0) => " (it has zeros in it, so it may be no text at all)",
-        _ => "",
-    }
-}
-
-/// How the bytes of a file with this name are read; none if it is not taken for text.
-pub(super) fn classify(name: &OsStr) -> Option<(Format, Compression)> {
-    let name = name.as_encoded_bytes().to_ascii_lowercase();
-    let (stem, compression) = if let Some(stem) = name.strip_suffix(b".gz") {
-        (stem, Compression::Gzip)
-    } else if let Some(stem) = name.strip_suffix(b".zst") {
-        (stem, Compression::Zstd)
-    } else {
-        (name.as_slice(), Compression::None)
-    };
-    let has_type = |suffix: &str| stem.ends_with(suffix.as_bytes());
-    if has_type(".txt") || has_type(".md") {
-        Some((Format::Plain, compression))
-    } else if has_type(".jsonl") {
-        Some((Format::JsonLines, compression))
-    } else {
-        None
     }
 }
 

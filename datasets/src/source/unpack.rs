@@ -8,7 +8,7 @@ use std::path::Path;
 use flate2::bufread::GzDecoder;
 use switchyard_ground::regular_file;
 
-use super::text::Compression;
+use super::file_kind::Compression;
 use crate::error::DatasetError;
 use crate::progress::Progress;
 

@@ -6,7 +6,7 @@ use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::text::{Compression, Format, classify};
+use super::file_kind::{Compression, Format, classify};
 use crate::error::DatasetError;
 use crate::progress::Progress;
 use crate::remarks::{Remark, Remarks};

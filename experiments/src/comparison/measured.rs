@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::Value;
 use switchyard_ground::printable::excerpt;
 
-use crate::run_diff::{Difference, differences, dotted_keys};
+use crate::difference::{Difference, differences};
+use crate::flatten::flatten;
 
 /// Keys whose values are places of data.
 const PLACES_OF_DATA: [&str; 4] =
@@ -51,7 +52,7 @@ impl DataRelation {
             return Self::Different;
         }
         // Generated data is what its keys say, and two files that nothing has read yet are one if their paths are.
-        let is_generated = !dotted_keys(a.config).keys().any(|key| is_place(key));
+        let is_generated = !flatten(a.config).keys().any(|key| is_place(key));
         if written.is_empty() && (is_generated || !(a.has_run || b.has_run)) {
             return Self::Same;
         }
@@ -206,7 +207,7 @@ fn is_causal(plan: &Value) -> bool {
         let parts: Vec<&str> = key.split('.').collect();
         parts.windows(2).any(|pair| pair[0] == "selection" && ["expert_choice", "soft"].contains(&pair[1]))
     };
-    !at(plan, "/model").is_some_and(|moe| dotted_keys(moe).keys().any(looks_ahead))
+    !at(plan, "/model").is_some_and(|moe| flatten(moe).keys().any(looks_ahead))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub(super) fn refits(
 
 /// Around the centre of all runs, so that the fit's own parameters are the start.
 fn refit(law: &Law, sample: &[&Observation], parameters: &[f64]) -> Option<Vec<f64>> {
-    let is_as_rich = law.form.law(sample).is_ok_and(|drawn| drawn.num_free == law.num_free);
+    let is_as_rich = Law::new(law.form, sample).is_ok_and(|drawn| drawn.num_free == law.num_free);
     if !is_as_rich {
         return None;
     }

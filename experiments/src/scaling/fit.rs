@@ -74,7 +74,7 @@ impl Fit {
         let scope = Scope::of(form, &usable);
         let covered = scope.select(&usable);
         let refuse = |reason: String| Refusal { form, reason: with_scope(form, &reason, &scope) };
-        let law = form.law(&covered).map_err(refuse)?;
+        let law = Law::new(form, &covered).map_err(refuse)?;
         let no_minimum =
             "ended at no finite loss from any start: look for a loss that is far off".to_string();
         let found = search(&law, &covered).ok_or_else(|| refuse(no_minimum))?;

@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::coordinates::Centre;
-use super::law::Law;
 use super::{Observation, Point};
 
 /// A published scaling law.
@@ -108,22 +106,11 @@ impl Form {
         }
     }
 
-    /// Coefficients that `variety` determines; the form's last ones are held.
-    fn num_free(self, variety: &Variety, num_observations: usize) -> usize {
-        let all = self.coefficient_names().len();
-        let (is_determined, num_held) = match self {
-            Self::Dense => (true, 0),
-            Self::Clark | Self::Joint => (variety.expansion_rates >= EXPANSION_RATES_OF_A_TRANSFORM, 2),
-            Self::Krajewski => (variety.granularities >= GRANULARITIES_OF_AN_EXPONENT, 1),
-        };
-        if is_determined && num_observations >= all + SPARE_OBSERVATIONS { all } else { all - num_held }
-    }
-
-    /// The law for `observations`, all of which the form must cover.
+    /// Coefficients that `observations`, all of which the form must cover, can determine.
     ///
     /// # Errors
     /// What the observations lack.
-    pub(super) fn law(self, observations: &[&Observation]) -> Result<Law, String> {
+    pub(super) fn num_fitted(self, observations: &[&Observation]) -> Result<usize, String> {
         let (needs, has) = (self.needs(), Variety::of(self, observations));
         let num_free = self.num_free(&has, observations.len());
         let num_needed = num_free + SPARE_OBSERVATIONS;
@@ -135,7 +122,18 @@ impl Form {
                 has.in_words(&needs),
             ));
         }
-        Ok(Law { form: self, centre: Centre::of(self, observations), num_free })
+        Ok(num_free)
+    }
+
+    /// Coefficients that `variety` determines; the form's last ones are held.
+    fn num_free(self, variety: &Variety, num_observations: usize) -> usize {
+        let all = self.coefficient_names().len();
+        let (is_determined, num_held) = match self {
+            Self::Dense => (true, 0),
+            Self::Clark | Self::Joint => (variety.expansion_rates >= EXPANSION_RATES_OF_A_TRANSFORM, 2),
+            Self::Krajewski => (variety.granularities >= GRANULARITIES_OF_AN_EXPONENT, 1),
+        };
+        if is_determined && num_observations >= all + SPARE_OBSERVATIONS { all } else { all - num_held }
     }
 }
 

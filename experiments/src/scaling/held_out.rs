@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Observation;
 use super::bootstrap::by_label;
 use super::form::Form;
+use super::law::Law;
 use super::optimizer::search;
 
 /// The largest runs, left out together, are one in this many configurations.
@@ -85,7 +86,7 @@ fn flops(observations: &[&Observation]) -> f64 {
 
 /// Errors on `left_out` of the form fitted to `fitted`; absent if those are too few for it.
 fn relative_errors(form: Form, fitted: &[&Observation], left_out: &[&Observation]) -> Option<Vec<f64>> {
-    let law = form.law(fitted).ok()?;
+    let law = Law::new(form, fitted).ok()?;
     let solution = search(&law, fitted)?.best;
     let error =
         |run: &&Observation| (law.loss_nats(&run.point, &solution.parameters) / run.loss_nats - 1.0).abs();

@@ -4,7 +4,6 @@
 
 use std::f64::consts::LN_10;
 
-use super::Point;
 use super::coordinates::{Centre, Coordinates};
 use super::expert_saturation::ExpertSaturation;
 use super::form::Form;
@@ -12,6 +11,7 @@ use super::parameters::{CLARK, JOINT, KRAJEWSKI, Parameter};
 use super::terms::{
     LogTerm, MAX_PARAMETERS, Row, chinchilla_terms, clark_term, joint_terms, krajewski_terms, log_sum_exp,
 };
+use super::{Observation, Point};
 
 /// A form, ready to be fitted to one study.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,15 @@ pub(super) struct Law {
 }
 
 impl Law {
+    /// The law of `form` for `observations`, all of which the form must cover.
+    ///
+    /// # Errors
+    /// What the observations lack.
+    pub(super) fn new(form: Form, observations: &[&Observation]) -> Result<Self, String> {
+        let num_free = form.num_fitted(observations)?;
+        Ok(Self { form, centre: Centre::of(form, observations), num_free })
+    }
+
     /// The form's parameters: first those that are fitted, then those that are held.
     fn all_parameters(&self) -> &'static [Parameter] {
         match self.form {

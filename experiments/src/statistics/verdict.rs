@@ -1,8 +1,6 @@
-//! Verdicts, and the sentence that carries one.
+//! What few pairs of runs decide.
 
 use serde::{Deserialize, Serialize};
-
-use super::paired::{MOST_PAIRS, PairedDifference};
 
 /// Whether an arm beats its baseline by more than a margin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,78 +12,4 @@ pub(crate) enum Verdict {
     Loses,
     /// The interval leaves it open.
     Undecided,
-}
-
-impl PairedDifference {
-    /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin` in nats; `confidence`
-    /// that of the interval.
-    pub(crate) fn sentence(&self, arm: &str, baseline: &str, margin: f64, confidence: f64) -> String {
-        let evidence = self.evidence(confidence);
-        match self.verdict(margin) {
-            Verdict::Wins => format!("{arm} wins against {baseline}: {evidence}."),
-            Verdict::Loses => format!("{arm} loses against {baseline}: {evidence}."),
-            Verdict::Undecided => {
-                let outlook = self.outlook(margin, confidence);
-                format!("{arm} against {baseline} is undecided: {evidence}. {outlook}")
-            }
-        }
-    }
-
-    /// Mean, interval and signs.
-    fn evidence(&self, confidence: f64) -> String {
-        let num_pairs = self.differences.len();
-        let mean = format!("its loss differs by {:+.4} nats", self.mean);
-        let Some(interval) = &self.t_interval else {
-            return format!("{mean} in the one pair of runs");
-        };
-        let same_sign = (self.sign_consistency * num_pairs as f64).round();
-        format!(
-            "{mean} ({:.0}% interval {:+.4} to {:+.4}; {same_sign} of {num_pairs} pairs have this sign)",
-            100.0 * confidence,
-            interval.low,
-            interval.high,
-        )
-    }
-
-    /// What would decide an undecided comparison.
-    fn outlook(&self, margin: f64, confidence: f64) -> String {
-        let num_pairs = self.differences.len() as u64;
-        match self.pairs_to_decide(margin, confidence) {
-            Some(MOST_PAIRS) => "No affordable number of seeds would decide it.".into(),
-            Some(pairs) if pairs == num_pairs + 1 => "About one more seed would decide it.".into(),
-            Some(pairs) => format!("About {} more seeds would decide it.", pairs - num_pairs),
-            None if num_pairs == 1 => "A second seed would give it an interval.".into(),
-            None if margin > 0.0 => format!("The mean is within the margin of {margin} nats."),
-            None => "The mean is zero.".into(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sentence(differences: &[f64], margin: f64) -> String {
-        PairedDifference::new(differences, 0.95).unwrap().sentence("moe", "dense", margin, 0.95)
-    }
-
-    #[test]
-    fn a_decided_sentence_names_the_winner_and_the_evidence() {
-        assert_eq!(
-            sentence(&[-0.11, -0.10, -0.12], 0.01),
-            "moe wins against dense: its loss differs by -0.1100 nats (95% interval -0.1348 to -0.0852; 3 of 3 pairs \
-             have this sign)."
-        );
-        assert!(sentence(&[0.11, 0.10, 0.12], 0.01).starts_with("moe loses against dense: "));
-    }
-
-    #[test]
-    fn an_undecided_sentence_says_what_would_decide() {
-        // Half-width of n pairs: t(n-1) * 0.1 / sqrt(n), below 0.1 from 7 pairs on (0.0925; 6 pairs: 0.1049).
-        assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).ends_with("About 4 more seeds would decide it."));
-        assert!(sentence(&[-0.01], 0.0).ends_with("A second seed would give it an interval."));
-        assert!(sentence(&[-0.01, 0.01], 0.0).ends_with("The mean is zero."));
-        assert!(sentence(&[-0.01, 0.0], 0.01).ends_with("The mean is within the margin of 0.01 nats."));
-        assert!(sentence(&[-1.0, 0.999], 0.0).ends_with("No affordable number of seeds would decide it."));
-    }
 }

@@ -16,7 +16,7 @@ use switchyard_trainer::metrics::MetricsError;
 use switchyard_trainer::run_folder::{OpenMode, RunFolder, RunFolderError, RunPaths, RunStatus};
 use switchyard_trainer::train::{TrainRequest, train};
 
-use super::forecast::is_finished;
+use super::finished::is_finished;
 use super::matrix::PlannedRun;
 use crate::failure::Failure;
 use crate::lock_file::LockFile;

@@ -1,15 +1,15 @@
 //! What a study will cost, before any of it is spent.
 
 use std::fmt::Write;
-use std::io;
 
 use switchyard_trainer::metrics::duration;
-use switchyard_trainer::run_folder::{RunFolderError, RunManifest, RunPaths, RunStatus};
+use switchyard_trainer::run_folder::RunFolderError;
 
 use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
 use super::execute::StudyFolder;
 use super::file::StudyFile;
+use super::finished::is_finished;
 use super::matrix::PlannedRun;
 
 /// The plan of a study, for a person to read.
@@ -88,17 +88,4 @@ impl Forecast<'_> {
 /// The last change that is the arm's own: the solved width, if there is one.
 fn own_change<'a>(arm: &'a Arm, study: &StudyFile) -> &'a str {
     arm.overrides[study.set.len()..].last().map_or("", String::as_str)
-}
-
-/// Whether the run in `folder` is over. One whose `run.json` is damaged is not: training says what is wrong with it.
-///
-/// # Errors
-/// If its `run.json` is there and cannot be read: that is no reason to count without the run, nor to repeat it.
-pub(crate) fn is_finished(folder: &std::path::Path) -> Result<bool, RunFolderError> {
-    match RunManifest::read(&RunPaths::new(folder).manifest()) {
-        Ok(run) => Ok(run.status == RunStatus::Finished),
-        Err(RunFolderError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(RunFolderError::BadManifest { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
 }

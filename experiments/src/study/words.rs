@@ -1,6 +1,6 @@
 //! A result in words.
 
-use super::analysis::{AXES, Evidence};
+use super::evidence::{AXES, Evidence};
 use super::result::{ArmComparison, ArmResult, Axis, HeldEqual, Question};
 use crate::statistics::{PairedDifference, Verdict};
 

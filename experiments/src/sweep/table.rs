@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::result::{CandidateResult, SweepResult};
+use super::candidate_result::CandidateResult;
+use super::result::SweepResult;
 
 impl CandidateResult {
     /// What a person calls it: its label, what it changes, or the recipe itself.

@@ -2,9 +2,9 @@
 
 use toml::Value;
 
+use super::candidate_result::{CandidateResult, RungResult};
 use super::candidates::Source;
 use super::file::{Distribution, SweepFile};
-use super::result::{CandidateResult, RungResult};
 
 /// Why a candidate came no further than `last`, after which `went_on` candidates did; absent if there is no further.
 pub(crate) fn stop_reason(last: &RungResult, went_on: usize, num_steps: u64) -> Option<String> {

@@ -115,7 +115,7 @@ impl CheckpointManifest {
 
     /// Ok unless `folder` is named after a step that this is not the manifest of.
     fn check_name(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let named = folder.file_name().and_then(|name| super::store::step_of(name.to_str()?));
+        let named = folder.file_name().and_then(|name| super::step_name::step_of(name.to_str()?));
         match named {
             Some(step) if step != self.step => {
                 let right = folder.with_file_name(format!("step-{}", self.step));

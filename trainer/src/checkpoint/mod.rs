@@ -16,6 +16,7 @@ mod manifest;
 mod reading;
 mod snapshot;
 mod state;
+mod step_name;
 mod store;
 mod tensors;
 
@@ -24,8 +25,9 @@ pub use manifest::{CheckpointManifest, FileRecord, MANIFEST_FILE};
 pub use reading::{Checkpoint, read_state};
 pub use snapshot::Snapshot;
 pub use state::{LoggedEvaluation, RngState, TrainingState};
+pub(crate) use step_name::step_of;
 pub use store::{CheckpointStore, LATEST, find_checkpoint};
-pub(crate) use store::{is_temporary, remove_checkpoint_files, step_of, steps_in};
+pub(crate) use store::{is_temporary, remove_checkpoint_files, steps_in};
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::MANIFEST_FILE;
 use super::snapshot::NotWritten;
+use super::step_name::{step_name, step_of};
 use super::{CheckpointError, FILES, Snapshot};
 use switchyard_ground::durable;
 
 /// The name beside the checkpoints that leads to the newest.
 pub const LATEST: &str = "latest";
-const STEP_PREFIX: &str = "step-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 const REPLACED_SUFFIX: &str = ".replaced.tmp";
 const REMOVED_SUFFIX: &str = ".removed.tmp";
@@ -96,7 +96,7 @@ impl CheckpointStore {
 
     /// Folder of the checkpoint of `step`.
     pub fn path_of(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("{STEP_PREFIX}{step}"))
+        self.folder.join(step_name(step))
     }
 
     /// Remove all checkpoints but the newest `keep_last` and the one of `best_step`.
@@ -124,7 +124,7 @@ impl CheckpointStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        std::os::unix::fs::symlink(format!("{STEP_PREFIX}{step}"), &temporary)?;
+        std::os::unix::fs::symlink(step_name(step), &temporary)?;
         fs::rename(&temporary, &latest)?;
         durable::sync_parent(&latest)
     }
@@ -132,7 +132,7 @@ impl CheckpointStore {
     /// Symbolic links need a privilege elsewhere: a file that holds the folder's name.
     #[cfg(not(unix))]
     fn point_latest_at(&self, step: u64) -> io::Result<()> {
-        durable::replace(&self.folder.join(LATEST), format!("{STEP_PREFIX}{step}\n").as_bytes())
+        durable::replace(&self.folder.join(LATEST), format!("{}\n", step_name(step)).as_bytes())
     }
 }
 
@@ -152,11 +152,9 @@ pub fn find_checkpoint(path: &Path) -> Result<PathBuf, CheckpointError> {
     let nested = path.join("checkpoints");
     let folder = if nested.is_dir() { nested } else { path.to_path_buf() };
     let newest = steps_in(&folder)?.pop();
-    newest.map(|step| folder.join(format!("{STEP_PREFIX}{step}"))).ok_or_else(|| {
-        CheckpointError::NotACheckpoint {
-            path: path.into(),
-            reason: "it holds no `manifest.json` and no `step-<n>` folder".into(),
-        }
+    newest.map(|step| folder.join(step_name(step))).ok_or_else(|| CheckpointError::NotACheckpoint {
+        path: path.into(),
+        reason: "it holds no `manifest.json` and no `step-<n>` folder".into(),
     })
 }
 
@@ -181,14 +179,6 @@ pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     }
     steps.sort_unstable();
     Ok(steps)
-}
-
-/// The step in the name `step-<n>` of a checkpoint's folder, as this program writes it.
-pub(crate) fn step_of(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix(STEP_PREFIX)?;
-    let step: u64 = digits.parse().ok()?;
-    // No sign and no leading zeros: two names must not mean one step.
-    (step.to_string() == digits).then_some(step)
 }
 
 /// Whether a process that was killed here may have left a file or folder of this name.

@@ -27,10 +27,11 @@ pub mod question;
 mod reading;
 mod recorder;
 pub mod replay;
+mod state;
 pub mod whatif;
 
 pub use history::{LayerLoad, RunStep};
 pub use prober::{Information, ProbeRow, SaturationRow};
 pub use reading::{read_alarms, read_probes, read_saturation};
-pub use recorder::FlightState;
 pub(crate) use recorder::{FlightRecorder, OpenedRecorder, StepFlight};
+pub use state::FlightState;

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use serde::{Deserialize, Serialize};
 use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
 use switchyard_model::{NonFinite, Transformer};
 
-use super::alarms::{Alarm, Alarms, AlarmsState, LayerObservation, StepObservation};
+use super::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
 use super::bounds::balancing_bound;
 use super::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
 use super::gates::{recordable, score_rows};
 use super::lines::{FlightRow, Lines, ResumedLines};
 use super::prober::{ProbeRow, Prober};
+use super::state::FlightState;
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::FlightRecorderConfig;
@@ -26,15 +26,6 @@ use crate::step::StepMeasurements;
 
 /// Share of the running load that the next step's load replaces: it looks back about 50 steps.
 const RUNNING_LOAD_RATE: f64 = 0.02;
-
-/// What the recorder remembers between steps; a checkpoint holds it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FlightState {
-    alarms: AlarmsState,
-    /// Load of each expert of each mixture, earlier steps fading, by layer.
-    running_load: BTreeMap<usize, Vec<f64>>,
-}
 
 /// What the recorder adds to a layer's row in the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

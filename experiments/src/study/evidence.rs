@@ -1,0 +1,29 @@
+//! What an analysis starts from.
+
+use super::arms::Arm;
+use super::file::LoadedStudy;
+use super::matrix::Stage;
+use super::outcome::FinishedRun;
+use super::result::Axis;
+
+/// All axes, in the order of the tables.
+pub(crate) const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
+
+/// What the analysis starts from.
+#[derive(Debug)]
+pub(crate) struct Evidence<'a> {
+    /// The study.
+    pub(crate) loaded: &'a LoadedStudy,
+    /// Its arms, the baseline first.
+    pub(crate) arms: &'a [Arm],
+    /// Learning rate of each arm, as chosen.
+    pub(crate) learning_rates: &'a [f64],
+    /// Its finished runs, pilots included.
+    pub(crate) finished: &'a [(Stage, FinishedRun)],
+    /// Planned steps of each arm at each budget, ascending.
+    pub(crate) budget_steps: &'a [Vec<u64>],
+    /// Runs for the result that are not finished.
+    pub(crate) num_missing: usize,
+    /// Runs for the result that diverged: the arm, and why.
+    pub(crate) diverged: &'a [(usize, String)],
+}
