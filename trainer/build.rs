@@ -1,37 +1,59 @@
-//! Hashes the sources that decide a run's numbers, for the identity of runs: see `host::training_code_sha256`.
+//! Hashes what decides a run's numbers, for the identity of runs: see `host::training_code_sha256`.
+
+#[path = "build/sources.rs"]
+mod sources;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// The crates up to this one. What is above them reads results and decides none.
-const CRATES: [&str; 7] = ["ground", "kernels", "router", "experts", "model", "datasets", "trainer"];
-
-/// Files of the workspace that choose dependencies and compiler settings.
-const OF_WORKSPACE: [&str; 2] = ["Cargo.toml", "Cargo.lock"];
-
 fn main() {
     let root = Path::new("..");
-    let mut paths: Vec<PathBuf> = OF_WORKSPACE.iter().map(|name| root.join(name)).collect();
-    for name in CRATES {
-        paths.push(root.join(name).join("Cargo.toml"));
-        collect_files(&root.join(name).join("src"), &mut paths);
-        println!("cargo::rerun-if-changed=../{name}/src");
-    }
-    paths.sort();
     let mut hash = Sha256::new();
-    for path in &paths {
+    for path in deciding_files(root) {
+        let text = read(&path);
+        let name = path.display().to_string().replace('\\', "/");
+        add_field(&mut hash, name.as_bytes());
+        add_field(&mut hash, sources::deciding_tokens(&text).unwrap_or(text).as_bytes());
+    }
+    let (manifest, lock) = (root.join("Cargo.toml"), root.join("Cargo.lock"));
+    let needed = sources::dependencies(&read(&lock), &sources::PACKAGES);
+    for setting in sources::settings(&read(&manifest), &needed).into_iter().chain(needed) {
+        add_field(&mut hash, setting.as_bytes());
+    }
+    for path in [manifest, lock] {
         println!("cargo::rerun-if-changed={}", path.display());
-        let bytes = fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
-        add_field(&mut hash, path.display().to_string().replace('\\', "/").as_bytes());
-        add_field(&mut hash, &bytes);
     }
     for setting in compiler_settings() {
         add_field(&mut hash, setting.as_bytes());
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     println!("cargo::rustc-env=SWITCHYARD_TRAINING_CODE_SHA256={hex}");
+}
+
+/// Every source that decides numbers, sorted.
+fn deciding_files(root: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for name in sources::WHOLE_CRATES {
+        collect_files(&root.join(name).join("src"), &mut paths);
+        println!("cargo::rerun-if-changed=../{name}/src");
+    }
+    let own = root.join("trainer/src");
+    let mut of_trainer = Vec::new();
+    collect_files(&own, &mut of_trainer);
+    println!("cargo::rerun-if-changed=src");
+    let decides = |path: &PathBuf| {
+        let below = path.strip_prefix(&own).unwrap_or(path);
+        sources::decides_numbers(&below.display().to_string().replace('\\', "/"))
+    };
+    paths.extend(of_trainer.into_iter().filter(decides));
+    paths.sort();
+    paths
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
 /// Every file below `folder`.
