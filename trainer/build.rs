@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 /// The crates up to this one. What is above them reads results and decides none.
-const CRATES: [&str; 6] = ["ground", "kernels", "router", "experts", "datasets", "trainer"];
+const CRATES: [&str; 7] = ["ground", "kernels/cpu", "kernels", "router", "experts", "datasets", "trainer"];
 
 /// Files of the workspace that choose dependencies and compiler settings.
 const OF_WORKSPACE: [&str; 2] = ["Cargo.toml", "Cargo.lock"];

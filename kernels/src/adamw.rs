@@ -5,29 +5,11 @@ use burn::backend::{
     flex::FlexTensor, tensor::FloatTensor,
 };
 use burn::tensor::Tensor;
-use rayon::prelude::*;
+use switchyard_kernels_cpu::adamw::{Factors, State, update};
 
-use crate::simd::{multiply_add, vectorised};
-use crate::slices::{BLOCK_LEN, InPlace, all_f32, contiguous, elements};
+pub use switchyard_kernels_cpu::adamw::AdamWStep;
 
-/// Constants of one update, the bias corrections included.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWStep {
-    /// Learning rate of this step.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay; 0 for parameters that do not decay.
-    pub weight_decay: f64,
-    /// Updates so far, this one included: at least 1.
-    pub step: u64,
-    /// Multiplies the gradient first: clipping without a pass of its own.
-    pub gradient_scale: f64,
-}
+use crate::slices::{InPlaceTensor, all_f32, contiguous, elements};
 
 /// A flattened parameter with its two moments.
 #[derive(Debug, Clone)]
@@ -64,52 +46,6 @@ pub fn adamw_update(state: AdamWState, gradient_n: Tensor<1>, step: &AdamWStep) 
         value_n: Tensor::from_dispatch(value_n),
         moment1_n: Tensor::from_dispatch(moment1_n),
         moment2_n: Tensor::from_dispatch(moment2_n),
-    }
-}
-
-/// Factors of one update, the same for every element.
-#[derive(Debug, Clone, Copy)]
-struct Factors<T> {
-    keep1: T,
-    add1: T,
-    keep2: T,
-    add2: T,
-    /// One over the root of the second moment's bias correction.
-    root_correction: T,
-    epsilon: T,
-    /// Learning rate over the first moment's bias correction.
-    rate: T,
-    decay: T,
-    gradient_scale: T,
-}
-
-impl Factors<f64> {
-    fn new(step: &AdamWStep) -> Self {
-        Self {
-            keep1: step.beta1,
-            add1: 1.0 - step.beta1,
-            keep2: step.beta2,
-            add2: 1.0 - step.beta2,
-            root_correction: 1.0 / (1.0 - step.beta2.powf(step.step as f64)).sqrt(),
-            epsilon: step.epsilon,
-            rate: step.learning_rate / (1.0 - step.beta1.powf(step.step as f64)),
-            decay: 1.0 - step.learning_rate * step.weight_decay,
-            gradient_scale: step.gradient_scale,
-        }
-    }
-
-    fn as_f32(self) -> Factors<f32> {
-        Factors {
-            keep1: self.keep1 as f32,
-            add1: self.add1 as f32,
-            keep2: self.keep2 as f32,
-            add2: self.add2 as f32,
-            root_correction: self.root_correction as f32,
-            epsilon: self.epsilon as f32,
-            rate: self.rate as f32,
-            decay: self.decay as f32,
-            gradient_scale: self.gradient_scale as f32,
-        }
     }
 }
 
@@ -159,17 +95,12 @@ impl AdamW for Flex {
         if !all_f32(&[&value_n, &moment1_n, &moment2_n, &gradient_n]) {
             return stock_adamw::<Flex>(value_n, moment1_n, moment2_n, gradient_n, step);
         }
-        let factors = Factors::new(&step).as_f32();
         let gradient_n = contiguous(gradient_n);
-        let [mut value_n, mut moment1_n, mut moment2_n] = [value_n, moment1_n, moment2_n].map(InPlace::new);
-        value_n
-            .par_blocks(BLOCK_LEN)
-            .zip(moment1_n.par_blocks(BLOCK_LEN))
-            .zip(moment2_n.par_blocks(BLOCK_LEN))
-            .zip(elements(&gradient_n).par_chunks(BLOCK_LEN))
-            .for_each(|(((value, moment1), moment2), gradient)| {
-                update(value, moment1, moment2, gradient, factors);
-            });
+        let [mut value_n, mut moment1_n, mut moment2_n] =
+            [value_n, moment1_n, moment2_n].map(InPlaceTensor::new);
+        let state =
+            State { value: value_n.elements(), moment1: moment1_n.elements(), moment2: moment2_n.elements() };
+        update(state, elements(&gradient_n), &step);
         (value_n.finish(), moment1_n.finish(), moment2_n.finish())
     }
 }
@@ -195,35 +126,6 @@ impl<B: AdamW, C: CheckpointStrategy> AdamW for Autodiff<B, C> {
         );
         let untracked = FloatTensor::<Self>::new;
         (untracked(value_n), untracked(moment1_n), untracked(moment2_n))
-    }
-}
-
-vectorised! {
-    /// Updates some elements.
-    fn update(
-        value: &mut [f32],
-        moment1: &mut [f32],
-        moment2: &mut [f32],
-        gradient: &[f32],
-        factors: Factors<f32>,
-    ) = update_each;
-}
-
-#[inline(always)]
-fn update_each<const FUSED: bool>(
-    value: &mut [f32],
-    moment1: &mut [f32],
-    moment2: &mut [f32],
-    gradient: &[f32],
-    factors: Factors<f32>,
-) {
-    let state = value.iter_mut().zip(moment1).zip(moment2);
-    for (((value, moment1), moment2), &gradient) in state.zip(gradient) {
-        let gradient = gradient * factors.gradient_scale;
-        *moment1 = multiply_add::<FUSED>(*moment1, factors.keep1, gradient * factors.add1);
-        *moment2 = multiply_add::<FUSED>(*moment2, factors.keep2, gradient * gradient * factors.add2);
-        let denominator = multiply_add::<FUSED>(moment2.sqrt(), factors.root_correction, factors.epsilon);
-        *value = multiply_add::<FUSED>(*value, factors.decay, -(*moment1 * factors.rate / denominator));
     }
 }
 

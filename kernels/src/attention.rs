@@ -2,7 +2,6 @@
 //!
 //! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head width, q = h * d.
 
-mod fused;
 mod stock;
 
 use burn::backend::{
@@ -17,10 +16,14 @@ use burn::backend::{
     flex::FlexTensor,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Shape, Tensor};
+use switchyard_kernels_cpu::attention::{self as on_slices, Inputs, Results};
+use switchyard_kernels_cpu::rotary::Rotation;
+
+pub use switchyard_kernels_cpu::attention::Heads;
 
 use crate::rotary::RotaryTable;
-use crate::slices::all_f32;
+use crate::slices::{all_f32, contiguous, elements, from_elements, host_integers};
 use crate::tensor_list::TensorList;
 
 /// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares it.
@@ -43,17 +46,6 @@ impl CausalMask {
     pub fn within_documents(segment_ids_bs: Tensor<2, Int>) -> Self {
         Self { segment_ids_bs }
     }
-}
-
-/// How the rows of tokens are cut into heads, and what attention knows of positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)` (arXiv:2305.13245).
-    pub num_kv_heads: usize,
-    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409, section 3).
-    pub alibi: bool,
 }
 
 /// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq. 1), of every head.
@@ -107,15 +99,6 @@ pub fn causal_attention(
     ))
 }
 
-/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two; for other numbers,
-/// those of the next lower power of two, then every other one of the next higher (arXiv:2108.12409, section 3 and the
-/// authors' code).
-fn alibi_slopes(num_heads: usize) -> Vec<f32> {
-    let powers = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64) as f32);
-    let lower = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
-    powers(lower).chain(powers(2 * lower).step_by(2)).take(num_heads).collect()
-}
-
 /// What the gradients are computed from: inputs and results of the forward pass.
 #[derive(Debug, Clone, ExtensionType)]
 pub(crate) struct SavedForAttention<B: Backend> {
@@ -167,7 +150,12 @@ impl CausalAttention for Flex {
         if !computes_fused(&inputs, None) {
             return stock::forward::<Flex>(inputs, segment_ids_bs, heads);
         }
-        fused::forward(inputs.into_vec(), segment_ids_bs, heads)
+        let operands = Operands::new(inputs, segment_ids_bs);
+        let inputs = operands.inputs(heads);
+        let (y, log_partition) = on_slices::forward(inputs);
+        let [t, s] = [operands.tensors[0].shape()[0], inputs.seq_len];
+        let y_tq = from_elements(y, operands.tensors[0].shape());
+        (y_tq, from_elements(log_partition, Shape::new([t / s, heads.num_heads, s])))
     }
 
     fn causal_attention_gradients(
@@ -178,7 +166,46 @@ impl CausalAttention for Flex {
         if !computes_fused(&saved.inputs, Some(&dy_tq)) {
             return stock::gradients::<Flex>(saved, dy_tq, heads);
         }
-        fused::gradients(saved, dy_tq, heads)
+        let SavedForAttention { y_tq, log_partition_bhs, segment_ids_bs, inputs } = saved;
+        let [y_tq, dy_tq, log_partition_bhs] = [y_tq, dy_tq, log_partition_bhs].map(contiguous);
+        let operands = Operands::new(inputs, segment_ids_bs);
+        let results =
+            Results { y: elements(&y_tq), dy: elements(&dy_tq), log_partition: elements(&log_partition_bhs) };
+        let [dq, dk, dv] = on_slices::gradients(operands.inputs(heads), results);
+        let shape_of = |input: usize| operands.tensors[input].shape();
+        (from_elements(dq, shape_of(0)), from_elements(dk, shape_of(1)), from_elements(dv, shape_of(2)))
+    }
+}
+
+/// The operands of the CPU's own body.
+struct Operands {
+    /// Queries, keys, values, and the rotary table's cosines and sines if there is one, each contiguous.
+    tensors: Vec<FlexTensor>,
+    segment_ids: Vec<i64>,
+    seq_len: usize,
+}
+
+impl Operands {
+    fn new(inputs: TensorList<Flex>, segment_ids_bs: FlexTensor) -> Self {
+        Self {
+            tensors: inputs.into_vec().into_iter().map(contiguous).collect(),
+            seq_len: segment_ids_bs.shape()[1],
+            segment_ids: host_integers(segment_ids_bs),
+        }
+    }
+
+    fn inputs(&self, heads: Heads) -> Inputs<'_> {
+        let slice = |index: usize| elements(&self.tensors[index]);
+        Inputs {
+            q: slice(0),
+            k: slice(1),
+            v: slice(2),
+            rotation: (self.tensors.len() > 3).then(|| Rotation { cos: slice(3), sin: slice(4) }),
+            segment_ids: &self.segment_ids,
+            seq_len: self.seq_len,
+            d_head: self.tensors[0].shape()[1] / heads.num_heads,
+            heads,
+        }
     }
 }
 
@@ -353,14 +380,5 @@ mod tests {
         let y: &[f32] = y.storage();
         assert_eq!(y[..19 * 4], clean.storage::<f32>()[..19 * 4]);
         assert!(y[19 * 4..].iter().all(|value| value.is_nan()));
-    }
-
-    #[test]
-    fn alibi_slopes_are_those_of_the_paper() {
-        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
-        let twelve = alibi_slopes(12);
-        assert_eq!(twelve[..8], alibi_slopes(8));
-        let expected = [1, 3, 5, 7].map(|i| 2f64.powf(-0.5 * f64::from(i)) as f32);
-        assert_eq!(twelve[8..], expected);
     }
 }

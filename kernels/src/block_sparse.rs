@@ -4,12 +4,10 @@
 //!
 //! Shape letters: t rows, d input width, f output width, n blocks, b side of a block.
 
-mod flex;
 mod stock;
-mod topology;
 
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex,
+    Autodiff, Backend, Dispatch, Flex, TensorMetadata,
     autodiff::{
         NodeId,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -20,11 +18,12 @@ use burn::backend::{
     flex::FlexTensor,
     tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
+use switchyard_kernels_cpu::block_sparse::{self as on_slices, Direction};
 
-pub use topology::BlockTopology;
+pub use switchyard_kernels_cpu::block_sparse::BlockTopology;
 
-use crate::slices::all_f32;
+use crate::slices::{all_f32, contiguous, elements, from_elements, matrix};
 
 /// `x W`, where block `topology.places()[n]` of `W` is `blocks_nbb[n]` and the others are zero.
 ///
@@ -49,15 +48,6 @@ pub fn block_sparse_linear(x_td: Tensor<2>, blocks_nbb: Tensor<3>, topology: &Bl
         blocks_nbb.into_dispatch(),
         topology.clone(),
     ))
-}
-
-/// Which way the blocks are multiplied with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    /// `x W`.
-    Forward,
-    /// `dy W^T`.
-    Backward,
 }
 
 /// The operation and its gradients on one backend.
@@ -96,7 +86,7 @@ impl ProjectByBlocks for Flex {
         if !all_f32(&[&x_td, &blocks_nbb]) {
             return stock::product::<Flex>(x_td, blocks_nbb, &topology, Direction::Forward);
         }
-        flex::product(x_td, blocks_nbb, &topology, Direction::Forward)
+        fused_product(x_td, blocks_nbb, &topology, Direction::Forward)
     }
 
     fn project_by_blocks_input_gradient(
@@ -107,7 +97,7 @@ impl ProjectByBlocks for Flex {
         if !all_f32(&[&dy_tf, &blocks_nbb]) {
             return stock::product::<Flex>(dy_tf, blocks_nbb, &topology, Direction::Backward);
         }
-        flex::product(dy_tf, blocks_nbb, &topology, Direction::Backward)
+        fused_product(dy_tf, blocks_nbb, &topology, Direction::Backward)
     }
 
     fn project_by_blocks_weight_gradient(
@@ -118,8 +108,27 @@ impl ProjectByBlocks for Flex {
         if !all_f32(&[&x_td, &dy_tf]) {
             return stock::weight_gradient::<Flex>(x_td, dy_tf, &topology);
         }
-        flex::weight_gradient(x_td, dy_tf, &topology)
+        let (x_td, dy_tf) = (contiguous(x_td), contiguous(dy_tf));
+        let gradient = on_slices::weight_gradient(matrix(&x_td), matrix(&dy_tf), &topology);
+        let (n, b) = (topology.num_blocks(), topology.block());
+        from_elements(gradient, Shape::new([n, b, b]))
     }
+}
+
+/// `x W`, or `x W^T`.
+fn fused_product(
+    x: FlexTensor,
+    blocks_nbb: FlexTensor,
+    topology: &BlockTopology,
+    direction: Direction,
+) -> FlexTensor {
+    let (x, blocks_nbb) = (contiguous(x), contiguous(blocks_nbb));
+    let width = match direction {
+        Direction::Forward => topology.d_output(),
+        Direction::Backward => topology.d_input(),
+    };
+    let y = on_slices::product(matrix(&x), elements(&blocks_nbb), topology, direction);
+    from_elements(y, Shape::new([x.shape()[0], width]))
 }
 
 #[cfg(feature = "cube")]
@@ -183,7 +192,6 @@ impl<B: ProjectByBlocks> Backward<B, 2> for BlockSparseBackward {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slices::elements;
     use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
 
     /// Every third block, and no block in row 1 and column 2.

@@ -2,8 +2,6 @@
 //!
 //! Shape letters: t tokens, d width, v vocabulary.
 
-use std::mem::MaybeUninit;
-
 use burn::backend::{
     Autodiff, Backend, Dispatch, Flex, TensorMetadata,
     autodiff::{
@@ -17,12 +15,9 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::embedding as on_slices;
 
-use crate::dispatch::DispatchPlan;
-use crate::matrix::Unwritten;
-use crate::row_tiles::add;
-use crate::slices::{BLOCK_LEN, all_f32, contiguous, elements, from_elements, host_integers};
+use crate::slices::{all_f32, contiguous, elements, from_elements, host_integers};
 
 /// The row of each id. Its gradient sums, in the order of the tokens, what arrives at each row; rows without a token cost
 /// nothing but their zeros.
@@ -72,14 +67,9 @@ impl Embed for Flex {
         }
         let table_vd = contiguous(table_vd);
         let [v, d] = table_vd.shape().dims();
-        let (ids, table) = (row_indices(ids_t, v), elements(&table_vd));
-        let mut y = Unwritten::new(ids.len() * d);
-        let tokens = y.as_mut_slice().par_chunks_mut(d).zip(&ids).with_min_len(BLOCK_LEN.div_ceil(d));
-        tokens.for_each(|(y, &id)| {
-            y.write_copy_of_slice(&table[id as usize * d..][..d]);
-        });
-        // SAFETY: each token has just written its row.
-        from_elements(unsafe { y.written() }, Shape::new([ids.len(), d]))
+        let ids = row_indices(ids_t, v);
+        let rows = on_slices::rows(elements(&table_vd), d, &ids);
+        from_elements(rows, Shape::new([ids.len(), d]))
     }
 
     fn embed_gradient(ids_t: FlexTensor, dy_td: FlexTensor, vocab_size: usize) -> FlexTensor {
@@ -87,32 +77,15 @@ impl Embed for Flex {
             return stock_gradient::<Flex>(ids_t, dy_td, vocab_size);
         }
         let dy_td = contiguous(dy_td);
-        let (d, dy) = (dy_td.shape()[1], elements(&dy_td));
-        let tokens_by_id = DispatchPlan::new(&row_indices(ids_t, vocab_size), None, vocab_size, 1);
-        let mut dtable = Unwritten::new(vocab_size * d);
-        let rows = dtable.as_mut_slice().par_chunks_mut(d).enumerate().with_min_len(BLOCK_LEN.div_ceil(d));
-        rows.for_each(|(id, row)| {
-            let tokens = &tokens_by_id.slots.slot_of_row()[tokens_by_id.groups.rows(id)];
-            sum_of_tokens(row, tokens.iter().map(|&token| &dy[token as usize * d..][..d]));
-        });
-        // SAFETY: each row of the table has just been written.
-        from_elements(unsafe { dtable.written() }, Shape::new([vocab_size, d]))
+        let d = dy_td.shape()[1];
+        let dtable = on_slices::gradient(&row_indices(ids_t, vocab_size), elements(&dy_td), d, vocab_size);
+        from_elements(dtable, Shape::new([vocab_size, d]))
     }
 }
 
 /// Whether the row loops can run: f32 only, and no rows of width 0.
 fn has_f32_rows(rows_nd: &FlexTensor) -> bool {
     all_f32(&[rows_nd]) && rows_nd.shape()[1] > 0
-}
-
-/// Fills `target` with the sum of `rows`, from the first to the last; zeros if there are none.
-fn sum_of_tokens<'a>(target: &mut [MaybeUninit<f32>], mut rows: impl Iterator<Item = &'a [f32]>) {
-    let Some(first) = rows.next() else {
-        target.fill(MaybeUninit::new(0.0));
-        return;
-    };
-    let sum = target.write_copy_of_slice(first);
-    rows.for_each(|row| add(sum, row));
 }
 
 /// The ids as rows of a table.

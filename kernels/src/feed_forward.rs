@@ -6,12 +6,10 @@
 //!
 //! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden width of one block.
 
-mod fused;
-mod operands;
 mod stock;
 
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex,
+    Autodiff, Backend, Dispatch, Flex, TensorMetadata,
     autodiff::{
         NodeId,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -22,13 +20,14 @@ use burn::backend::{
     flex::FlexTensor,
     tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
+use switchyard_kernels_cpu::dispatch::DispatchPlan;
+use switchyard_kernels_cpu::feed_forward::{self as on_slices, Block, Operands, Output, Parts};
 
-use crate::activation::Activation;
-use crate::dispatch::{DispatchPlan, Groups};
-use crate::slices::all_f32;
+pub use switchyard_kernels_cpu::activation::Activation;
+
+use crate::slices::{all_f32, contiguous, elements, from_elements};
 use crate::tensor_list::TensorList;
-use operands::{Operands, Parts};
 
 /// Matrices of a dense block.
 #[derive(Debug, Clone)]
@@ -166,25 +165,6 @@ fn assert_gated(activation: Activation, gated: bool) {
     assert!(gated == activation.is_gated(), "{activation:?} with a gate projection = {gated}");
 }
 
-/// What the operation does, besides its tensors.
-#[derive(Debug, Clone)]
-pub(crate) struct Block {
-    activation: Activation,
-    parts: Parts,
-    /// None for a dense block.
-    plan: Option<DispatchPlan>,
-}
-
-impl Block {
-    /// The rows of each group: those of `num_tokens` tokens for a dense block.
-    fn groups(&self, num_tokens: usize) -> Groups {
-        match &self.plan {
-            Some(plan) => plan.groups.clone(),
-            None => Groups::new([0, num_tokens]),
-        }
-    }
-}
-
 /// The operation and its gradients on one backend. Tensors in the order of [`Operands::into_vec`].
 #[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub(crate) trait FeedForward: Backend {
@@ -221,7 +201,15 @@ impl FeedForward for Flex {
         if !all_f32(&operands.iter().collect::<Vec<_>>()) {
             return stock::forward::<Flex>(operands, &block);
         }
-        fused::forward(Operands::from_vec(operands, block.parts), &block)
+        let operands = Operands::from_vec(operands, block.parts).map(contiguous);
+        let [t, d, f] = sizes(&operands);
+        let Output { y, up, gate } = on_slices::forward(operands.as_ref().map(elements), [t, d, f], &block);
+        let n = block.groups(t).num_rows();
+        let mut projections = vec![from_elements(up, Shape::new([n, f]))];
+        if block.parts.gated {
+            projections.push(from_elements(gate, Shape::new([n, f])));
+        }
+        (from_elements(y, Shape::new([t, d])), projections)
     }
 
     fn feed_forward_gradients(
@@ -234,7 +222,35 @@ impl FeedForward for Flex {
         if !all_f32(&operands.iter().chain([&dy_td]).collect::<Vec<_>>()) {
             return stock::gradients::<Flex>(operands, projections, dy_td, &block);
         }
-        fused::gradients(Operands::from_vec(operands, block.parts), projections, dy_td, &block).into_vec()
+        let (operands, dy_td) =
+            (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
+        let mut projections = projections.into_iter().map(contiguous);
+        let (mut up, mut gate) = (projections.next(), projections.next());
+        let gradients = on_slices::gradients(
+            operands.as_ref().map(elements),
+            sizes(&operands),
+            [storage_mut(&mut up), storage_mut(&mut gate)],
+            elements(&dy_td),
+            &block,
+        );
+        let shaped = gradients
+            .zip(operands.as_ref())
+            .map(|(gradient, operand)| from_elements(gradient, operand.shape()));
+        shaped.into_vec()
+    }
+}
+
+/// t, d and f.
+fn sizes(operands: &Operands<FlexTensor>) -> [usize; 3] {
+    let [t, d] = operands.x.shape().dims();
+    [t, d, *operands.up.shape().last().expect("a matrix has columns")]
+}
+
+/// The elements of a tensor that covers its buffer; none if there is no tensor.
+fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
+    match projection {
+        Some(projection) => projection.storage_mut(),
+        None => &mut [],
     }
 }
 

@@ -5,8 +5,6 @@
 //!
 //! Shape letters: t tokens, d model width, v vocabulary.
 
-mod fused;
-mod rows;
 mod stock;
 
 use burn::backend::{
@@ -21,11 +19,10 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{Int, Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::head_loss::{self as on_slices, Head, Means};
+use switchyard_kernels_cpu::matrix::Matrix;
 
-use crate::matrix::Matrix;
-use crate::slices::{BLOCK_LEN, InPlace, all_f32, contiguous, elements, from_elements, host_integers};
-use fused::{Head, Means};
+use crate::slices::{InPlaceTensor, all_f32, contiguous, elements, from_elements, host_integers};
 
 /// What counts, and what is added to the cross-entropy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -168,8 +165,8 @@ impl HeadLossOp for Flex {
             true => gradient.transpose(0, 1),
             false => gradient,
         };
-        let mut gradient = InPlace::new(oriented(gradient));
-        gradient.par_blocks(BLOCK_LEN).for_each(|block| rows::scale(block, factor));
+        let mut gradient = InPlaceTensor::new(oriented(gradient));
+        on_slices::scale(gradient.elements(), factor);
         oriented(gradient.finish())
     }
 }

@@ -16,13 +16,10 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 use burn::tensor::{Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::linear::{self as on_slices, sum_rows};
+use switchyard_kernels_cpu::matrix::Matrix;
 
-use crate::dispatch::Groups;
-use crate::matrix::{Matrix, Unwritten};
-use crate::panel_product::fill_with_product;
-use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
-use crate::slices::{all_f32, contiguous, elements, from_elements};
+use crate::slices::{all_f32, contiguous, elements, from_elements, matrix};
 
 /// `x W + b`.
 ///
@@ -124,10 +121,8 @@ impl Project for Flex {
             return Self::float_matmul(Self::float_transpose(x_td), dy_tf);
         }
         let (x_td, dy_tf) = (contiguous(x_td), contiguous(dy_tf));
-        let (t, d, f) = (x_td.shape()[0], x_td.shape()[1], dy_tf.shape()[1]);
-        let gradient = WeightGradient { x: matrix(&x_td), dy: matrix(&dy_tf) };
-        let dw = weight_gradients(&Groups::new([0, t]), &[gradient]).remove(0);
-        from_elements(dw, Shape::new([d, f]))
+        let dw = on_slices::weight_gradient(matrix(&x_td), matrix(&dy_tf));
+        from_elements(dw, Shape::new([x_td.shape()[1], dy_tf.shape()[1]]))
     }
 
     fn project_bias_gradient(dy_tf: FlexTensor) -> FlexTensor {
@@ -139,27 +134,11 @@ impl Project for Flex {
     }
 }
 
-/// A contiguous matrix.
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
-    let shape = tensor.shape();
-    Matrix::strided(elements(tensor), [shape[0], shape[1]], [shape[1], 1])
-}
-
-/// `x w + bias`, tile by tile.
+/// `x w + bias`.
 fn multiply_rows(x_td: FlexTensor, w_df: Matrix<'_>, bias: Option<&[f32]>) -> FlexTensor {
     let x_td = contiguous(x_td);
-    let (t, f) = (x_td.shape()[0], w_df.num_columns());
-    let tiles = RowTile::of(&Groups::new([0, t]));
-    let mut y = Unwritten::new(t * f);
-    let parts = RowTile::cut(&tiles, y.as_mut_slice(), f);
-    tiles.par_iter().zip(parts).for_each(|(tile, y)| {
-        let y = fill_with_product(y, matrix(&x_td).rows(tile.rows.clone()), w_df);
-        if let Some(bias) = bias {
-            add_bias(y, bias);
-        }
-    });
-    // SAFETY: the tiles cover all rows, and each wrote its whole part.
-    from_elements(unsafe { y.written() }, Shape::new([t, f]))
+    let y = on_slices::project(matrix(&x_td), w_df, bias);
+    from_elements(y, Shape::new([x_td.shape()[0], w_df.num_columns()]))
 }
 
 #[cfg(feature = "cube")]

@@ -2,8 +2,6 @@
 //!
 //! Shape letters: n rows, d width.
 
-mod rows;
-
 use burn::backend::{
     Autodiff, Backend, Dispatch, Flex, TensorMetadata,
     autodiff::{
@@ -17,10 +15,9 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 use burn::tensor::{Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::norm::{self as on_slices, Measure};
 
-use crate::slices::{BLOCK_LEN, all_f32, contiguous, elements, from_elements};
-use rows::Measure;
+use crate::slices::{all_f32, contiguous, elements, from_elements};
 
 /// `x / sqrt(mean(x^2) + epsilon) * scale`, row by row (arXiv:1910.07467, eq. 4).
 ///
@@ -194,17 +191,8 @@ impl NormalizeRows for Flex {
             return stock_gradients::<Flex>(x_nd, scale_d, dy_nd, norm);
         }
         let (x_nd, scale_d, dy_nd) = (contiguous(x_nd), contiguous(scale_d), contiguous(dy_nd));
-        let scale = elements(&scale_d);
-        let mut dx = vec![0.0; x_nd.shape().num_elements()];
-        let (block_len, measure) = (whole_rows(scale.len()), norm.measure());
-        let mut dscale_of_block = vec![0.0; dx.len().div_ceil(block_len) * scale.len()];
-        dx.par_chunks_mut(block_len)
-            .zip(dscale_of_block.par_chunks_mut(scale.len()))
-            .zip(elements(&x_nd).par_chunks(block_len))
-            .zip(elements(&dy_nd).par_chunks(block_len))
-            .for_each(|(((dx, dscale), x), dy)| rows::gradients(dx, dscale, x, scale, dy, measure));
-        let mut dscale = vec![0.0; scale.len()];
-        rows::add_rows(&mut dscale, &dscale_of_block);
+        let (dx, dscale) =
+            on_slices::gradients(elements(&x_nd), elements(&scale_d), elements(&dy_nd), norm.measure());
         (from_elements(dx, x_nd.shape()), from_elements(dscale, scale_d.shape()))
     }
 
@@ -214,16 +202,7 @@ impl NormalizeRows for Flex {
         }
         let dy_nd = contiguous(dy_nd);
         let width = dy_nd.shape()[1];
-        let block_len = whole_rows(width);
-        let dy = elements(&dy_nd);
-        let mut sum_of_block = vec![0.0; dy.len().div_ceil(block_len) * width];
-        sum_of_block
-            .par_chunks_mut(width)
-            .zip(dy.par_chunks(block_len))
-            .for_each(|(sum, dy)| rows::add_rows(sum, dy));
-        let mut sum = vec![0.0; width];
-        rows::add_rows(&mut sum, &sum_of_block);
-        from_elements(sum, Shape::new([width]))
+        from_elements(on_slices::sum_rows(elements(&dy_nd), width), Shape::new([width]))
     }
 }
 
@@ -237,23 +216,14 @@ fn flex_normalize(
         return stock_normalize::<Flex>(x_nd, scale_d, bias_d, norm);
     }
     let (x_nd, scale_d, bias_d) = (contiguous(x_nd), contiguous(scale_d), bias_d.map(contiguous));
-    let (scale, bias) = (elements(&scale_d), bias_d.as_ref().map(elements));
-    let mut y = vec![0.0; x_nd.shape().num_elements()];
-    let (block_len, measure) = (whole_rows(scale.len()), norm.measure());
-    y.par_chunks_mut(block_len)
-        .zip(elements(&x_nd).par_chunks(block_len))
-        .for_each(|(y, x)| rows::normalize(y, x, scale, bias, measure));
+    let bias = bias_d.as_ref().map(elements);
+    let y = on_slices::normalize(elements(&x_nd), elements(&scale_d), bias, norm.measure());
     from_elements(y, x_nd.shape())
 }
 
 /// Whether the row loops can run: f32 only, and no rows of width 0.
 fn has_f32_rows(x_nd: &FlexTensor, scale_d: &FlexTensor) -> bool {
     all_f32(&[x_nd, scale_d]) && x_nd.shape()[1] > 0
-}
-
-/// Elements of one parallel task: about [`BLOCK_LEN`], in whole rows.
-fn whole_rows(width: usize) -> usize {
-    BLOCK_LEN.div_ceil(width) * width
 }
 
 #[cfg(feature = "cube")]
@@ -335,6 +305,8 @@ impl<B: NormalizeRows, const N: usize> Backward<B, N> for NormalizeRowsBackward 
 
 #[cfg(test)]
 mod tests {
+    use switchyard_kernels_cpu::blocks::BLOCK_LEN;
+
     use super::*;
     use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
 

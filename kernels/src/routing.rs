@@ -2,7 +2,6 @@
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
-mod rows;
 mod stock;
 
 use std::sync::Arc;
@@ -20,22 +19,11 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 use burn::tensor::{Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::routing::{self as on_slices, Chosen, RouterLoss};
+
+pub use switchyard_kernels_cpu::routing::GateSoftmax;
 
 use crate::slices::{all_f32, contiguous, elements, from_elements};
-
-/// Tokens of one task.
-const TASK_TOKENS: usize = 128;
-
-/// Which logits compete for a chosen expert's gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GateSoftmax {
-    /// Those of the chosen experts, so that a token's gates add up to one. The same as the softmax over all experts,
-    /// renormalised over the chosen ones.
-    OverChosen,
-    /// Those of all experts.
-    OverAll,
-}
 
 /// The gate of each chosen expert.
 ///
@@ -94,15 +82,18 @@ impl Choice {
     fn top_k(&self, num_tokens: usize) -> usize {
         self.expert_ids_tk.len() / num_tokens.max(1)
     }
-}
 
-/// A mean over tokens of a function of each token's logits.
-#[derive(Debug, Clone)]
-pub(crate) enum RouterLoss {
-    /// `sum_e load_e p_e`.
-    Load(Arc<[f64]>),
-    /// `(log sum_e exp(logit_e))^2`.
-    SquareLogPartition,
+    /// The choice with its logits, `[t, e]`, which are contiguous and not empty.
+    fn among<'a>(&'a self, logits_te: &'a FlexTensor) -> Chosen<'a> {
+        let [t, e] = logits_te.shape().dims();
+        Chosen {
+            logits: elements(logits_te),
+            expert_ids: &self.expert_ids_tk,
+            num_experts: e,
+            top_k: self.top_k(t),
+            softmax: self.softmax,
+        }
+    }
 }
 
 /// The operations and their gradients on one backend.
@@ -140,17 +131,13 @@ pub(crate) trait Route: Backend {
 
 impl Route for Flex {
     fn top_k_gates(logits_te: FlexTensor, choice: Choice) -> FlexTensor {
-        let [t, e] = logits_te.shape().dims();
-        if !all_f32(&[&logits_te]) || t == 0 {
+        if !has_f32_rows(&logits_te) {
             return stock::gates::<Flex>(logits_te, &choice);
         }
-        let (logits_te, top_k) = (contiguous(logits_te), choice.top_k(t));
-        let mut gates = vec![0.0; t * top_k];
-        let rows = elements(&logits_te).par_chunks(e).zip(choice.expert_ids_tk.par_chunks(top_k));
-        gates.par_chunks_mut(top_k).zip(rows).with_min_len(TASK_TOKENS).for_each(|(gates, (logits, ids))| {
-            rows::gates(gates, logits, ids, choice.softmax);
-        });
-        from_elements(gates, Shape::new([t, top_k]))
+        let logits_te = contiguous(logits_te);
+        let t = logits_te.shape()[0];
+        let gates = on_slices::gates(choice.among(&logits_te));
+        from_elements(gates, Shape::new([t, choice.top_k(t)]))
     }
 
     fn top_k_gates_gradient(
@@ -159,54 +146,38 @@ impl Route for Flex {
         dgates_tk: FlexTensor,
         choice: Choice,
     ) -> FlexTensor {
-        let [t, e] = logits_te.shape().dims();
-        if !all_f32(&[&logits_te, &gates_tk, &dgates_tk]) || t == 0 {
+        if !has_f32_rows(&logits_te) || !all_f32(&[&gates_tk, &dgates_tk]) {
             return stock::gates_gradient::<Flex>(logits_te, gates_tk, dgates_tk, &choice);
         }
-        let top_k = choice.top_k(t);
         let [logits_te, gates_tk, dgates_tk] = [logits_te, gates_tk, dgates_tk].map(contiguous);
-        let mut dlogits = vec![0.0; t * e];
-        let gates = elements(&gates_tk).par_chunks(top_k).zip(elements(&dgates_tk).par_chunks(top_k));
-        let rows = elements(&logits_te).par_chunks(e).zip(choice.expert_ids_tk.par_chunks(top_k)).zip(gates);
-        dlogits.par_chunks_mut(e).zip(rows).with_min_len(TASK_TOKENS).for_each(
-            |(dlogits, ((logits, ids), (gates, dgates)))| {
-                rows::gates_gradient(dlogits, logits, ids, gates, dgates, choice.softmax);
-            },
-        );
-        from_elements(dlogits, Shape::new([t, e]))
+        let chosen = choice.among(&logits_te);
+        let dlogits = on_slices::gates_gradient(chosen, elements(&gates_tk), elements(&dgates_tk));
+        from_elements(dlogits, logits_te.shape())
     }
 
     fn router_loss(logits_te: FlexTensor, loss: RouterLoss) -> FlexTensor {
-        let [t, e] = logits_te.shape().dims();
-        if !all_f32(&[&logits_te]) || t == 0 {
+        if !has_f32_rows(&logits_te) {
             return stock::loss::<Flex>(logits_te, &loss);
         }
         let logits_te = contiguous(logits_te);
-        let mut terms = vec![0.0; t];
-        terms
-            .par_iter_mut()
-            .zip(elements(&logits_te).par_chunks(e))
-            .with_min_len(TASK_TOKENS)
-            .for_each(|(term, logits)| *term = rows::loss_term(logits, &loss));
-        let mean = terms.iter().sum::<f64>() / t as f64;
+        let mean = on_slices::loss(elements(&logits_te), logits_te.shape()[1], &loss);
         from_elements(vec![mean as f32], Shape::new([1]))
     }
 
     fn router_loss_gradient(logits_te: FlexTensor, dloss_1: FlexTensor, loss: RouterLoss) -> FlexTensor {
-        let [t, e] = logits_te.shape().dims();
-        if !all_f32(&[&logits_te, &dloss_1]) || t == 0 {
+        if !has_f32_rows(&logits_te) || !all_f32(&[&dloss_1]) {
             return stock::loss_gradient::<Flex>(logits_te, dloss_1, &loss);
         }
-        let logits_te = contiguous(logits_te);
-        let factor = elements(&contiguous(dloss_1))[0] / t as f32;
-        let mut dlogits = vec![0.0; t * e];
-        dlogits
-            .par_chunks_mut(e)
-            .zip(elements(&logits_te).par_chunks(e))
-            .with_min_len(TASK_TOKENS)
-            .for_each(|(dlogits, logits)| rows::loss_gradient(dlogits, logits, &loss, factor));
-        from_elements(dlogits, Shape::new([t, e]))
+        let (logits_te, dloss_1) = (contiguous(logits_te), contiguous(dloss_1));
+        let (logits, e) = (elements(&logits_te), logits_te.shape()[1]);
+        let dlogits = on_slices::loss_gradient(logits, e, &loss, elements(&dloss_1)[0]);
+        from_elements(dlogits, logits_te.shape())
     }
+}
+
+/// Whether the row loops can run: f32 only, and at least one row.
+fn has_f32_rows(logits_te: &FlexTensor) -> bool {
+    all_f32(&[logits_te]) && logits_te.shape()[0] > 0
 }
 
 #[cfg(feature = "cube")]

@@ -5,10 +5,9 @@ use burn::backend::{
     backend_extension, flex::FlexTensor, tensor::FloatTensor,
 };
 use burn::tensor::{Shape, Tensor};
-use rayon::prelude::*;
+use switchyard_kernels_cpu::square_sum as on_slices;
 
-use crate::simd::{LANES, vectorised};
-use crate::slices::{BLOCK_LEN, all_f32, contiguous, elements, from_doubles};
+use crate::slices::{all_f32, contiguous, elements, from_doubles};
 
 /// The sum of the squares of all elements in several parts, to be added in order: `[parts]`. On the CPU the parts are
 /// f64, so that neither their number nor that of the elements costs precision. Nothing is differentiated.
@@ -50,14 +49,7 @@ impl SquareSums for Flex {
             return stock_square_sums::<Flex>(x_n, num_rows);
         }
         let x_n = contiguous(x_n);
-        let row_len = elements(&x_n).len() / num_rows;
-        let parts_per_row = row_len.div_ceil(BLOCK_LEN);
-        let sum_of_part = |part: usize| {
-            let row = &elements(&x_n)[part / parts_per_row * row_len..][..row_len];
-            let start = part % parts_per_row * BLOCK_LEN;
-            sum_of_squares(&row[start..row_len.min(start + BLOCK_LEN)])
-        };
-        let sums: Vec<f64> = (0..num_rows * parts_per_row).into_par_iter().map(sum_of_part).collect();
+        let sums = on_slices::square_sums(elements(&x_n), num_rows);
         let num_parts = sums.len();
         from_doubles(sums, Shape::new([num_parts]))
     }
@@ -73,25 +65,10 @@ impl<B: SquareSums, C: CheckpointStrategy> SquareSums for Autodiff<B, C> {
     }
 }
 
-vectorised! {
-    fn sum_of_squares(x: &[f32]) -> f64 = sum_of_squares_in_lanes;
-}
-
-#[inline(always)]
-fn sum_of_squares_in_lanes<const FUSED: bool>(x: &[f32]) -> f64 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            // The square of an f32 is exact in f64.
-            *sum += f64::from(x) * f64::from(x);
-        }
-    }
-    sums.into_iter().chain(rest.iter().map(|&x| f64::from(x) * f64::from(x))).sum()
-}
-
 #[cfg(test)]
 mod tests {
+    use switchyard_kernels_cpu::blocks::BLOCK_LEN;
+
     use super::*;
     use crate::slices::test_support::random_flex;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{Shape, Slice};
 
-use crate::dispatch::Groups;
+use switchyard_kernels_cpu::dispatch::Groups;
 
 /// `x_nd` times matrix g for the rows of each group g: `[n, f]`. The stack is `[e, d, f]`, or `[d, f]` of one group.
 pub(super) fn multiply_groups<B: Backend>(

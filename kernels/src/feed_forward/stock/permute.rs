@@ -6,7 +6,7 @@ use burn::backend::{
 };
 use burn::tensor::{Shape, Slice, TensorData};
 
-use crate::dispatch::SlotMap;
+use switchyard_kernels_cpu::dispatch::SlotMap;
 
 /// Packed rows of the tokens: `[n, d]`.
 pub(super) fn gather_rows<B: Backend>(x_td: FloatTensor<B>, slots: &SlotMap) -> FloatTensor<B> {

@@ -40,7 +40,7 @@ impl Groups {
     }
 
     /// The groups that own rows, with their rows, in order.
-    pub(crate) fn occupied(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+    pub fn occupied(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
         (0..self.num_groups()).map(|group| (group, self.rows(group))).filter(|(_, rows)| !rows.is_empty())
     }
 }
@@ -101,7 +101,7 @@ impl SlotMap {
     }
 
     /// Whether a slot has no row.
-    pub(crate) fn drops_slots(&self) -> bool {
+    pub fn drops_slots(&self) -> bool {
         self.num_rows() < self.row_of_slot.len()
     }
 }

@@ -123,7 +123,7 @@ impl GradientTask<'_> {
 }
 
 /// The sum of all rows of `x`, from the first to the last.
-pub(crate) fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
+pub fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
     let mut sums = vec![0.0; x.num_columns()];
     sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
         let first = block * SUM_COLUMNS;

@@ -2,39 +2,39 @@
 
 /// Which of the optional tensors a block has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Parts {
+pub struct Parts {
     /// A gate projection beside the up projection.
-    pub(super) gated: bool,
+    pub gated: bool,
     /// Gates of the slots: a mixture of experts.
-    pub(super) routed: bool,
+    pub routed: bool,
     /// Biases of all projections.
-    pub(super) biased: bool,
+    pub biased: bool,
 }
 
 /// One thing per tensor: the tensor itself, its gradient, ...
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Operands<T> {
+pub struct Operands<T> {
     /// Tokens, `[t, d]`.
-    pub(super) x: T,
+    pub x: T,
     /// Up projections, `[e, d, f]`, or `[d, f]` of a dense block.
-    pub(super) up: T,
+    pub up: T,
     /// Down projections, `[e, f, d]` or `[f, d]`.
-    pub(super) down: T,
+    pub down: T,
     /// Gate projections, as the up projections.
-    pub(super) gate: Option<T>,
+    pub gate: Option<T>,
     /// Gates of the slots, `[t, k]`.
-    pub(super) gates: Option<T>,
+    pub gates: Option<T>,
     /// Bias `[f]`.
-    pub(super) up_bias: Option<T>,
+    pub up_bias: Option<T>,
     /// Bias `[d]`.
-    pub(super) down_bias: Option<T>,
+    pub down_bias: Option<T>,
     /// Bias `[f]`.
-    pub(super) gate_bias: Option<T>,
+    pub gate_bias: Option<T>,
 }
 
 impl<T> Operands<T> {
     /// Those that are there, in the order of the fields.
-    pub(super) fn into_vec(self) -> Vec<T> {
+    pub fn into_vec(self) -> Vec<T> {
         let Self { x, up, down, gate, gates, up_bias, down_bias, gate_bias } = self;
         let optional = [gate, gates, up_bias, down_bias, gate_bias];
         [x, up, down].into_iter().chain(optional.into_iter().flatten()).collect()
@@ -44,7 +44,7 @@ impl<T> Operands<T> {
     ///
     /// # Panics
     /// If the vector holds fewer or more than `parts` asks for.
-    pub(super) fn from_vec(operands: Vec<T>, parts: Parts) -> Self {
+    pub fn from_vec(operands: Vec<T>, parts: Parts) -> Self {
         let num_operands = operands.len();
         let mut operands = operands.into_iter();
         let Parts { gated, routed, biased } = parts;
@@ -60,7 +60,7 @@ impl<T> Operands<T> {
     }
 
     /// Each thing replaced by another.
-    pub(super) fn map<U>(self, mut f: impl FnMut(T) -> U) -> Operands<U> {
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Operands<U> {
         Operands {
             x: f(self.x),
             up: f(self.up),
@@ -74,7 +74,7 @@ impl<T> Operands<T> {
     }
 
     /// The same, borrowed.
-    pub(super) fn as_ref(&self) -> Operands<&T> {
+    pub fn as_ref(&self) -> Operands<&T> {
         Operands {
             x: &self.x,
             up: &self.up,
@@ -88,7 +88,7 @@ impl<T> Operands<T> {
     }
 
     /// Pairs of the things of two blocks with the same parts.
-    pub(super) fn zip<U>(self, other: Operands<U>) -> Operands<(T, U)> {
+    pub fn zip<U>(self, other: Operands<U>) -> Operands<(T, U)> {
         Operands {
             x: (self.x, other.x),
             up: (self.up, other.up),

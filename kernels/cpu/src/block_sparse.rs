@@ -1,35 +1,60 @@
-//! The bodies on the CPU: one task per tile of rows and output block, and one per block's gradient.
+//! Products with a matrix that has only some blocks: one task per tile of rows and output block, and one per block's gradient.
+//!
+//! Shape letters: t rows, d input width, f output width, n blocks, b side of a block.
 
-use burn::backend::TensorMetadata;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::Shape;
+mod topology;
+
 use rayon::prelude::*;
 
-use super::{BlockTopology, Direction};
 use crate::dispatch::Groups;
 use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
 use crate::row_tiles::RowTile;
-use crate::slices::{contiguous, elements, from_elements};
+
+pub use topology::BlockTopology;
+
+/// Which way the blocks are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// `x W`.
+    Forward,
+    /// `dy W^T`.
+    Backward,
+}
+
+impl Direction {
+    /// Axes of a place along which the input and the output run.
+    pub fn axes(self) -> [usize; 2] {
+        match self {
+            Self::Forward => [0, 1],
+            Self::Backward => [1, 0],
+        }
+    }
+
+    /// The blocks that add up to output block `line`.
+    pub fn line(self, topology: &BlockTopology, line: usize) -> Vec<usize> {
+        match self {
+            Self::Forward => topology.in_column(line).to_vec(),
+            Self::Backward => topology.in_row(line).collect(),
+        }
+    }
+}
 
 /// `x W`, or `x W^T`. Each output block of a tile is summed by one task in the topology's order.
-pub(super) fn product(
-    x: FlexTensor,
-    blocks_nbb: FlexTensor,
-    topology: &BlockTopology,
-    direction: Direction,
-) -> FlexTensor {
-    let (x, blocks_nbb, b) = (contiguous(x), contiguous(blocks_nbb), topology.block());
+///
+/// # Panics
+/// If the shapes of `x`, `[t, d]` (or `[t, f]` backward), and `blocks`, `[n, b, b]`, do not fit the topology.
+pub fn product(x: Matrix<'_>, blocks: &[f32], topology: &BlockTopology, direction: Direction) -> Vec<f32> {
+    let b = topology.block();
     let [input, output] = direction.axes();
-    let (t, width) = (x.shape()[0], topology.shape()[output] * b);
+    let (t, width) = (x.num_rows(), topology.shape()[output] * b);
     let transposed;
     let blocks = match direction {
-        Direction::Forward => elements(&blocks_nbb),
+        Direction::Forward => blocks,
         Direction::Backward => {
-            transposed = transposed_blocks(elements(&blocks_nbb), b);
+            transposed = transposed_blocks(blocks, b);
             &transposed[..]
         }
     };
-    let x = matrix(&x);
     let tiles = RowTile::of(&Groups::new([0, t]));
     let mut y = vec![0.0; t * width];
     let parts = RowTile::cut(&tiles, &mut y, width);
@@ -47,30 +72,26 @@ pub(super) fn product(
             add_multiplied(y.reborrow(), x.columns(topology.span(index, input)), block);
         }
     });
-    from_elements(y, Shape::new([t, width]))
+    y
 }
 
-/// Per block, its part of `x^T dy`.
-pub(super) fn weight_gradient(x_td: FlexTensor, dy_tf: FlexTensor, topology: &BlockTopology) -> FlexTensor {
-    let (x_td, dy_tf, b) = (contiguous(x_td), contiguous(dy_tf), topology.block());
-    let shape = Shape::new([topology.num_blocks(), b, b]);
-    if x_td.shape()[0] == 0 {
-        return from_elements(vec![0.0; shape.num_elements()], shape);
+/// Per block, its part of `x^T dy`: `[n, b, b]`.
+///
+/// # Panics
+/// If the shapes of `x`, `[t, d]`, and `dy`, `[t, f]`, do not fit the topology.
+pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>, topology: &BlockTopology) -> Vec<f32> {
+    let b = topology.block();
+    let len = topology.num_blocks() * b * b;
+    if x.num_rows() == 0 {
+        return vec![0.0; len];
     }
-    let (x, dy) = (matrix(&x_td), matrix(&dy_tf));
-    let mut gradient = Unwritten::new(shape.num_elements());
+    let mut gradient = Unwritten::new(len);
     gradient.as_mut_slice().par_chunks_mut(b * b).enumerate().for_each(|(index, target)| {
         let (x, dy) = (x.columns(topology.span(index, 0)), dy.columns(topology.span(index, 1)));
         multiply(MatrixMut::uninit(target, b), x.transposed(), dy);
     });
     // SAFETY: each block is one chunk, and its product writes all of it.
-    from_elements(unsafe { gradient.written() }, shape)
-}
-
-/// A contiguous matrix.
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
-    let shape = tensor.shape();
-    Matrix::strided(elements(tensor), [shape[0], shape[1]], [shape[1], 1])
+    unsafe { gradient.written() }
 }
 
 /// Each block of side `b` transposed: a product that reads its factor the other way would do it once per tile.

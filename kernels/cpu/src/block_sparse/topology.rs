@@ -88,7 +88,7 @@ impl BlockTopology {
     }
 
     /// The rows or columns that block number `index` spans along `axis`.
-    pub(crate) fn span(&self, index: usize, axis: usize) -> Range<usize> {
+    pub fn span(&self, index: usize, axis: usize) -> Range<usize> {
         let start = self.places[index][axis] * self.block;
         start..start + self.block
     }

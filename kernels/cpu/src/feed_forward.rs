@@ -1,31 +1,64 @@
-//! Feed-forward blocks on the CPU: tiles of rows, each through the whole block while it is in the cache.
+//! Feed-forward blocks: tiles of rows, each through the whole block while it is in the cache.
+//!
+//! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden width of one block.
 
 mod combine;
+mod operands;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use burn::backend::TensorMetadata;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::Block;
-use super::operands::Operands;
-use crate::activation::{Activation, lanes};
-use crate::dispatch::{Groups, SlotMap};
+use crate::activation::{self, Activation};
+use crate::dispatch::{DispatchPlan, Groups, SlotMap};
 use crate::matrix::{Matrix, Unwritten};
 use crate::panel_product::{add_product, fill_with_product};
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
-use crate::slices::{contiguous, elements, from_elements};
 
-/// The block's output, and the up and gate projections of all rows.
-pub(super) fn forward(operands: Operands<FlexTensor>, block: &Block) -> (FlexTensor, Vec<FlexTensor>) {
-    let operands = operands.map(contiguous);
-    let sizes = Sizes::new(&operands, block);
-    let reader = Reader::new(&operands, block, &sizes);
-    let Sizes { groups, n, t, d, f, f_gate } = &sizes;
-    let (n, t, d, f, f_gate) = (*n, *t, *d, *f, *f_gate);
+pub use operands::{Operands, Parts};
+
+/// What the operation does, besides its tensors.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Non-linearity between the projections.
+    pub activation: Activation,
+    /// Which optional tensors there are.
+    pub parts: Parts,
+    /// Who goes where; `None` for a dense block.
+    pub plan: Option<DispatchPlan>,
+}
+
+impl Block {
+    /// The rows of each group: those of `num_tokens` tokens for a dense block.
+    pub fn groups(&self, num_tokens: usize) -> Groups {
+        match &self.plan {
+            Some(plan) => plan.groups.clone(),
+            None => Groups::new([0, num_tokens]),
+        }
+    }
+}
+
+/// What the forward pass returns.
+#[derive(Debug)]
+pub struct Output {
+    /// The block's output, `[t, d]`.
+    pub y: Vec<f32>,
+    /// Up projections of all rows, `[n, f]`.
+    pub up: Vec<f32>,
+    /// Gate projections of all rows, `[n, f]`; empty if the block is not gated.
+    pub gate: Vec<f32>,
+}
+
+/// The block's output for `operands` of these sizes.
+///
+/// # Panics
+/// If the operands do not fit `block` and the sizes.
+pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block) -> Output {
+    let sizes = Sizes::new(sizes_tdf, block);
+    let reader = Reader::new(operands, block, &sizes);
+    let Sizes { groups, n, d, f, f_gate } = &sizes;
+    let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
     let tiles = RowTile::of(groups);
     let mut buffers = [n * f, n * f_gate, n * d].map(Unwritten::new);
     let [up, gate, y] = buffers.each_mut().map(Unwritten::as_mut_slice);
@@ -42,43 +75,30 @@ pub(super) fn forward(operands: Operands<FlexTensor>, block: &Block) -> (FlexTen
         (Some(plan), Some(gates)) => combine::weighted_sums(&y, gates, &plan.slots, d),
         _ => y,
     };
-    let mut projections = vec![from_elements(up, Shape::new([n, f]))];
-    if block.parts.gated {
-        projections.push(from_elements(gate, Shape::new([n, f])));
-    }
-    (from_elements(y, Shape::new([t, d])), projections)
+    Output { y, up, gate }
 }
 
-/// Gradients of all operands. The projections become their own gradients in place.
-pub(super) fn gradients(
-    operands: Operands<FlexTensor>,
-    projections: Vec<FlexTensor>,
-    dy_td: FlexTensor,
+/// Gradients of all operands from that of the output, `dy`, `[t, d]`. The projections of the forward pass, `up` and `gate`,
+/// become their own gradients.
+///
+/// # Panics
+/// As [`forward`].
+pub fn gradients(
+    operands: Operands<&[f32]>,
+    sizes_tdf: [usize; 3],
+    [up, gate]: [&mut [f32]; 2],
+    dy: &[f32],
     block: &Block,
-) -> Operands<FlexTensor> {
-    let (operands, dy_td) = (operands.map(contiguous), contiguous(dy_td));
-    let sizes = Sizes::new(&operands, block);
-    let reader = Reader::new(&operands, block, &sizes);
-    let mut projections = projections.into_iter().map(contiguous);
-    let (mut up, mut gate) = (projections.next(), projections.next());
-    let rows =
-        RowGradients::new(&reader, &sizes, elements(&dy_td), storage_mut(&mut up), storage_mut(&mut gate));
-    rows.into_operands(&reader, &sizes, elements(&dy_td), &operands)
-}
-
-/// The elements of a tensor that is there and covers its buffer.
-fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
-    match projection {
-        Some(projection) => projection.storage_mut(),
-        None => &mut [],
-    }
+) -> Operands<Vec<f32>> {
+    let sizes = Sizes::new(sizes_tdf, block);
+    let reader = Reader::new(operands, block, &sizes);
+    RowGradients::new(&reader, &sizes, dy, up, gate).into_operands(&reader, &sizes, dy)
 }
 
 /// Sizes of one call.
 struct Sizes {
     groups: Groups,
     n: usize,
-    t: usize,
     d: usize,
     f: usize,
     /// f, or 0 without a gate projection.
@@ -86,11 +106,9 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(operands: &Operands<FlexTensor>, block: &Block) -> Self {
-        let (t, d) = (operands.x.shape()[0], operands.x.shape()[1]);
-        let f = *operands.up.shape().last().expect("a matrix has columns");
+    fn new([t, d, f]: [usize; 3], block: &Block) -> Self {
         let groups = block.groups(t);
-        Self { n: groups.num_rows(), t, d, f, f_gate: if block.parts.gated { f } else { 0 }, groups }
+        Self { n: groups.num_rows(), d, f, f_gate: if block.parts.gated { f } else { 0 }, groups }
     }
 }
 
@@ -114,10 +132,10 @@ struct ForwardTile<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(operands: &'a Operands<FlexTensor>, block: &'a Block, sizes: &Sizes) -> Self {
+    fn new(operands: Operands<&'a [f32]>, block: &'a Block, sizes: &Sizes) -> Self {
         let slots = block.plan.as_ref().map(|plan| &plan.slots);
         Self {
-            operands: operands.as_ref().map(elements),
+            operands,
             activation: block.activation,
             slots,
             token_offsets: slots.map(|slots| slots.token_of_row().map(|token| token * sizes.d).collect()),
@@ -134,7 +152,7 @@ impl<'a> Reader<'a> {
         let up = project(up, x, matrix_of(w_up, self.f), up_bias);
         let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
         let mut hidden = Unwritten::new(up.len());
-        let hidden = lanes::activate(self.activation, hidden.as_mut_slice(), up, gate);
+        let hidden = activation::activate(self.activation, hidden.as_mut_slice(), up, gate);
         project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
@@ -225,13 +243,8 @@ impl<'a> RowGradients<'a> {
     }
 
     /// Sums over rows.
-    fn into_operands(
-        self,
-        reader: &Reader<'_>,
-        sizes: &Sizes,
-        dy_td: &[f32],
-        operands: &Operands<FlexTensor>,
-    ) -> Operands<FlexTensor> {
+    fn into_operands(self, reader: &Reader<'_>, sizes: &Sizes, dy_td: &[f32]) -> Operands<Vec<f32>> {
+        let operands = reader.operands;
         let Sizes { groups, n, d, f, .. } = sizes;
         let (x, dy) = (reader.rows(reader.operands.x, 0..*n), reader.rows(dy_td, 0..*n));
         let [dup, dgate, hidden] =
@@ -243,20 +256,19 @@ impl<'a> RowGradients<'a> {
         let mut stacks = weight_gradients(groups, &gradients).into_iter();
         let mut next_stack = || stacks.next().expect("one stack per gradient");
         let (dw_up, dw_down) = (next_stack(), next_stack());
-        let gradients = Operands {
+        Operands {
             up: dw_up,
             down: dw_down,
-            gate: operands.gate.as_ref().map(|_| next_stack()),
+            gate: operands.gate.map(|_| next_stack()),
             gates: reader.slots.map(|slots| combine::by_slot(&self.dweight, slots)),
-            up_bias: operands.up_bias.as_ref().map(|_| sum_rows(dup)),
-            down_bias: operands.down_bias.as_ref().map(|_| sum_rows(dy)),
-            gate_bias: operands.gate_bias.as_ref().map(|_| sum_rows(dgate)),
+            up_bias: operands.up_bias.map(|_| sum_rows(dup)),
+            down_bias: operands.down_bias.map(|_| sum_rows(dy)),
+            gate_bias: operands.gate_bias.map(|_| sum_rows(dgate)),
             x: match reader.slots {
                 Some(slots) => combine::sums(&self.dx, slots, *d),
                 None => self.dx,
             },
-        };
-        gradients.zip(operands.as_ref()).map(|(gradient, operand)| from_elements(gradient, operand.shape()))
+        }
     }
 }
 
@@ -272,7 +284,7 @@ impl Reader<'_> {
             let elements = i * self.f..(i + 1) * self.f;
             let gate = gated.then(|| &mut gate[elements.clone()]);
             let weight = self.weight_of(row);
-            *dweight = lanes::backward(
+            *dweight = activation::backward(
                 self.activation,
                 &mut up[elements.clone()],
                 gate,

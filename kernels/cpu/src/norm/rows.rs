@@ -5,12 +5,12 @@
 use crate::simd::{LANES, multiply_add, vectorised};
 
 /// What a row is measured by.
-#[derive(Clone, Copy)]
-pub(super) struct Measure {
+#[derive(Debug, Clone, Copy)]
+pub struct Measure {
     /// Whether deviations are from the row's mean instead of from zero.
-    pub(super) centred: bool,
+    pub centred: bool,
     /// Added to the mean square deviation.
-    pub(super) epsilon: f32,
+    pub epsilon: f32,
 }
 
 vectorised! {

@@ -15,7 +15,7 @@ const LINE_LEN: usize = 16;
 
 /// A matrix that is read. Every element lies within its slice.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
+pub struct Matrix<'a> {
     elements: &'a [f32],
     shape: [usize; 2],
     /// Of rows and of columns.
@@ -53,7 +53,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If the last row is not whole.
-    pub(crate) fn row_major(elements: &'a [f32], num_columns: usize) -> Self {
+    pub fn row_major(elements: &'a [f32], num_columns: usize) -> Self {
         assert!(
             elements.len().is_multiple_of(num_columns),
             "{} elements in rows of {num_columns}",
@@ -66,7 +66,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If its last element lies outside `elements`.
-    pub(crate) fn strided(elements: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Self {
+    pub fn strided(elements: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Self {
         assert!(
             fits(elements.len(), shape, strides),
             "{shape:?} by {strides:?} in {} elements",
@@ -93,11 +93,13 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    pub(crate) fn num_rows(&self) -> usize {
+    /// Rows.
+    pub fn num_rows(&self) -> usize {
         self.shape[0]
     }
 
-    pub(crate) fn num_columns(&self) -> usize {
+    /// Columns.
+    pub fn num_columns(&self) -> usize {
         self.shape[1]
     }
 
@@ -137,7 +139,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Rows as columns.
-    pub(crate) fn transposed(self) -> Self {
+    pub fn transposed(self) -> Self {
         let ([rows, columns], [row_step, column_step]) = (self.shape, self.steps);
         Self { elements: self.elements, shape: [columns, rows], steps: [column_step, row_step] }
     }

@@ -1,14 +1,18 @@
-//! The loss and its gradients on the CPU, without the matrix of all logits.
+//! The loss of the next token with the model's head, and its gradients, without the matrix of all logits.
 //!
 //! Rows come in chunks. The logits of a chunk turn in place into their gradient, tile by tile, and the chunk adds its part
 //! to the gradient of the matrix. So each logit is computed once, also for training.
+//!
+//! Shape letters: t tokens, d model width, v vocabulary.
+
+mod rows;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows;
+use crate::blocks::InPlace;
 use crate::matrix::{Matrix, Unwritten};
 use crate::panel_product::{add_product, fill_with_product};
 
@@ -22,43 +26,51 @@ const CHUNK_LEN: usize = 1 << 21;
 const GRADIENT_ROWS: usize = 128;
 
 /// The operands.
-#[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
     /// `[t, d]`.
-    pub(super) x: Matrix<'a>,
+    pub x: Matrix<'a>,
     /// `[d, v]`.
-    pub(super) w: Matrix<'a>,
+    pub w: Matrix<'a>,
     /// The column that each token should have chosen; none where it does not count.
-    pub(super) targets: &'a [Option<usize>],
-    pub(super) z_loss_weight: f64,
+    pub targets: &'a [Option<usize>],
+    /// Weight of the mean squared log-partition, 0 for none.
+    pub z_loss_weight: f64,
 }
 
 /// Gradients of the mean loss.
-pub(super) struct Gradients {
+#[derive(Debug)]
+pub struct Gradients {
     /// Row-major `[t, d]`.
-    pub(super) dx: Vec<f32>,
+    pub dx: Vec<f32>,
     /// Rows of the matrix, or its columns if it was asked for by columns, one after another.
-    pub(super) dw: Vec<f32>,
+    pub dw: Vec<f32>,
 }
 
 /// Sums over tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Sums {
+struct Sums {
     cross_entropy: f64,
     square_log_partition: f64,
 }
 
 /// Means over the tokens that count; zeros if none does.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Means {
-    pub(super) total: f64,
-    pub(super) cross_entropy: f64,
-    pub(super) square_log_partition: f64,
+pub struct Means {
+    /// Cross-entropy plus the weighted squared log-partition.
+    pub total: f64,
+    /// `logsumexp(logits) - logits[target]`, in nats.
+    pub cross_entropy: f64,
+    /// `logsumexp(logits)^2`, unweighted.
+    pub square_log_partition: f64,
 }
 
 impl Head<'_> {
     /// The losses alone.
-    pub(super) fn losses(self) -> Means {
+    ///
+    /// # Panics
+    /// If the shapes do not fit, one of them is empty, or a target is not below v.
+    pub fn losses(self) -> Means {
         let num_tiles = self.num_rows().div_ceil(TILE_ROWS);
         let sums: Vec<Sums> = (0..num_tiles)
             .into_par_iter()
@@ -73,7 +85,10 @@ impl Head<'_> {
     }
 
     /// The losses with their gradients; that of the matrix by its columns if `by_columns`.
-    pub(super) fn losses_and_gradients(self, by_columns: bool) -> (Means, Gradients) {
+    ///
+    /// # Panics
+    /// As [`Head::losses`].
+    pub fn losses_and_gradients(self, by_columns: bool) -> (Means, Gradients) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
         let chunk_rows = (CHUNK_LEN / v).next_multiple_of(TILE_ROWS).max(MIN_CHUNK_ROWS);
         let (mut dx, mut sums) = (Unwritten::new(self.num_rows() * d), Vec::new());
@@ -199,4 +214,12 @@ impl MatrixGradient {
             Self::Sum(sum) => sum,
         }
     }
+}
+
+/// `gradient = factor * gradient`.
+///
+/// # Panics
+/// If there are fewer source elements.
+pub fn scale(gradient: InPlace<'_>, factor: f32) {
+    gradient.par_blocks().for_each(|block| rows::scale(block, factor));
 }

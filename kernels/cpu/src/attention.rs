@@ -1,18 +1,67 @@
-//! Attention on the CPU: blocks of queries against the keys that they see, without a `[seq, seq]` tensor.
+//! Causal self-attention: blocks of queries against the keys that they see, without a `[seq, seq]` matrix.
+//!
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head width, q = h * d.
 
 mod softmax;
 
-use burn::backend::flex::FlexTensor;
-use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::{Heads, SavedForAttention, alibi_slopes};
 use crate::matrix::{Matrix, MatrixMut, Unwritten};
 use crate::panel_product::{Triangle, add_triangular_product, write_triangular_product};
 use crate::rotary::{Rotation, write_rotated};
-use crate::slices::{contiguous, elements, from_elements, host_integers};
 use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
+
+/// How the rows of tokens are cut into heads, and what attention knows of positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)` (arXiv:2305.13245).
+    pub num_kv_heads: usize,
+    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409, section 3).
+    pub alibi: bool,
+}
+
+/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two; for other numbers,
+/// those of the next lower power of two, then every other one of the next higher (arXiv:2108.12409, section 3 and the
+/// authors' code).
+pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
+    let powers = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64) as f32);
+    let lower = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
+    powers(lower).chain(powers(2 * lower).step_by(2)).take(num_heads).collect()
+}
+
+/// What attention is computed from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Queries, `[t, h * d]`.
+    pub q: &'a [f32],
+    /// Keys, `[t, g * d]`.
+    pub k: &'a [f32],
+    /// Values, `[t, g * d]`.
+    pub v: &'a [f32],
+    /// Angles that queries and keys are turned by.
+    pub rotation: Option<Rotation<'a>>,
+    /// Number of each token's document, `[b or 1, s]`: a token sees those before it with its own number.
+    pub segment_ids: &'a [i64],
+    /// s.
+    pub seq_len: usize,
+    /// d.
+    pub d_head: usize,
+    /// How rows are cut.
+    pub heads: Heads,
+}
+
+/// Results of the forward pass that its gradients are computed from, and the gradient of the output.
+#[derive(Debug, Clone, Copy)]
+pub struct Results<'a> {
+    /// The output, `[t, h * d]`.
+    pub y: &'a [f32],
+    /// The gradient of the output, `[t, h * d]`.
+    pub dy: &'a [f32],
+    /// Logarithm of each softmax's denominator, `[b, h, s]`.
+    pub log_partition: &'a [f32],
+}
 
 /// Most queries of one block: more are no faster (measured at 256 tokens: 64, 128 and 256 alike).
 const MAX_BLOCK_QUERIES: usize = 128;
@@ -22,15 +71,13 @@ const MIN_BLOCK_QUERIES: usize = 64;
 const BLOCK_SCORES: usize = 1 << 18;
 
 /// The output, `[t, q]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
-pub(super) fn forward(
-    inputs: Vec<FlexTensor>,
-    segment_ids_bs: FlexTensor,
-    heads: Heads,
-) -> (FlexTensor, FlexTensor) {
-    let inputs: Vec<_> = inputs.into_iter().map(contiguous).collect();
-    let reader = Reader::new(&inputs, segment_ids_bs, heads);
+///
+/// # Panics
+/// If there are no tokens, or the lengths of `inputs` do not fit each other.
+pub fn forward(inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
+    let reader = Reader::new(inputs);
     let Reader { b, s, d, .. } = reader;
-    let (h, width) = (heads.num_heads, heads.num_heads * d);
+    let (h, width) = (inputs.heads.num_heads, inputs.heads.num_heads * d);
     let mut y = Unwritten::new(b * s * width);
     let mut log_partition = vec![0.0; b * h * s];
     let heads_of_y = MatrixMut::uninit(y.as_mut_slice(), width).into_blocks(s, d);
@@ -42,23 +89,17 @@ pub(super) fn forward(
     );
     // SAFETY: the heads' blocks cover the output, and each task writes all rows of its own.
     let y = unsafe { y.written() };
-    (from_elements(y, Shape::new([b * s, width])), from_elements(log_partition, Shape::new([b, h, s])))
+    (y, log_partition)
 }
 
 /// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads that share a key/value
 /// head, in order.
-pub(super) fn gradients(
-    saved: SavedForAttention<Flex>,
-    dy_tq: FlexTensor,
-    heads: Heads,
-) -> (FlexTensor, FlexTensor, FlexTensor) {
-    let SavedForAttention { y_tq, log_partition_bhs, segment_ids_bs, inputs } = saved;
-    let inputs: Vec<_> = inputs.into_vec().into_iter().map(contiguous).collect();
-    let [y_tq, dy_tq, log_partition_bhs] = [y_tq, dy_tq, log_partition_bhs].map(contiguous);
-    let reader = Reader::new(&inputs, segment_ids_bs, heads);
-    let results =
-        Results { y: elements(&y_tq), dy: elements(&dy_tq), log_partition: elements(&log_partition_bhs) };
-    let Reader { b, s, d, .. } = reader;
+///
+/// # Panics
+/// As [`forward`].
+pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> [Vec<f32>; 3] {
+    let reader = Reader::new(inputs);
+    let Reader { b, s, d, heads, .. } = reader;
     let (g, sharing) = (heads.num_kv_heads, heads.num_heads / heads.num_kv_heads);
     let [width, kv_width] = [heads.num_heads * d, g * d];
     let mut buffers = [width, kv_width, kv_width].map(|width| Unwritten::new(b * s * width));
@@ -73,9 +114,7 @@ pub(super) fn gradients(
         },
     );
     // SAFETY: the blocks cover the gradients, and each task writes all rows of its own.
-    let [dq, dk, dv] = buffers.map(|buffer| unsafe { buffer.written() });
-    let rows = |elements, width| from_elements(elements, Shape::new([b * s, width]));
-    (rows(dq, width), rows(dk, kv_width), rows(dv, kv_width))
+    buffers.map(|buffer| unsafe { buffer.written() })
 }
 
 /// Which document each position belongs to; `None` for a sequence that is a single document.
@@ -84,9 +123,8 @@ struct Documents {
 }
 
 impl Documents {
-    /// From `segment_ids_bs`, `[batch or 1, seq]`.
-    fn new(segment_ids_bs: FlexTensor, seq_len: usize) -> Self {
-        let ids = host_integers(segment_ids_bs);
+    /// From the ids of `[batch or 1, seq]`.
+    fn new(ids: &[i64], seq_len: usize) -> Self {
         let several = |ids: &[i64]| ids.iter().any(|id| *id != ids[0]);
         let of_sequence = ids.chunks(seq_len).map(|ids| several(ids).then(|| ids.to_vec())).collect();
         Self { of_sequence }
@@ -95,13 +133,6 @@ impl Documents {
     fn of(&self, batch: usize) -> Option<&[i64]> {
         self.of_sequence[batch % self.of_sequence.len()].as_deref()
     }
-}
-
-/// What the tasks read of the forward pass's results.
-struct Results<'a> {
-    y: &'a [f32],
-    dy: &'a [f32],
-    log_partition: &'a [f32],
 }
 
 /// What the tasks read of the inputs.
@@ -156,20 +187,28 @@ impl QueryBlock {
 }
 
 impl<'a> Reader<'a> {
-    fn new(inputs: &'a [FlexTensor], segment_ids_bs: FlexTensor, heads: Heads) -> Self {
-        let ([t, width], s) = (inputs[0].shape().dims(), segment_ids_bs.shape()[1]);
+    fn new(inputs: Inputs<'a>) -> Self {
+        let Inputs { q, k, v, rotation, segment_ids, seq_len: s, d_head: d, heads } = inputs;
+        let (h, g) = (heads.num_heads, heads.num_kv_heads);
+        let b = q.len() / (s * h * d);
+        assert!(
+            q.len() == b * s * h * d && k.len() == b * s * g * d && v.len() == b * s * g * d,
+            "{} elements of queries, {} of keys and {} of values in sequences of {s} and {heads:?} of width {d}",
+            q.len(),
+            k.len(),
+            v.len(),
+        );
         Self {
-            q: elements(&inputs[0]),
-            k: elements(&inputs[1]),
-            v: elements(&inputs[2]),
-            rotation: (inputs.len() > 3)
-                .then(|| Rotation { cos: elements(&inputs[3]), sin: elements(&inputs[4]) }),
-            documents: Documents::new(segment_ids_bs, s),
-            slopes: heads.alibi.then(|| alibi_slopes(heads.num_heads)),
+            q,
+            k,
+            v,
+            rotation,
+            documents: Documents::new(segment_ids, s),
+            slopes: heads.alibi.then(|| alibi_slopes(h)),
             heads,
-            b: t / s,
+            b,
             s,
-            d: width / heads.num_heads,
+            d,
         }
     }
 
@@ -357,5 +396,19 @@ impl GroupGradient {
             let keys = Matrix::row_major(keys, d).rows(seen);
             write_triangular_product(dqueries, dscores, keys, block.of_left());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alibi_slopes_are_those_of_the_paper() {
+        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        let twelve = alibi_slopes(12);
+        assert_eq!(twelve[..8], alibi_slopes(8));
+        let expected = [1, 3, 5, 7].map(|i| 2f64.powf(-0.5 * f64::from(i)) as f32);
+        assert_eq!(twelve[8..], expected);
     }
 }

@@ -10,7 +10,7 @@ use crate::simd::{LANES, multiply_add, vectorised};
 ///
 /// # Panics
 /// If the gate projection is missing or superfluous for `activation`, or the lengths differ.
-pub(crate) fn activate<'h>(
+pub fn activate<'h>(
     activation: Activation,
     hidden: &'h mut [MaybeUninit<f32>],
     up: &[f32],
@@ -35,7 +35,7 @@ pub(crate) fn activate<'h>(
 ///
 /// # Panics
 /// If the gate projection is missing or superfluous for `activation`.
-pub(crate) fn backward(
+pub fn backward(
     activation: Activation,
     up: &mut [f32],
     gate: Option<&mut [f32]>,
