@@ -5,7 +5,6 @@
 //! for one backend overrides the default and touches nothing above this crate.
 
 mod adamw;
-mod allocator;
 mod attention;
 mod block_sparse;
 mod embedding;
@@ -20,7 +19,6 @@ mod square_sum;
 mod tensor_list;
 
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
-pub use allocator::keep_freed_memory;
 pub use attention::{CausalMask, Heads, causal_attention};
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
