@@ -1,8 +1,16 @@
 //! The hot differentiable operations, as functions on burn tensors.
 //!
-//! One operation is one file. Each is a backend extension: a trait whose default bodies are made of stock tensor
-//! operations, so that it works on every backend and is the reference, and a hand-written backward. A faster body
-//! for one backend overrides the default and touches nothing above this crate.
+//! One operation is one folder, with the same rooms in each:
+//!
+//! - `mod`: the public function and the backend extension, a trait whose default bodies are those of `stock`;
+//! - `stock`: bodies made of stock tensor operations, which work on every backend and are the reference;
+//! - `cpu`: the bodies for the CPU, which turn tensors into slices for `switchyard-kernels-cpu`;
+//! - `autodiff`: the hand-written gradient;
+//! - `tests`: laws that compare all of them.
+//!
+//! A faster body for another backend is one more room, and touches nothing above this crate.
+
+#![forbid(unsafe_code)]
 
 mod adamw;
 mod attention;
