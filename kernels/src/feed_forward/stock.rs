@@ -3,7 +3,7 @@
 //! Both directions, and both gradients, read through an index and never scatter: no atomics, and each sum has one
 //! fixed order, so results repeat bit for bit.
 
-mod activation;
+pub(super) mod activation;
 mod groups;
 mod permute;
 

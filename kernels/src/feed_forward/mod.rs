@@ -6,27 +6,19 @@
 //!
 //! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden width of one block.
 
+mod autodiff;
+mod cpu;
 mod stock;
+#[cfg(test)]
+mod tests;
 
-use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex, TensorMetadata,
-    autodiff::{
-        NodeId,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    flex::FlexTensor,
-    tensor::FloatTensor,
-};
-use burn::tensor::{Shape, Tensor};
+use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
-use switchyard_kernels_cpu::feed_forward::{self as on_slices, Block, Operands, Output, Parts};
+use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
 
 pub use switchyard_kernels_cpu::activation::Activation;
 
-use crate::slices::{all_f32, contiguous, elements, from_elements};
 use crate::tensor_list::TensorList;
 
 /// Matrices of a dense block.
@@ -192,132 +184,5 @@ pub(crate) trait FeedForward: Backend {
     }
 }
 
-impl FeedForward for Flex {
-    fn feed_forward_keeping_projections(
-        operands: TensorList<Flex>,
-        block: Block,
-    ) -> (FlexTensor, Vec<FlexTensor>) {
-        let operands = operands.into_vec();
-        if !all_f32(&operands.iter().collect::<Vec<_>>()) {
-            return stock::forward::<Flex>(operands, &block);
-        }
-        let operands = Operands::from_vec(operands, block.parts).map(contiguous);
-        let [t, d, f] = sizes(&operands);
-        let Output { y, up, gate } = on_slices::forward(operands.as_ref().map(elements), [t, d, f], &block);
-        let n = block.groups(t).num_rows();
-        let mut projections = vec![from_elements(up, Shape::new([n, f]))];
-        if block.parts.gated {
-            projections.push(from_elements(gate, Shape::new([n, f])));
-        }
-        (from_elements(y, Shape::new([t, d])), projections)
-    }
-
-    fn feed_forward_gradients(
-        operands: TensorList<Flex>,
-        projections: TensorList<Flex>,
-        dy_td: FlexTensor,
-        block: Block,
-    ) -> Vec<FlexTensor> {
-        let (operands, projections) = (operands.into_vec(), projections.into_vec());
-        if !all_f32(&operands.iter().chain([&dy_td]).collect::<Vec<_>>()) {
-            return stock::gradients::<Flex>(operands, projections, dy_td, &block);
-        }
-        let (operands, dy_td) =
-            (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
-        let mut projections = projections.into_iter().map(contiguous);
-        let (mut up, mut gate) = (projections.next(), projections.next());
-        let gradients = on_slices::gradients(
-            operands.as_ref().map(elements),
-            sizes(&operands),
-            [storage_mut(&mut up), storage_mut(&mut gate)],
-            elements(&dy_td),
-            &block,
-        );
-        let shaped = gradients
-            .zip(operands.as_ref())
-            .map(|(gradient, operand)| from_elements(gradient, operand.shape()));
-        shaped.into_vec()
-    }
-}
-
-/// t, d and f.
-fn sizes(operands: &Operands<FlexTensor>) -> [usize; 3] {
-    let [t, d] = operands.x.shape().dims();
-    [t, d, *operands.up.shape().last().expect("a matrix has columns")]
-}
-
-/// The elements of a tensor that covers its buffer; none if there is no tensor.
-fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
-    match projection {
-        Some(projection) => projection.storage_mut(),
-        None => &mut [],
-    }
-}
-
 #[cfg(feature = "cube")]
 impl FeedForward for burn_cubecl::CubeBackend {}
-
-impl<B: FeedForward, C: CheckpointStrategy> FeedForward for Autodiff<B, C> {
-    fn feed_forward(operands: TensorList<Self>, block: Block) -> FloatTensor<Self> {
-        // A node has a fixed number of parents: three tensors, and gate projections, gates and biases as they come.
-        let operands = operands.into_vec();
-        match operands.len() {
-            3 => tracked::<B, C, 3>(operands, block),
-            4 => tracked::<B, C, 4>(operands, block),
-            5 => tracked::<B, C, 5>(operands, block),
-            7 => tracked::<B, C, 7>(operands, block),
-            num_operands => unreachable!("{num_operands} operands with {:?}", block.parts),
-        }
-    }
-}
-
-fn tracked<B: FeedForward, C: CheckpointStrategy, const N: usize>(
-    operands: Vec<FloatTensor<Autodiff<B, C>>>,
-    block: Block,
-) -> FloatTensor<Autodiff<B, C>> {
-    let inner = |operands: Vec<FloatTensor<Autodiff<B, C>>>| {
-        TensorList::from_vec(operands.into_iter().map(|operand| operand.into_primitive()).collect())
-    };
-    let nodes = std::array::from_fn::<_, N, _>(|i| operands[i].node());
-    match FeedForwardBackward.prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(mut prepared) => {
-            let ids = operands.iter().map(|operand| prepared.checkpoint(operand)).collect();
-            let (y_td, projections) = B::feed_forward_keeping_projections(inner(operands), block.clone());
-            prepared.finish(SavedForBlock { operands: ids, projections, block }, y_td)
-        }
-        OpsKind::UnTracked(prepared) => prepared.finish(B::feed_forward(inner(operands), block)),
-    }
-}
-
-#[derive(Debug)]
-struct FeedForwardBackward;
-
-/// What the backward pass reads again. The hidden values are not kept but made again.
-#[derive(Debug, Clone)]
-struct SavedForBlock<B: Backend> {
-    operands: Vec<NodeId>,
-    projections: Vec<FloatTensor<B>>,
-    block: Block,
-}
-
-impl<B: FeedForward, const N: usize> Backward<B, N> for FeedForwardBackward {
-    type State = SavedForBlock<B>;
-
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy_td = grads.consume::<B>(&ops.node);
-        let SavedForBlock { operands, projections, block } = ops.state;
-        let operands =
-            operands.into_iter().map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)).collect();
-        let gradients = B::feed_forward_gradients(
-            TensorList::from_vec(operands),
-            TensorList::from_vec(projections),
-            dy_td,
-            block,
-        );
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, gradient);
-            }
-        }
-    }
-}
