@@ -39,7 +39,7 @@ pub const TANH_CUBIC: f64 = 0.044715;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::Unwritten;
+    use crate::unwritten::Unwritten;
 
     /// Phi by its series near 0 and by the continued fraction of the tail elsewhere, in f64.
     fn normal_distribution(x: f64) -> f64 {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     fn hidden(activation: Activation, x: &[f32]) -> Vec<f32> {
-        activate(activation, Unwritten::new(x.len()).as_mut_slice(), x, None).to_vec()
+        Unwritten::new(x.len()).whole().fill(|hidden| activate(activation, hidden, x, None)).to_vec()
     }
 
     /// Its documented accuracy.

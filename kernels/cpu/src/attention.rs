@@ -6,9 +6,10 @@ mod softmax;
 
 use rayon::prelude::*;
 
-use crate::matrix::{Matrix, MatrixMut, Unwritten};
+use crate::matrix::Matrix;
 use crate::panel_product::{Triangle, add_triangular_product, write_triangular_product};
 use crate::rotary::{Rotation, write_rotated};
+use crate::unwritten::{Unwritten, UnwrittenMatrix};
 use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
 
 /// How the rows of tokens are cut into heads, and what attention knows of positions.
@@ -80,16 +81,14 @@ pub fn forward(inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
     let (h, width) = (inputs.heads.num_heads, inputs.heads.num_heads * d);
     let mut y = Unwritten::new(b * s * width);
     let mut log_partition = vec![0.0; b * h * s];
-    let heads_of_y = MatrixMut::uninit(y.as_mut_slice(), width).into_blocks(s, d);
+    let heads_of_y = y.whole().into_matrix(width).into_blocks(s, d);
     heads_of_y.into_par_iter().zip(log_partition.par_chunks_mut(s)).enumerate().for_each_init(
         || BlockBuffers::new(s, d),
         |buffers, (index, (y, log_partition))| {
             reader.attend([index / h, index % h], buffers, y, log_partition);
         },
     );
-    // SAFETY: the heads' blocks cover the output, and each task writes all rows of its own.
-    let y = unsafe { y.written() };
-    (y, log_partition)
+    (y.into_values(), log_partition)
 }
 
 /// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads that share a key/value
@@ -103,18 +102,17 @@ pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> [Vec<f32>; 3] {
     let (g, sharing) = (heads.num_kv_heads, heads.num_heads / heads.num_kv_heads);
     let [width, kv_width] = [heads.num_heads * d, g * d];
     let mut buffers = [width, kv_width, kv_width].map(|width| Unwritten::new(b * s * width));
-    let [dq, dk, dv] = buffers.each_mut().map(Unwritten::as_mut_slice);
-    let dq = MatrixMut::uninit(dq, width).into_blocks(s, sharing * d);
-    let dk = MatrixMut::uninit(dk, kv_width).into_blocks(s, d);
-    let dv = MatrixMut::uninit(dv, kv_width).into_blocks(s, d);
+    let [dq, dk, dv] = buffers.each_mut().map(Unwritten::whole);
+    let dq = dq.into_matrix(width).into_blocks(s, sharing * d);
+    let dk = dk.into_matrix(kv_width).into_blocks(s, d);
+    let dv = dv.into_matrix(kv_width).into_blocks(s, d);
     dq.into_par_iter().zip(dk).zip(dv).enumerate().for_each_init(
         || GroupGradient::new(s, d),
         |group, (index, ((dq, dk), dv))| {
             reader.differentiate([index / g, index % g], &results, group, [dq, dk, dv]);
         },
     );
-    // SAFETY: the blocks cover the gradients, and each task writes all rows of its own.
-    buffers.map(|buffer| unsafe { buffer.written() })
+    buffers.map(Unwritten::into_values)
 }
 
 /// Which document each position belongs to; `None` for a sequence that is a single document.
@@ -228,13 +226,12 @@ impl<'a> Reader<'a> {
     fn load(&self, rows: &[f32], num_heads: usize, batch: usize, head: usize, factor: f32) -> Vec<f32> {
         let mut copy = Unwritten::new(self.s * self.d);
         let head = self.head(rows, num_heads, batch, head);
-        write_rotated(MatrixMut::uninit(copy.as_mut_slice(), self.d), head, self.rotation, 1.0, factor);
-        // SAFETY: each row has just been written.
-        unsafe { copy.written() }
+        write_rotated(copy.whole().into_matrix(self.d), head, self.rotation, 1.0, factor);
+        copy.into_values()
     }
 
     /// Fills `target` with `factor` times the gradient of one head, `[s, d]`, turned back.
-    fn store(&self, target: MatrixMut<'_>, gradient: &[f32], factor: f32) {
+    fn store(&self, target: UnwrittenMatrix<'_>, gradient: &[f32], factor: f32) {
         write_rotated(target, Matrix::row_major(gradient, self.d), self.rotation, -1.0, factor);
     }
 
@@ -276,7 +273,7 @@ impl<'a> Reader<'a> {
         &self,
         [batch, head]: [usize; 2],
         buffers: &mut BlockBuffers,
-        mut y: MatrixMut<'_>,
+        y: UnwrittenMatrix<'_>,
         log_partition: &mut [f32],
     ) {
         let (h, g) = (self.heads.num_heads, self.heads.num_kv_heads);
@@ -284,6 +281,7 @@ impl<'a> Reader<'a> {
         let queries = self.load(self.q, h, batch, head, self.scale());
         let keys = self.load(self.k, g, batch, kv_head, 1.0);
         let values = self.head(self.v, g, batch, kv_head);
+        let mut rest_of_y = y;
         for block in QueryBlock::all(self.s) {
             let scores = &mut buffers.scores[..block.len() * block.end];
             self.scores([batch, head], block, &queries, &keys, scores);
@@ -294,7 +292,9 @@ impl<'a> Reader<'a> {
             let mixed = &mut buffers.mixed[..block.len() * self.d];
             let weights = Matrix::row_major(scores, block.end);
             write_triangular_product(mixed, weights, values.rows(0..block.end), block.of_left());
-            write_divided(y.rows(block.start..block.end), Matrix::row_major(mixed, self.d), &sums);
+            let (y, behind) = rest_of_y.split_rows_at(block.len());
+            rest_of_y = behind;
+            write_divided(y, Matrix::row_major(mixed, self.d), &sums);
             for (i, target) in log_partition[block.start..block.end].iter_mut().enumerate() {
                 *target = max[i] + sums[i].ln();
             }
@@ -307,7 +307,7 @@ impl<'a> Reader<'a> {
         [batch, kv_head]: [usize; 2],
         results: &Results<'_>,
         group: &mut GroupGradient,
-        [dq, dk, mut dv]: [MatrixMut<'_>; 3],
+        [dq, dk, dv]: [UnwrittenMatrix<'_>; 3],
     ) {
         let (s, d, g) = (self.s, self.d, self.heads.num_kv_heads);
         let sharing = self.heads.num_heads / g;
@@ -320,9 +320,7 @@ impl<'a> Reader<'a> {
             self.store(dq, &group.dqueries, self.scale());
         }
         self.store(dk, &group.dkeys, 1.0);
-        for (position, value) in group.dvalues.chunks_exact(d).enumerate() {
-            dv.row_mut(position).write_copy_of_slice(value);
-        }
+        dv.copy_from(Matrix::row_major(&group.dvalues, d));
     }
 }
 

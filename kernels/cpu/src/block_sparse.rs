@@ -7,8 +7,9 @@ mod topology;
 use rayon::prelude::*;
 
 use crate::dispatch::Groups;
-use crate::matrix::{Matrix, MatrixMut, Unwritten, add_multiplied, multiply};
+use crate::matrix::{Matrix, MatrixMut, add_multiplied, fill_with_multiplied};
 use crate::row_tiles::RowTile;
+use crate::unwritten::Unwritten;
 
 pub use topology::BlockTopology;
 
@@ -57,7 +58,7 @@ pub fn product(x: Matrix<'_>, blocks: &[f32], topology: &BlockTopology, directio
     };
     let tiles = RowTile::of(&Groups::new([0, t]));
     let mut y = vec![0.0; t * width];
-    let parts = RowTile::cut(&tiles, &mut y, width);
+    let parts = RowTile::cut(&tiles, &mut y[..], width);
     let tasks: Vec<_> = tiles
         .iter()
         .zip(parts)
@@ -86,12 +87,11 @@ pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>, topology: &BlockTopology) 
         return vec![0.0; len];
     }
     let mut gradient = Unwritten::new(len);
-    gradient.as_mut_slice().par_chunks_mut(b * b).enumerate().for_each(|(index, target)| {
+    gradient.whole().fill_chunks(b * b, 1, |index, target| {
         let (x, dy) = (x.columns(topology.span(index, 0)), dy.columns(topology.span(index, 1)));
-        multiply(MatrixMut::uninit(target, b), x.transposed(), dy);
+        fill_with_multiplied(target, x.transposed(), dy)
     });
-    // SAFETY: each block is one chunk, and its product writes all of it.
-    unsafe { gradient.written() }
+    gradient.into_values()
 }
 
 /// Each block of side `b` transposed: a product that reads its factor the other way would do it once per tile.

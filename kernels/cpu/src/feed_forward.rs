@@ -5,16 +5,16 @@
 mod combine;
 mod operands;
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::activation::{self, Activation};
 use crate::dispatch::{DispatchPlan, Groups, SlotMap};
-use crate::matrix::{Matrix, Unwritten};
+use crate::matrix::Matrix;
 use crate::panel_product::{add_product, fill_with_product};
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
+use crate::unwritten::{Part, Unwritten};
 
 pub use operands::{Operands, Parts};
 
@@ -61,7 +61,7 @@ pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block)
     let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
     let tiles = RowTile::of(groups);
     let mut buffers = [n * f, n * f_gate, n * d].map(Unwritten::new);
-    let [up, gate, y] = buffers.each_mut().map(Unwritten::as_mut_slice);
+    let [up, gate, y] = buffers.each_mut().map(Unwritten::whole);
     let parts = RowTile::cut(&tiles, up, f)
         .into_iter()
         .zip(RowTile::cut(&tiles, gate, f_gate))
@@ -69,8 +69,7 @@ pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block)
         .zip(&tiles)
         .map(|(((up, gate), y), tile)| ForwardTile { tile, up, gate, y });
     parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.forward(tile));
-    // SAFETY: the tiles cover all rows, and each wrote its whole parts.
-    let [up, gate, y] = buffers.map(|buffer| unsafe { buffer.written() });
+    let [up, gate, y] = buffers.map(Unwritten::into_values);
     let y = match (&block.plan, reader.operands.gates) {
         (Some(plan), Some(gates)) => combine::weighted_sums(&y, gates, &plan.slots, d),
         _ => y,
@@ -126,9 +125,9 @@ struct Reader<'a> {
 /// One tile's part of each buffer of the forward pass: rows of f, f (or nothing) and d elements.
 struct ForwardTile<'a> {
     tile: &'a RowTile,
-    up: &'a mut [MaybeUninit<f32>],
-    gate: &'a mut [MaybeUninit<f32>],
-    y: &'a mut [MaybeUninit<f32>],
+    up: Part<'a>,
+    gate: Part<'a>,
+    y: Part<'a>,
 }
 
 impl<'a> Reader<'a> {
@@ -152,7 +151,7 @@ impl<'a> Reader<'a> {
         let up = project(up, x, matrix_of(w_up, self.f), up_bias);
         let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
         let mut hidden = Unwritten::new(up.len());
-        let hidden = activation::activate(self.activation, hidden.as_mut_slice(), up, gate);
+        let hidden = hidden.whole().fill(|hidden| activation::activate(self.activation, hidden, up, gate));
         project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
@@ -171,13 +170,8 @@ impl<'a> Reader<'a> {
 }
 
 /// `target = x w + bias`.
-fn project<'t>(
-    target: &'t mut [MaybeUninit<f32>],
-    x: Matrix<'_>,
-    w: Matrix<'_>,
-    bias: Option<&[f32]>,
-) -> &'t mut [f32] {
-    let target = fill_with_product(target, x, w);
+fn project<'t>(target: Part<'t>, x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>) -> &'t mut [f32] {
+    let target = target.fill(|target| fill_with_product(target, x, w));
     if let Some(bias) = bias {
         add_bias(target, bias);
     }
@@ -201,8 +195,8 @@ struct BackwardTile<'a> {
     tile: &'a RowTile,
     up: &'a mut [f32],
     gate: &'a mut [f32],
-    weighted_hidden: &'a mut [MaybeUninit<f32>],
-    dx: &'a mut [MaybeUninit<f32>],
+    weighted_hidden: Part<'a>,
+    dx: Part<'a>,
     dweight: &'a mut [f32],
 }
 
@@ -220,13 +214,13 @@ impl<'a> RowGradients<'a> {
         let tiles = RowTile::of(groups);
         let mut buffers = [n * f, n * d].map(Unwritten::new);
         let mut dweight = vec![0.0; n];
-        let [hidden_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::as_mut_slice);
-        let parts = RowTile::cut(&tiles, up, f)
+        let [hidden_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::whole);
+        let parts = RowTile::cut(&tiles, &mut *up, f)
             .into_iter()
-            .zip(RowTile::cut(&tiles, gate, f_gate))
+            .zip(RowTile::cut(&tiles, &mut *gate, f_gate))
             .zip(RowTile::cut(&tiles, hidden_buffer, f))
             .zip(RowTile::cut(&tiles, dx_buffer, d))
-            .zip(RowTile::cut(&tiles, &mut dweight, 1))
+            .zip(RowTile::cut(&tiles, &mut dweight[..], 1))
             .zip(&tiles)
             .map(|(((((up, gate), weighted_hidden), dx), dweight), tile)| BackwardTile {
                 tile,
@@ -237,8 +231,7 @@ impl<'a> RowGradients<'a> {
                 dweight,
             });
         parts.collect::<Vec<_>>().into_par_iter().for_each(|part| reader.backward(dy_td, part));
-        // SAFETY: the tiles cover all rows, and each wrote its whole parts.
-        let [weighted_hidden, dx] = buffers.map(|buffer| unsafe { buffer.written() });
+        let [weighted_hidden, dx] = buffers.map(Unwritten::into_values);
         Self { dup: up, dgate: gate, weighted_hidden, dx, dweight }
     }
 
@@ -278,7 +271,8 @@ impl Reader<'_> {
         let Operands { up: w_up, down: w_down, gate: w_gate, .. } = self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         let dy = self.rows(dy_td, tile.rows.clone());
-        let dhidden = fill_with_product(weighted_hidden, dy, matrix_of(w_down, self.d).transposed());
+        let w_down = matrix_of(w_down, self.d).transposed();
+        let dhidden = weighted_hidden.fill(|target| fill_with_product(target, dy, w_down));
         let gated = w_gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
             let elements = i * self.f..(i + 1) * self.f;
@@ -292,7 +286,8 @@ impl Reader<'_> {
                 weight,
             );
         }
-        let dx = fill_with_product(dx, Matrix::row_major(up, self.f), matrix_of(w_up, self.f).transposed());
+        let (dup, w_up) = (Matrix::row_major(up, self.f), matrix_of(w_up, self.f).transposed());
+        let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up));
         if let Some(w_gate) = w_gate {
             add_product(dx, Matrix::row_major(gate, self.f), matrix_of(w_gate, self.f).transposed());
         }

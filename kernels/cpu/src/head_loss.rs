@@ -7,14 +7,14 @@
 
 mod rows;
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::blocks::InPlace;
-use crate::matrix::{Matrix, Unwritten};
+use crate::matrix::Matrix;
 use crate::panel_product::{add_product, fill_with_product};
+use crate::unwritten::{Part, Unwritten};
 
 /// Rows of one task.
 const TILE_ROWS: usize = 128;
@@ -78,7 +78,7 @@ impl Head<'_> {
                 let first = tile * TILE_ROWS;
                 let rows = first..(first + TILE_ROWS).min(self.num_rows());
                 let mut logits = Unwritten::new(rows.len() * self.w.num_columns());
-                self.logits_to_gradient(rows, logits.as_mut_slice()).1
+                self.logits_to_gradient(rows, logits.whole()).1
             })
             .collect();
         self.means(&sums)
@@ -93,7 +93,7 @@ impl Head<'_> {
         let chunk_rows = (CHUNK_LEN / v).next_multiple_of(TILE_ROWS).max(MIN_CHUNK_ROWS);
         let (mut dx, mut sums) = (Unwritten::new(self.num_rows() * d), Vec::new());
         let mut dw = MatrixGradient::Unwritten(Unwritten::new(d * v));
-        for (chunk, dx) in dx.as_mut_slice().chunks_mut(chunk_rows * d).enumerate() {
+        for (chunk, dx) in dx.whole().chunks(chunk_rows * d).enumerate() {
             let first = chunk * chunk_rows;
             let rows = first..first + dx.len() / d;
             let (dlogits, sums_of_tiles) = self.chunk(rows.clone(), dx);
@@ -104,9 +104,7 @@ impl Head<'_> {
                 false => dw.plus(x.transposed(), dlogits),
             };
         }
-        // SAFETY: the chunks cover all rows, and each writes all of its own.
-        let dx = unsafe { dx.written() };
-        (self.means(&sums), Gradients { dx, dw: dw.finish() })
+        (self.means(&sums), Gradients { dx: dx.into_values(), dw: dw.finish() })
     }
 
     fn num_rows(&self) -> usize {
@@ -127,32 +125,29 @@ impl Head<'_> {
     }
 
     /// The gradient of the logits of `rows`, and each tile's sums. Fills `dx` with the gradient of the rows.
-    fn chunk(&self, rows: Range<usize>, dx: &mut [MaybeUninit<f32>]) -> (Vec<f32>, Vec<Sums>) {
+    fn chunk(&self, rows: Range<usize>, dx: Part<'_>) -> (Vec<f32>, Vec<Sums>) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
         let mut dlogits = Unwritten::new(rows.len() * v);
-        let tiles =
-            dlogits.as_mut_slice().par_chunks_mut(TILE_ROWS * v).zip(dx.par_chunks_mut(TILE_ROWS * d));
+        let tiles: Vec<_> = dlogits.whole().chunks(TILE_ROWS * v).zip(dx.chunks(TILE_ROWS * d)).collect();
         let sums = tiles
+            .into_par_iter()
             .enumerate()
             .map(|(tile, (dlogits, dx))| {
                 let first = rows.start + tile * TILE_ROWS;
                 let (dlogits, sums) = self.logits_to_gradient(first..first + dx.len() / d, dlogits);
-                fill_with_product(dx, Matrix::row_major(dlogits, v), self.w.transposed());
+                let dlogits = Matrix::row_major(dlogits, v);
+                dx.fill(|dx| fill_with_product(dx, dlogits, self.w.transposed()));
                 sums
             })
             .collect();
-        // SAFETY: the tiles cover all rows, and each writes all of its own.
-        (unsafe { dlogits.written() }, sums)
+        (dlogits.into_values(), sums)
     }
 
     /// Fills `logits` with the gradient of the logits of `rows`, and returns it with the rows' sums.
-    fn logits_to_gradient<'l>(
-        &self,
-        rows: Range<usize>,
-        logits: &'l mut [MaybeUninit<f32>],
-    ) -> (&'l mut [f32], Sums) {
+    fn logits_to_gradient<'l>(&self, rows: Range<usize>, logits: Part<'l>) -> (&'l mut [f32], Sums) {
         let share = 1.0 / self.num_counted() as f64;
-        let logits = fill_with_product(logits, self.x.rows(rows.clone()), self.w);
+        let x = self.x.rows(rows.clone());
+        let logits = logits.fill(|logits| fill_with_product(logits, x, self.w));
         let mut sums = Sums::default();
         for (row, &target) in logits.chunks_mut(self.w.num_columns()).zip(&self.targets[rows]) {
             let Some(target) = target else {
@@ -188,13 +183,11 @@ impl MatrixGradient {
         };
         match self {
             Self::Unwritten(mut sum) => {
-                let blocks = sum.as_mut_slice().par_chunks_mut(GRADIENT_ROWS * n).enumerate();
-                blocks.for_each(|(task, c)| {
+                sum.whole().fill_chunks(GRADIENT_ROWS * n, 1, |task, c| {
                     let rows = rows_of(task, c.len());
-                    fill_with_product(c, rows, b);
+                    fill_with_product(c, rows, b)
                 });
-                // SAFETY: the blocks cover all rows, and each writes all of its own.
-                Self::Sum(unsafe { sum.written() })
+                Self::Sum(sum.into_values())
             }
             Self::Sum(mut sum) => {
                 let blocks = sum.par_chunks_mut(GRADIENT_ROWS * n).enumerate();

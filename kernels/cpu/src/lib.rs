@@ -28,3 +28,4 @@ mod row_tiles;
 mod simd;
 pub mod square_sum;
 pub mod thread_products;
+mod unwritten;

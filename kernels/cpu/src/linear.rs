@@ -5,9 +5,10 @@
 use rayon::prelude::*;
 
 use crate::dispatch::Groups;
-use crate::matrix::{Matrix, Unwritten};
+use crate::matrix::Matrix;
 use crate::panel_product::fill_with_product;
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, weight_gradients};
+use crate::unwritten::Unwritten;
 
 pub use crate::row_tiles::sum_rows;
 
@@ -19,15 +20,14 @@ pub fn project(x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let (t, f) = (x.num_rows(), w.num_columns());
     let tiles = RowTile::of(&Groups::new([0, t]));
     let mut y = Unwritten::new(t * f);
-    let parts = RowTile::cut(&tiles, y.as_mut_slice(), f);
+    let parts = RowTile::cut(&tiles, y.whole(), f);
     tiles.par_iter().zip(parts).for_each(|(tile, y)| {
-        let y = fill_with_product(y, x.rows(tile.rows.clone()), w);
+        let y = y.fill(|y| fill_with_product(y, x.rows(tile.rows.clone()), w));
         if let Some(bias) = bias {
             add_bias(y, bias);
         }
     });
-    // SAFETY: the tiles cover all rows, and each wrote its whole part.
-    unsafe { y.written() }
+    y.into_values()
 }
 
 /// `x^T dy`, the gradient of the matrix, `[d, f]`.

@@ -65,7 +65,7 @@ impl<'a> Matrix<'a> {
     /// The matrix with these strides.
     ///
     /// # Panics
-    /// If its last element lies outside `elements`.
+    /// If its last element lies outside `elements`, or its place is too large a number.
     pub fn strided(elements: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Self {
         assert!(
             fits(elements.len(), shape, strides),
@@ -78,11 +78,11 @@ impl<'a> Matrix<'a> {
     /// The matrix of `num_columns` columns whose rows begin at these places, in this order.
     ///
     /// # Panics
-    /// If a row ends outside `elements`.
+    /// If a row ends outside `elements`, or its end is too large a number.
     pub(crate) fn of_rows_at(elements: &'a [f32], num_columns: usize, offsets: &'a [usize]) -> Self {
         let last = offsets.iter().max().copied().unwrap_or(0);
         assert!(
-            offsets.is_empty() || last + num_columns <= elements.len(),
+            offsets.is_empty() || last.checked_add(num_columns).is_some_and(|end| end <= elements.len()),
             "{num_columns} elements from {last} of {}",
             elements.len()
         );
@@ -101,6 +101,11 @@ impl<'a> Matrix<'a> {
     /// Columns.
     pub fn num_columns(&self) -> usize {
         self.shape[1]
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        self.shape
     }
 
     /// Whether the elements of each row lie next to each other.
@@ -152,7 +157,8 @@ impl<'a> Matrix<'a> {
         assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {self:?}");
         let shape = [rows.len(), self.shape[1]];
         let (start, step) = match self.steps[0] {
-            Step::Stride(stride) => (rows.start * stride, Step::Stride(stride)),
+            // Where there are elements, the product lies within them. Where there are none, a stride may be any.
+            Step::Stride(stride) => (rows.start.saturating_mul(stride), Step::Stride(stride)),
             Step::Offsets(offsets) => (0, Step::Offsets(&offsets[rows])),
         };
         // What is left of a matrix lies where it lay; one without elements may begin behind the last.
@@ -168,53 +174,52 @@ impl<'a> Matrix<'a> {
         self.transposed().rows(columns).transposed()
     }
 
-    /// The strides of a matrix that has some.
+    /// The strides of a matrix that has some, as offsets of pointers.
     ///
     /// # Panics
-    /// If rows or columns lie anywhere.
-    fn strides(&self) -> [usize; 2] {
+    /// If rows or columns lie anywhere, or a stride is larger than memory, as that of a single row may be.
+    fn strides(&self) -> [isize; 2] {
         self.steps.map(|step| match step {
-            Step::Stride(stride) => stride,
+            Step::Stride(stride) => match isize::try_from(stride) {
+                Ok(stride) => stride,
+                Err(_) => panic!("{self:?} has a stride larger than memory"),
+            },
             Step::Offsets(_) => panic!("{self:?} has no strides"),
         })
     }
 }
 
-/// A row-major matrix that is written.
+/// A row-major matrix that is written, of values or of elements that have none yet.
 #[derive(Debug)]
-pub(crate) struct MatrixMut<'a> {
-    start: *mut MaybeUninit<f32>,
+pub(crate) struct MatrixMut<'a, T = f32> {
+    start: *mut T,
     shape: [usize; 2],
     row_stride: usize,
-    has_values: bool,
-    elements: PhantomData<&'a mut [MaybeUninit<f32>]>,
+    elements: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a `MatrixMut` is the only way to its elements while it lives, like the `&mut` slice that it was made from.
-unsafe impl Send for MatrixMut<'_> {}
+unsafe impl<T: Send> Send for MatrixMut<'_, T> {}
 
-impl<'a> MatrixMut<'a> {
+impl<'a, T> MatrixMut<'a, T> {
     /// Rows of `num_columns` elements that follow one another.
     ///
     /// # Panics
     /// If the last row is not whole.
-    pub(crate) fn row_major(elements: &'a mut [f32], num_columns: usize) -> Self {
-        // SAFETY: the same layout, and only values are ever written through a `MatrixMut`.
-        let elements = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<f32>]) };
-        Self { has_values: true, ..Self::uninit(elements, num_columns) }
-    }
-
-    /// As [`MatrixMut::row_major`], of elements that have no values yet.
-    pub(crate) fn uninit(elements: &'a mut [MaybeUninit<f32>], num_columns: usize) -> Self {
+    pub(crate) fn row_major(elements: &'a mut [T], num_columns: usize) -> Self {
         let len = elements.len();
         assert!(len.is_multiple_of(num_columns), "{len} elements in rows of {num_columns}");
         Self {
             start: elements.as_mut_ptr(),
             shape: [len / num_columns, num_columns],
             row_stride: num_columns,
-            has_values: false,
             elements: PhantomData,
         }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        self.shape
     }
 
     /// The matrix cut into blocks of `num_rows` by `num_columns`: all blocks of the first rows from left to right, then
@@ -231,26 +236,32 @@ impl<'a> MatrixMut<'a> {
         let block = |row: usize, column: usize| {
             // SAFETY: the block begins within the matrix, and blocks do not overlap.
             let start = unsafe { self.start.add(row * self.row_stride + column) };
-            Self { start, shape: [num_rows, num_columns], elements: PhantomData, ..self }
+            Self { start, shape: [num_rows, num_columns], ..self }
         };
         let columns = |row| (0..columns).step_by(num_columns).map(move |column| (row, column));
         (0..rows).step_by(num_rows).flat_map(columns).map(|(row, column)| block(row, column)).collect()
     }
 
     /// The same matrix for a shorter time, to be written more than once.
-    pub(crate) fn reborrow(&mut self) -> MatrixMut<'_> {
+    pub(crate) fn reborrow(&mut self) -> MatrixMut<'_, T> {
         MatrixMut { elements: PhantomData, ..*self }
     }
 
-    /// Only these rows, to be written more than once.
+    /// The first `num_rows` rows, and the others.
     ///
     /// # Panics
     /// If there are fewer.
-    pub(crate) fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
-        assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {}", self.shape[0]);
-        // SAFETY: the rows lie within the matrix.
-        let start = unsafe { self.start.add(rows.start * self.row_stride) };
-        MatrixMut { start, shape: [rows.len(), self.shape[1]], elements: PhantomData, ..*self }
+    pub(crate) fn split_rows_at(self, num_rows: usize) -> (Self, Self) {
+        let [rows, columns] = self.shape;
+        assert!(num_rows <= rows, "{num_rows} rows of {rows}");
+        let others = if num_rows == rows {
+            self.start
+        } else {
+            // SAFETY: the row lies within the matrix.
+            unsafe { self.start.add(num_rows * self.row_stride) }
+        };
+        let first = Self { shape: [num_rows, columns], ..self };
+        (first, Self { start: others, shape: [rows - num_rows, columns], ..self })
     }
 
     /// One row.
@@ -258,40 +269,68 @@ impl<'a> MatrixMut<'a> {
     /// # Panics
     /// If there is none.
     #[inline(always)]
-    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [MaybeUninit<f32>] {
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.shape[0], "row {row} of {}", self.shape[0]);
         // SAFETY: the row lies within the matrix, which is borrowed for as long as the row is.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.shape[1]) }
     }
 }
 
+/// Whether the last element of a matrix lies within `len` elements, and with it all others.
 fn fits(len: usize, [rows, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> bool {
-    rows == 0 || columns == 0 || (rows - 1) * row_stride + (columns - 1) * column_stride < len
+    if rows == 0 || columns == 0 {
+        return true;
+    }
+    let last_row = (rows - 1).checked_mul(row_stride);
+    let last_column = (columns - 1).checked_mul(column_stride);
+    let last = last_row.zip(last_column).and_then(|(row, column)| row.checked_add(column));
+    last.is_some_and(|last| last < len)
 }
 
 /// `c = a b`.
 ///
 /// # Panics
-/// If the shapes do not fit.
-pub(crate) fn multiply(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
-    product(c, a, b, false);
+/// If the shapes do not fit, or `a` or `b` has no strides.
+pub(crate) fn multiply(mut c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
+    // SAFETY: nothing is added.
+    unsafe { product(&mut c, a, b, false) };
 }
 
 /// `c = c + a b`.
 ///
 /// # Panics
-/// If the shapes do not fit, or `c` has no values.
-pub(crate) fn add_multiplied(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
-    assert!(c.has_values, "a product is added to elements without values");
-    product(c, a, b, true);
+/// As [`multiply`].
+pub(crate) fn add_multiplied(mut c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>) {
+    // SAFETY: `c` is a matrix of values.
+    unsafe { product(&mut c, a, b, true) };
 }
 
-fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+/// Fills `target` with the rows of `a b`, and returns them.
+///
+/// # Panics
+/// As [`multiply`].
+pub(crate) fn fill_with_multiplied<'c>(
+    target: &'c mut [MaybeUninit<f32>],
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+) -> &'c mut [f32] {
+    let mut c = MatrixMut::row_major(&mut *target, b.num_columns());
+    // SAFETY: nothing is added.
+    unsafe { product(&mut c, a, b, false) };
+    // SAFETY: the product has written every element, also that of no terms, which is zero.
+    unsafe { target.assume_init_mut() }
+}
+
+/// `c = a b`, or with `add` `c = c + a b`; nothing but values is written.
+///
+/// # Safety
+/// With `add`, the elements of `c` have values. `T` is `f32`, or that without a value.
+unsafe fn product<T>(c: &mut MatrixMut<'_, T>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
     let ([m, n], [_, k]) = (c.shape, a.shape);
     let (a_strides, b_strides) = (a.strides(), b.strides());
     assert!(a.shape == [m, k] && b.shape == [k, n], "{:?} times {:?} into {:?}", a.shape, b.shape, c.shape);
     // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c` borrows its
-    // elements alone, so it overlaps neither `a` nor `b`; and unless it has values it is not read.
+    // elements alone, so it overlaps neither `a` nor `b`; and it is read only with `add`, when it has values.
     unsafe {
         gemm::gemm(
             m,
@@ -299,14 +338,15 @@ fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
             k,
             c.start.cast::<f32>(),
             1,
+            // A stride within a slice.
             c.row_stride as isize,
             add,
             a.elements.as_ptr(),
-            a_strides[1] as isize,
-            a_strides[0] as isize,
+            a_strides[1],
+            a_strides[0],
             b.elements.as_ptr(),
-            b_strides[1] as isize,
-            b_strides[0] as isize,
+            b_strides[1],
+            b_strides[0],
             1.0,
             1.0,
             false,
@@ -314,38 +354,6 @@ fn product(c: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
             false,
             gemm::Parallelism::None,
         );
-    }
-}
-
-/// Elements to be written, each exactly once, before they are read.
-#[derive(Debug)]
-pub(crate) struct Unwritten {
-    elements: Vec<MaybeUninit<f32>>,
-}
-
-impl Unwritten {
-    /// Room for `len` elements. Their memory is not touched: filling a large buffer with zeros costs as much as a pass
-    /// of the operation that overwrites them.
-    pub(crate) fn new(len: usize) -> Self {
-        let mut elements = Vec::with_capacity(len);
-        // SAFETY: `MaybeUninit` needs no value, and the capacity is there.
-        unsafe { elements.set_len(len) };
-        Self { elements }
-    }
-
-    /// The elements, to be written.
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [MaybeUninit<f32>] {
-        &mut self.elements
-    }
-
-    /// The values.
-    ///
-    /// # Safety
-    /// Every element has been written.
-    pub(crate) unsafe fn written(self) -> Vec<f32> {
-        let mut elements = std::mem::ManuallyDrop::new(self.elements);
-        // SAFETY: the same layout and allocation, given up by the vector above; the caller vouches for the values.
-        unsafe { Vec::from_raw_parts(elements.as_mut_ptr().cast(), elements.len(), elements.capacity()) }
     }
 }
 
@@ -402,7 +410,7 @@ mod tests {
         let mut c = [0.0; 12];
         let one = Matrix::row_major(&[1.0, 2.0], 1);
         for (index, mut block) in MatrixMut::row_major(&mut c, 3).into_blocks(2, 1).into_iter().enumerate() {
-            block.row_mut(1)[0].write(index as f32);
+            block.row_mut(1)[0] = index as f32;
             if index == 5 {
                 multiply(block, one, Matrix::row_major(&[7.0], 1));
             }
@@ -411,10 +419,44 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "without values")]
-    fn nothing_is_added_to_what_has_no_value() {
-        let mut c = Unwritten::new(1);
+    fn a_product_without_terms_is_zero() {
+        let (a, b) = (Matrix::strided(&[], [2, 0], [1, 1]), Matrix::strided(&[], [0, 3], [3, 1]));
+        let mut c = [MaybeUninit::new(7.0); 6];
+        assert_eq!(fill_with_multiplied(&mut c, a, b), [0.0; 6]);
+    }
+
+    #[test]
+    fn the_first_rows_and_the_others_are_written_where_they_lie() {
+        let mut c = [0.0; 6];
+        let (mut first, mut others) = MatrixMut::row_major(&mut c, 2).split_rows_at(1);
+        first.row_mut(0).fill(1.0);
+        others.row_mut(1).fill(3.0);
+        let (all, none) = others.split_rows_at(2);
+        assert_eq!((all.shape(), none.shape()), ([2, 2], [0, 2]));
+        assert_eq!(c, [1.0, 1.0, 0.0, 0.0, 3.0, 3.0]);
+    }
+
+    /// A place that is too large for a number wraps around to a small one, at which there is an element.
+    #[test]
+    fn places_that_overflow_are_refused() {
+        let refused = |matrix: fn() -> Matrix<'static>| std::panic::catch_unwind(matrix).is_err();
+        assert!(refused(|| Matrix::strided(&[0.0; 4], [3, 1], [1 << 63, 1])), "a product");
+        assert!(refused(|| Matrix::strided(&[0.0; 4], [2, 2], [usize::MAX, 1])), "a sum");
+        assert!(refused(|| Matrix::of_rows_at(&[0.0; 4], 2, &[usize::MAX])), "the end of a row");
+        assert!(refused(|| Matrix::of_rows_at(&[0.0; 4], usize::MAX, &[1])), "a row");
+    }
+
+    #[test]
+    fn a_matrix_without_elements_may_have_any_stride() {
+        let matrix = Matrix::strided(&[], [5, 0], [usize::MAX, 1]);
+        assert_eq!(matrix.rows(3..5).shape(), [2, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a stride larger than memory")]
+    fn a_stride_that_is_no_offset_of_a_pointer_is_refused() {
+        let mut c = [0.0];
         let one = Matrix::row_major(&[1.0], 1);
-        add_multiplied(MatrixMut::uninit(c.as_mut_slice(), 1), one, one);
+        multiply(MatrixMut::row_major(&mut c, 1), Matrix::strided(&[1.0], [1, 1], [usize::MAX, 1]), one);
     }
 }

@@ -10,6 +10,7 @@
 //! bits whichever rows and columns surround it.
 
 mod panels;
+mod target;
 mod tile;
 
 use std::mem::MaybeUninit;
@@ -22,7 +23,9 @@ use pulp::x86::{V3, V4};
 use pulp::{Scalar128b, Simd, WithSimd};
 
 use crate::matrix::Matrix;
+use crate::unwritten::write_zeros;
 use panels::{EIGHT, Fetch, Panels};
+use target::Target;
 use tile::{Pass, panel_width};
 
 /// Rows of one panel.
@@ -99,12 +102,13 @@ pub(crate) fn fill_with_product<'c>(
     a: Matrix<'_>,
     w: Matrix<'_>,
 ) -> &'c mut [f32] {
+    let product = Product::new(Target::replaced(target), a, w);
     if w.num_rows() == 0 {
-        target.fill(MaybeUninit::new(0.0));
+        return write_zeros(target);
     }
-    multiply(Product::new(target, a, w));
-    // SAFETY: every element has just been written, by the product or, where that is empty, by zeros.
-    unsafe { &mut *(std::ptr::from_mut(target) as *mut [f32]) }
+    multiply(product);
+    // SAFETY: without a triangle, a product of at least one term writes every element.
+    unsafe { target.assume_init_mut() }
 }
 
 /// Adds the rows of `a w` to those of `c`.
@@ -112,7 +116,7 @@ pub(crate) fn fill_with_product<'c>(
 /// # Panics
 /// As [`fill_with_product`].
 pub(crate) fn add_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'_>) {
-    multiply(Product { add: true, ..Product::new(with_values(c), a, w) });
+    multiply(Product::new(Target::values(c, true), a, w));
 }
 
 /// Replaces the rows of `c` by those of `a w`, of which a triangle is computed.
@@ -123,7 +127,7 @@ pub(crate) fn write_triangular_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'
     if w.num_rows() == 0 {
         c.fill(0.0);
     }
-    multiply(Product { triangle, ..Product::new(with_values(c), a, w) });
+    multiply(Product { triangle, ..Product::new(Target::values(c, false), a, w) });
 }
 
 /// Adds the rows of `a w`, of which a triangle is computed, to those of `c`.
@@ -131,12 +135,7 @@ pub(crate) fn write_triangular_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'
 /// # Panics
 /// As [`fill_with_product`].
 pub(crate) fn add_triangular_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'_>, triangle: Triangle) {
-    multiply(Product { add: true, triangle, ..Product::new(with_values(c), a, w) });
-}
-
-fn with_values(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: the same layout, and a product writes nothing but values.
-    unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) }
+    multiply(Product { triangle, ..Product::new(Target::values(c, true), a, w) });
 }
 
 /// With the widest vectors that the CPU has. The tile of each instruction set fills its registers; nothing else differs.
@@ -159,24 +158,25 @@ fn multiply(product: Product<'_>) {
 
 /// `c = a w`, or `c = c + a w`.
 struct Product<'a> {
-    c: &'a mut [MaybeUninit<f32>],
+    c: Target<'a>,
     a: Matrix<'a>,
     w: Matrix<'a>,
-    /// `c` has values.
-    add: bool,
     triangle: Triangle,
 }
 
 impl<'a> Product<'a> {
-    /// The whole product, in place of what is in `c`.
-    fn new(c: &'a mut [MaybeUninit<f32>], a: Matrix<'a>, w: Matrix<'a>) -> Self {
-        let len = a.num_rows() * w.num_columns();
+    /// The whole product.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    fn new(c: Target<'a>, a: Matrix<'a>, w: Matrix<'a>) -> Self {
+        let len = a.num_rows().checked_mul(w.num_columns());
         assert!(
-            a.num_columns() == w.num_rows() && c.len() == len,
+            a.num_columns() == w.num_rows() && len == Some(c.len()),
             "{a:?} times {w:?} into {} elements",
             c.len()
         );
-        Self { c, a, w, add: false, triangle: Triangle::Nowhere }
+        Self { c, a, w, triangle: Triangle::Nowhere }
     }
 
     /// The blocks that these columns of the matrix are packed in: those of the first columns from top to bottom, then those of
@@ -201,7 +201,10 @@ impl<'a> Product<'a> {
     ) {
         let width = panel_width::<S, REGISTERS>();
         let blocks = self.blocks(columns.clone(), block_columns::<REGISTERS>());
-        let Self { c, a, w, add, triangle } = self;
+        let Self { c, a, w, triangle } = self;
+        let is_added_to = c.is_added_to();
+        // SAFETY: a pass writes sums.
+        let c = unsafe { c.elements() };
         let mut panels = Panels::new::<S, REGISTERS>([w.num_rows(), columns.len()]);
         for (index, block) in blocks.iter().enumerate() {
             let panels = panels.pack::<S, REGISTERS>(simd, block.of(*w));
@@ -210,17 +213,19 @@ impl<'a> Product<'a> {
             // With many registers, fetching ahead takes as long as it saves (measured with AVX-512).
             let next = blocks.get(index + 1).filter(|_| REGISTERS == FEW_REGISTERS);
             let mut fetch = Fetch::new(next.map(|next| next.of(*w)), num_tiles);
-            Pass::<_, REGISTERS> {
+            let pass = Pass::<_, REGISTERS> {
                 simd,
                 a: a_block,
                 panels,
                 num_columns: w.num_columns(),
                 columns: block.columns.clone(),
                 terms: block.rows.clone(),
-                add: *add || block.rows.start > 0,
+                add: is_added_to || block.rows.start > 0,
                 triangle: *triangle,
-            }
-            .run::<FUSED>(c, &mut fetch);
+            };
+            // SAFETY: what is added to has values, and a block that does not hold the first terms comes after one of the same
+            // columns that does: its pass has written the elements that this one adds to.
+            unsafe { pass.run::<FUSED>(c, &mut fetch) };
         }
     }
 }
@@ -334,7 +339,7 @@ mod tests {
                 let before = if add { values(m * n, 11) } else { vec![0.0; m * n] };
                 let mut c = if add { before.clone() } else { vec![f32::NAN; m * n] };
                 let expected = oracle(&before, &a, w, w_at);
-                multiply(Product { add, ..Product::new(with_values(&mut c), a_matrix, w) });
+                multiply(Product::new(Target::values(&mut c, add), a_matrix, w));
                 if k > 0 || add {
                     assert_eq!(c, expected, "{way}, {m} x {k} x {n}, by columns: {by_columns}, added: {add}");
                 }
@@ -409,7 +414,7 @@ mod tests {
                 let rows = |first: usize, last: usize| {
                     let mut c = vec![0.0; (last - first) * n];
                     let a = Matrix::row_major(&a[first * k..last * k], k);
-                    multiply(Product::new(with_values(&mut c), a, w));
+                    multiply(Product::new(Target::values(&mut c, false), a, w));
                     c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 let all = rows(0, m);
@@ -459,7 +464,7 @@ mod tests {
                 let before = if add { values(m * n, 11) } else { vec![0.0; m * n] };
                 let mut c = before.clone();
                 let expected = oracle(&before, &zeroed, w, |p, j| w_elements[p * n + j]);
-                multiply(Product { add, triangle, ..Product::new(with_values(&mut c), a, w) });
+                multiply(Product { triangle, ..Product::new(Target::values(&mut c, add), a, w) });
                 let [c, expected] = [c, expected].map(|c| wanted(triangle, &c, n));
                 assert_eq!(c, expected, "{way}, {triangle:?}, {m} x {k} x {n}, added: {add}");
             }
@@ -496,5 +501,13 @@ mod tests {
     fn shapes_that_do_not_fit_are_refused() {
         let a = Matrix::row_major(&[1.0; 6], 3);
         add_product(&mut [0.0; 5], a, Matrix::row_major(&[1.0; 9], 3));
+    }
+
+    #[test]
+    #[should_panic(expected = "into 0 elements")]
+    fn a_product_of_more_elements_than_numbers_is_refused() {
+        // Repeated rows and columns: 2^32 of each, whose number of elements wraps around to 0.
+        let column = Matrix::strided(&[1.0], [1 << 32, 1], [0, 1]);
+        fill_with_product(&mut [], column, column.transposed());
     }
 }

@@ -2,8 +2,9 @@
 
 use std::mem::MaybeUninit;
 
-use crate::matrix::{Matrix, MatrixMut};
+use crate::matrix::Matrix;
 use crate::simd::{LANES, lanes, multiply_add, vectorised, write_lanes, write_scaled};
+use crate::unwritten::UnwrittenMatrix;
 
 /// Rows fetched ahead: those of one head lie apart.
 const ROWS_AHEAD: usize = 16;
@@ -20,8 +21,11 @@ pub struct Rotation<'a> {
 vectorised! {
     /// Fills the rows of `to` with `factor` times those of one head at the positions from 0 on, `[s, d]`, each turned by
     /// `sign` times its position's angles, if there are any.
+    ///
+    /// # Panics
+    /// If the shapes differ, a row that is turned has no whole pairs, or there are fewer angles.
     pub(crate) fn write_rotated(
-        to: MatrixMut<'_>,
+        to: UnwrittenMatrix<'_>,
         head: Matrix<'_>,
         rotation: Option<Rotation<'_>>,
         sign: f32,
@@ -31,13 +35,15 @@ vectorised! {
 
 #[inline(always)]
 fn write_rotated_rows<const FUSED: bool>(
-    mut to: MatrixMut<'_>,
+    mut to: UnwrittenMatrix<'_>,
     head: Matrix<'_>,
     rotation: Option<Rotation<'_>>,
     sign: f32,
     factor: f32,
 ) {
     let half = head.num_columns() / 2;
+    assert!(to.shape() == head.shape(), "{head:?} into {:?}", to.shape());
+    assert!(rotation.is_none() || head.num_columns() == 2 * half, "pairs of {} columns", head.num_columns());
     for position in 0..head.num_rows() {
         head.prefetch_row(position + ROWS_AHEAD);
         let (to, row) = (to.row_mut(position), head.row(position));
@@ -49,6 +55,8 @@ fn write_rotated_rows<const FUSED: bool>(
             }
         }
     }
+    // SAFETY: the loop has written each row: as long as that of `head`, and in pairs if it is turned.
+    unsafe { to.assume_written() };
 }
 
 /// Fills `to` with `factor` times `row`, its pairs turned by `sign` times the angles.

@@ -1,14 +1,14 @@
 //! Work on many rows, cut into single-threaded matrix products that do not depend on the number of threads.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::dispatch::Groups;
-use crate::matrix::{Matrix, Unwritten};
+use crate::matrix::Matrix;
 use crate::panel_product::fill_with_product;
 use crate::simd::vectorised;
+use crate::unwritten::{Part, Unwritten};
 
 /// Rows of one tile, or up to half as many more. Each product brings its matrix into order first: the more rows share that,
 /// the better. But a tile is a task, and with few rows there must be enough of them.
@@ -49,19 +49,43 @@ impl RowTile {
     ///
     /// # Panics
     /// If `tiles` are not those of as many rows.
-    pub(crate) fn cut<'a, T>(
-        tiles: &[Self],
-        mut elements: &'a mut [T],
-        num_columns: usize,
-    ) -> Vec<&'a mut [T]> {
-        let parts = tiles.iter().map(|tile| {
-            let (part, rest) = std::mem::take(&mut elements).split_at_mut(tile.rows.len() * num_columns);
-            elements = rest;
-            part
-        });
-        let parts = parts.collect();
-        assert!(elements.is_empty(), "{} elements lie behind the last tile", elements.len());
+    pub(crate) fn cut<E: Elements>(tiles: &[Self], elements: E, num_columns: usize) -> Vec<E> {
+        let (mut parts, mut rest) = (Vec::with_capacity(tiles.len()), elements);
+        for tile in tiles {
+            let (part, behind) = rest.cut_at(tile.rows.len() * num_columns);
+            parts.push(part);
+            rest = behind;
+        }
+        assert!(rest.num_elements() == 0, "{} elements lie behind the last tile", rest.num_elements());
         parts
+    }
+}
+
+/// What is cut where tiles are cut: values, or elements to be written.
+pub(crate) trait Elements: Sized {
+    fn num_elements(&self) -> usize;
+
+    /// The first `len` elements, and the others.
+    fn cut_at(self, len: usize) -> (Self, Self);
+}
+
+impl Elements for &mut [f32] {
+    fn num_elements(&self) -> usize {
+        self.len()
+    }
+
+    fn cut_at(self, len: usize) -> (Self, Self) {
+        self.split_at_mut(len)
+    }
+}
+
+impl Elements for Part<'_> {
+    fn num_elements(&self) -> usize {
+        self.len()
+    }
+
+    fn cut_at(self, len: usize) -> (Self, Self) {
+        self.split_at(len)
     }
 }
 
@@ -83,30 +107,29 @@ pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]
     let tasks: Vec<_> = gradients
         .iter()
         .zip(&mut stacks)
-        .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.as_mut_slice()))
+        .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.whole()))
         .collect();
     tasks.into_par_iter().for_each(GradientTask::run);
-    // SAFETY: the tasks cover every row of every matrix, and each writes all of its rows.
-    stacks.into_iter().map(|stack| unsafe { stack.written() }).collect()
+    stacks.into_iter().map(Unwritten::into_values).collect()
 }
 
 /// Some rows of one matrix of a stack.
 struct GradientTask<'a> {
     x: Matrix<'a>,
     dy: Matrix<'a>,
-    target: &'a mut [MaybeUninit<f32>],
+    target: Part<'a>,
 }
 
 impl<'a> WeightGradient<'a> {
-    fn tasks(&self, groups: &Groups, stack: &'a mut [MaybeUninit<f32>]) -> Vec<GradientTask<'a>> {
+    fn tasks(&self, groups: &Groups, stack: Part<'a>) -> Vec<GradientTask<'a>> {
         let (d, f) = (self.x.num_columns(), self.dy.num_columns());
         let mut tasks = Vec::new();
-        for (group, matrix) in stack.chunks_mut((d * f).max(1)).enumerate() {
+        for (group, matrix) in stack.chunks((d * f).max(1)).enumerate() {
             let (x, dy) = (self.x.rows(groups.rows(group)), self.dy.rows(groups.rows(group)));
             let multiplications_per_row = (x.num_rows() * f).max(1);
             let num_rows =
                 (TASK_MULTIPLICATIONS / multiplications_per_row).next_multiple_of(TASK_ROWS).max(TASK_ROWS);
-            for (task, target) in matrix.chunks_mut(num_rows * f).enumerate() {
+            for (task, target) in matrix.chunks(num_rows * f).enumerate() {
                 let first = task * num_rows;
                 let columns = first..(first + num_rows).min(d);
                 tasks.push(GradientTask { x: x.columns(columns), dy, target });
@@ -118,7 +141,7 @@ impl<'a> WeightGradient<'a> {
 
 impl GradientTask<'_> {
     fn run(self) {
-        fill_with_product(self.target, self.x.transposed(), self.dy);
+        self.target.fill(|target| fill_with_product(target, self.x.transposed(), self.dy));
     }
 }
 

@@ -77,19 +77,23 @@ struct Operands {
 impl Operands {
     fn new(x_td: FlexTensor, w_dv: FlexTensor, target_ids_t: FlexTensor, options: HeadLossOptions) -> Self {
         let targets = target_columns(target_ids_t, w_dv.shape()[1], options.ignored_target);
-        let lies_in_order = |w_dv: &FlexTensor| w_dv.layout().strides().contains(&1);
-        let w_dv = if lies_in_order(&w_dv) { w_dv } else { contiguous(w_dv) };
+        // A matrix that is flipped runs backwards through memory, where no slice does.
+        let w_dv = if forward_strides(&w_dv).is_some_and(|strides| strides.contains(&1)) {
+            w_dv
+        } else {
+            contiguous(w_dv)
+        };
         let z_loss_weight = options.z_loss_weight.unwrap_or(0.0);
         Self { x_td: contiguous(x_td), w_dv, targets, z_loss_weight }
     }
 
     fn head(&self) -> Head<'_> {
-        let layout = self.w_dv.layout();
-        let strides = [layout.strides()[0] as usize, layout.strides()[1] as usize];
+        let strides = forward_strides(&self.w_dv).expect("copied if it runs backwards");
         let stored: &[f32] = self.w_dv.storage();
+        let start = self.w_dv.layout().start_offset();
         Head {
             x: Matrix::row_major(elements(&self.x_td), self.matrix_shape()[0]),
-            w: Matrix::strided(&stored[layout.start_offset()..], self.matrix_shape(), strides),
+            w: Matrix::strided(&stored[start..], self.matrix_shape(), strides),
             targets: &self.targets,
             z_loss_weight: self.z_loss_weight,
         }
@@ -103,6 +107,12 @@ impl Operands {
     fn by_columns(&self) -> bool {
         self.w_dv.layout().strides()[1] != 1
     }
+}
+
+/// The strides of a matrix; `None` if one is negative.
+fn forward_strides(w_dv: &FlexTensor) -> Option<[usize; 2]> {
+    let &[row, column] = w_dv.layout().strides() else { return None };
+    Some([usize::try_from(row).ok()?, usize::try_from(column).ok()?])
 }
 
 fn loss_tensors(means: Means) -> Losses<Flex> {

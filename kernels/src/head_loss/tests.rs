@@ -55,6 +55,20 @@ fn fused_loss_agrees_with_the_stock_body() {
 }
 
 #[test]
+fn a_matrix_that_runs_backwards_through_memory_is_multiplied_as_its_copy() {
+    for (tied, axes) in [(false, &[0][..]), (false, &[1]), (true, &[0, 1])] {
+        let (x_td, w_dv) = inputs([5, 3, 7], tied);
+        let flipped_dv = Flex::float_flip(w_dv, axes);
+        assert!(flipped_dv.layout().strides().iter().any(|stride| *stride < 0), "nothing was copied yet");
+        let loss = |w_dv| Flex::head_loss_and_gradients(x_td.clone(), w_dv, targets(5, 7), EVERYTHING);
+        let (flipped, copied) = (loss(flipped_dv.clone()), loss(contiguous(flipped_dv)));
+        assert_eq!(elements(&flipped.0.total_1), elements(&copied.0.total_1));
+        assert_eq!(elements(&flipped.1), elements(&copied.1));
+        assert_eq!(elements(&flipped.2), elements(&copied.2));
+    }
+}
+
+#[test]
 fn without_an_ignored_target_every_token_counts() {
     let (x_td, w_dv) = inputs([5, 3, 7], false);
     let ids_t = FlexTensor::from_data(TensorData::new(vec![0i32, 6, 3, 3, 1], [5]));

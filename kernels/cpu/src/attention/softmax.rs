@@ -1,9 +1,10 @@
 //! The loops over one query's scores.
 
 use crate::exp::{exp, exponentials_of_row};
-use crate::matrix::{Matrix, MatrixMut};
+use crate::matrix::Matrix;
 use crate::panel_product::READ_BEYOND_DIAGONAL;
 use crate::simd::{LANES, max_of_row, multiply_add, vectorised, write_scaled};
+use crate::unwritten::UnwrittenMatrix;
 
 /// Replaces the first `num_seen` scores by their exponentials relative to the largest, and those of the others that products
 /// read by zero. Returns the largest and the sum.
@@ -64,14 +65,21 @@ fn gradients_of_row<const FUSED: bool>(
 
 vectorised! {
     /// Fills each row of `to` with that of `from`, divided by its sum.
-    pub(super) fn write_divided(to: MatrixMut<'_>, from: Matrix<'_>, sums: &[f32]) = write_divided_rows;
+    ///
+    /// # Panics
+    /// If the shapes differ, or there are fewer sums.
+    pub(super) fn write_divided(to: UnwrittenMatrix<'_>, from: Matrix<'_>, sums: &[f32]) = write_divided_rows;
 }
 
 #[inline(always)]
-fn write_divided_rows<const FUSED: bool>(mut to: MatrixMut<'_>, from: Matrix<'_>, sums: &[f32]) {
-    for (row, sum) in (0..from.num_rows()).zip(sums) {
+fn write_divided_rows<const FUSED: bool>(mut to: UnwrittenMatrix<'_>, from: Matrix<'_>, sums: &[f32]) {
+    let sums = &sums[..from.num_rows()];
+    assert!(to.shape() == from.shape(), "{from:?} into {:?}", to.shape());
+    for (row, sum) in sums.iter().enumerate() {
         write_scaled::<FUSED>(to.row_mut(row), from.row(row), 1.0 / sum);
     }
+    // SAFETY: the loop has written each row, as long as that of `from`.
+    unsafe { to.assume_written() };
 }
 
 vectorised! {

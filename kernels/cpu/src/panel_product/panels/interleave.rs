@@ -11,9 +11,13 @@ pub(in crate::panel_product) const EIGHT: usize = 8;
 /// If the columns differ in length or do not fit into `target`.
 pub(super) fn interleave(target: &mut [MaybeUninit<f32>], stride: usize, columns: [&[f32]; EIGHT]) {
     let depth = columns[0].len();
+    let fits = depth == 0
+        || (depth - 1)
+            .checked_mul(stride)
+            .and_then(|last| last.checked_add(EIGHT))
+            .is_some_and(|end| end <= target.len());
     assert!(
-        columns.iter().all(|column| column.len() == depth)
-            && (depth == 0 || (depth - 1) * stride + EIGHT <= target.len()),
+        columns.iter().all(|column| column.len() == depth) && fits,
         "{depth} rows, {stride} apart, in {} elements",
         target.len()
     );
