@@ -2,8 +2,10 @@
 //!
 //! One operation is one folder, with the same rooms in each:
 //!
-//! - `mod`: the public function and the backend extension, a trait whose default bodies are those of `stock`;
-//! - `stock`: bodies made of stock tensor operations, which work on every backend and are the reference;
+//! - `mod`: the public function and the backend extension, a trait whose default bodies are those
+//!   of `stock`;
+//! - `stock`: bodies made of stock tensor operations, which work on every backend and are the
+//!   reference;
 //! - `cpu`: the bodies for the CPU, which turn tensors into slices for `switchyard-kernels-cpu`;
 //! - `autodiff`: the hand-written gradient;
 //! - `tests`: laws that compare all of them.

@@ -5,8 +5,8 @@
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{Shape, Slice, Tensor, TensorData};
 
-/// Sines and cosines of the rotary position embedding (arXiv:2104.09864, eq. 34), rotate-half pairing: element i
-/// turns with element `i + d/2`, as in Llama.
+/// Sines and cosines of the rotary position embedding (arXiv:2104.09864, eq. 34), rotate-half
+/// pairing: element i turns with element `i + d/2`, as in Llama.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     pub(crate) cos_sp: Tensor<2>,
@@ -40,7 +40,8 @@ pub(crate) enum Turn {
     Back,
 }
 
-/// `x_bhsd` with each pair turned by the angle of its position, from stock operations: `[b, h, s, d]`.
+/// `x_bhsd` with each pair turned by the angle of its position, from stock operations: `[b, h, s,
+/// d]`.
 pub(crate) fn rotate<B: Backend>(
     x_bhsd: FloatTensor<B>,
     cos_sp: FloatTensor<B>,

@@ -51,7 +51,8 @@ pub(crate) fn host_integers(tensor: FlexTensor) -> Vec<i64> {
     tensor.into_data().iter::<i64>().collect()
 }
 
-/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside the source to copy from.
+/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside
+/// the source to copy from.
 pub(crate) struct InPlaceTensor {
     target: FlexTensor,
     source: Option<FlexTensor>,

@@ -32,8 +32,8 @@ impl Activation {
 
 /// `sqrt(2 / pi)`.
 pub const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
-/// Weight of the cube in GELU's tanh formula, `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))` (arXiv:1606.08415,
-/// section 2).
+/// Weight of the cube in GELU's tanh formula, `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`
+/// (arXiv:1606.08415, section 2).
 pub const TANH_CUBIC: f64 = 0.044715;
 
 #[cfg(test)]

@@ -89,8 +89,8 @@ pub struct State<'a> {
     pub moment2: InPlace<'a>,
 }
 
-/// Updates a parameter and its moments with its gradient, of `n` elements (arXiv:1711.05101, algorithm 2; the decay is
-/// multiplied by the learning rate, as in PyTorch).
+/// Updates a parameter and its moments with its gradient, of `n` elements (arXiv:1711.05101,
+/// algorithm 2; the decay is multiplied by the learning rate, as in PyTorch).
 ///
 /// # Panics
 /// If the lengths differ.

@@ -1,6 +1,8 @@
-//! Causal self-attention: blocks of queries against the keys that they see, without a `[seq, seq]` matrix.
+//! Causal self-attention: blocks of queries against the keys that they see, without a `[seq, seq]`
+//! matrix.
 //!
-//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head width, q = h * d.
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head
+//! width, q = h * d.
 
 mod softmax;
 
@@ -17,15 +19,17 @@ use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
 pub struct Heads {
     /// Query heads.
     pub num_heads: usize,
-    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)` (arXiv:2305.13245).
+    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)`
+    /// (arXiv:2305.13245).
     pub num_kv_heads: usize,
-    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409, section 3).
+    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409,
+    /// section 3).
     pub alibi: bool,
 }
 
-/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two; for other numbers,
-/// those of the next lower power of two, then every other one of the next higher (arXiv:2108.12409, section 3 and the
-/// authors' code).
+/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two;
+/// for other numbers, those of the next lower power of two, then every other one of the next higher
+/// (arXiv:2108.12409, section 3 and the authors' code).
 pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
     let powers = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64) as f32);
     let lower = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
@@ -43,7 +47,8 @@ pub struct Inputs<'a> {
     pub v: &'a [f32],
     /// Angles that queries and keys are turned by.
     pub rotation: Option<Rotation<'a>>,
-    /// Number of each token's document, `[b or 1, s]`: a token sees those before it with its own number.
+    /// Number of each token's document, `[b or 1, s]`: a token sees those before it with its own
+    /// number.
     pub segment_ids: &'a [i64],
     /// s.
     pub seq_len: usize,
@@ -53,7 +58,8 @@ pub struct Inputs<'a> {
     pub heads: Heads,
 }
 
-/// Results of the forward pass that its gradients are computed from, and the gradient of the output.
+/// Results of the forward pass that its gradients are computed from, and the gradient of the
+/// output.
 #[derive(Debug, Clone, Copy)]
 pub struct Results<'a> {
     /// The output, `[t, h * d]`.
@@ -91,8 +97,8 @@ pub fn forward(inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
     (y.into_values(), log_partition)
 }
 
-/// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads that share a key/value
-/// head, in order.
+/// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads
+/// that share a key/value head, in order.
 ///
 /// # Panics
 /// As [`forward`].
@@ -235,8 +241,8 @@ impl<'a> Reader<'a> {
         write_rotated(target, Matrix::row_major(gradient, self.d), self.rotation, -1.0, factor);
     }
 
-    /// The block's scores, `[block, block.end]`, minus infinity for keys of other documents. Scores of later keys mean
-    /// nothing.
+    /// The block's scores, `[block, block.end]`, minus infinity for keys of other documents. Scores
+    /// of later keys mean nothing.
     fn scores(
         &self,
         [batch, head]: [usize; 2],
@@ -339,8 +345,8 @@ impl BlockBuffers {
     }
 }
 
-/// Gradients of one key/value head of one sequence, and of the query head at hand, each `[s, d]`, before they are
-/// turned back.
+/// Gradients of one key/value head of one sequence, and of the query head at hand, each `[s, d]`,
+/// before they are turned back.
 struct GroupGradient {
     dqueries: Vec<f32>,
     dkeys: Vec<f32>,
@@ -357,7 +363,8 @@ impl GroupGradient {
         Self { dqueries, dkeys, dvalues, scores, dweights }
     }
 
-    /// Adds one query head's share to the gradients of keys and values, and replaces that of the queries.
+    /// Adds one query head's share to the gradients of keys and values, and replaces that of the
+    /// queries.
     fn add_head(
         &mut self,
         reader: &Reader<'_>,

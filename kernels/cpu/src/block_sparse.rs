@@ -1,4 +1,5 @@
-//! Products with a matrix that has only some blocks: one task per tile of rows and output block, and one per block's gradient.
+//! Products with a matrix that has only some blocks: one task per tile of rows and output block,
+//! and one per block's gradient.
 //!
 //! Shape letters: t rows, d input width, f output width, n blocks, b side of a block.
 
@@ -43,7 +44,8 @@ impl Direction {
 /// `x W`, or `x W^T`. Each output block of a tile is summed by one task in the topology's order.
 ///
 /// # Panics
-/// If the shapes of `x`, `[t, d]` (or `[t, f]` backward), and `blocks`, `[n, b, b]`, do not fit the topology.
+/// If the shapes of `x`, `[t, d]` (or `[t, f]` backward), and `blocks`, `[n, b, b]`, do not fit the
+/// topology.
 pub fn product(x: Matrix<'_>, blocks: &[f32], topology: &BlockTopology, direction: Direction) -> Vec<f32> {
     let b = topology.block();
     let [input, output] = direction.axes();
@@ -94,7 +96,8 @@ pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>, topology: &BlockTopology) 
     gradient.into_values()
 }
 
-/// Each block of side `b` transposed: a product that reads its factor the other way would do it once per tile.
+/// Each block of side `b` transposed: a product that reads its factor the other way would do it
+/// once per tile.
 fn transposed_blocks(blocks: &[f32], b: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; blocks.len()];
     transposed.par_chunks_mut(b * b).zip(blocks.par_chunks(b * b)).for_each(|(target, source)| {

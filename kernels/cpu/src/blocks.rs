@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-/// Elements of one parallel task of an element-wise operation: small enough for the second-level cache, and the same
-/// for every number of threads.
+/// Elements of one parallel task of an element-wise operation: small enough for the second-level
+/// cache, and the same for every number of threads.
 pub const BLOCK_LEN: usize = 16 * 1024;
 
-/// Elements to be updated where they lie, or copied first from elsewhere, each block by the task that updates it, so that the
-/// copy is as parallel as the update.
+/// Elements to be updated where they lie, or copied first from elsewhere, each block by the task
+/// that updates it, so that the copy is as parallel as the update.
 #[derive(Debug)]
 pub struct InPlace<'a> {
     /// What is updated.

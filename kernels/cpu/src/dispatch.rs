@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Which rows belong to which group: group g owns rows `offsets[g]..offsets[g + 1]`. Cheap to clone.
+/// Which rows belong to which group: group g owns rows `offsets[g]..offsets[g + 1]`. Cheap to
+/// clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups {
     offsets: Arc<[usize]>,
@@ -45,8 +46,8 @@ impl Groups {
     }
 }
 
-/// Which packed row holds which slot. Slot `t * top_k + s` is the s-th expert choice of token t; a slot without a
-/// row was dropped. Cheap to clone.
+/// Which packed row holds which slot. Slot `t * top_k + s` is the s-th expert choice of token t; a
+/// slot without a row was dropped. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotMap {
     num_tokens: usize,
@@ -116,11 +117,12 @@ pub struct DispatchPlan {
 }
 
 impl DispatchPlan {
-    /// The plan of a choice, by a stable counting sort: O(slots + experts), and the same on every machine.
+    /// The plan of a choice, by a stable counting sort: O(slots + experts), and the same on every
+    /// machine.
     ///
     /// # Shapes
-    /// - `expert_ids_tk`: `[num_tokens, top_k]`, row-major; `keep_tk`: the same, false where a slot is dropped; absent
-    ///   keeps every slot
+    /// - `expert_ids_tk`: `[num_tokens, top_k]`, row-major; `keep_tk`: the same, false where a slot
+    ///   is dropped; absent keeps every slot
     ///
     /// # Panics
     /// If an expert id is not below `num_experts`, or the lengths do not fit.

@@ -21,8 +21,9 @@ pub fn rows(table: &[f32], d: usize, ids: &[u32]) -> Vec<f32> {
     y.into_values()
 }
 
-/// The gradient of the table, `[v, d]`, from that of the rows, `dy`, `[t, d]`: the sums, in the order of the tokens, of what
-/// arrives at each row. Rows without a token cost nothing but their zeros.
+/// The gradient of the table, `[v, d]`, from that of the rows, `dy`, `[t, d]`: the sums, in the
+/// order of the tokens, of what arrives at each row. Rows without a token cost nothing but their
+/// zeros.
 ///
 /// # Panics
 /// If `d` is 0, an id is not below `vocab_size`, or `dy` does not hold a row for each id.
@@ -36,7 +37,8 @@ pub fn gradient(ids: &[u32], dy: &[f32], d: usize, vocab_size: usize) -> Vec<f32
     dtable.into_values()
 }
 
-/// Fills `target` with the sum of `rows`, from the first to the last, and returns it; zeros if there are none.
+/// Fills `target` with the sum of `rows`, from the first to the last, and returns it; zeros if
+/// there are none.
 fn sum_of_tokens<'a, 't>(
     target: &'t mut [MaybeUninit<f32>],
     mut rows: impl Iterator<Item = &'a [f32]>,

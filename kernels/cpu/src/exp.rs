@@ -11,12 +11,13 @@ const ROUNDING: f32 = 12_582_912.0;
 /// ln 2 in two parts, of which the first has few enough digits for exact multiples.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// Minimax coefficients of `(e^r - 1 - r) / r^2` on `|r| <= ln 2 / 2`, highest first (Cephes, expf).
+/// Minimax coefficients of `(e^r - 1 - r) / r^2` on `|r| <= ln 2 / 2`, highest first (Cephes,
+/// expf).
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
-/// `e^x` to within 2 units in the last place; zero where the result would be subnormal, infinity above the range of
-/// `f32`, NaN for NaN. `FUSED` as in [`multiply_add`].
+/// `e^x` to within 2 units in the last place; zero where the result would be subnormal, infinity
+/// above the range of `f32`, NaN for NaN. `FUSED` as in [`multiply_add`].
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     // Comparisons with NaN are false, so NaN passes both clamps (`f32::min` would lose it).

@@ -1,6 +1,7 @@
 //! Feed-forward blocks: tiles of rows, each through the whole block while it is in the cache.
 //!
-//! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden width of one block.
+//! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden
+//! width of one block.
 
 mod combine;
 mod operands;
@@ -77,8 +78,8 @@ pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block)
     Output { y, up, gate }
 }
 
-/// Gradients of all operands from that of the output, `dy`, `[t, d]`. The projections of the forward pass, `up` and `gate`,
-/// become their own gradients.
+/// Gradients of all operands from that of the output, `dy`, `[t, d]`. The projections of the
+/// forward pass, `up` and `gate`, become their own gradients.
 ///
 /// # Panics
 /// As [`forward`].

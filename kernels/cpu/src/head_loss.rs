@@ -1,7 +1,9 @@
-//! The loss of the next token with the model's head, and its gradients, without the matrix of all logits.
+//! The loss of the next token with the model's head, and its gradients, without the matrix of all
+//! logits.
 //!
-//! Rows come in chunks. The logits of a chunk turn in place into their gradient, tile by tile, and the chunk adds its part
-//! to the gradient of the matrix. So each logit is computed once, also for training.
+//! Rows come in chunks. The logits of a chunk turn in place into their gradient, tile by tile, and
+//! the chunk adds its part to the gradient of the matrix. So each logit is computed once, also for
+//! training.
 //!
 //! Shape letters: t tokens, d model width, v vocabulary.
 
@@ -18,7 +20,8 @@ use crate::unwritten::{Part, Unwritten};
 
 /// Rows of one task.
 const TILE_ROWS: usize = 128;
-/// Fewest rows of a chunk: each chunk passes over the gradient of the matrix, which must be worth its while.
+/// Fewest rows of a chunk: each chunk passes over the gradient of the matrix, which must be worth
+/// its while.
 const MIN_CHUNK_ROWS: usize = 512;
 /// About the logits of a chunk, if it may have more rows: they stay in the last-level cache.
 const CHUNK_LEN: usize = 1 << 21;
@@ -124,7 +127,8 @@ impl Head<'_> {
         Means { total, cross_entropy, square_log_partition }
     }
 
-    /// The gradient of the logits of `rows`, and each tile's sums. Fills `dx` with the gradient of the rows.
+    /// The gradient of the logits of `rows`, and each tile's sums. Fills `dx` with the gradient of
+    /// the rows.
     fn chunk(&self, rows: Range<usize>, dx: Part<'_>) -> (Vec<f32>, Vec<Sums>) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
         let mut dlogits = Unwritten::new(rows.len() * v);
@@ -143,7 +147,8 @@ impl Head<'_> {
         (dlogits.into_values(), sums)
     }
 
-    /// Fills `logits` with the gradient of the logits of `rows`, and returns it with the rows' sums.
+    /// Fills `logits` with the gradient of the logits of `rows`, and returns it with the rows'
+    /// sums.
     fn logits_to_gradient<'l>(&self, rows: Range<usize>, logits: Part<'l>) -> (&'l mut [f32], Sums) {
         let share = 1.0 / self.num_counted() as f64;
         let x = self.x.rows(rows.clone());
@@ -167,8 +172,8 @@ impl Head<'_> {
     }
 }
 
-/// The sum of products that is the gradient of the matrix. The first product writes it: zeros to add to would cost a
-/// pass over all of it.
+/// The sum of products that is the gradient of the matrix. The first product writes it: zeros to
+/// add to would cost a pass over all of it.
 enum MatrixGradient {
     Unwritten(Unwritten),
     Sum(Vec<f32>),

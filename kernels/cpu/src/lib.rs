@@ -1,10 +1,11 @@
 //! The hot operations on the CPU: loops over slices of `f32`, and nothing that knows of tensors.
 //!
-//! This crate holds all `unsafe` code of the numerics: what reads or writes without bounds checks, and what is compiled for
-//! one instruction set. Its functions are safe to call: whatever does not fit panics.
+//! This crate holds all `unsafe` code of the numerics: what reads or writes without bounds checks,
+//! and what is compiled for one instruction set. Its functions are safe to call: whatever does not
+//! fit panics.
 //!
-//! Every operation cuts its work into tasks by the shape alone, so results are the same bit for bit for any number of
-//! threads.
+//! Every operation cuts its work into tasks by the shape alone, so results are the same bit for bit
+//! for any number of threads.
 
 #![expect(unsafe_code, reason = "here it is, so that it need be nowhere else")]
 

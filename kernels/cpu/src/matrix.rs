@@ -1,7 +1,8 @@
 //! Strided f32 matrices in slices, and their product on the calling thread.
 //!
-//! Operations cut their work into products that do not depend on the number of threads and run each one on one thread:
-//! that keeps results the same bit for bit, and is faster than sharing one product among threads.
+//! Operations cut their work into products that do not depend on the number of threads and run each
+//! one on one thread: that keeps results the same bit for bit, and is faster than sharing one
+//! product among threads.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -22,7 +23,8 @@ pub struct Matrix<'a> {
     steps: [Step<'a>; 2],
 }
 
-/// Where the rows of a matrix begin, or its columns: what row i and column j add up to is the place of element (i, j).
+/// Where the rows of a matrix begin, or its columns: what row i and column j add up to is the place
+/// of element (i, j).
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Step<'a> {
     /// Each as far behind the one before.
@@ -123,8 +125,8 @@ impl<'a> Matrix<'a> {
         &self.elements[self.steps[0].to(row)..][..self.shape[1]]
     }
 
-    /// Starts to bring a row into the second-level cache, if there is one: rows that lie apart are not fetched ahead by the
-    /// CPU itself.
+    /// Starts to bring a row into the second-level cache, if there is one: rows that lie apart are
+    /// not fetched ahead by the CPU itself.
     #[inline(always)]
     pub(crate) fn prefetch_row(&self, row: usize) {
         if row < self.shape[0] {
@@ -132,8 +134,8 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The elements from a row on, of a matrix whose rows lie next to each other, and its columns' step: element (i, p) of
-    /// what is left lies i behind the place of column p.
+    /// The elements from a row on, of a matrix whose rows lie next to each other, and its columns'
+    /// step: element (i, p) of what is left lies i behind the place of column p.
     ///
     /// # Panics
     /// If there is none, or rows lie apart.
@@ -157,7 +159,8 @@ impl<'a> Matrix<'a> {
         assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {self:?}");
         let shape = [rows.len(), self.shape[1]];
         let (start, step) = match self.steps[0] {
-            // Where there are elements, the product lies within them. Where there are none, a stride may be any.
+            // Where there are elements, the product lies within them. Where there are none, a stride may be
+            // any.
             Step::Stride(stride) => (rows.start.saturating_mul(stride), Step::Stride(stride)),
             Step::Offsets(offsets) => (0, Step::Offsets(&offsets[rows])),
         };
@@ -177,7 +180,8 @@ impl<'a> Matrix<'a> {
     /// The strides of a matrix that has some, as offsets of pointers.
     ///
     /// # Panics
-    /// If rows or columns lie anywhere, or a stride is larger than memory, as that of a single row may be.
+    /// If rows or columns lie anywhere, or a stride is larger than memory, as that of a single row
+    /// may be.
     fn strides(&self) -> [isize; 2] {
         self.steps.map(|step| match step {
             Step::Stride(stride) => match isize::try_from(stride) {
@@ -198,7 +202,8 @@ pub(crate) struct MatrixMut<'a, T = f32> {
     elements: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a `MatrixMut` is the only way to its elements while it lives, like the `&mut` slice that it was made from.
+// SAFETY: a `MatrixMut` is the only way to its elements while it lives, like the `&mut` slice that
+// it was made from.
 unsafe impl<T: Send> Send for MatrixMut<'_, T> {}
 
 impl<'a, T> MatrixMut<'a, T> {
@@ -222,8 +227,8 @@ impl<'a, T> MatrixMut<'a, T> {
         self.shape
     }
 
-    /// The matrix cut into blocks of `num_rows` by `num_columns`: all blocks of the first rows from left to right, then
-    /// those of the next.
+    /// The matrix cut into blocks of `num_rows` by `num_columns`: all blocks of the first rows from
+    /// left to right, then those of the next.
     ///
     /// # Panics
     /// If the last row or column of blocks is not whole.
@@ -329,8 +334,9 @@ unsafe fn product<T>(c: &mut MatrixMut<'_, T>, a: Matrix<'_>, b: Matrix<'_>, add
     let ([m, n], [_, k]) = (c.shape, a.shape);
     let (a_strides, b_strides) = (a.strides(), b.strides());
     assert!(a.shape == [m, k] && b.shape == [k, n], "{:?} times {:?} into {:?}", a.shape, b.shape, c.shape);
-    // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c` borrows its
-    // elements alone, so it overlaps neither `a` nor `b`; and it is read only with `add`, when it has values.
+    // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c`
+    // borrows its elements alone, so it overlaps neither `a` nor `b`; and it is read only with
+    // `add`, when it has values.
     unsafe {
         gemm::gemm(
             m,
@@ -436,7 +442,8 @@ mod tests {
         assert_eq!(c, [1.0, 1.0, 0.0, 0.0, 3.0, 3.0]);
     }
 
-    /// A place that is too large for a number wraps around to a small one, at which there is an element.
+    /// A place that is too large for a number wraps around to a small one, at which there is an
+    /// element.
     #[test]
     fn places_that_overflow_are_refused() {
         let refused = |matrix: fn() -> Matrix<'static>| std::panic::catch_unwind(matrix).is_err();

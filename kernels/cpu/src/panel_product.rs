@@ -1,13 +1,15 @@
-//! Products of rows with a matrix of weights, or of transposed rows with rows, on the calling thread.
+//! Products of rows with a matrix of weights, or of transposed rows with rows, on the calling
+//! thread.
 //!
-//! The matrix is read once, a block at a time, into panels: as many columns as some vector registers hold, row after row.
-//! It may lie by rows or by columns. A forward pass multiplies by the weights and a backward pass by their transpose; packing
-//! either costs the same, so nothing is transposed beforehand. Rows may lie anywhere, as an expert's tokens do, and of the
-//! products of causal attention only the triangle that counts is computed. The product of `matrix.rs` is for results that are columns of
-//! a wider matrix.
+//! The matrix is read once, a block at a time, into panels: as many columns as some vector
+//! registers hold, row after row. It may lie by rows or by columns. A forward pass multiplies by
+//! the weights and a backward pass by their transpose; packing either costs the same, so nothing is
+//! transposed beforehand. Rows may lie anywhere, as an expert's tokens do, and of the products of
+//! causal attention only the triangle that counts is computed. The product of `matrix.rs` is for
+//! results that are columns of a wider matrix.
 //!
-//! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the next terms are added: the same
-//! bits whichever rows and columns surround it.
+//! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the
+//! next terms are added: the same bits whichever rows and columns surround it.
 
 mod panels;
 mod target;
@@ -34,28 +36,31 @@ const PANEL_DEPTH: usize = 256;
 const TILE_ROWS: usize = 6;
 /// Registers of a panel's row where there are 16: with six rows, twelve hold sums.
 const FEW_REGISTERS: usize = 2;
-/// Registers of a panel's row where there are 32. Four times six load less per multiplication than two times twelve, although
-/// the panel then comes from the second-level cache (measured with AVX-512: 5 to 20 % faster).
+/// Registers of a panel's row where there are 32. Four times six load less per multiplication than
+/// two times twelve, although the panel then comes from the second-level cache (measured with
+/// AVX-512: 5 to 20 % faster).
 const MANY_REGISTERS: usize = 4;
 
-/// Columns packed at once: a block takes a quarter of the second-level cache or less, and its rows are long enough to be read
-/// as a stream.
+/// Columns packed at once: a block takes a quarter of the second-level cache or less, and its rows
+/// are long enough to be read as a stream.
 const fn block_columns<const REGISTERS: usize>() -> usize {
     64 * REGISTERS
 }
 
-/// Which matrix of a product is lower triangular, so that less is to be computed. Its element (i, j) lies right of the diagonal
-/// if `j > first + i`.
+/// Which matrix of a product is lower triangular, so that less is to be computed. Its element (i,
+/// j) lies right of the diagonal if `j > first + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Triangle {
     /// None.
     Nowhere,
-    /// The product: elements right of the diagonal are not wanted, and what they become is not defined.
+    /// The product: elements right of the diagonal are not wanted, and what they become is not
+    /// defined.
     Product {
         /// The last column of the first row.
         first: usize,
     },
-    /// The left factor: the [`READ_BEYOND_DIAGONAL`] elements right of the diagonal are zero, those behind are not read.
+    /// The left factor: the [`READ_BEYOND_DIAGONAL`] elements right of the diagonal are zero, those
+    /// behind are not read.
     Left {
         /// The last column of the first row.
         first: usize,
@@ -138,7 +143,8 @@ pub(crate) fn add_triangular_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'_>
     multiply(Product { triangle, ..Product::new(Target::values(c, true), a, w) });
 }
 
-/// With the widest vectors that the CPU has. The tile of each instruction set fills its registers; nothing else differs.
+/// With the widest vectors that the CPU has. The tile of each instruction set fills its registers;
+/// nothing else differs.
 fn multiply(product: Product<'_>) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -179,8 +185,8 @@ impl<'a> Product<'a> {
         Self { c, a, w, triangle: Triangle::Nowhere }
     }
 
-    /// The blocks that these columns of the matrix are packed in: those of the first columns from top to bottom, then those of
-    /// the next.
+    /// The blocks that these columns of the matrix are packed in: those of the first columns from
+    /// top to bottom, then those of the next.
     fn blocks(&self, columns: Range<usize>, block_columns: usize) -> Vec<Block> {
         let cut = |all: Range<usize>, step: usize| {
             all.clone().step_by(step).map(move |start| start..all.end.min(start + step))
@@ -223,8 +229,9 @@ impl<'a> Product<'a> {
                 add: is_added_to || block.rows.start > 0,
                 triangle: *triangle,
             };
-            // SAFETY: what is added to has values, and a block that does not hold the first terms comes after one of the same
-            // columns that does: its pass has written the elements that this one adds to.
+            // SAFETY: what is added to has values, and a block that does not hold the first terms comes after
+            // one of the same columns that does: its pass has written the elements that this one
+            // adds to.
             unsafe { pass.run::<FUSED>(c, &mut fetch) };
         }
     }
@@ -242,14 +249,15 @@ impl Block {
     }
 }
 
-/// A product in tiles of `TILE_ROWS` rows and as many registers, or fewer for its last columns; `FUSED` as in
-/// [`crate::simd::multiply_add`].
+/// A product in tiles of `TILE_ROWS` rows and as many registers, or fewer for its last columns;
+/// `FUSED` as in [`crate::simd::multiply_add`].
 struct Tiled<'a, const REGISTERS: usize, const FUSED: bool>(Product<'a>);
 
 impl<const REGISTERS: usize, const FUSED: bool> WithSimd for Tiled<'_, REGISTERS, FUSED> {
     type Output = ();
 
-    // All that computes with vectors is inlined into this function, which then is compiled for one instruction set.
+    // All that computes with vectors is inlined into this function, which then is compiled for one
+    // instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(mut product) = self;
@@ -278,8 +286,9 @@ mod tests {
 
     type Multiply = fn(Product<'_>);
 
-    /// The product as each instruction set computes it that this CPU can run. The code of AVX-512 is that of AVX2 with more
-    /// registers of 16 lanes, which AVX2 computes here with pairs of its own.
+    /// The product as each instruction set computes it that this CPU can run. The code of AVX-512
+    /// is that of AVX2 with more registers of 16 lanes, which AVX2 computes here with pairs of
+    /// its own.
     fn all_ways() -> Vec<(&'static str, Multiply)> {
         let mut ways: Vec<(&'static str, Multiply)> =
             vec![("portable", |product| Simd::vectorize(Scalar128b, Tiled::<FEW_REGISTERS, false>(product)))];
@@ -425,8 +434,8 @@ mod tests {
         }
     }
 
-    /// Elements of a lower triangular matrix; those right of the diagonal that must not be read are NaN, those that may be are
-    /// zero.
+    /// Elements of a lower triangular matrix; those right of the diagonal that must not be read are
+    /// NaN, those that may be are zero.
     fn lower_triangular(rows: usize, columns: usize, first: usize) -> Vec<f32> {
         let mut elements = values(rows * columns, 3);
         for (i, row) in elements.chunks_exact_mut(columns).enumerate() {
@@ -438,7 +447,8 @@ mod tests {
         elements
     }
 
-    /// The elements of `c` where the product is wanted: all, but of a lower triangular product those up to the diagonal.
+    /// The elements of `c` where the product is wanted: all, but of a lower triangular product
+    /// those up to the diagonal.
     fn wanted(triangle: Triangle, c: &[f32], n: usize) -> Vec<f32> {
         let is_wanted = |&(index, _): &(usize, &f32)| match triangle {
             Triangle::Product { first } => index % n <= first + index / n,

@@ -14,8 +14,8 @@ const TASK_TOKENS: usize = 128;
 /// Which logits compete for a chosen expert's gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateSoftmax {
-    /// Those of the chosen experts, so that a token's gates add up to one. The same as the softmax over all experts,
-    /// renormalised over the chosen ones.
+    /// Those of the chosen experts, so that a token's gates add up to one. The same as the softmax
+    /// over all experts, renormalised over the chosen ones.
     OverChosen,
     /// Those of all experts.
     OverAll,

@@ -1,4 +1,5 @@
-//! Work on many rows, cut into single-threaded matrix products that do not depend on the number of threads.
+//! Work on many rows, cut into single-threaded matrix products that do not depend on the number of
+//! threads.
 
 use std::ops::Range;
 
@@ -10,15 +11,16 @@ use crate::panel_product::fill_with_product;
 use crate::simd::vectorised;
 use crate::unwritten::{Part, Unwritten};
 
-/// Rows of one tile, or up to half as many more. Each product brings its matrix into order first: the more rows share that,
-/// the better. But a tile is a task, and with few rows there must be enough of them.
+/// Rows of one tile, or up to half as many more. Each product brings its matrix into order first:
+/// the more rows share that, the better. But a tile is a task, and with few rows there must be
+/// enough of them.
 const TILE_ROWS: usize = 256;
 /// With fewer rows in all, tiles have half as many.
 const MANY_ROWS: usize = 2048;
 /// About the multiplications of one task of a weight gradient: a millisecond's work.
 const TASK_MULTIPLICATIONS: usize = 1 << 26;
-/// Rows of one task of a weight gradient are a multiple of this: with fewer, a product spends a tenth of its time on
-/// bringing its operands into order.
+/// Rows of one task of a weight gradient are a multiple of this: with fewer, a product spends a
+/// tenth of its time on bringing its operands into order.
 const TASK_ROWS: usize = 128;
 /// Columns of one task that sums over rows.
 const SUM_COLUMNS: usize = 64;
@@ -89,7 +91,8 @@ impl Elements for Part<'_> {
     }
 }
 
-/// The gradient of one stack of matrices: per group, the transposed rows of `x` times those of `dy`.
+/// The gradient of one stack of matrices: per group, the transposed rows of `x` times those of
+/// `dy`.
 pub(crate) struct WeightGradient<'a> {
     /// `[n, d]`.
     pub(crate) x: Matrix<'a>,
@@ -97,8 +100,8 @@ pub(crate) struct WeightGradient<'a> {
     pub(crate) dy: Matrix<'a>,
 }
 
-/// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits between them. Groups
-/// without rows get zeros.
+/// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits
+/// between them. Groups without rows get zeros.
 pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]) -> Vec<Vec<f32>> {
     let len_of = |gradient: &WeightGradient<'_>| {
         groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()

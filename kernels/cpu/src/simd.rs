@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 /// Vector lanes of the loops in this crate: one AVX-512 register of `f32`, two AVX2 registers.
 pub(crate) const LANES: usize = 16;
 
-/// `a * b + c`, rounded once if `FUSED`. Without hardware support a fused operation is a slow library call, so the
-/// portable version of a loop rounds twice.
+/// `a * b + c`, rounded once if `FUSED`. Without hardware support a fused operation is a slow
+/// library call, so the portable version of a loop rounds twice.
 #[inline(always)]
 pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
@@ -38,8 +38,8 @@ pub(crate) fn write_scaled<const FUSED: bool>(to: &mut [MaybeUninit<f32>], row: 
     }
 }
 
-/// The largest element, lane by lane; minus infinity of an empty row. Loses NaN, which a sum of the row's exponentials finds
-/// again.
+/// The largest element, lane by lane; minus infinity of an empty row. Loses NaN, which a sum of the
+/// row's exponentials finds again.
 #[inline(always)]
 pub(crate) fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
@@ -57,7 +57,8 @@ pub(crate) fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
     max
 }
 
-/// Starts to bring the line of `element` into the second-level cache; a hint, without effect on some CPUs.
+/// Starts to bring the line of `element` into the second-level cache; a hint, without effect on
+/// some CPUs.
 #[inline(always)]
 pub(crate) fn prefetch(element: &f32) {
     #[cfg(target_arch = "x86_64")]
@@ -70,8 +71,9 @@ pub(crate) fn prefetch(element: &f32) {
     let _ = element;
 }
 
-/// Defines a function that runs `$body::<FUSED>` compiled for the widest vectors that the CPU has. The body must be
-/// `#[inline(always)]`: it takes the instruction set of the function that it is inlined into.
+/// Defines a function that runs `$body::<FUSED>` compiled for the widest vectors that the CPU has.
+/// The body must be `#[inline(always)]`: it takes the instruction set of the function that it is
+/// inlined into.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident;) => {
         $(#[$meta])*

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use crate::blocks::BLOCK_LEN;
 use crate::simd::{LANES, vectorised};
 
-/// The sums of the squares of `num_rows` equally long rows that lie one after another in `x`, each in as many parts, to be
-/// added in order: the parts of the first row, then those of the next. In f64, so that neither the number of parts nor that
-/// of the elements costs precision.
+/// The sums of the squares of `num_rows` equally long rows that lie one after another in `x`, each
+/// in as many parts, to be added in order: the parts of the first row, then those of the next. In
+/// f64, so that neither the number of parts nor that of the elements costs precision.
 ///
 /// # Panics
 /// If `num_rows` is 0.

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::matrix::{Matrix, MatrixMut};
 
-/// Elements to be written in parts. Their memory is not touched before: filling a large buffer with zeros costs as much as a
-/// pass of the operation that overwrites them.
+/// Elements to be written in parts. Their memory is not touched before: filling a large buffer with
+/// zeros costs as much as a pass of the operation that overwrites them.
 #[derive(Debug)]
 pub(crate) struct Unwritten {
     /// Empty, with room for the elements.
@@ -38,8 +38,8 @@ impl Unwritten {
     pub(crate) fn into_values(mut self) -> Vec<f32> {
         let (num_written, len) = (*self.num_written.get_mut(), self.len);
         assert!(num_written == len, "{num_written} of {len} elements are written");
-        // SAFETY: the capacity is there. Parts are disjoint, and each is counted once, by the function that has written it:
-        // as many elements as there are have values.
+        // SAFETY: the capacity is there. Parts are disjoint, and each is counted once, by the function that
+        // has written it: as many elements as there are have values.
         unsafe { self.elements.set_len(len) };
         self.elements
     }
@@ -100,8 +100,8 @@ impl<'a> Part<'a> {
         values
     }
 
-    /// Has `write` write the part in chunks of `len` elements, the last one of as many as are left, in tasks of at least
-    /// `min_chunks`. `write` gets the number of the chunk.
+    /// Has `write` write the part in chunks of `len` elements, the last one of as many as are left,
+    /// in tasks of at least `min_chunks`. `write` gets the number of the chunk.
     ///
     /// # Panics
     /// If `len` is 0, or `write` does not return the elements that it was given.

@@ -22,9 +22,9 @@ pub struct AdamWState {
     pub moment2_n: Tensor<1>,
 }
 
-/// The parameter and its moments after one update with `gradient_n` (arXiv:1711.05101, algorithm 2; the decay is
-/// multiplied by the learning rate, as in PyTorch). Nothing is differentiated: the results do not remember how they
-/// were made.
+/// The parameter and its moments after one update with `gradient_n` (arXiv:1711.05101, algorithm 2;
+/// the decay is multiplied by the learning rate, as in PyTorch). Nothing is differentiated: the
+/// results do not remember how they were made.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -47,7 +47,8 @@ impl CausalAttention for Flex {
 
 /// The operands of the CPU's own body.
 struct Operands {
-    /// Queries, keys, values, and the rotary table's cosines and sines if there is one, each contiguous.
+    /// Queries, keys, values, and the rotary table's cosines and sines if there is one, each
+    /// contiguous.
     tensors: Vec<FlexTensor>,
     segment_ids: Vec<i64>,
     seq_len: usize,

@@ -1,6 +1,7 @@
 //! Causal self-attention.
 //!
-//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head width, q = h * d.
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head
+//! width, q = h * d.
 
 mod autodiff;
 mod cpu;
@@ -19,7 +20,8 @@ pub use switchyard_kernels_cpu::attention::Heads;
 use crate::rotary::RotaryTable;
 use crate::tensor_list::TensorList;
 
-/// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares it.
+/// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares
+/// it.
 #[derive(Debug, Clone)]
 pub struct CausalMask {
     /// `[b or 1, s]`: a token sees those before it with its own number.
@@ -41,9 +43,10 @@ impl CausalMask {
     }
 }
 
-/// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq. 1), of every head.
-/// With `rotary`, queries and keys are turned by their positions first. On the CPU the scores of a few queries exist at
-/// a time, never a `[seq, seq]` matrix (FlashAttention, arXiv:2205.14135).
+/// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq.
+/// 1), of every head. With `rotary`, queries and keys are turned by their positions first. On the
+/// CPU the scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
+/// arXiv:2205.14135).
 ///
 /// # Shapes
 /// - `q_tq`: `[batch * seq, num_heads * d_head]`, head by head

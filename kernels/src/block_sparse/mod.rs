@@ -1,6 +1,6 @@
-//! Linear projections whose matrix has only some blocks, in a fixed topology (Gray, Radford and Kingma, "GPU kernels for
-//! block-sparse weights", 2017; MegaBlocks, arXiv:2211.15841, section 5). Time and memory are proportional to the blocks
-//! that are there.
+//! Linear projections whose matrix has only some blocks, in a fixed topology (Gray, Radford and
+//! Kingma, "GPU kernels for block-sparse weights", 2017; MegaBlocks, arXiv:2211.15841, section 5).
+//! Time and memory are proportional to the blocks that are there.
 //!
 //! Shape letters: t rows, d input width, f output width, n blocks, b side of a block.
 
@@ -62,7 +62,8 @@ pub(crate) trait ProjectByBlocks: Backend {
         stock::product::<Self>(dy_tf, blocks_nbb, &topology, Direction::Backward)
     }
 
-    /// Gradient of `blocks_nbb` from that of the product, `[t, f]`; that of the zeros is never computed.
+    /// Gradient of `blocks_nbb` from that of the product, `[t, f]`; that of the zeros is never
+    /// computed.
     fn project_by_blocks_weight_gradient(
         x_td: FloatTensor<Self>,
         dy_tf: FloatTensor<Self>,

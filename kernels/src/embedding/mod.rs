@@ -14,8 +14,8 @@ use burn::backend::{
 };
 use burn::tensor::{Int, Tensor};
 
-/// The row of each id. Its gradient sums, in the order of the tokens, what arrives at each row; rows without a token cost
-/// nothing but their zeros.
+/// The row of each id. Its gradient sums, in the order of the tokens, what arrives at each row;
+/// rows without a token cost nothing but their zeros.
 ///
 /// # Shapes
 /// - `table_vd`: `[vocab_size, d]`; `ids_t`: `[num_tokens]`; returns `[num_tokens, d]`

@@ -1,10 +1,12 @@
 //! Feed-forward blocks: one dense block for every token, or a mixture of experts.
 //!
-//! Both are one operation. A mixture gathers each expert's tokens, multiplies, and adds the results, weighted by their
-//! gates, in the order of the token's slots; a dense block is the same with one group that holds every token. So one
-//! expert that gets every token with gate 1 is the dense block bit for bit.
+//! Both are one operation. A mixture gathers each expert's tokens, multiplies, and adds the
+//! results, weighted by their gates, in the order of the token's slots; a dense block is the same
+//! with one group that holds every token. So one expert that gets every token with gate 1 is the
+//! dense block bit for bit.
 //!
-//! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden width of one block.
+//! Shape letters: t tokens, k slots per token, n packed rows, e experts, d model width, f hidden
+//! width of one block.
 
 mod autodiff;
 mod cpu;
@@ -62,7 +64,8 @@ pub struct ExpertMatrices {
 /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
 ///
 /// # Panics
-/// If the shapes do not fit each other, or a gate projection is missing or superfluous for `activation`.
+/// If the shapes do not fit each other, or a gate projection is missing or superfluous for
+/// `activation`.
 pub fn dense_ffn(x_td: Tensor<2>, matrices: DenseMatrices, activation: Activation) -> Tensor<2> {
     let DenseMatrices { w_gate_df, w_up_df, w_down_fd, biases } = matrices;
     let ([_, d], [_, f]) = (x_td.dims(), w_up_df.dims());
@@ -94,16 +97,17 @@ pub fn dense_ffn(x_td: Tensor<2>, matrices: DenseMatrices, activation: Activatio
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 
-/// Sum over each token's slots of gate times the slot's expert, in slot order; a slot without a row adds nothing and
-/// its gate gets no gradient. Work and memory are proportional to the rows; an expert without rows costs nothing but the
-/// zeros of its gradient.
+/// Sum over each token's slots of gate times the slot's expert, in slot order; a slot without a row
+/// adds nothing and its gate gets no gradient. Work and memory are proportional to the rows; an
+/// expert without rows costs nothing but the zeros of its gradient.
 ///
 /// # Shapes
-/// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]` of the same float type; returns `[num_tokens, d]`
+/// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]` of the same float type; returns
+///   `[num_tokens, d]`
 ///
 /// # Panics
-/// If the shapes do not fit each other or `plan`, or gate projections are missing or superfluous for
-/// `activation`.
+/// If the shapes do not fit each other or `plan`, or gate projections are missing or superfluous
+/// for `activation`.
 pub fn expert_ffn(
     x_td: Tensor<2>,
     gates_tk: Tensor<2>,

@@ -1,7 +1,7 @@
 //! Feed-forward blocks as stock tensor operations, for every backend.
 //!
-//! Both directions, and both gradients, read through an index and never scatter: no atomics, and each sum has one
-//! fixed order, so results repeat bit for bit.
+//! Both directions, and both gradients, read through an index and never scatter: no atomics, and
+//! each sum has one fixed order, so results repeat bit for bit.
 
 pub(super) mod activation;
 mod groups;

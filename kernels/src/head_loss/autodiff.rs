@@ -1,4 +1,5 @@
-//! The loss under autodiff: the forward pass computes the gradients, which the backward pass scales.
+//! The loss under autodiff: the forward pass computes the gradients, which the backward pass
+//! scales.
 
 use burn::backend::{
     Autodiff, Backend,

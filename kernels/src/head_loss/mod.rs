@@ -1,7 +1,8 @@
 //! The model's head and the loss of the next token, in one operation.
 //!
-//! Logits are `[tokens, vocabulary]`, larger than anything else in a step: they exist one chunk of rows at a time. Under
-//! autodiff the forward pass computes the gradients too, because it has the logits; the backward pass scales them.
+//! Logits are `[tokens, vocabulary]`, larger than anything else in a step: they exist one chunk of
+//! rows at a time. Under autodiff the forward pass computes the gradients too, because it has the
+//! logits; the backward pass scales them.
 //!
 //! Shape letters: t tokens, d model width, v vocabulary.
 
@@ -22,8 +23,8 @@ use burn::tensor::{Int, Tensor};
 pub struct HeadLossOptions {
     /// Target of tokens that count neither in the sums nor in the means; absent counts every token.
     pub ignored_target: Option<i64>,
-    /// Weight of the mean squared log-partition, which keeps the logits near zero (PaLM, arXiv:2204.02311, section 5);
-    /// absent adds nothing.
+    /// Weight of the mean squared log-partition, which keeps the logits near zero (PaLM,
+    /// arXiv:2204.02311, section 5); absent adds nothing.
     pub z_loss_weight: Option<f64>,
 }
 
@@ -94,8 +95,8 @@ pub(crate) trait HeadLossOp: Backend {
         stock::losses::<Self>(x_td, w_dv, target_ids_t, options)
     }
 
-    /// [`HeadLossOp::head_loss`], and the gradients of the mean loss: those of the rows, `[t, d]`, and of the matrix,
-    /// `[d, v]`.
+    /// [`HeadLossOp::head_loss`], and the gradients of the mean loss: those of the rows, `[t, d]`,
+    /// and of the matrix, `[d, v]`.
     fn head_loss_and_gradients(
         x_td: FloatTensor<Self>,
         w_dv: FloatTensor<Self>,

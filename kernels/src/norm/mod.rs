@@ -22,8 +22,8 @@ pub fn rms_norm(x_nd: Tensor<2>, scale_d: Tensor<1>, epsilon: f64) -> Tensor<2> 
     normalize(x_nd, scale_d, None, Norm { centre: Centre::Zero, epsilon })
 }
 
-/// `(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias`, row by row (arXiv:1607.06450, eq. 3); the variance is
-/// the biased one.
+/// `(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias`, row by row (arXiv:1607.06450, eq. 3);
+/// the variance is the biased one.
 ///
 /// # Shapes
 /// - `x_nd`: `[rows, width]`; `scale_d`, `bias_d`: `[width]`; returns `[rows, width]`

@@ -19,8 +19,8 @@ pub use switchyard_kernels_cpu::routing::GateSoftmax;
 /// The gate of each chosen expert.
 ///
 /// # Shapes
-/// - `logits_te`: `[num_tokens, num_experts]`; `expert_ids_tk`: `[num_tokens, top_k]`, row-major; returns
-///   `[num_tokens, top_k]`
+/// - `logits_te`: `[num_tokens, num_experts]`; `expert_ids_tk`: `[num_tokens, top_k]`, row-major;
+///   returns `[num_tokens, top_k]`
 ///
 /// # Panics
 /// If the ids do not fit the logits.
@@ -40,8 +40,8 @@ pub fn top_k_gates(
     Tensor::from_dispatch(Dispatch::top_k_gates(logits_te.into_dispatch(), choice))
 }
 
-/// Mean over tokens of `sum_e load_e softmax(logits)_e`: what balancing losses are made of. No gradient reaches the
-/// loads.
+/// Mean over tokens of `sum_e load_e softmax(logits)_e`: what balancing losses are made of. No
+/// gradient reaches the loads.
 ///
 /// # Shapes
 /// - `logits_te`: `[num_tokens, num_experts]`; `load_e`: one load per expert; returns `[1]`

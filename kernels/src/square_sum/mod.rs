@@ -9,14 +9,15 @@ mod tests;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
-/// The sum of the squares of all elements in several parts, to be added in order: `[parts]`. On the CPU the parts are
-/// f64, so that neither their number nor that of the elements costs precision. Nothing is differentiated.
+/// The sum of the squares of all elements in several parts, to be added in order: `[parts]`. On the
+/// CPU the parts are f64, so that neither their number nor that of the elements costs precision.
+/// Nothing is differentiated.
 pub fn square_sums(x_n: Tensor<1>) -> Tensor<1> {
     square_sums_of_rows(x_n, 1)
 }
 
-/// As [`square_sums`] for each of `num_rows` equally long rows that lie one after another: the parts of the first row,
-/// then as many of the next one.
+/// As [`square_sums`] for each of `num_rows` equally long rows that lie one after another: the
+/// parts of the first row, then as many of the next one.
 ///
 /// # Panics
 /// If the elements do not divide into rows.

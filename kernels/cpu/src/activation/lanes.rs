@@ -6,7 +6,8 @@ use super::Activation;
 use crate::exp::exp;
 use crate::simd::{LANES, multiply_add, vectorised};
 
-/// Fills `hidden` with the hidden values of an up projection and, if gated, a gate projection, and returns it.
+/// Fills `hidden` with the hidden values of an up projection and, if gated, a gate projection, and
+/// returns it.
 ///
 /// # Panics
 /// If the gate projection is missing or superfluous for `activation`, or the lengths differ.
@@ -29,9 +30,10 @@ pub fn activate<'h>(
     unsafe { hidden.assume_init_mut() }
 }
 
-/// The way back of one row whose hidden values h enter the output times `weight`. On entry `dhidden` holds the
-/// gradient of `weight * h`; each slice is replaced: `up` and `gate` by their gradients, `dhidden` by `weight * h`, from which
-/// the next matrix gets its gradient. Returns the gradient of `weight`.
+/// The way back of one row whose hidden values h enter the output times `weight`. On entry
+/// `dhidden` holds the gradient of `weight * h`; each slice is replaced: `up` and `gate` by their
+/// gradients, `dhidden` by `weight * h`, from which the next matrix gets its gradient. Returns the
+/// gradient of `weight`.
 ///
 /// # Panics
 /// If the gate projection is missing or superfluous for `activation`.
@@ -242,8 +244,8 @@ fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
 
 /// Beyond it the tail of the normal distribution is below every f32.
 const FAR: f32 = 16.0;
-/// `Phi(-t) e^(t^2 / 2)` as a polynomial in `(t - 4) / (t + 4)`, highest power first: minimax fit of the relative
-/// error, 5e-9, over t in 0..=16.
+/// `Phi(-t) e^(t^2 / 2)` as a polynomial in `(t - 4) / (t + 4)`, highest power first: minimax fit
+/// of the relative error, 5e-9, over t in 0..=16.
 const TAIL: [f32; 11] = [
     1.279_258_7e-5,
     -4.540_222_5e-5,
@@ -260,7 +262,8 @@ const TAIL: [f32; 11] = [
 /// `1 / sqrt(2 pi)`.
 const DENSITY_AT_0: f32 = 0.398_942_3;
 
-/// The normal distribution at x. The lower tail keeps its relative accuracy, which `1 + erf` would lose.
+/// The normal distribution at x. The lower tail keeps its relative accuracy, which `1 + erf` would
+/// lose.
 #[inline(always)]
 fn normal<const FUSED: bool>(x: f32) -> Normal {
     let t = x.clamp(-FAR, FAR).abs();
@@ -274,7 +277,8 @@ fn normal<const FUSED: bool>(x: f32) -> Normal {
     Normal { distribution: if x < 0.0 { tail } else { 1.0 - tail }, density: DENSITY_AT_0 * exp }
 }
 
-/// The approximation of the normal distribution at x by a tanh, which is a logistic function of twice its argument.
+/// The approximation of the normal distribution at x by a tanh, which is a logistic function of
+/// twice its argument.
 #[inline(always)]
 fn tanh_normal<const FUSED: bool>(x: f32) -> Normal {
     const LINEAR: f32 = (2.0 * super::SQRT_2_OVER_PI) as f32;

@@ -6,8 +6,8 @@ use crate::panel_product::READ_BEYOND_DIAGONAL;
 use crate::simd::{LANES, max_of_row, multiply_add, vectorised, write_scaled};
 use crate::unwritten::UnwrittenMatrix;
 
-/// Replaces the first `num_seen` scores by their exponentials relative to the largest, and those of the others that products
-/// read by zero. Returns the largest and the sum.
+/// Replaces the first `num_seen` scores by their exponentials relative to the largest, and those of
+/// the others that products read by zero. Returns the largest and the sum.
 pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize) -> (f32, f32) {
     let max = max(&row[..num_seen]);
     let near = read_by_products(row, num_seen);
@@ -15,7 +15,8 @@ pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize) -> (f32, f3
     (max, exponentials(near, max))
 }
 
-/// The part of a row that products read, and more to the end of a vector, which costs less than single elements.
+/// The part of a row that products read, and more to the end of a vector, which costs less than
+/// single elements.
 fn read_by_products(row: &mut [f32], num_seen: usize) -> &mut [f32] {
     let len = (num_seen + READ_BEYOND_DIAGONAL).next_multiple_of(LANES).min(row.len());
     &mut row[..len]
@@ -30,8 +31,8 @@ vectorised! {
     fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
 }
 
-/// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights by those of the
-/// scores; the others that products read become zero.
+/// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights
+/// by those of the scores; the others that products read become zero.
 pub(super) fn gradients_of_scores(
     scores: &mut [f32],
     dweights: &mut [f32],

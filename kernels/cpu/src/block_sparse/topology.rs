@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The blocks of a matrix that are not zero, in the order of their rows and within a row of their columns. Cheap to clone.
+/// The blocks of a matrix that are not zero, in the order of their rows and within a row of their
+/// columns. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockTopology {
     block: usize,
@@ -11,13 +12,15 @@ pub struct BlockTopology {
     places: Arc<[[usize; 2]]>,
     /// Block row r holds blocks `row_offsets[r]..row_offsets[r + 1]`.
     row_offsets: Arc<[usize]>,
-    /// Blocks in the order of their columns: column c holds those at `column_offsets[c]..column_offsets[c + 1]`.
+    /// Blocks in the order of their columns: column c holds those at
+    /// `column_offsets[c]..column_offsets[c + 1]`.
     by_column: Arc<[usize]>,
     column_offsets: Arc<[usize]>,
 }
 
 impl BlockTopology {
-    /// Blocks of side `block` at `places`, each `[block row, block column]`, of a matrix of `shape` blocks.
+    /// Blocks of side `block` at `places`, each `[block row, block column]`, of a matrix of `shape`
+    /// blocks.
     ///
     /// # Panics
     /// If `block` is 0, there is no block, or a place lies outside the matrix or is named twice.

@@ -1,6 +1,7 @@
 //! The loops behind the norms: rows of equal width, one after another.
 //!
-//! Each sum runs in [`LANES`] partial sums that are added up in order, so it does not depend on the vector unit.
+//! Each sum runs in [`LANES`] partial sums that are added up in order, so it does not depend on the
+//! vector unit.
 
 use crate::simd::{LANES, multiply_add, vectorised};
 

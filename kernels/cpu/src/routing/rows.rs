@@ -18,7 +18,8 @@ pub(super) fn gates(gates: &mut [f32], logits: &[f32], ids: &[u32], softmax: Gat
     }
 }
 
-/// Writes the gradient of the logits: for a softmax, gate times the excess of its gradient over the gates' mean.
+/// Writes the gradient of the logits: for a softmax, gate times the excess of its gradient over the
+/// gates' mean.
 pub(super) fn gates_gradient(
     dlogits: &mut [f32],
     logits: &[f32],

@@ -32,7 +32,8 @@ pub(super) fn interleave(target: &mut [MaybeUninit<f32>], stride: usize, columns
 fn interleave_squares(target: &mut [MaybeUninit<f32>], stride: usize, columns: [&[f32]; EIGHT]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") {
-        // SAFETY: the CPU has AVX. The columns are of equal length and fit into `target`, as the caller has checked.
+        // SAFETY: the CPU has AVX. The columns are of equal length and fit into `target`, as the caller has
+        // checked.
         return unsafe { avx::interleave_squares(target, stride, columns) };
     }
     let _ = (target, stride, columns);
@@ -70,7 +71,8 @@ mod avx {
         depth
     }
 
-    /// Rows as columns: pairs of rows are interleaved, then pairs of pairs, then halves are exchanged.
+    /// Rows as columns: pairs of rows are interleaved, then pairs of pairs, then halves are
+    /// exchanged.
     #[target_feature(enable = "avx")]
     fn transposed([r0, r1, r2, r3, r4, r5, r6, r7]: [__m256; EIGHT]) -> [__m256; EIGHT] {
         let [a, b] = [quads([r0, r1, r2, r3]), quads([r4, r5, r6, r7])];
@@ -86,7 +88,8 @@ mod avx {
         ]
     }
 
-    /// Column j of the left halves of four rows in the left half of element j, the same on the right.
+    /// Column j of the left halves of four rows in the left half of element j, the same on the
+    /// right.
     #[target_feature(enable = "avx")]
     fn quads([r0, r1, r2, r3]: [__m256; 4]) -> [__m256; 4] {
         let [low_01, high_01] = [_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1)];
