@@ -1,5 +1,6 @@
 //! The `switchyard` command.
 
+mod allocator;
 mod cli;
 mod commands;
 mod comparison;
@@ -28,19 +29,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use switchyard_ground::say;
-use switchyard_kernels::keep_freed_memory;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Cli;
 use crate::interrupt::Interruption;
 
-// A training step allocates and frees the same large buffers over and over; the system's allocator gives them back to
-// the kernel each time and pays for it in page faults. See also `keep_freed_memory`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
-    keep_freed_memory();
+    allocator::keep_freed_memory();
     failure::report_panics_as_errors();
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     // Without `log_internal_errors(false)` a line that cannot be written is reported by `eprintln!`, which panics.

@@ -1,13 +1,17 @@
-//! Each operation at the sizes of a step of `experiments/bench/s2-*.toml`: forward, and forward with backward.
+//! Each operation at the sizes of a step of `experiments/bench/s2-*.toml`: forward, and forward
+//! with backward.
 //!
 //!     cargo bench --workspace --bench ops [-- NAME]
 //!
-//! Items are floating-point operations of matrix products, the backward pass counted as twice the forward pass; bytes are
-//! those of the operands and the result, read or written once per pass. Memory is allocated as in the program.
+//! Items are floating-point operations of matrix products, the backward pass counted as twice the
+//! forward pass; bytes are those of the operands and the result, read or written once per pass.
+//! Memory is allocated as in the program, whose allocator keeps what is freed.
 //!
-//! Shape letters: t tokens, d model width, b batch, h heads, s sequence, v vocabulary, f hidden width, n rows.
+//! Shape letters: t tokens, d model width, b batch, h heads, s sequence, v vocabulary, f hidden
+//! width, n rows.
 
 use std::hint::black_box;
+use std::process::{Command, ExitCode};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divan::Bencher;
@@ -27,9 +31,20 @@ const D_FF: usize = 1024;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
-    ops::keep_freed_memory();
-    divan::main();
+/// What mimalloc reads before `main`: after how many milliseconds freed memory goes back to the
+/// operating system.
+const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
+const NEVER: &str = "-1";
+
+/// Runs the benchmarks in a process that begins with the allocator's option set.
+fn main() -> std::io::Result<ExitCode> {
+    if std::env::var(PURGE_DELAY).is_ok_and(|delay| delay == NEVER) {
+        divan::main();
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut again = Command::new(std::env::current_exe()?);
+    let status = again.args(std::env::args_os().skip(1)).env(PURGE_DELAY, NEVER).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What of an operation is timed.
@@ -154,8 +169,9 @@ fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
     });
 }
 
-/// One block in `one_in` of a projection, evenly spread, forward and backward: the items are those of the blocks that are
-/// there, so a rate that stays says that time is proportional to them. Beside it `dense_projection`, the whole matrix.
+/// One block in `one_in` of a projection, evenly spread, forward and backward: the items are those
+/// of the blocks that are there, so a rate that stays says that time is proportional to them.
+/// Beside it `dense_projection`, the whole matrix.
 #[divan::bench(args = [1, 2, 4, 8])]
 fn block_sparse_linear(bencher: Bencher, one_in: usize) {
     const BLOCK: usize = 32;

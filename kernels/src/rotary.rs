@@ -2,16 +2,11 @@
 //!
 //! Shape letters: b batch, s sequence, h heads, d head width, p pairs of elements (`d / 2`).
 
-use std::mem::MaybeUninit;
-
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{Shape, Slice, Tensor, TensorData};
 
-use crate::matrix::{Matrix, MatrixMut};
-use crate::simd::{LANES, lanes, multiply_add, vectorised, write_lanes, write_scaled};
-
-/// Sines and cosines of the rotary position embedding (arXiv:2104.09864, eq. 34), rotate-half pairing: element i
-/// turns with element `i + d/2`, as in Llama.
+/// Sines and cosines of the rotary position embedding (arXiv:2104.09864, eq. 34), rotate-half
+/// pairing: element i turns with element `i + d/2`, as in Llama.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     pub(crate) cos_sp: Tensor<2>,
@@ -45,7 +40,8 @@ pub(crate) enum Turn {
     Back,
 }
 
-/// `x_bhsd` with each pair turned by the angle of its position, from stock operations: `[b, h, s, d]`.
+/// `x_bhsd` with each pair turned by the angle of its position, from stock operations: `[b, h, s,
+/// d]`.
 pub(crate) fn rotate<B: Backend>(
     x_bhsd: FloatTensor<B>,
     cos_sp: FloatTensor<B>,
@@ -70,77 +66,4 @@ pub(crate) fn rotate<B: Backend>(
         B::float_sub(B::float_mul(a.clone(), cos_11sp.clone()), B::float_mul(b.clone(), sin_11sp.clone()));
     let turned_b = B::float_add(B::float_mul(b, cos_11sp), B::float_mul(a, sin_11sp));
     B::float_cat(vec![turned_a, turned_b], 3)
-}
-
-/// Rows fetched ahead: those of one head lie apart.
-const ROWS_AHEAD: usize = 16;
-
-/// Cosines and sines of one head's angles, `[positions, d / 2]` each.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rotation<'a> {
-    pub(crate) cos: &'a [f32],
-    pub(crate) sin: &'a [f32],
-}
-
-vectorised! {
-    /// Fills the rows of `to` with `factor` times those of one head at the positions from 0 on, `[s, d]`, each turned by
-    /// `sign` times its position's angles, if there are any.
-    pub(crate) fn write_rotated(
-        to: MatrixMut<'_>,
-        head: Matrix<'_>,
-        rotation: Option<Rotation<'_>>,
-        sign: f32,
-        factor: f32,
-    ) = write_rotated_rows;
-}
-
-#[inline(always)]
-fn write_rotated_rows<const FUSED: bool>(
-    mut to: MatrixMut<'_>,
-    head: Matrix<'_>,
-    rotation: Option<Rotation<'_>>,
-    sign: f32,
-    factor: f32,
-) {
-    let half = head.num_columns() / 2;
-    for position in 0..head.num_rows() {
-        head.prefetch_row(position + ROWS_AHEAD);
-        let (to, row) = (to.row_mut(position), head.row(position));
-        match rotation {
-            None => write_scaled::<FUSED>(to, row, factor),
-            Some(Rotation { cos, sin }) => {
-                let angles = [cos, sin].map(|table| &table[position * half..][..half]);
-                write_turned::<FUSED>(to, row, angles, sign, factor);
-            }
-        }
-    }
-}
-
-/// Fills `to` with `factor` times `row`, its pairs turned by `sign` times the angles.
-#[inline(always)]
-fn write_turned<const FUSED: bool>(
-    to: &mut [MaybeUninit<f32>],
-    row: &[f32],
-    [cos, sin]: [&[f32]; 2],
-    sign: f32,
-    factor: f32,
-) {
-    let (to_a, to_b) = to.split_at_mut(cos.len());
-    let (a, b) = row.split_at(cos.len());
-    let turned = |a: f32, b: f32, cos: f32, sin: f32| {
-        let (cos, sin) = (factor * cos, sign * factor * sin);
-        (multiply_add::<FUSED>(a, cos, -b * sin), multiply_add::<FUSED>(b, cos, a * sin))
-    };
-    let whole = cos.len() / LANES * LANES;
-    for first in (0..whole).step_by(LANES) {
-        let [a, b, cos, sin] = [a, b, cos, sin].map(|row| lanes(row, first));
-        let turned = |i: usize| turned(a[i], b[i], cos[i], sin[i]);
-        write_lanes(to_a, first, std::array::from_fn(|i| turned(i).0));
-        write_lanes(to_b, first, std::array::from_fn(|i| turned(i).1));
-    }
-    for i in whole..cos.len() {
-        let (turned_a, turned_b) = turned(a[i], b[i], cos[i], sin[i]);
-        to_a[i].write(turned_a);
-        to_b[i].write(turned_b);
-    }
 }

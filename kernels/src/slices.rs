@@ -1,13 +1,10 @@
-//! Flex tensors as f32 slices, cut into blocks for parallel work.
+//! Flex tensors as f32 slices and matrices.
 
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
-use rayon::prelude::*;
-
-/// Elements of one parallel task of an element-wise operation: small enough for the second-level cache, and the same
-/// for every number of threads.
-pub(crate) const BLOCK_LEN: usize = 16 * 1024;
+use switchyard_kernels_cpu::blocks::InPlace;
+use switchyard_kernels_cpu::matrix::Matrix;
 
 /// Whether all of `tensors` are of the type that the slice loops are written for.
 pub(crate) fn all_f32(tensors: &[&FlexTensor]) -> bool {
@@ -22,12 +19,21 @@ pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
 /// The elements of a contiguous f32 tensor.
 ///
 /// # Panics
-/// If the tensor is none.
+/// If the tensor is not a contiguous one of f32.
 pub(crate) fn elements(tensor: &FlexTensor) -> &[f32] {
     match tensor.as_slice() {
         Some(elements) => elements,
         None => panic!("a {:?} tensor with layout {:?} has no f32 slice", tensor.dtype(), tensor.layout()),
     }
+}
+
+/// The matrix of a contiguous f32 tensor of two dimensions.
+///
+/// # Panics
+/// If the tensor is not one.
+pub(crate) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = tensor.shape().dims();
+    Matrix::strided(elements(tensor), [rows, columns], [columns, 1])
 }
 
 /// A tensor of `elements` in row-major order.
@@ -45,14 +51,14 @@ pub(crate) fn host_integers(tensor: FlexTensor) -> Vec<i64> {
     tensor.into_data().iter::<i64>().collect()
 }
 
-/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside the source that its
-/// tasks copy from, so that the copy is as parallel as the update.
-pub(crate) struct InPlace {
+/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside
+/// the source to copy from.
+pub(crate) struct InPlaceTensor {
     target: FlexTensor,
     source: Option<FlexTensor>,
 }
 
-impl InPlace {
+impl InPlaceTensor {
     /// The f32 tensor `tensor`, to be updated.
     pub(crate) fn new(tensor: FlexTensor) -> Self {
         let tensor = contiguous(tensor);
@@ -64,16 +70,9 @@ impl InPlace {
         Self { target: FlexTensor::empty(shape, DType::F32), source: Some(tensor) }
     }
 
-    /// The elements to update, in blocks of `block_len`.
-    pub(crate) fn par_blocks(&mut self, block_len: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
-        let source = self.source.as_ref().map(elements);
-        let target: &mut [f32] = self.target.storage_mut();
-        target.par_chunks_mut(block_len).enumerate().map(move |(index, block)| {
-            if let Some(source) = source {
-                block.copy_from_slice(&source[index * block_len..][..block.len()]);
-            }
-            block
-        })
+    /// The elements to update.
+    pub(crate) fn elements(&mut self) -> InPlace<'_> {
+        InPlace { target: self.target.storage_mut(), source: self.source.as_ref().map(elements) }
     }
 
     /// The updated tensor.

@@ -1,5 +1,5 @@
-//! Block-sparse projections against a dense matrix with zeros, in plain f64 loops; and a dropless mixture of experts as a
-//! block-diagonal matrix.
+//! Block-sparse projections against a dense matrix with zeros, in plain f64 loops; and a dropless
+//! mixture of experts as a block-diagonal matrix.
 //!
 //! Tolerances: f32 rounding (6e-8) over sums of at most a few hundred terms of size one.
 

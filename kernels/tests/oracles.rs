@@ -1,9 +1,9 @@
-//! Each operation against an oracle in plain f64 loops that shares no code with it: values directly, gradients by
-//! central differences of the oracle.
+//! Each operation against an oracle in plain f64 loops that shares no code with it: values
+//! directly, gradients by central differences of the oracle.
 //!
-//! Tolerances: the operations work in f32 (relative rounding 6e-8) over sums of at most a few dozen terms
-//! of size one, hence 1e-5 for values. Central differences in f64 with a step of 1e-5 are good to about 1e-9, so
-//! gradients are held to the same 1e-5, scaled by the gradient's size.
+//! Tolerances: the operations work in f32 (relative rounding 6e-8) over sums of at most a few dozen
+//! terms of size one, hence 1e-5 for values. Central differences in f64 with a step of 1e-5 are
+//! good to about 1e-9, so gradients are held to the same 1e-5, scaled by the gradient's size.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -58,7 +58,8 @@ fn numeric_gradient(
         .collect()
 }
 
-/// Values of `y` against the oracle's, and the gradients of each leaf against differences of the oracle.
+/// Values of `y` against the oracle's, and the gradients of each leaf against differences of the
+/// oracle.
 fn check<const D: usize>(
     what: &str,
     y: Tensor<D>,
@@ -222,8 +223,8 @@ struct AttentionCase {
 }
 
 impl AttentionCase {
-    /// Vector `head` of position `position` of `batch` in rows of `num_heads`, turned by its position: pairs (i, i + d/2)
-    /// as complex numbers times e^(i angle).
+    /// Vector `head` of position `position` of `batch` in rows of `num_heads`, turned by its
+    /// position: pairs (i, i + d/2) as complex numbers times e^(i angle).
     fn vector(&self, rows: &[f64], num_heads: usize, [batch, position, head]: [usize; 3]) -> Vec<f64> {
         let d = self.d;
         let x = &rows[((batch * self.s + position) * num_heads + head) * d..][..d];

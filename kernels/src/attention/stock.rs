@@ -4,7 +4,9 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{Shape, TensorData};
 
-use super::{Heads, SavedForAttention, alibi_slopes};
+use switchyard_kernels_cpu::attention::alibi_slopes;
+
+use super::{Heads, SavedForAttention};
 use crate::rotary::{Turn, rotate};
 use crate::tensor_list::TensorList;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{Shape, Slice};
 
-use super::{BlockTopology, Direction};
+use switchyard_kernels_cpu::block_sparse::{BlockTopology, Direction};
 
 /// `x W`, or `x W^T`.
 pub(super) fn product<B: Backend>(
@@ -56,22 +56,4 @@ pub(super) fn weight_gradient<B: Backend>(
 fn take_columns<B: Backend>(x_td: &FloatTensor<B>, columns: Range<usize>) -> FloatTensor<B> {
     let rows = 0..x_td.shape()[0];
     B::float_slice(x_td.clone(), &[Slice::from(rows), Slice::from(columns)])
-}
-
-impl Direction {
-    /// Axes of a place along which the input and the output run.
-    pub(super) fn axes(self) -> [usize; 2] {
-        match self {
-            Self::Forward => [0, 1],
-            Self::Backward => [1, 0],
-        }
-    }
-
-    /// The blocks that add up to output block `line`.
-    pub(super) fn line(self, topology: &BlockTopology, line: usize) -> Vec<usize> {
-        match self {
-            Self::Forward => topology.in_column(line).to_vec(),
-            Self::Backward => topology.in_row(line).collect(),
-        }
-    }
 }

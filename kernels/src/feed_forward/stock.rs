@@ -1,17 +1,17 @@
 //! Feed-forward blocks as stock tensor operations, for every backend.
 //!
-//! Both directions, and both gradients, read through an index and never scatter: no atomics, and each sum has one
-//! fixed order, so results repeat bit for bit.
+//! Both directions, and both gradients, read through an index and never scatter: no atomics, and
+//! each sum has one fixed order, so results repeat bit for bit.
 
+pub(super) mod activation;
 mod groups;
 mod permute;
 
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::Shape;
+use switchyard_kernels_cpu::feed_forward::{Block, Operands};
 
-use super::Block;
-use super::operands::Operands;
-use crate::activation::stock::{activate, gradients as activation_gradients};
+use activation::{activate, gradients as activation_gradients};
 use groups::{multiply_groups, multiply_groups_transposed, weight_gradient};
 use permute::{combine_rows, gate_gradient, gather_rows, row_gradient, sum_slots};
 

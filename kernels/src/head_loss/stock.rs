@@ -1,4 +1,5 @@
-//! The loss and its gradients from stock tensor operations: the default body on every backend. It holds all logits.
+//! The loss and its gradients from stock tensor operations: the default body on every backend. It
+//! holds all logits.
 
 use burn::backend::{
     Backend, TensorMetadata, get_device_settings,
@@ -18,7 +19,8 @@ pub(super) fn losses<B: Backend>(
     Forward::<B>::new(x_td, w_dv, target_ids_t, options).losses()
 }
 
-/// [`losses`], and the gradients of the mean loss: those of the rows, `[t, d]`, and of the matrix, `[d, v]`.
+/// [`losses`], and the gradients of the mean loss: those of the rows, `[t, d]`, and of the matrix,
+/// `[d, v]`.
 pub(super) fn losses_and_gradients<B: Backend>(
     x_td: FloatTensor<B>,
     w_dv: FloatTensor<B>,

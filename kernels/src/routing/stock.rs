@@ -4,7 +4,9 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{IndexingUpdateOp, Shape, TensorData};
 
-use super::{Choice, GateSoftmax, RouterLoss};
+use switchyard_kernels_cpu::routing::{GateSoftmax, RouterLoss};
+
+use super::Choice;
 
 /// Gates, `[t, k]`.
 pub(super) fn gates<B: Backend>(logits_te: FloatTensor<B>, choice: &Choice) -> FloatTensor<B> {

@@ -73,7 +73,8 @@ impl Case {
         }
     }
 
-    /// Output of the operation and the gradients of `sum(c * y)`, all inputs in order, empty for those absent.
+    /// Output of the operation and the gradients of `sum(c * y)`, all inputs in order, empty for
+    /// those absent.
     pub(crate) fn run(&self, inputs: &Inputs, c: &[f64], dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
         let Self { t, d, f, e, .. } = *self;
         let leaf1 = |v: &[f64]| (!v.is_empty()).then(|| tensor(v, [v.len()], dtype).require_grad());

@@ -10,9 +10,11 @@ use crate::tensors::{assert_close, random, tensor};
 const ACTIVATIONS: [Activation; 4] =
     [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 const NAMES: [&str; 8] = ["x", "up", "down", "gate", "gates", "up bias", "down bias", "gate bias"];
-/// f32 sums of at most a few hundred products of size 1, in any order: a relative 1e-5 is some dozens of roundings.
+/// f32 sums of at most a few hundred products of size 1, in any order: a relative 1e-5 is some
+/// dozens of roundings.
 const F32: f64 = 1e-5;
-/// Central differences in f64 with a step of 1e-5 are good to about 1e-9, the values themselves to 1e-13.
+/// Central differences in f64 with a step of 1e-5 are good to about 1e-9, the values themselves to
+/// 1e-13.
 const F64: f64 = 1e-8;
 
 /// In f64 the stock operations run, in f32 the fused ones: both against the definition.
@@ -42,7 +44,8 @@ fn a_dense_block_is_its_definition() {
 #[test]
 fn a_mixture_is_its_definition() {
     for activation in ACTIVATIONS {
-        // Ragged groups, among them an empty one; one token; all tokens on one expert; more experts than tokens.
+        // Ragged groups, among them an empty one; one token; all tokens on one expert; more experts than
+        // tokens.
         for (experts, ids) in [
             ([3, 2], vec![0, 2, 2, 0, 0, 2, 2, 0, 0, 2]),
             ([4, 1], vec![3]),

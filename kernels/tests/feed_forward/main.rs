@@ -1,4 +1,5 @@
-//! Feed-forward blocks, forward and gradient, against loops in plain f64 that share no code with them.
+//! Feed-forward blocks, forward and gradient, against loops in plain f64 that share no code with
+//! them.
 
 mod case;
 mod laws;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{Shape, Slice};
 
-use crate::dispatch::Groups;
+use switchyard_kernels_cpu::dispatch::Groups;
 
-/// `x_nd` times matrix g for the rows of each group g: `[n, f]`. The stack is `[e, d, f]`, or `[d, f]` of one group.
+/// `x_nd` times matrix g for the rows of each group g: `[n, f]`. The stack is `[e, d, f]`, or `[d,
+/// f]` of one group.
 pub(super) fn multiply_groups<B: Backend>(
     x_nd: FloatTensor<B>,
     stack: FloatTensor<B>,
@@ -41,7 +42,8 @@ pub(super) fn weight_gradient<B: Backend>(
         let dw_df = B::float_matmul(B::float_transpose(x_td), take_rows::<B>(&dy_nf, rows));
         B::float_reshape(dw_df, Shape::new([1, d, f]))
     };
-    // One concatenation at the end: writing each group into a zeroed stack would copy the whole stack per group.
+    // One concatenation at the end: writing each group into a zeroed stack would copy the whole stack
+    // per group.
     B::float_cat((0..groups.num_groups()).map(gradient_of).collect(), 0)
 }
 

@@ -6,7 +6,7 @@ use burn::backend::{
 };
 use burn::tensor::{Shape, Slice, TensorData};
 
-use crate::dispatch::SlotMap;
+use switchyard_kernels_cpu::dispatch::SlotMap;
 
 /// Packed rows of the tokens: `[n, d]`.
 pub(super) fn gather_rows<B: Backend>(x_td: FloatTensor<B>, slots: &SlotMap) -> FloatTensor<B> {
@@ -78,7 +78,8 @@ fn rows_of_slot<B: Backend>(padded_nd: &FloatTensor<B>, slots: &SlotMap, slot: u
     B::float_select(padded_nd.clone(), 0, upload_indices::<B>(rows, padded_nd))
 }
 
-/// `term(0) + term(1) + ...` over a token's slots, starting from the first term: adding to zero would turn -0 into 0.
+/// `term(0) + term(1) + ...` over a token's slots, starting from the first term: adding to zero
+/// would turn -0 into 0.
 fn sum_in_slot_order<B: Backend>(slots: &SlotMap, term: impl Fn(usize) -> FloatTensor<B>) -> FloatTensor<B> {
     (1..slots.top_k()).fold(term(0), |sum, slot| B::float_add(sum, term(slot)))
 }

@@ -1,0 +1,205 @@
+//! Work on many rows, cut into single-threaded matrix products that do not depend on the number of
+//! threads.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::dispatch::Groups;
+use crate::matrix::Matrix;
+use crate::panel_product::fill_with_product;
+use crate::simd::vectorised;
+use crate::unwritten::{Part, Unwritten};
+
+/// Rows of one tile, or up to half as many more. Each product brings its matrix into order first:
+/// the more rows share that, the better. But a tile is a task, and with few rows there must be
+/// enough of them.
+const TILE_ROWS: usize = 256;
+/// With fewer rows in all, tiles have half as many.
+const MANY_ROWS: usize = 2048;
+/// About the multiplications of one task of a weight gradient: a millisecond's work.
+const TASK_MULTIPLICATIONS: usize = 1 << 26;
+/// Rows of one task of a weight gradient are a multiple of this: with fewer, a product spends a
+/// tenth of its time on bringing its operands into order.
+const TASK_ROWS: usize = 128;
+/// Columns of one task that sums over rows.
+const SUM_COLUMNS: usize = 64;
+
+/// Some rows of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowTile {
+    pub(crate) group: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+impl RowTile {
+    /// Every group's rows in tiles of nearly equal size, in order.
+    pub(crate) fn of(groups: &Groups) -> Vec<Self> {
+        let tile_rows = if groups.num_rows() < MANY_ROWS { TILE_ROWS / 2 } else { TILE_ROWS };
+        let tiles_of = |(group, rows): (usize, Range<usize>)| {
+            // To the nearest: experts of a few rows more than a tile would else be halved.
+            let num_tiles = ((rows.len() + tile_rows / 2) / tile_rows).max(1);
+            (0..num_tiles).map(move |tile| {
+                let at = |tile: usize| rows.start + rows.len() * tile / num_tiles;
+                Self { group, rows: at(tile)..at(tile + 1) }
+            })
+        };
+        groups.occupied().flat_map(tiles_of).collect()
+    }
+
+    /// `elements`, rows of `num_columns`, cut where the tiles are cut.
+    ///
+    /// # Panics
+    /// If `tiles` are not those of as many rows.
+    pub(crate) fn cut<E: Elements>(tiles: &[Self], elements: E, num_columns: usize) -> Vec<E> {
+        let (mut parts, mut rest) = (Vec::with_capacity(tiles.len()), elements);
+        for tile in tiles {
+            let (part, behind) = rest.cut_at(tile.rows.len() * num_columns);
+            parts.push(part);
+            rest = behind;
+        }
+        assert!(rest.num_elements() == 0, "{} elements lie behind the last tile", rest.num_elements());
+        parts
+    }
+}
+
+/// What is cut where tiles are cut: values, or elements to be written.
+pub(crate) trait Elements: Sized {
+    fn num_elements(&self) -> usize;
+
+    /// The first `len` elements, and the others.
+    fn cut_at(self, len: usize) -> (Self, Self);
+}
+
+impl Elements for &mut [f32] {
+    fn num_elements(&self) -> usize {
+        self.len()
+    }
+
+    fn cut_at(self, len: usize) -> (Self, Self) {
+        self.split_at_mut(len)
+    }
+}
+
+impl Elements for Part<'_> {
+    fn num_elements(&self) -> usize {
+        self.len()
+    }
+
+    fn cut_at(self, len: usize) -> (Self, Self) {
+        self.split_at(len)
+    }
+}
+
+/// The gradient of one stack of matrices: per group, the transposed rows of `x` times those of
+/// `dy`.
+pub(crate) struct WeightGradient<'a> {
+    /// `[n, d]`.
+    pub(crate) x: Matrix<'a>,
+    /// `[n, f]`.
+    pub(crate) dy: Matrix<'a>,
+}
+
+/// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits
+/// between them. Groups without rows get zeros.
+pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]) -> Vec<Vec<f32>> {
+    let len_of = |gradient: &WeightGradient<'_>| {
+        groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()
+    };
+    let mut stacks: Vec<_> = gradients.iter().map(|gradient| Unwritten::new(len_of(gradient))).collect();
+    let tasks: Vec<_> = gradients
+        .iter()
+        .zip(&mut stacks)
+        .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.whole()))
+        .collect();
+    tasks.into_par_iter().for_each(GradientTask::run);
+    stacks.into_iter().map(Unwritten::into_values).collect()
+}
+
+/// Some rows of one matrix of a stack.
+struct GradientTask<'a> {
+    x: Matrix<'a>,
+    dy: Matrix<'a>,
+    target: Part<'a>,
+}
+
+impl<'a> WeightGradient<'a> {
+    fn tasks(&self, groups: &Groups, stack: Part<'a>) -> Vec<GradientTask<'a>> {
+        let (d, f) = (self.x.num_columns(), self.dy.num_columns());
+        let mut tasks = Vec::new();
+        for (group, matrix) in stack.chunks((d * f).max(1)).enumerate() {
+            let (x, dy) = (self.x.rows(groups.rows(group)), self.dy.rows(groups.rows(group)));
+            let multiplications_per_row = (x.num_rows() * f).max(1);
+            let num_rows =
+                (TASK_MULTIPLICATIONS / multiplications_per_row).next_multiple_of(TASK_ROWS).max(TASK_ROWS);
+            for (task, target) in matrix.chunks(num_rows * f).enumerate() {
+                let first = task * num_rows;
+                let columns = first..(first + num_rows).min(d);
+                tasks.push(GradientTask { x: x.columns(columns), dy, target });
+            }
+        }
+        tasks
+    }
+}
+
+impl GradientTask<'_> {
+    fn run(self) {
+        self.target.fill(|target| fill_with_product(target, self.x.transposed(), self.dy));
+    }
+}
+
+/// The sum of all rows of `x`, from the first to the last.
+pub fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
+    let mut sums = vec![0.0; x.num_columns()];
+    sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
+        let first = block * SUM_COLUMNS;
+        let x = x.columns(first..first + sums.len());
+        for row in 0..x.num_rows() {
+            add(sums, x.row(row));
+        }
+    });
+    sums
+}
+
+/// Adds `bias` to each row of as many elements.
+pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    for row in rows.chunks_mut(bias.len()) {
+        add(row, bias);
+    }
+}
+
+vectorised! {
+    /// `y = y + x`.
+    pub(crate) fn add(y: &mut [f32], x: &[f32]) = add_each;
+}
+
+#[inline(always)]
+fn add_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn tiles_cover_each_groups_rows_once_and_in_order(lens in prop::collection::vec(0_usize..600, 1..5)) {
+            let mut offsets = vec![0];
+            offsets.extend(lens.iter().scan(0, |end, len| { *end += len; Some(*end) }));
+            let groups = Groups::new(offsets);
+            let tiles = RowTile::of(&groups);
+            let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.rows.clone()).collect();
+            prop_assert_eq!(rows, (0..groups.num_rows()).collect::<Vec<_>>());
+            for tile in tiles {
+                prop_assert!((1..=TILE_ROWS * 3 / 2).contains(&tile.rows.len()));
+                let group = groups.rows(tile.group);
+                prop_assert!(group.start <= tile.rows.start && tile.rows.end <= group.end);
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Causal self-attention.
+//!
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head
+//! width, q = h * d.
+
+mod autodiff;
+mod cpu;
+mod stock;
+#[cfg(test)]
+mod tests;
+
+use burn::backend::{
+    Backend, Dispatch, ExtensionType, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{Int, Tensor};
+
+pub use switchyard_kernels_cpu::attention::Heads;
+
+use crate::rotary::RotaryTable;
+use crate::tensor_list::TensorList;
+
+/// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares
+/// it.
+#[derive(Debug, Clone)]
+pub struct CausalMask {
+    /// `[b or 1, s]`: a token sees those before it with its own number.
+    segment_ids_bs: Tensor<2, Int>,
+}
+
+impl CausalMask {
+    /// Each token sees itself and what precedes it.
+    pub fn new(seq_len: usize, device: &burn::tensor::Device) -> Self {
+        Self { segment_ids_bs: Tensor::zeros([1, seq_len], device) }
+    }
+
+    /// As [`CausalMask::new`], and only within the token's own document.
+    ///
+    /// # Shapes
+    /// - `segment_ids_bs`: `[batch, seq]`, equal for tokens of one document
+    pub fn within_documents(segment_ids_bs: Tensor<2, Int>) -> Self {
+        Self { segment_ids_bs }
+    }
+}
+
+/// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq.
+/// 1), of every head. With `rotary`, queries and keys are turned by their positions first. On the
+/// CPU the scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
+/// arXiv:2205.14135).
+///
+/// # Shapes
+/// - `q_tq`: `[batch * seq, num_heads * d_head]`, head by head
+/// - `k_tg`, `v_tg`: `[batch * seq, num_kv_heads * d_head]`
+/// - returns `[batch * seq, num_heads * d_head]`
+///
+/// # Panics
+/// If the shapes do not fit each other, `heads`, `mask` or `rotary`.
+pub fn causal_attention(
+    q_tq: Tensor<2>,
+    k_tg: Tensor<2>,
+    v_tg: Tensor<2>,
+    heads: Heads,
+    mask: &CausalMask,
+    rotary: Option<&RotaryTable>,
+) -> Tensor<2> {
+    let Heads { num_heads: h, num_kv_heads: g, .. } = heads;
+    assert!(g > 0 && h.is_multiple_of(g), "{h} query heads cannot share {g} key/value heads");
+    let ([t, q], [mask_b, s]) = (q_tq.dims(), mask.segment_ids_bs.dims());
+    let d = q / h;
+    assert!(
+        q == h * d
+            && k_tg.dims() == [t, g * d]
+            && v_tg.dims() == [t, g * d]
+            && t.is_multiple_of(s)
+            && (mask_b == 1 || mask_b * s == t),
+        "queries {:?}, keys {:?}, values {:?}, {h} and {g} heads and a mask of {mask_b} x {s} do not fit each other",
+        q_tq.dims(),
+        k_tg.dims(),
+        v_tg.dims(),
+    );
+    let mut inputs = vec![q_tq.into_dispatch(), k_tg.into_dispatch(), v_tg.into_dispatch()];
+    if let Some(table) = rotary {
+        let [table_len, half] = table.cos_sp.dims();
+        assert!(
+            s <= table_len && d == 2 * half,
+            "{s} positions of head width {d} do not fit a table of {table_len} positions of width {}",
+            2 * half,
+        );
+        inputs.extend([table.cos_sp.clone().into_dispatch(), table.sin_sp.clone().into_dispatch()]);
+    }
+    Tensor::from_dispatch(Dispatch::causal_attention(
+        TensorList::from_vec(inputs),
+        mask.segment_ids_bs.clone().into_dispatch(),
+        heads,
+    ))
+}
+
+/// What the gradients are computed from: inputs and results of the forward pass.
+#[derive(Debug, Clone, ExtensionType)]
+pub(crate) struct SavedForAttention<B: Backend> {
+    y_tq: FloatTensor<B>,
+    log_partition_bhs: FloatTensor<B>,
+    segment_ids_bs: IntTensor<B>,
+    /// Queries, keys, values, and the rotary table's cosines and sines if there is one.
+    #[extension_type]
+    inputs: TensorList<B>,
+}
+
+/// The operation and its gradients on one backend. `inputs` as in [`SavedForAttention`].
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
+pub(crate) trait CausalAttention: Backend {
+    /// Attention's output, `[t, q]`.
+    fn causal_attention(
+        #[extension_type] inputs: TensorList<Self>,
+        segment_ids_bs: IntTensor<Self>,
+        heads: Heads,
+    ) -> FloatTensor<Self> {
+        Self::causal_attention_and_partition(inputs, segment_ids_bs, heads).0
+    }
+
+    /// Attention's output, `[t, q]`, and the logarithm of each softmax's denominator, `[b, h, s]`.
+    fn causal_attention_and_partition(
+        #[extension_type] inputs: TensorList<Self>,
+        segment_ids_bs: IntTensor<Self>,
+        heads: Heads,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        stock::forward::<Self>(inputs, segment_ids_bs, heads)
+    }
+
+    /// Gradients of queries, keys and values, each in its shape, from that of the output.
+    fn causal_attention_gradients(
+        #[extension_type] saved: SavedForAttention<Self>,
+        dy_tq: FloatTensor<Self>,
+        heads: Heads,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        stock::gradients::<Self>(saved, dy_tq, heads)
+    }
+}
+
+#[cfg(feature = "cube")]
+impl CausalAttention for burn_cubecl::CubeBackend {}

@@ -1,0 +1,71 @@
+//! Feed-forward blocks on the CPU.
+
+use burn::backend::{Flex, TensorMetadata, flex::FlexTensor};
+use burn::tensor::Shape;
+use switchyard_kernels_cpu::feed_forward::{self as on_slices, Block, Operands, Output};
+
+use super::{FeedForward, stock};
+use crate::slices::{all_f32, contiguous, elements, from_elements};
+use crate::tensor_list::TensorList;
+
+impl FeedForward for Flex {
+    fn feed_forward_keeping_projections(
+        operands: TensorList<Flex>,
+        block: Block,
+    ) -> (FlexTensor, Vec<FlexTensor>) {
+        let operands = operands.into_vec();
+        if !all_f32(&operands.iter().collect::<Vec<_>>()) {
+            return stock::forward::<Flex>(operands, &block);
+        }
+        let operands = Operands::from_vec(operands, block.parts).map(contiguous);
+        let [t, d, f] = sizes(&operands);
+        let Output { y, up, gate } = on_slices::forward(operands.as_ref().map(elements), [t, d, f], &block);
+        let n = block.groups(t).num_rows();
+        let mut projections = vec![from_elements(up, Shape::new([n, f]))];
+        if block.parts.gated {
+            projections.push(from_elements(gate, Shape::new([n, f])));
+        }
+        (from_elements(y, Shape::new([t, d])), projections)
+    }
+
+    fn feed_forward_gradients(
+        operands: TensorList<Flex>,
+        projections: TensorList<Flex>,
+        dy_td: FlexTensor,
+        block: Block,
+    ) -> Vec<FlexTensor> {
+        let (operands, projections) = (operands.into_vec(), projections.into_vec());
+        if !all_f32(&operands.iter().chain([&dy_td]).collect::<Vec<_>>()) {
+            return stock::gradients::<Flex>(operands, projections, dy_td, &block);
+        }
+        let (operands, dy_td) =
+            (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
+        let mut projections = projections.into_iter().map(contiguous);
+        let (mut up, mut gate) = (projections.next(), projections.next());
+        let gradients = on_slices::gradients(
+            operands.as_ref().map(elements),
+            sizes(&operands),
+            [storage_mut(&mut up), storage_mut(&mut gate)],
+            elements(&dy_td),
+            &block,
+        );
+        let shaped = gradients
+            .zip(operands.as_ref())
+            .map(|(gradient, operand)| from_elements(gradient, operand.shape()));
+        shaped.into_vec()
+    }
+}
+
+/// t, d and f.
+fn sizes(operands: &Operands<FlexTensor>) -> [usize; 3] {
+    let [t, d] = operands.x.shape().dims();
+    [t, d, *operands.up.shape().last().expect("a matrix has columns")]
+}
+
+/// The elements of a tensor that covers its buffer; none if there is no tensor.
+fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
+    match projection {
+        Some(projection) => projection.storage_mut(),
+        None => &mut [],
+    }
+}
