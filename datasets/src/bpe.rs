@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use serde_json::json;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::encoded::vocabulary_error;
 use crate::error::DatasetError;
 use crate::pieces::{TextPiece, pieces};
 use crate::tokenizer::Tokenizer;
-use crate::vocabulary::{END_OF_DOCUMENT, vocabulary_error};
+use crate::vocabulary::END_OF_DOCUMENT;
 use crate::words::{byte_level_chars, words};
 
 type Pair = (u32, u32);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bpe::{self, WordCounts};
 use crate::config::DataConfig;
+use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::hash::hex;
 use crate::manifest::{Repeats, ShardManifest, SplitManifest};
@@ -15,7 +16,6 @@ use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
-use crate::vocabulary::Encoded;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;

@@ -25,6 +25,13 @@ enum State {
     Ids { has_begun: bool },
 }
 
+impl Tokenizer {
+    /// A decoder that takes ids one at a time and yields text as soon as it is certain.
+    pub fn decode_stream(&self) -> DecodeStream<'_> {
+        DecodeStream::new(self)
+    }
+}
+
 impl<'a> DecodeStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
         let state = match tokenizer {

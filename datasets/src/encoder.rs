@@ -11,8 +11,8 @@ use tokenizers::{
 };
 
 use crate::config::OnTrouble;
+use crate::encoded::{Encoded, vocabulary_error};
 use crate::error::DatasetError;
-use crate::vocabulary::{Encoded, vocabulary_error};
 
 /// How many times as long as the text a normalizer may make it, from one step to the next.
 pub(crate) const MAX_GROWTH: usize = 64;

@@ -49,6 +49,7 @@ mod cache;
 mod config;
 mod dataset;
 mod decode;
+mod encoded;
 mod encoder;
 mod error;
 mod evaluation;

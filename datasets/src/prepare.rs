@@ -1,6 +1,6 @@
 //! From a configuration to tokens on disk, once: later runs with the same data find what the first one made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};

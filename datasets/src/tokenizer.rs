@@ -10,10 +10,10 @@ use switchyard_ground::printable::excerpt;
 use switchyard_ground::regular_file;
 
 use crate::config::{FileTokenizerConfig, MAX_VOCAB_SIZE};
-use crate::decode::DecodeStream;
+use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::pieces::TextPiece;
-use crate::vocabulary::{Encoded, Vocabulary, with_end_mark};
+use crate::vocabulary::{Vocabulary, with_end_mark};
 
 /// Ids of the byte tokenizer.
 pub(crate) const BYTES_VOCAB_SIZE: usize = 256;
@@ -224,11 +224,6 @@ impl Tokenizer {
             Self::Vocabulary(vocabulary) => vocabulary.decode(ids),
             Self::Ids { .. } => Ok(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")),
         }
-    }
-
-    /// A decoder that takes ids one at a time and yields text as soon as it is certain.
-    pub fn decode_stream(&self) -> DecodeStream<'_> {
-        DecodeStream::new(self)
     }
 }
 

@@ -9,6 +9,7 @@ use switchyard_ground::printable::excerpt;
 use tokenizers::models::ModelWrapper;
 
 use crate::config::{MAX_VOCAB_SIZE, OnTrouble};
+use crate::encoded::{Encoded, vocabulary_error};
 use crate::encoder::{Encoder, MAX_GROWTH};
 use crate::error::DatasetError;
 use crate::guard::guarded;
@@ -58,19 +59,6 @@ pub struct Vocabulary {
     on_unknown_text: OnTrouble,
     /// Whether the ids of a text are those of its [`words`], one after the other.
     is_word_by_word: bool,
-}
-
-/// Ids of a text, and how many of its bytes they leave out.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Encoded {
-    pub(crate) ids: Vec<u32>,
-    pub(crate) lost_bytes: u64,
-}
-
-impl Encoded {
-    pub(crate) fn of_ids(ids: Vec<u32>) -> Self {
-        Self { ids, lost_bytes: 0 }
-    }
 }
 
 impl Vocabulary {
@@ -299,10 +287,6 @@ fn is_word_by_word(parsed: &Value) -> bool {
         && splitter["add_prefix_space"] == false
         && splitter["use_regex"] != false
         && !has_plain_added_token
-}
-
-pub(crate) fn vocabulary_error(error: tokenizers::Error) -> DatasetError {
-    DatasetError::Tokenizer { path: None, problem: format!("{error}: use another tokenizer for this text") }
 }
 
 fn crate_failed(panic: &str) -> DatasetError {

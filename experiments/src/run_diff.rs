@@ -4,6 +4,8 @@
 
 mod table;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use switchyard_trainer::run_folder::RunReading;

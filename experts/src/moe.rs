@@ -7,8 +7,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 use switchyard_kernels::{DispatchPlan, linear};
 use switchyard_router::{
-    AuxLoss, BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, RouterStatistics,
-    Routing, Selection,
+    BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, Routing, Selection,
 };
 
 use crate::output::{MoeAux, MoeOutput, Route};

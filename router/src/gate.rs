@@ -3,21 +3,17 @@
 //! Shape letters: t tokens, d model width, e experts, c width of a cosine gate's comparison.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::softplus;
 use burn::tensor::{DType, Tensor};
 use switchyard_kernels::linear;
 
-use crate::{GatePrecision, Router};
+use crate::GatePrecision;
 
 /// Largest factor on the cosines, the inverse of the lowest temperature (as in Tutel's cosine gate).
 const MAX_COSINE_SCALE: f64 = 100.0;
 /// Added to squared lengths: a token of zeros is at a right angle to every expert.
 const LENGTH_EPSILON: f64 = 1e-12;
-/// Added to the noise's size, as the authors of noisy gating do in their code (tensor2tensor's `noisy_top_k_gating`):
-/// distances are measured in it, so it must not vanish.
-const NOISE_EPSILON: f64 = 0.01;
 
-/// Initial values of a [`Router`]; which of them there are depends on the configuration.
+/// Initial values of a [`Router`](crate::Router); which of them there are depends on the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct GateWeights {
     /// Linear gate, `[d_model, num_experts]`; under soft mixing one column per slot.
@@ -68,7 +64,7 @@ impl CosineGate {
         }
     }
 
-    fn logits_te(&self, x_td: Tensor<2>, dtype: DType) -> Tensor<2> {
+    pub(crate) fn logits_te(&self, x_td: Tensor<2>, dtype: DType) -> Tensor<2> {
         let projected_tc = linear(x_td, self.projection_dc.val().cast(dtype), None);
         let cosines_te =
             linear(unit_length(projected_tc, 1), unit_length(self.directions_ce.val().cast(dtype), 0), None);
@@ -96,34 +92,6 @@ pub(crate) struct GateOutput {
 pub(crate) struct GateNoise {
     pub(crate) clean_logits_te: Tensor<2>,
     pub(crate) std_te: Tensor<2>,
-}
-
-impl Router {
-    /// Logits of every token, in the type of `x_td`; with `standard_normal_te` the noisy ones. None if nothing is learned.
-    pub(crate) fn gate_logits(
-        &self,
-        x_td: Tensor<2>,
-        standard_normal_te: impl FnOnce([usize; 2]) -> Option<Tensor<2>>,
-    ) -> Option<GateOutput> {
-        let dtype = x_td.dtype();
-        let clean_logits_te = match (&self.cosine, &self.weight_de) {
-            (Some(cosine), _) => cosine.logits_te(x_td.clone(), dtype),
-            (None, Some(weight_de)) => linear(x_td.clone(), weight_de.val().cast(dtype), None),
-            (None, None) => return None,
-        };
-        let noise = self.noise_weight_de.as_ref().and_then(|noise_weight_de| {
-            let normal_te = standard_normal_te(clean_logits_te.dims())?.cast(dtype);
-            let std_te = softplus(linear(x_td, noise_weight_de.val().cast(dtype), None), 1.0) + NOISE_EPSILON;
-            Some((normal_te, std_te))
-        });
-        Some(match noise {
-            None => GateOutput { logits_te: clean_logits_te, noise: None },
-            Some((normal_te, std_te)) => GateOutput {
-                logits_te: clean_logits_te.clone() + normal_te * std_te.clone(),
-                noise: Some(GateNoise { clean_logits_te, std_te }),
-            },
-        })
-    }
 }
 
 /// `x` in the type of the gate's arithmetic: never shorter than 32 bits.

@@ -7,7 +7,7 @@ use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
 use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 use crate::gate::{GateNoise, GateOutput};
-use crate::router::read_to_host;
+use crate::host::read_to_host;
 use crate::{BalancingScope, Choice, RouterConfig, Selection};
 
 /// Which loss.

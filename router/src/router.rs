@@ -2,6 +2,8 @@
 //!
 //! Shape letters: t tokens, d model width, e experts, k slots per token.
 
+mod logits;
+
 use burn::module::{Module, Param};
 use burn::tensor::activation::{log_sigmoid, sigmoid};
 use burn::tensor::{Tensor, TensorData};
@@ -9,12 +11,13 @@ use switchyard_kernels::{GateSoftmax, top_k_gates};
 
 use crate::choice::{HostScores, statistics};
 use crate::gate::{GateOutput, in_gate_precision};
+use crate::host::read_to_host;
 use crate::losses::LossInput;
 use crate::noise::Purpose;
 use crate::{
     AuxLoss, BiasRule, CapacityConfig, Choice, CosineGate, DropPolicy, GateWeights, QuantileHistogram,
-    RouterConfig, RouterNoise, RouterStatistics, Selection, SoftmaxOrder, expert_capacity, keep_earliest,
-    keep_largest_gates, keep_random,
+    RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics, Selection, SoftmaxOrder,
+    expert_capacity, keep_earliest, keep_largest_gates, keep_random,
 };
 
 /// A gate and the choice of experts by what it says.
@@ -32,35 +35,6 @@ pub struct Router {
     num_experts: usize,
     #[module(skip)]
     config: RouterConfig,
-}
-
-/// What a router reads.
-#[derive(Debug, Clone)]
-pub struct RouterInput<'a> {
-    /// `[num_tokens, d_model]`.
-    pub x_td: Tensor<2>,
-    /// `[num_tokens]`, for routers that go by token id; may be empty for others.
-    pub token_ids_t: &'a [u32],
-    /// Tokens of one sequence, a divisor of the number of tokens.
-    pub seq_len: usize,
-    /// Why the tokens are routed.
-    pub pass: RouterPass<'a>,
-}
-
-/// Why tokens are routed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouterPass<'a> {
-    /// With noise, losses and capacity.
-    Training {
-        /// Random numbers of this router in this pass.
-        noise: RouterNoise,
-        /// Loads of the step's earlier micro-batches; empty if this is the first.
-        earlier_tokens_per_expert: &'a [u64],
-    },
-    /// Without noise and losses.
-    Evaluation,
-    /// As evaluation, but no token may depend on a later one.
-    Generation,
 }
 
 /// Which experts each token goes to, with everything the router learnt on the way.
@@ -366,11 +340,4 @@ impl Routing {
         }
         kept
     }
-}
-
-pub(crate) fn read_to_host<E: burn::tensor::Element>(values: &Tensor<2>) -> Vec<E> {
-    // A device that cannot return a tensor is lost: burn's own operations panic on it too.
-    values
-        .try_to_vec_as::<E>()
-        .unwrap_or_else(|error| panic!("the device did not return routing data: {error}"))
 }

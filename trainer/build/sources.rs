@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Crates whose every source counts.
-pub const WHOLE_CRATES: [&str; 6] = ["kernels/cpu", "kernels", "router", "experts", "model", "datasets"];
+pub(crate) const WHOLE_CRATES: [&str; 6] =
+    ["kernels/cpu", "kernels", "router", "experts", "model", "datasets"];
 
 /// The packages of those crates.
-pub const PACKAGES: [&str; 6] = [
+pub(crate) const PACKAGES: [&str; 6] = [
     "switchyard-kernels-cpu",
     "switchyard-kernels",
     "switchyard-router",
@@ -21,7 +22,7 @@ pub const PACKAGES: [&str; 6] = [
 ];
 
 /// What of `trainer/src` reads, reports, measures or finds files, and changes no number of a run.
-pub const REPORTING: [&str; 22] = [
+pub(crate) const REPORTING: [&str; 22] = [
     "advice.rs",
     "aside.rs",
     "available_memory.rs",
@@ -47,7 +48,7 @@ pub const REPORTING: [&str; 22] = [
 ];
 
 /// Whether the file of `trainer/src` decides numbers.
-pub fn decides_numbers(path: &str) -> bool {
+pub(crate) fn decides_numbers(path: &str) -> bool {
     !REPORTING.iter().any(|left_out| match left_out.strip_suffix('/') {
         Some(_) => path.starts_with(left_out),
         None => path == *left_out,
@@ -55,7 +56,7 @@ pub fn decides_numbers(path: &str) -> bool {
 }
 
 /// The tokens of a source that decide what it computes, one a line; `None` if it is no Rust.
-pub fn deciding_tokens(source: &str) -> Option<String> {
+pub(crate) fn deciding_tokens(source: &str) -> Option<String> {
     let mut out = String::new();
     write_tokens(source.parse().ok()?, &mut out);
     Some(out)
@@ -100,13 +101,16 @@ fn push(token: &str, out: &mut String) {
 
 /// What is between the brackets of the attribute that `tokens` begin with, and its length in tokens.
 fn attribute_at(tokens: &[TokenTree]) -> Option<(TokenStream, usize)> {
-    let is = |token: Option<&TokenTree>, mark| matches!(token, Some(TokenTree::Punct(it)) if it.as_char() == mark);
+    let is =
+        |token: Option<&TokenTree>, mark| matches!(token, Some(TokenTree::Punct(it)) if it.as_char() == mark);
     if !is(tokens.first(), '#') {
         return None;
     }
     let length = if is(tokens.get(1), '!') { 3 } else { 2 };
     match tokens.get(length - 1) {
-        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Bracket => Some((group.stream(), length)),
+        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Bracket => {
+            Some((group.stream(), length))
+        }
         _ => None,
     }
 }
@@ -137,7 +141,7 @@ fn is_message(literal: &str) -> bool {
 }
 
 /// Names and versions of the packages in `lock` that the packages `of` need, directly or through others, sorted.
-pub fn dependencies(lock: &str, of: &[&str]) -> Vec<String> {
+pub(crate) fn dependencies(lock: &str, of: &[&str]) -> Vec<String> {
     let packages = packages(lock);
     let mut needed = BTreeSet::new();
     let mut open: Vec<String> = of.iter().map(|name| (*name).to_owned()).collect();
@@ -152,7 +156,7 @@ pub fn dependencies(lock: &str, of: &[&str]) -> Vec<String> {
 }
 
 /// The lines of the workspace's manifest that choose how the program and the packages `needed` are compiled.
-pub fn settings(manifest: &str, needed: &[String]) -> Vec<String> {
+pub(crate) fn settings(manifest: &str, needed: &[String]) -> Vec<String> {
     let names: BTreeSet<&str> = needed.iter().filter_map(|package| package.split(' ').next()).collect();
     let mut section = "";
     let mut settings = Vec::new();
@@ -161,7 +165,9 @@ pub fn settings(manifest: &str, needed: &[String]) -> Vec<String> {
             section = line;
         }
         let counts = match section {
-            "[workspace.dependencies]" => line.split([' ', '=']).next().is_some_and(|name| names.contains(name)),
+            "[workspace.dependencies]" => {
+                line.split([' ', '=']).next().is_some_and(|name| names.contains(name))
+            }
             _ => section.starts_with("[profile"),
         };
         if counts {
@@ -176,7 +182,8 @@ fn packages(lock: &str) -> BTreeMap<String, Vec<(String, Vec<String>)>> {
     let quoted = |line: &str| line.split('"').nth(1).unwrap_or_default().to_owned();
     let mut packages: BTreeMap<String, Vec<(String, Vec<String>)>> = BTreeMap::new();
     for package in lock.split("[[package]]").skip(1) {
-        let value = |key: &str| package.lines().find(|line| line.starts_with(key)).map(quoted).unwrap_or_default();
+        let value =
+            |key: &str| package.lines().find(|line| line.starts_with(key)).map(quoted).unwrap_or_default();
         // A name alone, or with a version where there are several.
         let name_of = |line: &str| quoted(line).split(' ').next().unwrap_or_default().to_owned();
         let dependencies = package.lines().filter(|line| line.starts_with(" \"")).map(name_of).collect();

@@ -5,9 +5,7 @@
 #[path = "../build/sources.rs"]
 mod sources;
 
-use sources::{
-    PACKAGES, REPORTING, WHOLE_CRATES, decides_numbers, deciding_tokens, dependencies, settings,
-};
+use sources::{PACKAGES, REPORTING, WHOLE_CRATES, decides_numbers, deciding_tokens, dependencies, settings};
 
 const CODE: &str = r#"
 //! A module.
@@ -54,7 +52,9 @@ fn comments_documents_messages_and_tests_make_no_other_program() {
 
 #[test]
 fn operations_numbers_and_names_make_another_program() {
-    for (from, to) in [("x * 2.0", "x * 2.5"), ("x * 2.0", "x + 2.0"), ("{x}.gate", "{x}.up"), ("twice", "two")] {
+    for (from, to) in
+        [("x * 2.0", "x * 2.5"), ("x * 2.0", "x + 2.0"), ("{x}.gate", "{x}.up"), ("twice", "two")]
+    {
         assert!(changed(from, to), "{from} -> {to}");
     }
 }

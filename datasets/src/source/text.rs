@@ -1,6 +1,6 @@
 //! Local text: files and folders, plain or compressed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
@@ -430,6 +430,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn names_that_differ_only_in_bytes_that_are_not_utf8_are_other_corpora() {
+        use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
         let key_of_name = |name: &[u8]| {
             let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::{Deserialize, Serialize};
 
 use super::candidate_result::{CandidateResult, RunOutcome, RungResult};
-use super::candidates::Written;
+use super::candidates::{Source, Written};
 use super::file::SweepFile;
 use super::halving::{Rung, ranked};
 use super::words::{arguments, early_stopping, edge_notes, general_notes, headline, stop_reason};

@@ -12,6 +12,7 @@
 //! next terms are added: the same bits whichever rows and columns surround it.
 
 mod panels;
+mod registers;
 mod target;
 mod tile;
 
@@ -27,8 +28,9 @@ use pulp::{Scalar128b, Simd, WithSimd};
 use crate::matrix::Matrix;
 use crate::unwritten::write_zeros;
 use panels::{EIGHT, Fetch, Panels};
+use registers::panel_width;
 use target::Target;
-use tile::{Pass, panel_width};
+use tile::Pass;
 
 /// Rows of one panel.
 const PANEL_DEPTH: usize = 256;
