@@ -7,7 +7,7 @@ mod pace;
 
 use std::path::Path;
 
-use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_flight::alarms::Alarm;
 use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, duration};
 use switchyard_trainer::run_folder::RunReading;
 
@@ -135,7 +135,7 @@ fn layer_line(layer: &LayerRecord, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use switchyard_trainer::flight::alarms::AlarmKind;
+    use switchyard_flight::alarms::AlarmKind;
     use switchyard_trainer::run_folder::{RunManifest, RunStatus};
 
     use super::*;

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 
+use switchyard_flight::alarms::Alarm;
 use switchyard_ground::printable::printable;
 use switchyard_ground::say;
-use switchyard_trainer::flight::alarms::Alarm;
 use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, read_metrics};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 

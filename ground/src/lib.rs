@@ -7,8 +7,14 @@
 //! | [`shell`] | paths as a shell takes them back |
 //! | [`regular_file`] | files opened without waiting on pipes or reading devices |
 //! | [`durable`] | files that are whole or absent |
+//! | [`line_file`] | files that grow by whole lines |
+//! | [`aside`] | files that cannot be used, set aside and not lost |
+//! | [`advice`] | what to do about an error of the file system |
 
+pub mod advice;
+pub mod aside;
 pub mod durable;
+pub mod line_file;
 pub mod printable;
 pub mod regular_file;
 pub mod shell;

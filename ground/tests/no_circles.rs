@@ -11,8 +11,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
 
-const CRATES: [&str; 9] =
-    ["ground", "kernels/cpu", "kernels", "router", "experts", "model", "datasets", "trainer", "experiments"];
+const CRATES: [&str; 10] = [
+    "ground",
+    "kernels/cpu",
+    "kernels",
+    "router",
+    "experts",
+    "model",
+    "flight",
+    "datasets",
+    "trainer",
+    "experiments",
+];
 
 /// The names of a module from the root of its crate on.
 type Module = Vec<String>;

@@ -22,9 +22,7 @@ pub(crate) const PACKAGES: [&str; 6] = [
 ];
 
 /// What of `trainer/src` reads, reports, measures or finds files, and changes no number of a run.
-pub(crate) const REPORTING: [&str; 22] = [
-    "advice.rs",
-    "aside.rs",
+pub(crate) const REPORTING: [&str; 19] = [
     "available_memory.rs",
     "benchmark.rs",
     "benchmark/",
@@ -35,7 +33,6 @@ pub(crate) const REPORTING: [&str; 22] = [
     "flight/",
     "generate.rs",
     "host.rs",
-    "line_file.rs",
     "metrics/",
     "moved_data.rs",
     "observers.rs",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_datasets::DataConfig;
 use switchyard_model::ModelConfig;
 
-use crate::flight::alarms::AlarmsConfig;
+use switchyard_flight::alarms::AlarmsConfig;
 
 /// A run, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -9,13 +9,13 @@ use crate::available_memory::TooLargeForMemory;
 use crate::checkpoint::CheckpointError;
 use crate::config_file::ConfigError;
 use crate::device::DeviceError;
-use crate::flight::columns::ColumnsError;
-use crate::flight::whatif::WhatIfError;
 use crate::metrics::MetricsError;
 use crate::optimizer::NonFiniteGradient;
 use crate::readings::DeviceReadError;
 use crate::run_folder::RunFolderError;
 use crate::upcycle::UpcycleError;
+use switchyard_flight::columns::ColumnsError;
+use switchyard_flight::whatif::WhatIfError;
 
 /// Why a run, an evaluation or a generation stopped.
 #[derive(Debug, thiserror::Error)]

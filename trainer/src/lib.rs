@@ -14,8 +14,6 @@
 //! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
 //! | how fast it runs | [`benchmark`] |
 
-mod advice;
-mod aside;
 pub mod available_memory;
 pub mod batch;
 pub mod benchmark;
@@ -30,7 +28,6 @@ pub mod flight;
 pub mod generate;
 mod hash;
 pub mod host;
-mod line_file;
 pub mod loss;
 pub mod metrics;
 pub mod moved_data;

@@ -27,7 +27,7 @@ pub use reading::RunReading;
 use lock::RunLock;
 use switchyard_ground::durable;
 
-use crate::advice::advice;
+use switchyard_ground::advice::advice;
 
 /// Start of the names by which TensorBoard finds event files.
 pub(crate) const EVENT_FILE_PREFIX: &str = "events.out.tfevents.";

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use switchyard_trainer::flight::RunStep;
-use switchyard_trainer::flight::divergence::{Divergence, first_divergence};
+use switchyard_flight::RunStep;
+use switchyard_flight::divergence::{Divergence, first_divergence};
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use switchyard_flight::alarms::Alarm;
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::flight::alarms::Alarm;
 use switchyard_trainer::flight::read_alarms;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::plan::RunPlan;
@@ -75,7 +75,7 @@ fn count_by_kind(alarms: &[Alarm]) -> Result<BTreeMap<String, u64>, Failure> {
 mod tests {
     use serde::Deserialize;
     use serde_json::json;
-    use switchyard_trainer::flight::alarms::AlarmKind;
+    use switchyard_flight::alarms::AlarmKind;
 
     use super::*;
 

@@ -1,10 +1,11 @@
 //! What the flight recorder has to say about a run: the second half of `switchyard inspect`.
 
 use serde_json::{Value, json};
-use switchyard_trainer::flight::alarms::Alarm;
-use switchyard_trainer::flight::columns::{ColumnsError, read_experts_between};
-use switchyard_trainer::flight::diagnosis::{DiagnosisSettings, Finding, diagnose};
-use switchyard_trainer::flight::{RunStep, SaturationRow, read_alarms, read_saturation};
+use switchyard_flight::RunStep;
+use switchyard_flight::alarms::Alarm;
+use switchyard_flight::columns::{ColumnsError, read_experts_between};
+use switchyard_flight::diagnosis::{DiagnosisSettings, Finding, diagnose};
+use switchyard_trainer::flight::{SaturationRow, read_alarms, read_saturation};
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::RunPaths;
 

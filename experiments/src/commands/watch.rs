@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use console::Term;
-use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_flight::alarms::Alarm;
 use switchyard_trainer::flight::read_alarms;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunPaths, RunReading};

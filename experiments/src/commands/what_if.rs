@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
+use switchyard_flight::whatif::WhatIf;
 use switchyard_trainer::flight::question::{
     AskedCapacity, DropPolicy, LayerAnswer, LayerOutcome, RunAnswer, RunQuestion, ask,
 };
-use switchyard_trainer::flight::whatif::WhatIf;
 
 use super::{print_json, print_text};
 use crate::cli::{AskedDrop, WhatIfArgs};

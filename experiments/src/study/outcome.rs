@@ -1,6 +1,6 @@
 //! What the runs of a study left behind.
 
-use switchyard_trainer::flight::alarms::Alarm;
+use switchyard_flight::alarms::Alarm;
 use switchyard_trainer::flight::read_alarms;
 use switchyard_trainer::metrics::{EvalRecord, Record, read_metrics};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};

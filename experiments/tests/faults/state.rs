@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use switchyard_trainer::flight::columns::read_experts;
+use switchyard_flight::columns::read_experts;
 
 /// What a file says.
 #[derive(Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::advice::advice;
+use switchyard_ground::advice::advice;
 
 /// A checkpoint that cannot be written, read or used.
 #[derive(Debug, thiserror::Error)]

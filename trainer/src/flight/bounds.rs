@@ -3,8 +3,8 @@
 use switchyard_experts::Route;
 use switchyard_router::{BalancingScope, RouterConfig, Selection};
 
-use super::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 use crate::routed_pass::RoutedLayer;
+use switchyard_flight::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 
 /// Lower bound of the load-balancing loss, given the loads that it counted: those of this pass, or with the step's
 /// earlier passes.

@@ -8,8 +8,8 @@ use switchyard_experts::Route;
 use switchyard_model::Transformer;
 use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
-use super::columns::ScoreRow;
 use crate::routed_pass::RoutedPass;
+use switchyard_flight::columns::ScoreRow;
 
 /// Most rows of one step: they are held in memory, 48 bytes each, before they are compressed.
 const MAX_ROWS: usize = 1 << 22;

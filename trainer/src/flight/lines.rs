@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use switchyard_ground::{durable, regular_file};
 
-use crate::aside::{Why, set_aside};
-use crate::line_file::LineFile;
 use crate::metrics::MetricsError;
+use switchyard_ground::aside::{Why, set_aside};
+use switchyard_ground::line_file::LineFile;
 
 /// A file of rows, open for appending.
 #[derive(Debug)]

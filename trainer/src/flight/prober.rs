@@ -17,9 +17,6 @@ use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_grad
 use switchyard_router::AuxLossKind;
 
 use super::lines::{FlightRow, Lines, ResumedLines, read_rows, replace_rows};
-use super::probe::{
-    CoActivation, MutualInformation, agreement, churn, expert_similarity, mutual_information,
-};
 use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::metrics::MetricsError;
@@ -29,6 +26,9 @@ use crate::plan::RunPlan;
 use crate::readings::Readings;
 use crate::routed_pass::RoutedPass;
 use crate::run_folder::RunPaths;
+use switchyard_flight::probe::{
+    CoActivation, MutualInformation, agreement, churn, expert_similarity, mutual_information,
+};
 
 /// Most tokens of a probe: they cost a forward pass, and a backward pass where there is a balancing loss.
 const MAX_PROBE_TOKENS: usize = 512;
@@ -303,7 +303,7 @@ fn balancing_loss(output: &ModelOutput) -> Option<Tensor<1>> {
 }
 
 /// Similarity of the experts by at most [`MAX_COMPARED_WEIGHTS`] of each one's weights, evenly spread.
-fn similarity(experts: &Experts) -> super::probe::ExpertSimilarity {
+fn similarity(experts: &Experts) -> switchyard_flight::probe::ExpertSimilarity {
     let [num_experts, _, _] = experts.w_up_edf.dims();
     let matrices = [experts.w_gate_edf.as_ref(), Some(&experts.w_up_edf), Some(&experts.w_down_efd)];
     let matrices: Vec<Vec<f32>> =

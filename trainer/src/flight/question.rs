@@ -7,12 +7,12 @@ use switchyard_model::{FfnUse, LayerSpec, ModelSpec};
 pub use switchyard_router::DropPolicy;
 use switchyard_router::{GatePrecision, RouterConfig, Selection, SoftmaxOrder};
 
-use super::columns::{ScoreRow, read_scores, recorded_score_steps};
-use super::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::plan::RunPlan;
 use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
+use switchyard_flight::columns::{ScoreRow, read_scores, recorded_score_steps};
+use switchyard_flight::whatif::{LayerScores, WhatIf, WhatIfError, what_if};
 
 /// What is asked; whatever is absent is as it was in the run.
 #[derive(Debug, Clone, PartialEq, Default)]

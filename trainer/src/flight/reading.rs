@@ -1,10 +1,10 @@
 //! The small files of `flight/`, for readers.
 
-use super::alarms::Alarm;
 use super::lines::read_rows;
 use super::{ProbeRow, SaturationRow};
 use crate::metrics::MetricsError;
 use crate::run_folder::RunPaths;
+use switchyard_flight::alarms::Alarm;
 
 /// The alarms of a run, in the order in which they were raised; none if nothing was recorded.
 ///

@@ -8,9 +8,7 @@ use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
 use switchyard_model::{NonFinite, Transformer};
 
-use super::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
 use super::bounds::balancing_bound;
-use super::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
 use super::gates::{recordable, score_rows};
 use super::lines::{FlightRow, Lines, ResumedLines};
 use super::prober::{ProbeRow, Prober};
@@ -23,6 +21,8 @@ use crate::plan::RunPlan;
 use crate::routed_pass::{RoutedLayer, RoutedPass};
 use crate::run_folder::RunPaths;
 use crate::step::StepMeasurements;
+use switchyard_flight::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
+use switchyard_flight::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
 
 /// Share of the running load that the next step's load replaces: it looks back about 50 steps.
 const RUNNING_LOAD_RATE: f64 = 0.02;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::alarms::AlarmsState;
+use switchyard_flight::alarms::AlarmsState;
 
 /// What the recorder remembers between steps; a checkpoint holds it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

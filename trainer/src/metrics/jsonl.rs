@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
 
 use super::{MetricsError, Record};
-use crate::aside::{Why, set_aside};
 use crate::hash::hex;
-use crate::line_file::{LineFile, Mishap};
+use switchyard_ground::aside::{Why, set_aside};
+use switchyard_ground::line_file::{LineFile, Mishap};
 
 /// What a checkpoint says of the log, to know it again: which rows lead to the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

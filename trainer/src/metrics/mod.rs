@@ -11,7 +11,7 @@ mod record;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::advice::advice;
+use switchyard_ground::advice::advice;
 
 use event_file::EventFile;
 pub use event_log::EventLog;

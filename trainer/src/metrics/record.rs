@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use switchyard_flight::{LayerLoad, RunStep};
 
 /// A row, told apart by its first key `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -237,6 +238,23 @@ impl StepRecord {
     /// The worst load imbalance of any layer; absent from a dense run.
     pub fn worst_max_violation(&self) -> Option<f64> {
         self.layers.iter().map(|layer| layer.max_violation).reduce(f64::max)
+    }
+}
+
+impl From<&StepRecord> for RunStep {
+    fn from(row: &StepRecord) -> Self {
+        Self {
+            step: row.step,
+            cross_entropy_nats: row.cross_entropy_nats,
+            grad_norm: row.grad_norm,
+            layers: row.layers.iter().map(LayerLoad::from).collect(),
+        }
+    }
+}
+
+impl From<&LayerRecord> for LayerLoad {
+    fn from(row: &LayerRecord) -> Self {
+        Self { layer: row.layer, tokens_per_expert: row.tokens_per_expert.clone() }
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use switchyard_ground::durable;
 
 use super::{EVENT_FILE_PREFIX, OpenMode, RunFolderError, RunManifest, RunPaths};
-use crate::aside::is_aside;
 use crate::checkpoint::{LATEST, is_temporary, remove_checkpoint_files, step_of};
-use crate::flight::columns::is_recording;
+use switchyard_flight::columns::is_recording;
+use switchyard_ground::aside::is_aside;
 
 /// Refuses a folder that `mode` may not touch.
 pub(super) fn check(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use switchyard_ground::regular_file;
 
 use super::{RunFolderError, RunPaths};
-use crate::line_file::is_still_at;
+use switchyard_ground::line_file::is_still_at;
 
 /// How long a held lock is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);

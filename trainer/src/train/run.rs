@@ -14,7 +14,6 @@ use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snap
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
-use crate::flight::alarms::Alarm;
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
 use crate::generate::{GenerationSettings, generate};
 use crate::metrics::Record;
@@ -26,6 +25,7 @@ use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
 use crate::sampling::SamplingSettings;
 use crate::throughput::measure_matmul_peak_flops;
+use switchyard_flight::alarms::Alarm;
 
 /// A run in progress.
 pub(super) struct Run<'a> {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use serde_json::Value;
-use switchyard_trainer::flight::columns::{read_experts, read_scores, recorded_score_steps};
-use switchyard_trainer::flight::diagnosis::{DiagnosisSettings, diagnose};
-use switchyard_trainer::flight::divergence::first_divergence;
+use switchyard_flight::RunStep;
+use switchyard_flight::columns::{read_experts, read_scores, recorded_score_steps};
+use switchyard_flight::diagnosis::{DiagnosisSettings, diagnose};
+use switchyard_flight::divergence::first_divergence;
 use switchyard_trainer::flight::question::{AskedCapacity, RunQuestion, ask};
-use switchyard_trainer::flight::{RunStep, read_alarms, read_probes, read_saturation};
+use switchyard_trainer::flight::{read_alarms, read_probes, read_saturation};
 use switchyard_trainer::metrics::{Record, read_metrics};
 use switchyard_trainer::run_folder::{OpenMode, RunPaths};
 

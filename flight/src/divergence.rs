@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{LayerLoad, RunStep};
+use crate::{LayerLoad, RunStep};
 
 /// How two runs compare, over the steps that both have.
 #[derive(Debug, Clone, PartialEq)]

@@ -19,8 +19,8 @@ pub use scores::{ScoreRow, read_scores, recorded_score_steps, write_scores};
 use switchyard_ground::{durable, regular_file};
 use table::{Column, Table};
 
-use crate::advice::advice;
-use crate::aside::is_aside;
+use switchyard_ground::advice::advice;
+use switchyard_ground::aside::is_aside;
 
 /// What `durable::replace` adds to a table's name while it writes, and leaves when the process is killed inside it.
 const TEMPORARY_EXTENSION: &str = ".tmp";

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::RunStep;
-use super::columns::ExpertRow;
+use crate::RunStep;
+use crate::columns::ExpertRow;
 
 /// What counts as misbehaving.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -180,8 +180,8 @@ impl fmt::Display for Finding {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::LayerLoad;
     use super::*;
+    use crate::LayerLoad;
 
     fn steps(steps: std::ops::RangeInclusive<u64>, loads: impl Fn(u64) -> Vec<u64>) -> Vec<RunStep> {
         let step = |step| RunStep {

@@ -4,14 +4,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use switchyard_ground::durable;
+use crate::durable;
 
 use crate::aside::{Why, set_aside};
 
 /// A file open for appending lines. A line that could not be written stays in memory and goes first at the next try, so
 /// that a disk that was full for a moment leaves no gap and no torn line.
 #[derive(Debug)]
-pub(crate) struct LineFile {
+pub struct LineFile {
     path: PathBuf,
     file: File,
     /// Bytes in the file, all of them written by this process or found by it.
@@ -21,7 +21,7 @@ pub(crate) struct LineFile {
 
 /// What was found to have happened to a file while it was open.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Mishap {
+pub enum Mishap {
     /// It was removed or replaced: all of it was written again. What lay in its place was set aside.
     WrittenAgain(Option<PathBuf>),
     /// It was cut or written to by others: what is left of it was set aside, and a new file begun.
@@ -30,7 +30,7 @@ pub(crate) enum Mishap {
 
 impl Mishap {
     /// What happened to `path`, for whoever watches the run.
-    pub(crate) fn describe(&self, path: &Path) -> String {
+    pub fn describe(&self, path: &Path) -> String {
         let path = path.display();
         let kept = |aside: &Option<PathBuf>| {
             aside
@@ -57,13 +57,13 @@ impl LineFile {
     ///
     /// # Errors
     /// Any error of the file system.
-    pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<Self> {
+    pub fn replace(path: &Path, content: &[u8]) -> io::Result<Self> {
         durable::replace(path, content)?;
         let file = OpenOptions::new().read(true).append(true).open(path)?;
         Ok(Self { path: path.into(), file, num_bytes: content.len() as u64, unwritten: Vec::new() })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -71,7 +71,7 @@ impl LineFile {
     ///
     /// # Errors
     /// Any error of the file system; the rest of the line is written before the next one.
-    pub(crate) fn append(&mut self, mut line: Vec<u8>) -> io::Result<()> {
+    pub fn append(&mut self, mut line: Vec<u8>) -> io::Result<()> {
         line.push(b'\n');
         self.unwritten.append(&mut line);
         self.write_out()
@@ -81,7 +81,7 @@ impl LineFile {
     ///
     /// # Errors
     /// Any error of the file system.
-    pub(crate) fn sync(&mut self) -> io::Result<Option<Mishap>> {
+    pub fn sync(&mut self) -> io::Result<Option<Mishap>> {
         self.write_out()?;
         self.file.sync_data()?;
         self.mend()
@@ -127,7 +127,7 @@ impl LineFile {
 /// # Errors
 /// Any error of the file system.
 #[cfg(unix)]
-pub(crate) fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
+pub fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let place = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
     match fs::symlink_metadata(path) {
@@ -141,7 +141,7 @@ pub(crate) fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// Elsewhere an open file cannot be removed or replaced.
 #[cfg(not(unix))]
-pub(crate) fn is_still_at(_file: &File, path: &Path) -> io::Result<bool> {
+pub fn is_still_at(_file: &File, path: &Path) -> io::Result<bool> {
     fs::exists(path)
 }
 

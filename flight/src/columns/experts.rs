@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::table::{Column, Table, Values};
 use super::{ColumnsError, file_names, read, remove, step_in_name, write};
-use crate::aside::{Why, set_aside};
+use switchyard_ground::aside::{Why, set_aside};
 
 /// One expert of one layer in one step.
 #[derive(Debug, Clone, PartialEq)]

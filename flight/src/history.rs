@@ -1,7 +1,5 @@
 //! The part of a run's step rows that is compared and diagnosed.
 
-use crate::metrics::{LayerRecord, StepRecord};
-
 /// One step of a run, without its clock.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunStep {
@@ -22,21 +20,4 @@ pub struct LayerLoad {
     pub layer: usize,
     /// Tokens sent to each expert, dropped ones included.
     pub tokens_per_expert: Vec<u64>,
-}
-
-impl From<&StepRecord> for RunStep {
-    fn from(row: &StepRecord) -> Self {
-        Self {
-            step: row.step,
-            cross_entropy_nats: row.cross_entropy_nats,
-            grad_norm: row.grad_norm,
-            layers: row.layers.iter().map(LayerLoad::from).collect(),
-        }
-    }
-}
-
-impl From<&LayerRecord> for LayerLoad {
-    fn from(row: &LayerRecord) -> Self {
-        Self { layer: row.layer, tokens_per_expert: row.tokens_per_expert.clone() }
-    }
 }

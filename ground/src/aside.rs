@@ -4,11 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use switchyard_ground::durable;
+use crate::durable;
 
 /// Why a file is set aside, as its new name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
+pub enum Why {
     /// It is not what this run wrote.
     Damaged,
     /// It is of the part of a run that begins again.
@@ -30,7 +30,7 @@ impl Why {
 ///
 /// # Errors
 /// Any error of the file system; the file is then where it was.
-pub(crate) fn set_aside(path: &Path, why: Why) -> io::Result<PathBuf> {
+pub fn set_aside(path: &Path, why: Why) -> io::Result<PathBuf> {
     let name = |number: u64| path.with_added_extension(format!("{}-{number}", why.word()));
     let is_free =
         |path: &PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
@@ -41,7 +41,7 @@ pub(crate) fn set_aside(path: &Path, why: Why) -> io::Result<PathBuf> {
 }
 
 /// Whether `name` is one that [`set_aside`] gives to a file named `original`.
-pub(crate) fn is_aside(name: &str, original: &str) -> bool {
+pub fn is_aside(name: &str, original: &str) -> bool {
     let rest = name.strip_prefix(original).and_then(|rest| rest.strip_prefix('.'));
     let number = |why: Why| rest?.strip_prefix(why.word())?.strip_prefix('-');
     Why::ALL

@@ -2,10 +2,10 @@
 
 use std::io::{self, ErrorKind};
 
-use switchyard_ground::regular_file::is_out_of_descriptors;
+use crate::regular_file::is_out_of_descriptors;
 
 /// What to do about `source`, which came of `action` on a file.
-pub(crate) fn advice(action: &str, source: &io::Error) -> &'static str {
+pub fn advice(action: &str, source: &io::Error) -> &'static str {
     if is_out_of_descriptors(source) {
         return "nothing is wrong with the file as far as is known: allow more open files (`ulimit -n`) and try again";
     }

@@ -12,7 +12,7 @@ use switchyard_router::{
     keep_random, select_top_k,
 };
 
-use super::columns::ScoreRow;
+use crate::columns::ScoreRow;
 
 /// The setting asked about.
 #[derive(Debug, Clone, PartialEq)]
