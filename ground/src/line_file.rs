@@ -63,6 +63,7 @@ impl LineFile {
         Ok(Self { path: path.into(), file, num_bytes: content.len() as u64, unwritten: Vec::new() })
     }
 
+    /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -3,13 +3,11 @@
 use std::fmt::Write;
 
 use switchyard_trainer::metrics::duration;
-use switchyard_trainer::run_folder::RunFolderError;
 
 use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
 use super::execute::StudyFolder;
 use super::file::StudyFile;
-use super::finished::is_finished;
 use super::matrix::PlannedRun;
 
 /// The plan of a study, for a person to read.

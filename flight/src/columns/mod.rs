@@ -94,7 +94,7 @@ pub fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String>, Colu
 }
 
 /// Whether `name` is one that recordings are written under, unfinished and damaged ones included.
-pub(crate) fn is_recording(name: &str) -> bool {
+pub fn is_recording(name: &str) -> bool {
     let aside_of = name.rsplit_once('.').map(|(original, _)| original);
     is_table(name)
         || is_temporary(name)
