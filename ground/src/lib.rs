@@ -7,8 +7,10 @@
 //! | [`shell`] | paths as a shell takes them back |
 //! | [`regular_file`] | files opened without waiting on pipes or reading devices |
 //! | [`durable`] | files that are whole or absent |
+//! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod durable;
+pub mod open_choice;
 pub mod printable;
 pub mod regular_file;
 pub mod shell;
