@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::bpe::{self, WordCounts};
-use crate::config::DataConfig;
+use crate::config::{DataConfig, TokenizerConfig};
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::hash::hex;
@@ -102,10 +102,11 @@ pub(crate) fn make_tokenizer(
     if let Source::Synthetic(_) = source {
         return Ok(Tokenizer::Ids { vocab_size: config.vocab_size()?, end_of_document: Some(0) });
     }
-    if let Some(file) = &config.tokenizer.file {
-        return Tokenizer::of_config(file);
-    }
-    let Some(bpe) = &config.tokenizer.bpe else { return Ok(Tokenizer::Bytes) };
+    let bpe = match &config.tokenizer {
+        Some(TokenizerConfig::Bpe(bpe)) => bpe,
+        Some(TokenizerConfig::File(file)) => return Tokenizer::of_config(file),
+        Some(TokenizerConfig::Bytes {}) | None => return Ok(Tokenizer::Bytes),
+    };
 
     let stage = progress.stage("counting words", Some(survey.total_len));
     let mut counts = WordCounts::default();

@@ -1,22 +1,23 @@
 //! What the user writes in `[data]`.
 //!
-//! One source table, at most one tokenizer table and at most one split rule. Choices are tables of their own
-//! rather than a tagged enum, so that a parse error keeps its position in the file; that not two are given is
-//! checked by [`DataConfig::validate`].
+//! One source table, at most one tokenizer table and at most one split rule: closed choices are externally tagged
+//! enums, each variant a table of its name. An error inside keeps its key and its position in the file, which an
+//! internally tagged enum (`type = "text"` beside the keys) would lose.
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use crate::error::DatasetError;
-use crate::tokenizer::{self, BYTES_VOCAB_SIZE};
+use crate::config_error::DataConfigError;
 
 /// Share of the documents that validates when no split rule is given.
 pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
 
 /// Smallest trained vocabulary: every byte, and the end-of-document mark.
+/// Ids of the tokenizer whose ids are bytes.
+pub(crate) const BYTES_VOCAB_SIZE: usize = 256;
+/// One more than the bytes.
 const MIN_BPE_VOCAB_SIZE: usize = BYTES_VOCAB_SIZE + 1;
 const MAX_BPE_VOCAB_SIZE: usize = 1 << 18;
 /// What 16-bit ids can tell apart.
@@ -30,33 +31,109 @@ const DEFAULT_MAX_DOCUMENT_BYTES: u64 = 2 << 30;
 const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
 
 /// Text and tokenizer of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)] // A misspelt key must stop the run, not prepare another corpus.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "DataTables", into = "DataTables")]
 pub struct DataConfig {
     /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache folder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
     /// Give the model the documents' borders, so that no token attends across one; default false.
-    #[serde(default)]
     pub mask_documents: bool,
+    /// Where the text comes from.
+    pub source: SourceConfig,
+    /// How text becomes ids; absent is bytes. Not for sources of ids.
+    pub tokenizer: Option<TokenizerConfig>,
+    /// Which part validates; absent is 5 % of the documents, chosen by their hash.
+    pub split: Option<SplitConfig>,
+}
+
+/// Where the text of a run comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceConfig {
+    /// The archives of the crates that Switchyard itself is built from.
+    Crates(CratesConfig),
+    /// Local text.
+    Text(TextConfig),
+    /// A generated mixture of hidden domains with a known entropy floor.
+    Synthetic(SyntheticConfig),
+    /// Files of token ids, as nanoGPT writes them.
+    Tokens(TokensConfig),
+}
+
+/// Text and tokenizer of a run: [`DataConfig`] as it is written, the source beside the other keys.
+// A flattened enum would lose the position of an error, and let misspelt keys pass.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)] // A misspelt key must stop the run, not prepare another corpus.
+#[schemars(extend("oneOf" = [
+    { "required": ["crates"] }, { "required": ["text"] }, { "required": ["synthetic"] }, { "required": ["tokens"] }
+]))]
+struct DataTables {
+    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache_dir: Option<PathBuf>,
+    /// Give the model the documents' borders, so that no token attends across one; default false.
+    #[serde(default)]
+    mask_documents: bool,
     /// Source: the archives of the crates that Switchyard itself is built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crates: Option<CratesConfig>,
+    crates: Option<CratesConfig>,
     /// Source: local text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextConfig>,
+    text: Option<TextConfig>,
     /// Source: a generated mixture of hidden domains with a known entropy floor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub synthetic: Option<SyntheticConfig>,
+    synthetic: Option<SyntheticConfig>,
     /// Source: files of token ids, as nanoGPT writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<TokensConfig>,
+    tokens: Option<TokensConfig>,
     /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids already.
-    #[serde(default, skip_serializing_if = "TokenizerConfig::is_absent")]
-    pub tokenizer: TokenizerConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
+    #[schemars(with = "Option<TokenizerConfig>")]
+    tokenizer: Option<TokenizerConfig>,
     /// Which part validates; absent is 5 % of the documents, chosen by their hash.
-    #[serde(default, skip_serializing_if = "SplitConfig::is_absent")]
-    pub split: SplitConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
+    #[schemars(with = "Option<SplitConfig>")]
+    split: Option<SplitConfig>,
+}
+
+impl TryFrom<DataTables> for DataConfig {
+    type Error = &'static str;
+
+    fn try_from(tables: DataTables) -> Result<Self, Self::Error> {
+        let DataTables { cache_dir, mask_documents, crates, text, synthetic, tokens, tokenizer, split } =
+            tables;
+        let sources = [
+            crates.map(SourceConfig::Crates),
+            text.map(SourceConfig::Text),
+            synthetic.map(SourceConfig::Synthetic),
+            tokens.map(SourceConfig::Tokens),
+        ];
+        let mut given = sources.into_iter().flatten();
+        match (given.next(), given.next()) {
+            (Some(source), None) => Ok(Self { cache_dir, mask_documents, source, tokenizer, split }),
+            _ => Err("wanted exactly one of `crates`, `text`, `synthetic`, `tokens`"),
+        }
+    }
+}
+
+impl From<DataConfig> for DataTables {
+    fn from(config: DataConfig) -> Self {
+        let DataConfig { cache_dir, mask_documents, source, tokenizer, split } = config;
+        let (crates, text, synthetic, tokens) = (None, None, None, None);
+        let tables = Self { cache_dir, mask_documents, crates, text, synthetic, tokens, tokenizer, split };
+        match source {
+            SourceConfig::Crates(crates) => Self { crates: Some(crates), ..tables },
+            SourceConfig::Text(text) => Self { text: Some(text), ..tables },
+            SourceConfig::Synthetic(synthetic) => Self { synthetic: Some(synthetic), ..tables },
+            SourceConfig::Tokens(tokens) => Self { tokens: Some(tokens), ..tables },
+        }
+    }
+}
+
+impl SourceConfig {
+    /// Whether the source is made of ids, which no tokenizer here has made.
+    pub fn is_of_ids(&self) -> bool {
+        matches!(self, Self::Synthetic(_) | Self::Tokens(_))
+    }
 }
 
 /// `[data.crates]`: source code and documentation that every machine which built Switchyard already holds.
@@ -144,25 +221,17 @@ pub struct TokensConfig {
     pub dtype: Option<TokenDtype>,
 }
 
-/// `[data.tokenizer]`: exactly one table inside; none is bytes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerConfig {
+/// `[data.tokenizer]`: at most one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TokenizerConfig {
     /// One id per byte: 256 ids, nothing to train.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<BytesTokenizerConfig>,
+    Bytes {},
     /// Byte-level byte-pair encoding (arXiv:1508.07909), trained on the training split.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bpe: Option<BpeTokenizerConfig>,
+    Bpe(BpeTokenizerConfig),
     /// A `tokenizer.json` made elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<FileTokenizerConfig>,
+    File(FileTokenizerConfig),
 }
-
-/// `[data.tokenizer.bytes]`: nothing to choose.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct BytesTokenizerConfig {}
 
 /// `[data.tokenizer.bpe]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -227,16 +296,14 @@ impl TextConfig {
     }
 }
 
-/// `[data.split]`: at most one table inside.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct SplitConfig {
+/// `[data.split]`: at most one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitConfig {
     /// Each document goes where the hash of its content says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub by_document_hash: Option<SplitFraction>,
+    ByDocumentHash(SplitFraction),
     /// The end of the corpus validates; the choice for a single long text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tail: Option<SplitFraction>,
+    Tail(SplitFraction),
 }
 
 /// How much validates.
@@ -248,138 +315,76 @@ pub struct SplitFraction {
 }
 
 impl TokenizerConfig {
-    fn is_absent(&self) -> bool {
-        *self == Self::default()
+    fn validate(&self) -> Result<(), DataConfigError> {
+        match self {
+            Self::Bpe(bpe) => require_range(
+                "data.tokenizer.bpe.vocab_size",
+                bpe.vocab_size,
+                MIN_BPE_VOCAB_SIZE,
+                MAX_BPE_VOCAB_SIZE,
+            ),
+            Self::Bytes {} | Self::File(_) => Ok(()),
+        }
     }
-}
 
-impl SplitConfig {
-    fn is_absent(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// A value in `[data]` that parses but cannot be meant.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("`{key}`: {message}")]
-pub struct DataConfigError {
-    /// Key path from the top of the file, such as `data.text`.
-    pub key: String,
-    /// What is wrong, the offending value and what is allowed.
-    pub message: String,
-}
-
-impl DataConfigError {
-    fn new(key: &str, message: impl Into<String>) -> Self {
-        Self { key: key.to_owned(), message: message.into() }
+    /// The name of its table.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Bytes {} => "bytes",
+            Self::Bpe(_) => "bpe",
+            Self::File(_) => "file",
+        }
     }
 }
 
 impl DataConfig {
+    /// The text of `source`, as bytes, with the default split and cache.
+    pub fn new(source: SourceConfig) -> Self {
+        Self { cache_dir: None, mask_documents: false, source, tokenizer: None, split: None }
+    }
+
     /// Nothing, if the values make sense together; touches no file.
     ///
     /// # Errors
     /// The first offending key, with what is allowed.
     pub fn validate(&self) -> Result<(), DataConfigError> {
-        self.validate_source_count()?;
         self.validate_tokenizer()?;
         self.validate_split()?;
-        if let Some(synthetic) = &self.synthetic {
-            synthetic.validate()?;
-        }
-        if let Some(text) = &self.text {
-            text.validate()?;
-        }
-        if let Some(tokens) = &self.tokens {
-            self.validate_tokens(tokens)?;
-        }
-        if self.crates.as_ref().is_some_and(|crates| crates.max_bytes == Some(0)) {
-            return Err(DataConfigError::new(
-                "data.crates.max_bytes",
-                "is 0: use at least 1, or leave it out",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Number of distinct ids, known before anything is prepared. A BPE that finds fewer merges than asked for
-    /// keeps the configured number.
-    ///
-    /// # Errors
-    /// An invalid configuration, or a `tokenizer.json` that cannot be read.
-    pub fn vocab_size(&self) -> Result<usize, DatasetError> {
-        self.validate()?;
-        if let Some(synthetic) = &self.synthetic {
-            return Ok(synthetic.vocab_size);
-        }
-        if let Some(tokens) = &self.tokens {
-            return Ok(tokens.vocab_size);
-        }
-        match (&self.tokenizer.bpe, &self.tokenizer.file) {
-            (Some(bpe), _) => Ok(bpe.vocab_size),
-            (None, Some(file)) => Ok(tokenizer::Tokenizer::of_config(file)?.vocab_size()),
-            (None, None) => Ok(BYTES_VOCAB_SIZE),
-        }
-    }
-
-    fn validate_source_count(&self) -> Result<(), DataConfigError> {
-        let given = given_names(&[
-            ("crates", self.crates.is_some()),
-            ("text", self.text.is_some()),
-            ("synthetic", self.synthetic.is_some()),
-            ("tokens", self.tokens.is_some()),
-        ]);
-        let tables = "[data.crates], [data.text], [data.synthetic] or [data.tokens]";
-        match given.as_slice() {
-            [_] => Ok(()),
-            [] => Err(DataConfigError::new("data", format!("no source: give exactly one of {tables}"))),
-            [.., last] => Err(DataConfigError::new(
-                &format!("data.{last}"),
-                format!(
-                    "{} sources ({}): give exactly one of {tables}; `--set data.{}=` takes one away",
-                    given.len(),
-                    given.join(", "),
-                    given[0]
-                ),
-            )),
+        match &self.source {
+            SourceConfig::Crates(CratesConfig { max_bytes: Some(0) }) => {
+                Err(DataConfigError::new("data.crates.max_bytes", "is 0: use at least 1, or leave it out"))
+            }
+            SourceConfig::Crates(_) => Ok(()),
+            SourceConfig::Text(text) => text.validate(),
+            SourceConfig::Synthetic(synthetic) => synthetic.validate(),
+            SourceConfig::Tokens(tokens) => self.validate_tokens(tokens),
         }
     }
 
     fn validate_tokenizer(&self) -> Result<(), DataConfigError> {
-        let tokenizer = &self.tokenizer;
-        let given = given_names(&[
-            ("bytes", tokenizer.bytes.is_some()),
-            ("bpe", tokenizer.bpe.is_some()),
-            ("file", tokenizer.file.is_some()),
-        ]);
-        if given.len() > 1 {
-            let message = format!("{} tokenizers ({}): give one", given.len(), given.join(", "));
-            return Err(DataConfigError::new("data.tokenizer", message));
-        }
-        if !given.is_empty() && (self.synthetic.is_some() || self.tokens.is_some()) {
-            let source = if self.synthetic.is_some() { "[data.synthetic]" } else { "[data.tokens]" };
-            let message = format!("{source} is made of ids already: remove [data.tokenizer.{}]", given[0]);
-            return Err(DataConfigError::new("data.tokenizer", message));
-        }
-        let Some(bpe) = &tokenizer.bpe else { return Ok(()) };
-        require_range("data.tokenizer.bpe.vocab_size", bpe.vocab_size, MIN_BPE_VOCAB_SIZE, MAX_BPE_VOCAB_SIZE)
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let source = match &self.source {
+            SourceConfig::Synthetic(_) => "[data.synthetic]",
+            SourceConfig::Tokens(_) => "[data.tokens]",
+            SourceConfig::Crates(_) | SourceConfig::Text(_) => return tokenizer.validate(),
+        };
+        let message =
+            format!("{source} is made of ids already: remove [data.tokenizer.{}]", tokenizer.name());
+        Err(DataConfigError::new("data.tokenizer", message))
     }
 
     fn validate_split(&self) -> Result<(), DataConfigError> {
-        let split = &self.split;
-        if split.by_document_hash.is_some() && split.tail.is_some() {
-            let message = "two rules (by_document_hash, tail): give one";
-            return Err(DataConfigError::new("data.split", message));
+        let (name, SplitFraction { validation_fraction: fraction }) = match &self.split {
+            None => return Ok(()),
+            Some(SplitConfig::ByDocumentHash(fraction)) => ("by_document_hash", fraction),
+            Some(SplitConfig::Tail(fraction)) => ("tail", fraction),
+        };
+        if *fraction > 0.0 && *fraction < 1.0 {
+            return Ok(());
         }
-        for (name, rule) in [("by_document_hash", &split.by_document_hash), ("tail", &split.tail)] {
-            let Some(SplitFraction { validation_fraction: fraction }) = rule else { continue };
-            if !(*fraction > 0.0 && *fraction < 1.0) {
-                let key = format!("data.split.{name}.validation_fraction");
-                let message = format!("is {fraction}: use a share above 0 and below 1, such as 0.05");
-                return Err(DataConfigError::new(&key, message));
-            }
-        }
-        Ok(())
+        let key = format!("data.split.{name}.validation_fraction");
+        let message = format!("is {fraction}: use a share above 0 and below 1, such as 0.05");
+        Err(DataConfigError::new(&key, message))
     }
 
     fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), DataConfigError> {
@@ -391,13 +396,13 @@ impl DataConfig {
             let message = "is true, but files of token ids carry no document borders: set it to false";
             return Err(DataConfigError::new("data.mask_documents", message));
         }
-        match (&tokens.validation, &self.split.tail, &self.split.by_document_hash) {
-            (Some(_), None, None) | (None, Some(_), None) => Ok(()),
-            (Some(_), ..) => Err(DataConfigError::new(
+        match (&tokens.validation, &self.split) {
+            (Some(_), None) | (None, Some(SplitConfig::Tail(_))) => Ok(()),
+            (Some(_), Some(_)) => Err(DataConfigError::new(
                 "data.split",
                 "`data.tokens.validation` is the validation split: remove [data.split]",
             )),
-            (None, ..) => Err(DataConfigError::new(
+            (None, _) => Err(DataConfigError::new(
                 "data.tokens.validation",
                 "missing: name a validation file, or take the end of `train` with [data.split.tail]",
             )),
@@ -430,10 +435,6 @@ impl SyntheticConfig {
     }
 }
 
-fn given_names(tables: &[(&'static str, bool)]) -> Vec<&'static str> {
-    tables.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
-}
-
 fn require_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), DataConfigError> {
     if (min..=max).contains(&value) {
         return Ok(());
@@ -456,15 +457,17 @@ mod tests {
     #[test]
     fn exactly_one_source_is_accepted() {
         assert!(parse("crates = {}").validate().is_ok());
-        assert_eq!(
-            message(""),
-            "`data`: no source: give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]"
-        );
-        assert_eq!(
-            message("crates = {}\n[text]\npath = 'a.txt'"),
-            "`data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], \
-             [data.synthetic] or [data.tokens]; `--set data.crates=` takes one away"
-        );
+        for text in ["", "crates = {}\n[text]\npath = 'a.txt'"] {
+            let message = toml::from_str::<DataConfig>(text).unwrap_err().to_string();
+            assert!(message.contains("exactly one of `crates`, `text`"), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_empty_table_is_the_default_choice() {
+        let config = parse("crates = {}\ntokenizer = {}\nsplit = {}");
+        assert_eq!(config, parse("crates = {}"));
+        assert_eq!(toml::to_string(&config).unwrap(), "mask_documents = false\n\n[crates]\n");
     }
 
     #[test]

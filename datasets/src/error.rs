@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::config::DataConfigError;
+use crate::config_error::DataConfigError;
 
 /// What stopped the preparation or the reading of data: where, the offending value, what to do next.
 #[derive(Debug, Error)]

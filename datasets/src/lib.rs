@@ -22,17 +22,14 @@
 //!
 //! # Example
 //! ```
-//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Progress, SyntheticConfig, prepare};
+//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Progress, SourceConfig, SyntheticConfig, prepare};
 //!
 //! # fn main() -> Result<(), switchyard_datasets::DatasetError> {
 //! # let cache = tempfile::tempdir().expect("a temporary folder");
-//! let config = DataConfig {
-//!     synthetic: Some(SyntheticConfig {
-//!         num_domains: 4, vocab_size: 64, num_documents: 200, document_tokens: 50, branching: 4, seed: 0,
-//!     }),
-//!     cache_dir: Some(cache.path().to_path_buf()),
-//!     ..DataConfig::default()
-//! };
+//! let source = SourceConfig::Synthetic(SyntheticConfig {
+//!     num_domains: 4, vocab_size: 64, num_documents: 200, document_tokens: 50, branching: 4, seed: 0,
+//! });
+//! let config = DataConfig { cache_dir: Some(cache.path().to_path_buf()), ..DataConfig::new(source) };
 //! let dataset = prepare(&config, &Progress::silent())?;
 //! let loader_config = LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false };
 //! let mut loader = Loader::new(dataset.train.clone(), loader_config, 0)?;
@@ -47,6 +44,7 @@ mod bpe;
 mod build;
 mod cache;
 mod config;
+mod config_error;
 mod dataset;
 mod decode;
 mod encoded;
@@ -76,10 +74,11 @@ mod words;
 
 pub use batch::TokenBatch;
 pub use config::{
-    BpeTokenizerConfig, BytesTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig,
-    DataConfigError, FileTokenizerConfig, OnTrouble, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
-    TokenDtype, TokenizerConfig, TokensConfig,
+    BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
+    OnTrouble, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig, TokenDtype,
+    TokenizerConfig, TokensConfig,
 };
+pub use config_error::DataConfigError;
 pub use dataset::Dataset;
 pub use decode::DecodeStream;
 pub use error::DatasetError;

@@ -8,7 +8,7 @@ use switchyard_ground::regular_file;
 
 use crate::build::{self, Survey};
 use crate::cache::{self, CacheEntry};
-use crate::config::DataConfig;
+use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 use crate::dataset::Dataset;
 use crate::error::DatasetError;
 use crate::hash::hex;
@@ -16,7 +16,7 @@ use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardManifest, Sp
 use crate::notes;
 use crate::progress::Progress;
 use crate::shard::TokenFile;
-use crate::source::Source;
+use crate::source::{CratesSource, Source, SyntheticSource, TextSource};
 use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
 use crate::token_files;
@@ -38,18 +38,26 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full disk, or the stop flag.
 pub fn prepare(config: &DataConfig, progress: &Progress) -> Result<Dataset, DatasetError> {
     config.validate()?;
-    let (dataset, remarks) = match (Source::open(config, progress)?, &config.tokens) {
-        (Some(source), _) => (from_source(config, &source, progress)?, source.remarks().sentences()),
-        (None, Some(tokens)) => {
-            (token_files::open(tokens, SplitRule::new(&config.split), progress)?, Vec::new())
+    let source = match &config.source {
+        SourceConfig::Crates(crates) => Source::Crates(CratesSource::open(crates)?),
+        SourceConfig::Text(text) => Source::Text(TextSource::open(text, progress)?),
+        SourceConfig::Synthetic(synthetic) => Source::Synthetic(SyntheticSource::new(synthetic)),
+        SourceConfig::Tokens(tokens) => {
+            let dataset = token_files::open(tokens, SplitRule::new(config.split.as_ref()), progress)?;
+            return Ok(announced(dataset, &[], progress));
         }
-        (None, None) => unreachable!("a validated configuration names a source"),
     };
+    let dataset = from_source(config, &source, progress)?;
+    Ok(announced(dataset, &source.remarks().sentences(), progress))
+}
+
+/// The dataset, once `progress` has said what is in it and what was remarked on the way.
+fn announced(dataset: Dataset, remarks: &[String], progress: &Progress) -> Dataset {
     progress.line(&notes::summary(&dataset.manifest));
     for note in remarks.iter().chain(&dataset.manifest.notes) {
         progress.line(&format!("note: {note}"));
     }
-    Ok(dataset)
+    dataset
 }
 
 /// The corpus of `source`, from the cache or prepared now.
@@ -81,16 +89,16 @@ fn cache_key(config: &DataConfig, source: &Source, progress: &Progress) -> Resul
     // The number is that of the rules for all sources: order of documents, split, marks, trained tokenizers.
     hasher.update("switchyard dataset, format 1\n");
     source.identify(&mut hasher, progress)?;
-    hasher.update(format!("\nsplit {:?}\n", SplitRule::new(&config.split)));
-    match (&config.tokenizer.bpe, &config.tokenizer.file) {
-        (Some(bpe), _) => hasher.update(format!("bpe {}\n", bpe.vocab_size)),
-        (None, Some(file)) => {
+    hasher.update(format!("\nsplit {:?}\n", SplitRule::new(config.split.as_ref())));
+    match &config.tokenizer {
+        Some(TokenizerConfig::Bpe(bpe)) => hasher.update(format!("bpe {}\n", bpe.vocab_size)),
+        Some(TokenizerConfig::File(file)) => {
             let tokenizer = Tokenizer::of_config(file)?;
             // The number is that of the rules by which such a tokenizer is applied.
             hasher.update(format!("file 2 on_unknown_text={:?}\n", file.on_unknown_text.unwrap_or_default()));
             hasher.update(tokenizer.to_json());
         }
-        (None, None) => hasher.update("bytes or ids\n"),
+        Some(TokenizerConfig::Bytes {}) | None => hasher.update("bytes or ids\n"),
     }
     Ok(hex(&hasher.finalize()))
 }
@@ -103,7 +111,7 @@ fn build(
     folder: &Path,
     progress: &Progress,
 ) -> Result<(), DatasetError> {
-    let rule = SplitRule::new(&config.split);
+    let rule = SplitRule::new(config.split.as_ref());
     let survey = Survey::of(source, rule, progress)?;
     let tokenizer = build::make_tokenizer(config, source, &survey, progress)?;
     // A single text has no end that matters: its bytes are its tokens, nothing more.

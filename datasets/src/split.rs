@@ -30,11 +30,11 @@ pub(crate) enum SplitRule {
 }
 
 impl SplitRule {
-    pub(crate) fn new(config: &SplitConfig) -> Self {
-        match (&config.tail, &config.by_document_hash) {
-            (Some(tail), _) => Self::Tail(tail.validation_fraction),
-            (None, Some(hash)) => Self::ByDocumentHash(hash.validation_fraction),
-            (None, None) => Self::ByDocumentHash(DEFAULT_VALIDATION_FRACTION),
+    pub(crate) fn new(config: Option<&SplitConfig>) -> Self {
+        match config {
+            Some(SplitConfig::Tail(tail)) => Self::Tail(tail.validation_fraction),
+            Some(SplitConfig::ByDocumentHash(hash)) => Self::ByDocumentHash(hash.validation_fraction),
+            None => Self::ByDocumentHash(DEFAULT_VALIDATION_FRACTION),
         }
     }
 

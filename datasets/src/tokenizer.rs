@@ -9,14 +9,15 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::printable::excerpt;
 use switchyard_ground::regular_file;
 
-use crate::config::{FileTokenizerConfig, MAX_VOCAB_SIZE};
+use crate::config::{
+    BYTES_VOCAB_SIZE, DataConfig, FileTokenizerConfig, MAX_VOCAB_SIZE, SourceConfig, TokenizerConfig,
+};
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::pieces::TextPiece;
 use crate::vocabulary::{Vocabulary, with_end_mark};
 
 /// Ids of the byte tokenizer.
-pub(crate) const BYTES_VOCAB_SIZE: usize = 256;
 
 /// Far more than any `tokenizer.json` has.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -52,6 +53,24 @@ struct PlainTokenizerFile {
 enum PlainTokenizer {
     Bytes,
     Ids { vocab_size: usize, end_of_document: Option<u32> },
+}
+
+impl DataConfig {
+    /// Number of distinct ids, known before anything is prepared. A BPE that finds fewer merges than asked for
+    /// keeps the configured number.
+    ///
+    /// # Errors
+    /// An invalid configuration, or a `tokenizer.json` that cannot be read.
+    pub fn vocab_size(&self) -> Result<usize, DatasetError> {
+        self.validate()?;
+        match (&self.source, &self.tokenizer) {
+            (SourceConfig::Synthetic(synthetic), _) => Ok(synthetic.vocab_size),
+            (SourceConfig::Tokens(tokens), _) => Ok(tokens.vocab_size),
+            (_, Some(TokenizerConfig::Bpe(bpe))) => Ok(bpe.vocab_size),
+            (_, Some(TokenizerConfig::File(file))) => Ok(Tokenizer::of_config(file)?.vocab_size()),
+            (_, Some(TokenizerConfig::Bytes {}) | None) => Ok(BYTES_VOCAB_SIZE),
+        }
+    }
 }
 
 impl Tokenizer {

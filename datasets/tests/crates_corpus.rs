@@ -3,19 +3,19 @@
 use std::io::Write;
 
 use switchyard_datasets::{
-    BpeTokenizerConfig, CratesConfig, DataConfig, Dataset, DatasetError, Progress, TokenizerConfig, prepare,
+    BpeTokenizerConfig, CratesConfig, DataConfig, Dataset, DatasetError, Progress, SourceConfig,
+    TokenizerConfig, prepare,
 };
 
 fn corpus(
     cache: &std::path::Path,
     max_bytes: Option<u64>,
-    tokenizer: TokenizerConfig,
+    tokenizer: Option<TokenizerConfig>,
 ) -> Result<Dataset, DatasetError> {
     let config = DataConfig {
         cache_dir: Some(cache.to_path_buf()),
-        crates: Some(CratesConfig { max_bytes }),
         tokenizer,
-        ..DataConfig::default()
+        ..DataConfig::new(SourceConfig::Crates(CratesConfig { max_bytes }))
     };
     prepare(&config, &Progress::silent())
 }
@@ -46,7 +46,7 @@ fn assert_validation_share(dataset: &Dataset) {
 #[test]
 fn the_default_corpus_is_megabytes_of_text_from_every_crate() {
     let cache = tempfile::tempdir().unwrap();
-    let Some(dataset) = unless_missing(corpus(cache.path(), None, TokenizerConfig::default())) else {
+    let Some(dataset) = unless_missing(corpus(cache.path(), None, None)) else {
         return;
     };
     let manifest = &dataset.manifest;
@@ -62,10 +62,7 @@ fn the_default_corpus_is_megabytes_of_text_from_every_crate() {
 #[test]
 fn a_limit_takes_a_fair_mixture_and_repeats_exactly() {
     let cache = tempfile::tempdir().unwrap();
-    let tokenizer = || TokenizerConfig {
-        bpe: Some(BpeTokenizerConfig { vocab_size: 1000 }),
-        ..TokenizerConfig::default()
-    };
+    let tokenizer = || Some(TokenizerConfig::Bpe(BpeTokenizerConfig { vocab_size: 1000 }));
     let Some(dataset) = unless_missing(corpus(cache.path(), Some(2_000_000), tokenizer())) else { return };
     let manifest = &dataset.manifest;
     let num_bytes = manifest.train.num_bytes + manifest.validation.num_bytes;

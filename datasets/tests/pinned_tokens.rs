@@ -5,8 +5,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use switchyard_datasets::{
-    BpeTokenizerConfig, DataConfig, Progress, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
-    TokenStore, TokenizerConfig, prepare,
+    BpeTokenizerConfig, DataConfig, Progress, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig,
+    TextConfig, TokenStore, TokenizerConfig, prepare,
 };
 
 /// Hash of the ids of both splits, and of where their documents begin.
@@ -46,13 +46,12 @@ fn write_corpus(folder: &Path) {
     }
 }
 
-fn text_config(folder: &Path, tokenizer: TokenizerConfig, split: SplitConfig) -> DataConfig {
+fn text_config(folder: &Path, tokenizer: Option<TokenizerConfig>, split: SplitConfig) -> DataConfig {
     DataConfig {
         cache_dir: Some(folder.join("cache")),
-        text: Some(TextConfig::new(folder.join("corpus"))),
         tokenizer,
-        split,
-        ..DataConfig::default()
+        split: Some(split),
+        ..DataConfig::new(SourceConfig::Text(TextConfig::new(folder.join("corpus"))))
     }
 }
 
@@ -60,16 +59,13 @@ fn text_config(folder: &Path, tokenizer: TokenizerConfig, split: SplitConfig) ->
 fn the_ids_of_text_are_pinned() {
     let folder = tempfile::tempdir().unwrap();
     write_corpus(&folder.path().join("corpus"));
-    let bpe = || TokenizerConfig {
-        bpe: Some(BpeTokenizerConfig { vocab_size: 600 }),
-        ..TokenizerConfig::default()
-    };
+    let bpe = || Some(TokenizerConfig::Bpe(BpeTokenizerConfig { vocab_size: 600 }));
     let fraction = SplitFraction { validation_fraction: 0.3 };
-    let by_hash = || SplitConfig { by_document_hash: Some(fraction.clone()), ..SplitConfig::default() };
-    let tail = || SplitConfig { tail: Some(fraction.clone()), ..SplitConfig::default() };
+    let by_hash = || SplitConfig::ByDocumentHash(fraction.clone());
+    let tail = || SplitConfig::Tail(fraction.clone());
     let hashes = [
-        hash_of(&text_config(folder.path(), TokenizerConfig::default(), by_hash())),
-        hash_of(&text_config(folder.path(), TokenizerConfig::default(), tail())),
+        hash_of(&text_config(folder.path(), None, by_hash())),
+        hash_of(&text_config(folder.path(), None, tail())),
         hash_of(&text_config(folder.path(), bpe(), by_hash())),
         hash_of(&text_config(folder.path(), bpe(), tail())),
     ];
@@ -89,8 +85,7 @@ fn the_ids_of_generated_documents_are_pinned() {
     };
     let config = DataConfig {
         cache_dir: Some(folder.path().to_path_buf()),
-        synthetic: Some(synthetic),
-        ..DataConfig::default()
+        ..DataConfig::new(SourceConfig::Synthetic(synthetic))
     };
     assert_eq!(hash_of(&config), "97905d74b6f9d6bf");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use switchyard_datasets::{
     BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows,
-    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SplitConfig, SplitFraction,
+    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SourceConfig, SplitConfig, SplitFraction,
     SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig, prepare,
 };
 
@@ -24,16 +24,23 @@ fn synthetic(cache: &Path, num_documents: u64) -> DataConfig {
         branching: 4,
         seed: 1,
     };
-    DataConfig { cache_dir: Some(cache.to_path_buf()), synthetic: Some(synthetic), ..DataConfig::default() }
+    cached(cache, SourceConfig::Synthetic(synthetic))
 }
 
 fn text(cache: &Path, path: &Path) -> DataConfig {
-    let text = Some(TextConfig::new(path));
-    DataConfig { cache_dir: Some(cache.to_path_buf()), text, ..DataConfig::default() }
+    cached(cache, SourceConfig::Text(TextConfig::new(path)))
 }
 
-fn tail(validation_fraction: f64) -> SplitConfig {
-    SplitConfig { tail: Some(SplitFraction { validation_fraction }), ..SplitConfig::default() }
+fn cached(cache: &Path, source: SourceConfig) -> DataConfig {
+    DataConfig { cache_dir: Some(cache.to_path_buf()), ..DataConfig::new(source) }
+}
+
+fn tokens_with_tail(tokens: TokensConfig, validation_fraction: f64) -> DataConfig {
+    DataConfig { split: tail(validation_fraction), ..DataConfig::new(SourceConfig::Tokens(tokens)) }
+}
+
+fn tail(validation_fraction: f64) -> Option<SplitConfig> {
+    Some(SplitConfig::Tail(SplitFraction { validation_fraction }))
 }
 
 fn silent(config: &DataConfig) -> Result<Dataset, DatasetError> {
@@ -211,8 +218,7 @@ fn several_documents_are_marked_and_a_trained_tokenizer_restores_them() {
     for index in 0..30 {
         std::fs::write(corpus.join(format!("{index:02}.txt")), document(index)).unwrap();
     }
-    let tokenizer =
-        TokenizerConfig { bpe: Some(BpeTokenizerConfig { vocab_size: 300 }), ..TokenizerConfig::default() };
+    let tokenizer = Some(TokenizerConfig::Bpe(BpeTokenizerConfig { vocab_size: 300 }));
     let config = DataConfig { split: tail(0.5), tokenizer, ..text(&cache, &corpus) };
     let dataset = silent(&config).unwrap();
     assert_eq!(dataset.manifest.vocab_size, config.vocab_size().unwrap());
@@ -232,9 +238,7 @@ fn several_documents_are_marked_and_a_trained_tokenizer_restores_them() {
 
     // The stored tokenizer, given as a file, yields the same ids.
     let path = dataset.folder.clone().unwrap().join("tokenizer.json");
-    let tokenizer =
-        TokenizerConfig { file: Some(FileTokenizerConfig::new(path)), ..TokenizerConfig::default() };
-    let again = silent(&DataConfig { tokenizer, ..config }).unwrap();
+    let again = silent(&with_tokenizer(config, FileTokenizerConfig::new(path))).unwrap();
     assert_eq!(ids(&again.train), ids(&dataset.train));
     assert_ne!(again.manifest.key, dataset.manifest.key);
 }
@@ -246,7 +250,7 @@ fn token_files_are_read_where_they_lie() {
     let bytes: Vec<u8> = (0..100_u16).flat_map(|id| (id * 500).to_le_bytes()).collect();
     std::fs::write(&train, bytes).unwrap();
     let tokens = TokensConfig { train, validation: None, vocab_size: 50_257, dtype: None };
-    let config = DataConfig { tokens: Some(tokens), split: tail(0.1), ..DataConfig::default() };
+    let config = tokens_with_tail(tokens, 0.1);
     let dataset = silent(&config).unwrap();
     assert_eq!((dataset.train.len(), dataset.validation.len()), (90, 10));
     assert_eq!(ids(&dataset.validation)[..2], [45_000, 45_500]);
@@ -263,7 +267,7 @@ fn a_token_file_that_changes_while_it_is_read_is_an_error_that_names_it() {
     let train = folder.path().join("train.bin");
     std::fs::write(&train, (0..1000_u16).flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
     let tokens = TokensConfig { train: train.clone(), validation: None, vocab_size: 1000, dtype: None };
-    let config = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+    let config = tokens_with_tail(tokens, 0.5);
     let dataset = silent(&config).unwrap();
     let config = LoaderConfig { seq_len: 8, sequences_per_batch: 2, seed: 1, mask_documents: false };
     let file = std::fs::OpenOptions::new().write(true).open(&train).unwrap();
@@ -307,8 +311,7 @@ fn letters_tokenizer(path: &Path, letters: &str, change: impl FnOnce(&mut serde_
 }
 
 fn with_tokenizer(config: DataConfig, file: FileTokenizerConfig) -> DataConfig {
-    let tokenizer = TokenizerConfig { file: Some(file), ..TokenizerConfig::default() };
-    DataConfig { tokenizer, ..config }
+    DataConfig { tokenizer: Some(TokenizerConfig::File(file)), ..config }
 }
 
 #[test]
@@ -361,8 +364,7 @@ fn a_validation_split_of_many_documents_needs_no_note() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = folder.path().join("corpus");
     write_texts(&corpus, [2; 200]);
-    let split = SplitFraction { validation_fraction: 0.5 };
-    let split = SplitConfig { by_document_hash: Some(split), ..SplitConfig::default() };
+    let split = Some(SplitConfig::ByDocumentHash(SplitFraction { validation_fraction: 0.5 }));
     let config = DataConfig { split, ..text(&folder.path().join("cache"), &corpus) };
     assert_eq!(silent(&config).unwrap().manifest.notes, [""; 0]);
 }
@@ -514,11 +516,13 @@ fn pipes_and_devices_in_the_place_of_any_input_are_refused_at_once() {
     std::fs::write(&plain, "text").unwrap();
     for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
         let tokens = TokensConfig { train: path.to_path_buf(), validation: None, vocab_size: 9, dtype: None };
-        let of_tokens = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+        let of_tokens = tokens_with_tail(tokens, 0.5);
         let of_tokenizer = with_tokenizer(text(folder.path(), &plain), FileTokenizerConfig::new(path));
         let of_text = text(folder.path(), path);
         for config in [of_tokens, of_tokenizer, of_text] {
-            if path == folder.path() && config.text.as_ref().is_some_and(|text| text.path == path) {
+            if path == folder.path()
+                && matches!(&config.source, SourceConfig::Text(text) if text.path == path)
+            {
                 continue;
             }
             let error = silent(&config).unwrap_err();
@@ -547,7 +551,7 @@ fn the_stop_flag_ends_the_work_wherever_it_is() {
     let train = folder.path().join("train.bin");
     std::fs::write(&train, bytes).unwrap();
     let tokens = TokensConfig { train, validation: None, vocab_size: 9, dtype: None };
-    let of_tokens = DataConfig { tokens: Some(tokens), split: tail(0.5), ..DataConfig::default() };
+    let of_tokens = tokens_with_tail(tokens, 0.5);
     for config in [of_tokens, text(folder.path(), &corpus)] {
         let stop = Arc::new(AtomicBool::new(true));
         let error = prepare(&config, &Progress::silent().with_stop(stop)).unwrap_err();

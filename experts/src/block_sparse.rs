@@ -28,38 +28,10 @@ pub struct BlockSparseConfig {
     /// Seed of the topology, apart from the run's; default 0.
     #[serde(default)]
     pub seed: u64,
-    /// Which blocks are there; none means `random`.
-    #[serde(default)]
-    pub topology: TopologyConfig,
-}
-
-/// `[model.ffn.block_sparse.topology]`: give one of the tables.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct TopologyConfig {
-    /// Blocks at random.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub random: Option<PlainTopologyConfig>,
-    /// A ring lattice with some blocks moved (Watts and Strogatz, Nature 393, 1998).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub small_world: Option<SmallWorldConfig>,
-    /// Lines with many blocks get more of them (Barabasi and Albert, Science 286, 1999).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub barabasi_albert: Option<PlainTopologyConfig>,
-}
-
-/// A topology's table that has no keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PlainTopologyConfig {}
-
-/// `[model.ffn.block_sparse.topology.small_world]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SmallWorldConfig {
-    /// Probability that a block of the lattice moves to another row; default 0.1.
-    #[serde(default = "default_rewiring")]
-    pub rewiring: f64,
+    /// Which blocks are there; `random` if none is given.
+    #[serde(default, with = "switchyard_ground::open_choice")]
+    #[schemars(with = "Option<TopologyKind>")]
+    pub topology: Option<TopologyKind>,
 }
 
 /// A value under `[model.ffn.block_sparse]` that cannot be used.
@@ -93,13 +65,8 @@ impl BlockSparseConfig {
         if !(self.density > 0.0 && self.density <= 1.0) {
             return refuse("density", format!("is {}: use a number above 0 and up to 1", self.density));
         }
-        let TopologyConfig { random, small_world, barabasi_albert } = &self.topology;
-        let num_tables = [random.is_some(), small_world.is_some(), barabasi_albert.is_some()];
-        if num_tables.into_iter().filter(|given| *given).count() > 1 {
-            return refuse("topology", "has several tables: keep one of them".into());
-        }
-        match small_world {
-            Some(SmallWorldConfig { rewiring }) if !(0.0..=1.0).contains(rewiring) => {
+        match self.topology {
+            Some(TopologyKind::SmallWorld { rewiring }) if !(0.0..=1.0).contains(&rewiring) => {
                 refuse("topology.small_world.rewiring", format!("is {rewiring}: use a number in 0..=1"))
             }
             _ => Ok(()),
@@ -113,11 +80,7 @@ impl BlockSparseConfig {
 
     /// Which topology.
     pub fn kind(&self) -> TopologyKind {
-        match (&self.topology.small_world, &self.topology.barabasi_albert) {
-            (Some(small_world), _) => TopologyKind::SmallWorld { rewiring: small_world.rewiring },
-            (None, Some(_)) => TopologyKind::BarabasiAlbert,
-            (None, None) => TopologyKind::Random,
-        }
+        self.topology.unwrap_or(TopologyKind::Random {})
     }
 
     /// Topologies of the up (and gate) and of the down projection of layer `layer`, each its own.
@@ -207,10 +170,6 @@ fn default_block() -> usize {
     32
 }
 
-fn default_rewiring() -> f64 {
-    0.1
-}
-
 #[cfg(test)]
 mod tests {
     use burn::module::ModuleMapper;
@@ -254,7 +213,8 @@ mod tests {
     fn a_layer_keeps_the_places_of_its_blocks_whatever_becomes_of_their_values() {
         let (d_model, layer) = (8, 1);
         for kind in ["random", "small_world", "barabasi_albert"] {
-            let topology: TopologyConfig = serde_json::from_str(&format!("{{\"{kind}\": {{}}}}")).unwrap();
+            let topology: TopologyKind = serde_json::from_str(&format!("{{\"{kind}\": {{}}}}")).unwrap();
+            let topology = Some(topology);
             let config = BlockSparseConfig { block: 2, d_ff: 12, density: 0.4, seed: 3, topology };
             let [up, down] = config.topologies(d_model, layer);
             let shape = [config.num_blocks(d_model), 2, 2];

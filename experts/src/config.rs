@@ -143,16 +143,14 @@ impl MoeConfig {
     }
 }
 
-/// Which layers hold a mixture: give exactly one of the two keys.
+/// Which layers hold a mixture: exactly one of the two keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MoeLayersConfig {
+#[serde(rename_all = "snake_case")]
+pub enum MoeLayersConfig {
     /// Every n-th layer is MoE, counting so that the last of each group of n is (Switch uses 2).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub every: Option<usize>,
+    Every(usize),
     /// Exactly these layers, counted from 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub list: Option<Vec<usize>>,
+    List(Vec<usize>),
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl FfnSpec {
         let (rows, tokens) = match self {
             Self::Dense(_) | Self::BlockSparse(_) => return None,
             Self::SoftMoe(soft) => (soft.experts.num_experts * soft.slots_per_expert, pass.seq_len),
-            Self::Moe(moe) => match moe.router.config.selection() {
+            Self::Moe(moe) => match &moe.router.config.selection {
                 Selection::ExpertChoice(config) => {
                     let (k, t, e) =
                         (moe.router.config.top_k, pass.micro_batch_tokens, moe.experts.num_experts);
@@ -203,8 +203,8 @@ fn matrices(activation: Activation) -> u64 {
 /// Parameters of the matrices of a gate that sends tokens.
 fn gate_params(router: &RouterConfig, d_model: usize, num_experts: usize) -> u64 {
     let (d, e) = (d_model as u64, num_experts as u64);
-    match (router.selection(), &router.cosine) {
-        (Selection::Hash(_) | Selection::Random | Selection::ForcedUniform, _) => 0,
+    match (&router.selection, &router.cosine) {
+        (Selection::Hash(_) | Selection::Random {} | Selection::ForcedUniform {}, _) => 0,
         (Selection::Noisy(_), None) => 2 * d * e,
         (_, None) => d * e,
         (selection, Some(cosine)) => {

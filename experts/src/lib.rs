@@ -15,10 +15,7 @@ mod soft;
 mod spec;
 mod topology;
 
-pub use block_sparse::{
-    BlockSparseConfig, BlockSparseConfigError, BlockSparseFfn, BlockSparseWeights, PlainTopologyConfig,
-    SmallWorldConfig, TopologyConfig,
-};
+pub use block_sparse::{BlockSparseConfig, BlockSparseConfigError, BlockSparseFfn, BlockSparseWeights};
 pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
 pub use counts::{ExpertWork, FfnFlops, FfnParams, PassSize};
 pub use dense::{DenseFfn, DenseFfnWeights};

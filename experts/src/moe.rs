@@ -82,7 +82,7 @@ impl MoeLayer {
         let MoeInput { x_td, router_x_td, token_ids_t, seq_len, pass } = input;
         let router_x_td = router_x_td.unwrap_or_else(|| x_td.clone());
         let router_input = RouterInput { x_td: router_x_td, token_ids_t, seq_len, pass };
-        let (mixture_td, aux) = match self.router.config().selection() {
+        let (mixture_td, aux) = match &self.router.config().selection {
             Selection::Soft(_) => soft::forward(&self.router, &self.experts, x_td.clone(), router_input),
             _ => self.forward_routed(x_td.clone(), router_input),
         };

@@ -116,7 +116,7 @@ impl FfnSpec {
         };
         let config = written.router_of(layer).clone();
         let key = format!("model.ffn.moe.{}", written.router_key_of(layer));
-        match config.selection() {
+        match &config.selection {
             Selection::Soft(soft) => {
                 // As many slots as give the work of `top_k` experts per token, unless configured.
                 let equal_work = (config.top_k * seq_len).div_ceil(written.num_experts);

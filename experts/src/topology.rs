@@ -5,20 +5,28 @@
 use std::collections::BTreeSet;
 
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// Which blocks are there.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Which blocks are there; `[model.ffn.block_sparse.topology]` holds at most one of the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TopologyKind {
-    /// Any, equally likely.
-    Random,
-    /// The nearest on a ring, some of them moved (Watts and Strogatz, 1998).
+    /// Blocks at random, all places equally likely.
+    Random {},
+    /// A ring lattice with some blocks moved (Watts and Strogatz, Nature 393, 1998).
     SmallWorld {
-        /// Probability that a block moves.
+        /// Probability that a block of the lattice moves to another row; default 0.1.
+        #[serde(default = "default_rewiring")]
         rewiring: f64,
     },
-    /// Columns join one after the other and take rows in proportion to the blocks that these have (Barabasi and Albert,
-    /// 1999).
-    BarabasiAlbert,
+    /// Lines with many blocks get more of them (Barabasi and Albert, Science 286, 1999): columns join one after the
+    /// other and take rows in proportion to the blocks that these have.
+    BarabasiAlbert {},
+}
+
+fn default_rewiring() -> f64 {
+    0.1
 }
 
 /// A place of a block: `[block row, block column]`.
@@ -40,9 +48,9 @@ pub(crate) fn generate(kind: TopologyKind, shape: [usize; 2], density: f64, seed
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let num_blocks = num_blocks(shape, density);
     let places = match kind {
-        TopologyKind::Random => random(shape, num_blocks, &mut rng),
+        TopologyKind::Random {} => random(shape, num_blocks, &mut rng),
         TopologyKind::SmallWorld { rewiring } => small_world(shape, num_blocks, rewiring, &mut rng),
-        TopologyKind::BarabasiAlbert => barabasi_albert(shape, num_blocks, &mut rng),
+        TopologyKind::BarabasiAlbert {} => barabasi_albert(shape, num_blocks, &mut rng),
     };
     places.into_iter().collect()
 }
@@ -155,9 +163,9 @@ mod tests {
 
     fn kinds() -> impl Strategy<Value = TopologyKind> {
         prop_oneof![
-            Just(TopologyKind::Random),
+            Just(TopologyKind::Random {}),
             (0.0..=1.0).prop_map(|rewiring| TopologyKind::SmallWorld { rewiring }),
-            Just(TopologyKind::BarabasiAlbert),
+            Just(TopologyKind::BarabasiAlbert {}),
         ]
     }
 
@@ -192,7 +200,8 @@ mod tests {
         };
         // The even share is 8 blocks a row.
         assert!(
-            largest(TopologyKind::BarabasiAlbert) > largest(TopologyKind::Random).map(|degree| degree + 4)
+            largest(TopologyKind::BarabasiAlbert {})
+                > largest(TopologyKind::Random {}).map(|degree| degree + 4)
         );
     }
 }

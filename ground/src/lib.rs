@@ -10,11 +10,13 @@
 //! | [`line_file`] | files that grow by whole lines |
 //! | [`aside`] | files that cannot be used, set aside and not lost |
 //! | [`advice`] | what to do about an error of the file system |
+//! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod advice;
 pub mod aside;
 pub mod durable;
 pub mod line_file;
+pub mod open_choice;
 pub mod printable;
 pub mod regular_file;
 pub mod shell;

@@ -277,7 +277,7 @@ fn router(
     let weights = GateWeights {
         weight_de: (config.learns() && config.cosine.is_none())
             .then(|| source.normal(key, [d, num_columns], std)),
-        noise_weight_de: matches!(config.selection(), Selection::Noisy(_))
+        noise_weight_de: matches!(config.selection, Selection::Noisy(_))
             .then(|| Tensor::zeros([d, e], source.device())),
         cosine: config.cosine.as_ref().map(|cosine| CosineWeights {
             projection_dc: source.normal(&format!("{key}.projection"), [d, cosine.d_projection], std),

@@ -18,12 +18,14 @@ pub struct ModelConfig {
     pub attention: AttentionConfig,
     /// Feed-forward block: dense, or a mixture of experts.
     pub ffn: FfnConfig,
-    /// Normalisation before each sub-block and before the head.
-    #[serde(default)]
-    pub norm: NormConfig,
-    /// How the model knows token order.
-    #[serde(default)]
-    pub position: PositionConfig,
+    /// Normalisation before each sub-block and before the head; `rms` if none is given.
+    #[serde(default, with = "switchyard_ground::open_choice")]
+    #[schemars(with = "Option<NormConfig>")]
+    pub norm: Option<NormConfig>,
+    /// How the model knows token order; `rope` if none is given.
+    #[serde(default, with = "switchyard_ground::open_choice")]
+    #[schemars(with = "Option<PositionConfig>")]
+    pub position: Option<PositionConfig>,
     /// Head shares its matrix with the embedding; default false.
     #[serde(default)]
     pub tie_embeddings: bool,
@@ -98,16 +100,20 @@ pub struct FfnConfig {
     pub block_sparse: Option<BlockSparseConfig>,
 }
 
-/// Normalisation: give one of the two tables; none means `[model.norm.rms]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct NormConfig {
+/// Normalisation; `[model.norm]` holds at most one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NormConfig {
     /// Root-mean-square norm, no mean, no bias (arXiv:1910.07467).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rms: Option<RmsNormConfig>,
+    Rms(RmsNormConfig),
     /// Layer norm (arXiv:1607.06450).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<LayerNormConfig>,
+    Layer(LayerNormConfig),
+}
+
+impl Default for NormConfig {
+    fn default() -> Self {
+        Self::Rms(RmsNormConfig { epsilon: default_epsilon() })
+    }
 }
 
 /// `[model.norm.rms]`.
@@ -117,12 +123,6 @@ pub struct RmsNormConfig {
     /// Added to the mean square before the root; default 1e-5.
     #[serde(default = "default_epsilon")]
     pub epsilon: f64,
-}
-
-impl Default for RmsNormConfig {
-    fn default() -> Self {
-        Self { epsilon: default_epsilon() }
-    }
 }
 
 /// `[model.norm.layer]`.
@@ -137,23 +137,25 @@ pub struct LayerNormConfig {
     pub bias: bool,
 }
 
-/// Token order: give one of the four tables; none means `[model.position.rope]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct PositionConfig {
+/// Token order; `[model.position]` holds at most one of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PositionConfig {
     /// Rotary embedding of queries and keys, rotate-half pairing (arXiv:2104.09864).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope: Option<RopeConfig>,
-    /// One learned vector per position, added to the embedding (GPT-2).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learned: Option<LearnedPositionConfig>,
+    Rope(RopeConfig),
+    /// One learned vector per position up to `train.seq_len`, added to the embedding (GPT-2).
+    Learned {},
     /// Fixed sines and cosines, added to the embedding (arXiv:1706.03762, section 3.5).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sinusoidal: Option<SinusoidalPositionConfig>,
+    Sinusoidal {},
     /// Subtract from each attention score the key's distance times the head's slope (ALiBi, arXiv:2108.12409,
-    /// section 3).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub alibi: Option<AlibiConfig>,
+    /// section 3): head i of n has the slope `2^(-8 i / n)`, for an n that is no power of two as in the authors' code.
+    Alibi {},
+}
+
+impl Default for PositionConfig {
+    fn default() -> Self {
+        Self::Rope(RopeConfig { theta: default_theta() })
+    }
 }
 
 /// `[model.position.rope]`.
@@ -164,28 +166,6 @@ pub struct RopeConfig {
     #[serde(default = "default_theta")]
     pub theta: f64,
 }
-
-impl Default for RopeConfig {
-    fn default() -> Self {
-        Self { theta: default_theta() }
-    }
-}
-
-/// `[model.position.learned]`, which has no keys: one vector per position up to `train.seq_len`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LearnedPositionConfig {}
-
-/// `[model.position.sinusoidal]`, which has no keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SinusoidalPositionConfig {}
-
-/// `[model.position.alibi]`, which has no keys: the slope of head i of n is `2^(-8 i / n)`, for an n that is no power of two as
-/// in the authors' code.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AlibiConfig {}
 
 /// Initial parameter values: normal with mean 0; norms start at one and biases at zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

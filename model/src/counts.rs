@@ -362,13 +362,7 @@ mod tests {
 
     #[test]
     fn a_block_sparse_layer_counted_by_hand() {
-        let matrices = BlockSparseConfig {
-            block: 1,
-            d_ff: 6,
-            density: 0.5,
-            seed: 0,
-            topology: switchyard_experts::TopologyConfig::default(),
-        };
+        let matrices = BlockSparseConfig { block: 1, d_ff: 6, density: 0.5, seed: 0, topology: None };
         let block = BlockSparseSpec { activation: Activation::Relu, matrices };
         let spec = with_layers([FfnSpec::BlockSparse(block)]);
         let (counts, dense) = (ModelCounts::of(&spec, 6), ModelCounts::of(&dense(), 6));

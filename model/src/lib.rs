@@ -30,8 +30,8 @@ mod transformer;
 pub use attention::Attention;
 pub use block::{Block, BlockContext, FeedForward};
 pub use config::{
-    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, LearnedPositionConfig, ModelConfig,
-    NormConfig, PositionConfig, Residual, RmsNormConfig, RopeConfig, SinusoidalPositionConfig,
+    AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, ModelConfig, NormConfig, PositionConfig,
+    Residual, RmsNormConfig, RopeConfig,
 };
 pub use counts::{ForwardFlops, MemoryEstimate, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;

@@ -58,7 +58,7 @@ impl RouterConfig {
             RouterPass::Training { noise, .. } => Some(noise),
             RouterPass::Evaluation | RouterPass::Generation => None,
         };
-        let expert_ids_tk = match (self.selection(), training) {
+        let expert_ids_tk = match (&self.selection, training) {
             (Selection::TopK, _) => self.best_by_score(scores),
             (Selection::RandomSecond(second), Some(noise)) => {
                 return random_second(second.sampled, scores, noise);
@@ -73,11 +73,11 @@ impl RouterConfig {
                 assert!(num_ids == num_tokens, "hash routing of {num_tokens} tokens by {num_ids} token ids");
                 TokenHash::random(num_experts, top_k, hash.seed).experts_of(input.token_ids_t)
             }
-            (Selection::Random, noise) => {
+            (Selection::Random {}, noise) => {
                 let noise = noise.unwrap_or(RouterNoise::new(0));
                 random_experts(num_tokens, num_experts, top_k, &mut noise.generator(Purpose::Experts))
             }
-            (Selection::ForcedUniform, _) => forced_uniform_experts(num_tokens, num_experts, top_k),
+            (Selection::ForcedUniform {}, _) => forced_uniform_experts(num_tokens, num_experts, top_k),
             (Selection::Soft(_), _) => unreachable!("soft mixing does not choose"),
             (
                 Selection::Noisy(_)
@@ -130,7 +130,7 @@ impl RouterConfig {
 
     /// Whether the bias is solved for from a step's scores.
     pub(crate) fn balances_by_quantile(&self) -> bool {
-        self.bias_rule() == Some(BiasRule::Quantile)
+        matches!(self.bias, Some(BiasRule::Quantile {}))
     }
 }
 

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BiasUpdate, ExpertGroups, SinkhornConfig};
+use crate::{ExpertGroups, SinkhornConfig};
 
 /// Where the softmax stands relative to the choice of the top-k experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
@@ -41,10 +41,10 @@ pub struct RouterConfig {
     pub groups: Option<ExpertGroups>,
     /// A bias per expert, added to the scores for the selection only, which balances the load without a loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bias: Option<ExpertBiasConfig>,
+    pub bias: Option<BiasRule>,
     /// How experts are picked from the scores; absent is the `top_k` best of each token.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selection: Option<SelectionConfig>,
+    #[serde(default, skip_serializing_if = "Selection::is_top_k")]
+    pub selection: Selection,
     /// Multiply the router's input by uniform noise in `[1 - jitter, 1 + jitter]` while training
     /// (Switch, arXiv:2101.03961, appendix C); absent turns it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ impl RouterConfig {
             cosine: None,
             groups: None,
             bias: None,
-            selection: None,
+            selection: Selection::TopK,
             jitter: None,
             precision: GatePrecision::default(),
             init_scale: one(),
@@ -95,104 +95,14 @@ impl RouterConfig {
         }
     }
 
-    /// How experts are picked.
-    ///
-    /// # Panics
-    /// If several selections are given, which [`RouterConfig::validate`] reports as an error.
-    pub fn selection(&self) -> Selection<'_> {
-        let mut given = self.selection.iter().flat_map(SelectionConfig::given);
-        let (_, selection) = given.next().unwrap_or(("top_k", Selection::TopK));
-        assert!(given.next().is_none(), "several selections: {:?}", self.selection);
-        selection
-    }
-
-    /// How the expert bias is updated; none without a bias.
-    ///
-    /// # Panics
-    /// If there is not exactly one rule, which [`RouterConfig::validate`] reports as an error.
-    pub fn bias_rule(&self) -> Option<BiasRule> {
-        let mut rules = self.bias.as_ref()?.given();
-        assert!(rules.len() == 1, "{} rules for the expert bias", rules.len());
-        rules.pop().map(|(_, rule)| rule)
-    }
-
     /// Whether a token's experts depend on no later token.
     pub fn is_causal(&self) -> bool {
-        !matches!(self.selection(), Selection::ExpertChoice(_) | Selection::Soft(_))
+        !matches!(self.selection, Selection::ExpertChoice(_) | Selection::Soft(_))
     }
 
     /// Whether a gate is learned at all.
     pub fn learns(&self) -> bool {
-        !matches!(self.selection(), Selection::Hash(_) | Selection::Random | Selection::ForcedUniform)
-    }
-}
-
-/// How experts are picked from the scores: [`SelectionConfig`] with its one table.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Selection<'a> {
-    /// The best of each token.
-    TopK,
-    /// The best of noisy logits.
-    Noisy(&'a NoisyConfig),
-    /// The best, and another one with a probability.
-    RandomSecond(&'a RandomSecondConfig),
-    /// Balanced assignment.
-    Sinkhorn(&'a SinkhornConfig),
-    /// Experts take tokens.
-    ExpertChoice(&'a ExpertChoiceConfig),
-    /// By token id.
-    Hash(&'a HashConfig),
-    /// Weighted means of tokens.
-    Soft(&'a SoftConfig),
-    /// At random.
-    Random,
-    /// In turn.
-    ForcedUniform,
-}
-
-impl SelectionConfig {
-    /// The tables that are there, by name.
-    pub(crate) fn given(&self) -> Vec<(&'static str, Selection<'_>)> {
-        let Self { noisy, random_second, sinkhorn, expert_choice, hash, soft, random, forced_uniform } = self;
-        let tables = [
-            ("noisy", noisy.as_ref().map(Selection::Noisy)),
-            ("random_second", random_second.as_ref().map(Selection::RandomSecond)),
-            ("sinkhorn", sinkhorn.as_ref().map(Selection::Sinkhorn)),
-            ("expert_choice", expert_choice.as_ref().map(Selection::ExpertChoice)),
-            ("hash", hash.as_ref().map(Selection::Hash)),
-            ("soft", soft.as_ref().map(Selection::Soft)),
-            ("random", random.as_ref().map(|_| Selection::Random)),
-            ("forced_uniform", forced_uniform.as_ref().map(|_| Selection::ForcedUniform)),
-        ];
-        tables.into_iter().filter_map(|(name, selection)| Some((name, selection?))).collect()
-    }
-}
-
-/// How an expert bias is updated: [`ExpertBiasConfig`] with its one table.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum BiasRule {
-    /// By a step of this size.
-    Step {
-        /// Which step.
-        update: BiasUpdate,
-        /// Its size.
-        rate: f64,
-    },
-    /// To the quantile that balances.
-    Quantile,
-}
-
-impl ExpertBiasConfig {
-    /// The tables that are there, by name.
-    pub(crate) fn given(&self) -> Vec<(&'static str, BiasRule)> {
-        let Self { sign, proportional, quantile } = self;
-        let step = |update, config: &BiasRateConfig| BiasRule::Step { update, rate: config.rate };
-        let tables = [
-            ("sign", sign.as_ref().map(|config| step(BiasUpdate::Sign, config))),
-            ("proportional", proportional.as_ref().map(|config| step(BiasUpdate::Proportional, config))),
-            ("quantile", quantile.as_ref().map(|_| BiasRule::Quantile)),
-        ];
-        tables.into_iter().filter_map(|(name, rule)| Some((name, rule?))).collect()
+        !matches!(self.selection, Selection::Hash(_) | Selection::Random {} | Selection::ForcedUniform {})
     }
 }
 
@@ -216,19 +126,16 @@ pub struct CosineConfig {
     pub temperature: f64,
 }
 
-/// `[model.ffn.moe.router.bias]`: give exactly one of the tables. The bias is updated once per optimizer step.
+/// `[model.ffn.moe.router.bias]`: exactly one of the tables. The bias is updated once per optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ExpertBiasConfig {
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BiasRule {
     /// A step of fixed size towards balance (loss-free balancing, arXiv:2408.15664, algorithm 1).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sign: Option<BiasRateConfig>,
+    Sign(BiasRateConfig),
     /// A step in proportion to the violation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proportional: Option<BiasRateConfig>,
+    Proportional(BiasRateConfig),
     /// The bias that would have balanced the step's tokens (quantile balancing).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quantile: Option<QuantileConfig>,
+    Quantile {},
 }
 
 /// `[model.ffn.moe.router.bias.sign]` and `.proportional`.
@@ -240,39 +147,36 @@ pub struct BiasRateConfig {
     pub rate: f64,
 }
 
-/// `[model.ffn.moe.router.bias.quantile]`, which has no keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct QuantileConfig {}
-
-/// `[model.ffn.moe.router.selection]`: give at most one of the tables.
+/// How experts are picked from the scores; `[model.ffn.moe.router.selection]` holds exactly one of the tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct SelectionConfig {
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Selection {
+    /// The best of each token: what is done without the table.
+    #[default]
+    #[serde(skip)]
+    TopK,
     /// Normal noise of learned size on the logits (Shazeer et al., arXiv:1701.06538, section 2.1).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noisy: Option<NoisyConfig>,
+    Noisy(NoisyConfig),
     /// The second expert is kept with a probability of twice its gate (GShard, arXiv:2006.16668, algorithm 1).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub random_second: Option<RandomSecondConfig>,
+    RandomSecond(RandomSecondConfig),
     /// Balanced assignment by Sinkhorn's algorithm while training (S-BASE, arXiv:2202.01169); evaluation takes the best.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sinkhorn: Option<SinkhornConfig>,
+    Sinkhorn(SinkhornConfig),
     /// Each expert takes its best tokens (arXiv:2202.09368). Not causal: a token's experts depend on later tokens.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expert_choice: Option<ExpertChoiceConfig>,
+    ExpertChoice(ExpertChoiceConfig),
     /// Experts by token id at random, nothing learned (the random hash of arXiv:2106.04426).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hash: Option<HashConfig>,
+    Hash(HashConfig),
     /// Every expert works on weighted means of the tokens (Soft MoE, arXiv:2308.00951). Not causal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub soft: Option<SoftConfig>,
+    Soft(SoftConfig),
     /// Experts at random, drawn anew each step: a control.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub random: Option<ControlConfig>,
+    Random {},
     /// Experts in turn, by position: a control with perfect balance.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub forced_uniform: Option<ControlConfig>,
+    ForcedUniform {},
+}
+
+impl Selection {
+    fn is_top_k(&self) -> bool {
+        *self == Self::TopK
+    }
 }
 
 /// `[model.ffn.moe.router.selection.noisy]`.
@@ -333,11 +237,6 @@ pub struct SoftConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots_per_expert: Option<usize>,
 }
-
-/// A control's table, which has no keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ControlConfig {}
 
 /// Type of the gate's arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]

@@ -29,10 +29,9 @@ pub use bias::BiasUpdate;
 pub use capacity::{expert_capacity, keep_earliest, keep_largest_gates, keep_random};
 pub use choice::Choice;
 pub use config::{
-    BalancingScope, BiasRateConfig, BiasRule, CapacityConfig, ControlConfig, CosineConfig, DropPolicy,
-    ExpertBiasConfig, ExpertChoiceConfig, GatePrecision, GenerationRule, HashConfig, NoisyConfig,
-    QuantileConfig, RandomSecondConfig, RouterConfig, RouterSource, Selection, SelectionConfig,
-    SigmoidConfig, SoftConfig, SoftmaxOrder,
+    BalancingScope, BiasRateConfig, BiasRule, CapacityConfig, CosineConfig, DropPolicy, ExpertChoiceConfig,
+    GatePrecision, GenerationRule, HashConfig, NoisyConfig, RandomSecondConfig, RouterConfig, RouterSource,
+    Selection, SigmoidConfig, SoftConfig, SoftmaxOrder,
 };
 pub use control::{forced_uniform_experts, random_experts};
 pub use error::RouterError;

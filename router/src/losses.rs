@@ -71,7 +71,7 @@ impl RouterConfig {
         // bring the loss below its bound.
         let log_scores_te =
             || if self.sigmoid.is_some() { log_sigmoid(logits_te.clone()) } else { logits_te.clone() };
-        let (importance_weight, load_weight) = match self.selection() {
+        let (importance_weight, load_weight) = match &self.selection {
             Selection::Noisy(noisy) => (noisy.importance_weight, noisy.load_weight),
             _ => (None, None),
         };

@@ -15,9 +15,9 @@ use crate::host::read_to_host;
 use crate::losses::LossInput;
 use crate::noise::Purpose;
 use crate::{
-    AuxLoss, BiasRule, CapacityConfig, Choice, CosineGate, DropPolicy, GateWeights, QuantileHistogram,
-    RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics, Selection, SoftmaxOrder,
-    expert_capacity, keep_earliest, keep_largest_gates, keep_random,
+    AuxLoss, BiasRule, BiasUpdate, CapacityConfig, Choice, CosineGate, DropPolicy, GateWeights,
+    QuantileHistogram, RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics, Selection,
+    SoftmaxOrder, expert_capacity, keep_earliest, keep_largest_gates, keep_random,
 };
 
 /// A gate and the choice of experts by what it says.
@@ -104,7 +104,7 @@ impl RouterConfig {
         let GateWeights { weight_de, noise_weight_de, cosine, bias_e } = weights;
         let needed = (
             self.learns() && self.cosine.is_none(),
-            matches!(self.selection(), Selection::Noisy(_)),
+            matches!(self.selection, Selection::Noisy(_)),
             self.cosine.is_some(),
             self.bias.is_some(),
         );
@@ -230,7 +230,7 @@ impl Router {
             return Tensor::zeros(shape_tk, (&logits_te.device(), logits_te.dtype()));
         }
         // An expert that picks its tokens weighs each by its own score: the token's other experts do not matter.
-        let among_chosen = !matches!(self.config.selection(), Selection::ExpertChoice(_));
+        let among_chosen = !matches!(self.config.selection, Selection::ExpertChoice(_));
         let Some(sigmoid_config) = &self.config.sigmoid else {
             let sums_to_one = self.config.renormalise || self.config.softmax == SoftmaxOrder::AfterSelection;
             let softmax =
@@ -263,13 +263,17 @@ impl Router {
     /// # Panics
     /// If the counts are of another router, or the device fails to return the bias.
     pub fn rebalanced(self, count: &BalanceCount) -> Self {
-        let (Some(rule), Some(mut bias_e)) = (self.config.bias_rule(), self.bias_on_host()) else {
+        let (Some(rule), Some(mut bias_e)) = (&self.config.bias, self.bias_on_host()) else {
             return self;
         };
+        let loads_e = &count.tokens_per_expert;
         match (rule, &count.required_biases) {
-            (BiasRule::Step { update, rate }, _) => update.apply(&mut bias_e, &count.tokens_per_expert, rate),
-            (BiasRule::Quantile, Some(required)) => bias_e = required.solve(),
-            (BiasRule::Quantile, None) => panic!("quantile balancing without a histogram"),
+            (BiasRule::Sign(config), _) => BiasUpdate::Sign.apply(&mut bias_e, loads_e, config.rate),
+            (BiasRule::Proportional(config), _) => {
+                BiasUpdate::Proportional.apply(&mut bias_e, loads_e, config.rate);
+            }
+            (BiasRule::Quantile {}, Some(required)) => bias_e = required.solve(),
+            (BiasRule::Quantile {}, None) => panic!("quantile balancing without a histogram"),
         }
         let bias_e = self.bias_e.map(|param| {
             param.map(|old_e| {

@@ -19,8 +19,6 @@ impl RouterConfig {
             return Err(RouterError::new("router.top_k", problem));
         }
         self.validate_numbers()?;
-        one_table("router.selection", self.selection.as_ref().map(|tables| tables.given()))?;
-        one_table("router.bias", self.bias.as_ref().map(|tables| tables.given()))?;
         self.validate_selection(num_experts)?;
         self.validate_bias()?;
         match &self.groups {
@@ -55,7 +53,7 @@ impl RouterConfig {
     fn validate_selection(&self, num_experts: usize) -> Result<(), RouterError> {
         self.validate_effect()?;
         self.validate_gradient(num_experts)?;
-        match self.selection() {
+        match &self.selection {
             Selection::Noisy(noisy) => {
                 positive("router.selection.noisy.importance_weight", noisy.importance_weight, WITHOUT_LOSS)?;
                 positive("router.selection.noisy.load_weight", noisy.load_weight, WITHOUT_LOSS)
@@ -98,7 +96,7 @@ impl RouterConfig {
             ("cosine", self.cosine.is_some()),
             ("softmax", self.softmax == SoftmaxOrder::AfterSelection),
         ];
-        let (keys, reason) = self.selection().without_effect();
+        let (keys, reason) = self.selection.without_effect();
         let mut idle = given.iter().filter(|(key, given)| *given && keys.contains(key));
         if let Some((key, _)) = idle.next() {
             let problem = format!("{reason}: remove it, or `model.ffn.moe.router.selection`");
@@ -120,7 +118,7 @@ impl RouterConfig {
     /// One renormalised gate is always 1: the router would never get a gradient from the model's loss.
     fn validate_gradient(&self, num_experts: usize) -> Result<(), RouterError> {
         let one_gate = self.top_k == 1 && num_experts > 1;
-        let takes_one = !matches!(self.selection(), Selection::ExpertChoice(_) | Selection::Soft(_));
+        let takes_one = !matches!(self.selection, Selection::ExpertChoice(_) | Selection::Soft(_));
         if !(one_gate && takes_one && self.learns()) {
             return Ok(());
         }
@@ -139,23 +137,23 @@ impl RouterConfig {
     }
 
     fn validate_bias(&self) -> Result<(), RouterError> {
-        match self.bias_rule() {
-            Some(BiasRule::Step { update, rate }) => {
-                let table = format!("{update:?}").to_lowercase();
-                positive(&format!("router.bias.{table}.rate"), Some(rate), "")
+        match &self.bias {
+            Some(BiasRule::Sign(config)) => positive("router.bias.sign.rate", Some(config.rate), ""),
+            Some(BiasRule::Proportional(config)) => {
+                positive("router.bias.proportional.rate", Some(config.rate), "")
             }
-            Some(BiasRule::Quantile) if self.groups.is_some() => Err(RouterError::new(
+            Some(BiasRule::Quantile {}) if self.groups.is_some() => Err(RouterError::new(
                 "router.bias.quantile",
                 "cannot balance experts that compete within groups: remove it, or `model.ffn.moe.router.groups`",
             )),
-            _ => Ok(()),
+            Some(BiasRule::Quantile {}) | None => Ok(()),
         }
     }
 }
 
-impl Selection<'_> {
+impl Selection {
     /// Keys under `router` that change nothing, or not what they should, and why.
-    fn without_effect(self) -> (&'static [&'static str], &'static str) {
+    fn without_effect(&self) -> (&'static [&'static str], &'static str) {
         const IDLE: &str = "has no effect on this selection";
         match self {
             Self::TopK => (&[], IDLE),
@@ -178,7 +176,7 @@ impl Selection<'_> {
                 ],
                 "has no effect on soft mixing, which selects nothing",
             ),
-            Self::Hash(_) | Self::Random | Self::ForcedUniform => (
+            Self::Hash(_) | Self::Random {} | Self::ForcedUniform {} => (
                 &[
                     "load_balancing_weight",
                     "z_loss_weight",
@@ -217,7 +215,7 @@ impl CapacityConfig {
     /// # Errors
     /// If it decides by itself how many tokens an expert takes.
     pub fn validate_selection(&self, router: &RouterConfig, router_key: &str) -> Result<(), RouterError> {
-        let (reason, key) = match router.selection() {
+        let (reason, key) = match &router.selection {
             Selection::ExpertChoice(_) => {
                 ("where experts take their tokens", "expert_choice.capacity_factor")
             }
@@ -257,21 +255,6 @@ fn validate_groups(groups: &ExpertGroups, top_k: usize, num_experts: usize) -> R
         return Err(RouterError::new("router.groups.top_groups", problem));
     }
     Ok(())
-}
-
-/// Ok if a table of alternatives is absent or holds one.
-fn one_table<T>(key: &str, given: Option<Vec<(&str, T)>>) -> Result<(), RouterError> {
-    match given.as_deref() {
-        None | Some([_]) => Ok(()),
-        Some([]) => Err(RouterError::new(key, "is empty: give one of its tables, or remove it")),
-        Some([(first, _), (second, _), ..]) => {
-            let first = format!("model.ffn.moe.{key}.{first}");
-            let problem = format!(
-                "is given beside `{first}`: keep one of them (on the command line, `--set {first}=` removes the other)"
-            );
-            Err(RouterError::new(format!("{key}.{second}"), problem))
-        }
-    }
 }
 
 fn positive(key: &str, value: Option<f64>, alternative: &str) -> Result<(), RouterError> {
@@ -366,24 +349,6 @@ mod tests {
         let nan = Config { load_balancing_weight: Some(f64::NAN), ..Config::top_k(2) };
         assert!(nan.validate(8).unwrap_err().to_string().contains("is NaN: use a positive number"));
         assert!(Config::top_k(8).validate(8).is_ok());
-    }
-
-    #[test]
-    fn a_table_of_alternatives_holds_exactly_one() {
-        assert_refused(&[
-            (r#"{"top_k": 2, "selection": {}}"#, "selection` is empty: give one of its tables, or remove it"),
-            (
-                r#"{"top_k": 2, "selection": {"random": {}, "hash": {}}}"#,
-                "selection.random` is given beside `model.ffn.moe.router.selection.hash`: keep one of them (on the command \
-                 line, `--set model.ffn.moe.router.selection.hash=` removes the other)",
-            ),
-            (r#"{"top_k": 2, "bias": {}}"#, "bias` is empty: give one of its tables, or remove it"),
-            (
-                r#"{"top_k": 2, "bias": {"sign": {}, "proportional": {}, "quantile": {}}}"#,
-                "bias.proportional` is given beside `model.ffn.moe.router.bias.sign`: keep one of them (on the command \
-                 line, `--set model.ffn.moe.router.bias.sign=` removes the other)",
-            ),
-        ]);
     }
 
     #[test]
@@ -502,8 +467,33 @@ mod tests {
             r#"{"top_k": 2, "selection": {"hash": {"sed": 1}}}"#,
             r#"{"top_k": 2, "selection": {"random": {"seed": 1}}}"#,
             r#"{"top_k": 2, "bias": {"sign": {"speed": 1}}}"#,
+            r#"{"top_k": 2, "bias": {"quantile": {"rate": 1}}}"#,
+            r#"{"top_k": 2, "selection": {"hahs": {}}}"#,
+            r#"{"top_k": 2, "selection": {"top_k": {}}}"#,
         ] {
             assert!(serde_json::from_str::<Config>(router).is_err(), "{router}");
+        }
+    }
+
+    #[test]
+    fn a_choice_is_exactly_one_table_and_is_written_as_it_was_read() {
+        for router in [
+            r#"{"top_k": 2, "selection": {}}"#,
+            r#"{"top_k": 2, "selection": {"random": {}, "hash": {}}}"#,
+            r#"{"top_k": 2, "bias": {}}"#,
+            r#"{"top_k": 2, "bias": {"sign": {}, "quantile": {}}}"#,
+        ] {
+            assert!(serde_json::from_str::<Config>(router).is_err(), "{router}");
+        }
+        for (router, selection) in [
+            (r#"{"top_k": 2}"#, None),
+            (r#"{"top_k": 2, "selection": {"random": {}}}"#, Some(r#"{"random":{}}"#)),
+            (r#"{"top_k": 2, "selection": {"hash": {}}}"#, Some(r#"{"hash":{"seed":0}}"#)),
+        ] {
+            let config: Config = serde_json::from_str(router).unwrap();
+            let written = serde_json::to_value(&config).unwrap();
+            assert_eq!(written.get("selection").map(ToString::to_string).as_deref(), selection);
+            assert_eq!(serde_json::from_value::<Config>(written).unwrap(), config);
         }
     }
 

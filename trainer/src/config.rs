@@ -64,7 +64,7 @@ pub struct TrainConfig {
     pub head_z_loss_weight: Option<f64>,
     /// The optimizer.
     pub adamw: AdamWConfig,
-    /// The learning rate over the steps; exactly one table inside. Absent is constant.
+    /// The learning rate over the steps; at most one table inside. Absent is constant.
     #[serde(default)]
     pub schedule: ScheduleConfig,
     /// How validation loss is measured.
@@ -104,25 +104,90 @@ pub struct AdamWConfig {
     pub decay_embeddings: bool,
 }
 
-/// The learning rate over the steps: linear warm-up, then one of the tables.
+/// The learning rate over the steps: linear warm-up, then at most one of the tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ScheduleTables", into = "ScheduleTables")]
 pub struct ScheduleConfig {
     /// Steps over which the learning rate rises linearly to its peak; default 0.
-    #[serde(default)]
     pub warmup_steps: u64,
+    /// What follows the warm-up; absent is constant.
+    pub shape: Option<ScheduleShapeConfig>,
+}
+
+/// What follows the warm-up.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ScheduleShapeConfig {
+    /// Half a cosine down to `min_learning_rate` (arXiv:1608.03983).
+    Cosine(DecayConfig),
+    /// A straight line down to `min_learning_rate`.
+    Linear(DecayConfig),
+    /// Warm-up, stable, decay (arXiv:2404.06395).
+    Wsd(WsdConfig),
+    /// The peak throughout.
+    Constant,
+}
+
+/// The learning rate over the steps: [`ScheduleConfig`] as it is written, the shape beside the warm-up.
+// A flattened enum would lose the position of an error, and let misspelt keys pass.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["cosine"] },
+    { "required": ["linear"] },
+    { "required": ["wsd"] },
+    { "required": ["constant"] },
+    { "not": { "anyOf": [
+        { "required": ["cosine"] }, { "required": ["linear"] }, { "required": ["wsd"] }, { "required": ["constant"] }
+    ] } }
+]))]
+struct ScheduleTables {
+    /// Steps over which the learning rate rises linearly to its peak; default 0.
+    #[serde(default)]
+    warmup_steps: u64,
     /// Half a cosine down to `min_learning_rate` (arXiv:1608.03983).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cosine: Option<DecayConfig>,
+    cosine: Option<DecayConfig>,
     /// A straight line down to `min_learning_rate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub linear: Option<DecayConfig>,
+    linear: Option<DecayConfig>,
     /// Warm-up, stable, decay (arXiv:2404.06395).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wsd: Option<WsdConfig>,
+    wsd: Option<WsdConfig>,
     /// The peak throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub constant: Option<ConstantConfig>,
+    constant: Option<ConstantConfig>,
+}
+
+impl TryFrom<ScheduleTables> for ScheduleConfig {
+    type Error = &'static str;
+
+    fn try_from(tables: ScheduleTables) -> Result<Self, Self::Error> {
+        let ScheduleTables { warmup_steps, cosine, linear, wsd, constant } = tables;
+        let shapes = [
+            cosine.map(ScheduleShapeConfig::Cosine),
+            linear.map(ScheduleShapeConfig::Linear),
+            wsd.map(ScheduleShapeConfig::Wsd),
+            constant.map(|ConstantConfig {}| ScheduleShapeConfig::Constant),
+        ];
+        let mut given = shapes.into_iter().flatten();
+        match (given.next(), given.next()) {
+            (shape, None) => Ok(Self { warmup_steps, shape }),
+            (_, Some(_)) => Err("wanted at most one of `cosine`, `linear`, `wsd`, `constant`"),
+        }
+    }
+}
+
+impl From<ScheduleConfig> for ScheduleTables {
+    fn from(ScheduleConfig { warmup_steps, shape }: ScheduleConfig) -> Self {
+        let tables = Self { warmup_steps, cosine: None, linear: None, wsd: None, constant: None };
+        match shape {
+            None => tables,
+            Some(ScheduleShapeConfig::Cosine(cosine)) => Self { cosine: Some(cosine), ..tables },
+            Some(ScheduleShapeConfig::Linear(linear)) => Self { linear: Some(linear), ..tables },
+            Some(ScheduleShapeConfig::Wsd(wsd)) => Self { wsd: Some(wsd), ..tables },
+            Some(ScheduleShapeConfig::Constant) => Self { constant: Some(ConstantConfig {}), ..tables },
+        }
+    }
 }
 
 /// `[train.schedule.cosine]` and `[train.schedule.linear]`.
@@ -146,9 +211,9 @@ pub struct WsdConfig {
 }
 
 /// `[train.schedule.constant]`, which has no keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ConstantConfig {}
+struct ConstantConfig {}
 
 /// `[train.eval]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]

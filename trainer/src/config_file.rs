@@ -4,6 +4,7 @@
 //! JSON schema, derived from the same types, explains what would have been.
 
 mod explain;
+mod keys;
 mod origins;
 mod overrides;
 
@@ -143,7 +144,8 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
         Ok(config) => Ok(LoadedConfig { config, origins }),
         Err(error) => {
             let path = error.path().to_string();
-            let mistake = explain::explain(&path, error.inner().message(), &table);
+            let is_override = |key: &str| overrides.iter().any(|given| given.is_about(key));
+            let mistake = explain::explain(&path, error.inner().message(), &table, is_override);
             Err(ConfigError::Invalid { location: origins.locate(&mistake.key), message: mistake.message })
         }
     }

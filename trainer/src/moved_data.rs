@@ -6,7 +6,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use switchyard_datasets::{DataConfig, Dataset, DatasetError, Progress};
+use switchyard_datasets::{DataConfig, Dataset, DatasetError, Progress, SourceConfig, TokenizerConfig};
 
 use crate::TrainError;
 use crate::checkpoint::CheckpointError;
@@ -60,7 +60,7 @@ pub fn changed_config(
     }
     let changed = config_file::change(config, path, overrides)?;
     let location = || overrides.last().map_or_else(|| path.display().to_string(), ToString::to_string);
-    if is_of_ids(&changed.data) && !is_of_ids(&config.data) {
+    if changed.data.source.is_of_ids() && !config.data.source.is_of_ids() {
         let message =
             "the model was trained on text: ids of `data.tokens` or `data.synthetic` mean nothing to it";
         return Err(ConfigError::Invalid { location: location(), message: message.into() });
@@ -72,11 +72,6 @@ pub fn changed_config(
     Ok(changed)
 }
 
-/// Whether the data is made of ids, which no tokenizer here has made.
-fn is_of_ids(data: &DataConfig) -> bool {
-    data.tokens.is_some() || data.synthetic.is_some()
-}
-
 /// Whether `key` says what the data is. The tokenizer is the model's: its ids mean nothing to another one.
 fn is_of_data(key: &str) -> bool {
     key.starts_with("data.") && !key.starts_with("data.tokenizer")
@@ -84,13 +79,19 @@ fn is_of_data(key: &str) -> bool {
 
 /// The paths that `data` is read from, and their keys.
 fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
-    let text = data.text.as_ref().map(|text| ("data.text.path", text.path.as_path()));
-    let train = data.tokens.as_ref().map(|tokens| ("data.tokens.train", tokens.train.as_path()));
-    let validation = data.tokens.as_ref().and_then(|tokens| tokens.validation.as_deref());
-    let tokenizer =
-        data.tokenizer.file.as_ref().map(|file| ("data.tokenizer.file.path", file.path.as_path()));
-    let validation = validation.map(|path| ("data.tokens.validation", path));
-    [text, train, validation, tokenizer].into_iter().flatten().collect()
+    let mut paths = Vec::new();
+    match &data.source {
+        SourceConfig::Text(text) => paths.push(("data.text.path", text.path.as_path())),
+        SourceConfig::Tokens(tokens) => {
+            paths.push(("data.tokens.train", tokens.train.as_path()));
+            paths.extend(tokens.validation.as_deref().map(|path| ("data.tokens.validation", path)));
+        }
+        SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
+    }
+    if let Some(TokenizerConfig::File(file)) = &data.tokenizer {
+        paths.push(("data.tokenizer.file.path", file.path.as_path()));
+    }
+    paths
 }
 
 /// The keys whose values are paths of data.
@@ -175,12 +176,13 @@ mod tests {
 
     #[test]
     fn every_key_of_a_path_is_listed() {
-        let data: DataConfig = toml::from_str(
-            "text.path = \"a\"\ntokens = { train = \"b\", validation = \"c\", vocab_size = 9 }\n\
-             tokenizer.file.path = \"d\"",
-        )
-        .unwrap();
-        let keys: Vec<&str> = data_paths(&data).into_iter().map(|(key, _)| key).collect();
+        let texts = [
+            "text.path = \"a\"\ntokenizer.file.path = \"d\"",
+            "tokens = { train = \"b\", validation = \"c\", vocab_size = 9 }",
+        ];
+        let data = texts.map(|text| toml::from_str::<DataConfig>(text).unwrap());
+        let mut keys: Vec<&str> = data.iter().flat_map(data_paths).map(|(key, _)| key).collect();
+        keys.sort_by_key(|key| DATA_PATH_KEYS.iter().position(|known| known == key));
         assert_eq!(keys, DATA_PATH_KEYS);
     }
 }

@@ -5,6 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use switchyard_datasets::{SourceConfig, TextConfig, TokenizerConfig};
+use switchyard_model::PositionConfig;
+use switchyard_router::{NoisyConfig, Selection};
+use switchyard_trainer::config::{DecayConfig, ScheduleConfig, ScheduleShapeConfig};
 use switchyard_trainer::config_file::{LoadedConfig, Override, load};
 use switchyard_trainer::plan::RunPlan;
 use tempfile::TempDir;
@@ -155,10 +159,80 @@ fn a_second_choice_names_both_and_removal_makes_room() {
     insta::assert_snapshot!(set(&["model.norm.rms={}", "model.norm.layer.bias=false"]), @"--set model.norm.layer.bias=false: `model.norm.layer` is given beside `model.norm.rms`: keep one of them (on the command line, `--set model.norm.rms=` removes the other)");
     insta::assert_snapshot!(set(&["model.position.rope={}", "model.position.learned={}"]), @"--set model.position.learned={}: `model.position.learned` is given beside `model.position.rope`: keep one of them (on the command line, `--set model.position.rope=` removes the other)");
     insta::assert_snapshot!(set(&["model.position.learned={}", "model.position.alibi={}"]), @"--set model.position.alibi={}: `model.position.alibi` is given beside `model.position.learned`: keep one of them (on the command line, `--set model.position.learned=` removes the other)");
-    insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text`: 2 sources (crates, text): give exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]; `--set data.crates=` takes one away");
+    insta::assert_snapshot!(set(&["data.text.path=a.txt"]), @"--set data.text.path=a.txt: `data.text` is given beside `data.crates`: keep one of them (on the command line, `--set data.crates=` removes the other)");
     let swapped = ["train.schedule.cosine=", "train.schedule.linear.min_learning_rate=0"];
     let (loaded, _) = loaded(SOUND, &swapped).unwrap();
-    assert!(loaded.config.train.schedule.cosine.is_none() && loaded.config.train.schedule.linear.is_some());
+    assert!(matches!(loaded.config.train.schedule.shape, Some(ScheduleShapeConfig::Linear(_))));
+}
+
+#[test]
+fn a_choice_that_is_missing_misspelt_or_no_table_names_the_tables_there_are() {
+    insta::assert_snapshot!(broken("[data.crates]", "[data]"), @"run.toml:3:2: [data] needs exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]");
+    insta::assert_snapshot!(set(&["data.crates="]), @"run.toml:3:2: [data] needs exactly one of [data.crates], [data.text], [data.synthetic] or [data.tokens]");
+    insta::assert_snapshot!(broken("[data.crates]", "[data.crate]"), @"run.toml:3:7: `data.crate` is not a key of the configuration: [data] takes cache_dir, crates, mask_documents, split, synthetic, text, tokenizer, tokens. Did you mean `crates`?");
+    insta::assert_snapshot!(broken("[train.schedule.cosine]", "[train.schedule.cosin]"), @"run.toml:30:17: `train.schedule.cosin` is not a key of the configuration: [train.schedule] takes constant, cosine, linear, warmup_steps, wsd. Did you mean `cosine`?");
+    insta::assert_snapshot!(set(&["model.norm={ layers = {} }"]), @"--set model.norm={ layers = {} }: `model.norm.layers` is not a key of the configuration: [model.norm] takes layer, rms. Did you mean `layer`?");
+    insta::assert_snapshot!(set(&["model.position={ rope = {}, learnt = {} }"]), @"--set model.position={ rope = {}, learnt = {} }: `model.position.learnt` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `learned`?");
+    insta::assert_snapshot!(set(&["data.tokenizer.bytes={}", "data.tokenizer.bpe.vocab_size=300"]), @"--set data.tokenizer.bpe.vocab_size=300: `data.tokenizer.bpe` is given beside `data.tokenizer.bytes`: keep one of them (on the command line, `--set data.tokenizer.bytes=` removes the other)");
+    insta::assert_snapshot!(set(&["data.split={ tail = { validation_fraction = 0.1 }, by_document_hash = { validation_fraction = 0.1 } }"]), @"--set data.split={ tail = { validation_fraction = 0.1 }, by_document_hash = { validation_fraction = 0.1 } }: `data.split.tail` is given beside `data.split.by_document_hash`: keep one of them (on the command line, `--set data.split.by_document_hash=` removes the other)");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.selection=random"]), @r#"--set model.ffn.moe.router.selection=random: `model.ffn.moe.router.selection` is "random": use a table with one of the keys expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft, as in `model.ffn.moe.router.selection = { random = {} }`"#);
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.selection=3"]), @"--set model.ffn.moe.router.selection=3: `model.ffn.moe.router.selection` is 3: use a table with one of the keys expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.selection={ hash = {}, hahs = {} }"]), @"--set model.ffn.moe.router.selection={ hash = {}, hahs = {} }: `model.ffn.moe.router.selection.hahs` is not a key of the configuration: [model.ffn.moe.router.selection] takes expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft.");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.selection.hash={}", "model.ffn.moe.router.selection.hash="]), @"--set model.ffn.moe.router.selection.hash=: `model.ffn.moe.router.selection` is empty: give `noisy`, `random_second`, `sinkhorn`, `expert_choice`, `hash`, `soft`, `random` or `forced_uniform`, or remove it (absent is the `top_k` best of each token)");
+    insta::assert_snapshot!(set(&["model.ffn.moe.router.bias={}"]), @"--set model.ffn.moe.router.bias={}: `model.ffn.moe.router.bias` is empty: give `sign`, `proportional` or `quantile`, or remove it");
+    insta::assert_snapshot!(set(&["train.schedule=cosine"]), @r#"--set train.schedule=cosine: `train.schedule` is "cosine": use a table with the keys constant, cosine, linear, warmup_steps, wsd, as in `train.schedule = { cosine = {} }`"#);
+    insta::assert_snapshot!(set(&["model.position=alibi"]), @r#"--set model.position=alibi: `model.position` is "alibi": use a table with one of the keys alibi, learned, rope, sinusoidal, as in `model.position = { alibi = {} }`"#);
+}
+
+#[test]
+fn a_mistake_inside_a_choice_keeps_its_key_and_its_place() {
+    let selection =
+        |table: &str| broken("top_k = 2", &format!("top_k = 2\n[model.ffn.moe.router.selection.{table}"));
+    insta::assert_snapshot!(selection("noisy]\nload_weight = true"), @"run.toml:22:1: `model.ffn.moe.router.selection.noisy.load_weight` is true: use a number");
+    insta::assert_snapshot!(selection("noisy]\nload_weigth = 0.1"), @"run.toml:22:1: `model.ffn.moe.router.selection.noisy.load_weigth` is not a key of the configuration: [model.ffn.moe.router.selection.noisy] takes importance_weight, load_weight. Did you mean `load_weight`?");
+    insta::assert_snapshot!(selection("random]\nseed = 1"), @"run.toml:22:1: `model.ffn.moe.router.selection.random.seed` is not a key of the configuration: [model.ffn.moe.router.selection.random] takes no keys. Did you mean `data.synthetic.seed` or `model.ffn.block_sparse.seed` or `model.ffn.moe.router.selection.hash.seed`?");
+    insta::assert_snapshot!(selection("nosy]"), @"run.toml:21:33: `model.ffn.moe.router.selection.nosy` is not a key of the configuration: [model.ffn.moe.router.selection] takes expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft. Did you mean `noisy`?");
+    insta::assert_snapshot!(selection("expert_choice]\ngeneration = \"topk\""), @r#"run.toml:22:1: `model.ffn.moe.router.selection.expert_choice.generation` is "topk": use one of "top_k". Did you mean "top_k"?"#);
+    insta::assert_snapshot!(broken("[train.schedule.cosine]", "[train.schedule.wsd]"), @"run.toml:30:17: [train.schedule.wsd] lacks `decay_steps` (Steps of the final linear decay): add a whole number, 0 or more, or pass `--set train.schedule.wsd.decay_steps=VALUE`");
+    insta::assert_snapshot!(broken("[data.crates]", "[data.text]\npath = 3"), @r#"run.toml:4:1: `data.text.path` is 3: use a string, as in `data.text.path = "3"` or `--set 'data.text.path="3"'`"#);
+    insta::assert_snapshot!(broken("[data.crates]", "[data.crates]\n[data.tokenizer.bpe]"), @"run.toml:4:17: [data.tokenizer.bpe] lacks `vocab_size` (Number of ids): add a whole number, 0 or more, or pass `--set data.tokenizer.bpe.vocab_size=VALUE`");
+}
+
+#[test]
+fn a_choice_is_overridden_key_by_key_or_as_a_whole_table() {
+    let config = |overrides: &[&str]| loaded(SOUND, overrides).unwrap().0.config;
+    let selection = |overrides: &[&str]| config(overrides).model.ffn.moe.unwrap().router.selection;
+    assert_eq!(selection(&[]), Selection::TopK);
+    let noisy = NoisyConfig { importance_weight: None, load_weight: Some(0.5) };
+    assert_eq!(
+        selection(&["model.ffn.moe.router.selection.noisy.load_weight=0.5"]),
+        Selection::Noisy(noisy.clone())
+    );
+    assert_eq!(
+        selection(&[
+            "model.ffn.moe.router.selection={ soft = {} }",
+            "model.ffn.moe.router.selection={ noisy = { load_weight = 0.5 } }"
+        ]),
+        Selection::Noisy(noisy)
+    );
+    assert_eq!(
+        selection(&["model.ffn.moe.router.selection.random={}", "model.ffn.moe.router.selection="]),
+        Selection::TopK
+    );
+    let schedule = |overrides: &[&str]| config(overrides).train.schedule;
+    let cosine = |warmup_steps| ScheduleConfig {
+        warmup_steps,
+        shape: Some(ScheduleShapeConfig::Cosine(DecayConfig { min_learning_rate: 0.0 })),
+    };
+    assert_eq!(schedule(&["train.schedule.warmup_steps=3"]), cosine(3));
+    assert_eq!(schedule(&["train.schedule.cosine="]), ScheduleConfig::default());
+    assert_eq!(schedule(&["train.schedule={ constant = {} }"]).shape, Some(ScheduleShapeConfig::Constant));
+    let data =
+        config(&["data.crates=", "data.text.path=a.txt", "data.tokenizer.bytes={}", "data.split={}"]).data;
+    assert_eq!(data.source, SourceConfig::Text(TextConfig::new("a.txt")));
+    assert_eq!((data.tokenizer, data.split), (Some(TokenizerConfig::Bytes {}), None));
+    let model = config(&["model.norm={}", "model.position={ alibi = {} }"]).model;
+    assert_eq!((model.norm, model.position), (None, Some(PositionConfig::Alibi {})));
 }
 
 #[test]
@@ -167,7 +241,8 @@ fn an_override_beats_the_file_and_the_last_one_wins() {
         loaded(SOUND, &["train.num_steps=7", "train.num_steps=8", "data.crates=", "data.text.path=a b.txt"])
             .unwrap();
     assert_eq!(plan.num_steps, 8);
-    assert_eq!(loaded.config.data.text.unwrap().path, Path::new("a b.txt"));
+    let SourceConfig::Text(text) = loaded.config.data.source else { panic!("another source") };
+    assert_eq!(text.path, Path::new("a b.txt"));
 }
 
 #[test]
@@ -185,8 +260,8 @@ fn sizes_that_do_not_fit_name_both_and_the_nearest_that_do() {
 #[test]
 fn layers_that_do_not_fit_are_named() {
     let with_layers = |layers: &str| broken("d_expert = 16", &format!("d_expert = 16\nlayers = {layers}"));
-    insta::assert_snapshot!(with_layers("{}"), @"run.toml:18:1: `model.ffn.moe.layers` is empty: give `every` or `list`, or remove the table to make all layers MoE");
-    insta::assert_snapshot!(with_layers("{ every = 2, list = [1] }"), @"run.toml:18:23: `model.ffn.moe.layers.list` is given beside `model.ffn.moe.layers.every`: keep one of them");
+    insta::assert_snapshot!(with_layers("{}"), @"run.toml:18:1: `model.ffn.moe.layers` is empty: give `every` or `list`, or remove it (absent means all)");
+    insta::assert_snapshot!(with_layers("{ every = 2, list = [1] }"), @"run.toml:18:23: `model.ffn.moe.layers.list` is given beside `model.ffn.moe.layers.every`: keep one of them (on the command line, `--set model.ffn.moe.layers.every=` removes the other)");
     insta::assert_snapshot!(with_layers("{ every = 5 }"), @"run.toml:18:12: `model.ffn.moe.layers.every` is 5: use 1..=4");
     insta::assert_snapshot!(with_layers("{ list = [] }"), @"run.toml:18:12: `model.ffn.moe.layers.list` is empty: name at least one layer, or remove `model.ffn.moe` for a dense model");
     insta::assert_snapshot!(with_layers("{ list = [4] }"), @"run.toml:18:12: `model.ffn.moe.layers.list` holds 4, but the model has 4 layers: use 0..=3");
@@ -255,7 +330,7 @@ fn routers_that_cannot_work_are_refused() {
         set(&keys.iter().map(String::as_str).collect::<Vec<_>>())
     };
     insta::assert_snapshot!(router(&["selection.hash={}", "selection.random={}"]), @"--set model.ffn.moe.router.selection.random={}: `model.ffn.moe.router.selection.random` is given beside `model.ffn.moe.router.selection.hash`: keep one of them (on the command line, `--set model.ffn.moe.router.selection.hash=` removes the other)");
-    insta::assert_snapshot!(router(&["selection={}"]), @"--set model.ffn.moe.router.selection={}: `model.ffn.moe.router.selection` is empty: give one of its tables, or remove it");
+    insta::assert_snapshot!(router(&["selection={}"]), @"--set model.ffn.moe.router.selection={}: `model.ffn.moe.router.selection` is empty: give `noisy`, `random_second`, `sinkhorn`, `expert_choice`, `hash`, `soft`, `random` or `forced_uniform`, or remove it (absent is the `top_k` best of each token)");
     insta::assert_snapshot!(router(&["selection.hahs={}"]), @"--set model.ffn.moe.router.selection.hahs={}: `model.ffn.moe.router.selection.hahs` is not a key of the configuration: [model.ffn.moe.router.selection] takes expert_choice, forced_uniform, hash, noisy, random, random_second, sinkhorn, soft.");
     insta::assert_snapshot!(router(&["top_k=1"]), @"run.toml:19:16: `model.ffn.moe.router.renormalise` is true with `top_k = 1`: the only gate of each token is always 1, so the router would not learn from the model's loss; use false");
     insta::assert_snapshot!(router(&["groups.num_groups=3", "groups.top_groups=1"]), @"--set model.ffn.moe.router.groups.num_groups=3: `model.ffn.moe.router.groups.num_groups` is 3, which does not divide 8 experts: use a divisor");
@@ -358,7 +433,8 @@ fn block_sparse_matrices_that_cannot_be_are_refused() {
         ),
         (
             "d_ff = 64, density = 0.5, topology = { random = {}, barabasi_albert = {} }",
-            "`model.ffn.block_sparse.topology` has several tables: keep one of them",
+            "`model.ffn.block_sparse.topology.barabasi_albert` is given beside `model.ffn.block_sparse.topology.random`: keep \
+             one of them (on the command line, `--set model.ffn.block_sparse.topology.random=` removes the other)",
         ),
         (
             "d_ff = 64, density = 0.5, topology = { small_world = { rewiring = 2.0 } }",

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use switchyard_datasets::SourceConfig;
 use switchyard_trainer::benchmark::LayerCase;
 use switchyard_trainer::config_file::{LoadedConfig, Override, config_hash, load, schema, to_toml};
 use switchyard_trainer::plan::RunPlan;
@@ -163,7 +164,7 @@ fn router_recipes_train_on_synthetic_data_with_the_command_in_their_header() {
             arguments.chain(["train.num_steps=3"]).map(|text| Override::parse(text).unwrap()).collect();
         assert_eq!(overrides.len(), 4, "{name}");
         let loaded = load(&path, &overrides).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(loaded.config.data.synthetic.is_some() && loaded.config.data.crates.is_none());
+        assert!(matches!(loaded.config.data.source, SourceConfig::Synthetic(_)));
         assert_eq!(loaded.resolve().unwrap().num_steps, 3, "{name}");
     }
 }

@@ -14,7 +14,6 @@ pub(crate) use crates::CratesSource;
 pub(crate) use synthetic::SyntheticSource;
 pub(crate) use text::TextSource;
 
-use crate::config::DataConfig;
 use crate::error::DatasetError;
 use crate::progress::Progress;
 use crate::remarks::Remarks;
@@ -70,17 +69,6 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// The source that `config` names; none if it names files of ids, which are not made of documents.
-    pub(crate) fn open(config: &DataConfig, progress: &Progress) -> Result<Option<Self>, DatasetError> {
-        if let Some(crates) = &config.crates {
-            return Ok(Some(Self::Crates(CratesSource::open(crates)?)));
-        }
-        if let Some(text) = &config.text {
-            return Ok(Some(Self::Text(TextSource::open(text, progress)?)));
-        }
-        Ok(config.synthetic.as_ref().map(|synthetic| Self::Synthetic(SyntheticSource::new(synthetic))))
-    }
-
     /// Feeds `hasher` with what determines the documents.
     pub(crate) fn identify(&self, hasher: &mut Sha256, progress: &Progress) -> Result<(), DatasetError> {
         match self {

@@ -79,9 +79,10 @@ fn with_other_data(error: CheckpointError) -> CheckpointError {
 /// Other text would train another byte-pair encoding: it gets the checkpoint's.
 fn use_own_tokenizer(checkpoint: &mut Checkpoint, overrides: &[Override]) {
     let data: &mut DataConfig = &mut checkpoint.config.data;
-    if data.tokenizer.bpe.is_some() && overrides.iter().any(|given| given.key().starts_with("data.")) {
+    let is_trained = matches!(data.tokenizer, Some(TokenizerConfig::Bpe(_)));
+    if is_trained && overrides.iter().any(|given| given.key().starts_with("data.")) {
         let file = FileTokenizerConfig::new(checkpoint.path.join("tokenizer.json"));
-        data.tokenizer = TokenizerConfig { file: Some(file), ..TokenizerConfig::default() };
+        data.tokenizer = Some(TokenizerConfig::File(file));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use switchyard_trainer::config::{RunConfig, ScheduleConfig};
+use switchyard_trainer::config::{RunConfig, ScheduleConfig, ScheduleShapeConfig};
 use switchyard_trainer::config_file::{self, Override};
 use switchyard_trainer::plan::RunPlan;
 
@@ -209,14 +209,12 @@ pub(crate) struct RunSettings {
 
 /// Keep the schedule's shape when its peak changes.
 fn scale_minimum(schedule: &mut ScheduleConfig, factor: f64) {
-    if let Some(cosine) = &mut schedule.cosine {
-        cosine.min_learning_rate *= factor;
-    }
-    if let Some(linear) = &mut schedule.linear {
-        linear.min_learning_rate *= factor;
-    }
-    if let Some(wsd) = &mut schedule.wsd {
-        wsd.min_learning_rate *= factor;
+    match &mut schedule.shape {
+        Some(ScheduleShapeConfig::Cosine(decay) | ScheduleShapeConfig::Linear(decay)) => {
+            decay.min_learning_rate *= factor;
+        }
+        Some(ScheduleShapeConfig::Wsd(wsd)) => wsd.min_learning_rate *= factor,
+        Some(ScheduleShapeConfig::Constant) | None => {}
     }
 }
 
@@ -366,7 +364,10 @@ min_learning_rate = 0.0002
         let study_file = toml::from_str::<StudyFile>(super::super::file::tests::STUDY).unwrap();
         let run = RunSettings { seed: 5, learning_rate: 0.004, num_steps: 100 };
         let config = arms[1].run_config(&study_file, &run);
-        assert_eq!(config.train.schedule.cosine.unwrap().min_learning_rate, 0.0004);
+        let Some(ScheduleShapeConfig::Cosine(cosine)) = config.train.schedule.shape else {
+            panic!("another shape")
+        };
+        assert_eq!(cosine.min_learning_rate, 0.0004);
         assert_eq!((config.seed, config.train.num_steps, config.train.eval_every_steps), (5, 100, Some(5)));
     }
 }

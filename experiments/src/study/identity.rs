@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
-use switchyard_datasets::{DataConfig, DatasetError, Progress, prepare};
+use switchyard_datasets::{DataConfig, DatasetError, Progress, SourceConfig, TokenizerConfig, prepare};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::config_hash;
@@ -84,14 +84,15 @@ pub(crate) fn run_identity(config: &RunConfig, data: &str, code: &CodeIdentity) 
 pub(super) fn placeless_hash(config: &RunConfig) -> String {
     let mut config = config.clone();
     config.data.cache_dir = None;
-    if let Some(text) = &mut config.data.text {
-        text.path = PathBuf::new();
+    match &mut config.data.source {
+        SourceConfig::Text(text) => text.path = PathBuf::new(),
+        SourceConfig::Tokens(tokens) => {
+            tokens.train = PathBuf::new();
+            tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
+        }
+        SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
     }
-    if let Some(tokens) = &mut config.data.tokens {
-        tokens.train = PathBuf::new();
-        tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
-    }
-    if let Some(file) = &mut config.data.tokenizer.file {
+    if let Some(TokenizerConfig::File(file)) = &mut config.data.tokenizer {
         file.path = PathBuf::new();
     }
     config_hash(&config)

@@ -7,7 +7,7 @@
 //! used again: where steps grow threefold, half as many more for a candidate that reaches the end. What remains is a bet:
 //! a candidate that is slow at first and best at the end is stopped.
 
-use switchyard_trainer::config::ScheduleConfig;
+use switchyard_trainer::config::{ScheduleConfig, ScheduleShapeConfig};
 
 use super::file::HalvingConfig;
 
@@ -65,7 +65,7 @@ pub(crate) fn going_on(mean_losses_nats: &[Option<f64>], num_places: usize) -> V
 pub(crate) fn shorten_schedule(schedule: &mut ScheduleConfig, num_steps: u64, full_steps: u64) {
     let shorten = |steps: u64| (steps as f64 * num_steps as f64 / full_steps as f64).round() as u64;
     schedule.warmup_steps = shorten(schedule.warmup_steps);
-    if let Some(wsd) = &mut schedule.wsd {
+    if let Some(ScheduleShapeConfig::Wsd(wsd)) = &mut schedule.shape {
         wsd.decay_steps = shorten(wsd.decay_steps);
     }
 }
@@ -115,17 +115,13 @@ mod tests {
 
     #[test]
     fn a_shortened_schedule_keeps_its_shares_and_the_full_one_its_numbers() {
-        let schedule = ScheduleConfig {
-            warmup_steps: 40,
-            cosine: None,
-            linear: None,
-            wsd: Some(WsdConfig { decay_steps: 100, min_learning_rate: 0.0 }),
-            constant: None,
-        };
+        let wsd = WsdConfig { decay_steps: 100, min_learning_rate: 0.0 };
+        let schedule = ScheduleConfig { warmup_steps: 40, shape: Some(ScheduleShapeConfig::Wsd(wsd)) };
         let at = |num_steps: u64| {
             let mut shortened = schedule.clone();
             shorten_schedule(&mut shortened, num_steps, 400);
-            (shortened.warmup_steps, shortened.wsd.unwrap().decay_steps)
+            let Some(ScheduleShapeConfig::Wsd(wsd)) = shortened.shape else { panic!("another shape") };
+            (shortened.warmup_steps, wsd.decay_steps)
         };
         assert_eq!((at(400), at(100)), ((40, 100), (10, 25)));
     }

@@ -120,7 +120,7 @@ pub(crate) fn layer(setup: &Setup, values: &Values, dtype: DType) -> MoeLayer {
     let gate = || tensor(&values.router_de, [d, e * setup.slots_per_expert], dtype);
     let weights = GateWeights {
         weight_de: setup.router.learns().then(gate),
-        noise_weight_de: matches!(setup.router.selection(), Selection::Noisy(_))
+        noise_weight_de: matches!(setup.router.selection, Selection::Noisy(_))
             .then(|| tensor(&vec![0.25; d * e], [d, e], dtype)),
         cosine: None,
         bias_e: setup.router.bias.as_ref().map(|_| tensor(&vec![0.0; e], [e], dtype)),

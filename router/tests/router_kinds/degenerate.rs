@@ -10,7 +10,7 @@ use crate::case::{D, Kind, Values, kind, kinds, route, route_with, router, train
 /// The router for another number of experts; none where it needs more of them.
 fn resized(kind: &Kind, num_experts: usize, top_k: usize) -> Option<Kind> {
     let mut config = kind.config.clone();
-    if matches!(config.selection(), Selection::RandomSecond(_)) && top_k != 2 {
+    if matches!(config.selection, Selection::RandomSecond(_)) && top_k != 2 {
         return None;
     }
     config.top_k = top_k;

@@ -22,12 +22,12 @@ fn passes() -> [RouterPass<'static>; 3] {
 }
 
 fn is_expert_choice(kind: &Kind, pass: RouterPass<'_>) -> bool {
-    matches!(kind.config.selection(), Selection::ExpertChoice(_)) && pass != RouterPass::Generation
+    matches!(kind.config.selection, Selection::ExpertChoice(_)) && pass != RouterPass::Generation
 }
 
 fn sum_to_one(kind: &Kind) -> bool {
     let softmax = kind.config.renormalise || kind.config.softmax == SoftmaxOrder::AfterSelection;
-    !kind.config.learns() || (softmax && !matches!(kind.config.selection(), Selection::ExpertChoice(_)))
+    !kind.config.learns() || (softmax && !matches!(kind.config.selection, Selection::ExpertChoice(_)))
 }
 
 /// The routing of the first `num_tokens` tokens alone, as one sequence.
@@ -137,7 +137,7 @@ proptest! {
     /// The choice and the statistics are made in blocks of tokens, in parallel.
     #[test]
     fn routing_together_is_routing_alone((kind, values) in any_case()) {
-        if !kind.config.is_causal() || matches!(kind.config.selection(), Selection::Random | Selection::ForcedUniform) {
+        if !kind.config.is_causal() || matches!(kind.config.selection, Selection::Random {} | Selection::ForcedUniform {}) {
             return Ok(());
         }
         let router = router(&kind, &values, DType::F64);

@@ -76,7 +76,7 @@ pub(crate) fn largest(scores: &[f64], k: usize) -> Vec<usize> {
 /// the choice of a random router is not a function of its input.
 pub(crate) fn choices(kind: &Kind, values: &Values, logits: &[Vec<f64>], training: bool) -> Vec<Vec<usize>> {
     let (e, k) = (kind.num_experts, kind.config.top_k);
-    match kind.config.selection() {
+    match &kind.config.selection {
         Selection::Sinkhorn(config) if training => {
             sinkhorn(logits, config.temperature).iter().map(|plan| largest(plan, k)).collect()
         }
@@ -85,7 +85,7 @@ pub(crate) fn choices(kind: &Kind, values: &Values, logits: &[Vec<f64>], trainin
             experts_choice(kind, logits, capacity)
         }
         Selection::Hash(hash) => values.token_ids_t.iter().map(|&id| hashed(hash.seed, id, e, k)).collect(),
-        Selection::ForcedUniform => {
+        Selection::ForcedUniform {} => {
             (0..logits.len()).map(|t| (0..k).map(|j| (t * k + j) % e).collect()).collect()
         }
         _ => logits.iter().map(|logits| largest(&biased_scores(kind, values, logits), k)).collect(),
@@ -168,7 +168,7 @@ pub(crate) fn gates(config: &RouterConfig, logits: &[f64], experts: &[usize]) ->
     }
     let scores = scores(config, logits);
     let chosen: Vec<f64> = experts.iter().map(|&expert| scores[expert]).collect();
-    let by_experts = matches!(config.selection(), Selection::ExpertChoice(_));
+    let by_experts = matches!(config.selection, Selection::ExpertChoice(_));
     let after = config.softmax == SoftmaxOrder::AfterSelection && config.sigmoid.is_none();
     let sum = if !by_experts && (config.renormalise || after) { chosen.iter().sum() } else { 1.0 };
     let scaling = config.sigmoid.as_ref().map_or(1.0, |sigmoid| sigmoid.routed_scaling);

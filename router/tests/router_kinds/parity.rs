@@ -28,13 +28,13 @@ fn assert_routes(kind: &Kind, routing: &Routing, choices: &[Vec<usize>], logits:
 }
 
 fn is_random(kind: &Kind) -> bool {
-    matches!(kind.config.selection(), Selection::Random)
+    matches!(kind.config.selection, Selection::Random {})
 }
 
 /// Logits that the router selected by, noise included; the oracle's own where there is no noise.
 fn selecting_logits(kind: &Kind, values_: &Values, routing: &Routing) -> Vec<Vec<f64>> {
     let by_token = |flat: Vec<f64>| flat.chunks(kind.num_experts).map(<[f64]>::to_vec).collect();
-    match (&routing.logits_te, kind.config.selection()) {
+    match (&routing.logits_te, &kind.config.selection) {
         (Some(logits_te), Selection::Noisy(_)) => by_token(values(logits_te)),
         _ => oracle::logits(kind, values_),
     }
@@ -58,7 +58,7 @@ fn training_routes_as_the_papers_say() {
         for (seed, seq_len) in (10..).zip(SEQ_LENS) {
             let values = Values::random(kind, seq_len, seed);
             let routing = route(kind, &values, training(seed));
-            if let Selection::RandomSecond(_) = kind.config.selection() {
+            if let Selection::RandomSecond(_) = &kind.config.selection {
                 assert_routes_with_random_second(kind, &routing, &oracle::logits(kind, &values));
                 continue;
             }

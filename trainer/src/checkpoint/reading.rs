@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
 use serde::Deserialize;
-use switchyard_datasets::{DataConfig, Dataset, Tokenizer};
+use switchyard_datasets::{DataConfig, Dataset, Tokenizer, TokenizerConfig};
 use switchyard_model::{
     ModelSpec, ParameterName, Transformer, parameter_data, parameter_tensors, update_parameters,
 };
@@ -236,7 +236,7 @@ impl Checkpoint {
 /// The plan of the configuration in `folder`, whose tokenizer lies beside it, wherever that came from.
 fn plan_of(folder: &Path, config: &RunConfig) -> Result<RunPlan, String> {
     let mut config = config.clone();
-    if let Some(file) = &mut config.data.tokenizer.file {
+    if let Some(TokenizerConfig::File(file)) = &mut config.data.tokenizer {
         file.path = folder.join(TOKENIZER_FILE);
     }
     RunPlan::resolve(&config).map_err(|error| error.to_string())

@@ -4,6 +4,9 @@ use serde_json::Value as Json;
 use switchyard_ground::printable::excerpt;
 use toml::{Table, Value};
 
+use super::keys::{
+    alternatives_of, choices_of, collect_paths, has_type, is_required, join, keys_of, node_at, resolve,
+};
 use super::schema;
 
 /// A mistake in keys or types.
@@ -14,8 +17,14 @@ pub(super) struct Mistake {
     pub(super) message: String,
 }
 
-/// What serde's `message` about `path` means for whoever wrote `table`.
-pub(super) fn explain(path: &str, message: &str, table: &Table) -> Mistake {
+/// What serde's `message` about `path` means for whoever wrote `table`; `is_override` says whether a key was set on the
+/// command line.
+pub(super) fn explain(
+    path: &str,
+    message: &str,
+    table: &Table,
+    is_override: impl Fn(&str) -> bool,
+) -> Mistake {
     let path = path.trim_start_matches('.');
     let root = schema();
     if let Some(field) = quoted_after(message, "unknown field ") {
@@ -31,6 +40,10 @@ pub(super) fn explain(path: &str, message: &str, table: &Table) -> Mistake {
         let key = join(path, field);
         let message = missing_key(root, path, field);
         return Mistake { key, message };
+    }
+    let path = choice_around(root, path, table);
+    if let Some(mistake) = wrong_choice(root, path, table, is_override) {
+        return mistake;
     }
     let key = path.split('[').next().unwrap_or(path).to_owned();
     let message = wrong_value(root, path, &key, table, message);
@@ -126,6 +139,73 @@ fn missing_key(root: &Json, table: &str, field: &str) -> String {
     }
 }
 
+/// `path`, or the choice around it if `path` is a variant's name that is no key of `table`: serde names the variant of a
+/// choice that was written as a string.
+fn choice_around<'a>(root: &Json, path: &'a str, table: &Table) -> &'a str {
+    let Some((parent, _)) = path.rsplit_once('.') else { return path };
+    let is_choice = node_at(root, parent).is_some_and(|node| !alternatives_of(root, node).is_empty());
+    if is_choice && value_at(table, path).is_none() { parent } else { path }
+}
+
+/// The mistake in a table at `path` that holds none of its alternatives, several, or an unknown one; `None` if it is
+/// another.
+fn wrong_choice(
+    root: &Json,
+    path: &str,
+    table: &Table,
+    is_override: impl Fn(&str) -> bool,
+) -> Option<Mistake> {
+    let node = node_at(root, path)?;
+    let names = alternatives_of(root, node);
+    let written = value_at(table, path)?.as_table().filter(|_| !names.is_empty())?;
+    let known = keys_of(root, node);
+    if let Some(unknown) = written.keys().find(|key| !known.contains(&key.as_str())) {
+        let key = join(path, unknown);
+        let message = unknown_key(root, &key);
+        return Some(Mistake { key, message });
+    }
+    let given: Vec<String> =
+        names.iter().filter(|name| written.contains_key(**name)).map(|name| join(path, name)).collect();
+    match given.as_slice() {
+        [] if is_required(root, path) => {
+            let tables: Vec<String> = names.iter().map(|name| format!("[{}]", join(path, name))).collect();
+            let message = format!("[{path}] needs exactly one of {}", in_words(&tables));
+            Some(Mistake { key: path.to_owned(), message })
+        }
+        [] => {
+            let keys: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            let absence = node["description"].as_str().and_then(|text| text.split_once("; absent "));
+            let absence = absence.map(|(_, rest)| format!(" (absent {})", first_sentence(rest)));
+            let message = format!(
+                "`{path}` is empty: give {}, or remove it{}",
+                in_words(&keys),
+                absence.unwrap_or_default()
+            );
+            Some(Mistake { key: path.to_owned(), message })
+        }
+        [_] => None,
+        [first, second, ..] => {
+            // What was set on the command line is meant to stay.
+            let (kept, other) =
+                if is_override(first) && !is_override(second) { (first, second) } else { (second, first) };
+            let message = format!(
+                "`{kept}` is given beside `{other}`: keep one of them (on the command line, `--set {other}=` removes the \
+                 other)"
+            );
+            Some(Mistake { key: kept.clone(), message })
+        }
+    }
+}
+
+/// `a, b or c`.
+fn in_words(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [firsts @ .., last] => format!("{} or {last}", firsts.join(", ")),
+    }
+}
+
 fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str) -> String {
     let given = value_at(table, path);
     let (Some(node), Some(given)) = (node_at(root, path), given) else {
@@ -136,6 +216,9 @@ fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str)
     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
     if let Some(near) = given.as_str().and_then(|given| nearest(given, &choices)) {
         text.push_str(&format!(". Did you mean \"{near}\"?"));
+    }
+    if given.as_str().is_some_and(|given| alternatives_of(root, node).contains(&given)) {
+        text.push_str(&format!(", as in `{key} = {{ {} = {{}} }}`", given.as_str().unwrap_or_default()));
     }
     if has_type(resolve(root, node), "string") && !given.is_table() && !given.is_array() {
         text.push_str(&format!(", as in `{key} = \"{given}\"` or `--set '{key}=\"{given}\"'`"));
@@ -162,68 +245,13 @@ fn expected(root: &Json, node: &Json) -> String {
     } else if has_type(node, "array") {
         format!("a list, each element {}", expected(root, &node["items"]))
     } else {
-        match keys_of(root, node).as_slice() {
+        let keys = keys_of(root, node);
+        match keys.as_slice() {
             [] => "an empty table, `{}`".to_owned(),
+            keys if keys.len() == alternatives_of(root, node).len() => {
+                format!("a table with one of the keys {}", keys.join(", "))
+            }
             keys => format!("a table with the keys {}", keys.join(", ")),
-        }
-    }
-}
-
-fn has_type(node: &Json, name: &str) -> bool {
-    match &node["type"] {
-        Json::Array(names) => names.iter().any(|other| other == name),
-        other => other == name,
-    }
-}
-
-/// The schema of a key path; an element of a list is `path[index]`.
-fn node_at<'a>(root: &'a Json, path: &str) -> Option<&'a Json> {
-    path.split('.').filter(|word| !word.is_empty()).try_fold(root, |node, word| {
-        let (name, index) = word.split_once('[').map_or((word, None), |(name, index)| (name, Some(index)));
-        let value = resolve(root, node)["properties"].get(name)?;
-        match index {
-            Some(_) => resolve(root, value).get("items"),
-            None => Some(value),
-        }
-    })
-}
-
-/// The schema itself behind references and behind "this or nothing".
-fn resolve<'a>(root: &'a Json, node: &'a Json) -> &'a Json {
-    if let Some(name) = node["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
-        return resolve(root, &root["$defs"][name]);
-    }
-    match node["anyOf"].as_array() {
-        Some(choices) => choices
-            .iter()
-            .find(|choice| choice["type"] != "null")
-            .map_or(node, |choice| resolve(root, choice)),
-        None => node,
-    }
-}
-
-/// The keys of a table, sorted: the order of serde_json's maps depends on the features of the build.
-fn keys_of<'a>(root: &'a Json, node: &'a Json) -> Vec<&'a str> {
-    let properties = resolve(root, node)["properties"].as_object();
-    let mut keys: Vec<&str> =
-        properties.into_iter().flat_map(|keys| keys.keys()).map(String::as_str).collect();
-    keys.sort_unstable();
-    keys
-}
-
-/// The values of a closed set; empty if the node is not one.
-fn choices_of(node: &Json) -> Vec<String> {
-    let constants = node["oneOf"].as_array().into_iter().flatten().map(|choice| &choice["const"]);
-    let listed = node["enum"].as_array().into_iter().flatten();
-    constants.chain(listed).filter_map(Json::as_str).map(str::to_owned).collect()
-}
-
-fn collect_paths(root: &Json, node: &Json, prefix: &str, paths: &mut Vec<String>) {
-    if let Some(properties) = resolve(root, node)["properties"].as_object() {
-        for (name, child) in properties {
-            let path = join(prefix, name);
-            paths.push(path.clone());
-            collect_paths(root, child, &path, paths);
         }
     }
 }
@@ -268,10 +296,6 @@ fn quoted_after<'a>(message: &'a str, start: &str) -> Option<&'a str> {
     message.strip_prefix(start)?.split('`').nth(1)
 }
 
-fn join(table: &str, key: &str) -> String {
-    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
-}
-
 fn first_sentence(text: &str) -> String {
     let text = text.replace('\n', " ");
     let end = [". ", "; ", ": "].iter().filter_map(|stop| text.find(stop)).min().unwrap_or(text.len());
@@ -306,7 +330,11 @@ mod tests {
         for path in paths {
             let node = node_at(root, &path).unwrap();
             assert!(!expected(root, node).is_empty(), "{path}");
-            assert!(node["description"].is_string(), "{path} has no description");
+            let (parent, name) = path.rsplit_once('.').unwrap_or(("", &path));
+            let parent = resolve(root, node_at(root, parent).unwrap());
+            let members = parent["oneOf"].as_array().into_iter().flatten();
+            let mut described = [node].into_iter().chain(members.filter(|it| it["required"][0] == name));
+            assert!(described.any(|node| node["description"].is_string()), "{path} has no description");
         }
     }
 }

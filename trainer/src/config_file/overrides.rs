@@ -80,6 +80,12 @@ impl Override {
         }
     }
 
+    /// Whether it gives `key`, or something inside it, a value.
+    pub(super) fn is_about(&self, key: &str) -> bool {
+        let is_inside = self.key.strip_prefix(key).is_some_and(|inner| inner.starts_with('.'));
+        self.sets(key) || is_inside && self.value.is_some()
+    }
+
     /// Put the value into `table`, or take the key out.
     ///
     /// # Errors

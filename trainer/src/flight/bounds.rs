@@ -15,7 +15,7 @@ pub(super) fn balancing_bound(
     seq_len: usize,
 ) -> Option<f64> {
     let route = layer.route.as_ref()?;
-    let chooses_largest = matches!(config.selection(), Selection::TopK | Selection::Noisy(_))
+    let chooses_largest = matches!(config.selection, Selection::TopK | Selection::Noisy(_))
         && config.bias.is_none()
         && config.groups.is_none();
     let bound = |loads: &[u64]| match chooses_largest {

@@ -109,7 +109,7 @@ fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
     }
     let scores_e = config.log_scores(logits_e);
     let chosen: Vec<f64> = chosen.iter().map(|&expert| scores_e[expert as usize]).collect();
-    let over_chosen = config.renormalise && !matches!(config.selection(), Selection::ExpertChoice(_));
+    let over_chosen = config.renormalise && !matches!(config.selection, Selection::ExpertChoice(_));
     match &config.sigmoid {
         Some(sigmoid) if !over_chosen => {
             chosen.iter().map(|score| (sigmoid.routed_scaling * score.exp()) as f32).collect()

@@ -164,7 +164,7 @@ fn refusal(error: WhatIfError) -> Option<LayerRefusal> {
 
 /// The key with which the recorded scores are not all that decides who goes where; `None` without one.
 fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
-    match router.selection() {
+    match &router.selection {
         Selection::TopK if router.bias.is_some() => Some("bias"),
         Selection::TopK if router.groups.is_some() => Some("groups"),
         Selection::TopK if router.sigmoid.is_some() => Some("sigmoid"),
@@ -176,8 +176,8 @@ fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
         Selection::ExpertChoice(_) => Some("selection.expert_choice"),
         Selection::Hash(_) => Some("selection.hash"),
         Selection::Soft(_) => Some("selection.soft"),
-        Selection::Random => Some("selection.random"),
-        Selection::ForcedUniform => Some("selection.forced_uniform"),
+        Selection::Random {} => Some("selection.random"),
+        Selection::ForcedUniform {} => Some("selection.forced_uniform"),
     }
 }
 

@@ -78,22 +78,3 @@ pub(super) fn below_one(key: &str, value: f64) -> Result<(), PlanError> {
     }
     Err(PlanError::new(key, format!("is {value}: use 0, or a number above 0 and below 1")))
 }
-
-/// The name of the one table that is given under `parent`, or `None` if none is.
-pub(super) fn at_most_one<'a>(
-    parent: &str,
-    tables: &[(&'a str, bool)],
-) -> Result<Option<&'a str>, PlanError> {
-    let given: Vec<&str> = tables.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
-    match given.as_slice() {
-        [] => Ok(None),
-        [one] => Ok(Some(one)),
-        [first, second, ..] => Err(PlanError::new(
-            &format!("{parent}.{second}"),
-            format!(
-                "is given beside `{parent}.{first}`: keep one of them (on the command line, `--set {parent}.{first}=` \
-                 removes the other)"
-            ),
-        )),
-    }
-}

@@ -129,9 +129,9 @@ impl RunPlan {
     fn block_sparse_text(&self, spec: &BlockSparseSpec) -> String {
         let config = &spec.matrices;
         let topology = match config.kind() {
-            TopologyKind::Random => "at random",
+            TopologyKind::Random {} => "at random",
             TopologyKind::SmallWorld { .. } => "as a small world",
-            TopologyKind::BarabasiAlbert => "by preferential attachment",
+            TopologyKind::BarabasiAlbert {} => "by preferential attachment",
         };
         let d_model = self.model.d_model;
         let num_places = d_model / config.block * (config.d_ff / config.block);

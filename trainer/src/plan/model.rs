@@ -4,14 +4,14 @@ use switchyard_experts::{
     BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
 };
 use switchyard_model::{
-    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerSpec, MixerSpec, ModelConfig, ModelSpec,
-    NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
+    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerNormConfig, LayerSpec, MixerSpec, ModelConfig,
+    ModelSpec, NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
 };
 use switchyard_router::{RouterConfig, RouterError, Selection};
 
 use super::checks::{
-    MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, at_most_one, below_one,
-    in_range, not_negative, not_zero, optional_in_range, positive,
+    MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, below_one, in_range,
+    not_negative, not_zero, optional_in_range, positive,
 };
 use super::{PlanError, router};
 
@@ -37,7 +37,7 @@ pub(super) fn resolve(
     in_range("model.d_model", config.d_model, 1..=MAX_D_MODEL)?;
     below_one("model.dropout", config.dropout)?;
     not_negative("model.init.std", config.init.std)?;
-    let position = resolve_position(&config.position)?;
+    let position = resolve_position(&config.position.clone().unwrap_or_default())?;
     let mixer = MixerSpec::Attention(resolve_attention(&config.attention, config.d_model, position)?);
     let layers = resolve_ffn(config, max_seq_len, notes)?
         .into_iter()
@@ -48,7 +48,7 @@ pub(super) fn resolve(
         max_seq_len,
         d_model: config.d_model,
         layers,
-        norm: resolve_norm(&config.norm)?,
+        norm: resolve_norm(&config.norm.clone().unwrap_or_default())?,
         position,
         tie_embeddings: config.tie_embeddings,
         dropout: config.dropout,
@@ -91,38 +91,26 @@ fn check_capacity(
 }
 
 fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> {
-    let given = at_most_one(
-        "model.position",
-        &[
-            ("rope", config.rope.is_some()),
-            ("learned", config.learned.is_some()),
-            ("sinusoidal", config.sinusoidal.is_some()),
-            ("alibi", config.alibi.is_some()),
-        ],
-    )?;
-    match given {
-        Some("learned") => Ok(PositionKind::Learned),
-        Some("sinusoidal") => Ok(PositionKind::Sinusoidal),
-        Some("alibi") => Ok(PositionKind::Alibi),
-        _ => {
-            let RopeConfig { theta } = config.rope.clone().unwrap_or_default();
+    match *config {
+        PositionConfig::Rope(RopeConfig { theta }) => {
             positive("model.position.rope.theta", theta)?;
             Ok(PositionKind::Rope { theta })
         }
+        PositionConfig::Learned {} => Ok(PositionKind::Learned),
+        PositionConfig::Sinusoidal {} => Ok(PositionKind::Sinusoidal),
+        PositionConfig::Alibi {} => Ok(PositionKind::Alibi),
     }
 }
 
 fn resolve_norm(config: &NormConfig) -> Result<NormKind, PlanError> {
-    at_most_one("model.norm", &[("rms", config.rms.is_some()), ("layer", config.layer.is_some())])?;
-    match &config.layer {
-        Some(layer) => {
-            positive("model.norm.layer.epsilon", layer.epsilon)?;
-            Ok(NormKind::Layer { epsilon: layer.epsilon, bias: layer.bias })
-        }
-        None => {
-            let RmsNormConfig { epsilon } = config.rms.clone().unwrap_or_default();
+    match *config {
+        NormConfig::Rms(RmsNormConfig { epsilon }) => {
             positive("model.norm.rms.epsilon", epsilon)?;
             Ok(NormKind::Rms { epsilon })
+        }
+        NormConfig::Layer(LayerNormConfig { epsilon, bias }) => {
+            positive("model.norm.layer.epsilon", epsilon)?;
+            Ok(NormKind::Layer { epsilon, bias })
         }
     }
 }
@@ -225,8 +213,8 @@ fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, P
     };
     let is_moe = |layer: usize| match &moe.layers {
         None => true,
-        Some(MoeLayersConfig { every: Some(every), .. }) => (layer + 1).is_multiple_of(*every),
-        Some(MoeLayersConfig { list, .. }) => list.as_ref().is_some_and(|list| list.contains(&layer)),
+        Some(MoeLayersConfig::Every(every)) => (layer + 1).is_multiple_of(*every),
+        Some(MoeLayersConfig::List(list)) => list.contains(&layer),
     };
     if let Some(layers) = &moe.layers {
         check_layer_choice(layers, num_layers)?;
@@ -235,22 +223,14 @@ fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, P
 }
 
 fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), PlanError> {
-    const KEY: &str = "model.ffn.moe.layers";
-    let list_key = format!("{KEY}.list");
-    match (layers.every, &layers.list) {
-        (None, None) => Err(PlanError::new(
-            KEY,
-            "is empty: give `every` or `list`, or remove the table to make all layers MoE",
-        )),
-        (Some(_), Some(_)) => {
-            Err(PlanError::new(&list_key, format!("is given beside `{KEY}.every`: keep one of them")))
-        }
-        (Some(every), None) => in_range(&format!("{KEY}.every"), every, 1..=num_layers),
-        (None, Some(list)) if list.is_empty() => Err(PlanError::new(
-            &list_key,
+    const LIST_KEY: &str = "model.ffn.moe.layers.list";
+    match layers {
+        MoeLayersConfig::Every(every) => in_range("model.ffn.moe.layers.every", *every, 1..=num_layers),
+        MoeLayersConfig::List(list) if list.is_empty() => Err(PlanError::new(
+            LIST_KEY,
             "is empty: name at least one layer, or remove `model.ffn.moe` for a dense model",
         )),
-        (None, Some(list)) => {
+        MoeLayersConfig::List(list) => {
             let mut seen = vec![false; num_layers];
             for &layer in list {
                 if layer >= num_layers {
@@ -258,11 +238,11 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
                         "holds {layer}, but the model has {num_layers} layers: use 0..={}",
                         num_layers - 1
                     );
-                    return Err(PlanError::new(&list_key, problem));
+                    return Err(PlanError::new(LIST_KEY, problem));
                 }
                 if std::mem::replace(&mut seen[layer], true) {
                     return Err(PlanError::new(
-                        &list_key,
+                        LIST_KEY,
                         format!("holds {layer} twice: name each layer once"),
                     ));
                 }
@@ -331,7 +311,7 @@ fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, P
 
 /// Upper bounds that are the model's and not the router's own.
 fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), PlanError> {
-    if let Selection::Soft(soft) = router.selection() {
+    if let Selection::Soft(soft) = &router.selection {
         optional_in_range(
             &format!("{key}.selection.soft.slots_per_expert"),
             soft.slots_per_expert,

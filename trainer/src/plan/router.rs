@@ -3,7 +3,8 @@
 use switchyard_experts::{ExpertWork, FfnSpec};
 use switchyard_model::FfnUse;
 use switchyard_router::{
-    BalancingScope, BiasRule, BiasUpdate, GatePrecision, RouterConfig, RouterSource, Selection, SoftmaxOrder,
+    BalancingScope, BiasRateConfig, BiasRule, GatePrecision, RouterConfig, RouterSource, Selection,
+    SoftmaxOrder,
 };
 
 use super::RunPlan;
@@ -19,7 +20,7 @@ pub(super) fn describe(ffn: &FfnSpec) -> String {
 /// Warning printed for a router that is not causal; `None` if it is causal.
 pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
     let router = used.ffn.router()?;
-    let (table, what) = match router.config.selection() {
+    let (table, what) = match &router.config.selection {
         Selection::ExpertChoice(_) => ("expert_choice", "a token's experts depend on later tokens"),
         Selection::Soft(_) => ("soft", "later tokens are mixed into every output"),
         _ => return None,
@@ -35,7 +36,7 @@ pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
 /// Experts of each token, in words that go on from what the experts are; `None` unless the block is a mixture.
 pub(super) fn experts_of_token(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
     let router = &ffn.router()?.config;
-    Some(match router.selection() {
+    Some(match &router.selection {
         Selection::Soft(_) => "all for each token".to_owned(),
         Selection::ExpertChoice(_) => {
             let mean = ffn.expert_work(plan.pass_size()).map_or(0.0, ExpertWork::per_token);
@@ -68,7 +69,7 @@ pub(super) fn counted_work(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
         FfnSpec::Moe(moe) => moe,
         FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) => return None,
     };
-    match moe.router.config.selection() {
+    match &moe.router.config.selection {
         Selection::ExpertChoice(_) => Some(format!(
             "{mean} experts per token, as each takes {} of the {} tokens of a micro-batch",
             work.rows / moe.experts.num_experts as u64,
@@ -90,7 +91,7 @@ fn two_decimals(number: f64) -> String {
 }
 
 fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
-    match router.selection() {
+    match &router.selection {
         Selection::TopK => Vec::new(),
         Selection::Noisy(_) => vec!["noisy logits".into()],
         Selection::RandomSecond(second) if second.sampled => vec!["second expert sampled".into()],
@@ -105,17 +106,17 @@ fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
             let slots = if let FfnSpec::SoftMoe(soft) = ffn { soft.slots_per_expert } else { 0 };
             vec![format!("soft mixing, {slots} slots per expert and sequence"), "not causal".into()]
         }
-        Selection::Random => vec!["at random, a control".into()],
-        Selection::ForcedUniform => vec!["in turn, a control".into()],
+        Selection::Random {} => vec!["at random, a control".into()],
+        Selection::ForcedUniform {} => vec!["in turn, a control".into()],
     }
 }
 
 fn scores(router: &RouterConfig) -> Vec<String> {
-    if !router.learns() || matches!(router.selection(), Selection::Soft(_)) {
+    if !router.learns() || matches!(router.selection, Selection::Soft(_)) {
         return Vec::new();
     }
     let cosine = router.cosine.as_ref().map(|cosine| format!("cosine gate of width {}", cosine.d_projection));
-    let among_chosen = !matches!(router.selection(), Selection::ExpertChoice(_));
+    let among_chosen = !matches!(router.selection, Selection::ExpertChoice(_));
     let scores = match (&router.sigmoid, router.softmax) {
         (Some(_), _) => "sigmoid scores",
         (None, SoftmaxOrder::AfterSelection) => "softmax over the chosen",
@@ -140,16 +141,13 @@ fn groups(router: &RouterConfig) -> Vec<String> {
 }
 
 fn bias(router: &RouterConfig) -> Vec<String> {
-    let rule = match router.bias_rule() {
+    let by_steps =
+        |by: &str, config: &BiasRateConfig| format!("loss-free balancing by {by}, rate {}", config.rate);
+    let rule = match &router.bias {
         None => return Vec::new(),
-        Some(BiasRule::Quantile) => "quantile balancing".into(),
-        Some(BiasRule::Step { update, rate }) => {
-            let by = match update {
-                BiasUpdate::Sign => "sign",
-                BiasUpdate::Proportional => "proportion",
-            };
-            format!("loss-free balancing by {by}, rate {rate}")
-        }
+        Some(BiasRule::Sign(config)) => by_steps("sign", config),
+        Some(BiasRule::Proportional(config)) => by_steps("proportion", config),
+        Some(BiasRule::Quantile {}) => "quantile balancing".into(),
     };
     vec![rule]
 }
@@ -160,7 +158,7 @@ fn losses(router: &RouterConfig) -> Vec<String> {
         BalancingScope::MicroBatch => "",
         BalancingScope::GlobalBatch => " over the whole step",
     };
-    let (importance, load) = match router.selection() {
+    let (importance, load) = match &router.selection {
         Selection::Noisy(noisy) => (noisy.importance_weight, noisy.load_weight),
         _ => (None, None),
     };

@@ -4,11 +4,12 @@ use switchyard_ground::printable::excerpt;
 
 use super::PlanError;
 use super::checks::{
-    MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, at_most_one, below_one, in_range, not_negative,
-    not_zero, optional_in_range, positive,
+    MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, below_one, in_range, not_negative, not_zero,
+    optional_in_range, positive,
 };
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, WsdConfig,
+    AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig,
+    TrainConfig, WsdConfig,
 };
 use crate::schedule::{Schedule, ScheduleShape};
 
@@ -53,31 +54,24 @@ pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, P
 /// The learning rate over the run.
 ///
 /// # Errors
-/// Two tables, a minimum above the peak, or decay steps that do not fit into the run.
+/// A minimum above the peak, or decay steps that do not fit into the run.
 pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> Result<Schedule, PlanError> {
-    let ScheduleConfig { warmup_steps, cosine, linear, wsd, constant } = &train.schedule;
+    let ScheduleConfig { warmup_steps, shape } = &train.schedule;
     in_range("train.schedule.warmup_steps", *warmup_steps, 0..=MAX_STEPS)?;
-    let tables = [
-        ("cosine", cosine.is_some()),
-        ("linear", linear.is_some()),
-        ("wsd", wsd.is_some()),
-        ("constant", constant.is_some()),
-    ];
-    at_most_one("train.schedule", &tables)?;
     let minimum = |table: &str, value| check_min_learning_rate(table, value, train.adamw.learning_rate);
-    let shape = match (cosine, linear, wsd) {
-        (Some(decay), ..) => {
+    let shape = match shape {
+        Some(ScheduleShapeConfig::Cosine(decay)) => {
             ScheduleShape::Cosine { min_learning_rate: minimum("cosine", decay.min_learning_rate)? }
         }
-        (_, Some(decay), _) => {
+        Some(ScheduleShapeConfig::Linear(decay)) => {
             ScheduleShape::Linear { min_learning_rate: minimum("linear", decay.min_learning_rate)? }
         }
-        (.., Some(wsd)) => {
+        Some(ScheduleShapeConfig::Wsd(wsd)) => {
             check_decay_steps(wsd, train)?;
             let min_learning_rate = minimum("wsd", wsd.min_learning_rate)?;
             ScheduleShape::Wsd { decay_steps: wsd.decay_steps, min_learning_rate }
         }
-        (None, None, None) => ScheduleShape::Constant,
+        Some(ScheduleShapeConfig::Constant) | None => ScheduleShape::Constant,
     };
     // Not an error: a trial run of a recipe with a few steps should not need a second key changed.
     if *warmup_steps >= train.num_steps {

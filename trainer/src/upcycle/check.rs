@@ -114,7 +114,7 @@ fn check_experts(d_ff: usize, experts: &ExpertsSpec, method: UpcycleMethod) -> R
 
 /// The sum of one token's gates, where it is the same for every token.
 pub(super) fn gate_sum(router: &RouterConfig) -> Option<f64> {
-    match router.selection() {
+    match &router.selection {
         Selection::ExpertChoice(_) | Selection::Soft(_) => return None,
         _ if !router.learns() => return Some(1.0),
         _ => {}

@@ -9,6 +9,7 @@ use crate::resume::{tensors, with_steps};
 use crate::tiny;
 use burn::tensor::Device;
 use serde_json::Value;
+use switchyard_datasets::{SourceConfig, TextConfig};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, read_state};
 use switchyard_trainer::config::RunConfig;
@@ -314,8 +315,7 @@ fn corpus(folder: &Path, first: u64) {
 fn with_text(path: &Path) -> RunConfig {
     let mut config = tiny::dense();
     config.sample.prompt = None;
-    (config.data.synthetic, config.data.text) =
-        (None, Some(toml::from_str(&format!("path = {path:?}")).unwrap()));
+    config.data.source = SourceConfig::Text(TextConfig::new(path));
     config
 }
 

@@ -42,19 +42,19 @@ struct MoeTables {
 /// Configurations that between them use every component.
 fn variants() -> Vec<(&'static str, RunConfig)> {
     let mut learned = tiny::dense();
-    learned.model.position = table("[learned]");
-    learned.model.norm = table("[layer]\nbias = true");
+    learned.model.position = Some(table("[learned]"));
+    learned.model.norm = Some(table("[layer]\nbias = true"));
     learned.model.tie_embeddings = true;
     learned.model.attention.bias = true;
     learned.model.ffn = table("activation = \"gelu_tanh\"\nd_ff = 40\nbias = true");
     let mut sinusoidal = tiny::moe();
-    sinusoidal.model.position = table("[sinusoidal]");
+    sinusoidal.model.position = Some(table("[sinusoidal]"));
     sinusoidal.model.attention.qk_norm = QkNorm::On(QkNormConfig::default());
     sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
     sinusoidal.model.ffn.d_ff = Some(20);
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
     let mut alibi = tiny::dense();
-    alibi.model.position = table("[alibi]");
+    alibi.model.position = Some(table("[alibi]"));
     let mut block_sparse = tiny::dense();
     block_sparse.model.ffn = table(
         "activation = \"swiglu\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.5\ntopology = { small_world = {} }",
@@ -112,7 +112,7 @@ fn order_matters() {
 #[test]
 fn masked_documents_do_not_see_each_other() {
     let mut config = tiny::moe();
-    config.model.position = table("[rope]");
+    config.model.position = Some(table("[rope]"));
     let model = model(&config, &Device::flex());
     let first = logits(&model, &[1, 2, 3, 9, 8, 7], Some(&[0, 0, 0, 1, 1, 1]));
     let second = logits(&model, &[4, 5, 6, 9, 8, 7], Some(&[0, 0, 0, 1, 1, 1]));

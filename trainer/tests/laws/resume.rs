@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::tiny;
 use burn::tensor::Device;
 use proptest::prelude::*;
-use switchyard_datasets::Tokenizer;
+use switchyard_datasets::{SourceConfig, Tokenizer};
 use switchyard_model::Transformer;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Snapshot, TrainingState};
@@ -205,7 +205,8 @@ fn a_checkpoint_of_another_configuration_is_refused_by_key() {
     let message = resume_error(|_| {}, &wider);
     assert!(message.contains("`model.d_model` is 16 there and 32 now"), "{message}");
     let mut other_data = tiny::moe();
-    other_data.data.synthetic.as_mut().unwrap().seed = 1;
+    let SourceConfig::Synthetic(synthetic) = &mut other_data.data.source else { panic!("another source") };
+    synthetic.seed = 1;
     let message = resume_error(|_| {}, &other_data);
     assert!(message.contains("`data.synthetic.seed` is 0 there and 1 now"), "{message}");
 }
