@@ -129,7 +129,7 @@ impl Merger {
         merger
     }
 
-    /// The pair to merge next: most frequent, then smallest; none if none occurs twice.
+    /// The pair to merge next: most frequent, then smallest; `None` if none occurs twice.
     fn most_frequent_pair(&mut self) -> Option<Pair> {
         while let Some((queued, Reverse(pair))) = self.queue.pop() {
             let count = self.pair_counts.get(&pair).copied().unwrap_or(0);

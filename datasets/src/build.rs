@@ -7,7 +7,6 @@ use crate::bpe::{self, WordCounts};
 use crate::config::{DataConfig, TokenizerConfig};
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
-use crate::hash::hex;
 use crate::manifest::{Repeats, ShardManifest, SplitManifest};
 use crate::pieces::{TextPiece, pieces};
 use crate::progress::{Progress, Stage};
@@ -16,6 +15,7 @@ use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
+use switchyard_ground::digest::hex;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;

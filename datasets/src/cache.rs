@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::{durable, regular_file};
 
 use crate::error::DatasetError;
-use crate::hash::hex;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME};
 use crate::progress::Progress;
+use switchyard_ground::digest::hex;
 
 const RETRY: Duration = Duration::from_millis(50);
 

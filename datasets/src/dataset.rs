@@ -18,6 +18,6 @@ pub struct Dataset {
     pub tokenizer: Tokenizer,
     /// Facts about them.
     pub manifest: Manifest,
-    /// The prepared folder; none for files of ids, which are read where they lie.
+    /// The prepared folder; `None` for files of ids, which are read where they lie.
     pub folder: Option<PathBuf>,
 }

@@ -56,7 +56,7 @@ impl<'v> Encoder<'v> {
         }
     }
 
-    /// Ids of `text` behind its context; none if the two cannot be told apart.
+    /// Ids of `text` behind its context; `None` if the two cannot be told apart.
     pub(crate) fn encode(&self, text: &str) -> Result<Option<Encoded>, DatasetError> {
         let inner = self.inner;
         let normalizer = inner.get_normalizer().map(BoundedNormalizer::new);

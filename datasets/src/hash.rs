@@ -49,8 +49,3 @@ pub(crate) fn for_each_block(
         }
     }
 }
-
-/// `bytes` in lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

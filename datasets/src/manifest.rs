@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::{durable, regular_file};
 
 use crate::error::DatasetError;
-use crate::hash::hex;
+use switchyard_ground::digest::hex;
 
 /// Version of the layout of a prepared folder. It is part of the folder's name, so that versions do not meet.
 pub const FORMAT_VERSION: u32 = 2;
@@ -36,7 +36,7 @@ pub struct Manifest {
     pub tokenizer_hash: String,
     /// Number of ids that the model needs.
     pub vocab_size: usize,
-    /// The id after each document; none where documents are not marked, as in a single text.
+    /// The id after each document; `None` where documents are not marked, as in a single text.
     pub end_of_document: Option<u32>,
     /// Expected loss, in nats per token, of a predictor that knows how the data is generated and each document's
     /// domain; known for synthetic data only.

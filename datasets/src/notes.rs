@@ -87,7 +87,7 @@ fn repeats(rule: SplitRule, survey: &Survey, repeats: &Repeats) -> Option<String
     })
 }
 
-/// A word on a validation split whose loss hangs on few documents; none for a single text, which is cut on purpose.
+/// A word on a validation split whose loss hangs on few documents; `None` for a single text, which is cut on purpose.
 fn small_validation(num_documents: u64, validation: &SplitManifest) -> Option<String> {
     if num_documents < 2 || validation.num_documents == 0 {
         return None;

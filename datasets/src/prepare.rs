@@ -11,7 +11,6 @@ use crate::cache::{self, CacheEntry};
 use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 use crate::dataset::Dataset;
 use crate::error::DatasetError;
-use crate::hash::hex;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardManifest, SplitManifest};
 use crate::notes;
 use crate::progress::Progress;
@@ -21,6 +20,7 @@ use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
 use crate::token_files;
 use crate::tokenizer::Tokenizer;
+use switchyard_ground::digest::hex;
 
 const TOKENIZER_NAME: &str = "tokenizer.json";
 /// Far more than a `tokenizer.json` has.

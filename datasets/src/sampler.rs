@@ -12,6 +12,8 @@
 //! result is a window (cycle walking; Black and Rogaway, CT-RSA 2002). So no list of windows is kept or shuffled,
 //! and resuming at sample i costs nothing.
 
+use switchyard_ground::digest::split_mix;
+
 use crate::error::DatasetError;
 use crate::split::Split;
 
@@ -60,7 +62,7 @@ impl Sampler {
     /// Position of the first input of sample `index`, below the number of tokens.
     pub fn sample(&self, index: u64) -> usize {
         let (epoch, rank) = (index / self.samples_per_epoch, index % self.samples_per_epoch);
-        let key = mix(mix(self.seed) ^ epoch);
+        let key = split_mix(split_mix(self.seed) ^ epoch);
         let rotation = key % self.num_tokens;
         ((rotation + self.permute(rank, key) * self.seq_len) % self.num_tokens) as usize
     }
@@ -82,19 +84,11 @@ impl Sampler {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (value >> self.half_bits, value & mask);
         for round in 0..ROUNDS {
-            let mixed = mix(right ^ mix(key ^ (round << 56))) & mask;
+            let mixed = split_mix(right ^ split_mix(key ^ (round << 56))) & mask;
             (left, right) = (right, left ^ mixed);
         }
         left << self.half_bits | right
     }
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) after one step of its counter.
-fn mix(value: u64) -> u64 {
-    let mut mixed = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

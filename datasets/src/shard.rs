@@ -350,7 +350,7 @@ impl TokenFile {
         DatasetError::TokenFile { path: self.path.clone(), problem }
     }
 
-    /// Index of the document that holds the token at `position`; none without a table.
+    /// Index of the document that holds the token at `position`; `None` without a table.
     pub(crate) fn document_at(&self, position: usize) -> Option<usize> {
         let table = self.documents.as_ref()?;
         table.starts.partition_point(|start| *start <= position as u64).checked_sub(1)
@@ -435,7 +435,7 @@ fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> io::Result<()>
     Ok(())
 }
 
-/// The bytes of the document table, which ends a shard of these sizes; none if the sizes overflow.
+/// The bytes of the document table, which ends a shard of these sizes; `None` if the sizes overflow.
 fn table_span(num_tokens: u64, num_documents: u64, width: TokenWidth) -> Option<Range<u64>> {
     let token_bytes = num_tokens.checked_mul(width.bytes() as u64)?.checked_next_multiple_of(8)?;
     let starts = token_bytes.checked_add(HEADER_BYTES as u64)?;

@@ -68,7 +68,7 @@ impl TokenStore {
         Ok(())
     }
 
-    /// Index of the document that holds `position`; none where no borders are known.
+    /// Index of the document that holds `position`; `None` where no borders are known.
     pub fn document_index(&self, position: usize) -> Option<usize> {
         let file = self.file_of(position);
         let within = self.files[file].document_at(position - self.file_starts[file])?;

@@ -12,13 +12,14 @@ use switchyard_ground::regular_file;
 use crate::config::{TokenDtype, TokensConfig};
 use crate::dataset::Dataset;
 use crate::error::DatasetError;
-use crate::hash::{for_each_block, hex};
+use crate::hash::for_each_block;
 use crate::manifest::{FORMAT_VERSION, Manifest, Repeats, SplitManifest};
 use crate::progress::Progress;
 use crate::shard::{TokenFile, TokenWidth};
 use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
 use crate::tokenizer::Tokenizer;
+use switchyard_ground::digest::hex;
 
 /// The header that llm.c and those who took its format over write: 256 numbers of 32 bits.
 const LLM_C_HEADER_BYTES: u64 = 1024;

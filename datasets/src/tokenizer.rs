@@ -170,7 +170,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id that ends a document; none if the vocabulary has no such id.
+    /// The id that ends a document; `None` if the vocabulary has no such id.
     pub fn end_of_document(&self) -> Option<u32> {
         match self {
             Self::Bytes => Some(0),
@@ -179,7 +179,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id that stands for text which the vocabulary cannot spell; none if it has no such id.
+    /// The id that stands for text which the vocabulary cannot spell; `None` if it has no such id.
     pub(crate) fn unknown_id(&self) -> Option<u32> {
         match self {
             Self::Vocabulary(vocabulary) => vocabulary.unknown_id(),
@@ -189,7 +189,7 @@ impl Tokenizer {
 
     /// sha256 of the tokenizer's file, in lower-case hexadecimal: equal for equal tokenizers only.
     pub fn hash(&self) -> String {
-        crate::hash::hex(&self.hash_bytes())
+        switchyard_ground::digest::hex(&self.hash_bytes())
     }
 
     pub(crate) fn hash_bytes(&self) -> [u8; 32] {

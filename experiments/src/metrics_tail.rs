@@ -59,7 +59,7 @@ impl MetricsTail {
         Ok(NewRows { begins_anew, records })
     }
 
-    /// The file from its last line that was read on; none if that line is no longer there.
+    /// The file from its last line that was read on; `None` if that line is no longer there.
     fn read_from_last_line(&self) -> Result<Option<Vec<u8>>, MetricsError> {
         let start = self.offset - self.last_line.len() as u64;
         match read_from(&self.path, |len| {
@@ -88,7 +88,7 @@ impl MetricsTail {
     }
 }
 
-/// The newest step of the file at `path`, from its end alone; none if there is none, or no file.
+/// The newest step of the file at `path`, from its end alone; `None` if there is none, or no file.
 ///
 /// # Errors
 /// [`MetricsError::Io`].

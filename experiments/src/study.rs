@@ -46,7 +46,7 @@ pub(crate) use file::{
     is_study, read_toml,
 };
 pub(crate) use forecast::Forecast;
-pub(crate) use identity::{CodeIdentity, DataIdentities, sha256_hex};
+pub(crate) use identity::{CodeIdentity, DataIdentities};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use outcome::{FinishedRun, finished_runs};
 

@@ -574,7 +574,7 @@ fn a_step_is_replayed_and_a_changed_record_noticed() {
     let answer: Value = serde_json::from_str(&desk.ok(&["replay", "run", "--step", "1", "--json"])).unwrap();
     assert_eq!((&answer["from_step"], &answer["is_exact"]), (&Value::from(0), &Value::from(true)));
     assert!(desk.mistake(&["replay", "nowhere", "--step", "1"]).contains("nowhere"));
-    assert!(desk.mistake(&["replay", "run", "--step", "9"]).contains("step 9 is none of the run: use 1..=8"));
+    assert!(desk.mistake(&["replay", "run", "--step", "9"]).contains("step 9 is not in the run: use 1..=8"));
     let log = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
     let changed = log.replacen("\"grad_norm\":", "\"grad_norm\":1", 1);
     desk.write("run/metrics.jsonl", &changed);

@@ -109,7 +109,7 @@ pub struct BlockSparseWeights {
 /// `activation(x W_gate, x W_up) W_down` with block-sparse matrices.
 #[derive(Module, Debug)]
 pub struct BlockSparseFfn {
-    /// Blocks of the gate projection; none unless the activation is gated.
+    /// Blocks of the gate projection; `None` unless the activation is gated.
     pub gate_nbb: Option<Param<Tensor<3>>>,
     /// Blocks of the up projection.
     pub up_nbb: Param<Tensor<3>>,

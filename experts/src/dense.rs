@@ -26,7 +26,7 @@ pub struct DenseFfnWeights {
 /// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down`.
 #[derive(Module, Debug)]
 pub struct DenseFfn {
-    /// Gate projection `[d, f]`; none unless the activation is gated.
+    /// Gate projection `[d, f]`; `None` unless the activation is gated.
     pub w_gate_df: Option<Param<Tensor<2>>>,
     /// Up projection `[d, f]`.
     pub w_up_df: Param<Tensor<2>>,

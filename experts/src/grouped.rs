@@ -20,7 +20,7 @@ pub struct ExpertsWeights {
 /// E feed-forward blocks without biases, each applied to its own tokens.
 #[derive(Module, Debug)]
 pub struct Experts {
-    /// Gate projections `[e, d, f]`; none unless the activation is gated.
+    /// Gate projections `[e, d, f]`; `None` unless the activation is gated.
     pub w_gate_edf: Option<Param<Tensor<3>>>,
     /// Up projections `[e, d, f]`.
     pub w_up_edf: Param<Tensor<3>>,

@@ -33,7 +33,7 @@ pub struct MoeLayer {
 pub struct MoeInput<'a> {
     /// What the experts read, `[num_tokens, d_model]`.
     pub x_td: Tensor<2>,
-    /// What the router reads; none if the same.
+    /// What the router reads; `None` if the same.
     pub router_x_td: Option<Tensor<2>>,
     /// `[num_tokens]`, for routers that go by token id; may be empty for others.
     pub token_ids_t: &'a [u32],
@@ -127,7 +127,7 @@ impl MoeLayer {
         (mixture_td, aux)
     }
 
-    /// The first expert whose output for one of its tokens is not finite; none if all are. Runs every expert alone.
+    /// The first expert whose output for one of its tokens is not finite; `None` if all are. Runs every expert alone.
     ///
     /// # Panics
     /// If `route` is not of these tokens, or the device fails to return the outputs.

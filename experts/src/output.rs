@@ -23,7 +23,7 @@ pub struct MoeAux {
     pub statistics: RouterStatistics,
     /// What the router's bias is updated by; only while training a router with a bias.
     pub balance: Option<BalanceCount>,
-    /// Who went where and why; none where tokens are mixed softly.
+    /// Who went where and why; `None` where tokens are mixed softly.
     pub route: Option<Route>,
 }
 
@@ -35,6 +35,6 @@ pub struct Route {
     pub logits_te: Vec<f64>,
     /// Experts of each token, before capacity.
     pub choice: Choice,
-    /// Whether each slot reached its expert; none if all did.
+    /// Whether each slot reached its expert; `None` if all did.
     pub kept_tk: Option<Vec<bool>>,
 }

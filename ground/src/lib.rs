@@ -6,6 +6,7 @@
 //! | [`printable`] | text of others, safe to print: no control characters, no megabytes |
 //! | [`shell`] | paths as a shell takes them back |
 //! | [`regular_file`] | files opened without waiting on pipes or reading devices |
+//! | [`digest`] | SHA-256 as text, SplitMix64 |
 //! | [`durable`] | files that are whole or absent |
 //! | [`line_file`] | files that grow by whole lines |
 //! | [`aside`] | files that cannot be used, set aside and not lost |
@@ -14,6 +15,7 @@
 
 pub mod advice;
 pub mod aside;
+pub mod digest;
 pub mod durable;
 pub mod line_file;
 pub mod open_choice;

@@ -7,6 +7,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rayon::prelude::*;
+use switchyard_ground::digest::split_mix;
 use switchyard_router::RouterNoise;
 
 /// Initial parameter values, each drawn from the run's seed and the parameter's own key.
@@ -72,7 +73,7 @@ pub struct StepNoise {
 impl StepNoise {
     /// Noise of one micro-batch of one step, a pure function of the three numbers.
     pub fn new(seed: u64, step: u64, micro_batch: u64) -> Self {
-        Self { key: mix(mix(mix(seed) ^ step) ^ micro_batch) }
+        Self { key: split_mix(split_mix(split_mix(seed) ^ step) ^ micro_batch) }
     }
 
     /// `x_td` with each element zeroed with probability `p` and the rest scaled by `1 / (1 - p)`
@@ -102,7 +103,7 @@ impl StepNoise {
         let key = stream_key(self.key, site);
         let mut values = vec![0.0f32; shape[0] * shape[1]];
         values.par_iter_mut().with_min_len(4096).enumerate().for_each(|(index, value)| {
-            *value = of_uniform(uniform_f32(mix(key.wrapping_add(index as u64))));
+            *value = of_uniform(uniform_f32(split_mix(key.wrapping_add(index as u64))));
         });
         Tensor::from_data(TensorData::new(values, shape), device)
     }
@@ -110,7 +111,7 @@ impl StepNoise {
 
 /// A uniform number in `[0, 1)`, a pure function of its three arguments; drives text generation.
 pub fn uniform(seed: u64, stream: &str, index: u64) -> f64 {
-    (mix(stream_key(seed, stream) ^ mix(index)) >> 11) as f64 / (1u64 << 53) as f64
+    (split_mix(stream_key(seed, stream) ^ split_mix(index)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn normal_values(key: u64, count: usize, std: f64) -> Vec<f32> {
@@ -129,15 +130,7 @@ fn normal_values(key: u64, count: usize, std: f64) -> Vec<f32> {
 /// FNV-1a over the name, mixed with the seed.
 fn stream_key(seed: u64, name: &str) -> u64 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    mix(seed ^ name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv))
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that passes as a counter-based generator.
-fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    split_mix(seed ^ name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv))
 }
 
 fn uniform_f32(bits: u64) -> f32 {

@@ -72,7 +72,7 @@ impl Transformer {
         })
     }
 
-    /// What `work` makes of what every block reads.
+    /// Calls `work` with the context that all blocks share.
     fn in_context<R>(
         &self,
         input: &ModelInput,
@@ -106,7 +106,7 @@ impl Transformer {
         }
     }
 
-    /// The mixture of a layer; none if the layer is dense or does not exist.
+    /// The mixture of a layer; `None` if the layer is dense or does not exist.
     pub fn moe(&self, layer: usize) -> Option<&MoeLayer> {
         self.blocks.get(layer).and_then(Block::moe)
     }

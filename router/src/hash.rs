@@ -5,6 +5,8 @@
 //!
 //! Shape letters: t tokens, k experts per token.
 
+use switchyard_ground::digest::split_mix;
+
 use crate::draw::distinct_experts;
 
 /// A fixed map from token ids to distinct experts.
@@ -40,15 +42,6 @@ impl TokenHash {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014). Written out, since the map must outlive any release of a random number
-/// library: a checkpoint's experts are trained for it.
-fn split_mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -60,13 +53,6 @@ mod tests {
         sorted.sort_unstable();
         sorted.dedup();
         sorted.len() == experts.len() && sorted.iter().all(|&expert| (expert as usize) < num_experts)
-    }
-
-    /// The generator's published first outputs from seed 0.
-    #[test]
-    fn split_mix_is_the_published_one() {
-        assert_eq!(split_mix(0), 0xe220_a839_7b1d_cdaf);
-        assert_eq!(split_mix(0x9e37_79b9_7f4a_7c15), 0x6e78_9e6a_a1b9_65f4);
     }
 
     /// Numbers of the same hash in Python, which removes chosen experts from a list. A change here would send the

@@ -44,7 +44,7 @@ pub struct Routing {
     pub choice: Choice,
     /// Weight of each slot's output: `[num_tokens, slots_per_token]`. Without meaning in slots that are no choice.
     pub gates_tk: Tensor<2>,
-    /// What the gate said, noise included: `[num_tokens, num_experts]`; none if nothing is learned.
+    /// What the gate said, noise included: `[num_tokens, num_experts]`; `None` if nothing is learned.
     pub logits_te: Option<Tensor<2>>,
     /// The same on the host, row-major; zeros if nothing is learned.
     pub host_logits_te: Vec<f64>,
@@ -203,7 +203,7 @@ impl Router {
         gate.unwrap_or_else(|| panic!("{:?} has no gate", self.config)).logits_te
     }
 
-    /// Logits of the gate with jitter and noise as the pass asks for; none if nothing is learned.
+    /// Logits of the gate with jitter and noise as the pass asks for; `None` if nothing is learned.
     pub(crate) fn gate_output(
         &self,
         input: &RouterInput<'_>,
@@ -247,7 +247,7 @@ impl Router {
         gates_tk.mul_scalar(sigmoid_config.routed_scaling)
     }
 
-    /// The bias of each expert; none without one.
+    /// The bias of each expert; `None` without one.
     ///
     /// # Panics
     /// If the device fails to return it.

@@ -20,8 +20,8 @@ pub(crate) use self::origins::{Origins, SourcePosition};
 pub use self::overrides::Override;
 
 use crate::config::RunConfig;
-use crate::hash::sha256_hex;
 use crate::plan::RunPlan;
+use switchyard_ground::digest::sha256_hex;
 
 /// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is refused at once.
 const MAX_BYTES: u64 = 1 << 20;

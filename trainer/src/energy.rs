@@ -33,7 +33,7 @@ struct Package {
 }
 
 impl EnergyMeter {
-    /// A meter over the packages below `powercap` that begins at `earlier_joules`; none without counters, or if one of them
+    /// A meter over the packages below `powercap` that begins at `earlier_joules`; `None` without counters, or if one of them
     /// cannot be read: a part of the packages would look like all of them.
     pub fn start(powercap: &Path, earlier_joules: f64) -> Option<Self> {
         let folders = fs::read_dir(powercap).ok()?.filter_map(|entry| Some(entry.ok()?.path()));

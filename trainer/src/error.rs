@@ -82,7 +82,7 @@ pub enum TrainError {
         source: NonFiniteGradient,
     },
     /// A step that the run does not have.
-    #[error("step {step} is none of the run: use 1..={num_steps}")]
+    #[error("step {step} is not in the run: use 1..={num_steps}")]
     NoSuchStep {
         /// The step.
         step: u64,

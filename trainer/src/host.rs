@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hash::sha256_hex;
+use switchyard_ground::digest::sha256_hex;
 
 /// The lock file at build time: it names the exact version of every dependency in this program.
 const CARGO_LOCK: &[u8] = include_bytes!("../../Cargo.lock");

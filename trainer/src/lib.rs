@@ -26,7 +26,6 @@ mod error;
 pub mod evaluate;
 pub mod flight;
 pub mod generate;
-mod hash;
 pub mod host;
 pub mod loss;
 pub mod metrics;

@@ -95,7 +95,7 @@ impl HostSquares {
         self.rows.iter().sum()
     }
 
-    /// The first expert whose sum is not finite; none outside the experts.
+    /// The first expert whose sum is not finite; `None` outside the experts.
     pub(crate) fn first_non_finite_expert(&self) -> Option<usize> {
         self.part.filter(|(_, part)| *part == Part::Experts)?;
         self.rows.iter().position(|sum| !sum.is_finite())

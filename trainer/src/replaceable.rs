@@ -1,4 +1,4 @@
-//! A value that is replaced by what becomes of it.
+//! A value updated in place by a function that consumes it.
 
 /// Holds a value whose successor is made of it, as a model's parameters after a step are of those before. The successor
 /// gets the value itself: with a copy beside it, buffers could not be updated in place.

@@ -45,7 +45,7 @@ pub enum RunFolderError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A run is there already, and nothing was said about it.
+    /// The folder holds a run, and neither `--resume` nor `--overwrite` was given.
     #[error(
         "`{path}` already holds a run: continue it with `--resume`, replace it with `--overwrite`, \
          or choose another folder with `--out`"

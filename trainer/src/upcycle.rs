@@ -129,7 +129,7 @@ pub fn upcycled_model(
     Ok(weights::mapped(dense, spec, settings, device))
 }
 
-/// Why the mixture does not start as the same function as the dense model, the first layer's reason; none if it does,
+/// Why the mixture does not start as the same function as the dense model, the first layer's reason; `None` if it does,
 /// up to rounding, while evaluating.
 pub fn deviation_from_dense(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Option<String> {
     (0..spec.num_layers()).find_map(|layer| {

@@ -15,7 +15,7 @@ use switchyard_ground::regular_file;
 use super::{Content, Document, Visit};
 use crate::config::CratesConfig;
 use crate::error::DatasetError;
-use crate::hash::hex;
+use switchyard_ground::digest::hex;
 
 const LOCKFILE: &str = include_str!("../../../Cargo.lock");
 

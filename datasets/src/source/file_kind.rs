@@ -19,7 +19,7 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// How the bytes of a file with this name are read; none if it is not taken for text.
+/// How the bytes of a file with this name are read; `None` if it is not taken for text.
 pub(super) fn classify(name: &OsStr) -> Option<(Format, Compression)> {
     let name = name.as_encoded_bytes().to_ascii_lowercase();
     let (stem, compression) = if let Some(stem) = name.strip_suffix(b".gz") {

@@ -202,7 +202,7 @@ impl<'de> Visitor<'de> for Lookup<'_> {
     }
 }
 
-/// `line` with `null` for the numbers that Python's `json` writes and JSON does not have; none if it has none of them.
+/// `line` with `null` for the numbers that Python's `json` writes and JSON does not have; `None` if it has none of them.
 fn with_null_for_python_numbers(line: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::with_capacity(line.len());
     let (mut rest, mut in_string, mut is_changed) = (line, false, false);

@@ -192,7 +192,7 @@ impl<'a> DocumentReader<'a> {
         })
     }
 
-    /// What stands between two records; none if there is only one.
+    /// What stands between two records; `None` if there is only one.
     fn delimiter(&self) -> Option<&'a [u8]> {
         match self.found.format {
             Format::JsonLines => Some(b"\n"),

@@ -104,7 +104,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The text file at `path`; none for anything else, which is counted.
+    /// The text file at `path`; `None` for anything else, which is counted.
     fn text_file(&mut self, path: &Path, metadata: &Metadata) -> Option<Found> {
         if !metadata.is_file() {
             self.remark(Remark::SpecialFile, path);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::{regular_file, say};
 
 use anyhow::Context;
@@ -22,7 +23,7 @@ use crate::interrupt::Interruption;
 use crate::lock_file::LockFile;
 use crate::report::files::file_name_of;
 use crate::run_series::read_records;
-use crate::study::{is_study, sha256_hex};
+use crate::study::is_study;
 use crate::whole_file;
 
 /// Pause between two looks at a run that another process does.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::say;
 
 use switchyard_datasets::{Progress, prepare};
@@ -20,7 +21,7 @@ use crate::study::result::{Provenance, StudyResult};
 use crate::study::{
     Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, LoadedStudy,
     Orders, PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all,
-    run_missing, sha256_hex,
+    run_missing,
 };
 use crate::whole_file;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::say;
 
 use switchyard_datasets::{Progress, prepare};
@@ -18,7 +19,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interruption;
 use crate::study::{
     Calibration, CodeIdentity, DataIdentities, Execution, FinishedRun, Forecast, LoadedStudy, Orders,
-    PlannedRun, RunSettings, Shard, StudyFolder, finished_runs, run_all, sha256_hex,
+    PlannedRun, RunSettings, Shard, StudyFolder, finished_runs, run_all,
 };
 use crate::sweep::{
     Candidate, LoadedSweep, RunOutcome, Rung, RungOutcome, SweepProvenance, SweepResult, going_on,

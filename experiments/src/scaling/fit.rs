@@ -1,4 +1,4 @@
-//! One form fitted to a study, with what says how far to trust it.
+//! A law fitted to a study, with its uncertainty.
 
 use serde::Serialize;
 

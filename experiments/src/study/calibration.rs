@@ -9,12 +9,13 @@ use switchyard_ground::{regular_file, say};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use switchyard_ground::digest::sha256_hex;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
 
 use super::arms::Arm;
 use super::file::LoadedStudy;
-use super::identity::{CodeIdentity, placeless_hash, sha256_hex};
+use super::identity::{CodeIdentity, placeless_hash};
 use super::result::HeldEqual;
 use crate::failure::Failure;
 use crate::lock_file::LockFile;

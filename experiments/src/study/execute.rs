@@ -282,7 +282,7 @@ fn finish(folder: &StudyFolder, runs: &[&PlannedRun], orders: Orders<'_>) -> Res
         // One, and then a new look: the others may be over by then.
         for run in &missing {
             let Some(_claim) = folder.claim(run)? else { continue };
-            if run_claimed(folder, run, "nobody is at it:", orders)? {
+            if run_claimed(folder, run, "its shard is not running, so this one takes it over:", orders)? {
                 did_one = true;
                 break;
             }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use sha2::{Digest, Sha256};
 use switchyard_datasets::{DataConfig, DatasetError, Progress, SourceConfig, TokenizerConfig, prepare};
+use switchyard_ground::digest::sha256_hex;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::config_hash;
@@ -14,11 +14,6 @@ use switchyard_trainer::host::training_code_sha256;
 use switchyard_trainer::moved_data::with_missing_path;
 
 use crate::failure::Failure;
-
-/// SHA-256 of `bytes` in hexadecimal.
-pub(crate) fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// The code that trains, in the program that is running.
 #[derive(Debug, Clone, PartialEq, Eq)]

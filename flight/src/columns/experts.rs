@@ -73,7 +73,7 @@ impl ExpertLog {
     }
 }
 
-/// All expert rows in `folder`, by step; none if nothing was recorded.
+/// All expert rows in `folder`, by step; `None` if nothing was recorded.
 ///
 /// # Errors
 /// [`ColumnsError::Damaged`], [`ColumnsError::Io`].

@@ -115,7 +115,7 @@ fn step_in_name(digits: &str) -> Option<u64> {
     (step.to_string() == digits).then_some(step)
 }
 
-/// Names of the files in `folder`, sorted; none if it does not exist.
+/// Names of the files in `folder`, sorted; `None` if it does not exist.
 fn file_names(folder: &Path) -> Result<Vec<String>, ColumnsError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

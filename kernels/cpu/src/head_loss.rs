@@ -35,7 +35,7 @@ pub struct Head<'a> {
     pub x: Matrix<'a>,
     /// `[d, v]`.
     pub w: Matrix<'a>,
-    /// The column that each token should have chosen; none where it does not count.
+    /// The column that each token should have chosen; `None` where it does not count.
     pub targets: &'a [Option<usize>],
     /// Weight of the mean squared log-partition, 0 for none.
     pub z_loss_weight: f64,

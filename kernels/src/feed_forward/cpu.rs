@@ -62,7 +62,7 @@ fn sizes(operands: &Operands<FlexTensor>) -> [usize; 3] {
     [t, d, *operands.up.shape().last().expect("a matrix has columns")]
 }
 
-/// The elements of a tensor that covers its buffer; none if there is no tensor.
+/// The elements of a tensor that covers its buffer; `None` if there is no tensor.
 fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
     match projection {
         Some(projection) => projection.storage_mut(),

@@ -124,7 +124,7 @@ fn loss_tensors(means: Means) -> Losses<Flex> {
     }
 }
 
-/// The target of each token as a column of the logits; none for one that is ignored.
+/// The target of each token as a column of the logits; `None` for one that is ignored.
 ///
 /// # Panics
 /// If another target is not below `vocab_size`.

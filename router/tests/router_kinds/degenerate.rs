@@ -7,7 +7,7 @@ use switchyard_router::{
 
 use crate::case::{D, Kind, Values, kind, kinds, route, route_with, router, training, values};
 
-/// The router for another number of experts; none where it needs more of them.
+/// The router for another number of experts; `None` where it needs more of them.
 fn resized(kind: &Kind, num_experts: usize, top_k: usize) -> Option<Kind> {
     let mut config = kind.config.clone();
     if matches!(config.selection, Selection::RandomSecond(_)) && top_k != 2 {

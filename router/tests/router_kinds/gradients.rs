@@ -49,7 +49,7 @@ fn param_gradient<const R: usize>(
     param.map(|param| gradient(&param.val(), gradients))
 }
 
-/// In the order of [`Values::leaves_mut`]; none where the router has no such parameter.
+/// In the order of [`Values::leaves_mut`]; `None` where the router has no such parameter.
 fn gradients(router: &Router, x_td: &Tensor<2>, gradients: &Gradients) -> [Option<Vec<f64>>; 6] {
     let cosine = router.cosine.as_ref();
     [

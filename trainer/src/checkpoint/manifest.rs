@@ -12,7 +12,7 @@ use switchyard_ground::regular_file;
 use switchyard_model::ParameterName;
 
 use super::{CheckpointError, FILES};
-use crate::hash::hex;
+use switchyard_ground::digest::hex;
 
 /// Name of the manifest in the checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -215,7 +215,7 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
 
 impl FileRecord {
     fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.len() as u64, sha256: crate::hash::sha256_hex(bytes) }
+        Self { bytes: bytes.len() as u64, sha256: switchyard_ground::digest::sha256_hex(bytes) }
     }
 }
 

@@ -103,7 +103,7 @@ fn aside_note(path: &Path, problem: &MetricsError) -> Result<String, MetricsErro
     ))
 }
 
-/// Every row of the file at `path`; none if it is missing. A last line that a kill tore is ignored.
+/// Every row of the file at `path`; `None` if it is missing. A last line that a kill tore is ignored.
 ///
 /// # Errors
 /// [`MetricsError::Malformed`], [`MetricsError::Io`].

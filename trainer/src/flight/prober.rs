@@ -118,7 +118,7 @@ impl ProbeChoice {
         Some(Self { top_k: row.top_k?, expert_ids_tk: row.probe_experts })
     }
 
-    /// Agreement and churn since an earlier choice; none if it was of another number of experts or tokens.
+    /// Agreement and churn since an earlier choice; `None` if it was of another number of experts or tokens.
     fn compared_to(&self, earlier: &Self) -> Option<(f64, f64)> {
         let (before, after, k) = (&earlier.expert_ids_tk, &self.expert_ids_tk, self.top_k);
         let is_comparable = earlier.top_k == k && before.len() == after.len();
@@ -293,7 +293,7 @@ fn last_choices(rows: Vec<ProbeRow>) -> BTreeMap<usize, ProbeChoice> {
     last.filter_map(|row| Some((row.layer, ProbeChoice::of(row)?))).collect()
 }
 
-/// The weighted losses that balance, over all layers; none without one.
+/// The weighted losses that balance, over all layers; `None` without one.
 fn balancing_loss(output: &ModelOutput) -> Option<Tensor<1>> {
     let losses = output.moe_layers.iter().flat_map(|(_, aux)| &aux.losses);
     losses

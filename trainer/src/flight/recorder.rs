@@ -321,7 +321,7 @@ impl<'a> LayerStep<'a> {
         }
     }
 
-    /// The mean of a value of each pass; none if a pass has none.
+    /// The mean of a value of each pass; `None` if a pass has none.
     fn mean_over_passes(&self, value: impl Fn(usize) -> Option<f64>) -> Option<f64> {
         let num_passes = self.routed.len();
         let sum = (0..num_passes).map(value).sum::<Option<f64>>()?;

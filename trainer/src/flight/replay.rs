@@ -172,7 +172,7 @@ fn settings_of(paths: &RunPaths, step: u64) -> Result<(RunConfig, RunPlan), Trai
     let manifest = RunManifest::read(&path)?;
     let config = serde_json::from_value(manifest.config).map_err(|error| RunFolderError::BadManifest {
         path,
-        reason: format!("its `config` is none of this version: {error}"),
+        reason: format!("its `config` was written by another version: {error}"),
     })?;
     Ok((config, plan_of(paths)?))
 }

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
 
 use super::{MetricsError, Record};
-use crate::hash::hex;
 use switchyard_ground::aside::{Why, set_aside};
+use switchyard_ground::digest::hex;
 use switchyard_ground::line_file::{LineFile, Mishap};
 
 /// What a checkpoint says of the log, to know it again: which rows lead to the checkpoint.

@@ -122,7 +122,7 @@ pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
 
 fn check_flight_recorder(config: &FlightRecorderConfig) -> Result<(), PlanError> {
     let key = |name: &str| format!("train.flight_recorder.{name}");
-    let never = "; a number above `train.num_steps` does it never";
+    let never = "; a number above `train.num_steps` never does";
     not_zero(&key("scores_every_steps"), config.scores_every_steps == 0, never)?;
     not_zero(&key("probe_every_steps"), config.probe_every_steps == 0, never)?;
     not_zero(&key("steps_per_part"), config.steps_per_part == 0, "")?;

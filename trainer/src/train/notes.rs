@@ -41,7 +41,7 @@ pub(super) fn on_lost_steps(manifest: &RunManifest, resumed_from: Option<&Traini
     })
 }
 
-/// What an overwritten folder still holds; none if nothing.
+/// What an overwritten folder still holds; `None` if nothing.
 pub(super) fn on_left(folder: &RunFolder) -> Option<String> {
     let names: Vec<String> = folder.left().iter().map(|path| format!("`{}`", path.display())).collect();
     let more = match names.len().saturating_sub(MAX_LISTED) {

@@ -135,7 +135,7 @@ pub(super) fn num_parts(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) 
     }
 }
 
-/// Why the mixture of `layer` computes something else than its dense block; none if it does not.
+/// Why the mixture of `layer` computes something else than its dense block; `None` if it does not.
 pub(super) fn deviation(
     dense: &ModelSpec,
     spec: &ModelSpec,

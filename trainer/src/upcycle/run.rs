@@ -41,7 +41,7 @@ pub struct UpcycleRequest {
 pub struct UpcycleSummary {
     /// The checkpoint of step 0.
     pub checkpoint: PathBuf,
-    /// Why the mixture does not start as the dense model's function; none if it does.
+    /// Why the mixture does not start as the dense model's function; `None` if it does.
     pub deviation: Option<String>,
     /// Whether the data is what the dense model was trained on.
     pub same_data: bool,

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{MAX_FILE_BYTES, PinnedArchive, read_archive};
-use crate::hash::hex;
 use crate::source::Content;
+use switchyard_ground::digest::hex;
 
 /// A file, a link, a folder, a name too long for a plain header and a table beyond the limit.
 fn archive() -> Vec<u8> {
