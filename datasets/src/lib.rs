@@ -71,9 +71,9 @@ mod words;
 
 pub use batch::TokenBatch;
 pub use config::{
-    BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, DataConfigError,
-    FileTokenizerConfig, OnTrouble, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig,
-    TokenDtype, TokenizerConfig, TokensConfig,
+    BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
+    OnTrouble, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig, TokenDtype,
+    TokenizerConfig, TokensConfig,
 };
 pub use decode::DecodeStream;
 pub use error::DatasetError;

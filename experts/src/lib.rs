@@ -7,18 +7,16 @@ mod block_sparse;
 mod config;
 mod counts;
 mod dense;
-mod error;
 mod grouped;
 mod moe;
 mod soft;
 mod spec;
 mod topology;
 
-pub use block_sparse::{BlockSparseConfig, BlockSparseConfigError, BlockSparseFfn, BlockSparseWeights};
+pub use block_sparse::{BlockSparseConfig, BlockSparseFfn, BlockSparseWeights};
 pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
 pub use counts::{ExpertWork, FfnFlops, FfnParams, PassSize};
 pub use dense::{DenseFfn, DenseFfnWeights};
-pub use error::MoeConfigError;
 pub use grouped::{Experts, ExpertsWeights};
 pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
 pub use spec::{

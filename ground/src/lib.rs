@@ -7,9 +7,11 @@
 //! | [`shell`] | paths as a shell takes them back |
 //! | [`regular_file`] | files opened without waiting on pipes or reading devices |
 //! | [`durable`] | files that are whole or absent |
+//! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
 //! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod durable;
+pub mod key_error;
 pub mod open_choice;
 pub mod printable;
 pub mod regular_file;
