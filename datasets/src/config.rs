@@ -8,8 +8,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::config_error::DataConfigError;
+use switchyard_ground::key_error::KeyError;
 
 /// Share of the documents that validates when no split rule is given.
 pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
@@ -278,19 +277,17 @@ impl TextConfig {
         self.max_document_bytes.unwrap_or(DEFAULT_MAX_DOCUMENT_BYTES)
     }
 
-    fn validate(&self) -> Result<(), DataConfigError> {
-        let refuse = |key, message: &str| Err(DataConfigError::new(key, message));
+    fn validate(&self) -> Result<(), KeyError> {
         if self.separator.as_deref() == Some("") {
-            return refuse(
-                "data.text.separator",
-                "is empty: give the text between two documents, or leave it out",
-            );
+            let remedy = "give the text between two documents, or leave it out";
+            return Err(KeyError::new("text.separator", "is empty", remedy));
         }
         if self.jsonl_key.as_deref() == Some("") {
-            return refuse("data.text.jsonl_key", "is empty: name a field, or leave it out");
+            return Err(KeyError::new("text.jsonl_key", "is empty", "name a field, or leave it out"));
         }
         if self.max_document_bytes == Some(0) {
-            return refuse("data.text.max_document_bytes", "is 0: use at least 1, or leave it out");
+            let remedy = "use at least 1, or leave it out";
+            return Err(KeyError::new("text.max_document_bytes", "is 0", remedy));
         }
         Ok(())
     }
@@ -315,10 +312,10 @@ pub struct SplitFraction {
 }
 
 impl TokenizerConfig {
-    fn validate(&self) -> Result<(), DataConfigError> {
+    fn validate(&self) -> Result<(), KeyError> {
         match self {
             Self::Bpe(bpe) => require_range(
-                "data.tokenizer.bpe.vocab_size",
+                "tokenizer.bpe.vocab_size",
                 bpe.vocab_size,
                 MIN_BPE_VOCAB_SIZE,
                 MAX_BPE_VOCAB_SIZE,
@@ -347,12 +344,12 @@ impl DataConfig {
     ///
     /// # Errors
     /// The first offending key, with what is allowed.
-    pub fn validate(&self) -> Result<(), DataConfigError> {
+    pub fn validate(&self) -> Result<(), KeyError> {
         self.validate_tokenizer()?;
         self.validate_split()?;
         match &self.source {
             SourceConfig::Crates(CratesConfig { max_bytes: Some(0) }) => {
-                Err(DataConfigError::new("data.crates.max_bytes", "is 0: use at least 1, or leave it out"))
+                Err(KeyError::new("crates.max_bytes", "is 0", "use at least 1, or leave it out"))
             }
             SourceConfig::Crates(_) => Ok(()),
             SourceConfig::Text(text) => text.validate(),
@@ -361,19 +358,19 @@ impl DataConfig {
         }
     }
 
-    fn validate_tokenizer(&self) -> Result<(), DataConfigError> {
+    fn validate_tokenizer(&self) -> Result<(), KeyError> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
         let source = match &self.source {
-            SourceConfig::Synthetic(_) => "[data.synthetic]",
-            SourceConfig::Tokens(_) => "[data.tokens]",
+            SourceConfig::Synthetic(_) => "synthetic",
+            SourceConfig::Tokens(_) => "tokens",
             SourceConfig::Crates(_) | SourceConfig::Text(_) => return tokenizer.validate(),
         };
-        let message =
-            format!("{source} is made of ids already: remove [data.tokenizer.{}]", tokenizer.name());
-        Err(DataConfigError::new("data.tokenizer", message))
+        let path = format!("tokenizer.{}", tokenizer.name());
+        let problem = format!("has no effect on `{source}`, which is made of ids already");
+        Err(KeyError::new(path, problem, "remove it").naming(source))
     }
 
-    fn validate_split(&self) -> Result<(), DataConfigError> {
+    fn validate_split(&self) -> Result<(), KeyError> {
         let (name, SplitFraction { validation_fraction: fraction }) = match &self.split {
             None => return Ok(()),
             Some(SplitConfig::ByDocumentHash(fraction)) => ("by_document_hash", fraction),
@@ -382,64 +379,66 @@ impl DataConfig {
         if *fraction > 0.0 && *fraction < 1.0 {
             return Ok(());
         }
-        let key = format!("data.split.{name}.validation_fraction");
-        let message = format!("is {fraction}: use a share above 0 and below 1, such as 0.05");
-        Err(DataConfigError::new(&key, message))
+        let path = format!("split.{name}.validation_fraction");
+        let remedy = "use a share above 0 and below 1, such as 0.05";
+        Err(KeyError::new(path, format!("is {fraction}"), remedy))
     }
 
-    fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), DataConfigError> {
-        require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_VOCAB_SIZE)?;
+    fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), KeyError> {
+        require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_VOCAB_SIZE)?;
         if tokens.dtype == Some(TokenDtype::U16) {
-            require_range("data.tokens.vocab_size", tokens.vocab_size, 2, MAX_16_BIT_VOCAB_SIZE)?;
+            require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_16_BIT_VOCAB_SIZE)?;
         }
         if self.mask_documents {
-            let message = "is true, but files of token ids carry no document borders: set it to false";
-            return Err(DataConfigError::new("data.mask_documents", message));
+            let problem = "is true, but files of token ids carry no document borders";
+            return Err(KeyError::new("mask_documents", problem, "set it to false"));
         }
         match (&tokens.validation, &self.split) {
             (Some(_), None) | (None, Some(SplitConfig::Tail(_))) => Ok(()),
-            (Some(_), Some(_)) => Err(DataConfigError::new(
-                "data.split",
-                "`data.tokens.validation` is the validation split: remove [data.split]",
-            )),
-            (None, _) => Err(DataConfigError::new(
-                "data.tokens.validation",
-                "missing: name a validation file, or take the end of `train` with [data.split.tail]",
-            )),
+            (Some(_), Some(_)) => {
+                let problem = "is given beside `tokens.validation`, which is the validation split";
+                Err(KeyError::new("split", problem, "remove one of them").naming("tokens.validation"))
+            }
+            (None, _) => {
+                let remedy = "name a validation file, or take the end of `tokens.train` with `split.tail`";
+                let error = KeyError::new("tokens.validation", "is missing", remedy);
+                Err(error.naming("tokens.train").naming("split.tail"))
+            }
         }
     }
 }
 
 impl SyntheticConfig {
-    fn validate(&self) -> Result<(), DataConfigError> {
-        require_range("data.synthetic.num_domains", self.num_domains, 1, usize::from(u16::MAX))?;
-        require_range("data.synthetic.vocab_size", self.vocab_size, 3, MAX_VOCAB_SIZE)?;
-        require_range("data.synthetic.document_tokens", self.document_tokens, 2, 1 << 24)?;
-        require_range("data.synthetic.branching", self.branching, 1, self.vocab_size - 1)?;
+    fn validate(&self) -> Result<(), KeyError> {
+        require_range("synthetic.num_domains", self.num_domains, 1, usize::from(u16::MAX))?;
+        require_range("synthetic.vocab_size", self.vocab_size, 3, MAX_VOCAB_SIZE)?;
+        require_range("synthetic.document_tokens", self.document_tokens, 2, 1 << 24)?;
+        require_range("synthetic.branching", self.branching, 1, self.vocab_size - 1)?;
         if self.num_documents < 2 {
-            let message = format!("is {}: use at least 2, one for each split", self.num_documents);
-            return Err(DataConfigError::new("data.synthetic.num_documents", message));
+            let problem = format!("is {}", self.num_documents);
+            let remedy = "use at least 2, one for each split";
+            return Err(KeyError::new("synthetic.num_documents", problem, remedy));
         }
         let entries = [self.num_domains, self.vocab_size, self.branching]
             .iter()
             .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
         if entries.is_none_or(|entries| entries > MAX_SYNTHETIC_TABLE_ENTRIES) {
-            let message = format!(
-                "num_domains * vocab_size * branching is {} * {} * {}: keep the product within \
-                 {MAX_SYNTHETIC_TABLE_ENTRIES}",
+            let problem = format!(
+                "asks for num_domains * vocab_size * branching = {} * {} * {} entries",
                 self.num_domains, self.vocab_size, self.branching
             );
-            return Err(DataConfigError::new("data.synthetic", message));
+            let remedy = format!("keep the product within {MAX_SYNTHETIC_TABLE_ENTRIES}");
+            return Err(KeyError::new("synthetic", problem, remedy));
         }
         Ok(())
     }
 }
 
-fn require_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), DataConfigError> {
+fn require_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), KeyError> {
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(DataConfigError::new(key, format!("is {value}: use {min}..={max}")))
+    Err(KeyError::new(key, format!("is {value}"), format!("use {min}..={max}")))
 }
 
 #[cfg(test)]
@@ -480,15 +479,15 @@ mod tests {
     fn values_out_of_range_name_key_value_and_range() {
         assert_eq!(
             message("crates = {}\ntokenizer.bpe.vocab_size = 200"),
-            "`data.tokenizer.bpe.vocab_size`: is 200: use 257..=262144"
+            "`tokenizer.bpe.vocab_size` is 200: use 257..=262144"
         );
         assert_eq!(
             message("crates = {}\nsplit.tail.validation_fraction = 1.0"),
-            "`data.split.tail.validation_fraction`: is 1: use a share above 0 and below 1, such as 0.05"
+            "`split.tail.validation_fraction` is 1: use a share above 0 and below 1, such as 0.05"
         );
         assert_eq!(
             message("crates = {}\nsplit.tail.validation_fraction = nan"),
-            "`data.split.tail.validation_fraction`: is NaN: use a share above 0 and below 1, such as 0.05"
+            "`split.tail.validation_fraction` is NaN: use a share above 0 and below 1, such as 0.05"
         );
     }
 
@@ -499,17 +498,17 @@ mod tests {
         assert_eq!(parse(synthetic).vocab_size().unwrap(), 16);
         assert_eq!(
             message(&format!("tokenizer.bytes = {{}}\n{synthetic}")),
-            "`data.tokenizer`: [data.synthetic] is made of ids already: remove [data.tokenizer.bytes]"
+            "`tokenizer.bytes` has no effect on `synthetic`, which is made of ids already: remove it"
         );
     }
 
     #[test]
     fn token_files_need_one_validation_split() {
         let tokens = "[tokens]\ntrain = 'a.bin'\nvocab_size = 100\n";
-        assert!(message(tokens).starts_with("`data.tokens.validation`: missing"));
+        assert!(message(tokens).starts_with("`tokens.validation` is missing"));
         assert!(parse(&format!("split.tail.validation_fraction = 0.1\n{tokens}")).validate().is_ok());
         let both = format!("split.tail.validation_fraction = 0.1\n{tokens}validation = 'b.bin'\n");
-        assert!(message(&both).starts_with("`data.split`"));
+        assert!(message(&both).starts_with("`split` is given beside"));
     }
 
     #[test]

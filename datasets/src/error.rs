@@ -3,16 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use switchyard_ground::key_error::KeyError;
 use thiserror::Error;
-
-use crate::config_error::DataConfigError;
 
 /// What stopped the preparation or the reading of data: where, the offending value, what to do next.
 #[derive(Debug, Error)]
 pub enum DatasetError {
     /// A value in `[data]` that cannot be meant.
     #[error(transparent)]
-    Config(#[from] DataConfigError),
+    Config(Box<KeyError>),
 
     /// The operating system refused.
     #[error("cannot {action} `{}`: {source}{}", path.display(), hint(source))]
@@ -263,6 +262,11 @@ impl DatasetError {
             Self::Interrupted | Self::LoaderStopped => false,
             _ => true,
         }
+    }
+
+    /// The error of a key of [`DataConfig`](crate::DataConfig).
+    pub(crate) fn of_key(error: KeyError) -> Self {
+        Self::Config(Box::new(error.under("data")))
     }
 
     /// A closure for `map_err` that attaches what was attempted, and where.

@@ -44,7 +44,6 @@ mod bpe;
 mod build;
 mod cache;
 mod config;
-mod config_error;
 mod dataset;
 mod decode;
 mod encoded;
@@ -78,7 +77,6 @@ pub use config::{
     OnTrouble, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig, TokenDtype,
     TokenizerConfig, TokensConfig,
 };
-pub use config_error::DataConfigError;
 pub use dataset::Dataset;
 pub use decode::DecodeStream;
 pub use error::DatasetError;

@@ -37,7 +37,7 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// # Errors
 /// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full disk, or the stop flag.
 pub fn prepare(config: &DataConfig, progress: &Progress) -> Result<Dataset, DatasetError> {
-    config.validate()?;
+    config.validate().map_err(DatasetError::of_key)?;
     let source = match &config.source {
         SourceConfig::Crates(crates) => Source::Crates(CratesSource::open(crates)?),
         SourceConfig::Text(text) => Source::Text(TextSource::open(text, progress)?),

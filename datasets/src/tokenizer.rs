@@ -62,7 +62,7 @@ impl DataConfig {
     /// # Errors
     /// An invalid configuration, or a `tokenizer.json` that cannot be read.
     pub fn vocab_size(&self) -> Result<usize, DatasetError> {
-        self.validate()?;
+        self.validate().map_err(DatasetError::of_key)?;
         match (&self.source, &self.tokenizer) {
             (SourceConfig::Synthetic(synthetic), _) => Ok(synthetic.vocab_size),
             (SourceConfig::Tokens(tokens), _) => Ok(tokens.vocab_size),

@@ -7,8 +7,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use switchyard_ground::key_error::KeyError;
 use switchyard_kernels::{Activation, BlockTopology, block_sparse_linear};
-use thiserror::Error;
 
 use crate::topology::{TopologyKind, generate, num_blocks};
 
@@ -34,40 +34,28 @@ pub struct BlockSparseConfig {
     pub topology: Option<TopologyKind>,
 }
 
-/// A value under `[model.ffn.block_sparse]` that cannot be used.
-#[derive(Debug, Clone, PartialEq, Error)]
-#[error("`model.ffn.block_sparse.{key}` {problem}")]
-pub struct BlockSparseConfigError {
-    /// Last part of the key path.
-    pub key: &'static str,
-    /// Its value, what is wrong with it, and what to do.
-    pub problem: String,
-}
-
 impl BlockSparseConfig {
     /// Checks everything beside the model's width.
     ///
     /// # Errors
-    /// Names the first key whose value cannot be used.
-    pub fn validate(&self, d_model: usize) -> Result<(), BlockSparseConfigError> {
-        let refuse = |key, problem| Err(BlockSparseConfigError { key, problem });
+    /// The first key whose value cannot be used.
+    pub fn validate(&self, d_model: usize) -> Result<(), KeyError> {
         if self.block == 0 || !d_model.is_multiple_of(self.block) {
-            let problem = format!(
-                "is {}, which does not divide `model.d_model` = {d_model}: use a divisor",
-                self.block
-            );
-            return refuse("block", problem);
+            let problem = format!("is {}, which does not divide `model.d_model` = {d_model}", self.block);
+            return Err(KeyError::new("block", problem, "use a divisor"));
         }
         if self.d_ff == 0 || !self.d_ff.is_multiple_of(self.block) {
-            let problem = format!("is {}: use a multiple of `block` = {}", self.d_ff, self.block);
-            return refuse("d_ff", problem);
+            let remedy = format!("use a multiple of `block` = {}", self.block);
+            return Err(KeyError::new("d_ff", format!("is {}", self.d_ff), remedy));
         }
         if !(self.density > 0.0 && self.density <= 1.0) {
-            return refuse("density", format!("is {}: use a number above 0 and up to 1", self.density));
+            let problem = format!("is {}", self.density);
+            return Err(KeyError::new("density", problem, "use a number above 0 and up to 1"));
         }
         match self.topology {
             Some(TopologyKind::SmallWorld { rewiring }) if !(0.0..=1.0).contains(&rewiring) => {
-                refuse("topology.small_world.rewiring", format!("is {rewiring}: use a number in 0..=1"))
+                let problem = format!("is {rewiring}");
+                Err(KeyError::new("topology.small_world.rewiring", problem, "use a number in 0..=1"))
             }
             _ => Ok(()),
         }

@@ -2,9 +2,8 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use switchyard_router::{CapacityConfig, RouterConfig, RouterError};
-
-use crate::MoeConfigError;
+use switchyard_ground::key_error::KeyError;
+use switchyard_router::{CapacityConfig, RouterConfig};
 
 /// A mixture of experts in place of the dense feed-forward block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,18 +53,21 @@ impl MoeConfig {
     /// The mixture with `granularity` multiplied out; the number itself stays, for people to read.
     ///
     /// # Errors
-    /// [`MoeConfigError`] if the granularity is 0 or does not divide the experts' width, or a router chooses more experts
-    /// than there are.
-    pub fn with_granularity_applied(&self) -> Result<Self, MoeConfigError> {
+    /// If the granularity is 0 or does not divide the experts' width, or a router chooses more experts than there are.
+    pub fn with_granularity_applied(&self) -> Result<Self, KeyError> {
         let granularity = self.granularity.unwrap_or(1);
         if granularity == 0 {
-            return Err(MoeConfigError::Zero { key: "granularity", optional: true });
+            return Err(KeyError::new("granularity", "is 0", "use at least 1, or remove the key"));
         }
         if !self.d_expert.is_multiple_of(granularity) {
-            return Err(MoeConfigError::Granularity { granularity, d_expert: self.d_expert });
+            let problem = format!("is {granularity}, which does not divide `d_expert` = {}", self.d_expert);
+            return Err(KeyError::new("granularity", problem, "use a divisor").naming("d_expert"));
         }
         // Checked as written: afterwards a message would name numbers that nobody wrote.
-        self.check_top_k()?;
+        self.check_routers(|router| {
+            RouterConfig { renormalise: false, ..RouterConfig::top_k(router.top_k) }
+                .validate(self.num_experts)
+        })?;
         let mut moe = self.clone();
         moe.num_experts = self.num_experts.saturating_mul(granularity);
         moe.d_expert = self.d_expert / granularity;
@@ -75,27 +77,11 @@ impl MoeConfig {
         Ok(moe)
     }
 
-    fn check_top_k(&self) -> Result<(), MoeConfigError> {
-        let check = |router: &RouterConfig| {
-            RouterConfig { renormalise: false, ..RouterConfig::top_k(router.top_k) }
-                .validate(self.num_experts)
-        };
-        check(&self.router)?;
-        self.check_overrides(check)
-    }
-
-    /// `check` of every other router, with its place in the list as part of the key.
-    fn check_overrides(
-        &self,
-        check: impl Fn(&RouterConfig) -> Result<(), RouterError>,
-    ) -> Result<(), MoeConfigError> {
+    /// `check` of the common router and of every other one, each under its own key.
+    fn check_routers(&self, check: impl Fn(&RouterConfig) -> Result<(), KeyError>) -> Result<(), KeyError> {
+        check(&self.router).map_err(|error| error.under("router"))?;
         for (index, rule) in self.router_overrides.iter().enumerate() {
-            // Whoever checks a router alone knows no other place for it than the common one.
-            let place = format!("model.ffn.moe.router_overrides[{index}].router.");
-            check(&rule.router).map_err(|RouterError { key, problem }| RouterError {
-                key: format!("router_overrides[{index}].{key}"),
-                problem: problem.replace("model.ffn.moe.router.", &place),
-            })?;
+            check(&rule.router).map_err(|error| error.under(&format!("router_overrides[{index}].router")))?;
         }
         Ok(())
     }
@@ -119,27 +105,29 @@ impl MoeConfig {
     /// leave something to the capacity.
     ///
     /// # Errors
-    /// Names the first key under `model.ffn.moe` whose value is out of range.
-    pub fn validate(&self) -> Result<(), MoeConfigError> {
+    /// The first key of the mixture whose value is out of range.
+    pub fn validate(&self) -> Result<(), KeyError> {
         let sizes = [
-            ("num_experts", Some(self.num_experts), false),
-            ("d_expert", Some(self.d_expert), false),
-            ("d_shared_expert", self.d_shared_expert, true),
+            ("num_experts", Some(self.num_experts), ""),
+            ("d_expert", Some(self.d_expert), ""),
+            ("d_shared_expert", self.d_shared_expert, ", or remove the key"),
         ];
-        for (key, size, optional) in sizes {
+        for (key, size, alternative) in sizes {
             if size == Some(0) {
-                return Err(MoeConfigError::Zero { key, optional });
+                return Err(KeyError::new(key, "is 0", format!("use at least 1{alternative}")));
             }
         }
         if self.shared_expert_gate && self.d_shared_expert.is_none() {
-            return Err(MoeConfigError::SharedExpertGate);
+            let problem = "is true, but there is no shared expert";
+            let error =
+                KeyError::new("shared_expert_gate", problem, "set `d_shared_expert`, or remove the key");
+            return Err(error.naming("d_shared_expert"));
         }
-        self.router.validate(self.num_experts)?;
-        self.check_overrides(|router| router.validate(self.num_experts))?;
-        if let Some(capacity) = &self.capacity {
-            capacity.validate(self.num_experts)?;
+        self.check_routers(|router| router.validate(self.num_experts))?;
+        match &self.capacity {
+            Some(capacity) => capacity.validate(self.num_experts).map_err(|error| error.under("capacity")),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -177,17 +165,14 @@ mod tests {
     #[test]
     fn each_mistake_names_its_key_value_and_remedy() {
         let message = |config: MoeConfig| config.validate().unwrap_err().to_string();
-        assert_eq!(
-            message(MoeConfig { d_expert: 0, ..config() }),
-            "`model.ffn.moe.d_expert` is 0: use at least 1"
-        );
+        assert_eq!(message(MoeConfig { d_expert: 0, ..config() }), "`d_expert` is 0: use at least 1");
         assert_eq!(
             message(MoeConfig { d_shared_expert: Some(0), ..config() }),
-            "`model.ffn.moe.d_shared_expert` is 0: use at least 1, or remove the key"
+            "`d_shared_expert` is 0: use at least 1, or remove the key"
         );
         assert_eq!(
             message(MoeConfig { num_experts: 1, ..config() }),
-            "`model.ffn.moe.router.top_k` is 2, but the layer has 1 experts: use 1..=1"
+            "`router.top_k` is 2, but the layer has 1 experts: use 1..=1"
         );
         let capacity = CapacityConfig {
             factor: -1.0,
@@ -197,7 +182,7 @@ mod tests {
         };
         assert_eq!(
             message(MoeConfig { capacity: Some(capacity), ..config() }),
-            "`model.ffn.moe.capacity.factor` is -1: use a positive number, or remove the table for a dropless layer"
+            "`capacity.factor` is -1: use a positive number, or remove the table for a dropless layer"
         );
         assert_eq!(config().validate(), Ok(()));
     }
@@ -220,16 +205,13 @@ mod tests {
             let moe = MoeConfig { granularity: Some(granularity), ..config() };
             moe.with_granularity_applied().unwrap_err().to_string()
         };
-        assert_eq!(message(0), "`model.ffn.moe.granularity` is 0: use at least 1, or remove the key");
-        assert_eq!(
-            message(3),
-            "`model.ffn.moe.granularity` is 3, which does not divide `model.ffn.moe.d_expert` = 16: use a divisor"
-        );
+        assert_eq!(message(0), "`granularity` is 0: use at least 1, or remove the key");
+        assert_eq!(message(3), "`granularity` is 3, which does not divide `d_expert` = 16: use a divisor");
         let too_many =
             MoeConfig { num_experts: 1, granularity: Some(2), ..config() }.with_granularity_applied();
         assert_eq!(
             too_many.unwrap_err().to_string(),
-            "`model.ffn.moe.router.top_k` is 2, but the layer has 1 experts: use 1..=1"
+            "`router.top_k` is 2, but the layer has 1 experts: use 1..=1"
         );
     }
 
@@ -244,7 +226,7 @@ mod tests {
         let few = MoeConfig { num_experts: 4, ..moe };
         assert_eq!(
             few.validate().unwrap_err().to_string(),
-            "`model.ffn.moe.router_overrides[0].router.top_k` is 5, but the layer has 4 experts: use 1..=4"
+            "`router_overrides[0].router.top_k` is 5, but the layer has 4 experts: use 1..=4"
         );
     }
 }

@@ -11,12 +11,14 @@
 //! | [`line_file`] | files that grow by whole lines |
 //! | [`aside`] | files that cannot be used, set aside and not lost |
 //! | [`advice`] | what to do about an error of the file system |
+//! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
 //! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod advice;
 pub mod aside;
 pub mod digest;
 pub mod durable;
+pub mod key_error;
 pub mod line_file;
 pub mod open_choice;
 pub mod printable;

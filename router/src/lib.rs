@@ -8,7 +8,6 @@ mod choice;
 mod config;
 mod control;
 mod draw;
-mod error;
 mod expert_choice;
 mod gate;
 mod groups;
@@ -34,7 +33,6 @@ pub use config::{
     Selection, SigmoidConfig, SoftConfig, SoftmaxOrder,
 };
 pub use control::{forced_uniform_experts, random_experts};
-pub use error::RouterError;
 pub use expert_choice::{ExpertChoice, expert_choice};
 pub use gate::{CosineGate, CosineWeights, GateWeights};
 pub use groups::{ExpertGroups, GroupScore};

@@ -83,8 +83,8 @@ impl LoadedConfig {
     /// The first value or combination that cannot be run, with its place.
     pub fn resolve(&self) -> Result<RunPlan, ConfigError> {
         RunPlan::resolve(&self.config).map_err(|error| ConfigError::Invalid {
-            location: self.locate(&error.key),
-            message: error.message,
+            location: self.locate(&error.path),
+            message: error.to_string(),
         })
     }
 }

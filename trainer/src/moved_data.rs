@@ -65,10 +65,10 @@ pub fn changed_config(
             "the model was trained on text: ids of `data.tokens` or `data.synthetic` mean nothing to it";
         return Err(ConfigError::Invalid { location: location(), message: message.into() });
     }
-    changed
-        .data
-        .validate()
-        .map_err(|error| ConfigError::Invalid { location: location(), message: error.to_string() })?;
+    changed.data.validate().map_err(|error| ConfigError::Invalid {
+        location: location(),
+        message: error.under("data").to_string(),
+    })?;
     Ok(changed)
 }
 

@@ -10,6 +10,7 @@ pub(crate) use checks::MAX_THREADS;
 pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
+use switchyard_ground::key_error::KeyError;
 use switchyard_model::{MemoryEstimate, ModelCounts, ModelSpec};
 
 pub use describe::grouped;
@@ -83,34 +84,24 @@ pub struct CheckpointPlan {
     pub keep_best: bool,
 }
 
-/// A value, or a combination of values, that cannot be run.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct PlanError {
-    /// Path of the key to change, such as `train.seq_len`.
-    pub key: String,
-    /// The key, its value, why it cannot be, and what to do.
-    pub message: String,
-}
-
 impl RunPlan {
     /// The plan of `config`. Touches no data and allocates no parameters; a `tokenizer.json` is read for its
     /// vocabulary if one is configured.
     ///
     /// # Errors
     /// The first key whose value cannot be used, alone or beside the others.
-    pub fn resolve(config: &RunConfig) -> Result<Self, PlanError> {
+    pub fn resolve(config: &RunConfig) -> Result<Self, KeyError> {
         let mut notes = Vec::new();
         training::check_run(config)?;
-        config.data.validate().map_err(PlanError::from_message)?;
+        config.data.validate().map_err(|error| error.under("data"))?;
         let micro_batch_tokens = training::resolve_micro_batch_tokens(&config.train)?;
-        let vocab_size = config.data.vocab_size().map_err(|error| PlanError {
-            key: "data.tokenizer".into(),
-            message: format!("`data.tokenizer`: {error}"),
-        })?;
+        let vocab_size = config
+            .data
+            .vocab_size()
+            .map_err(|error| KeyError::new("data.tokenizer", "cannot be used", error.to_string()))?;
         if !(2..=checks::MAX_VOCAB_SIZE).contains(&vocab_size) {
-            let problem = format!("gives {vocab_size} ids: use 2..={}", checks::MAX_VOCAB_SIZE);
-            return Err(PlanError::new("data.tokenizer", problem));
+            let remedy = format!("use 2..={}", checks::MAX_VOCAB_SIZE);
+            return Err(KeyError::new("data.tokenizer", format!("gives {vocab_size} ids"), remedy));
         }
         let model = model::resolve(&config.model, vocab_size, config.train.seq_len, &mut notes)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
@@ -192,19 +183,5 @@ impl RunPlan {
     /// Active training FLOPs of the whole run, evaluation not counted.
     pub fn total_training_flops(&self) -> f64 {
         self.training_flops_per_step() * self.num_steps as f64
-    }
-}
-
-impl PlanError {
-    /// An error about `key`; `problem` goes on from the key, as in "is 0: use at least 1".
-    fn new(key: &str, problem: impl std::fmt::Display) -> Self {
-        Self { key: key.to_owned(), message: format!("`{key}` {problem}") }
-    }
-
-    /// An error of another crate, whose messages begin with the key in backticks.
-    fn from_message(error: impl std::fmt::Display) -> Self {
-        let message = error.to_string();
-        let key = message.split('`').nth(1).unwrap_or_default().to_owned();
-        Self { key, message }
     }
 }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
+use switchyard_ground::key_error::KeyError;
 use switchyard_model::{ModelSpec, ParameterName, Transformer};
 
 pub use run::{UpcycleRequest, UpcycleSummary, upcycle};
@@ -70,13 +71,8 @@ pub enum UpcycleError {
         there: String,
     },
     /// A key of the mixture that the method cannot do.
-    #[error("`{key}` {problem}")]
-    Key {
-        /// Path of the key.
-        key: &'static str,
-        /// Its value, what is wrong with it, and what to do.
-        problem: String,
-    },
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The checkpoint is no dense model.
     #[error(
         "layer {layer} of the checkpoint is {kind} already: upcycling starts from the checkpoint of a dense run"
@@ -106,9 +102,10 @@ pub enum UpcycleError {
 
 impl UpcycleError {
     /// The key to change, if it is one of the configuration.
-    pub fn key(&self) -> Option<&'static str> {
+    pub fn key(&self) -> Option<&str> {
         match self {
-            Self::Differs { key, .. } | Self::Key { key, .. } => Some(key),
+            Self::Differs { key, .. } => Some(key),
+            Self::Key(error) => Some(&error.path),
             Self::Tokenizer { .. } => Some("data.tokenizer"),
             Self::NotDense { .. } | Self::Ratio { .. } => None,
         }

@@ -45,9 +45,8 @@ impl PlannedRun {
         data: &mut DataIdentities,
     ) -> Result<Self, Failure> {
         let RunSettings { seed, learning_rate, num_steps } = settings;
-        let plan = RunPlan::resolve(&config).map_err(|error| {
-            Failure::Mistake(format!("arm `{label}` at {num_steps} steps: {}", error.message))
-        })?;
+        let plan = RunPlan::resolve(&config)
+            .map_err(|error| Failure::Mistake(format!("arm `{label}` at {num_steps} steps: {error}")))?;
         let identity = run_identity(&config, &data.of(&config.data)?, code);
         let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}-{}", &identity[..12]);
         Ok(Self { arm, settings, config, plan, folder })

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use switchyard_ground::key_error::KeyError;
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -83,31 +84,6 @@ pub struct AlarmsConfig {
     pub off: Vec<AlarmKind>,
 }
 
-/// A threshold that cannot be meant.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum AlarmsError {
-    /// A number out of range.
-    #[error(
-        "`train.flight_recorder.alarms.{key}` is {value}: use {range}, or remove the key for its default"
-    )]
-    OutOfRange {
-        /// The key.
-        key: &'static str,
-        /// The value.
-        value: f64,
-        /// What is allowed.
-        range: &'static str,
-    },
-    /// An alarm that is off cannot stop a run.
-    #[error(
-        "`train.flight_recorder.alarms` has {kind:?} in both `stop_on` and `off`: remove it from one of them"
-    )]
-    OffAndStopping {
-        /// The alarm.
-        kind: AlarmKind,
-    },
-}
-
 /// The thresholds with every default filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Thresholds {
@@ -131,8 +107,8 @@ impl AlarmsConfig {
     /// Checks every threshold.
     ///
     /// # Errors
-    /// Names the first key under `train.flight_recorder.alarms` whose value cannot be meant.
-    pub fn validate(&self) -> Result<(), AlarmsError> {
+    /// The first key whose value cannot be meant.
+    pub fn validate(&self) -> Result<(), KeyError> {
         let steps = |value: Option<usize>| value.map(|steps| steps as f64);
         let at_least_one = [
             ("dead_expert_steps", self.dead_expert_steps.map(|steps| steps as f64)),
@@ -157,7 +133,10 @@ impl AlarmsConfig {
         check(&not_negative, "a number from 0", |value| value >= 0.0 && value.is_finite())?;
         check(&shares, "a number from 0 to 1", |value| (0.0..=1.0).contains(&value))?;
         let both = self.stop_on.iter().find(|kind| self.off.contains(kind));
-        both.map_or(Ok(()), |&kind| Err(AlarmsError::OffAndStopping { kind }))
+        both.map_or(Ok(()), |kind| {
+            let problem = format!("has {kind:?}, and so has `off`");
+            Err(KeyError::new("stop_on", problem, "remove it from one of them").naming("off"))
+        })
     }
 
     pub(super) fn thresholds(&self) -> Thresholds {
@@ -183,10 +162,13 @@ fn check(
     values: &[(&'static str, Option<f64>)],
     range: &'static str,
     is_in_range: impl Fn(f64) -> bool,
-) -> Result<(), AlarmsError> {
+) -> Result<(), KeyError> {
     for &(key, value) in values {
         match value {
-            Some(value) if !is_in_range(value) => return Err(AlarmsError::OutOfRange { key, value, range }),
+            Some(value) if !is_in_range(value) => {
+                let remedy = format!("use {range}, or remove the key for its default");
+                return Err(KeyError::new(key, format!("is {value}"), remedy));
+            }
             _ => {}
         }
     }
@@ -222,20 +204,17 @@ mod tests {
         };
         assert_eq!(
             message(r#"{"window_steps": 0}"#),
-            "`train.flight_recorder.alarms.window_steps` is 0: use a whole number from 1, or remove the key for its \
+            "`window_steps` is 0: use a whole number from 1, or remove the key for its \
              default"
         );
         assert_eq!(
             message(r#"{"dropped_share": 1.5}"#),
-            "`train.flight_recorder.alarms.dropped_share` is 1.5: use a number from 0 to 1, or remove the key for its default"
+            "`dropped_share` is 1.5: use a number from 0 to 1, or remove the key for its default"
         );
-        assert!(
-            message(r#"{"max_violation": -1.0}"#)
-                .contains("`train.flight_recorder.alarms.max_violation` is -1")
-        );
+        assert!(message(r#"{"max_violation": -1.0}"#).contains("`max_violation` is -1"));
         assert_eq!(
             message(r#"{"stop_on": ["loss_spike"], "off": ["loss_spike"]}"#),
-            "`train.flight_recorder.alarms` has LossSpike in both `stop_on` and `off`: remove it from one of them"
+            "`stop_on` has LossSpike, and so has `off`: remove it from one of them"
         );
     }
 }

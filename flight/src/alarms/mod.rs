@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use bound::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
-pub use config::{AlarmKind, AlarmsConfig, AlarmsError};
+pub use config::{AlarmKind, AlarmsConfig};
 pub use observation::{LayerObservation, StepObservation};
 
 use config::Thresholds;

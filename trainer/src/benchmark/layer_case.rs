@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use switchyard_experts::Activation;
+use switchyard_ground::key_error::KeyError;
 
 use crate::config_file::{self, ConfigError, Origins, SourcePosition};
 
@@ -50,89 +51,83 @@ impl LayerCase {
                 message: error.message().trim().replace('\n', ", "),
             }
         })?;
-        let case = Self::parse(&text).and_then(|case| case.check().map(|()| case));
-        case.map_err(|Mistake { key, message }| ConfigError::Invalid {
-            location: origins.locate(&key),
-            message,
-        })
+        let invalid =
+            |key: &str, message: String| ConfigError::Invalid { location: origins.locate(key), message };
+        let case: Self = toml::Deserializer::parse(&text)
+            .map_err(|error| invalid("", error.message().to_owned()))
+            .and_then(|text| {
+                serde_path_to_error::deserialize(text).map_err(|error| {
+                    let (key, problem) = (error.path().to_string(), error.inner().message());
+                    // serde names keys that are unknown or missing, but not those whose value is of another type.
+                    let is_named = problem.contains("field `");
+                    let message = if is_named { problem.to_owned() } else { format!("`{key}`: {problem}") };
+                    invalid(&key, message)
+                })
+            })?;
+        case.check().map_err(|error| invalid(&error.path, error.to_string()))?;
+        Ok(case)
     }
 
-    fn parse(text: &str) -> Result<Self, Mistake> {
-        let mistake = |error: serde_path_to_error::Error<toml::de::Error>| {
-            let (key, problem) = (error.path().to_string(), error.inner().message());
-            // serde names keys that are unknown or missing, but not those whose value is of another type.
-            let message =
-                if problem.contains("field `") { problem.to_owned() } else { format!("`{key}`: {problem}") };
-            Mistake { key, message }
-        };
-        let unreadable =
-            |error: toml::de::Error| Mistake { key: String::new(), message: error.message().to_owned() };
-        serde_path_to_error::deserialize(toml::Deserializer::parse(text).map_err(unreadable)?)
-            .map_err(mistake)
-    }
-
-    fn check(&self) -> Result<(), Mistake> {
+    fn check(&self) -> Result<(), KeyError> {
         for (key, size) in [("num_tokens", self.num_tokens), ("d_model", self.d_model), ("d_ff", self.d_ff)] {
             if size == 0 {
-                return Err(Mistake::new(key, "is 0: use at least 1"));
+                return Err(KeyError::new(key, "is 0", "use at least 1"));
             }
         }
         if self.threads == Some(0) {
-            return Err(Mistake::new("threads", "is 0: use at least 1, or remove the key to use all cores"));
+            let remedy = "use at least 1, or remove the key to use all cores";
+            return Err(KeyError::new("threads", "is 0", remedy));
         }
         self.check_mixture()?;
         self.check_size()
     }
 
-    fn check_mixture(&self) -> Result<(), Mistake> {
+    fn check_mixture(&self) -> Result<(), KeyError> {
         let (num_experts, top_k) = match (self.num_experts, self.top_k) {
             (Some(num_experts), Some(top_k)) => (num_experts, top_k),
             (None, None) if self.hot_expert_fraction.is_some() => {
-                let problem =
-                    "is given, but a dense layer has no experts: give `num_experts` and `top_k` too";
-                return Err(Mistake::new("hot_expert_fraction", problem));
+                let problem = "is given, but a dense layer has no experts";
+                let remedy = "give `num_experts` and `top_k` too";
+                return Err(KeyError::new("hot_expert_fraction", problem, remedy));
             }
             (None, None) => return Ok(()),
             (Some(_), None) => {
-                return Err(Mistake::new("num_experts", "is given without `top_k`: give both or none"));
+                return Err(KeyError::new("num_experts", "is given without `top_k`", "give both or none"));
             }
             (None, Some(_)) => {
-                return Err(Mistake::new("top_k", "is given without `num_experts`: give both or none"));
+                return Err(KeyError::new("top_k", "is given without `num_experts`", "give both or none"));
             }
         };
         if !(1..=num_experts).contains(&top_k) {
-            let problem =
-                format!("is {top_k}, but the layer has {num_experts} experts: use 1..={num_experts}");
-            return Err(Mistake::new("top_k", problem));
+            let problem = format!("is {top_k}, but the layer has {num_experts} experts");
+            return Err(KeyError::new("top_k", problem, format!("use 1..={num_experts}")));
         }
         match self.hot_expert_fraction {
             Some(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                let problem = format!("is {fraction}: use a number above 0 and at most 1, or remove the key");
-                Err(Mistake::new("hot_expert_fraction", problem))
+                let remedy = "use a number above 0 and at most 1, or remove the key";
+                Err(KeyError::new("hot_expert_fraction", format!("is {fraction}"), remedy))
             }
             Some(fraction) if fraction < 1.0 && top_k == num_experts => {
-                let problem = format!(
-                    "is {fraction}, but every token has all {num_experts} experts: use a smaller `top_k`"
-                );
-                Err(Mistake::new("hot_expert_fraction", problem))
+                let problem = format!("is {fraction}, but every token has all {num_experts} experts");
+                Err(KeyError::new("hot_expert_fraction", problem, "use a smaller `top_k`"))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_size(&self) -> Result<(), Mistake> {
+    fn check_size(&self) -> Result<(), KeyError> {
         let product = |sizes: &[usize]| sizes.iter().map(|&size| size as u128).product::<u128>();
         let slots = product(&[self.num_tokens, self.top_k.unwrap_or(1)]);
         let widest = self.d_model.max(self.d_ff) as u128;
         let weights = product(&[self.num_experts.unwrap_or(1), self.d_model, self.d_ff]);
         if slots.saturating_mul(widest) > MAX_ELEMENTS {
             let problem =
-                format!("is {}: the layer's hidden values would not fit into 8 GB", self.num_tokens);
-            return Err(Mistake::new("num_tokens", problem));
+                format!("is {}, and the layer's hidden values would not fit into 8 GB", self.num_tokens);
+            return Err(KeyError::new("num_tokens", problem, "use fewer"));
         }
         if weights > MAX_ELEMENTS {
-            let problem = format!("is {}: one stack of weights would not fit into 8 GB", self.d_ff);
-            return Err(Mistake::new("d_ff", problem));
+            let problem = format!("is {}, and one stack of weights would not fit into 8 GB", self.d_ff);
+            return Err(KeyError::new("d_ff", problem, "use a smaller width, or fewer experts"));
         }
         Ok(())
     }
@@ -152,18 +147,6 @@ impl LayerCase {
     pub fn training_flops(&self) -> f64 {
         let matrices = if self.activation.is_gated() { 3.0 } else { 2.0 };
         6.0 * matrices * self.num_tokens as f64 * self.d_model as f64 * self.active_width() as f64
-    }
-}
-
-/// A key whose value cannot be used.
-struct Mistake {
-    key: String,
-    message: String,
-}
-
-impl Mistake {
-    fn new(key: &str, problem: impl std::fmt::Display) -> Self {
-        Self { key: key.to_owned(), message: format!("`{key}` {problem}") }
     }
 }
 
@@ -220,8 +203,8 @@ mod tests {
         insta::assert_snapshot!(broken("num_experts = 4\ntop_k = 2\n", ""), @"layer.toml:5:1: `hot_expert_fraction` is given, but a dense layer has no experts: give `num_experts` and `top_k` too");
         insta::assert_snapshot!(broken("= 0.5", "= 1.5"), @"layer.toml:7:1: `hot_expert_fraction` is 1.5: use a number above 0 and at most 1, or remove the key");
         insta::assert_snapshot!(broken("top_k = 2", "top_k = 4"), @"layer.toml:7:1: `hot_expert_fraction` is 0.5, but every token has all 4 experts: use a smaller `top_k`");
-        insta::assert_snapshot!(broken("num_tokens = 64", "num_tokens = 64_000_000_000"), @"layer.toml:1:1: `num_tokens` is 64000000000: the layer's hidden values would not fit into 8 GB");
-        insta::assert_snapshot!(broken("num_experts = 4", "num_experts = 400_000_000"), @"layer.toml:3:1: `d_ff` is 8: one stack of weights would not fit into 8 GB");
+        insta::assert_snapshot!(broken("num_tokens = 64", "num_tokens = 64_000_000_000"), @"layer.toml:1:1: `num_tokens` is 64000000000, and the layer's hidden values would not fit into 8 GB: use fewer");
+        insta::assert_snapshot!(broken("num_experts = 4", "num_experts = 400_000_000"), @"layer.toml:3:1: `d_ff` is 8, and one stack of weights would not fit into 8 GB: use a smaller width, or fewer experts");
         insta::assert_snapshot!(broken("d_ff = 8", "d_ff = 8\nthreads = 0"), @"layer.toml:4:1: `threads` is 0: use at least 1, or remove the key to use all cores");
     }
 

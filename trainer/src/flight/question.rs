@@ -124,7 +124,7 @@ pub(super) fn plan_of(run: &RunPaths) -> Result<RunPlan, TrainError> {
     // Another version has other words for what the configuration says.
     let anew = |_| {
         let config: RunConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
-        RunPlan::resolve(&config).map_err(|error| error.message)
+        RunPlan::resolve(&config).map_err(|error| error.to_string())
     };
     let bad = |reason: String| RunFolderError::BadManifest { path: path.clone(), reason };
     let plan = serde_json::from_value(plan).or_else(anew).map_err(|reason: String| {

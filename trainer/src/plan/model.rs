@@ -3,17 +3,18 @@
 use switchyard_experts::{
     BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
 };
+use switchyard_ground::key_error::KeyError;
 use switchyard_model::{
     AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerNormConfig, LayerSpec, MixerSpec, ModelConfig,
     ModelSpec, NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
 };
-use switchyard_router::{RouterConfig, RouterError, Selection};
+use switchyard_router::{RouterConfig, Selection};
 
 use super::checks::{
     MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, below_one, in_range,
     not_negative, not_zero, optional_in_range, positive,
 };
-use super::{PlanError, router};
+use super::router;
 
 /// Which block a layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(super) fn resolve(
     vocab_size: usize,
     max_seq_len: usize,
     notes: &mut Vec<String>,
-) -> Result<ModelSpec, PlanError> {
+) -> Result<ModelSpec, KeyError> {
     in_range("model.num_layers", config.num_layers, 1..=MAX_LAYERS)?;
     in_range("model.d_model", config.d_model, 1..=MAX_D_MODEL)?;
     below_one("model.dropout", config.dropout)?;
@@ -65,9 +66,9 @@ fn check_capacity(
     written: Option<&MoeConfig>,
     mixtures: &[FfnUse<'_>],
     notes: &mut Vec<String>,
-) -> Result<(), PlanError> {
+) -> Result<(), KeyError> {
     let Some(capacity) = written.and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
-    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, RouterError)> = mixtures
+    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, KeyError)> = mixtures
         .iter()
         .filter_map(|used| {
             let router = used.ffn.router()?;
@@ -75,7 +76,9 @@ fn check_capacity(
         })
         .collect();
     match refusals.first() {
-        Some((.., refusal)) if refusals.len() == mixtures.len() => Err(PlanError::from_message(refusal)),
+        Some((.., refusal)) if refusals.len() == mixtures.len() => {
+            Err(refusal.clone().under("model.ffn.moe.capacity"))
+        }
         _ => {
             notes.extend(refusals.iter().map(|(used, router, _)| {
                 format!(
@@ -90,7 +93,7 @@ fn check_capacity(
     }
 }
 
-fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> {
+fn resolve_position(config: &PositionConfig) -> Result<PositionKind, KeyError> {
     match *config {
         PositionConfig::Rope(RopeConfig { theta }) => {
             positive("model.position.rope.theta", theta)?;
@@ -102,7 +105,7 @@ fn resolve_position(config: &PositionConfig) -> Result<PositionKind, PlanError> 
     }
 }
 
-fn resolve_norm(config: &NormConfig) -> Result<NormKind, PlanError> {
+fn resolve_norm(config: &NormConfig) -> Result<NormKind, KeyError> {
     match *config {
         NormConfig::Rms(RmsNormConfig { epsilon }) => {
             positive("model.norm.rms.epsilon", epsilon)?;
@@ -119,25 +122,22 @@ fn resolve_attention(
     config: &AttentionConfig,
     d_model: usize,
     position: PositionKind,
-) -> Result<AttentionSpec, PlanError> {
+) -> Result<AttentionSpec, KeyError> {
     let num_heads = config.num_heads;
     in_range("model.attention.num_heads", num_heads, 1..=MAX_HEADS)?;
     let num_kv_heads = config.num_kv_heads.unwrap_or(num_heads);
     if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        let problem = format!(
-            "is {num_kv_heads}, which does not divide `model.attention.num_heads` = {num_heads}: use a divisor"
-        );
-        return Err(PlanError::new("model.attention.num_kv_heads", problem));
+        let problem =
+            format!("is {num_kv_heads}, which does not divide `model.attention.num_heads` = {num_heads}");
+        return Err(KeyError::new("model.attention.num_kv_heads", problem, "use a divisor"));
     }
     let d_head = match config.d_head {
         Some(d_head) => d_head,
         None if d_model.is_multiple_of(num_heads) => d_model / num_heads,
         None => {
-            let problem = format!(
-                "is {num_heads}, which does not divide `model.d_model` = {d_model}: use a divisor, or set \
-                 `model.attention.d_head`"
-            );
-            return Err(PlanError::new("model.attention.num_heads", problem));
+            let problem = format!("is {num_heads}, which does not divide `model.d_model` = {d_model}");
+            let remedy = "use a divisor, or set `model.attention.d_head`";
+            return Err(KeyError::new("model.attention.num_heads", problem, remedy));
         }
     };
     in_range("model.attention.d_head", d_head, 1..=MAX_D_HEAD)?;
@@ -150,19 +150,17 @@ fn resolve_attention(
     Ok(AttentionSpec { num_heads, num_kv_heads, d_head, qk_norm: config.qk_norm, bias: config.bias })
 }
 
-fn odd_head(config: &AttentionConfig, d_head: usize) -> PlanError {
-    let reason = "rotary positions turn pairs of elements";
+fn odd_head(config: &AttentionConfig, d_head: usize) -> KeyError {
+    let reason = "but rotary positions turn pairs of elements";
     match config.d_head {
         Some(_) => {
-            PlanError::new("model.attention.d_head", format!("is {d_head}, but {reason}: use an even width"))
+            let problem = format!("is {d_head}, {reason}");
+            KeyError::new("model.attention.d_head", problem, "use an even width")
         }
-        None => PlanError::new(
-            "model.attention.num_heads",
-            format!(
-                "is {}, which makes heads of width {d_head}, but {reason}: make the width even",
-                config.num_heads
-            ),
-        ),
+        None => {
+            let problem = format!("is {}, which makes heads of width {d_head}, {reason}", config.num_heads);
+            KeyError::new("model.attention.num_heads", problem, "make the width even")
+        }
     }
 }
 
@@ -171,7 +169,7 @@ fn resolve_ffn(
     config: &ModelConfig,
     max_seq_len: usize,
     notes: &mut Vec<String>,
-) -> Result<Vec<FfnSpec>, PlanError> {
+) -> Result<Vec<FfnSpec>, KeyError> {
     let ffn = &config.ffn;
     let activation = ffn.activation;
     let kinds = resolve_kinds(ffn, config.num_layers)?;
@@ -194,7 +192,7 @@ fn resolve_ffn(
 }
 
 /// The mixture, if its sequences are not cut into too many slots.
-fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, PlanError> {
+fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, KeyError> {
     if let FfnSpec::SoftMoe(SoftMoeSpec { router, slots_per_expert, .. }) = &ffn {
         // Written out or not: as many as the sequence's length asks for can be too many, too.
         let key = format!("{}.selection.soft.slots_per_expert", router.key);
@@ -204,7 +202,7 @@ fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, PlanError> {
 }
 
 /// Kind of each layer, first layer first.
-fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, PlanError> {
+fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, KeyError> {
     if ffn.block_sparse.is_some() {
         return Ok(vec![LayerKind::BlockSparse; num_layers]);
     }
@@ -222,29 +220,24 @@ fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, P
     Ok((0..num_layers).map(|layer| if is_moe(layer) { LayerKind::Moe } else { LayerKind::Dense }).collect())
 }
 
-fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), PlanError> {
+fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), KeyError> {
     const LIST_KEY: &str = "model.ffn.moe.layers.list";
     match layers {
         MoeLayersConfig::Every(every) => in_range("model.ffn.moe.layers.every", *every, 1..=num_layers),
-        MoeLayersConfig::List(list) if list.is_empty() => Err(PlanError::new(
-            LIST_KEY,
-            "is empty: name at least one layer, or remove `model.ffn.moe` for a dense model",
-        )),
+        MoeLayersConfig::List(list) if list.is_empty() => {
+            let remedy = "name at least one layer, or remove `model.ffn.moe` for a dense model";
+            Err(KeyError::new(LIST_KEY, "is empty", remedy))
+        }
         MoeLayersConfig::List(list) => {
             let mut seen = vec![false; num_layers];
             for &layer in list {
                 if layer >= num_layers {
-                    let problem = format!(
-                        "holds {layer}, but the model has {num_layers} layers: use 0..={}",
-                        num_layers - 1
-                    );
-                    return Err(PlanError::new(LIST_KEY, problem));
+                    let problem = format!("holds {layer}, but the model has {num_layers} layers");
+                    return Err(KeyError::new(LIST_KEY, problem, format!("use 0..={}", num_layers - 1)));
                 }
                 if std::mem::replace(&mut seen[layer], true) {
-                    return Err(PlanError::new(
-                        LIST_KEY,
-                        format!("holds {layer} twice: name each layer once"),
-                    ));
+                    let problem = format!("holds {layer} twice");
+                    return Err(KeyError::new(LIST_KEY, problem, "name each layer once"));
                 }
             }
             Ok(())
@@ -253,7 +246,7 @@ fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(),
 }
 
 /// Hidden width of the dense blocks; 0 in a model without.
-fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<usize, PlanError> {
+fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<usize, KeyError> {
     let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
     match (ffn.d_ff, first_dense) {
         (Some(d_ff), Some(_)) => {
@@ -261,9 +254,8 @@ fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>)
             Ok(d_ff)
         }
         (None, Some(layer)) => {
-            let problem =
-                format!("is missing, but layer {layer} is dense: give the hidden width of the dense block");
-            Err(PlanError::new("model.ffn.d_ff", problem))
+            let problem = format!("is missing, but layer {layer} is dense");
+            Err(KeyError::new("model.ffn.d_ff", problem, "give the hidden width of the dense block"))
         }
         (d_ff, None) => {
             let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
@@ -276,23 +268,24 @@ fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>)
     }
 }
 
-fn check_block_sparse(ffn: &FfnConfig, d_model: usize) -> Result<(), PlanError> {
+fn check_block_sparse(ffn: &FfnConfig, d_model: usize) -> Result<(), KeyError> {
     let Some(block_sparse) = &ffn.block_sparse else { return Ok(()) };
     if ffn.moe.is_some() {
-        let problem = "is given beside `model.ffn.moe`: keep one of them";
-        return Err(PlanError::new("model.ffn.block_sparse", problem));
+        let problem = "is given beside `model.ffn.moe`";
+        return Err(KeyError::new("model.ffn.block_sparse", problem, "keep one of them"));
     }
     in_range("model.ffn.block_sparse.d_ff", block_sparse.d_ff, 1..=MAX_HIDDEN_WIDTH)?;
-    block_sparse.validate(d_model).map_err(PlanError::from_message)
+    block_sparse.validate(d_model).map_err(|error| error.under("model.ffn.block_sparse"))
 }
 
 /// The mixture with its granularity applied.
-fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, PlanError> {
+fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, KeyError> {
     for (key, size) in [("num_experts", written.num_experts), ("d_expert", written.d_expert)] {
         not_zero(&format!("model.ffn.moe.{key}"), size == 0, "")?;
     }
-    let moe = written.with_granularity_applied().map_err(PlanError::from_message)?;
-    moe.validate().map_err(PlanError::from_message)?;
+    let of_moe = |error: KeyError| error.under("model.ffn.moe");
+    let moe = written.with_granularity_applied().map_err(of_moe)?;
+    moe.validate().map_err(of_moe)?;
     check_router_sizes("model.ffn.moe.router", &moe.router)?;
     for (index, rule) in moe.router_overrides.iter().enumerate() {
         check_router_sizes(&format!("model.ffn.moe.router_overrides[{index}].router"), &rule.router)?;
@@ -310,7 +303,7 @@ fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, P
 }
 
 /// Upper bounds that are the model's and not the router's own.
-fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), PlanError> {
+fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), KeyError> {
     if let Selection::Soft(soft) = &router.selection {
         optional_in_range(
             &format!("{key}.selection.soft.slots_per_expert"),
@@ -328,25 +321,28 @@ fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), PlanError>
 }
 
 /// Ok if each override names mixtures, and each mixture is named once at most.
-fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), PlanError> {
+fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), KeyError> {
     let mut seen = vec![false; layers.len()];
     for (index, rule) in moe.router_overrides.iter().enumerate() {
         let key = format!("model.ffn.moe.router_overrides[{index}].layers");
         if rule.layers.is_empty() {
-            return Err(PlanError::new(&key, "is empty: name at least one layer, or remove the override"));
+            return Err(KeyError::new(key, "is empty", "name at least one layer, or remove the override"));
         }
         for &layer in &rule.layers {
-            let problem = match layers.get(layer) {
-                None => format!("but the model has {} layers: use 0..={}", layers.len(), layers.len() - 1),
+            let (problem, remedy) = match layers.get(layer) {
+                None => (
+                    format!("but the model has {} layers", layers.len()),
+                    format!("use 0..={}", layers.len() - 1),
+                ),
                 Some(LayerKind::Dense | LayerKind::BlockSparse) => {
-                    "which is dense: name layers that are mixtures".into()
+                    ("which is dense".into(), "name layers that are mixtures".into())
                 }
                 Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
-                    "which has a router of its own already: name each layer once".into()
+                    ("which has a router of its own already".into(), "name each layer once".into())
                 }
                 Some(LayerKind::Moe) => continue,
             };
-            return Err(PlanError::new(&key, format!("holds {layer}, {problem}")));
+            return Err(KeyError::new(key, format!("holds {layer}, {problem}"), remedy));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
+use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
 
-use super::PlanError;
 use super::checks::{
     MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, below_one, in_range, not_negative, not_zero,
     optional_in_range, positive,
@@ -17,7 +17,7 @@ use crate::schedule::{Schedule, ScheduleShape};
 ///
 /// # Errors
 /// The first key whose value cannot be used.
-pub(super) fn check_run(config: &RunConfig) -> Result<(), PlanError> {
+pub(super) fn check_run(config: &RunConfig) -> Result<(), KeyError> {
     check_name(&config.name)?;
     // TOML's integers are signed; a larger seed could not be written back.
     in_range("seed", config.seed, 0..=i64::MAX as u64)?;
@@ -36,7 +36,7 @@ pub(super) fn check_run(config: &RunConfig) -> Result<(), PlanError> {
 ///
 /// # Errors
 /// A number that is zero, too large, or not a multiple of the next smaller one.
-pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, PlanError> {
+pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, KeyError> {
     in_range("train.num_steps", train.num_steps, 1..=MAX_STEPS)?;
     in_range("train.seq_len", train.seq_len, 1..=MAX_SEQ_LEN)?;
     in_range("train.batch_tokens", train.batch_tokens, 1..=MAX_BATCH_TOKENS)?;
@@ -55,7 +55,7 @@ pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, P
 ///
 /// # Errors
 /// A minimum above the peak, or decay steps that do not fit into the run.
-pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> Result<Schedule, PlanError> {
+pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> Result<Schedule, KeyError> {
     let ScheduleConfig { warmup_steps, shape } = &train.schedule;
     in_range("train.schedule.warmup_steps", *warmup_steps, 0..=MAX_STEPS)?;
     let minimum = |table: &str, value| check_min_learning_rate(table, value, train.adamw.learning_rate);
@@ -93,7 +93,7 @@ pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> 
 ///
 /// # Errors
 /// An interval or a number that is zero, or early stopping without evaluations to stop at.
-pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
+pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), KeyError> {
     let at_the_end = ", or remove the key to do it at the end only";
     not_zero("train.eval_every_steps", train.eval_every_steps == Some(0), at_the_end)?;
     not_zero("train.checkpoint_every_steps", train.checkpoint_every_steps == Some(0), at_the_end)?;
@@ -101,12 +101,10 @@ pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
     check_flight_recorder(&train.flight_recorder)?;
     match train.eval.max_tokens {
         Some(max_tokens) if max_tokens < train.seq_len as u64 => {
-            let problem = format!(
-                "is {max_tokens}, less than one sequence of `train.seq_len` = {}: use at least that, or remove the \
-                 key to evaluate on the whole split",
-                train.seq_len
-            );
-            return Err(PlanError::new("train.eval.max_tokens", problem));
+            let problem =
+                format!("is {max_tokens}, less than one sequence of `train.seq_len` = {}", train.seq_len);
+            let remedy = "use at least that, or remove the key to evaluate on the whole split";
+            return Err(KeyError::new("train.eval.max_tokens", problem, remedy));
         }
         _ => {}
     }
@@ -114,22 +112,22 @@ pub(super) fn check_intervals(train: &TrainConfig) -> Result<(), PlanError> {
     not_zero("train.early_stopping.patience_evals", early_stopping.patience_evals == 0, "")?;
     not_negative("train.early_stopping.min_improvement_nats", early_stopping.min_improvement_nats)?;
     if train.eval_every_steps.is_none() {
-        let problem = "needs evaluations to stop at: set `train.eval_every_steps`, or remove the table";
-        return Err(PlanError::new("train.early_stopping", problem));
+        let remedy = "set `train.eval_every_steps`, or remove the table";
+        return Err(KeyError::new("train.early_stopping", "needs evaluations to stop at", remedy));
     }
     Ok(())
 }
 
-fn check_flight_recorder(config: &FlightRecorderConfig) -> Result<(), PlanError> {
+fn check_flight_recorder(config: &FlightRecorderConfig) -> Result<(), KeyError> {
     let key = |name: &str| format!("train.flight_recorder.{name}");
     let never = "; a number above `train.num_steps` never does";
     not_zero(&key("scores_every_steps"), config.scores_every_steps == 0, never)?;
     not_zero(&key("probe_every_steps"), config.probe_every_steps == 0, never)?;
     not_zero(&key("steps_per_part"), config.steps_per_part == 0, "")?;
-    config.alarms.validate().map_err(|error| PlanError::from_message(error.to_string()))
+    config.alarms.validate().map_err(|error| error.under("train.flight_recorder.alarms"))
 }
 
-fn check_name(name: &str) -> Result<(), PlanError> {
+fn check_name(name: &str) -> Result<(), KeyError> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (1..=100).contains(&name.len())
         && name.chars().all(is_allowed)
@@ -137,15 +135,12 @@ fn check_name(name: &str) -> Result<(), PlanError> {
     {
         return Ok(());
     }
-    let problem = format!(
-        "is \"{}\", but it becomes a folder's name: use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a \
-         letter or digit first",
-        excerpt(name, 60)
-    );
-    Err(PlanError::new("name", problem))
+    let problem = format!("is \"{}\", but it becomes a folder's name", excerpt(name, 60));
+    let remedy = "use 1 to 100 letters (a-z, A-Z), digits, `-`, `_` and `.`, a letter or digit first";
+    Err(KeyError::new("name", problem, remedy))
 }
 
-fn check_adamw(adamw: &AdamWConfig) -> Result<(), PlanError> {
+fn check_adamw(adamw: &AdamWConfig) -> Result<(), KeyError> {
     positive("train.adamw.learning_rate", adamw.learning_rate)?;
     below_one("train.adamw.beta1", adamw.beta1)?;
     below_one("train.adamw.beta2", adamw.beta2)?;
@@ -153,24 +148,21 @@ fn check_adamw(adamw: &AdamWConfig) -> Result<(), PlanError> {
     not_negative("train.adamw.weight_decay", adamw.weight_decay)
 }
 
-fn check_sample(sample: &SampleConfig) -> Result<(), PlanError> {
+fn check_sample(sample: &SampleConfig) -> Result<(), KeyError> {
     not_negative("sample.temperature", sample.temperature)?;
     not_zero("sample.top_k", sample.top_k == Some(0), ", or remove the key to sample among all tokens")?;
-    if sample.top_p.is_some_and(|top_p| !(top_p > 0.0 && top_p <= 1.0)) {
-        let problem = format!(
-            "is {}: use a number above 0 and up to 1, or remove the key to sample among all tokens",
-            sample.top_p.unwrap_or_default()
-        );
-        return Err(PlanError::new("sample.top_p", problem));
+    if let Some(top_p) = sample.top_p.filter(|top_p| !(*top_p > 0.0 && *top_p <= 1.0)) {
+        let remedy = "use a number above 0 and up to 1, or remove the key to sample among all tokens";
+        return Err(KeyError::new("sample.top_p", format!("is {top_p}"), remedy));
     }
     if sample.num_tokens > 0 && sample.prompt.as_deref() == Some("") {
-        let problem = "is empty: give at least one character, or set `sample.num_tokens = 0` for no sample";
-        return Err(PlanError::new("sample.prompt", problem));
+        let remedy = "give at least one character, or set `sample.num_tokens = 0` for no sample";
+        return Err(KeyError::new("sample.prompt", "is empty", remedy));
     }
     Ok(())
 }
 
-fn check_multiple(key: &str, value: usize, divisor_key: &str, divisor: usize) -> Result<(), PlanError> {
+fn check_multiple(key: &str, value: usize, divisor_key: &str, divisor: usize) -> Result<(), KeyError> {
     if value.is_multiple_of(divisor) {
         return Ok(());
     }
@@ -179,33 +171,30 @@ fn check_multiple(key: &str, value: usize, divisor_key: &str, divisor: usize) ->
         0 => above.to_string(),
         below => format!("{below} or {above}"),
     };
-    let problem = format!("is {value}, not a multiple of `{divisor_key}` = {divisor}: use {nearest}");
-    Err(PlanError::new(key, problem))
+    let problem = format!("is {value}, not a multiple of `{divisor_key}` = {divisor}");
+    Err(KeyError::new(key, problem, format!("use {nearest}")))
 }
 
-fn check_min_learning_rate(table: &str, minimum: f64, peak: f64) -> Result<f64, PlanError> {
+fn check_min_learning_rate(table: &str, minimum: f64, peak: f64) -> Result<f64, KeyError> {
     let key = format!("train.schedule.{table}.min_learning_rate");
     not_negative(&key, minimum)?;
     if minimum > peak {
-        let problem = format!(
-            "is {minimum}, above the peak `train.adamw.learning_rate` = {peak}: use at most the peak"
-        );
-        return Err(PlanError::new(&key, problem));
+        let problem = format!("is {minimum}, above the peak `train.adamw.learning_rate` = {peak}");
+        return Err(KeyError::new(key, problem, "use at most the peak"));
     }
     Ok(minimum)
 }
 
-fn check_decay_steps(wsd: &WsdConfig, train: &TrainConfig) -> Result<(), PlanError> {
+fn check_decay_steps(wsd: &WsdConfig, train: &TrainConfig) -> Result<(), KeyError> {
     let key = "train.schedule.wsd.decay_steps";
     in_range(key, wsd.decay_steps, 1..=MAX_STEPS)?;
     let steps_left = train.num_steps.saturating_sub(train.schedule.warmup_steps);
     if wsd.decay_steps > steps_left {
         let problem = format!(
-            "is {}, but `train.num_steps` = {} less `train.schedule.warmup_steps` = {} leaves {steps_left}: use at \
-             most that",
+            "is {}, but `train.num_steps` = {} less `train.schedule.warmup_steps` = {} leaves {steps_left}",
             wsd.decay_steps, train.num_steps, train.schedule.warmup_steps
         );
-        return Err(PlanError::new(key, problem));
+        return Err(KeyError::new(key, problem, "use at most that"));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use switchyard_experts::{DenseSpec, ExpertsSpec, FfnSpec};
+use switchyard_ground::key_error::KeyError;
 use switchyard_model::{LayerSpec, MixerSpec, ModelSpec, PositionKind};
 use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
@@ -24,8 +25,8 @@ pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) 
     }
     check_carried_over(dense, spec)?;
     if spec.mixture_uses().is_empty() {
-        let problem = "is missing: describe the mixture that the dense model becomes".into();
-        return Err(UpcycleError::Key { key: "model.ffn.moe", problem });
+        let remedy = "describe the mixture that the dense model becomes";
+        return Err(KeyError::new("model.ffn.moe", "is missing", remedy).into());
     }
     for (before, now) in dense.layers.iter().zip(&spec.layers) {
         check_block(&before.ffn, &now.ffn, method)?;
@@ -69,9 +70,8 @@ fn check_block(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> Result
     // What is upcycled is dense.
     let FfnSpec::Dense(dense) = before else { return Ok(()) };
     if dense.bias {
-        let problem =
-            "is true in the dense checkpoint, but experts have no biases: train a dense model without".into();
-        return Err(UpcycleError::Key { key: "model.ffn.bias", problem });
+        let problem = "is true in the dense checkpoint, but experts have no biases";
+        return Err(KeyError::new("model.ffn.bias", problem, "train a dense model without").into());
     }
     match now {
         FfnSpec::Dense(DenseSpec { d_ff, bias, .. }) => {
@@ -90,23 +90,19 @@ fn check_experts(d_ff: usize, experts: &ExpertsSpec, method: UpcycleMethod) -> R
     let width = "model.ffn.moe.d_expert";
     match method {
         UpcycleMethod::Copy | UpcycleMethod::Drop { .. } if d_expert != d_ff => {
-            let problem = format!(
-                "is {d_expert}, but each expert is a copy of the dense block of width {d_ff}: use {d_ff}, or \
-                 `--method granular_split`"
-            );
-            Err(UpcycleError::Key { key: width, problem })
+            let problem =
+                format!("is {d_expert}, but each expert is a copy of the dense block of width {d_ff}");
+            let remedy = format!("use {d_ff}, or `--method granular_split`");
+            Err(KeyError::new(width, problem, remedy).into())
         }
         UpcycleMethod::GranularSplit if !d_ff.is_multiple_of(d_expert) => {
-            let problem =
-                format!("is {d_expert}, which does not divide the dense block's width {d_ff}: use a divisor");
-            Err(UpcycleError::Key { key: width, problem })
+            let problem = format!("is {d_expert}, which does not divide the dense block's width {d_ff}");
+            Err(KeyError::new(width, problem, "use a divisor").into())
         }
         UpcycleMethod::GranularSplit if !num_experts.is_multiple_of(d_ff / d_expert) => {
-            let problem = format!(
-                "is {num_experts}, but the dense block is cut into {} parts: use a multiple",
-                d_ff / d_expert
-            );
-            Err(UpcycleError::Key { key: "model.ffn.moe.num_experts", problem })
+            let problem =
+                format!("is {num_experts}, but the dense block is cut into {} parts", d_ff / d_expert);
+            Err(KeyError::new("model.ffn.moe.num_experts", problem, "use a multiple").into())
         }
         UpcycleMethod::Copy | UpcycleMethod::Drop { .. } | UpcycleMethod::GranularSplit => Ok(()),
     }
