@@ -8,6 +8,7 @@ mod config;
 mod counts;
 mod dense;
 mod error;
+mod footprint;
 mod grouped;
 mod moe;
 mod soft;
@@ -22,6 +23,7 @@ pub use config::{MoeConfig, MoeLayersConfig, RouterOverride};
 pub use counts::{ExpertWork, FfnFlops, FfnParams, PassSize};
 pub use dense::{DenseFfn, DenseFfnWeights};
 pub use error::MoeConfigError;
+pub use footprint::Footprint;
 pub use grouped::{Experts, ExpertsWeights};
 pub use moe::{MoeAux, MoeInput, MoeLayer, MoeOutput, Route};
 pub use spec::{

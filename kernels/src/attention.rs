@@ -107,6 +107,12 @@ pub fn causal_attention(
     ))
 }
 
+/// Elements that one thread holds of its own in the backward pass of [`causal_attention`] on the CPU, which holds more of
+/// them than the forward pass.
+pub fn attention_elements_per_thread(seq_len: usize, d_head: usize) -> usize {
+    fused::elements_per_thread(seq_len, d_head)
+}
+
 /// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two; for other numbers,
 /// those of the next lower power of two, then every other one of the next higher (arXiv:2108.12409, section 3 and the
 /// authors' code).

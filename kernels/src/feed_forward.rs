@@ -26,6 +26,7 @@ use burn::tensor::Tensor;
 
 use crate::activation::Activation;
 use crate::dispatch::{DispatchPlan, Groups};
+use crate::row_tiles::MAX_TILE_ROWS;
 use crate::slices::all_f32;
 use crate::tensor_list::TensorList;
 use operands::{Operands, Parts};
@@ -160,6 +161,12 @@ pub fn expert_ffn(
     };
     let block = Block { activation, parts, plan: Some(plan.clone()) };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
+}
+
+/// Elements that one thread holds of its own in [`dense_ffn`] and [`expert_ffn`] on the CPU: the hidden values of a tile of
+/// rows.
+pub fn ffn_elements_per_thread(d_hidden: usize) -> usize {
+    MAX_TILE_ROWS.saturating_mul(d_hidden)
 }
 
 fn assert_gated(activation: Activation, gated: bool) {

@@ -82,6 +82,11 @@ pub fn head_loss(
     }
 }
 
+/// Logits that [`head_loss`] holds at a time on the CPU, of `num_tokens` rows.
+pub fn num_logits_held(num_tokens: usize, vocab_size: usize) -> usize {
+    fused::chunk_rows(vocab_size).min(num_tokens).saturating_mul(vocab_size)
+}
+
 /// What the operation returns: means over the tokens that count, each `[1]`.
 #[derive(Debug, Clone, ExtensionType)]
 pub(crate) struct Losses<B: Backend> {

@@ -32,6 +32,7 @@ mod hash;
 pub mod host;
 mod line_file;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod moved_data;
 mod moving_parts;
