@@ -1,4 +1,4 @@
-//! Parameters, FLOPs and kept values of a feed-forward block, by arithmetic alone.
+//! Parameters and FLOPs of a feed-forward block, by arithmetic alone.
 //!
 //! Letters in formulas: d model width, f hidden width, e experts, k experts per token, p slots of an expert per sequence,
 //! m matrices of a block (3 if gated, else 2).
@@ -137,24 +137,6 @@ impl FfnSpec {
             ..FfnFlops::default()
         }
     }
-
-    /// f32 values that the forward pass keeps per token for the backward pass: hidden values before and after the
-    /// non-linearity (m f, for routed experts as often as a token is worked on) and the router's probabilities (e).
-    pub fn kept_values_per_token(&self, pass: PassSize) -> f64 {
-        let copies = matrices(self.activation()) as f64;
-        match self {
-            Self::Dense(dense) => copies * dense.d_ff as f64,
-            Self::BlockSparse(sparse) => copies * sparse.matrices.d_ff as f64,
-            Self::Moe(_) | Self::SoftMoe(_) => {
-                let Some(((experts, _), work)) = self.routed().zip(self.expert_work(pass)) else {
-                    return 0.0;
-                };
-                let shared = experts.shared.as_ref().map_or(0, |shared| shared.d_expert);
-                copies * (work.per_token() * experts.d_expert as f64 + shared as f64)
-                    + experts.num_experts as f64
-            }
-        }
-    }
 }
 
 impl DenseSpec {
@@ -196,7 +178,7 @@ impl ExpertsSpec {
 }
 
 /// Matrices of a feed-forward block.
-fn matrices(activation: Activation) -> u64 {
+pub(crate) fn matrices(activation: Activation) -> u64 {
     if activation.is_gated() { 3 } else { 2 }
 }
 

@@ -1,4 +1,4 @@
-//! Parameters, FLOPs and memory of a model, by arithmetic alone: nothing is allocated.
+//! Parameters and FLOPs of a model, by arithmetic alone: nothing is allocated.
 //!
 //! Sums over what the blocks of the layers count for themselves.
 //!
@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
 
 use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
-
-/// Bytes of one f32, the type of parameters, gradients and moments.
-const F32_BYTES: f64 = 4.0;
 
 /// Size and cost of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,60 +198,6 @@ impl ForwardFlops {
     }
 }
 
-/// Memory of training, in bytes; nothing is allocated to find it.
-///
-/// The first three are exact for f32. Activations are an estimate of what is kept from the forward pass for the
-/// backward pass of one micro-batch: the allocator's overhead, temporaries and the data come on top.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryEstimate {
-    /// Parameters.
-    pub weights_bytes: u64,
-    /// One gradient per parameter.
-    pub gradients_bytes: u64,
-    /// AdamW's two moments per parameter.
-    pub moments_bytes: u64,
-    /// Kept for the backward pass.
-    pub activations_bytes: u64,
-}
-
-impl MemoryEstimate {
-    /// Memory of training the model with `micro_batch_tokens` tokens per pass.
-    pub fn of(spec: &ModelSpec, counts: &ModelCounts, micro_batch_tokens: usize) -> Self {
-        // Products in f64: an absurd configuration saturates instead of overflowing.
-        let per_param = F32_BYTES * counts.total_params as f64;
-        let pass = PassSize { micro_batch_tokens, seq_len: spec.max_seq_len };
-        let kept = F32_BYTES * micro_batch_tokens as f64 * kept_values_per_token(spec, pass);
-        Self {
-            weights_bytes: per_param as u64,
-            gradients_bytes: per_param as u64,
-            moments_bytes: (2.0 * per_param) as u64,
-            activations_bytes: kept as u64,
-        }
-    }
-
-    /// Sum of the parts.
-    pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes
-            .saturating_add(self.gradients_bytes)
-            .saturating_add(self.moments_bytes)
-            .saturating_add(self.activations_bytes)
-    }
-}
-
-/// f32 values that the forward pass keeps per token: in each layer both residual sums, both norms' inputs and
-/// outputs and both sub-blocks' outputs (6 d), queries, keys, values and their mixture (2 q + 2 g), the attention
-/// weights (heads * s) and what the feed-forward block keeps; at the end the logits and their softmax (2 v).
-fn kept_values_per_token(spec: &ModelSpec, pass: PassSize) -> f64 {
-    let of_attention = |attention: &AttentionSpec| {
-        6 * spec.d_model
-            + 2 * (attention.query_width() + attention.key_width())
-            + attention.num_heads * spec.max_seq_len
-    };
-    let attention: f64 = attentions(spec).map(|attention| of_attention(attention) as f64).sum();
-    let ffn: f64 = spec.layers.iter().map(|layer| layer.ffn.kept_values_per_token(pass)).sum();
-    attention + ffn + 2.0 * spec.vocab_size as f64
-}
-
 /// The attention of each layer.
 fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
     spec.layers.iter().map(|layer| {
@@ -263,7 +206,7 @@ fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
     })
 }
 
-fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
+pub(crate) fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
     let (d_query, d_kv) = (attention.query_width() as u64, attention.key_width() as u64);
     let biases = if attention.bias { d_query + 2 * d_kv + d } else { 0 };
     let scale_width = |width: usize| attention.qk_norm.scale_width(width, attention.d_head) as u64;
@@ -400,14 +343,5 @@ mod tests {
         assert_eq!((params.norm, params.position, params.head), (3 * 4, 3 * 2, 0));
         let alibi = ModelSpec { position: PositionKind::Alibi, ..dense() };
         assert_eq!(ModelCounts::of(&alibi, 6), ModelCounts::of(&dense(), 6));
-    }
-
-    #[test]
-    fn memory_is_sixteen_bytes_a_parameter_and_what_each_token_keeps() {
-        let counts = ModelCounts::of(&dense(), 6);
-        let memory = MemoryEstimate::of(&dense(), &counts, 7);
-        let kept_per_token = 6 * 2 + (2 * 2 + 2 * 2) + 3 + 2 * 3 + 2 * 5;
-        assert_eq!(memory.activations_bytes, 4 * 7 * kept_per_token);
-        assert_eq!(memory.total_bytes(), 16 * counts.total_params + memory.activations_bytes);
     }
 }

@@ -10,6 +10,7 @@
 //! | where initial values and the noise of a step come from | [`random`] |
 //! | what is a parameter called, and what is it for | `names`, `parameters` |
 //! | how large is it, what does a token cost | `counts` |
+//! | what does a pass over tokens hold in memory | `footprint` |
 //! | where did a NaN come from | `non_finite` |
 
 mod attention;
@@ -17,6 +18,7 @@ mod block;
 mod config;
 mod counts;
 mod embedding;
+mod footprint;
 mod names;
 mod non_finite;
 mod norm;
@@ -33,8 +35,9 @@ pub use config::{
     AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, ModelConfig, NormConfig, PositionConfig,
     Residual, RmsNormConfig, RopeConfig,
 };
-pub use counts::{ForwardFlops, MemoryEstimate, ModelCounts, ParameterBreakdown};
+pub use counts::{ForwardFlops, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
+pub use footprint::{HeadFootprint, LayerFootprint, ModelFootprint};
 pub use names::{
     Affine, AttentionPart, CosinePart, EmbeddingPart, FfnMatrix, NormPlace, ParameterName, Role, RouterPart,
 };

@@ -1,14 +1,19 @@
 //! The memory that this process can have, and whether a run fits into it.
 //!
-//! Compared is only what is certain: parameters, their gradients and the optimizer's moments. What a step keeps for its
-//! backward pass is an estimate, so a run that passes may still be too large.
+//! What a run needs is an estimate. Refused is only what would not fit if the estimate were too high by as much as it can be
+//! ([`MEMORY_ERROR`]), or what parameters, gradients and moments alone exceed, which is certain. So a run that is within
+//! the error above the limit starts, and may still turn out to be too large.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use switchyard_model::ParameterBreakdown;
 
-use crate::plan::{RunPlan, bytes, exact};
+use crate::config::RunConfig;
+use crate::device::is_cpu;
+use crate::memory::MEMORY_ERROR;
+use crate::plan::{RunPlan, bytes, exact, grouped};
 
 /// An upper bound on the memory of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,51 +24,70 @@ pub struct MemoryLimit {
     pub source: String,
 }
 
-/// A run that cannot fit into memory, whatever its activations take.
+/// A run that cannot fit into memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the run needs at least {} for its {} parameters, their gradients and two moments each (16 bytes a parameter), but \
-     this process can have {} ({}). Most parameters are in {}: make {} smaller, or use a machine with more memory",
+    "the run needs about {} of memory, and at least {}, but this process can have {} ({}). {}, or use a machine with \
+     more memory",
+    bytes(*.estimate_bytes),
     bytes(*.needed_bytes),
-    exact(*.total_params),
     bytes(.limit.limit_bytes),
     .limit.source,
-    .largest.0,
-    .largest.1
+    .advice
 )]
 pub struct TooLargeForMemory {
-    /// Bytes of parameters, gradients and moments.
+    /// The estimate.
+    pub estimate_bytes: u64,
+    /// The least that it can be: the estimate less its error, or parameters, gradients and moments.
     pub needed_bytes: u64,
-    /// All parameters.
-    pub total_params: u64,
     /// What there is.
     pub limit: MemoryLimit,
-    /// The largest part of the parameters, and the keys that decide its size.
-    pub largest: (&'static str, &'static str),
+    /// What most of it is for, and the keys that make it smaller.
+    pub advice: String,
 }
 
-/// Ok if parameters, gradients and moments of `plan` fit into the memory that this process can have, or nobody says how much
-/// that is.
+/// Ok if the run fits into the memory that this process can have, or nobody says how much that is. On another device than
+/// the CPU it is its memory that counts, which nobody says here.
 ///
 /// # Errors
 /// [`TooLargeForMemory`], with both numbers.
-pub fn check_memory(plan: &RunPlan) -> Result<(), TooLargeForMemory> {
-    tightest_limit().map_or(Ok(()), |limit| check_against(plan, limit))
+pub fn check_memory(config: &RunConfig, plan: &RunPlan) -> Result<(), TooLargeForMemory> {
+    if !is_cpu(&config.device) {
+        return Ok(());
+    }
+    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = config.threads.unwrap_or_else(cores);
+    tightest_limit().map_or(Ok(()), |limit| check_against(plan, threads, limit))
 }
 
-fn check_against(plan: &RunPlan, limit: MemoryLimit) -> Result<(), TooLargeForMemory> {
-    let memory = &plan.memory;
-    let needed_bytes =
-        memory.weights_bytes.saturating_add(memory.gradients_bytes).saturating_add(memory.moments_bytes);
+fn check_against(plan: &RunPlan, threads: usize, limit: MemoryLimit) -> Result<(), TooLargeForMemory> {
+    let estimate_bytes = plan.memory.total_bytes_with(threads);
+    // The estimate is at most so much above the peak.
+    let least = estimate_bytes as f64 / (1.0 + MEMORY_ERROR);
+    let needed_bytes = plan.memory.parameter_bytes().max(least as u64);
     if needed_bytes <= limit.limit_bytes {
         return Ok(());
     }
-    Err(TooLargeForMemory {
-        needed_bytes,
-        total_params: plan.counts.total_params,
-        limit,
-        largest: largest_part(&plan.counts.params),
-    })
+    Err(TooLargeForMemory { estimate_bytes, needed_bytes, limit, advice: advice(plan) })
+}
+
+/// What most of the memory is for, and what to make smaller.
+fn advice(plan: &RunPlan) -> String {
+    let memory = &plan.memory;
+    let of_passes = memory.activations_bytes.saturating_add(memory.temporaries_bytes);
+    if of_passes < memory.parameter_bytes() {
+        let (part, keys) = largest_part(&plan.counts.params);
+        let params = exact(plan.counts.total_params);
+        return format!(
+            "Most of it is for {params} parameters with gradients and moments, most of them in {part}: make {keys} smaller"
+        );
+    }
+    let tokens = plan.micro_batch_tokens();
+    let key = if tokens > plan.seq_len { "train.micro_batch_tokens" } else { "train.seq_len" };
+    format!(
+        "Most of it is for what a pass over {} tokens keeps: make `{key}` smaller",
+        grouped(tokens as u64)
+    )
 }
 
 /// The part with most parameters, and the keys that decide its size.
@@ -210,6 +234,59 @@ mod tests {
             (2000, "/sys/fs/cgroup/jobs/memory.max".to_owned()),
         ];
         assert_eq!(found, expected);
+    }
+
+    /// A dense model of 3 layers, `d_model` wide.
+    fn plan(d_model: usize, seq_len: usize, micro_batch_tokens: usize) -> RunPlan {
+        let text = format!(
+            "name = \"a\"\n[data.synthetic]\nnum_domains = 1\nvocab_size = 64\nnum_documents = 9\n\
+             document_tokens = 8\nbranching = 2\n[model]\nnum_layers = 3\nd_model = {d_model}\n\
+             [model.attention]\nnum_heads = 1\n[model.ffn]\nactivation = \"swiglu\"\nd_ff = 256\n\
+             [train]\nnum_steps = 1\nseq_len = {seq_len}\nbatch_tokens = 65536\n\
+             micro_batch_tokens = {micro_batch_tokens}\n[train.adamw]\nlearning_rate = 1e-3\n"
+        );
+        RunPlan::resolve(&toml::from_str(&text).unwrap()).unwrap()
+    }
+
+    fn limit(limit_bytes: u64) -> MemoryLimit {
+        MemoryLimit { limit_bytes, source: "a test".to_owned() }
+    }
+
+    /// The estimate may be too high by its error, and a run that then fits is not refused.
+    #[test]
+    fn a_run_is_refused_once_it_is_too_large_even_if_the_estimate_is_too_high() {
+        let plan = plan(128, 256, 65536);
+        let estimate = plan.memory.total_bytes_with(2);
+        let least = (estimate as f64 / 1.15) as u64;
+        assert_eq!(check_against(&plan, 2, limit(estimate)), Ok(()));
+        assert_eq!(check_against(&plan, 2, limit(least)), Ok(()));
+        let refused = check_against(&plan, 2, limit(least - 1)).unwrap_err();
+        assert_eq!((refused.estimate_bytes, refused.needed_bytes), (estimate, least));
+        // Each thread takes its own.
+        assert!(check_against(&plan, 40, limit(least)).is_err());
+    }
+
+    #[test]
+    fn a_refusal_says_what_takes_most_and_what_to_make_smaller() {
+        let refused = |plan: &RunPlan| check_against(plan, 1, limit(100_000_000)).unwrap_err().to_string();
+        let many = refused(&plan(128, 256, 65536));
+        assert!(many.contains("but this process can have 100 MB (a test)"), "{many}");
+        assert!(
+            many.contains("a pass over 65,536 tokens keeps: make `train.micro_batch_tokens` smaller"),
+            "{many}"
+        );
+        let long = refused(&plan(128, 65536, 65536));
+        assert!(long.contains("make `train.seq_len` smaller"), "{long}");
+        let wide = refused(&plan(4096, 256, 256));
+        assert!(wide.contains("parameters with gradients and moments, most of them in attention"), "{wide}");
+    }
+
+    /// Parameters, gradients and moments are certain: nothing is taken off them.
+    #[test]
+    fn what_the_parameters_alone_take_is_the_least_that_a_run_needs() {
+        let plan = plan(4096, 256, 256);
+        let certain = 16 * plan.counts.total_params;
+        assert!(check_against(&plan, 1, limit(certain - 1)).unwrap_err().needed_bytes >= certain);
     }
 
     #[test]

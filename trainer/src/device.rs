@@ -60,6 +60,11 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
     }
 }
 
+/// Whether `name` is the CPU's.
+pub(crate) fn is_cpu(name: &str) -> bool {
+    matches!(name.split_once(':').unwrap_or((name, "0")), ("cpu", "0"))
+}
+
 /// Names of the devices that [`select`] accepts on this machine, comma-separated.
 pub fn available() -> String {
     let numbered = |kind: &str, devices: Option<Vec<Device>>| {

@@ -26,7 +26,7 @@ pub enum TrainError {
     /// A key that cannot be set, or not so.
     #[error(transparent)]
     Setting(#[from] ConfigError),
-    /// Parameters, gradients and moments do not fit into memory.
+    /// The run does not fit into memory.
     #[error(transparent)]
     TooLargeForMemory(#[from] TooLargeForMemory),
     /// The data cannot be had.

@@ -28,6 +28,7 @@ pub mod flight;
 pub mod generate;
 pub mod host;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod moved_data;
 mod moving_parts;

@@ -11,11 +11,12 @@ pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
-use switchyard_model::{MemoryEstimate, ModelCounts, ModelSpec};
+use switchyard_model::{ModelCounts, ModelSpec};
 
 pub use describe::grouped;
 
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
+use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
 
 /// A run with nothing left open.
@@ -58,7 +59,7 @@ pub struct RunPlan {
     pub sample: SampleConfig,
     /// Parameters and FLOPs.
     pub counts: ModelCounts,
-    /// Memory of training.
+    /// Memory of training on the CPU.
     pub memory: MemoryEstimate,
     /// Keys that are allowed as they stand but have no effect, or hardly the intended one.
     pub notes: Vec<String>,
@@ -107,15 +108,17 @@ impl RunPlan {
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
+        let micro_batches = config.train.batch_tokens / micro_batch_tokens;
+        let size = StepSize { micro_batch_tokens, micro_batches, threads: config.threads };
         Ok(Self {
             name: config.name.clone(),
             seed: config.seed,
             num_steps: config.train.num_steps,
             seq_len: config.train.seq_len,
             tokens_per_step: config.train.batch_tokens,
-            micro_batches_per_step: config.train.batch_tokens / micro_batch_tokens,
+            micro_batches_per_step: micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
-            memory: MemoryEstimate::of(&model, &counts, micro_batch_tokens),
+            memory: MemoryEstimate::of(&model, &counts, size),
             model,
             optimizer: config.train.adamw.clone(),
             max_grad_norm: config.train.max_grad_norm,

@@ -13,6 +13,15 @@ use crate::readings::read_scalar;
 const SHAPES_MKN: [[usize; 3]; 3] = [[768, 768, 768], [2048, 1024, 256], [1024, 1024, 1024]];
 const MAX_SECS: f64 = 0.3;
 
+/// Bytes that [`measure_matmul_peak_flops`] holds at a time on the CPU: whatever the number of threads, and for each thread.
+/// Both kinds of product have factors of their own; the one that is shared by all threads has a result too, which is gone
+/// before the next one.
+pub(crate) fn probe_bytes() -> (u64, u64) {
+    let bytes = |elements: usize| 4 * elements as u64;
+    let factors = SHAPES_MKN.iter().map(|[m, k, n]| bytes(2 * (m * k + k * n))).sum();
+    (factors, SHAPES_MKN.iter().map(|[m, _, n]| bytes(m * n)).sum())
+}
+
 /// Highest f32 rate seen in 0.3 seconds of matrix products, in FLOP/s: the peak that model FLOP utilisation
 /// (MFU, arXiv:2204.02311, appendix B) is stated against. On the CPU the better of burn's product, shared by all threads,
 /// and of one single-threaded product on each of them.

@@ -82,7 +82,7 @@ pub fn with_threads<T: Send>(
 fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let TrainRequest { config, plan, out, mode, .. } = request;
     let device = device::select(&config.device)?;
-    check_memory(plan)?;
+    check_memory(config, plan)?;
     // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite` deletes nothing.
     RunFolder::check(out, *mode)?;
     if *mode == OpenMode::Resume

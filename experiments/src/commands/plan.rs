@@ -8,9 +8,9 @@ use crate::cli::PlanArgs;
 use crate::failure::Failure;
 
 pub(super) fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let (_, plan) = load_args(&args.config)?;
+    let (loaded, plan) = load_args(&args.config)?;
     // Said beside the plan and not in it: the plan is the same on every machine.
-    if let Err(error) = check_memory(&plan) {
+    if let Err(error) = check_memory(&loaded.config, &plan) {
         say!("note: `train` would refuse this plan here: {error}");
     }
     if args.json { print_json(&plan) } else { print_text(&plan.describe()) }

@@ -307,6 +307,25 @@ min_learning_rate = 0.0002
         }
     }
 
+    /// The worst moment of a step changes with the width, but more never takes less: the search comes to an end.
+    #[test]
+    fn wider_experts_take_no_less_memory() {
+        for router in ["top_k=2", "top_k=2,selection={expert_choice={}}", "top_k=2,selection={soft={}}"] {
+            let arms = study(
+                "tokens",
+                &E8K2.replace("num_experts=8", "num_experts=8,d_expert=8").replace("top_k=2", router),
+            );
+            let config = arms.unwrap()[1].config.clone();
+            let memory = |d_expert: usize| {
+                let mut config = config.clone();
+                config.model.ffn.moe.as_mut().unwrap().d_expert = d_expert;
+                quantity(HeldEqual::Memory, &RunPlan::resolve(&config).unwrap()).unwrap()
+            };
+            let widths: Vec<f64> = (1..200).map(|count| memory(8 * count)).collect();
+            assert!(widths.is_sorted_by(|a, b| a < b), "{router}: {widths:?}");
+        }
+    }
+
     #[test]
     fn a_width_that_the_arm_names_is_left_and_its_inequality_told() {
         let wide = E8K2

@@ -9,7 +9,8 @@ pub(crate) fn quantity(held_equal: HeldEqual, plan: &RunPlan) -> Option<f64> {
     match held_equal {
         HeldEqual::ActiveFlops => Some(plan.counts.training_flops_per_token as f64),
         HeldEqual::TotalParams => Some(plan.counts.total_params as f64),
-        HeldEqual::Memory => Some(plan.memory.total_bytes() as f64),
+        // The process around the run is the same for each arm: with it, small arms would look equal.
+        HeldEqual::Memory => Some(plan.memory.run_bytes() as f64),
         HeldEqual::WallClock | HeldEqual::Tokens => None,
     }
 }

@@ -121,6 +121,12 @@ pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> [Vec<f32>; 3] {
     buffers.map(Unwritten::into_values)
 }
 
+/// Elements of one task of the backward pass: a [`GroupGradient`] and the head's keys and queries.
+pub fn elements_per_thread(s: usize, d: usize) -> usize {
+    let block = QueryBlock::max_len(s).saturating_mul(s);
+    s.saturating_mul(d).saturating_mul(5).saturating_add(block.saturating_mul(2))
+}
+
 /// Which document each position belongs to; `None` for a sequence that is a single document.
 struct Documents {
     of_sequence: Vec<Option<Vec<i64>>>,

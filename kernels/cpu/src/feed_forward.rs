@@ -14,6 +14,7 @@ use crate::activation::{self, Activation};
 use crate::dispatch::{DispatchPlan, Groups, SlotMap};
 use crate::matrix::Matrix;
 use crate::panel_product::{add_product, fill_with_product};
+pub use crate::row_tiles::MAX_TILE_ROWS;
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
 use crate::unwritten::{Part, Unwritten};
 

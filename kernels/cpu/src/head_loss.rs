@@ -68,6 +68,11 @@ pub struct Means {
     pub square_log_partition: f64,
 }
 
+/// Rows whose logits exist at a time, with a vocabulary of `vocab_size`.
+pub fn chunk_rows(vocab_size: usize) -> usize {
+    (CHUNK_LEN / vocab_size).next_multiple_of(TILE_ROWS).max(MIN_CHUNK_ROWS)
+}
+
 impl Head<'_> {
     /// The losses alone.
     ///
@@ -93,7 +98,7 @@ impl Head<'_> {
     /// As [`Head::losses`].
     pub fn losses_and_gradients(self, by_columns: bool) -> (Means, Gradients) {
         let (d, v) = (self.w.num_rows(), self.w.num_columns());
-        let chunk_rows = (CHUNK_LEN / v).next_multiple_of(TILE_ROWS).max(MIN_CHUNK_ROWS);
+        let chunk_rows = chunk_rows(v);
         let (mut dx, mut sums) = (Unwritten::new(self.num_rows() * d), Vec::new());
         let mut dw = MatrixGradient::Unwritten(Unwritten::new(d * v));
         for (chunk, dx) in dx.whole().chunks(chunk_rows * d).enumerate() {

@@ -25,6 +25,9 @@ const TASK_ROWS: usize = 128;
 /// Columns of one task that sums over rows.
 const SUM_COLUMNS: usize = 64;
 
+/// Most rows of a tile.
+pub const MAX_TILE_ROWS: usize = TILE_ROWS * 3 / 2;
+
 /// Some rows of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowTile {
@@ -196,7 +199,7 @@ mod tests {
             let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.rows.clone()).collect();
             prop_assert_eq!(rows, (0..groups.num_rows()).collect::<Vec<_>>());
             for tile in tiles {
-                prop_assert!((1..=TILE_ROWS * 3 / 2).contains(&tile.rows.len()));
+                prop_assert!((1..=MAX_TILE_ROWS).contains(&tile.rows.len()));
                 let group = groups.rows(tile.group);
                 prop_assert!(group.start <= tile.rows.start && tile.rows.end <= group.end);
             }

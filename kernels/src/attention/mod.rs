@@ -139,3 +139,9 @@ pub(crate) trait CausalAttention: Backend {
 
 #[cfg(feature = "cube")]
 impl CausalAttention for burn_cubecl::CubeBackend {}
+
+/// Elements that one thread holds of its own in the backward pass of [`causal_attention`] on the
+/// CPU, which holds more of them than the forward pass.
+pub fn attention_elements_per_thread(seq_len: usize, d_head: usize) -> usize {
+    switchyard_kernels_cpu::attention::elements_per_thread(seq_len, d_head)
+}

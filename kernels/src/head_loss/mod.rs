@@ -114,3 +114,8 @@ pub(crate) trait HeadLossOp: Backend {
 
 #[cfg(feature = "cube")]
 impl HeadLossOp for burn_cubecl::CubeBackend {}
+
+/// Logits that [`head_loss`] holds at a time on the CPU, of `num_tokens` rows.
+pub fn num_logits_held(num_tokens: usize, vocab_size: usize) -> usize {
+    switchyard_kernels_cpu::head_loss::chunk_rows(vocab_size).min(num_tokens).saturating_mul(vocab_size)
+}

@@ -117,7 +117,9 @@ fn benchmark_here<'a>(
     let StepCase { config, plan, .. } = case;
     let progress = Progress::stderr().with_stop(stop.clone());
     let device = device::select(&config.device)?;
-    [Some(plan), against.map(|other| other.plan)].into_iter().flatten().try_for_each(check_memory)?;
+    for case in [Some(case), against].into_iter().flatten() {
+        check_memory(case.config, case.plan)?;
+    }
     let dataset = switchyard_datasets::prepare(&config.data, &progress)?;
     let ceiling = MatmulCeiling::measure(&device)?;
     let machine = Machine::observe(&config.device, &ceiling);

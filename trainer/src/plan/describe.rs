@@ -6,6 +6,7 @@ use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind, QkNormOver, Residual};
 
 use super::{RunPlan, router};
+use crate::memory::StepMoment;
 use crate::schedule::ScheduleShape;
 
 /// A label and what stands beside it; an empty label continues the row above.
@@ -238,14 +239,24 @@ impl RunPlan {
 
     fn memory_rows(&self) -> Vec<Row> {
         let memory = &self.memory;
+        let threads = match memory.threads {
+            Some(1) => "with one thread".to_owned(),
+            Some(threads) => format!("with {threads} threads"),
+            None => format!("with one thread, and {} with each further one", bytes(memory.thread_bytes)),
+        };
+        let total = format!("about {} in f32 {threads}", bytes(memory.total_bytes()));
+        let process = memory.total_bytes().saturating_sub(memory.run_bytes());
         let parts = format!(
-            "weights {}, gradients {}, moments {}, activations about {}",
+            "{}: weights {}, gradients {}, moments {}, activations {}, temporaries {}, process {}",
+            moment(memory.moment),
             bytes(memory.weights_bytes),
             bytes(memory.gradients_bytes),
             bytes(memory.moments_bytes),
-            bytes(memory.activations_bytes)
+            bytes(memory.activations_bytes),
+            bytes(memory.temporaries_bytes),
+            bytes(process),
         );
-        vec![("memory", format!("about {} in f32", bytes(memory.total_bytes()))), ("", parts)]
+        vec![("memory", total), ("", parts)]
     }
 
     fn run_rows(&self) -> Vec<Row> {
@@ -314,6 +325,20 @@ impl RunPlan {
             NormKind::Layer { bias: true, .. } => "layer norm",
             NormKind::Layer { bias: false, .. } => "layer norm without bias",
         }
+    }
+}
+
+/// When most memory is alive.
+fn moment(moment: StepMoment) -> String {
+    match moment {
+        StepMoment::Loss => "most at the loss".to_owned(),
+        StepMoment::Attention(layer) => format!("most in the backward pass of attention in layer {layer}"),
+        StepMoment::FeedForward(layer) => {
+            format!("most in the backward pass of the feed-forward block in layer {layer}")
+        }
+        StepMoment::Embedding => "most at the end of the backward pass".to_owned(),
+        StepMoment::Accumulation => "most where gradients are added up".to_owned(),
+        StepMoment::Update => "most at the update of the parameters".to_owned(),
     }
 }
 

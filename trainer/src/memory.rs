@@ -1,0 +1,249 @@
+//! Memory of a training process at its worst moment, by arithmetic alone: nothing is allocated.
+//!
+//! The parts of the model say what they hold in a pass ([`ModelFootprint`]); this file goes through a step, adds up what is
+//! alive at each moment, and takes the largest sum. On top comes what the process holds besides. Steps before the first
+//! update hold less (no moments), and an evaluation keeps nothing for a backward pass: neither is the worst moment.
+
+use serde::{Deserialize, Serialize};
+use switchyard_model::{LayerFootprint, ModelCounts, ModelFootprint, ModelSpec};
+
+use crate::throughput::probe_bytes;
+
+/// Bytes of one f32, the type of parameters, gradients and moments.
+const F32_BYTES: f64 = 4.0;
+/// The estimate is above or below the peak by at most this share of the peak: `experiments/tests/memory.rs` holds it against
+/// measured peaks.
+pub const MEMORY_ERROR: f64 = 0.15;
+
+/// What a process that trains holds besides all that is counted here: the pages of the program that are used, stacks, tables
+/// of the libraries, the tokenizer, buffers of the logs.
+///
+/// Measured, as the next two: least squares of the relative errors over the peaks (`VmHWM`) of 22 recipes of 150 to 800 MB,
+/// dense and sparse, with 1 and 2 threads, those with a router after 20 steps; x86-64 Linux, the program's own allocator,
+/// dev profile. The errors that are left are 6 % at most.
+const PROCESS_BYTES: f64 = 23e6;
+/// What the allocator holds beyond the buffers that are alive, as a share of them: a buffer takes whole slices of 64 KiB and
+/// must fit into a chunk of 32 MiB, whose rest only smaller ones can use.
+const ALLOCATOR_SHARE: f64 = 0.10;
+/// What the allocator holds for each thread of a model with a router. An expert gets other numbers of rows in each pass, so
+/// the buffers of its tiles (128 to 384 rows) are of 7 size classes, each with a page of 4 MiB that is filled in the course
+/// of some 20 steps.
+const ROUTED_THREAD_BYTES: f64 = 30e6;
+
+/// Batches that the loader reads ahead, and the one that it is reading.
+const BATCHES_AHEAD: f64 = 5.0;
+/// Bytes of a token in a batch: the id, the target and the document, 4 each.
+const BATCH_TOKEN_BYTES: f64 = 12.0;
+
+/// Memory of training on the CPU, in bytes, at the moment when most of it is alive: what each part takes then.
+///
+/// Within [`MEMORY_ERROR`] of the peak of a process (`VmHWM`), on x86-64 Linux, without the preparation of data that is not
+/// cached yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryEstimate {
+    /// Parameters.
+    pub weights_bytes: u64,
+    /// Gradients: those of the parameters behind the one at work, or all; with several micro-batches also the sum over the
+    /// earlier ones.
+    pub gradients_bytes: u64,
+    /// AdamW's two moments per parameter.
+    pub moments_bytes: u64,
+    /// Kept for the backward pass, and who went where.
+    pub activations_bytes: u64,
+    /// Buffers of the operation at work.
+    #[serde(default)]
+    pub temporaries_bytes: u64,
+    /// The program, its allocator, the batches read ahead, and the matrices by which it measured the machine's speed.
+    #[serde(default)]
+    pub process_bytes: u64,
+    /// Buffers of each thread.
+    #[serde(default)]
+    pub thread_bytes: u64,
+    /// Threads that the configuration asks for; absent leaves it to the machine, and the sum counts one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// When most is alive.
+    #[serde(default)]
+    pub moment: StepMoment,
+}
+
+/// A moment of a training step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepMoment {
+    /// The loss, behind the whole forward pass.
+    Loss,
+    /// The backward pass of attention in a layer.
+    Attention(usize),
+    /// The backward pass of the feed-forward block in a layer.
+    FeedForward(usize),
+    /// The end of the backward pass: the embedding.
+    Embedding,
+    /// Adding a micro-batch's gradients to those before.
+    Accumulation,
+    /// The update of the parameters, which happens in place.
+    #[default]
+    Update,
+}
+
+/// How a step goes over its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Tokens of one forward and backward pass.
+    pub micro_batch_tokens: usize,
+    /// Passes of a step.
+    pub micro_batches: usize,
+    /// Threads, if the configuration says how many.
+    pub threads: Option<usize>,
+}
+
+/// What is alive beside weights and moments, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Alive {
+    gradients: f64,
+    activations: f64,
+    temporaries: f64,
+}
+
+impl Alive {
+    fn sum(self) -> f64 {
+        self.gradients + self.activations + self.temporaries
+    }
+}
+
+impl MemoryEstimate {
+    /// Memory of training the model in steps of this size.
+    pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize) -> Self {
+        // Products in f64: an absurd configuration saturates instead of overflowing.
+        let weights = F32_BYTES * counts.total_params as f64;
+        let model = ModelFootprint::of(spec, size.micro_batch_tokens);
+        let step = Step { model: &model, weights, passes: size.micro_batches as f64 };
+        let (moment, alive) = step.worst_moment();
+        let (probe, probe_of_thread) = probe_bytes();
+        let is_routed = model.layers.iter().any(|layer| layer.is_routed);
+        let routed = if is_routed { ROUTED_THREAD_BYTES } else { 0.0 };
+        // The probe's matrices are freed before the first step, but the allocator keeps them, and buffers of other sizes
+        // hardly fit into their place: resident memory grew by what the first step needs, as if they were there.
+        let process = PROCESS_BYTES
+            + probe as f64
+            + ALLOCATOR_SHARE * (3.0 * weights + alive.sum())
+            + step.batch_bytes(size.micro_batch_tokens as f64);
+        Self {
+            weights_bytes: weights as u64,
+            gradients_bytes: alive.gradients as u64,
+            moments_bytes: (2.0 * weights) as u64,
+            activations_bytes: alive.activations as u64,
+            temporaries_bytes: alive.temporaries as u64,
+            process_bytes: process as u64,
+            thread_bytes: (probe_of_thread as f64 + model.thread_bytes() + routed) as u64,
+            threads: size.threads,
+            moment,
+        }
+    }
+
+    /// Parameters, each with its gradient and two moments: certain to be alive at the update.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_mul(2).saturating_add(self.moments_bytes)
+    }
+
+    /// What the run itself holds, the process around it left out: the same on every machine.
+    pub fn run_bytes(&self) -> u64 {
+        let parts =
+            [self.gradients_bytes, self.moments_bytes, self.activations_bytes, self.temporaries_bytes];
+        parts.into_iter().fold(self.weights_bytes, u64::saturating_add)
+    }
+
+    /// Sum of the parts, with the configuration's threads or one.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes_with(self.threads.unwrap_or(1))
+    }
+
+    /// Sum of the parts with so many threads.
+    pub fn total_bytes_with(&self, threads: usize) -> u64 {
+        let of_threads = self.thread_bytes.saturating_mul(threads as u64);
+        self.run_bytes().saturating_add(self.process_bytes).saturating_add(of_threads)
+    }
+}
+
+/// A step of a model whose parameters take `weights` bytes.
+struct Step<'a> {
+    model: &'a ModelFootprint,
+    weights: f64,
+    passes: f64,
+}
+
+impl Step<'_> {
+    /// When most is alive, and what.
+    fn worst_moment(&self) -> (StepMoment, Alive) {
+        let mut worst = (StepMoment::Update, self.at_the_update());
+        for moment in self.pass().into_iter().chain(self.accumulation()) {
+            if moment.1.sum() > worst.1.sum() {
+                worst = moment;
+            }
+        }
+        worst
+    }
+
+    /// Parameters have their gradients, and activations are gone.
+    fn at_the_update(&self) -> Alive {
+        Alive { gradients: self.weights, activations: self.records_bytes(), temporaries: 0.0 }
+    }
+
+    /// The gradients of the passes before and of this one are both alive, and one parameter's new sum.
+    fn accumulation(&self) -> Option<(StepMoment, Alive)> {
+        let alive = Alive {
+            gradients: 2.0 * self.weights,
+            activations: self.records_bytes(),
+            temporaries: self.model.largest_param_bytes(),
+        };
+        (self.passes > 1.0).then_some((StepMoment::Accumulation, alive))
+    }
+
+    /// The last forward and backward pass: from the loss back to the embedding, gradients come and activations go.
+    fn pass(&self) -> Vec<(StepMoment, Alive)> {
+        let ModelFootprint { layers, head, stream_bytes, .. } = self.model;
+        let mut alive = Alive {
+            gradients: if self.passes > 1.0 { self.weights } else { 0.0 },
+            activations: self.records_bytes() + head.kept_bytes + layers.iter().map(kept_bytes).sum::<f64>(),
+            temporaries: 0.0,
+        };
+        alive.gradients += head.gradient_bytes;
+        let mut moments = vec![(StepMoment::Loss, Alive { temporaries: head.loss_bytes, ..alive })];
+        alive.activations -= head.kept_bytes;
+        for (index, layer) in layers.iter().enumerate().rev() {
+            // The gradient of the residual stream is there all the way.
+            let at_work = |alive: Alive, part_bytes: f64, buffers: f64| Alive {
+                gradients: alive.gradients + part_bytes,
+                temporaries: stream_bytes + buffers,
+                ..alive
+            };
+            let ffn = at_work(alive, layer.ffn_param_bytes, layer.ffn.backward_bytes);
+            moments.push((StepMoment::FeedForward(index), ffn));
+            alive.gradients += layer.ffn_param_bytes;
+            alive.activations -= layer.ffn.kept_bytes;
+            let attention = at_work(alive, layer.attention_param_bytes, layer.attention.backward_bytes);
+            moments.push((StepMoment::Attention(index), attention));
+            alive.gradients += layer.attention_param_bytes;
+            alive.activations -= layer.attention.kept_bytes;
+        }
+        // A tied matrix has the head's gradient already, to which that of the embedding is added.
+        let tied = if head.is_tied { head.embedding_bytes } else { 0.0 };
+        let gradients = alive.gradients + head.embedding_bytes - tied;
+        moments.push((StepMoment::Embedding, Alive { gradients, temporaries: stream_bytes + tied, ..alive }));
+        moments
+    }
+
+    /// Who went where in all passes of the step, for the flight recorder.
+    fn records_bytes(&self) -> f64 {
+        self.passes * self.model.layers.iter().map(|layer| layer.ffn.record_bytes).sum::<f64>()
+    }
+
+    /// The step's batches, those read ahead, and the ids that the records keep.
+    fn batch_bytes(&self, micro_batch_tokens: f64) -> f64 {
+        (self.passes + BATCHES_AHEAD) * BATCH_TOKEN_BYTES * micro_batch_tokens
+    }
+}
+
+fn kept_bytes(layer: &LayerFootprint) -> f64 {
+    layer.attention.kept_bytes + layer.ffn.kept_bytes
+}
