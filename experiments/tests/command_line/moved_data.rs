@@ -120,7 +120,7 @@ fn only_places_may_change_and_the_message_names_them() {
     let message = desk.mistake(&["eval", "run", "--other-data", "--set", "data.tokenizer.bytes={}"]);
     assert!(message.contains("`data.tokenizer.bytes`"), "{message}");
     let ids = "data.tokens={ train = \"a.bin\", vocab_size = 300 }";
-    let message = desk.mistake(&["eval", "run", "--other-data", "--set", ids]);
+    let message = desk.mistake(&["eval", "run", "--other-data", "--set", "data.text=", "--set", ids]);
     assert!(message.contains("the model was trained on text"), "{message}");
     assert_eq!(evaluation(&desk, &["--set", "threads=2"])["same_data"], true);
 }
