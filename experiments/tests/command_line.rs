@@ -298,8 +298,8 @@ fn a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_made() {
     let message = text(&refused.stderr);
     // 480 G parameters of 16 bytes.
     for part in [
-        "the run needs about 9.",
-        "and at least 8.",
+        "the run needs about 8.46 TB",
+        "and at least 7.68 TB",
         "480 B (480,",
         "this process can have",
         "`model.ffn.moe.num_experts`",
@@ -311,7 +311,8 @@ fn a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_made() {
     let planned = with(&["plan", "moe.toml", "--json"]);
     assert!(planned.status.success());
     assert!(
-        text(&planned.stderr).contains("note: `train` would refuse this plan here: the run needs about 9.")
+        text(&planned.stderr)
+            .contains("note: `train` would refuse this plan here: the run needs about 8.46 TB")
     );
     let plan: Value = serde_json::from_slice(&planned.stdout).unwrap();
     assert_eq!(plan["notes"], serde_json::json!([]), "a plan is the same on every machine");

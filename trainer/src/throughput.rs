@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, Tensor};
 use switchyard_kernels::ThreadProducts;
 
-use crate::TrainError;
-use crate::readings::read_scalar;
+use crate::readings::{DeviceReadError, read_scalar};
 
 /// Rows, inner size and columns of the products tried, the cheapest first: square ones, and a tall one that reads
 /// its right factor from the cache.
@@ -27,8 +26,8 @@ pub(crate) fn probe_bytes() -> (u64, u64) {
 /// and of one single-threaded product on each of them.
 ///
 /// # Errors
-/// [`TrainError::Device`] if the device cannot be read.
-pub fn measure_matmul_peak_flops(device: &Device) -> Result<f64, TrainError> {
+/// [`DeviceReadError`] if the device cannot be read.
+pub fn measure_matmul_peak_flops(device: &Device) -> Result<f64, DeviceReadError> {
     Ok(MatmulCeiling::measure(device)?.peak_flops())
 }
 
@@ -42,8 +41,8 @@ impl MatmulCeiling {
     /// Tries all kinds in turn; see [`measure_matmul_peak_flops`].
     ///
     /// # Errors
-    /// [`TrainError::Device`] if the device cannot be read.
-    pub fn measure(device: &Device) -> Result<Self, TrainError> {
+    /// [`DeviceReadError`] if the device cannot be read.
+    pub fn measure(device: &Device) -> Result<Self, DeviceReadError> {
         let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
         for shape_mkn in SHAPES_MKN {
             candidates.push(Box::new(SharedProduct::new(shape_mkn, device)));
@@ -84,8 +83,8 @@ impl MatmulCeiling {
     /// So many of the fastest products, one after another.
     ///
     /// # Errors
-    /// [`TrainError::Device`] if the device cannot be read.
-    pub fn multiply(&mut self, times: u64) -> Result<(), TrainError> {
+    /// [`DeviceReadError`] if the device cannot be read.
+    pub fn multiply(&mut self, times: u64) -> Result<(), DeviceReadError> {
         (0..times).try_for_each(|_| self.fastest.compute())
     }
 }
@@ -96,7 +95,7 @@ trait Candidate {
     fn flops(&self) -> f64;
 
     /// One round, finished when this returns.
-    fn compute(&mut self) -> Result<(), TrainError>;
+    fn compute(&mut self) -> Result<(), DeviceReadError>;
 }
 
 /// One product by the device's own means.
@@ -120,9 +119,9 @@ impl Candidate for SharedProduct {
         2.0 * (m * k * n) as f64
     }
 
-    fn compute(&mut self) -> Result<(), TrainError> {
+    fn compute(&mut self) -> Result<(), DeviceReadError> {
         let product = self.a_mk.clone().matmul(self.b_kn.clone());
-        Ok(read_scalar(&product.narrow(0, 0, 1).narrow(1, 0, 1).flatten(0, 1)).map(drop)?)
+        read_scalar(&product.narrow(0, 0, 1).narrow(1, 0, 1).flatten(0, 1)).map(drop)
     }
 }
 
@@ -131,7 +130,7 @@ impl Candidate for ThreadProducts {
         ThreadProducts::flops(self)
     }
 
-    fn compute(&mut self) -> Result<(), TrainError> {
+    fn compute(&mut self) -> Result<(), DeviceReadError> {
         ThreadProducts::compute(self);
         Ok(())
     }
