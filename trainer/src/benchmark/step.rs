@@ -200,7 +200,7 @@ impl CeilingProducts {
     }
 
     fn compute(&mut self) -> Result<(), TrainError> {
-        self.ceiling.multiply(self.times)
+        Ok(self.ceiling.multiply(self.times)?)
     }
 }
 
