@@ -17,8 +17,6 @@ use crate::error::DatasetError;
 use crate::pieces::TextPiece;
 use crate::vocabulary::{Vocabulary, with_end_mark};
 
-/// Ids of the byte tokenizer.
-
 /// Far more than any `tokenizer.json` has.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 

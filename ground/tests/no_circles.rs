@@ -169,7 +169,7 @@ fn way_round(start: &Module, uses: &BTreeMap<Module, BTreeSet<Module>>) -> Optio
                 return Some(way);
             }
             if visited.insert(next.clone()) {
-                ways.push_back([way.as_slice(), &[next.clone()]].concat());
+                ways.push_back([way.as_slice(), std::slice::from_ref(next)].concat());
             }
         }
     }

@@ -121,7 +121,8 @@ pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> [Vec<f32>; 3] {
     buffers.map(Unwritten::into_values)
 }
 
-/// Elements of one task of the backward pass: a [`GroupGradient`] and the head's keys and queries.
+/// Elements of one task of the backward pass: a gradient of the group, and the head's keys and
+/// queries.
 pub fn elements_per_thread(s: usize, d: usize) -> usize {
     let block = QueryBlock::max_len(s).saturating_mul(s);
     s.saturating_mul(d).saturating_mul(5).saturating_add(block.saturating_mul(2))
