@@ -67,6 +67,7 @@ mod split;
 mod stats;
 mod store;
 mod token_files;
+mod token_width;
 mod tokenizer;
 mod vocabulary;
 mod words;

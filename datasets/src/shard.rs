@@ -28,6 +28,7 @@ use switchyard_ground::regular_file;
 use crate::error::DatasetError;
 use crate::hash::for_each_block;
 use crate::progress::Progress;
+use crate::token_width::TokenWidth;
 
 const MAGIC: &[u8; 8] = b"SWYDSHRD";
 pub(crate) const SHARD_VERSION: u32 = 1;
@@ -37,51 +38,6 @@ const CHECKED_HEADER_BYTES: usize = 72;
 
 /// A shard is closed at the first document border after this many tokens.
 pub(crate) const MAX_SHARD_TOKENS: u64 = 1 << 27;
-
-/// Width of a stored token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenWidth {
-    One,
-    Two,
-    Four,
-}
-
-impl TokenWidth {
-    fn for_vocabulary(vocab_size: u64) -> Self {
-        match vocab_size {
-            0..=0x100 => Self::One,
-            0x101..=0x1_0000 => Self::Two,
-            _ => Self::Four,
-        }
-    }
-
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Two => 2,
-            Self::Four => 4,
-        }
-    }
-
-    fn push(self, id: u32, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&id.to_le_bytes()[..self.bytes()]);
-    }
-
-    /// The ids in `bytes`.
-    pub(crate) fn read(self, bytes: &[u8], out: &mut [i32]) {
-        match self {
-            Self::One => out.iter_mut().zip(bytes).for_each(|(id, byte)| *id = i32::from(*byte)),
-            Self::Two => {
-                let pairs = bytes.as_chunks::<2>().0;
-                out.iter_mut().zip(pairs).for_each(|(id, pair)| *id = i32::from(u16::from_le_bytes(*pair)));
-            }
-            Self::Four => {
-                let quads = bytes.as_chunks::<4>().0;
-                out.iter_mut().zip(quads).for_each(|(id, quad)| *id = i32::from_le_bytes(*quad));
-            }
-        }
-    }
-}
 
 /// Writes one shard. The file has its name only once it is complete and on disk.
 pub(crate) struct ShardWriter {

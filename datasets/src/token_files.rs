@@ -15,9 +15,10 @@ use crate::error::DatasetError;
 use crate::hash::for_each_block;
 use crate::manifest::{FORMAT_VERSION, Manifest, Repeats, SplitManifest};
 use crate::progress::Progress;
-use crate::shard::{TokenFile, TokenWidth};
+use crate::shard::TokenFile;
 use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
+use crate::token_width::TokenWidth;
 use crate::tokenizer::Tokenizer;
 use switchyard_ground::digest::hex;
 

@@ -13,16 +13,17 @@ use crate::checkpoint::CheckpointError;
 use crate::config::RunConfig;
 use crate::config_file::{self, ConfigError, Override};
 
-/// Keys that say where something is, or on what it is computed.
-const PLACES: [&str; 7] = [
-    "data.text.path",
-    "data.tokens.train",
-    "data.tokens.validation",
-    "data.tokenizer.file.path",
-    "data.cache_dir",
-    "device",
-    "threads",
-];
+/// The keys whose values are paths of data.
+pub const DATA_PATH_KEYS: [&str; 4] =
+    ["data.text.path", "data.tokens.train", "data.tokens.validation", "data.tokenizer.file.path"];
+
+/// Keys that say where else something is, or on what it is computed.
+const OTHER_PLACES: [&str; 3] = ["data.cache_dir", "device", "threads"];
+
+/// All keys that may always change.
+fn places() -> impl Iterator<Item = &'static str> {
+    DATA_PATH_KEYS.into_iter().chain(OTHER_PLACES)
+}
 
 /// What may change about a run that is used and not trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,8 @@ pub fn changed_config(
     overrides: &[Override],
     may_change: MayChange,
 ) -> Result<RunConfig, ConfigError> {
-    let is_allowed = |key: &str| PLACES.contains(&key) || may_change == MayChange::Data && is_of_data(key);
+    let is_allowed =
+        |key: &str| places().any(|place| place == key) || may_change == MayChange::Data && is_of_data(key);
     if let Some(refused) = overrides.iter().find(|given| !is_allowed(given.key())) {
         let hint = match may_change {
             MayChange::Places if is_of_data(refused.key()) => {
@@ -52,7 +54,7 @@ pub fn changed_config(
             MayChange::Places | MayChange::Data => "",
         };
         let trained = || {
-            let (key, places) = (refused.key(), PLACES.join(", "));
+            let (key, places) = (refused.key(), places().collect::<Vec<_>>().join(", "));
             format!("`{key}` is part of what was trained and cannot be changed here: use {places}{hint}")
         };
         let message = config_file::check_known(refused.key()).err().unwrap_or_else(trained);
@@ -93,10 +95,6 @@ fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
     }
     paths
 }
-
-/// The keys whose values are paths of data.
-pub(crate) const DATA_PATH_KEYS: [&str; 4] =
-    ["data.text.path", "data.tokens.train", "data.tokens.validation", "data.tokenizer.file.path"];
 
 /// The paths of `data` as a message names them.
 pub(crate) fn data_path_words(data: &DataConfig) -> String {

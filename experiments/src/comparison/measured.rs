@@ -7,14 +7,12 @@
 use serde::Serialize;
 use serde_json::Value;
 use switchyard_ground::printable::excerpt;
+use switchyard_trainer::moved_data::DATA_PATH_KEYS;
 
 use crate::difference::{Difference, differences};
 use crate::flatten::flatten;
 
 /// Keys whose values are places of data.
-const PLACES_OF_DATA: [&str; 4] =
-    ["data.text.path", "data.tokens.train", "data.tokens.validation", "data.tokenizer.file.path"];
-
 /// Keys below `data` that decide no token.
 const NOT_CONTENT: [&str; 2] = ["data.cache_dir", "data.mask_documents"];
 
@@ -62,7 +60,7 @@ impl DataRelation {
 
 /// Whether `key` says where data lies.
 pub(crate) fn is_place(key: &str) -> bool {
-    PLACES_OF_DATA.contains(&key)
+    DATA_PATH_KEYS.contains(&key)
 }
 
 /// Differences between the configurations that may be differences between the data.

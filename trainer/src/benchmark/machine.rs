@@ -71,6 +71,11 @@ impl Usage {
                 .and_then(|text| minor_page_faults(&text)),
         }
     }
+
+    /// Pages mapped since `earlier`; `None` where the system does not tell.
+    pub fn minor_page_faults_since(&self, earlier: &Self) -> Option<u64> {
+        self.minor_page_faults.zip(earlier.minor_page_faults).map(|(now, then)| now - then)
+    }
 }
 
 fn peak_rss_bytes(status: &str) -> Option<u64> {

@@ -117,9 +117,8 @@ fn benchmark_here<'a>(
     let StepCase { config, plan, .. } = case;
     let progress = Progress::stderr().with_stop(stop.clone());
     let device = device::select(&config.device)?;
-    for case in [Some(case), against].into_iter().flatten() {
-        check_memory(case.config, case.plan)?;
-    }
+    let mut cases = [Some(case), against].into_iter().flatten();
+    cases.try_for_each(|case| check_memory(case.config, case.plan))?;
     let dataset = switchyard_datasets::prepare(&config.data, &progress)?;
     let ceiling = MatmulCeiling::measure(&device)?;
     let machine = Machine::observe(&config.device, &ceiling);
@@ -140,14 +139,12 @@ fn benchmark_here<'a>(
     let StepTimings { steps, products: product_times, other: other_steps } =
         timed.time_trainings(&mut training, products, other.as_mut())?;
     let after = Usage::now();
-    let ceiling_share_in_turn = step_flops / products.flops() / steps.ratio_to(&product_times);
 
     let forward_passes = repetitions.time(|| training.forward(&dataset, config.data.mask_documents))?;
     let machine = machine.observe_again(&device)?;
 
     let step_secs = steps.median_ms() / 1e3;
     let gflops = step_flops / step_secs / 1e9;
-    let faults = after.minor_page_faults.zip(before.minor_page_faults).map(|(after, before)| after - before);
     Ok(StepReport {
         case: case.name.into(),
         step_ms_median: steps.median_ms(),
@@ -156,7 +153,7 @@ fn benchmark_here<'a>(
         peak_rss_bytes: after.peak_rss_bytes,
         gflops,
         ceiling_share: gflops / machine.matmul_ceiling_gflops,
-        ceiling_share_in_turn,
+        ceiling_share_in_turn: step_flops / products.flops() / steps.ratio_to(&product_times),
         machine,
         forward_ms_median: forward_passes.median_ms(),
         forward_ms_min: forward_passes.min_ms(),
@@ -165,7 +162,9 @@ fn benchmark_here<'a>(
         total_params: plan.counts.total_params,
         loss_first: training.losses.0,
         loss_last: training.losses.1,
-        minor_page_faults_per_step: faults.map(|faults| faults as f64 / steps.len() as f64),
+        minor_page_faults_per_step: after
+            .minor_page_faults_since(&before)
+            .map(|faults| faults as f64 / steps.len() as f64),
         against: against.zip(other_steps).map(|(other, theirs)| StepRatio::new(other.name, &steps, &theirs)),
     })
 }
