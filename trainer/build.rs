@@ -65,7 +65,8 @@ fn collect_files(folder: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// What else makes another program of the same sources: compiler, target, optimisation, flags and features.
+/// What else makes another program of the same sources: compiler, target, optimisation, flags and
+/// features.
 fn compiler_settings() -> Vec<String> {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let version = std::process::Command::new(rustc).arg("--version").output().map(|output| output.stdout);

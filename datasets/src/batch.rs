@@ -8,11 +8,13 @@ use crate::store::TokenStore;
 pub struct TokenBatch {
     /// `[num_sequences * seq_len]`, row-major: what the model reads.
     pub input_ids: Vec<i32>,
-    /// `[num_sequences * seq_len]`, row-major: the token after each input. After the last token of a document that
-    /// is the first of the next one; such targets are kept, and cost what documents' beginnings cost.
+    /// `[num_sequences * seq_len]`, row-major: the token after each input. After the last token of
+    /// a document that is the first of the next one; such targets are kept, and cost what
+    /// documents' beginnings cost.
     pub target_ids: Vec<i32>,
-    /// `[num_sequences * seq_len]`, row-major: for each input, which document of its row it belongs to, from 0;
-    /// present when documents are masked. A token may attend to tokens with its own number only.
+    /// `[num_sequences * seq_len]`, row-major: for each input, which document of its row it belongs
+    /// to, from 0; present when documents are masked. A token may attend to tokens with its own
+    /// number only.
     pub segment_ids: Option<Vec<i32>>,
     /// `[num_sequences]`: domain of each sequence's first token; 0 where no domains are known.
     pub domains: Vec<u16>,

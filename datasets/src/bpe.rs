@@ -1,9 +1,10 @@
 //! Training of a byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909, algorithm 1).
 //!
-//! The trainer of the crate `tokenizers` keeps pairs in randomly seeded hash maps and may hold one pair twice in its
-//! queue, so that ties can fall differently from one process to the next. A vocabulary decides what a checkpoint
-//! means, so here the result is a function of the text alone: counts are sums, and equal counts are ordered by pair.
-//! The words and the file format are those of `tokenizers`, which encodes and decodes with the result.
+//! The trainer of the crate `tokenizers` keeps pairs in randomly seeded hash maps and may hold one
+//! pair twice in its queue, so that ties can fall differently from one process to the next. A
+//! vocabulary decides what a checkpoint means, so here the result is a function of the text alone:
+//! counts are sums, and equal counts are ordered by pair. The words and the file format are those
+//! of `tokenizers`, which encodes and decodes with the result.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -61,8 +62,9 @@ pub(crate) fn train<'a>(
     train_on_words(counts, vocab_size, &mut || Ok(()))
 }
 
-/// The vocabulary trained on counted words: id 0 is the end-of-document mark, 1 to 256 are the bytes, the rest merges
-/// in the order in which they were found. Ends early when no pair occurs twice; `tick` is called once a merge.
+/// The vocabulary trained on counted words: id 0 is the end-of-document mark, 1 to 256 are the
+/// bytes, the rest merges in the order in which they were found. Ends early when no pair occurs
+/// twice; `tick` is called once a merge.
 pub(crate) fn train_on_words(
     counts: WordCounts,
     vocab_size: usize,
@@ -221,8 +223,9 @@ mod tests {
 
     use super::*;
 
-    /// The definition, word for word: count all pairs anew, merge the most frequent, repeat. Of equally frequent pairs
-    /// the one whose symbols are older comes first; letters are as old as their place in the alphabet.
+    /// The definition, word for word: count all pairs anew, merge the most frequent, repeat. Of
+    /// equally frequent pairs the one whose symbols are older comes first; letters are as old as
+    /// their place in the alphabet.
     fn slow_merges(words: &[(String, u64)], num_merges: usize) -> Vec<(String, String)> {
         let mut words: Vec<(Vec<String>, u64)> =
             words.iter().map(|(word, count)| (word.chars().map(String::from).collect(), *count)).collect();

@@ -172,7 +172,8 @@ pub(crate) fn write_shards(
     Ok(Written { train, validation, repeats: seen.repeats })
 }
 
-/// Documents met so far, by the front of their hashes: two that differ share one in fewer than a million corpora.
+/// Documents met so far, by the front of their hashes: two that differ share one in fewer than a
+/// million corpora.
 #[derive(Default)]
 struct Seen {
     train: HashSet<u64>,
@@ -377,7 +378,8 @@ fn encode_all(
     Ok(encoded)
 }
 
-/// `error` with the document that has the text in it: the words of many documents are encoded together.
+/// `error` with the document that has the text in it: the words of many documents are encoded
+/// together.
 fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer) -> DatasetError {
     if !matches!(error, DatasetError::Unspellable { .. }) {
         return error;

@@ -1,8 +1,9 @@
 //! The folder of prepared corpora, and who may write to it.
 //!
-//! `<cache>/<name>/` is a complete corpus, `<cache>/<name>.tmp/` one in the making, `<cache>/<name>.lock` the file whose
-//! lock its maker holds; the name is a hash of the corpus' key and of the version of the folder's layout. The system drops the lock when a process ends, however it ends: a `.tmp` folder whose lock
-//! can be taken is a leftover.
+//! `<cache>/<name>/` is a complete corpus, `<cache>/<name>.tmp/` one in the making,
+//! `<cache>/<name>.lock` the file whose lock its maker holds; the name is a hash of the corpus' key
+//! and of the version of the folder's layout. The system drops the lock when a process ends,
+//! however it ends: a `.tmp` folder whose lock can be taken is a leftover.
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -22,7 +23,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Hexadecimal digits of a folder's name.
 const NAME_LEN: usize = 16;
 
-/// The folder for prepared corpora: `configured`, else `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache.
+/// The folder for prepared corpora: `configured`, else `SWITCHYARD_CACHE_DIR`, else `switchyard` in
+/// the user's cache.
 pub(crate) fn cache_dir(configured: Option<&Path>) -> Result<PathBuf, DatasetError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     configured
@@ -126,8 +128,8 @@ impl LockedEntry {
         self.entry.root.join(format!("{}.tmp", self.entry.name))
     }
 
-    /// Removes what interrupted preparations of other corpora left behind. Those that another process works on
-    /// are locked and stay.
+    /// Removes what interrupted preparations of other corpora left behind. Those that another
+    /// process works on are locked and stay.
     fn remove_leftovers(&self) {
         let Ok(entries) = std::fs::read_dir(&self.entry.root) else { return };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {

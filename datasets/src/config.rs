@@ -1,8 +1,9 @@
 //! What the user writes in `[data]`.
 //!
-//! One source table, at most one tokenizer table and at most one split rule: closed choices are externally tagged
-//! enums, each variant a table of its name. An error inside keeps its key and its position in the file, which an
-//! internally tagged enum (`type = "text"` beside the keys) would lose.
+//! One source table, at most one tokenizer table and at most one split rule: closed choices are
+//! externally tagged enums, each variant a table of its name. An error inside keeps its key and its
+//! position in the file, which an internally tagged enum (`type = "text"` beside the keys) would
+//! lose.
 
 use std::path::PathBuf;
 
@@ -21,10 +22,11 @@ const MIN_BPE_VOCAB_SIZE: usize = BYTES_VOCAB_SIZE + 1;
 const MAX_BPE_VOCAB_SIZE: usize = 1 << 18;
 /// What 16-bit ids can tell apart.
 const MAX_16_BIT_VOCAB_SIZE: usize = 1 << 16;
-/// More ids than any vocabulary has; what is beyond is a mistake, and would ask for gigabytes of embeddings.
+/// More ids than any vocabulary has; what is beyond is a mistake, and would ask for gigabytes of
+/// embeddings.
 pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 24;
-/// Largest document, unless `data.text.max_document_bytes` says otherwise: a compressed file of a few kilobytes can
-/// unpack to more than the memory holds.
+/// Largest document, unless `data.text.max_document_bytes` says otherwise: a compressed file of a
+/// few kilobytes can unpack to more than the memory holds.
 const DEFAULT_MAX_DOCUMENT_BYTES: u64 = 2 << 30;
 /// Bound on the transition tables of the synthetic source: 8 bytes an entry, so half a gigabyte.
 const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
@@ -33,7 +35,8 @@ const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "DataTables", into = "DataTables")]
 pub struct DataConfig {
-    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache folder.
+    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the
+    /// user's cache folder.
     pub cache_dir: Option<PathBuf>,
     /// Give the model the documents' borders, so that no token attends across one; default false.
     pub mask_documents: bool,
@@ -66,7 +69,8 @@ pub enum SourceConfig {
     { "required": ["crates"] }, { "required": ["text"] }, { "required": ["synthetic"] }, { "required": ["tokens"] }
 ]))]
 struct DataTables {
-    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the user's cache folder.
+    /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the
+    /// user's cache folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cache_dir: Option<PathBuf>,
     /// Give the model the documents' borders, so that no token attends across one; default false.
@@ -84,7 +88,8 @@ struct DataTables {
     /// Source: files of token ids, as nanoGPT writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokens: Option<TokensConfig>,
-    /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids already.
+    /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids
+    /// already.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
     #[schemars(with = "Option<TokenizerConfig>")]
     tokenizer: Option<TokenizerConfig>,
@@ -135,11 +140,13 @@ impl SourceConfig {
     }
 }
 
-/// `[data.crates]`: source code and documentation that every machine which built Switchyard already holds.
+/// `[data.crates]`: source code and documentation that every machine which built Switchyard already
+/// holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct CratesConfig {
-    /// Cut the corpus to at most this many bytes, a fair mixture of all crates; absent takes everything.
+    /// Cut the corpus to at most this many bytes, a fair mixture of all crates; absent takes
+    /// everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
 }
@@ -150,13 +157,15 @@ pub struct CratesConfig {
 pub struct TextConfig {
     /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, or a folder of them.
     pub path: PathBuf,
-    /// Field that holds the text in each line of a `.jsonl` file, `a.b` for field `b` of the object `a`; absent is `text`.
+    /// Field that holds the text in each line of a `.jsonl` file, `a.b` for field `b` of the object
+    /// `a`; absent is `text`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jsonl_key: Option<String>,
     /// What to do with a line of a `.jsonl` file that has no usable text; absent is `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_bad_line: Option<OnTrouble>,
-    /// Text between two documents of a plain file, such as `<|endoftext|>`; it is in neither. Absent: a file is a document.
+    /// Text between two documents of a plain file, such as `<|endoftext|>`; it is in neither.
+    /// Absent: a file is a document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// Largest document in bytes; absent is 2 GiB.
@@ -210,12 +219,14 @@ pub enum TokenDtype {
 pub struct TokensConfig {
     /// Ids to train on.
     pub train: PathBuf,
-    /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of `train`.
+    /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of
+    /// `train`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
     /// Number of distinct ids; each id in the files must be below it.
     pub vocab_size: usize,
-    /// Width of the ids. Absent: as a header says, else 16 bits, unless they look like something else.
+    /// Width of the ids. Absent: as a header says, else 16 bits, unless they look like something
+    /// else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<TokenDtype>,
 }
@@ -246,10 +257,12 @@ pub struct BpeTokenizerConfig {
 pub struct FileTokenizerConfig {
     /// The `tokenizer.json`.
     pub path: PathBuf,
-    /// The token that ends a document, such as `[EOS]`; absent is the first of the usual names that the vocabulary has.
+    /// The token that ends a document, such as `[EOS]`; absent is the first of the usual names that
+    /// the vocabulary has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_of_document: Option<String>,
-    /// What to do with text for which the vocabulary has no id, not even one for unknown text; absent is `stop`.
+    /// What to do with text for which the vocabulary has no id, not even one for unknown text;
+    /// absent is `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unknown_text: Option<OnTrouble>,
 }

@@ -6,8 +6,9 @@ use crate::tokenizer::Tokenizer;
 /// Ids held back at most while their bytes are not UTF-8 yet: a character has at most four bytes.
 const MAX_HELD_IDS: usize = 8;
 
-/// Decodes one id at a time; the pieces of text join to what decoding all ids at once yields, for the ids of any text
-/// without U+FFFD. Ids of a vocabulary whose bytes stay invalid are shown as U+FFFD after a few.
+/// Decodes one id at a time; the pieces of text join to what decoding all ids at once yields, for
+/// the ids of any text without U+FFFD. Ids of a vocabulary whose bytes stay invalid are shown as
+/// U+FFFD after a few.
 #[derive(Debug)]
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -18,8 +19,8 @@ pub struct DecodeStream<'a> {
 enum State {
     /// Bytes that may still become a character.
     Bytes(Vec<u8>),
-    /// `ids[..num_shown]` have been handed out as the first `shown_len` bytes of the text of `ids`. They stay for
-    /// context: a decoder may treat the first id of a text unlike the others.
+    /// `ids[..num_shown]` have been handed out as the first `shown_len` bytes of the text of `ids`.
+    /// They stay for context: a decoder may treat the first id of a text unlike the others.
     Vocabulary { ids: Vec<u32>, num_shown: usize, shown_len: usize },
     /// Whether a number has been handed out yet.
     Ids { has_begun: bool },

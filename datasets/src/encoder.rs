@@ -106,7 +106,8 @@ impl<'v> Encoder<'v> {
         }
     }
 
-    /// Tokens of `split` from byte `from` of its normalized text on; what they leave out is counted or noted.
+    /// Tokens of `split` from byte `from` of its normalized text on; what they leave out is counted
+    /// or noted.
     fn tokens(&self, split: &NormalizedString, from: usize) -> Vec<Token> {
         let Some(text) = split.get().get(from..) else {
             self.is_torn.set(true);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use switchyard_ground::key_error::KeyError;
 use thiserror::Error;
 
-/// What stopped the preparation or the reading of data: where, the offending value, what to do next.
+/// What stopped the preparation or the reading of data: where, the offending value, what to do
+/// next.
 #[derive(Debug, Error)]
 pub enum DatasetError {
     /// A value in `[data]` that cannot be meant.

@@ -6,8 +6,9 @@ use crate::batch::TokenBatch;
 use crate::error::DatasetError;
 use crate::store::TokenStore;
 
-/// Non-overlapping windows from the first token on: window `j` has the inputs `j * seq_len..(j + 1) * seq_len` and as
-/// targets the tokens one further. All `floor((tokens - 1) / seq_len)` windows, unless limited.
+/// Non-overlapping windows from the first token on: window `j` has the inputs
+/// `j * seq_len..(j + 1) * seq_len` and as targets the tokens one further. All
+/// `floor((tokens - 1) / seq_len)` windows, unless limited.
 #[derive(Debug, Clone)]
 pub struct EvaluationWindows {
     store: Arc<TokenStore>,
@@ -27,7 +28,8 @@ impl EvaluationWindows {
         Ok(Self { store, seq_len, num_windows, mask_documents: false })
     }
 
-    /// The first windows only: as many as have `max_tokens` targets together, rounded up to one window at least.
+    /// The first windows only: as many as have `max_tokens` targets together, rounded up to one
+    /// window at least.
     pub fn with_max_tokens(self, max_tokens: usize) -> Self {
         let num_windows = self.num_windows.min((max_tokens / self.seq_len).max(1));
         Self { num_windows, ..self }
@@ -48,14 +50,14 @@ impl EvaluationWindows {
         self.num_windows * self.seq_len
     }
 
-    /// Number of targets that the split has: every token but the first. Up to `seq_len - 1` of them, at the end, are
-    /// in no whole window, and in no average.
+    /// Number of targets that the split has: every token but the first. Up to `seq_len - 1` of
+    /// them, at the end, are in no whole window, and in no average.
     pub fn num_tokens_in_split(&self) -> usize {
         self.store.len() - 1
     }
 
-    /// The windows in batches of `sequences_per_batch`; the last may be smaller. A batch is an error if its tokens
-    /// cannot be read.
+    /// The windows in batches of `sequences_per_batch`; the last may be smaller. A batch is an
+    /// error if its tokens cannot be read.
     ///
     /// # Panics
     /// If `sequences_per_batch` is 0.

@@ -1,4 +1,5 @@
-//! Panics of the crate `tokenizers`, which trusts its input more than a file from elsewhere deserves, as errors.
+//! Panics of the crate `tokenizers`, which trusts its input more than a file from elsewhere
+//! deserves, as errors.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +9,8 @@ thread_local! {
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread would be caught and become an error, so that a panic hook has nothing to say.
+/// Whether a panic of this thread would be caught and become an error, so that a panic hook has
+/// nothing to say.
 pub fn panic_becomes_error() -> bool {
     IS_GUARDED.get()
 }

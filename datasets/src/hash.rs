@@ -26,8 +26,8 @@ pub(crate) fn sha256_of_file(path: &Path, progress: &Progress) -> Result<[u8; 32
     Ok(hasher.finalize().into())
 }
 
-/// Calls `work` with the content of `file`, which is at `path`, block by block, with a look at the stop flag in between: a file
-/// of one block is read before anybody could ask for its end.
+/// Calls `work` with the content of `file`, which is at `path`, block by block, with a look at the
+/// stop flag in between: a file of one block is read before anybody could ask for its end.
 pub(crate) fn for_each_block(
     file: &mut dyn Read,
     path: &Path,

@@ -7,18 +7,23 @@
 //! ```
 //!
 //! # The path of a document
-//! 1. A **source** yields it, in an order that never changes: a file of one of the crates that Switchyard is built
-//!    from (`[data.crates]`), a text file or a line of a `.jsonl` file (`[data.text]`), or a sequence of ids drawn from a
-//!    hidden domain (`[data.synthetic]`). It carries the number of its domain. Files of ids (`[data.tokens]`) skip
-//!    all of this and are read where they lie.
-//! 2. The **split** sends it to training or validation by the hash of its content, or cuts the end off the corpus.
-//! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training split, or a
-//!    `tokenizer.json`. Where a source has several documents, each is followed by the end-of-document mark: the id
-//!    of `<|endoftext|>` or of another name for it, or byte 0. A single text gets none, so its bytes are exactly its tokens.
-//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] each for training and
-//!    validation. The same configuration and content finds them there the next time.
-//! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its own, and hands out
-//!    [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs. [`EvaluationWindows`] go over a split once.
+//! 1. A **source** yields it, in an order that never changes: a file of one of the crates that
+//!    Switchyard is built from (`[data.crates]`), a text file or a line of a `.jsonl` file
+//!    (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
+//!    carries the number of its domain. Files of ids (`[data.tokens]`) skip all of this and are
+//!    read where they lie.
+//! 2. The **split** sends it to training or validation by the hash of its content, or cuts the end
+//!    off the corpus.
+//! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training
+//!    split, or a `tokenizer.json`. Where a source has several documents, each is followed by the
+//!    end-of-document mark: the id of `<|endoftext|>` or of another name for it, or byte 0. A
+//!    single text gets none, so its bytes are exactly its tokens.
+//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] each
+//!    for training and validation. The same configuration and content finds them there the next
+//!    time.
+//! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
+//!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
+//!    [`EvaluationWindows`] go over a split once.
 //!
 //! # Example
 //! ```

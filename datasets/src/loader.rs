@@ -27,7 +27,8 @@ pub struct LoaderConfig {
 
 /// An endless stream of training batches with a position that can be stored and resumed.
 ///
-/// Batch `j` holds the samples `cursor..cursor + sequences_per_batch` in order, whatever the prefetch thread does.
+/// Batch `j` holds the samples `cursor..cursor + sequences_per_batch` in order, whatever the
+/// prefetch thread does.
 #[derive(Debug)]
 pub struct Loader {
     batches: Option<Receiver<Result<TokenBatch, DatasetError>>>,
@@ -80,8 +81,8 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Index of the next sample that has not been handed out; batches read ahead do not count. A loader that is
-    /// started with this cursor continues with the same batches.
+    /// Index of the next sample that has not been handed out; batches read ahead do not count. A
+    /// loader that is started with this cursor continues with the same batches.
     pub fn cursor(&self) -> u64 {
         self.cursor
     }
@@ -89,7 +90,8 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // The thread may wait for room in the channel: closing it first lets the thread see that it is done.
+        // The thread may wait for room in the channel: closing it first lets the thread see that it
+        // is done.
         drop(self.batches.take());
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has been printed, and `next_batch` has reported it.

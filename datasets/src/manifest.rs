@@ -1,4 +1,5 @@
-//! What a prepared corpus is: sizes, domains, provenance. Stored beside the shards as `manifest.json`.
+//! What a prepared corpus is: sizes, domains, provenance. Stored beside the shards as
+//! `manifest.json`.
 
 use std::path::Path;
 
@@ -9,13 +10,15 @@ use switchyard_ground::{durable, regular_file};
 use crate::error::DatasetError;
 use switchyard_ground::digest::hex;
 
-/// Version of the layout of a prepared folder. It is part of the folder's name, so that versions do not meet.
+/// Version of the layout of a prepared folder. It is part of the folder's name, so that versions do
+/// not meet.
 pub const FORMAT_VERSION: u32 = 2;
 
 /// Far more than a manifest has.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Name of the manifest in a prepared folder; it is written last, so a folder that has one is complete.
+/// Name of the manifest in a prepared folder; it is written last, so a folder that has one is
+/// complete.
 pub(crate) const MANIFEST_NAME: &str = "manifest.json";
 
 /// Facts about a prepared corpus.
@@ -24,7 +27,8 @@ pub(crate) const MANIFEST_NAME: &str = "manifest.json";
 pub struct Manifest {
     /// [`FORMAT_VERSION`] of the program that prepared it.
     pub format_version: u32,
-    /// sha256, in hexadecimal, of all that determines the tokens: source content, tokenizer, split, rules.
+    /// sha256, in hexadecimal, of all that determines the tokens: source content, tokenizer, split,
+    /// rules.
     pub key: String,
     /// The source in words.
     pub source: String,
@@ -38,11 +42,11 @@ pub struct Manifest {
     pub vocab_size: usize,
     /// The id after each document; `None` where documents are not marked, as in a single text.
     pub end_of_document: Option<u32>,
-    /// Expected loss, in nats per token, of a predictor that knows how the data is generated and each document's
-    /// domain; known for synthetic data only.
+    /// Expected loss, in nats per token, of a predictor that knows how the data is generated and
+    /// each document's domain; known for synthetic data only.
     pub entropy_floor_nats: Option<f64>,
-    /// Nats per token that not knowing the domain costs at most: the best reachable loss lies between the floor
-    /// and the floor plus this. Known for synthetic data only.
+    /// Nats per token that not knowing the domain costs at most: the best reachable loss lies
+    /// between the floor and the floor plus this. Known for synthetic data only.
     pub domain_uncertainty_nats: Option<f64>,
     /// Names of the domains, by number; empty where no domains are known.
     pub domain_names: Vec<String>,
@@ -64,7 +68,8 @@ pub struct Repeats {
     pub documents: u64,
     /// Their length together: bytes of text, or number of ids.
     pub len: u64,
-    /// Validation documents that are in the training split too; 0 for a split by hash, which keeps copies together.
+    /// Validation documents that are in the training split too; 0 for a split by hash, which keeps
+    /// copies together.
     pub validation_documents_in_train: u64,
 }
 
@@ -118,8 +123,9 @@ impl SplitManifest {
         is_known.then(|| self.num_bytes as f64 / self.num_tokens as f64)
     }
 
-    /// The loss in bits per byte of text that a loss of `nats_per_token` on this split is; `None` for sources made of ids,
-    /// whose bytes are not known. Compares between tokenizers, as a loss per token does not.
+    /// The loss in bits per byte of text that a loss of `nats_per_token` on this split is; `None`
+    /// for sources made of ids, whose bytes are not known. Compares between tokenizers, as a loss
+    /// per token does not.
     pub fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
         let is_known = self.num_bytes > 0 && self.num_tokens > 0;
         is_known

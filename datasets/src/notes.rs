@@ -4,7 +4,8 @@ use crate::build::Survey;
 use crate::manifest::{Manifest, Repeats, SplitManifest};
 use crate::split::SplitRule;
 
-/// Validation documents below which a loss is mostly chance, and the share that one of them may have.
+/// Validation documents below which a loss is mostly chance, and the share that one of them may
+/// have.
 const FEW_DOCUMENTS: u64 = 50;
 const LARGE_SHARE: f64 = 0.1;
 
@@ -87,7 +88,8 @@ fn repeats(rule: SplitRule, survey: &Survey, repeats: &Repeats) -> Option<String
     })
 }
 
-/// A word on a validation split whose loss hangs on few documents; `None` for a single text, which is cut on purpose.
+/// A word on a validation split whose loss hangs on few documents; `None` for a single text, which
+/// is cut on purpose.
 fn small_validation(num_documents: u64, validation: &SplitManifest) -> Option<String> {
     if num_documents < 2 || validation.num_documents == 0 {
         return None;

@@ -1,12 +1,13 @@
 //! How often a run goes over its data.
 
-/// Passes over `train_tokens` tokens of data that `num_tokens` targets are: 0.5 is half of the data once.
+/// Passes over `train_tokens` tokens of data that `num_tokens` targets are: 0.5 is half of the data
+/// once.
 pub fn passes(num_tokens: u64, train_tokens: u64) -> f64 {
     num_tokens as f64 / train_tokens as f64
 }
 
-/// What to say of a run with batches of `tokens_per_step` targets, where that is more than all the data has; none
-/// where a batch fits into it.
+/// What to say of a run with batches of `tokens_per_step` targets, where that is more than all the
+/// data has; none where a batch fits into it.
 pub fn passes_note(tokens_per_step: u64, train_tokens: u64) -> Option<String> {
     (tokens_per_step > train_tokens).then(|| {
         format!(

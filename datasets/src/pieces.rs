@@ -11,8 +11,9 @@ const MAX_CONTEXT_BYTES: usize = 32;
 
 /// A part of a text, with a little of what is in front of it.
 ///
-/// Tokenizers after SentencePiece put a mark in front of a text, and look at whether a word is the first. With its
-/// context, a piece is not taken for the beginning; the ids of the context are dropped.
+/// Tokenizers after SentencePiece put a mark in front of a text, and look at whether a word is the
+/// first. With its context, a piece is not taken for the beginning; the ids of the context are
+/// dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TextPiece<'a> {
     /// The context and the piece.
@@ -32,10 +33,12 @@ impl<'a> TextPiece<'a> {
     }
 }
 
-/// `text` in pieces that are encoded on their own, so that a long document needs bounded memory and several cores.
+/// `text` in pieces that are encoded on their own, so that a long document needs bounded memory and
+/// several cores.
 ///
-/// A piece ends where GPT-2's pattern ends a word anyhow: cutting there changes no id of a byte-level vocabulary, nor of
-/// one whose tokens hold no space but in front. Text without such a place is cut at [`MAX_PIECE_BYTES`].
+/// A piece ends where GPT-2's pattern ends a word anyhow: cutting there changes no id of a
+/// byte-level vocabulary, nor of one whose tokens hold no space but in front. Text without such a
+/// place is cut at [`MAX_PIECE_BYTES`].
 pub(crate) fn pieces(text: &str) -> impl Iterator<Item = TextPiece<'_>> {
     let mut start = 0;
     std::iter::from_fn(move || {

@@ -1,4 +1,5 @@
-//! From a configuration to tokens on disk, once: later runs with the same data find what the first one made.
+//! From a configuration to tokens on disk, once: later runs with the same data find what the first
+//! one made.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,14 +29,16 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
 /// The corpus that `config` describes; prepared now, or found in the cache.
 ///
-/// The cache is keyed by all that determines the tokens: the content of the source, the tokenizer, the split and the
-/// rules by which they are applied. What is in the corpus, and what was passed over on the way, is said through `progress`
-/// each time. Preparation happens in a temporary folder that is renamed when complete, so an interrupted one
-/// leaves no corpus, and the next start removes what it left. Of two processes that want the same corpus one prepares
-/// it while the other waits.
+/// The cache is keyed by all that determines the tokens: the content of the source, the tokenizer,
+/// the split and the rules by which they are applied. What is in the corpus, and what was passed
+/// over on the way, is said through `progress` each time. Preparation happens in a temporary folder
+/// that is renamed when complete, so an interrupted one leaves no corpus, and the next start
+/// removes what it left. Of two processes that want the same corpus one prepares it while the other
+/// waits.
 ///
 /// # Errors
-/// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full disk, or the stop flag.
+/// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full
+/// disk, or the stop flag.
 pub fn prepare(config: &DataConfig, progress: &Progress) -> Result<Dataset, DatasetError> {
     config.validate().map_err(DatasetError::of_key)?;
     let source = match &config.source {
@@ -86,7 +89,8 @@ fn from_source(config: &DataConfig, source: &Source, progress: &Progress) -> Res
 /// Everything that determines the tokens, as one sha256 in hexadecimal.
 fn cache_key(config: &DataConfig, source: &Source, progress: &Progress) -> Result<String, DatasetError> {
     let mut hasher = Sha256::new();
-    // The number is that of the rules for all sources: order of documents, split, marks, trained tokenizers.
+    // The number is that of the rules for all sources: order of documents, split, marks, trained
+    // tokenizers.
     hasher.update("switchyard dataset, format 1\n");
     source.identify(&mut hasher, progress)?;
     hasher.update(format!("\nsplit {:?}\n", SplitRule::new(config.split.as_ref())));

@@ -40,7 +40,8 @@ impl Progress {
         Self { display, stop: None }
     }
 
-    /// The same, with a flag that ends the work with [`DatasetError::Interrupted`] soon after it is set.
+    /// The same, with a flag that ends the work with [`DatasetError::Interrupted`] soon after it is
+    /// set.
     pub fn with_stop(self, stop: Arc<AtomicBool>) -> Self {
         Self { stop: Some(stop), ..self }
     }
@@ -91,11 +92,11 @@ fn bar(name: &'static str, total_bytes: Option<u64>) -> ProgressBar {
     bar
 }
 
-/// Standard error as the place of a progress bar; hidden where it is no terminal that can move its cursor, and from
-/// the first failed write on.
+/// Standard error as the place of a progress bar; hidden where it is no terminal that can move its
+/// cursor, and from the first failed write on.
 ///
-/// indicatif's own keeps what it could not write and tries again with every draw, so that a bar on a terminal that is
-/// gone grows for ever.
+/// indicatif's own keeps what it could not write and tries again with every draw, so that a bar on
+/// a terminal that is gone grows for ever.
 pub fn stderr_draw_target() -> ProgressDrawTarget {
     let term = Term::stderr();
     if !term.is_term() || std::env::var_os("TERM").is_none_or(|name| name.is_empty() || name == "dumb") {

@@ -1,16 +1,18 @@
-//! The order in which training sees the data: the i-th sample is a pure function of (seed, i), found in O(1).
+//! The order in which training sees the data: the i-th sample is a pure function of (seed, i),
+//! found in O(1).
 //!
 //! # The law
-//! The `n` tokens form a ring: after the last comes the first. In epoch `e` the ring is rotated by an offset drawn
-//! from `(seed, e)` and cut into `floor(n / seq_len)` windows of `seq_len` inputs, each of which has the `seq_len`
-//! tokens that follow its inputs as targets. Within an epoch
+//! The `n` tokens form a ring: after the last comes the first. In epoch `e` the ring is rotated by
+//! an offset drawn from `(seed, e)` and cut into `floor(n / seq_len)` windows of `seq_len` inputs,
+//! each of which has the `seq_len` tokens that follow its inputs as targets. Within an epoch
 //! - each window is sampled exactly once, in a pseudo-random order drawn from `(seed, e)`;
-//! - each token is a target at most once, and all but `n mod seq_len` tokens, fewer than `seq_len`, are one;
+//! - each token is a target at most once, and all but `n mod seq_len` tokens, fewer than `seq_len`,
+//!   are one;
 //! - at most one window contains the seam, where the end of the data is continued by its beginning.
 //!
-//! The order is a keyed permutation: a balanced Feistel network on the next even power of two, iterated until the
-//! result is a window (cycle walking; Black and Rogaway, CT-RSA 2002). So no list of windows is kept or shuffled,
-//! and resuming at sample i costs nothing.
+//! The order is a keyed permutation: a balanced Feistel network on the next even power of two,
+//! iterated until the result is a window (cycle walking; Black and Rogaway, CT-RSA 2002). So no
+//! list of windows is kept or shuffled, and resuming at sample i costs nothing.
 
 use switchyard_ground::digest::split_mix;
 
@@ -70,8 +72,8 @@ impl Sampler {
     /// A permutation of `0..samples_per_epoch`, chosen by `key`.
     fn permute(&self, rank: u64, key: u64) -> u64 {
         let mut value = rank;
-        // The network permutes a range at most four times as large, so few steps are outside; the walk ends,
-        // because a permutation leads back to where it began.
+        // The network permutes a range at most four times as large, so few steps are outside; the
+        // walk ends, because a permutation leads back to where it began.
         loop {
             value = self.feistel(value, key);
             if value < self.samples_per_epoch {
@@ -136,7 +138,8 @@ mod tests {
         assert_ne!(first, other);
         assert_ne!(first[0] % 64, second[0] % 64, "the windows are cut elsewhere");
         let in_order = first.windows(2).filter(|pair| pair[1] > pair[0]).count();
-        // 99 coin flips: within five standard deviations (about 2.9 for a random permutation) of one half.
+        // 99 coin flips: within five standard deviations (about 2.9 for a random permutation) of
+        // one half.
         assert!((35..=64).contains(&in_order), "{in_order}");
     }
 

@@ -1,7 +1,8 @@
 //! Token files: written once, checked when they are opened, then read piece by piece.
 //!
-//! Reads are positioned (`pread`): they share no cursor, so threads need no lock, and a file that somebody cuts or overwrites
-//! meanwhile is an error with its name, where a memory map would end the process.
+//! Reads are positioned (`pread`): they share no cursor, so threads need no lock, and a file that
+//! somebody cuts or overwrites meanwhile is an error with its name, where a memory map would end
+//! the process.
 //!
 //! # Layout of a shard, little-endian
 //! | offset | bytes | content |
@@ -178,8 +179,9 @@ struct Header {
 }
 
 impl TokenFile {
-    /// The shard at `path`, after its whole content has been compared with its checksum: reading everything once is
-    /// quick beside training on it, and finds damage before the run rather than in its loss.
+    /// The shard at `path`, after its whole content has been compared with its checksum: reading
+    /// everything once is quick beside training on it, and finds damage before the run rather than
+    /// in its loss.
     ///
     /// # Errors
     /// If the file cannot be read, is damaged, of a newer version, or not the one with `checksum`.
@@ -240,7 +242,8 @@ impl TokenFile {
         })
     }
 
-    /// `num_tokens` ids of `width` from byte `offset` of the open file on; none has been looked at yet.
+    /// `num_tokens` ids of `width` from byte `offset` of the open file on; none has been looked at
+    /// yet.
     pub(crate) fn raw(
         (file, path): (File, &Path),
         width: TokenWidth,
@@ -268,7 +271,8 @@ impl TokenFile {
     /// Copies the tokens from `start` on into `out`.
     ///
     /// # Errors
-    /// If the file cannot be read, was cut since it was opened, or holds an id that is not below the vocabulary size.
+    /// If the file cannot be read, was cut since it was opened, or holds an id that is not below
+    /// the vocabulary size.
     ///
     /// # Panics
     /// If that leaves the file.
@@ -312,7 +316,8 @@ impl TokenFile {
         table.starts.partition_point(|start| *start <= position as u64).checked_sub(1)
     }
 
-    /// First token of the document with this index, or the number of tokens if there is no such document.
+    /// First token of the document with this index, or the number of tokens if there is no such
+    /// document.
     pub(crate) fn document_start(&self, index: usize) -> usize {
         let start = self.documents.as_ref().and_then(|table| table.starts.get(index));
         start.map_or(self.num_tokens, |start| *start as usize)
@@ -391,7 +396,8 @@ fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> io::Result<()>
     Ok(())
 }
 
-/// The bytes of the document table, which ends a shard of these sizes; `None` if the sizes overflow.
+/// The bytes of the document table, which ends a shard of these sizes; `None` if the sizes
+/// overflow.
 fn table_span(num_tokens: u64, num_documents: u64, width: TokenWidth) -> Option<Range<u64>> {
     let token_bytes = num_tokens.checked_mul(width.bytes() as u64)?.checked_next_multiple_of(8)?;
     let starts = token_bytes.checked_add(HEADER_BYTES as u64)?;
@@ -493,7 +499,8 @@ mod tests {
         writer.begin_document(0);
         writer.append(&[1, 2, 3]).unwrap();
         drop(writer);
-        // What is left has another name, goes with the folder that the cache makes it in, and is no shard.
+        // What is left has another name, goes with the folder that the cache makes it in, and is no
+        // shard.
         let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [path.with_extension("partial")]);
         assert!(matches!(

@@ -22,8 +22,9 @@ impl Split {
 /// The rule in `[data.split]`, or its default.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum SplitRule {
-    /// A document validates if its hash, read as a share of all hashes, is below the fraction. So the choice
-    /// depends on the document alone: it survives changes elsewhere in the corpus, and equal documents stay together.
+    /// A document validates if its hash, read as a share of all hashes, is below the fraction. So
+    /// the choice depends on the document alone: it survives changes elsewhere in the corpus, and
+    /// equal documents stay together.
     ByDocumentHash(f64),
     /// The last share of the concatenated text validates; one document may be cut.
     Tail(f64),
@@ -46,7 +47,8 @@ impl SplitRule {
         }
     }
 
-    /// Units of `total` (bytes, or tokens) that train under the tail rule: rounded down, as nanoGPT does.
+    /// Units of `total` (bytes, or tokens) that train under the tail rule: rounded down, as nanoGPT
+    /// does.
     pub(crate) fn tail_train_len(fraction: f64, total: u64) -> u64 {
         ((1.0 - fraction) * total as f64) as u64
     }

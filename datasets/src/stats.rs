@@ -24,10 +24,11 @@ pub struct DatasetStatistics {
     pub vocab_size: usize,
     /// Ids that the training split uses.
     pub num_used_ids: usize,
-    /// Entropy of the training split's tokens taken alone, in nats: the loss of a model that has learned their
-    /// frequencies and nothing else.
+    /// Entropy of the training split's tokens taken alone, in nats: the loss of a model that has
+    /// learned their frequencies and nothing else.
     pub unigram_entropy_nats: f64,
-    /// Cross-entropy of the validation split under those frequencies with one added to each count, in nats.
+    /// Cross-entropy of the validation split under those frequencies with one added to each count,
+    /// in nats.
     pub validation_unigram_cross_entropy_nats: f64,
     /// Best expected loss with the domain known, where it is known.
     pub entropy_floor_nats: Option<f64>,

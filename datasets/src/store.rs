@@ -46,7 +46,8 @@ impl TokenStore {
         self.num_documents
     }
 
-    /// Copies `out.len()` tokens from position `start` on into `out`; after the last position follows the first.
+    /// Copies `out.len()` tokens from position `start` on into `out`; after the last position
+    /// follows the first.
     ///
     /// # Errors
     /// If a file cannot be read, or is not as it was when it was opened.
@@ -82,7 +83,8 @@ impl TokenStore {
         document.map_or(0, |document| self.files[file].domain(document))
     }
 
-    /// For each of `len` tokens from `start` on, how many documents of this row begin before it: 0 for the first.
+    /// For each of `len` tokens from `start` on, how many documents of this row begin before it: 0
+    /// for the first.
     pub(crate) fn segment_ids(&self, start: usize, len: usize) -> Vec<i32> {
         let mut ids = Vec::with_capacity(len);
         let (mut position, mut segment) = (start % self.len(), 0);
@@ -130,7 +132,8 @@ pub(crate) mod tests {
     use crate::progress::Progress;
     use crate::shard::ShardWriter;
 
-    /// A store of shards of documents of consecutive ids from 0; the domain is the document's number.
+    /// A store of shards of documents of consecutive ids from 0; the domain is the document's
+    /// number.
     pub(crate) fn counting_store(shards: &[&[usize]]) -> TokenStore {
         let folder = tempfile::tempdir().unwrap();
         let (mut next_id, mut domain) = (0, 0);

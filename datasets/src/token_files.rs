@@ -187,7 +187,8 @@ impl IdFile {
     }
 }
 
-/// The first bytes of `file`, as many as a header has, and its size; reading goes on from the start.
+/// The first bytes of `file`, as many as a header has, and its size; reading goes on from the
+/// start.
 fn head_of(file: &mut File) -> std::io::Result<(Vec<u8>, u64)> {
     let mut head = Vec::new();
     file.by_ref().take(LLM_C_HEADER_BYTES).read_to_end(&mut head)?;

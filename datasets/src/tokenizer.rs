@@ -54,8 +54,8 @@ enum PlainTokenizer {
 }
 
 impl DataConfig {
-    /// Number of distinct ids, known before anything is prepared. A BPE that finds fewer merges than asked for
-    /// keeps the configured number.
+    /// Number of distinct ids, known before anything is prepared. A BPE that finds fewer merges
+    /// than asked for keeps the configured number.
     ///
     /// # Errors
     /// An invalid configuration, or a `tokenizer.json` that cannot be read.
@@ -80,7 +80,8 @@ impl Tokenizer {
         Self::from_json(read(path)?).map_err(|problem| in_file(path, problem))
     }
 
-    /// The tokenizer that `config` names, with the end mark and the rule for unknown text that it asks for.
+    /// The tokenizer that `config` names, with the end mark and the rule for unknown text that it
+    /// asks for.
     pub(crate) fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
         let FileTokenizerConfig { path, end_of_document, on_unknown_text } = config;
         let mut json = read(path)?;
@@ -101,7 +102,8 @@ impl Tokenizer {
         }
     }
 
-    /// The tokenizer that `json` defines: a `tokenizer.json`, or what [`Tokenizer::to_json`] returned.
+    /// The tokenizer that `json` defines: a `tokenizer.json`, or what [`Tokenizer::to_json`]
+    /// returned.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -128,7 +130,8 @@ impl Tokenizer {
         }
     }
 
-    /// Writes the tokenizer to `path`; a vocabulary as a `tokenizer.json` that other programs read too.
+    /// Writes the tokenizer to `path`; a vocabulary as a `tokenizer.json` that other programs read
+    /// too.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -137,7 +140,8 @@ impl Tokenizer {
             .map_err(DatasetError::io("write", path))
     }
 
-    /// The tokenizer as the content of a file; a vocabulary as a `tokenizer.json` that other programs read too.
+    /// The tokenizer as the content of a file; a vocabulary as a `tokenizer.json` that other
+    /// programs read too.
     pub fn to_json(&self) -> Vec<u8> {
         let plain = match self {
             Self::Vocabulary(vocabulary) => return vocabulary.json().to_vec(),
@@ -150,8 +154,8 @@ impl Tokenizer {
         format!("{{\"switchyard_tokenizer\":{plain}}}\n").into_bytes()
     }
 
-    /// The same tokenizer for a model with `vocab_size` ids, at least as many as there are now; ids that the
-    /// vocabulary does not know decode to nothing. No effect on bytes and ids.
+    /// The same tokenizer for a model with `vocab_size` ids, at least as many as there are now; ids
+    /// that the vocabulary does not know decode to nothing. No effect on bytes and ids.
     pub fn with_vocab_size(self, vocab_size: usize) -> Self {
         match self {
             Self::Vocabulary(vocabulary) => Self::Vocabulary(vocabulary.with_vocab_size(vocab_size)),
@@ -203,7 +207,8 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text`. Text never yields the end-of-document mark of a vocabulary, even where it spells it.
+    /// Ids of `text`. Text never yields the end-of-document mark of a vocabulary, even where it
+    /// spells it.
     ///
     /// # Errors
     /// If the vocabulary has no id for some of the text, or, for ids, if a word is not an id.
@@ -217,7 +222,8 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of each of `texts`, on all cores: pieces of a text give, one after the other, the ids of the text.
+    /// Ids of each of `texts`, on all cores: pieces of a text give, one after the other, the ids of
+    /// the text.
     pub(crate) fn encode_all(&self, texts: &[TextPiece<'_>]) -> Result<Vec<Encoded>, DatasetError> {
         match self {
             Self::Vocabulary(vocabulary) => vocabulary.encode_all(texts),
@@ -227,8 +233,8 @@ impl Tokenizer {
         }
     }
 
-    /// Text of `ids`: the inverse of [`Tokenizer::encode`] for bytes and byte-level vocabularies. Bytes that are not
-    /// UTF-8 become U+FFFD; unknown ids become nothing.
+    /// Text of `ids`: the inverse of [`Tokenizer::encode`] for bytes and byte-level vocabularies.
+    /// Bytes that are not UTF-8 become U+FFFD; unknown ids become nothing.
     ///
     /// # Errors
     /// If the vocabulary's decoder fails.

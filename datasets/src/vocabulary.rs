@@ -41,7 +41,8 @@ const END_MARK_NAMES: [&str; 15] = [
 /// Field of a `tokenizer.json` in which Switchyard keeps an end mark that the user named.
 const END_MARK_FIELD: &str = "switchyard_end_of_document";
 
-/// Longest text that a normalizer or a decoder may put in the place of another: those in use put a few bytes.
+/// Longest text that a normalizer or a decoder may put in the place of another: those in use put a
+/// few bytes.
 const MAX_REPLACEMENT_BYTES: usize = 64;
 /// Characters of a name that a message shows.
 const SHOWN_CHARS: usize = 40;
@@ -240,7 +241,8 @@ fn unknown_id(parsed: &Value, inner: &tokenizers::Tokenizer) -> Option<u32> {
     }
 }
 
-/// An error if a step in `parsed` puts so much in the place of so little that a short text could fill the memory.
+/// An error if a step in `parsed` puts so much in the place of so little that a short text could
+/// fill the memory.
 fn check_growth(parsed: &Value) -> Result<(), String> {
     let mut growth = 1_usize;
     for step in steps(&parsed["normalizer"]).into_iter().chain(steps(&parsed["decoder"])) {
@@ -276,7 +278,8 @@ fn steps(part: &Value) -> Vec<&Value> {
     }
 }
 
-/// Whether the tokenizer in `parsed` does nothing to a text but to split it by GPT-2's pattern and to encode the words.
+/// Whether the tokenizer in `parsed` does nothing to a text but to split it by GPT-2's pattern and
+/// to encode the words.
 fn is_word_by_word(parsed: &Value) -> bool {
     let splitter = &parsed["pre_tokenizer"];
     let has_plain_added_token = parsed["added_tokens"]

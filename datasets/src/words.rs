@@ -1,13 +1,15 @@
-//! Words as GPT-2's byte-level pattern finds them: letters, digits or other signs, each with a space before it, and
-//! runs of white space.
+//! Words as GPT-2's byte-level pattern finds them: letters, digits or other signs, each with a
+//! space before it, and runs of white space.
 //!
-//! The pattern runs through a backtracking regular expression, which takes most of the time of training and applying a
-//! vocabulary. ASCII text, nearly all of a corpus of code, is split by hand here; the rest goes to the expression.
+//! The pattern runs through a backtracking regular expression, which takes most of the time of
+//! training and applying a vocabulary. ASCII text, nearly all of a corpus of code, is split by hand
+//! here; the rest goes to the expression.
 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-/// Text from this length on is cut where that changes nothing, so that one foreign letter costs one cut.
+/// Text from this length on is cut where that changes nothing, so that one foreign letter costs one
+/// cut.
 const MIN_CUT_BYTES: usize = 256;
 
 const CONTRACTIONS: [&[u8]; 7] = [b"'s", b"'t", b"'re", b"'ve", b"'m", b"'ll", b"'d"];
@@ -31,8 +33,8 @@ pub(crate) fn words(text: &str) -> tokenizers::Result<Vec<&str>> {
     Ok(words)
 }
 
-/// First place from `min` on at which the pattern ends a word whatever surrounds it: before a space between an ASCII
-/// letter or digit and an ASCII letter.
+/// First place from `min` on at which the pattern ends a word whatever surrounds it: before a space
+/// between an ASCII letter or digit and an ASCII letter.
 pub(crate) fn cut_before_word(text: &str, min: usize) -> Option<usize> {
     let bytes = text.as_bytes();
     let is_cut = |at: &usize| {
@@ -41,8 +43,9 @@ pub(crate) fn cut_before_word(text: &str, min: usize) -> Option<usize> {
     (min.max(1)..bytes.len().saturating_sub(1)).find(is_cut)
 }
 
-/// The characters that stand for the bytes of `word` in a byte-level vocabulary: printable bytes for themselves, the
-/// others for the characters from U+0100 on, in order (GPT-2's `bytes_to_unicode`).
+/// The characters that stand for the bytes of `word` in a byte-level vocabulary: printable bytes
+/// for themselves, the others for the characters from U+0100 on, in order (GPT-2's
+/// `bytes_to_unicode`).
 pub(crate) fn byte_level_chars(word: &str) -> impl Iterator<Item = char> + '_ {
     word.bytes().map(|byte| {
         let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
@@ -93,7 +96,8 @@ fn push_ascii_words<'a>(text: &'a str, words: &mut Vec<&'a str>) {
     }
 }
 
-/// Length of the first word of `text`, which is not empty: the alternatives of the pattern, in its order.
+/// Length of the first word of `text`, which is not empty: the alternatives of the pattern, in its
+/// order.
 fn ascii_word_len(text: &[u8]) -> usize {
     if let Some(contraction) = CONTRACTIONS.iter().find(|contraction| text.starts_with(contraction)) {
         return contraction.len();

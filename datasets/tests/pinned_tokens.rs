@@ -1,5 +1,5 @@
-//! The ids of small corpora, pinned: runs are repeated by preparing their data again, so the same text must give the
-//! same ids in every later version.
+//! The ids of small corpora, pinned: runs are repeated by preparing their data again, so the same
+//! text must give the same ids in every later version.
 
 use std::path::Path;
 

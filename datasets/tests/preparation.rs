@@ -588,8 +588,8 @@ fn too_short_a_split_is_named() {
     );
 }
 
-/// nanoGPT's character-level preparation: the first 90 % of the bytes train, rounded down. The length is that of its text,
-/// tiny Shakespeare, and its counts are the expected ones.
+/// nanoGPT's character-level preparation: the first 90 % of the bytes train, rounded down. The
+/// length is that of its text, tiny Shakespeare, and its counts are the expected ones.
 #[test]
 fn bytes_are_split_as_nanogpt_splits_them() {
     let folder = tempfile::tempdir().unwrap();

@@ -20,6 +20,7 @@ const NEVER: std::ffi::c_long = -1;
 /// step's time. To be called once.
 #[expect(unsafe_code, reason = "a C function without a safe wrapper")]
 pub(crate) fn keep_freed_memory() {
-    // SAFETY: sets an integer that the allocator reads; any value of it is valid, and so is any moment.
+    // SAFETY: sets an integer that the allocator reads; any value of it is valid, and so is any
+    // moment.
     unsafe { mi_option_set(PURGE_DELAY, NEVER) };
 }

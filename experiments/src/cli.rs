@@ -1,4 +1,5 @@
-//! The command line, as clap sees it: the program and its commands here, their arguments below, by what they are for.
+//! The command line, as clap sees it: the program and its commands here, their arguments below, by
+//! what they are for.
 
 mod bench;
 mod look;
@@ -19,7 +20,8 @@ pub(crate) use run::{
 };
 pub(crate) use study::{CompareArgs, FitArgs, ReportArgs, SweepArgs, VerifyArgs};
 
-/// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether they beat dense ones.
+/// Train sparse mixture-of-experts Transformers from a configuration file, and find out whether
+/// they beat dense ones.
 #[derive(Debug, Parser)]
 #[command(name = "switchyard", version, about, max_term_width = 110, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
@@ -51,7 +53,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Show what a configuration would do: parameters, FLOPs, memory, schedule; allocates nothing
     Plan(PlanArgs),
-    /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves since which step
+    /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves
+    /// since which step
     Inspect(InspectArgs),
     /// List the runs below a folder
     #[command(after_help = look::RUNS_HELP)]
@@ -104,7 +107,8 @@ pub(crate) enum Command {
 pub(crate) struct ConfigArgs {
     /// Configuration file (TOML)
     pub(crate) file: PathBuf,
-    /// Change a key of the configuration, such as train.num_steps=100; repeatable. An empty value removes the key
+    /// Change a key of the configuration, such as train.num_steps=100; repeatable. An empty value
+    /// removes the key
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
 }

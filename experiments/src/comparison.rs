@@ -1,6 +1,7 @@
 //! Runs side by side: what each reached, with how many parameters, operations and seconds.
 //!
-//! From manifests and rows to a table. The first arm is the baseline that the others are timed against.
+//! From manifests and rows to a table. The first arm is the baseline that the others are timed
+//! against.
 
 mod data_key;
 mod measured;
@@ -250,8 +251,8 @@ fn measured(arm: &Arm) -> Measured<'_> {
     }
 }
 
-/// Labels by which no two of these runs (name, folder) are taken for each other: their names, and where several have one
-/// name, the folder too.
+/// Labels by which no two of these runs (name, folder) are taken for each other: their names, and
+/// where several have one name, the folder too.
 pub(crate) fn distinct_labels(runs: &[(String, &Path)]) -> Vec<String> {
     let last_part = |folder: &Path| folder.file_name().map(|name| name.to_string_lossy().into_owned());
     let label = |(name, folder): &(String, &Path)| {

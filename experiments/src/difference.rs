@@ -16,7 +16,8 @@ pub(crate) struct Difference {
 }
 
 impl Difference {
-    /// Whether `other`, a key of the plan, is this one once more: the last part of its name and both values are the same.
+    /// Whether `other`, a key of the plan, is this one once more: the last part of its name and
+    /// both values are the same.
     pub(crate) fn says(&self, other: &Self) -> bool {
         let last_part = |key: &str| key.rsplit('.').next().map(str::to_string);
         last_part(&self.key) == last_part(&other.key) && (&self.a, &self.b) == (&other.a, &other.b)

@@ -26,14 +26,16 @@ pub(crate) enum Failure {
     Mistake(String),
     /// Anything else: exit code 1.
     Fault(anyhow::Error),
-    /// The user stopped it, and what there was to save is saved: the exit code says by which signal.
+    /// The user stopped it, and what there was to save is saved: the exit code says by which
+    /// signal.
     Interrupted(String),
     /// Whoever read our output went away, as `head` does; nothing to say.
     ClosedPipe,
 }
 
 impl Failure {
-    /// What to tell the user. Text of others, such as names in a run's files, reaches no terminal as it is.
+    /// What to tell the user. Text of others, such as names in a run's files, reaches no terminal
+    /// as it is.
     pub(crate) fn message(&self) -> Option<String> {
         let message = match self {
             Self::Mistake(message) => format!("error: {message}"),

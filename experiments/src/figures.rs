@@ -1,4 +1,5 @@
-//! Pictures of a run, as SVG: its loss curve and the load of its experts. The same rows give the same bytes.
+//! Pictures of a run, as SVG: its loss curve and the load of its experts. The same rows give the
+//! same bytes.
 
 mod expert_load;
 mod loss_curve;
@@ -29,7 +30,8 @@ fn draw(height: i32, content: impl FnOnce(&Canvas) -> Result<()>) -> Result<Stri
     let mut svg = String::new();
     {
         let canvas = SVGBackend::with_string(&mut svg, (WIDTH as u32, height as u32)).into_drawing_area();
-        // Without a background of its own the picture would be dark on dark for half of its readers.
+        // Without a background of its own the picture would be dark on dark for half of its
+        // readers.
         canvas.fill(&WHITE).context("cannot draw the figure")?;
         content(&canvas)?;
         canvas.present().context("cannot draw the figure")?;
@@ -37,8 +39,8 @@ fn draw(height: i32, content: impl FnOnce(&Canvas) -> Result<()>) -> Result<Stri
     Ok(drawable(&svg))
 }
 
-/// `svg` without the characters that XML has no place for, such as the control characters of escape codes: labels are
-/// whatever a run's files say.
+/// `svg` without the characters that XML has no place for, such as the control characters of escape
+/// codes: labels are whatever a run's files say.
 pub(crate) fn drawable(svg: &str) -> String {
     printable(svg).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// The values of all dotted keys. A list of plain values is one value; an element of a list of tables has its place in
-/// the key, from 0: `router_overrides[0].top_k`. Nulls are left out; an empty table is a value, because
-/// `selection.random = {}` asks for something.
+/// The values of all dotted keys. A list of plain values is one value; an element of a list of
+/// tables has its place in the key, from 0: `router_overrides[0].top_k`. Nulls are left out; an
+/// empty table is a value, because `selection.random = {}` asks for something.
 pub(crate) fn flatten(value: &Value) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     collect(String::new(), value, &mut found);

@@ -12,8 +12,8 @@ use switchyard_ground::say;
 /// How often the watching thread looks whether a signal has come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Signals within this time after the first are the same request: `timeout`, shells and other parents pass one on that
-/// the terminal or the system has sent already.
+/// Signals within this time after the first are the same request: `timeout`, shells and other
+/// parents pass one on that the terminal or the system has sent already.
 const SAME_REQUEST: Duration = Duration::from_millis(300);
 
 #[cfg(unix)]
@@ -35,12 +35,13 @@ pub(crate) struct Interruption {
 }
 
 impl Interruption {
-    /// The flag that Ctrl-C, SIGTERM and SIGHUP set from now on, for work that looks at it often. `promise` is what the
-    /// user is then told, such as "stopping after this step".
+    /// The flag that Ctrl-C, SIGTERM and SIGHUP set from now on, for work that looks at it often.
+    /// `promise` is what the user is then told, such as "stopping after this step".
     ///
-    /// A second Ctrl-C or SIGTERM ends the process at once. A second SIGHUP does not: a terminal that closes may send
-    /// several, and nobody who closes one asks for haste. A signal that the parent had the process ignore stays ignored,
-    /// which is what `nohup` relies on; only Linux says which ones these are, so elsewhere none is.
+    /// A second Ctrl-C or SIGTERM ends the process at once. A second SIGHUP does not: a terminal
+    /// that closes may send several, and nobody who closes one asks for haste. A signal that the
+    /// parent had the process ignore stays ignored, which is what `nohup` relies on; only Linux
+    /// says which ones these are, so elsewhere none is.
     ///
     /// # Errors
     /// If the system refuses a signal handler.
@@ -78,7 +79,8 @@ impl Interruption {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Exit code of a process that ends because of it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    /// Exit code of a process that ends because of it: 130 after Ctrl-C, 143 after SIGTERM, 129
+    /// after SIGHUP.
     pub(crate) fn exit_code(&self) -> u8 {
         match self.signal.load(Ordering::SeqCst) {
             0 => exit_code_of(SIGINT),
@@ -87,8 +89,8 @@ impl Interruption {
     }
 }
 
-/// Has a write beyond `ulimit -f` fail as one to a full disk does, instead of ending the process with its work: a signal that has
-/// a handler ends nothing.
+/// Has a write beyond `ulimit -f` fail as one to a full disk does, instead of ending the process
+/// with its work: a signal that has a handler ends nothing.
 pub(crate) fn make_large_files_an_error() {
     #[cfg(unix)]
     drop(flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false))));
@@ -99,7 +101,8 @@ fn exit_code_of(signal: i32) -> u8 {
     128 + signal as u8
 }
 
-/// The signals that the parent had this process ignore, signal `n` at bit `n - 1`; `None` where the system does not say.
+/// The signals that the parent had this process ignore, signal `n` at bit `n - 1`; `None` where the
+/// system does not say.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

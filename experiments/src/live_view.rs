@@ -1,4 +1,5 @@
-//! A run at a glance, as lines of text: how far it is, how the loss falls, where the tokens go, what went wrong.
+//! A run at a glance, as lines of text: how far it is, how the loss falls, where the tokens go,
+//! what went wrong.
 //!
 //! Pure: from rows to a frame, without escape codes.
 

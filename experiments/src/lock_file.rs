@@ -1,5 +1,5 @@
-//! Locks that are files. The system gives a lock up when its holder ends in whatever way, so what a killed process leaves is a
-//! file that the next one takes.
+//! Locks that are files. The system gives a lock up when its holder ends in whatever way, so what a
+//! killed process leaves is a file that the next one takes.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use switchyard_ground::regular_file;
 
-/// The file at `path`, made if it is missing, and this process's alone until it is closed; `None` if another process has it.
-/// Nothing is opened through a link: one that lies there is removed.
+/// The file at `path`, made if it is missing, and this process's alone until it is closed; `None`
+/// if another process has it. Nothing is opened through a link: one that lies there is removed.
 ///
 /// # Errors
 /// Any error of the file system, and what is a folder.
@@ -50,8 +50,8 @@ impl LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        // Removed while it is held: whoever has opened it meanwhile sees that it is no longer there. A file that stays does
-        // no harm.
+        // Removed while it is held: whoever has opened it meanwhile sees that it is no longer
+        // there. A file that stays does no harm.
         drop(fs::remove_file(&self.path));
     }
 }

@@ -38,7 +38,8 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     failure::report_panics_as_errors();
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    // Without `log_internal_errors(false)` a line that cannot be written is reported by `eprintln!`, which panics.
+    // Without `log_internal_errors(false)` a line that cannot be written is reported by
+    // `eprintln!`, which panics.
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

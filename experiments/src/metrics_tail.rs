@@ -19,8 +19,8 @@ pub(crate) struct MetricsTail {
     /// Bytes of the complete lines read so far.
     offset: u64,
     num_lines: usize,
-    /// The last of these lines: a run that goes on from a checkpoint replaces the file, and what is then at this place
-    /// is another line, by its timings if nothing else.
+    /// The last of these lines: a run that goes on from a checkpoint replaces the file, and what is
+    /// then at this place is another line, by its timings if nothing else.
     last_line: Vec<u8>,
 }
 
@@ -38,7 +38,8 @@ impl MetricsTail {
         Self { path, offset: 0, num_lines: 0, last_line: Vec::new() }
     }
 
-    /// The complete rows that came since the last look. A last line without its end waits for the next.
+    /// The complete rows that came since the last look. A last line without its end waits for the
+    /// next.
     ///
     /// # Errors
     /// [`MetricsError::Malformed`] for a complete line that is no row; [`MetricsError::Io`].

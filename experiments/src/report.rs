@@ -1,6 +1,8 @@
-//! `switchyard report`: a folder with one page for people, its figures as SVG and PNG, and all numbers as CSV.
+//! `switchyard report`: a folder with one page for people, its figures as SVG and PNG, and all
+//! numbers as CSV.
 //!
-//! Pure: from a study's result and the rows of its runs to files. The same input gives the same bytes.
+//! Pure: from a study's result and the rows of its runs to files. The same input gives the same
+//! bytes.
 
 mod axes;
 #[cfg(test)]
@@ -32,9 +34,9 @@ use figures::Figures;
 use png::Rasterizer;
 use series::RunSeries;
 
-/// Write the report of a study, or of plain runs, into `folder`, which is made if need be; `notes` say
-/// why the losses of plain runs cannot be compared. Returns the files' paths; the last is the page,
-/// `report.html`, which therefore exists only beside all that belongs to it.
+/// Write the report of a study, or of plain runs, into `folder`, which is made if need be; `notes`
+/// say why the losses of plain runs cannot be compared. Returns the files' paths; the last is the
+/// page, `report.html`, which therefore exists only beside all that belongs to it.
 ///
 /// # Errors
 /// Those of the file system, with the path, and those of the drawing libraries, with the figure.

@@ -1,4 +1,5 @@
-//! What differs between two runs, or two configurations: what was asked for, what came out, and where it ran.
+//! What differs between two runs, or two configurations: what was asked for, what came out, and
+//! where it ran.
 //!
 //! Pure: from manifests to a list of differences.
 

@@ -10,9 +10,9 @@ use switchyard_trainer::run_folder::RunPaths;
 
 use crate::failure::Failure;
 
-/// Every folder with a `run.json` at and below `folder`, in the order of their names. Links to folders are followed. A
-/// folder that is reached on several ways, in a circle for one, is looked into once, under its own name rather than a
-/// link's.
+/// Every folder with a `run.json` at and below `folder`, in the order of their names. Links to
+/// folders are followed. A folder that is reached on several ways, in a circle for one, is looked
+/// into once, under its own name rather than a link's.
 ///
 /// # Errors
 /// If `folder` is no folder.
@@ -44,7 +44,8 @@ struct Search {
 }
 
 impl Search {
-    /// The folders inside `folder`; none of a run, and none of a folder that was looked into before.
+    /// The folders inside `folder`; none of a run, and none of a folder that was looked into
+    /// before.
     fn look_into(&mut self, folder: &Path) -> io::Result<Vec<PathBuf>> {
         if !self.seen.insert(fs::canonicalize(folder)?) {
             return Ok(Vec::new());
@@ -63,13 +64,15 @@ impl Search {
                 self.links.push(entry.path());
             }
         }
-        // The order of a folder's entries is the file system's; which of two links is followed must not depend on it.
+        // The order of a folder's entries is the file system's; which of two links is followed must
+        // not depend on it.
         self.links.sort_by(|a, b| b.cmp(a));
         Ok(folders)
     }
 }
 
-/// What `read` makes of each of `folders`. A folder that cannot be read is said to be left out, and hides none of the others.
+/// What `read` makes of each of `folders`. A folder that cannot be read is said to be left out, and
+/// hides none of the others.
 ///
 /// # Errors
 /// The first failure, if no folder can be read.

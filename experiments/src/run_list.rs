@@ -40,7 +40,8 @@ pub(crate) const COLUMNS: [&str; 14] = [
 pub(crate) struct RunFacts<'a> {
     pub(crate) path: &'a Path,
     pub(crate) reading: &'a RunReading,
-    /// The newest step, of a run that is at work or was killed: its manifest is as old as its last checkpoint.
+    /// The newest step, of a run that is at work or was killed: its manifest is as old as its last
+    /// checkpoint.
     pub(crate) newest_step: Option<&'a StepRecord>,
     /// Absent if the alarms cannot be read.
     pub(crate) num_alarms: Option<usize>,
@@ -102,8 +103,8 @@ impl ListedRun {
         Self { columns, manifest: Value::Null, error: Some(error) }
     }
 
-    /// The value of a column, or of a dotted key of the configuration, or of one of `run.json`, looked for in this order;
-    /// none if there is no such key here, or it is null.
+    /// The value of a column, or of a dotted key of the configuration, or of one of `run.json`,
+    /// looked for in this order; none if there is no such key here, or it is null.
     pub(crate) fn value(&self, key: &str) -> Option<&Value> {
         let found = self.columns.get(key);
         let found = found.or_else(|| at_dotted_key(self.manifest.get("config")?, key));

@@ -19,8 +19,8 @@ const MAX_BINS: usize = 60;
 /// A million steps of a large mixture have some gigabytes.
 const MAX_METRICS_BYTES: u64 = 8 << 30;
 
-/// The rows of the run's `metrics.jsonl`; `None` if there is no such file, as in a run that has just begun. A gap in its steps is
-/// said: no run leaves one.
+/// The rows of the run's `metrics.jsonl`; `None` if there is no such file, as in a run that has
+/// just begun. A gap in its steps is said: no run leaves one.
 ///
 /// # Errors
 /// A file that cannot be read, and one with a line that is no row.

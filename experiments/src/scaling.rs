@@ -1,7 +1,9 @@
-//! Scaling laws fitted to the runs of a study: what a larger run would reach, and which run to make next.
+//! Scaling laws fitted to the runs of a study: what a larger run would reach, and which run to make
+//! next.
 //!
-//! Pure: from observations to a [`ScalingReport`]. Four published [`Form`]s are fitted in log space, as
-//! arXiv:2203.15556 does, with a Huber loss, so that one run that went wrong does not decide the coefficients.
+//! Pure: from observations to a [`ScalingReport`]. Four published [`Form`]s are fitted in log
+//! space, as arXiv:2203.15556 does, with a Huber loss, so that one run that went wrong does not
+//! decide the coefficients.
 
 mod bootstrap;
 mod coordinates;
@@ -28,7 +30,8 @@ pub(crate) use form::{Form, Refusal};
 pub(crate) use held_out::HeldOut;
 pub(crate) use report::ScalingReport;
 
-/// Floating-point operations of training per active parameter and token: two forward, four backward.
+/// Floating-point operations of training per active parameter and token: two forward, four
+/// backward.
 const FLOPS_PER_PARAM_TOKEN: f64 = 6.0;
 
 /// The shape and length of a run: all that a form may depend on.
@@ -40,7 +43,8 @@ pub(crate) struct Point {
     pub(crate) total_params: f64,
     /// Those of them in embeddings, positions, head and routers.
     pub(crate) outer_params: f64,
-    /// Width of all experts of a layer together, shared ones included, over the width of one; 1 for a dense model.
+    /// Width of all experts of a layer together, shared ones included, over the width of one; 1 for
+    /// a dense model.
     pub(crate) num_experts: f64,
     /// FFN width of the dense model over the width of one expert; 1 for a dense model.
     pub(crate) granularity: f64,
@@ -54,8 +58,8 @@ impl Point {
         self.total_params - self.outer_params
     }
 
-    /// Width of all experts together over the width of the dense FFN: E of arXiv:2402.07871, eq. 3, and with
-    /// granularity 1 the number of experts.
+    /// Width of all experts together over the width of the dense FFN: E of arXiv:2402.07871, eq. 3,
+    /// and with granularity 1 the number of experts.
     pub(crate) fn expansion_rate(&self) -> f64 {
         (self.num_experts / self.granularity).max(1.0)
     }
@@ -82,8 +86,8 @@ pub(crate) struct Observation {
     pub(crate) loss_nats: f64,
     /// Factor of this run's Huber loss; 1 counts it once.
     pub(crate) weight: f64,
-    /// Name of the configuration. Runs that share it are repeats with other seeds: the bootstrap and the
-    /// held-out tests keep them together.
+    /// Name of the configuration. Runs that share it are repeats with other seeds: the bootstrap
+    /// and the held-out tests keep them together.
     pub(crate) label: String,
 }
 

@@ -1,7 +1,8 @@
 //! What can be concluded from the losses of few runs: intervals, verdicts, curves and the gauge.
 //!
-//! Pure: numbers to numbers and words. A loss is in nats per token and lower is better, so a difference below zero means
-//! that the arm is ahead of its baseline. Every interval is deterministic: the bootstrap draws from a fixed seed.
+//! Pure: numbers to numbers and words. A loss is in nats per token and lower is better, so a
+//! difference below zero means that the arm is ahead of its baseline. Every interval is
+//! deterministic: the bootstrap draws from a fixed seed.
 
 mod bootstrap;
 mod curve;

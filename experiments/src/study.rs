@@ -1,4 +1,5 @@
-//! A study: arms that differ in what is asked about and in nothing else, over seeds, learning rates and budgets.
+//! A study: arms that differ in what is asked about and in nothing else, over seeds, learning rates
+//! and budgets.
 //!
 //! | question | module |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! A sweep: many candidates for the values of some keys, of which successive halving stops the hopeless ones early.
+//! A sweep: many candidates for the values of some keys, of which successive halving stops the
+//! hopeless ones early.
 //!
 //! | question | module |
 //! |---|---|
@@ -7,8 +8,8 @@
 //! | how long each is tried, and which go on | [`halving`] |
 //! | what came out | [`candidate_result`], [`result`], told by [`words`] and [`table`] |
 //!
-//! A sweep chooses, a study ([`crate::study`]) judges: the loss of the best of many is lower than what the same recipe gives
-//! on other seeds.
+//! A sweep chooses, a study ([`crate::study`]) judges: the loss of the best of many is lower than
+//! what the same recipe gives on other seeds.
 
 mod candidate_result;
 mod candidates;

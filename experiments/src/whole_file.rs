@@ -12,8 +12,8 @@ use crate::lock_file::try_lock;
 /// How long another process that writes the same file is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Replace the file at `path`, which holds the old or the new bytes at every moment. Results can be made again from the runs,
-/// so nothing is forced to the disk.
+/// Replace the file at `path`, which holds the old or the new bytes at every moment. Results can be
+/// made again from the runs, so nothing is forced to the disk.
 ///
 /// # Errors
 /// Any error of the file system, with the path.
@@ -29,8 +29,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Where the new bytes are prepared. The name is always the same, so that what a killed process leaves is taken by the next
-/// write of the file, and the lock keeps apart those who write at once, as shards that end together do.
+/// Where the new bytes are prepared. The name is always the same, so that what a killed process
+/// leaves is taken by the next write of the file, and the lock keeps apart those who write at once,
+/// as shards that end together do.
 fn temporary_of(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp"))

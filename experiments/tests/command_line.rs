@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A small run on generated data; the tables of the model come last so that a test can go on writing.
+/// A small run on generated data; the tables of the model come last so that a test can go on
+/// writing.
 const TINY: &str = r#"
 name = "tiny"
 seed = 3
@@ -122,8 +123,8 @@ impl Desk {
     }
 }
 
-/// Whether the tests run where Ctrl-C or SIGHUP is ignored, as in the background of a script: what is started would ignore
-/// it too.
+/// Whether the tests run where Ctrl-C or SIGHUP is ignored, as in the background of a script: what
+/// is started would ignore it too.
 fn ignores_signals() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -284,7 +285,8 @@ fn eval_generate_inspect_and_plan_read_what_train_wrote() {
     assert_eq!((domains.len(), tokens), (2, split("train", "num_tokens")), "{stats}");
 }
 
-/// 950 GB and more of parameters, gradients and moments: said before anything is made, with both numbers and what to change.
+/// 950 GB and more of parameters, gradients and moments: said before anything is made, with both
+/// numbers and what to change.
 #[test]
 fn a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_made() {
     let desk = Desk::new();

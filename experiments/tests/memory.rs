@@ -1,7 +1,7 @@
 //! The memory that `plan` states, held against the peak of a process that trains.
 //!
-//! Linux only: the peak is `VmHWM` of `/proc/<pid>/status`. The recipes train some steps of a model whose parameters or
-//! activations outweigh the process around them several times.
+//! Linux only: the peak is `VmHWM` of `/proc/<pid>/status`. The recipes train some steps of a model
+//! whose parameters or activations outweigh the process around them several times.
 
 #![cfg(target_os = "linux")]
 #![expect(
@@ -33,7 +33,8 @@ struct Recipe {
     vocab_size: usize,
     /// Tokens of a sequence, of a micro-batch and of a step.
     tokens: [usize; 3],
-    /// From the second one on the moments are there; mixtures need some more until the allocator holds what it holds.
+    /// From the second one on the moments are there; mixtures need some more until the allocator
+    /// holds what it holds.
     num_steps: usize,
     /// Below `[model]`.
     model: &'static str,

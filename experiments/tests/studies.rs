@@ -162,7 +162,8 @@ fn assert_paired_differences_are_those_of_the_runs(desk: &Desk, result: &Value) 
     }
 }
 
-/// The steps at which the arm had the dense model's final loss lie on the line, in ln steps, through its runs of all budgets.
+/// The steps at which the arm had the dense model's final loss lie on the line, in ln steps,
+/// through its runs of all budgets.
 fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
     let steps_axis = &result["comparisons"][0]["time_to_loss"][0];
     assert_eq!(steps_axis["axis"], "steps");
@@ -192,7 +193,8 @@ fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
     }
 }
 
-/// Of two arms that cost nearly the same, the loss at the smaller end lies on the line through the two longest runs of each.
+/// Of two arms that cost nearly the same, the loss at the smaller end lies on the line through the
+/// two longest runs of each.
 fn assert_losses_at_equal_flops_are_read_between_finished_runs(result: &Value) {
     let axis = &result["comparisons"][0]["axes"][2];
     assert_eq!(axis["axis"], "active_flops");

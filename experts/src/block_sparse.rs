@@ -12,8 +12,8 @@ use switchyard_kernels::{Activation, BlockTopology, block_sparse_linear};
 
 use crate::topology::{TopologyKind, generate, num_blocks};
 
-/// Feed-forward blocks whose matrices have only some blocks, in a fixed topology (Gray, Radford and Kingma, "GPU kernels
-/// for block-sparse weights", 2017), in the place of the dense ones.
+/// Feed-forward blocks whose matrices have only some blocks, in a fixed topology (Gray, Radford and
+/// Kingma, "GPU kernels for block-sparse weights", 2017), in the place of the dense ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BlockSparseConfig {
@@ -22,8 +22,8 @@ pub struct BlockSparseConfig {
     pub block: usize,
     /// Hidden width.
     pub d_ff: usize,
-    /// Blocks that are there, as a share of all, above 0 and up to 1; at least as many as leave no row and no column of
-    /// blocks empty.
+    /// Blocks that are there, as a share of all, above 0 and up to 1; at least as many as leave no
+    /// row and no column of blocks empty.
     pub density: f64,
     /// Seed of the topology, apart from the run's; default 0.
     #[serde(default)]
@@ -112,7 +112,8 @@ pub struct BlockSparseFfn {
 }
 
 impl BlockSparseFfn {
-    /// A block with these values, in the topologies of the up (and gate) and of the down projection.
+    /// A block with these values, in the topologies of the up (and gate) and of the down
+    /// projection.
     ///
     /// # Panics
     /// If a gate projection is missing or superfluous for `activation`.

@@ -13,17 +13,19 @@ pub struct MoeConfig {
     pub num_experts: usize,
     /// Hidden width of one routed expert.
     pub d_expert: usize,
-    /// Fine-grained experts as one number (arXiv:2402.07871, section 3; DeepSeekMoE, arXiv:2401.06066, section 3.1):
-    /// `num_experts`, `d_expert` and `top_k`, written for 1, become `granularity` times as many experts of a
-    /// `granularity`-th of the width, `granularity` times as many of them per token. Total and active parameters of the
-    /// experts stay; the router grows. Absent is 1.
+    /// Fine-grained experts as one number (arXiv:2402.07871, section 3; DeepSeekMoE,
+    /// arXiv:2401.06066, section 3.1): `num_experts`, `d_expert` and `top_k`, written for 1, become
+    /// `granularity` times as many experts of a `granularity`-th of the width, `granularity` times
+    /// as many of them per token. Total and active parameters of the experts stay; the router
+    /// grows. Absent is 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub granularity: Option<usize>,
     /// Hidden width of the shared expert that sees every token; absent means none. Several shared
     /// experts of one width are the same function as one of their summed width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_shared_expert: Option<usize>,
-    /// Weigh the shared expert's output of each token with a sigmoid gate of its own (Qwen2-MoE); default false.
+    /// Weigh the shared expert's output of each token with a sigmoid gate of its own (Qwen2-MoE);
+    /// default false.
     #[serde(default)]
     pub shared_expert_gate: bool,
     /// How tokens choose experts.
@@ -39,7 +41,8 @@ pub struct MoeConfig {
     pub layers: Option<MoeLayersConfig>,
 }
 
-/// `[[model.ffn.moe.router_overrides]]`: a whole router, in the place of `model.ffn.moe.router`, for some layers.
+/// `[[model.ffn.moe.router_overrides]]`: a whole router, in the place of `model.ffn.moe.router`,
+/// for some layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouterOverride {
@@ -53,7 +56,8 @@ impl MoeConfig {
     /// The mixture with `granularity` multiplied out; the number itself stays, for people to read.
     ///
     /// # Errors
-    /// If the granularity is 0 or does not divide the experts' width, or a router chooses more experts than there are.
+    /// If the granularity is 0 or does not divide the experts' width, or a router chooses more
+    /// experts than there are.
     pub fn with_granularity_applied(&self) -> Result<Self, KeyError> {
         let granularity = self.granularity.unwrap_or(1);
         if granularity == 0 {
@@ -101,8 +105,8 @@ impl MoeConfig {
         self.router_overrides.iter().position(|rule| rule.layers.contains(&layer))
     }
 
-    /// Checks everything except what depends on the model's layers: which of them are mixtures, and whether their routers
-    /// leave something to the capacity.
+    /// Checks everything except what depends on the model's layers: which of them are mixtures, and
+    /// whether their routers leave something to the capacity.
     ///
     /// # Errors
     /// The first key of the mixture whose value is out of range.

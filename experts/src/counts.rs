@@ -1,7 +1,7 @@
 //! Parameters and FLOPs of a feed-forward block, by arithmetic alone.
 //!
-//! Letters in formulas: d model width, f hidden width, e experts, k experts per token, p slots of an expert per sequence,
-//! m matrices of a block (3 if gated, else 2).
+//! Letters in formulas: d model width, f hidden width, e experts, k experts per token, p slots of
+//! an expert per sequence, m matrices of a block (3 if gated, else 2).
 
 use serde::{Deserialize, Serialize};
 use switchyard_kernels::Activation;
@@ -25,20 +25,21 @@ pub struct FfnParams {
     pub dense: u64,
     /// Block-sparse blocks: m n b b for n blocks of side b.
     pub block_sparse: u64,
-    /// Routers: d e for a linear gate, twice that with learned noise, d e p for soft mixing, d c + c e + 1 for a cosine gate of
-    /// width c, nothing where nothing is learned; with a gated shared expert d more. An expert bias, which is not learned, is
-    /// not counted.
+    /// Routers: d e for a linear gate, twice that with learned noise, d e p for soft mixing, d c +
+    /// c e + 1 for a cosine gate of width c, nothing where nothing is learned; with a gated shared
+    /// expert d more. An expert bias, which is not learned, is not counted.
     pub router: u64,
     /// Routed experts: e m d f.
     pub routed_experts: u64,
-    /// Those of them that take part in one token's pass. Where experts choose tokens, the mean over the tokens of a
-    /// micro-batch; where tokens are mixed softly, all.
+    /// Those of them that take part in one token's pass. Where experts choose tokens, the mean over
+    /// the tokens of a micro-batch; where tokens are mixed softly, all.
     pub active_experts: u64,
     /// Shared experts: m d f.
     pub shared_experts: u64,
 }
 
-/// Floating-point operations of one token in a block's forward pass by part, a multiply and an add counted as two.
+/// Floating-point operations of one token in a block's forward pass by part, a multiply and an add
+/// counted as two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FfnFlops {
     /// Dense blocks.
@@ -49,13 +50,15 @@ pub struct FfnFlops {
     pub router: u64,
     /// Routed experts: 2 m d f for each of the experts that compute for the token.
     pub routed_experts: u64,
-    /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of the token's sequence.
+    /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of
+    /// the token's sequence.
     pub soft_mixing: u64,
     /// Shared experts.
     pub shared_experts: u64,
 }
 
-/// Rows that the routed experts of a layer multiply in a pass: the assignments, or the slots of mixed tokens.
+/// Rows that the routed experts of a layer multiply in a pass: the assignments, or the slots of
+/// mixed tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertWork {
     /// Rows of all experts together.
@@ -72,7 +75,8 @@ impl ExpertWork {
 
     /// What one token costs if a row costs `cost_of_row`, rounded to a whole number.
     fn cost_per_token(self, cost_of_row: u64) -> u64 {
-        // In 128 bits: millions of slots for a sequence of one token are absurd, but no reason to wrap around.
+        // In 128 bits: millions of slots for a sequence of one token are absurd, but no reason to
+        // wrap around.
         let cost = u128::from(self.rows) * u128::from(cost_of_row) + u128::from(self.tokens / 2);
         u64::try_from(cost / u128::from(self.tokens)).unwrap_or(u64::MAX)
     }

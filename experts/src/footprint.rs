@@ -1,10 +1,13 @@
-//! Memory that a feed-forward block holds during a training step beside its parameters, by arithmetic alone.
+//! Memory that a feed-forward block holds during a training step beside its parameters, by
+//! arithmetic alone.
 //!
-//! What the blocks keep is what their operations in `switchyard_kernels` save for the backward pass on the CPU, and, where
-//! a block is made of burn's own operations, what those save (burn-autodiff 0.22, `ops/tensor.rs` and `ops/activation.rs`).
+//! What the blocks keep is what their operations in `switchyard_kernels` save for the backward pass
+//! on the CPU, and, where a block is made of burn's own operations, what those save (burn-autodiff
+//! 0.22, `ops/tensor.rs` and `ops/activation.rs`).
 //!
-//! Letters in formulas: t tokens of the pass, d model width, f hidden width, e experts, k slots of a token, n rows of all
-//! experts, q slots of a sequence under soft mixing, m matrices of a block (3 if gated, else 2).
+//! Letters in formulas: t tokens of the pass, d model width, f hidden width, e experts, k slots of
+//! a token, n rows of all experts, q slots of a sequence under soft mixing, m matrices of a block
+//! (3 if gated, else 2).
 
 use switchyard_kernels::{Activation, ffn_elements_per_thread};
 
@@ -14,8 +17,9 @@ use crate::{BlockSparseSpec, ExpertsSpec, FfnSpec, PassSize};
 /// Bytes of one f32, the type of tensors.
 const F32_BYTES: f64 = 4.0;
 
-/// Bytes that a part of the network holds during a training step, beside its parameters, their gradients and the
-/// gradient of its output. In f64: an absurd configuration is large instead of wrapping around.
+/// Bytes that a part of the network holds during a training step, beside its parameters, their
+/// gradients and the gradient of its output. In f64: an absurd configuration is large instead of
+/// wrapping around.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Footprint {
     /// Kept from the part's forward pass until its backward pass.
@@ -45,22 +49,25 @@ impl FfnSpec {
             Self::BlockSparse(sparse) => sparse.footprint(d_model, t),
             Self::Moe(moe) => {
                 let mixture = moe.experts.footprint(d_model, t, self.num_rows(pass));
-                // The gate's logits are kept for the gates and the losses, and each slot's gate by the experts.
+                // The gate's logits are kept for the gates and the losses, and each slot's gate by
+                // the experts.
                 let (e, k) = (moe.experts.num_experts as f64, self.num_rows(pass) / t);
-                // On the host: the logits in f64, and of each slot the expert (4 bytes), its row (8), and the row's
-                // slot (4).
+                // On the host: the logits in f64, and of each slot the expert (4 bytes), its row
+                // (8), and the row's slot (4).
                 let record_bytes = t * (8.0 * e + 16.0 * k);
                 let kept_bytes = mixture.kept_bytes + F32_BYTES * t * (e + k);
-                // The rows' gradients are summed into those of the tokens; where a row's token begins is a table.
+                // The rows' gradients are summed into those of the tokens; where a row's token
+                // begins is a table.
                 let backward_bytes = mixture.backward_bytes + F32_BYTES * t * d + 8.0 * k * t;
                 Footprint { kept_bytes, record_bytes, backward_bytes, ..mixture }
             }
             Self::SoftMoe(soft) => {
                 let (n, q) = (self.num_rows(pass), soft.num_slots() as f64);
                 let mixture = soft.experts.footprint(d_model, t, n);
-                // Of three softmaxes (dispatch, combine, and one for the statistics, which lives as long because burn
-                // drops a branch without a loss only after the backward pass) the shifted logits and the exponentials;
-                // of the first two also the result, as a factor of a product.
+                // Of three softmaxes (dispatch, combine, and one for the statistics, which lives as
+                // long because burn drops a branch without a loss only after the backward pass) the
+                // shifted logits and the exponentials; of the first two also the result, as a
+                // factor of a product.
                 let of_softmaxes = F32_BYTES * t * 8.0 * q;
                 // Slots before and after the experts.
                 let kept_bytes = mixture.kept_bytes + of_softmaxes + F32_BYTES * 2.0 * n * d;
@@ -80,8 +87,9 @@ impl FfnSpec {
     }
 }
 
-/// Rows through a block of width `d_hidden`: the projections before the non-linearity are kept (m - 1 times f). The
-/// backward pass makes the hidden values (f) and the gradient of the rows (d); the projections become their own gradients.
+/// Rows through a block of width `d_hidden`: the projections before the non-linearity are kept (m -
+/// 1 times f). The backward pass makes the hidden values (f) and the gradient of the rows (d); the
+/// projections become their own gradients.
 fn rows(activation: Activation, num_rows: f64, d: f64, d_hidden: usize) -> Footprint {
     let (f, projections) = (d_hidden as f64, matrices(activation) as f64 - 1.0);
     Footprint {
@@ -114,9 +122,10 @@ impl ExpertsSpec {
 }
 
 impl BlockSparseSpec {
-    /// Values of width f that burn's operations keep: the inputs of the non-linearity's factors, the factors, and the
-    /// hidden values. SwiGLU: gate, sigmoid, their product, up, hidden. Tanh-GELU: up, the tangent's argument, the
-    /// tangent plus one, hidden. GELU and ReLU: up, hidden.
+    /// Values of width f that burn's operations keep: the inputs of the non-linearity's factors,
+    /// the factors, and the hidden values. SwiGLU: gate, sigmoid, their product, up, hidden.
+    /// Tanh-GELU: up, the tangent's argument, the tangent plus one, hidden. GELU and ReLU: up,
+    /// hidden.
     fn kept_widths(&self) -> f64 {
         match self.activation {
             Activation::Swiglu => 5.0,
@@ -142,7 +151,8 @@ mod tests {
     use super::*;
     use crate::DenseSpec;
 
-    /// Wider blocks take no less: studies solve for the width at which an arm takes as much as another.
+    /// Wider blocks take no less: studies solve for the width at which an arm takes as much as
+    /// another.
     #[test]
     fn a_wider_block_takes_more() {
         let pass = PassSize { micro_batch_tokens: 512, seq_len: 64 };

@@ -1,6 +1,7 @@
 //! The routed experts of one layer, their matrices stacked.
 //!
-//! Shape letters: t tokens, k slots per token, d model width, e experts, f hidden width of one expert.
+//! Shape letters: t tokens, k slots per token, d model width, e experts, f hidden width of one
+//! expert.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -54,7 +55,8 @@ impl Experts {
         self.activation
     }
 
-    /// Each token's sum of gate times expert over its slots in `plan`; zero for a token without any.
+    /// Each token's sum of gate times expert over its slots in `plan`; zero for a token without
+    /// any.
     ///
     /// # Shapes
     /// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]`; returns `[num_tokens, d]`

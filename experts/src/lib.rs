@@ -1,7 +1,8 @@
-//! What an expert does with its tokens: the dense and the block-sparse feed-forward block, and the mixture of experts in its place.
+//! What an expert does with its tokens: the dense and the block-sparse feed-forward block, and the
+//! mixture of experts in its place.
 //!
-//! A token's way through a [`MoeLayer`]: the router chooses, [`DispatchPlan`] sorts, and [`Experts`] gathers each expert's
-//! rows, multiplies, and combines the rows with their gates.
+//! A token's way through a [`MoeLayer`]: the router chooses, [`DispatchPlan`] sorts, and
+//! [`Experts`] gathers each expert's rows, multiplies, and combines the rows with their gates.
 
 mod block_sparse;
 mod config;

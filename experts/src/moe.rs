@@ -22,7 +22,8 @@ pub struct MoeLayer {
     pub experts: Experts,
     /// Sees every token; its output is added to the mixture's.
     pub shared_expert: Option<DenseFfn>,
-    /// Weighs the shared expert's output of each token with a sigmoid, `[d_model, 1]` (Qwen2-MoE); absent adds it as it is.
+    /// Weighs the shared expert's output of each token with a sigmoid, `[d_model, 1]` (Qwen2-MoE);
+    /// absent adds it as it is.
     pub shared_gate_d1: Option<Param<Tensor<2>>>,
     #[module(skip)]
     capacity: Option<CapacityConfig>,
@@ -73,11 +74,12 @@ impl MoeLayer {
         Self { router: self.router.rebalanced(count), ..self }
     }
 
-    /// The gate-weighted sum of each token's experts, plus the shared expert. A token whose assignments were all
-    /// dropped gets the shared expert only, or zero.
+    /// The gate-weighted sum of each token's experts, plus the shared expert. A token whose
+    /// assignments were all dropped gets the shared expert only, or zero.
     ///
     /// # Panics
-    /// If the device fails to return the gate logits, or token ids are missing where the router needs them.
+    /// If the device fails to return the gate logits, or token ids are missing where the router
+    /// needs them.
     pub fn forward(&self, input: MoeInput<'_>) -> MoeOutput {
         let MoeInput { x_td, router_x_td, token_ids_t, seq_len, pass } = input;
         let router_x_td = router_x_td.unwrap_or_else(|| x_td.clone());
@@ -127,7 +129,8 @@ impl MoeLayer {
         (mixture_td, aux)
     }
 
-    /// The first expert whose output for one of its tokens is not finite; `None` if all are. Runs every expert alone.
+    /// The first expert whose output for one of its tokens is not finite; `None` if all are. Runs
+    /// every expert alone.
     ///
     /// # Panics
     /// If `route` is not of these tokens, or the device fails to return the outputs.

@@ -30,8 +30,8 @@ pub struct MoeAux {
 /// Who went where and why, on the host.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Logits of the gate, with jitter and noise where there are some and without the bias: `[t, e]`, row-major. Zeros if
-    /// nothing is learned.
+    /// Logits of the gate, with jitter and noise where there are some and without the bias:
+    /// `[t, e]`, row-major. Zeros if nothing is learned.
     pub logits_te: Vec<f64>,
     /// Experts of each token, before capacity.
     pub choice: Choice,

@@ -1,9 +1,10 @@
-//! Soft mixing: experts work on weighted means of a sequence's tokens (Soft MoE, arXiv:2308.00951, section 2.1).
+//! Soft mixing: experts work on weighted means of a sequence's tokens (Soft MoE, arXiv:2308.00951,
+//! section 2.1).
 //!
 //! Every token enters every slot, later tokens included: not for autoregressive decoding.
 //!
-//! Shape letters: b sequences, s tokens of a sequence, t = b s tokens, e experts, p slots of one expert per sequence, q = e p
-//! slots per sequence, d model width.
+//! Shape letters: b sequences, s tokens of a sequence, t = b s tokens, e experts, p slots of one
+//! expert per sequence, q = e p slots per sequence, d model width.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
@@ -25,7 +26,8 @@ pub(crate) fn forward(
     let [_, q] = logits_tq.dims();
     let b = t / s;
     let logits_bsq = logits_tq.reshape([b, s, q]);
-    // Each slot is a mean over the sequence's tokens (eq. 1 and 2), each token a mean over its slots' outputs (eq. 3).
+    // Each slot is a mean over the sequence's tokens (eq. 1 and 2), each token a mean over its
+    // slots' outputs (eq. 3).
     let dispatch_bsq = softmax(logits_bsq.clone(), 1).cast(x_td.dtype());
     let combine_bsq = softmax(logits_bsq.clone(), 2).cast(x_td.dtype());
     let slots_bqd = dispatch_bsq.transpose().matmul(x_td.reshape([b, s, d]));
@@ -39,8 +41,8 @@ pub(crate) fn forward(
     (hidden_td, aux)
 }
 
-/// Every expert works on equally many slots, so their counts say nothing; entropies are those of a token's weights, summed
-/// over each expert's slots.
+/// Every expert works on equally many slots, so their counts say nothing; entropies are those of a
+/// token's weights, summed over each expert's slots.
 fn statistics(logits_bsq: &Tensor<3>, num_experts: usize) -> RouterStatistics {
     let [b, s, q] = logits_bsq.dims();
     let p = q / num_experts;

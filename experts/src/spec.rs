@@ -1,4 +1,5 @@
-//! The feed-forward block of one layer with nothing left open: what the keys under `[model.ffn]` mean there.
+//! The feed-forward block of one layer with nothing left open: what the keys under `[model.ffn]`
+//! mean there.
 
 use serde::{Deserialize, Serialize};
 use switchyard_kernels::Activation;
@@ -71,7 +72,8 @@ pub struct ExpertsSpec {
     pub num_experts: usize,
     /// Hidden width of one of them.
     pub d_expert: usize,
-    /// As how many fine-grained experts one was written; applied already, and kept for people to read.
+    /// As how many fine-grained experts one was written; applied already, and kept for people to
+    /// read.
     pub granularity: Option<usize>,
     /// The expert that sees every token; `None` without one.
     pub shared: Option<SharedExpertSpec>,
@@ -103,7 +105,8 @@ impl PartialEq for RouterSpec {
 }
 
 impl FfnSpec {
-    /// The mixture that `written`, its granularity applied, is in `layer`, with `seq_len` tokens in the longest sequence.
+    /// The mixture that `written`, its granularity applied, is in `layer`, with `seq_len` tokens in
+    /// the longest sequence.
     pub fn mixture(written: &MoeConfig, layer: usize, activation: Activation, seq_len: usize) -> Self {
         let experts = ExpertsSpec {
             activation,

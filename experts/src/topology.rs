@@ -1,6 +1,8 @@
-//! Fixed topologies of block-sparse matrices: bipartite graphs between rows and columns of blocks, a block an edge.
+//! Fixed topologies of block-sparse matrices: bipartite graphs between rows and columns of blocks,
+//! a block an edge.
 //!
-//! Every topology of a shape and a density has the same number of blocks, and no row or column of blocks is empty.
+//! Every topology of a shape and a density has the same number of blocks, and no row or column of
+//! blocks is empty.
 
 use std::collections::BTreeSet;
 
@@ -20,8 +22,8 @@ pub enum TopologyKind {
         #[serde(default = "default_rewiring")]
         rewiring: f64,
     },
-    /// Lines with many blocks get more of them (Barabasi and Albert, Science 286, 1999): columns join one after the
-    /// other and take rows in proportion to the blocks that these have.
+    /// Lines with many blocks get more of them (Barabasi and Albert, Science 286, 1999): columns
+    /// join one after the other and take rows in proportion to the blocks that these have.
     BarabasiAlbert {},
 }
 
@@ -32,7 +34,8 @@ fn default_rewiring() -> f64 {
 /// A place of a block: `[block row, block column]`.
 type Place = [usize; 2];
 
-/// Blocks of a matrix of `[rows, columns]` blocks at `density`: at least one in each row and column.
+/// Blocks of a matrix of `[rows, columns]` blocks at `density`: at least one in each row and
+/// column.
 pub(crate) fn num_blocks([rows, columns]: [usize; 2], density: f64) -> usize {
     let asked = (density * (rows * columns) as f64).round() as usize;
     asked.clamp(rows.max(columns), rows * columns)
@@ -68,8 +71,8 @@ fn random(shape: [usize; 2], num_blocks: usize, rng: &mut ChaCha8Rng) -> BTreeSe
     places
 }
 
-/// The blocks nearest to the diagonal of a torus, then each moved within its column with probability `rewiring`, but not
-/// the last one of its row.
+/// The blocks nearest to the diagonal of a torus, then each moved within its column with
+/// probability `rewiring`, but not the last one of its row.
 fn small_world(shape: [usize; 2], num_blocks: usize, rewiring: f64, rng: &mut ChaCha8Rng) -> BTreeSet<Place> {
     let [rows, columns] = shape;
     let longer = rows.max(columns);
@@ -91,14 +94,16 @@ fn small_world(shape: [usize; 2], num_blocks: usize, rewiring: f64, rng: &mut Ch
     places
 }
 
-/// Distance between a row and a column that lie evenly on one ring, each line in the middle of its arc.
+/// Distance between a row and a column that lie evenly on one ring, each line in the middle of its
+/// arc.
 fn ring_distance([row, column]: Place, [rows, columns]: [usize; 2]) -> f64 {
     let at = |line: usize, lines: usize| (line as f64 + 0.5) / lines as f64;
     let apart = (at(row, rows) - at(column, columns)).abs();
     apart.min(1.0 - apart)
 }
 
-/// A block in every row and column to begin with; then each column takes its equal share of the rest.
+/// A block in every row and column to begin with; then each column takes its equal share of the
+/// rest.
 fn barabasi_albert(shape: [usize; 2], num_blocks: usize, rng: &mut ChaCha8Rng) -> BTreeSet<Place> {
     let [rows, columns] = shape;
     let longer = rows.max(columns);

@@ -13,10 +13,11 @@ pub struct DiagnosisSettings {
     pub dead_steps: u64,
     /// Multiple of the fair share of the tokens above which an expert is overloaded.
     pub overload: f64,
-    /// Distance of a selection bias from the mean of its layer above which it runs away: a bias larger than any
-    /// probability decides alone.
+    /// Distance of a selection bias from the mean of its layer above which it runs away: a bias
+    /// larger than any probability decides alone.
     pub bias: f64,
-    /// Recorded steps over which loads are averaged, so that one odd batch neither begins nor ends an overload.
+    /// Recorded steps over which loads are averaged, so that one odd batch neither begins nor ends
+    /// an overload.
     pub smoothing_steps: usize,
 }
 
@@ -50,15 +51,16 @@ pub struct Finding {
     pub since_step: u64,
     /// Last recorded step.
     pub last_step: u64,
-    /// Multiple of the fair share of the tokens, or distance of the bias from the layer's mean, at the last step.
+    /// Multiple of the fair share of the tokens, or distance of the bias from the layer's mean, at
+    /// the last step.
     pub value: f64,
-    /// How far from normal, to compare findings: distance of the load from the fair share, in fair shares, or of the bias
-    /// from the mean, in thresholds.
+    /// How far from normal, to compare findings: distance of the load from the fair share, in fair
+    /// shares, or of the bias from the mean, in thresholds.
     pub severity: f64,
 }
 
-/// Every expert that misbehaves at the end of the rows, the worst first. Rows ascend by step; `experts` may be empty,
-/// and then no bias is judged.
+/// Every expert that misbehaves at the end of the rows, the worst first. Rows ascend by step;
+/// `experts` may be empty, and then no bias is judged.
 pub fn diagnose(steps: &[RunStep], experts: &[ExpertRow], settings: &DiagnosisSettings) -> Vec<Finding> {
     let mut findings = Vec::new();
     for ((layer, expert), series) in load_series(steps) {
@@ -83,7 +85,8 @@ pub fn diagnose(steps: &[RunStep], experts: &[ExpertRow], settings: &DiagnosisSe
 /// A value of one expert at each recorded step.
 type Series = Vec<(u64, f64)>;
 
-/// Load of each expert over the fair share, by layer and expert; a layer without tokens says nothing.
+/// Load of each expert over the fair share, by layer and expert; a layer without tokens says
+/// nothing.
 fn load_series(steps: &[RunStep]) -> BTreeMap<(usize, usize), Series> {
     let mut series: BTreeMap<_, Series> = BTreeMap::new();
     for step in steps {
@@ -149,7 +152,8 @@ fn dead(series: &[(u64, f64)], settings: &DiagnosisSettings) -> Option<Run> {
 
 fn overloaded(series: &[(u64, f64)], settings: &DiagnosisSettings) -> Option<Run> {
     let smoothing_steps = settings.smoothing_steps.max(1);
-    // An average of fewer steps than asked for, at the start of a run, would say that its first batch was typical.
+    // An average of fewer steps than asked for, at the start of a run, would say that its first
+    // batch was typical.
     let smoothed: Series = series
         .windows(smoothing_steps)
         .map(|window| {

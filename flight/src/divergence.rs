@@ -44,8 +44,9 @@ pub struct LoadDifference {
     pub tokens: (Option<u64>, Option<u64>),
 }
 
-/// The first difference between two runs, whose rows ascend by step. Floats are compared by their bits: two runs that
-/// are not identical differ somewhere first, and everything after it is a consequence.
+/// The first difference between two runs, whose rows ascend by step. Floats are compared by their
+/// bits: two runs that are not identical differ somewhere first, and everything after it is a
+/// consequence.
 pub fn first_divergence(a: &[RunStep], b: &[RunStep]) -> Divergence {
     let mut num_identical_steps = 0;
     for (a, b) in common_steps(a, b) {
@@ -73,7 +74,8 @@ fn common_steps<'a>(a: &'a [RunStep], b: &'a [RunStep]) -> impl Iterator<Item = 
     a.iter().filter_map(move |row| Some((row, partner(row.step)?)))
 }
 
-/// The first layer counts, not the largest difference: the layers below it agree, so it is where the difference began.
+/// The first layer counts, not the largest difference: the layers below it agree, so it is where
+/// the difference began.
 fn first_load_difference(a: &[LayerLoad], b: &[LayerLoad]) -> Option<LoadDifference> {
     let mut layers: Vec<usize> = a.iter().chain(b).map(|load| load.layer).collect();
     layers.sort_unstable();

@@ -1,11 +1,12 @@
-//! Measures of one routing that cost too much for every step: which experts work together, how much the router still
-//! changes, what the experts specialise in, how alike they are.
+//! Measures of one routing that cost too much for every step: which experts work together, how much
+//! the router still changes, what the experts specialise in, how alike they are.
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
 use std::collections::BTreeMap;
 
-/// Sums that a dot product runs side by side, so that it can be vectorised without changing its order.
+/// Sums that a dot product runs side by side, so that it can be vectorised without changing its
+/// order.
 const DOT_LANES: usize = 8;
 
 /// How often experts are chosen together.
@@ -44,8 +45,8 @@ impl CoActivation {
         &self.tokens_ee
     }
 
-    /// Share of the row expert's tokens that chose the column expert too (OLMoE, arXiv:2409.02060, section 5.2): 1 on
-    /// the diagonal, 0 in the row of an expert without tokens.
+    /// Share of the row expert's tokens that chose the column expert too (OLMoE, arXiv:2409.02060,
+    /// section 5.2): 1 on the diagonal, 0 in the row of an expert without tokens.
     ///
     /// # Shapes
     /// - returns `[num_experts, num_experts]`, row-major
@@ -58,8 +59,9 @@ impl CoActivation {
     }
 }
 
-/// Mean over tokens of the share of the k experts that two routings of the same tokens have in common, whatever their
-/// order: router saturation if one is the final router (OLMoE, arXiv:2409.02060, section 5.1). 1 without tokens.
+/// Mean over tokens of the share of the k experts that two routings of the same tokens have in
+/// common, whatever their order: router saturation if one is the final router (OLMoE,
+/// arXiv:2409.02060, section 5.1). 1 without tokens.
 ///
 /// # Shapes
 /// - `before_tk`, `after_tk`: `[num_tokens, top_k]`, row-major
@@ -73,8 +75,8 @@ pub fn agreement(before_tk: &[u32], after_tk: &[u32], top_k: usize) -> f64 {
     if before_tk.is_empty() { 1.0 } else { num_common as f64 / before_tk.len() as f64 }
 }
 
-/// Share of tokens whose set of experts changed between two routings; the order within the set does not count. 0
-/// without tokens.
+/// Share of tokens whose set of experts changed between two routings; the order within the set does
+/// not count. 0 without tokens.
 ///
 /// # Shapes
 /// - `before_tk`, `after_tk`: `[num_tokens, top_k]`, row-major
@@ -90,20 +92,22 @@ pub fn churn(before_tk: &[u32], after_tk: &[u32], top_k: usize) -> f64 {
 /// How much the expert that a token goes to says about the token's tag, and the other way round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MutualInformation {
-    /// `sum p(e, g) ln (p(e, g) / (p(e) p(g)))` over experts e and tags g, with the observed shares as probabilities.
+    /// `sum p(e, g) ln (p(e, g) / (p(e) p(g)))` over experts e and tags g, with the observed shares
+    /// as probabilities.
     pub nats: f64,
-    /// The same over the smaller of the two entropies: 0 is independent, 1 is that one decides the other. 0 if either
-    /// never varies.
+    /// The same over the smaller of the two entropies: 0 is independent, 1 is that one decides the
+    /// other. 0 if either never varies.
     pub normalised: f64,
-    /// What `nats` is expected to be too high by, because few samples look dependent by chance: Miller-Madow,
-    /// `(cells - rows - columns + 1) / 2n` over the cells, rows and columns that occur, at least 0. Trust `nats` only
-    /// where it is several times this. The k choices of a token are counted as k samples although they are not
-    /// independent, so the true bias lies between this and k times this.
+    /// What `nats` is expected to be too high by, because few samples look dependent by chance:
+    /// Miller-Madow, `(cells - rows - columns + 1) / 2n` over the cells, rows and columns that
+    /// occur, at least 0. Trust `nats` only where it is several times this. The k choices of a
+    /// token are counted as k samples although they are not independent, so the true bias lies
+    /// between this and k times this.
     pub bias_nats: f64,
 }
 
-/// Mutual information between the experts of the tokens and their tags, such as domains or token ids, each of a
-/// token's k choices one sample. Tokens without a tag do not count.
+/// Mutual information between the experts of the tokens and their tags, such as domains or token
+/// ids, each of a token's k choices one sample. Tokens without a tag do not count.
 ///
 /// # Shapes
 /// - `expert_ids_tk`: `[num_tokens, top_k]`, row-major; `tags_t`: `[num_tokens]`
@@ -146,7 +150,8 @@ fn entropy_nats<'a>(counts: impl Iterator<Item = &'a u64> + Clone) -> f64 {
 /// How alike the weights of a layer's experts are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertSimilarity {
-    /// Cosine of each pair of experts, `[num_experts, num_experts]`, row-major; 0 with an expert whose weights are zero.
+    /// Cosine of each pair of experts, `[num_experts, num_experts]`, row-major; 0 with an expert
+    /// whose weights are zero.
     pub cosine_ee: Vec<f64>,
     /// Mean over pairs of different experts; absent with fewer than two.
     pub mean: Option<f64>,
@@ -154,8 +159,8 @@ pub struct ExpertSimilarity {
     pub max: Option<f64>,
 }
 
-/// Pairwise cosines of the experts' weights, each expert's matrices one after the other in one slice. Accumulated in
-/// f64: a million products in f32 would lose the third digit.
+/// Pairwise cosines of the experts' weights, each expert's matrices one after the other in one
+/// slice. Accumulated in f64: a million products in f32 would lose the third digit.
 ///
 /// # Panics
 /// If two experts have different numbers of weights.
@@ -281,7 +286,8 @@ mod tests {
         let experts: Vec<u32> = (0..2000).map(|t| splitmix(t) as u32 % 16).collect();
         let tags: Vec<_> = (7000..9000).map(|t| Some(splitmix(t) as u32 % 16)).collect();
         let information = mutual_information(&experts, &tags, 1);
-        // 225 degrees of freedom: the estimate's own standard deviation is bias * sqrt(2 / 225), 9%.
+        // 225 degrees of freedom: the estimate's own standard deviation is bias * sqrt(2 / 225),
+        // 9%.
         assert!((information.nats / information.bias_nats - 1.0).abs() < 0.3, "{information:?}");
     }
 

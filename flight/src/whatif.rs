@@ -1,7 +1,8 @@
 //! What another `top_k` or capacity would have done to a routing, from its recorded gate scores.
 //!
-//! The choice is the router's own code on the same logits, so the answer equals that of a run whose router had these
-//! logits. It is not what training with the other setting would have led to: the router would have learned otherwise.
+//! The choice is the router's own code on the same logits, so the answer equals that of a run whose
+//! router had these logits. It is not what training with the other setting would have led to: the
+//! router would have learned otherwise.
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
@@ -23,8 +24,8 @@ pub struct WhatIf {
     pub capacity_factor: Option<f64>,
     /// Which assignments are dropped over capacity.
     pub drop: DropPolicy,
-    /// Whether the gates are the softmax over the chosen experts (`renormalise`, or softmax after selection) and not
-    /// that over all: it decides which gates are the smallest.
+    /// Whether the gates are the softmax over the chosen experts (`renormalise`, or softmax after
+    /// selection) and not that over all: it decides which gates are the smallest.
     pub renormalise: bool,
     /// Tokens of one forward pass, which share the capacity; absent means all tokens.
     pub tokens_per_pass: Option<usize>,
@@ -198,7 +199,8 @@ fn slots_kept(logits_te: &[f64], expert_ids_tk: &[u32], num_experts: usize, ques
     }
 }
 
-/// The gates of the chosen experts, `[t * k]`: computed in f64, rounded to the f32 that the router compares.
+/// The gates of the chosen experts, `[t * k]`: computed in f64, rounded to the f32 that the router
+/// compares.
 fn gates(logits_te: &[f64], expert_ids_tk: &[u32], num_experts: usize, question: &WhatIf) -> Vec<f32> {
     let tokens = logits_te.chunks_exact(num_experts).zip(expert_ids_tk.chunks_exact(question.top_k));
     let gates_of_token = |(logits_e, chosen_k): (&[f64], &[u32])| {
@@ -280,7 +282,8 @@ mod tests {
 
     #[test]
     fn renormalising_changes_which_gate_is_the_smallest() {
-        // Over all experts the first token's gate is the larger one, over the chosen two the second's.
+        // Over all experts the first token's gate is the larger one, over the chosen two the
+        // second's.
         let logits = [2.0, 1.9, -9.0, 1.0, 0.0, 0.8];
         let base = WhatIf { drop: DropPolicy::Probability, ..question(2, Some(0.01)) };
         let kept = |renormalise| {

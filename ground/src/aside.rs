@@ -1,4 +1,5 @@
-//! Files that cannot be used and must not be lost: moved to a name of their own beside where they lay.
+//! Files that cannot be used and must not be lost: moved to a name of their own beside where they
+//! lay.
 
 use std::fs;
 use std::io;
@@ -26,7 +27,8 @@ impl Why {
     }
 }
 
-/// Renames `path` to `<path>.<why>-<n>` with the first `n` that is free, from 1, and returns the new name.
+/// Renames `path` to `<path>.<why>-<n>` with the first `n` that is free, from 1, and returns the
+/// new name.
 ///
 /// # Errors
 /// Any error of the file system; the file is then where it was.

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes a new file at `path` by `write`, and forces it to the disk. A file or a link that is there is removed first, so
-/// that nothing is written through a link.
+/// Writes a new file at `path` by `write`, and forces it to the disk. A file or a link that is
+/// there is removed first, so that nothing is written through a link.
 ///
 /// # Errors
 /// Any error of the file system, and of `write`.
@@ -28,7 +28,8 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_synced_by(path, |file| file.write_all(bytes))
 }
 
-/// Replaces `path` by `bytes` in one step: a reader, a crash or a power cut sees the old file or the new one.
+/// Replaces `path` by `bytes` in one step: a reader, a crash or a power cut sees the old file or
+/// the new one.
 ///
 /// # Errors
 /// Any error of the file system; the old file is then untouched.
@@ -40,12 +41,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// The name under which [`replace`] prepares a file: what a process leaves that is killed inside it.
+/// The name under which [`replace`] prepares a file: what a process leaves that is killed inside
+/// it.
 pub fn temporary_of(path: &Path) -> PathBuf {
     path.with_added_extension("tmp")
 }
 
-/// Creates the folder at `path` and those above it that are missing, and forces what was created to the disk.
+/// Creates the folder at `path` and those above it that are missing, and forces what was created to
+/// the disk.
 ///
 /// # Errors
 /// Any error of the file system.

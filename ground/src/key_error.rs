@@ -5,8 +5,8 @@ use std::fmt;
 
 /// A value, or a combination of values, of the configuration that cannot be used.
 ///
-/// A component knows its own keys only: `path` is relative to it, and whoever holds the component puts the path of its
-/// table in front, by [`KeyError::under`].
+/// A component knows its own keys only: `path` is relative to it, and whoever holds the component
+/// puts the path of its table in front, by [`KeyError::under`].
 ///
 /// ```
 /// use switchyard_ground::key_error::KeyError;

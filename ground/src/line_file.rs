@@ -8,8 +8,8 @@ use crate::durable;
 
 use crate::aside::{Why, set_aside};
 
-/// A file open for appending lines. A line that could not be written stays in memory and goes first at the next try, so
-/// that a disk that was full for a moment leaves no gap and no torn line.
+/// A file open for appending lines. A line that could not be written stays in memory and goes first
+/// at the next try, so that a disk that was full for a moment leaves no gap and no torn line.
 #[derive(Debug)]
 pub struct LineFile {
     path: PathBuf,
@@ -22,7 +22,8 @@ pub struct LineFile {
 /// What was found to have happened to a file while it was open.
 #[derive(Debug, PartialEq)]
 pub enum Mishap {
-    /// It was removed or replaced: all of it was written again. What lay in its place was set aside.
+    /// It was removed or replaced: all of it was written again. What lay in its place was set
+    /// aside.
     WrittenAgain(Option<PathBuf>),
     /// It was cut or written to by others: what is left of it was set aside, and a new file begun.
     BegunAnew(Option<PathBuf>),
@@ -53,7 +54,8 @@ impl Mishap {
 }
 
 impl LineFile {
-    /// The file at `path` with exactly `content`, on the disk itself. A link there is replaced, not followed.
+    /// The file at `path` with exactly `content`, on the disk itself. A link there is replaced, not
+    /// followed.
     ///
     /// # Errors
     /// Any error of the file system.

@@ -1,8 +1,8 @@
-//! serde for a choice that may be left open: `Option` of an externally tagged enum, written as a table that holds one of
-//! its variants, or nothing.
+//! serde for a choice that may be left open: `Option` of an externally tagged enum, written as a
+//! table that holds one of its variants, or nothing.
 //!
-//! Use it as `#[serde(default, with = "switchyard_ground::open_choice")]`. A plain `Option` writes `None` as no table at
-//! all, and refuses an empty one.
+//! Use it as `#[serde(default, with = "switchyard_ground::open_choice")]`. A plain `Option` writes
+//! `None` as no table at all, and refuses an empty one.
 
 use std::fmt;
 use std::marker::PhantomData;

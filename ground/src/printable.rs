@@ -2,16 +2,17 @@
 
 use std::borrow::Cow;
 
-/// `text` with every control character but line ends and tabs replaced by `�`, and those that turn the direction of writing: escape
-/// codes in a file from elsewhere must not reach the terminal, nor a picture or a page.
+/// `text` with every control character but line ends and tabs replaced by `�`, and those that turn
+/// the direction of writing: escape codes in a file from elsewhere must not reach the terminal, nor
+/// a picture or a page.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let turns = |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let is_bad = |letter: char| letter.is_control() && letter != '\n' && letter != '\t' || turns(letter);
     if text.contains(is_bad) { text.replace(is_bad, "\u{fffd}").into() } else { text.into() }
 }
 
-/// The first `max_chars` characters of `text` on one line, without control characters; what was left out is marked
-/// with `...`.
+/// The first `max_chars` characters of `text` on one line, without control characters; what was
+/// left out is marked with `...`.
 pub fn excerpt(text: &str, max_chars: usize) -> String {
     let mut letters = text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter });
     let kept: String = letters.by_ref().take(max_chars).collect();

@@ -1,5 +1,5 @@
-//! Files opened without surprises: a named pipe would wait for ever, a device would never end, and a link could lead a
-//! write elsewhere.
+//! Files opened without surprises: a named pipe would wait for ever, a device would never end, and
+//! a link could lead a write elsewhere.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -8,12 +8,13 @@ use std::path::Path;
 /// Opens the file at `path` for reading; links are followed.
 ///
 /// # Errors
-/// Any error of the file system, and [`io::ErrorKind::InvalidInput`] for what is no regular file, such as a folder, a
-/// named pipe or a device, none of which is waited for.
+/// Any error of the file system, and [`io::ErrorKind::InvalidInput`] for what is no regular file,
+/// such as a folder, a named pipe or a device, none of which is waited for.
 pub fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
-    // Opening a pipe waits for a writer unless told not to; on a regular file the flag does nothing.
+    // Opening a pipe waits for a writer unless told not to; on a regular file the flag does
+    // nothing.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
     let file = options.open(path).map_err(named_circle)?;
@@ -29,7 +30,8 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     return error.kind() == io::ErrorKind::QuotaExceeded;
 }
 
-/// `error`; if it is of links that lead back to themselves, as what lies there, which no second try changes.
+/// `error`; if it is of links that lead back to themselves, as what lies there, which no second try
+/// changes.
 fn named_circle(error: io::Error) -> io::Error {
     #[cfg(unix)]
     if error.raw_os_error() == Some(libc::ELOOP) {
@@ -65,7 +67,8 @@ pub fn read_to_string(path: &Path, max_bytes: u64) -> io::Result<String> {
     String::from_utf8(read(path, max_bytes)?).map_err(not_utf8)
 }
 
-/// Opens the file at `path` for reading and writing, created if it is missing and otherwise left as it is: for locks.
+/// Opens the file at `path` for reading and writing, created if it is missing and otherwise left as
+/// it is: for locks.
 ///
 /// # Errors
 /// Any error of the file system; a link is refused, because its target is not ours to write in.

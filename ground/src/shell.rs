@@ -13,8 +13,8 @@ pub fn quoted(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// `path` quoted as by [`quoted`]; one that begins with `-` gets a `./`, so that it is not taken for a flag, and one that cannot
-/// be printed is spelled in octal for `printf`.
+/// `path` quoted as by [`quoted`]; one that begins with `-` gets a `./`, so that it is not taken
+/// for a flag, and one that cannot be printed is spelled in octal for `printf`.
 pub fn quoted_path(path: &Path) -> String {
     match path.to_str() {
         Some(text) if text.chars().any(char::is_control) => spelled(path),
@@ -24,7 +24,8 @@ pub fn quoted_path(path: &Path) -> String {
     }
 }
 
-/// `path` as a command whose output a shell puts in its place: every POSIX shell has it, and all of it can be printed.
+/// `path` as a command whose output a shell puts in its place: every POSIX shell has it, and all of
+/// it can be printed.
 fn spelled(path: &Path) -> String {
     let spelled: String = path
         .as_os_str()

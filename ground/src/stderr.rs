@@ -1,7 +1,8 @@
 //! Messages on standard error, where nobody may be left to read them.
 //!
-//! `eprintln!` panics when the terminal is gone or the log's reader has ended, and a panic on the way to a checkpoint
-//! loses the work that the message was about. Everything that the program says goes through [`crate::say!`] instead.
+//! `eprintln!` panics when the terminal is gone or the log's reader has ended, and a panic on the
+//! way to a checkpoint loses the work that the message was about. Everything that the program says
+//! goes through [`crate::say!`] instead.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};

@@ -150,7 +150,8 @@ fn diagonal_blocks(stack: &[f64], topology: &BlockTopology) -> Vec<f64> {
 
 #[test]
 fn a_dropless_mixture_is_a_block_diagonal_layer() {
-    // MegaBlocks, arXiv:2211.15841, figure 3: rows sorted by expert, each in the columns of its expert.
+    // MegaBlocks, arXiv:2211.15841, figure 3: rows sorted by expert, each in the columns of its
+    // expert.
     let ids: Vec<u32> =
         (0..NUM_TOKENS).flat_map(|t| [(t * t % 3) as u32, ((t * t + 1) % 3) as u32]).collect();
     let plan = DispatchPlan::new(&ids, None, NUM_EXPERTS, TOP_K);

@@ -42,7 +42,8 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// The attention `spec` of one layer of `model`; `key` is its place there, such as `blocks.0.attention`.
+    /// The attention `spec` of one layer of `model`; `key` is its place there, such as
+    /// `blocks.0.attention`.
     pub fn new(spec: &AttentionSpec, model: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
         let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
         let projection =

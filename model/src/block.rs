@@ -1,4 +1,5 @@
-//! One Transformer block: attention, then a feed-forward block, each on a normalised residual stream.
+//! One Transformer block: attention, then a feed-forward block, each on a normalised residual
+//! stream.
 
 mod provenance;
 
@@ -31,7 +32,8 @@ pub enum FeedForward {
     BlockSparse(BlockSparseFfn),
 }
 
-/// One pre-norm Transformer block (arXiv:2002.04745, figure 1b), or one with both halves side by side.
+/// One pre-norm Transformer block (arXiv:2002.04745, figure 1b), or one with both halves side by
+/// side.
 #[derive(Module, Debug)]
 pub struct Block {
     attention_norm: Norm,
@@ -265,7 +267,8 @@ fn moe_layer(
     }
 }
 
-/// A router at its initial values. The noise's gate starts at zero (arXiv:1701.06538, appendix A), the bias too.
+/// A router at its initial values. The noise's gate starts at zero (arXiv:1701.06538, appendix A),
+/// the bias too.
 fn router(
     config: &RouterConfig,
     [d, e, num_columns]: [usize; 3],

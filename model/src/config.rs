@@ -33,7 +33,8 @@ pub struct ModelConfig {
     /// training; default 0.
     #[serde(default)]
     pub dropout: f64,
-    /// Whether attention and the feed-forward block work one after the other or side by side; default sequential.
+    /// Whether attention and the feed-forward block work one after the other or side by side;
+    /// default sequential.
     #[serde(default, skip_serializing_if = "Residual::is_sequential")]
     pub residual: Residual,
     /// Initial parameter values.
@@ -45,7 +46,8 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Residual {
-    /// Attention, then the feed-forward block on what attention made of the stream, each after a norm of its own.
+    /// Attention, then the feed-forward block on what attention made of the stream, each after a
+    /// norm of its own.
     #[default]
     Sequential,
     /// Both on the same normalised stream (Falcon; GPT-J), with one norm.
@@ -72,7 +74,8 @@ pub struct AttentionConfig {
     /// Width of one head; absent means `d_model / num_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_head: Option<usize>,
-    /// RMS-normalise queries and keys (arXiv:2010.04245): `true` is each head by itself, a table says more; default false.
+    /// RMS-normalise queries and keys (arXiv:2010.04245): `true` is each head by itself, a table
+    /// says more; default false.
     #[serde(default)]
     pub qk_norm: QkNorm,
     /// Biases on the four projections (GPT-2); default false.
@@ -147,8 +150,9 @@ pub enum PositionConfig {
     Learned {},
     /// Fixed sines and cosines, added to the embedding (arXiv:1706.03762, section 3.5).
     Sinusoidal {},
-    /// Subtract from each attention score the key's distance times the head's slope (ALiBi, arXiv:2108.12409,
-    /// section 3): head i of n has the slope `2^(-8 i / n)`, for an n that is no power of two as in the authors' code.
+    /// Subtract from each attention score the key's distance times the head's slope (ALiBi,
+    /// arXiv:2108.12409, section 3): head i of n has the slope `2^(-8 i / n)`, for an n that is no
+    /// power of two as in the authors' code.
     Alibi {},
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Sums over what the blocks of the layers count for themselves.
 //!
-//! Letters in formulas: d model width, q = query heads * head width, g = key/value heads * head width, s sequence
-//! length, v vocabulary.
+//! Letters in formulas: d model width, q = query heads * head width, g = key/value heads * head
+//! width, s sequence length, v vocabulary.
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
@@ -15,17 +15,18 @@ use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKi
 pub struct ModelCounts {
     /// All parameters.
     pub total_params: u64,
-    /// Parameters that take part in one token's forward pass: all but the routed experts that the token is not
-    /// sent to. Where experts choose tokens, the mean over the tokens of a micro-batch; where tokens are mixed softly, all,
-    /// since every expert's output enters every token. The embedding counts in full, as in the published figures of
-    /// Mixtral, OLMoE and Qwen3.
+    /// Parameters that take part in one token's forward pass: all but the routed experts that the
+    /// token is not sent to. Where experts choose tokens, the mean over the tokens of a
+    /// micro-batch; where tokens are mixed softly, all, since every expert's output enters every
+    /// token. The embedding counts in full, as in the published figures of Mixtral, OLMoE and
+    /// Qwen3.
     pub active_params: u64,
     /// All parameters, by component.
     pub params: ParameterBreakdown,
     /// Floating-point operations of one token's forward pass; see [`ForwardFlops`].
     pub forward_flops_per_token: u64,
-    /// Forward and backward: three times the forward pass, as the backward pass multiplies each matrix product's
-    /// operands twice (arXiv:2001.08361, section 2.1).
+    /// Forward and backward: three times the forward pass, as the backward pass multiplies each
+    /// matrix product's operands twice (arXiv:2001.08361, section 2.1).
     pub training_flops_per_token: u64,
     /// The forward pass, by component.
     pub forward_flops: ForwardFlops,
@@ -38,8 +39,8 @@ pub struct ParameterBreakdown {
     pub embedding: u64,
     /// Learned positions: s d.
     pub position: u64,
-    /// Projections, their biases and QK-norms: per layer 2 d q + 2 d g, with biases
-    /// q + 2 g + d more, with QK-norm of each head two head widths, of whole projections q + g more.
+    /// Projections, their biases and QK-norms: per layer 2 d q + 2 d g, with biases q + 2 g + d
+    /// more, with QK-norm of each head two head widths, of whole projections q + g more.
     pub attention: u64,
     /// One or two norms per layer and the one before the head.
     pub norm: u64,
@@ -60,15 +61,16 @@ pub struct ParameterBreakdown {
 
 /// Floating-point operations of one token's forward pass, a multiply and an add counted as two.
 ///
-/// Counted: matrix products of a training pass over one micro-batch of whole sequences. Not counted: element-wise work
-/// (norms, softmax, activations, residuals, the gates' weighted sum of experts) and the embedding, which is a look-up.
-/// Attention is counted as causal: a position sees (s + 1) / 2 positions on average, so its scores and their weighted sum
-/// cost 2 q (s + 1) per layer: the convention of arXiv:2001.08361, table 1, and about half of PaLM's (arXiv:2204.02311,
+/// Counted: matrix products of a training pass over one micro-batch of whole sequences. Not
+/// counted: element-wise work (norms, softmax, activations, residuals, the gates' weighted sum of
+/// experts) and the embedding, which is a look-up. Attention is counted as causal: a position sees
+/// (s + 1) / 2 positions on average, so its scores and their weighted sum cost 2 q (s + 1) per
+/// layer: the convention of arXiv:2001.08361, table 1, and about half of PaLM's (arXiv:2204.02311,
 /// appendix B), which counts the masked half too.
 ///
-/// An expert counts as often as a token, or a slot of mixed tokens, is given to it. Assignments that are dropped over a
-/// capacity, or because a random second expert is not kept, are counted as if they stayed, and a document mask saves
-/// nothing: both depend on the data.
+/// An expert counts as often as a token, or a slot of mixed tokens, is given to it. Assignments
+/// that are dropped over a capacity, or because a random second expert is not kept, are counted as
+/// if they stayed, and a document mask saves nothing: both depend on the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardFlops {
     /// Query, key, value and output projections.
@@ -84,7 +86,8 @@ pub struct ForwardFlops {
     pub router: u64,
     /// Routed experts: 2 m d f for each of the experts that compute for the token.
     pub routed_experts: u64,
-    /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of the token's sequence.
+    /// The two products of soft mixing, tokens to slots and slots back to tokens: 4 d per slot of
+    /// the token's sequence.
     #[serde(default)]
     pub soft_mixing: u64,
     /// Shared experts.
@@ -94,8 +97,8 @@ pub struct ForwardFlops {
 }
 
 impl ModelCounts {
-    /// Size and cost of the model described by `spec`, at its full sequence length, in passes over `micro_batch_tokens`
-    /// tokens, which experts that choose their tokens share.
+    /// Size and cost of the model described by `spec`, at its full sequence length, in passes over
+    /// `micro_batch_tokens` tokens, which experts that choose their tokens share.
     pub fn of(spec: &ModelSpec, micro_batch_tokens: usize) -> Self {
         let pass = PassSize { micro_batch_tokens, seq_len: spec.max_seq_len };
         let of_blocks = ffn_params(spec, pass);
@@ -287,8 +290,8 @@ mod tests {
         // Embedding 5*2, four 2x2 projections, three norms, 2x3 and 3x2, head 2*5.
         assert_eq!(counts.total_params, 10 + 16 + 6 + 12 + 10);
         assert_eq!(counts.active_params, counts.total_params);
-        // Each of the 3 tokens: 16 + 12 + 10 multiply-adds. The tokens see 1, 2 and 3 positions, each for 2 elements
-        // of a score and 2 of the sum.
+        // Each of the 3 tokens: 16 + 12 + 10 multiply-adds. The tokens see 1, 2 and 3 positions,
+        // each for 2 elements of a score and 2 of the sum.
         let mixing = 2 * (1 + 2 + 3) * (2 + 2) / 3;
         assert_eq!(counts.forward_flops_per_token, 2 * (16 + 12 + 10) + mixing);
         assert_eq!(counts.training_flops_per_token, 3 * counts.forward_flops_per_token);
@@ -309,7 +312,8 @@ mod tests {
         let block = BlockSparseSpec { activation: Activation::Relu, matrices };
         let spec = with_layers([FfnSpec::BlockSparse(block)]);
         let (counts, dense) = (ModelCounts::of(&spec, 6), ModelCounts::of(&dense(), 6));
-        // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and 3x2.
+        // Two matrices of 2x6 elements, of which every second one is there, in place of 2x3 and
+        // 3x2.
         assert_eq!(counts.total_params, dense.total_params);
         assert_eq!(counts.active_params, counts.total_params);
         assert_eq!(counts.forward_flops_per_token, dense.forward_flops_per_token);

@@ -64,7 +64,8 @@ impl Embedding {
     }
 }
 
-/// Element 2i at position p is `sin(p / 10000^(2i/d))`, element 2i+1 the cosine (arXiv:1706.03762, section 3.5).
+/// Element 2i at position p is `sin(p / 10000^(2i/d))`, element 2i+1 the cosine (arXiv:1706.03762,
+/// section 3.5).
 ///
 /// # Shapes
 /// - returns `[seq_len, d_model]`

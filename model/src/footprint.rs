@@ -1,11 +1,12 @@
 //! Memory that the network holds during a training step beside its parameters, by arithmetic alone.
 //!
-//! What a part keeps for the backward pass is what its operations save under burn-autodiff: the kernels' hand-written
-//! ones their inputs and a few results (the structs `Saved...` there), an addition nothing, a multiplication both factors.
-//! A tensor that two operations save is there once.
+//! What a part keeps for the backward pass is what its operations save under burn-autodiff: the
+//! kernels' hand-written ones their inputs and a few results (the structs `Saved...` there), an
+//! addition nothing, a multiplication both factors. A tensor that two operations save is there
+//! once.
 //!
-//! Letters in formulas: t tokens of the pass, d model width, q = query heads * head width, g = key/value heads * head width,
-//! h query heads, s sequence length, v vocabulary.
+//! Letters in formulas: t tokens of the pass, d model width, q = query heads * head width, g =
+//! key/value heads * head width, h query heads, s sequence length, v vocabulary.
 
 use switchyard_experts::{Footprint, PassSize};
 use switchyard_kernels::{attention_elements_per_thread, num_logits_held};
@@ -51,9 +52,11 @@ pub struct HeadFootprint {
     pub gradient_bytes: f64,
     /// Whether the head's matrix is the embedding's.
     pub is_tied: bool,
-    /// Kept until the backward pass: the input of the final norm, and dropout's mask of the embedding.
+    /// Kept until the backward pass: the input of the final norm, and dropout's mask of the
+    /// embedding.
     pub kept_bytes: f64,
-    /// Buffers of the loss: the rows that it reads, their gradient, and the logits of a part of them.
+    /// Buffers of the loss: the rows that it reads, their gradient, and the logits of a part of
+    /// them.
     pub loss_bytes: f64,
 }
 
@@ -102,7 +105,8 @@ impl LayerFootprint {
             .saturating_add(params.router)
             .saturating_add(params.routed_experts)
             .saturating_add(params.shared_experts);
-        // The norm keeps its input, and the block the norm's output. Halves side by side share both.
+        // The norm keeps its input, and the block the norm's output. Halves side by side share
+        // both.
         let norm_widths = if layer.residual.is_sequential() { 2.0 } else { 0.0 };
         let mask_widths = if spec.dropout > 0.0 { 1.0 } else { 0.0 };
         let block = layer.ffn.footprint(spec.d_model, pass);
@@ -120,9 +124,9 @@ impl LayerFootprint {
 }
 
 impl AttentionSpec {
-    /// Queries, keys, values and their mixture are kept (2 q + 2 g), and each query's log-partition (h); with QK-norm also
-    /// queries and keys before it (q + g). The backward pass makes the gradients of the mixture, of queries, keys and
-    /// values.
+    /// Queries, keys, values and their mixture are kept (2 q + 2 g), and each query's log-partition
+    /// (h); with QK-norm also queries and keys before it (q + g). The backward pass makes the
+    /// gradients of the mixture, of queries, keys and values.
     fn footprint(&self, num_tokens: f64, spec: &ModelSpec) -> Footprint {
         let (q, g, h) = (self.query_width() as f64, self.key_width() as f64, self.num_heads as f64);
         let before_norm = if self.qk_norm.settings().is_some() { q + g } else { 0.0 };

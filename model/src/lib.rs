@@ -1,4 +1,5 @@
-//! The decoder-only Transformer: a specification per layer, the network, the names of its parameters and its counts.
+//! The decoder-only Transformer: a specification per layer, the network, the names of its
+//! parameters and its counts.
 //!
 //! Nothing here reads a file or trains.
 //!

@@ -1,8 +1,9 @@
 //! What each parameter of a [`Transformer`](crate::Transformer) is called, and what it is for.
 //!
-//! A name such as `blocks.3.ffn.experts.gate` is stable: checkpoints hold it, messages and conversions use it, and it does
-//! not change with the fields of the Rust modules. A [`Role`] answers every question about a kind of parameter (does it
-//! decay, does it belong to an expert), so that nobody takes a name apart.
+//! A name such as `blocks.3.ffn.experts.gate` is stable: checkpoints hold it, messages and
+//! conversions use it, and it does not change with the fields of the Rust modules. A [`Role`]
+//! answers every question about a kind of parameter (does it decay, does it belong to an expert),
+//! so that nobody takes a name apart.
 
 use std::fmt;
 
@@ -121,7 +122,8 @@ pub enum CosinePart {
     LogScale,
 }
 
-/// Every role with its name, in a layer the part after `blocks.N.`, and its path through the fields of the Rust modules.
+/// Every role with its name, in a layer the part after `blocks.N.`, and its path through the fields
+/// of the Rust modules.
 const ROLES: [(Role, &str, &str); 41] = {
     use AttentionPart::{Key, Output, Query, Value};
     use CosinePart::{Directions, LogScale, Projection};
@@ -199,12 +201,14 @@ impl ParameterName {
         Self::find(name, |(_, name, _)| name)
     }
 
-    /// The parameter at this path through the fields of the Rust modules; `None` if it has no name yet.
+    /// The parameter at this path through the fields of the Rust modules; `None` if it has no name
+    /// yet.
     pub(crate) fn of_field_path(path: &str) -> Option<Self> {
         Self::find(path, |(_, _, field)| field)
     }
 
-    /// The name in checkpoints of format versions 1 and 2, such as `blocks.3.ffn.experts.w_gate_edf`.
+    /// The name in checkpoints of format versions 1 and 2, such as
+    /// `blocks.3.ffn.experts.w_gate_edf`.
     pub fn before_version_3(&self) -> String {
         self.with_prefix(self.role.entry().2)
     }

@@ -1,6 +1,7 @@
 //! A model's parameters as named, flat tensors, in the model's own order.
 //!
-//! The functions take a whole [`Transformer`](crate::Transformer) or a module with parts of one under the same fields.
+//! The functions take a whole [`Transformer`](crate::Transformer) or a module with parts of one
+//! under the same fields.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
@@ -79,8 +80,8 @@ pub fn parameter_gradients<M: Module>(model: &M, gradients: &Gradients) -> Vec<N
     reader.2
 }
 
-/// The model with each parameter replaced by what `update` returns for its name, shape and flattened, detached
-/// values. Parameters stay leaves that get gradients, or that get none.
+/// The model with each parameter replaced by what `update` returns for its name, shape and
+/// flattened, detached values. Parameters stay leaves that get gradients, or that get none.
 pub fn update_parameters<M: Module>(
     model: M,
     update: impl FnMut(ParameterName, &[usize], Tensor<1>) -> Tensor<1>,
@@ -106,7 +107,8 @@ pub fn update_parameters<M: Module>(
     model.map(&mut Mapper(Path::default(), update))
 }
 
-/// Where a visitor is in the module tree. Enum variants do not count: the field that holds the enum names it.
+/// Where a visitor is in the module tree. Enum variants do not count: the field that holds the enum
+/// names it.
 #[derive(Debug, Default)]
 struct Path(Vec<String>);
 

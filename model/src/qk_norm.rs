@@ -8,7 +8,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Root mean square normalisation of queries and keys before rotation, with learned scales (arXiv:2010.04245).
+/// Root mean square normalisation of queries and keys before rotation, with learned scales
+/// (arXiv:2010.04245).
 ///
 /// Written `true` (each head by itself), `false`, or as a table.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -37,7 +38,8 @@ pub enum QkNormOver {
     /// Each head, with a scale that the heads share (Qwen3).
     #[default]
     Head,
-    /// All heads of a token, with a scale of their whole width (OLMoE, arXiv:2409.02060, section 2).
+    /// All heads of a token, with a scale of their whole width (OLMoE, arXiv:2409.02060, section
+    /// 2).
     Projection,
 }
 
@@ -56,7 +58,8 @@ impl QkNorm {
         }
     }
 
-    /// Width of the scale of a projection of this width, in heads of width `d_head`; 0 without a norm.
+    /// Width of the scale of a projection of this width, in heads of width `d_head`; 0 without a
+    /// norm.
     pub fn scale_width(&self, width: usize, d_head: usize) -> usize {
         match self {
             Self::Off => 0,

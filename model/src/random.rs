@@ -1,8 +1,8 @@
 //! Every random number of a run, each a pure function of the run's seed and of where it is used.
 //!
-//! Nothing is drawn from a shared stream, so there is no generator state to checkpoint: a resumed run repeats its
-//! numbers, an added layer does not change another layer's, and an MoE model starts from the values
-//! of its dense counterpart.
+//! Nothing is drawn from a shared stream, so there is no generator state to checkpoint: a resumed
+//! run repeats its numbers, an added layer does not change another layer's, and an MoE model starts
+//! from the values of its dense counterpart.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -118,7 +118,8 @@ fn normal_values(key: u64, count: usize, std: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(key);
     let mut values = Vec::with_capacity(count + 1);
     while values.len() < count {
-        // Box-Muller: two normals from two uniforms, the first kept away from zero for the logarithm.
+        // Box-Muller: two normals from two uniforms, the first kept away from zero for the
+        // logarithm.
         let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * std;
         let angle = std::f64::consts::TAU * rng.random::<f64>();
         values.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
@@ -146,7 +147,8 @@ mod tests {
         let values = normal_values(7, 100_000, 0.5);
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / 1e5;
         let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 1e5;
-        // Five standard errors: 0.5 / sqrt(1e5) for the mean, 0.25 * sqrt(2 / 1e5) for the variance.
+        // Five standard errors: 0.5 / sqrt(1e5) for the mean, 0.25 * sqrt(2 / 1e5) for the
+        // variance.
         assert!(mean.abs() < 5.0 * 0.00158, "{mean}");
         assert!((variance - 0.25).abs() < 5.0 * 0.00112, "{variance}");
     }

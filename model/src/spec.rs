@@ -91,8 +91,8 @@ impl ModelSpec {
         self.layers.len()
     }
 
-    /// The feed-forward blocks that differ, each with its layers, in the order of their first layers. Where a router is
-    /// written does not matter: two equal ones are one.
+    /// The feed-forward blocks that differ, each with its layers, in the order of their first
+    /// layers. Where a router is written does not matter: two equal ones are one.
     pub fn ffn_uses(&self) -> Vec<FfnUse<'_>> {
         let mut uses: Vec<FfnUse<'_>> = Vec::new();
         for (layer, LayerSpec { ffn, .. }) in self.layers.iter().enumerate() {

@@ -18,7 +18,8 @@ use crate::{
 /// What a forward pass returns; nothing else leaves the model.
 #[derive(Debug)]
 pub struct ModelOutput {
-    /// `[batch * seq, d_model]` what the head reads, see [`Transformer::logits`] and [`Transformer::head_loss`].
+    /// `[batch * seq, d_model]` what the head reads, see [`Transformer::logits`] and
+    /// [`Transformer::head_loss`].
     pub hidden_td: Tensor<2>,
     /// Losses and statistics of each MoE layer, with the layer's index.
     pub moe_layers: Vec<(usize, MoeAux)>,
@@ -116,8 +117,8 @@ impl Transformer {
         self.blocks.iter().enumerate().filter_map(|(layer, block)| Some((layer, block.moe()?)))
     }
 
-    /// The network with the expert biases updated by what a whole step's tokens said about each layer; to be called once
-    /// per optimizer step. Routers without a bias stay as they are.
+    /// The network with the expert biases updated by what a whole step's tokens said about each
+    /// layer; to be called once per optimizer step. Routers without a bias stay as they are.
     pub fn with_balanced_routers(self, balance: &BTreeMap<usize, BalanceCount>) -> Self {
         if balance.is_empty() {
             return self;
@@ -132,7 +133,8 @@ impl Transformer {
     /// Scores of the token that comes next after each of these rows.
     ///
     /// # Shapes
-    /// - `hidden_td`: `[num_rows, d_model]`, rows of [`ModelOutput::hidden_td`]; returns `[num_rows, vocab_size]`
+    /// - `hidden_td`: `[num_rows, d_model]`, rows of [`ModelOutput::hidden_td`]; returns
+    ///   `[num_rows, vocab_size]`
     pub fn logits(&self, hidden_td: Tensor<2>) -> Tensor<2> {
         hidden_td.matmul(self.head_matrix())
     }

@@ -1,6 +1,7 @@
 //! The selection bias of balancing without a loss (Wang et al., arXiv:2408.15664).
 //!
-//! The bias is added to the scores that select experts, never to the gates, and follows the loads of the last step.
+//! The bias is added to the scores that select experts, never to the gates, and follows the loads
+//! of the last step.
 //!
 //! Shape letters: e experts.
 
@@ -14,18 +15,20 @@ pub enum BiasUpdate {
     /// `rate * sign(mean - load)` (arXiv:2408.15664, algorithm 1).
     #[default]
     Sign,
-    /// `rate * (mean - load) / mean`. The paper's variant of section 4.3, `rate * (mean - load)`, is this with the
-    /// rate multiplied by the mean load; divided by it, one rate serves every batch size.
+    /// `rate * (mean - load) / mean`. The paper's variant of section 4.3, `rate * (mean - load)`,
+    /// is this with the rate multiplied by the mean load; divided by it, one rate serves every
+    /// batch size.
     Proportional,
 }
 
 impl BiasUpdate {
-    /// Moves the bias of every expert towards an even load, then subtracts the mean of all biases. Algorithm 1 does
-    /// not subtract it; it changes no choice, and keeps the biases from drifting away from the scores together. Loads
-    /// that are even, or all zero, change nothing.
+    /// Moves the bias of every expert towards an even load, then subtracts the mean of all biases.
+    /// Algorithm 1 does not subtract it; it changes no choice, and keeps the biases from drifting
+    /// away from the scores together. Loads that are even, or all zero, change nothing.
     ///
     /// # Shapes
-    /// - `bias_e`: `[num_experts]`; `tokens_per_expert`: `[num_experts]`, summed over the step's micro-batches
+    /// - `bias_e`: `[num_experts]`; `tokens_per_expert`: `[num_experts]`, summed over the step's
+    ///   micro-batches
     ///
     /// # Panics
     /// If there is not one load per bias.
@@ -92,7 +95,8 @@ mod tests {
         }
     }
 
-    /// Loads 8, 2, 2, 4 around their mean 4. Signs -1, 1, 1, 0 have mean 1/4; the shares -1, 1/2, 1/2, 0 mean 0.
+    /// Loads 8, 2, 2, 4 around their mean 4. Signs -1, 1, 1, 0 have mean 1/4; the shares -1, 1/2,
+    /// 1/2, 0 mean 0.
     #[test]
     fn golden_values() {
         let signs = updated(BiasUpdate::Sign, &[0.0; 4], &[8, 2, 2, 4], 0.1);

@@ -1,7 +1,7 @@
 //! Which assignments stay when an expert takes only so many tokens.
 //!
-//! Slot `t * k + s` is the s-th choice of token t. A token never chooses one expert twice, so inside an expert the
-//! order of slots is the order of tokens.
+//! Slot `t * k + s` is the s-th choice of token t. A token never chooses one expert twice, so
+//! inside an expert the order of slots is the order of tokens.
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
@@ -18,8 +18,8 @@ pub fn expert_capacity(factor: f64, top_k: usize, num_tokens: usize, num_experts
     ((factor * even_share).ceil() as usize).max(1)
 }
 
-/// Whether each slot stays when every expert keeps its earliest tokens of the batch, whichever of the token's choices
-/// it was: `[t * k]`.
+/// Whether each slot stays when every expert keeps its earliest tokens of the batch, whichever of
+/// the token's choices it was: `[t * k]`.
 ///
 /// # Shapes
 /// - `capacities_e`: `[num_experts]`, tokens each expert takes
@@ -30,8 +30,8 @@ pub fn keep_earliest(expert_ids_tk: &[u32], capacities_e: &[usize]) -> Vec<bool>
     keep_first(expert_ids_tk, capacities_e, |_, _| Ordering::Equal)
 }
 
-/// Whether each slot stays when every expert keeps its largest gates: `[t * k]`. Ties go to the earlier token; NaN
-/// ranks lowest.
+/// Whether each slot stays when every expert keeps its largest gates: `[t * k]`. Ties go to the
+/// earlier token; NaN ranks lowest.
 ///
 /// # Shapes
 /// - `capacities_e`: `[num_experts]`, tokens each expert takes
@@ -49,8 +49,9 @@ pub fn keep_largest_gates(expert_ids_tk: &[u32], gates_tk: &[f32], capacities_e:
     keep_first(expert_ids_tk, capacities_e, |a, b| best_first(gate(a), gate(b)))
 }
 
-/// Whether each slot stays when every expert keeps a random set of its tokens, all sets equally likely: `[t * k]`.
-/// Unlike the order of the batch, this drops late tokens no more often than early ones.
+/// Whether each slot stays when every expert keeps a random set of its tokens, all sets equally
+/// likely: `[t * k]`. Unlike the order of the batch, this drops late tokens no more often than
+/// early ones.
 ///
 /// # Shapes
 /// - `capacities_e`: `[num_experts]`, tokens each expert takes
@@ -58,12 +59,14 @@ pub fn keep_largest_gates(expert_ids_tk: &[u32], gates_tk: &[f32], capacities_e:
 /// # Panics
 /// If an expert id has no capacity.
 pub fn keep_random(expert_ids_tk: &[u32], capacities_e: &[usize], rng: &mut impl Rng) -> Vec<bool> {
-    // One draw per slot, dropped or not: what follows in the generator does not depend on the routing.
+    // One draw per slot, dropped or not: what follows in the generator does not depend on the
+    // routing.
     let priority_tk: Vec<u64> = expert_ids_tk.iter().map(|_| rng.next_u64()).collect();
     keep_first(expert_ids_tk, capacities_e, |a, b| priority_tk[a].cmp(&priority_tk[b]))
 }
 
-/// Whether each slot is among the first of its expert in this order, in which equals stay in the order of slots.
+/// Whether each slot is among the first of its expert in this order, in which equals stay in the
+/// order of slots.
 fn keep_first(
     expert_ids_tk: &[u32],
     capacities_e: &[usize],
@@ -120,7 +123,8 @@ mod tests {
         assert!(keep_random(&[], &[], &mut ChaCha8Rng::seed_from_u64(0)).is_empty());
     }
 
-    /// 4,000 draws keep 3 of 8 tokens: each stays with probability 3/8, with a standard deviation of 31 draws.
+    /// 4,000 draws keep 3 of 8 tokens: each stays with probability 3/8, with a standard deviation
+    /// of 31 draws.
     #[test]
     fn random_drops_late_tokens_no_more_often_than_early_ones() {
         let mut rng = ChaCha8Rng::seed_from_u64(11);

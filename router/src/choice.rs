@@ -90,8 +90,9 @@ impl RouterConfig {
         Choice { expert_ids_tk, keep_tk: None, slots_per_token: top_k }
     }
 
-    /// The best experts of each token by logit, or by score where scores meet a bias or each other. Logits order experts
-    /// as their scores do, and still tell them apart where a score rounds to 0 or 1.
+    /// The best experts of each token by logit, or by score where scores meet a bias or each other.
+    /// Logits order experts as their scores do, and still tell them apart where a score rounds to 0
+    /// or 1.
     fn best_by_score(&self, scores: HostScores<'_>) -> Vec<u32> {
         let HostScores { logits_te, bias_e, num_experts } = scores;
         let best = |scores_te: &[f64]| select_top_k(scores_te, num_experts, self.top_k);
@@ -120,7 +121,8 @@ impl RouterConfig {
         logits_te.chunks_exact(num_experts).flat_map(softmax).collect()
     }
 
-    /// Logits whose softmax is the normalised score: those of the gate, or the logarithms of its sigmoids.
+    /// Logits whose softmax is the normalised score: those of the gate, or the logarithms of its
+    /// sigmoids.
     pub fn log_scores<'a>(&self, logits_te: &'a [f64]) -> Cow<'a, [f64]> {
         if self.sigmoid.is_none() {
             return Cow::Borrowed(logits_te);
@@ -134,8 +136,8 @@ impl RouterConfig {
     }
 }
 
-/// Statistics of a choice, in parallel. Tokens are cut into blocks that do not depend on the number of threads, and the
-/// blocks' sums are added in order.
+/// Statistics of a choice, in parallel. Tokens are cut into blocks that do not depend on the number
+/// of threads, and the blocks' sums are added in order.
 pub(crate) fn statistics(log_scores_te: &[f64], choice: &Choice, num_experts: usize) -> RouterStatistics {
     let k = choice.slots_per_token;
     let measure = |(block, log_scores_te): (usize, &[f64])| {

@@ -16,12 +16,13 @@ pub enum SoftmaxOrder {
     AfterSelection,
 }
 
-/// How tokens choose experts: a gate scores them, a selection picks from the scores, a bias or losses balance the load.
+/// How tokens choose experts: a gate scores them, a selection picks from the scores, a bias or
+/// losses balance the load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)] // A misspelt `top_K` must stop the run, not train another model.
 pub struct RouterConfig {
-    /// Experts each token is sent to, in `1..=num_experts`. Under expert choice the average; under soft mixing the
-    /// experts whose work equals that of all slots.
+    /// Experts each token is sent to, in `1..=num_experts`. Under expert choice the average; under
+    /// soft mixing the experts whose work equals that of all slots.
     pub top_k: usize,
     /// Where the softmax stands; default `before_selection`.
     #[serde(default)]
@@ -39,7 +40,8 @@ pub struct RouterConfig {
     /// Only the experts of each token's best groups compete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<ExpertGroups>,
-    /// A bias per expert, added to the scores for the selection only, which balances the load without a loss.
+    /// A bias per expert, added to the scores for the selection only, which balances the load
+    /// without a loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<BiasRule>,
     /// How experts are picked from the scores; absent is the `top_k` best of each token.
@@ -49,10 +51,12 @@ pub struct RouterConfig {
     /// (Switch, arXiv:2101.03961, appendix C); absent turns it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<f64>,
-    /// Type of the gate's arithmetic; default `f32`, also where the model computes in a shorter one.
+    /// Type of the gate's arithmetic; default `f32`, also where the model computes in a shorter
+    /// one.
     #[serde(default)]
     pub precision: GatePrecision,
-    /// Factor on the standard deviation of the gate's initial values; default 1 (Switch, section 2.4, uses 0.1).
+    /// Factor on the standard deviation of the gate's initial values; default 1 (Switch, section
+    /// 2.4, uses 0.1).
     #[serde(default = "one")]
     pub init_scale: f64,
     /// What the router reads; default `normed`.
@@ -67,13 +71,15 @@ pub struct RouterConfig {
     /// Weight of the router z-loss; absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub z_loss_weight: Option<f64>,
-    /// Weight of the gate's mean entropy: above 0 makes tokens decided, below 0 undecided; absent turns it off.
+    /// Weight of the gate's mean entropy: above 0 makes tokens decided, below 0 undecided; absent
+    /// turns it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy_weight: Option<f64>,
 }
 
 impl RouterConfig {
-    /// The `top_k` best experts by softmax, renormalised, without losses: every other key at its default.
+    /// The `top_k` best experts by softmax, renormalised, without losses: every other key at its
+    /// default.
     pub fn top_k(top_k: usize) -> Self {
         Self {
             top_k,
@@ -126,7 +132,8 @@ pub struct CosineConfig {
     pub temperature: f64,
 }
 
-/// `[model.ffn.moe.router.bias]`: exactly one of the tables. The bias is updated once per optimizer step.
+/// `[model.ffn.moe.router.bias]`: exactly one of the tables. The bias is updated once per optimizer
+/// step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum BiasRule {
@@ -147,7 +154,8 @@ pub struct BiasRateConfig {
     pub rate: f64,
 }
 
-/// How experts are picked from the scores; `[model.ffn.moe.router.selection]` holds exactly one of the tables.
+/// How experts are picked from the scores; `[model.ffn.moe.router.selection]` holds exactly one of
+/// the tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Selection {
@@ -157,11 +165,14 @@ pub enum Selection {
     TopK,
     /// Normal noise of learned size on the logits (Shazeer et al., arXiv:1701.06538, section 2.1).
     Noisy(NoisyConfig),
-    /// The second expert is kept with a probability of twice its gate (GShard, arXiv:2006.16668, algorithm 1).
+    /// The second expert is kept with a probability of twice its gate (GShard, arXiv:2006.16668,
+    /// algorithm 1).
     RandomSecond(RandomSecondConfig),
-    /// Balanced assignment by Sinkhorn's algorithm while training (S-BASE, arXiv:2202.01169); evaluation takes the best.
+    /// Balanced assignment by Sinkhorn's algorithm while training (S-BASE, arXiv:2202.01169);
+    /// evaluation takes the best.
     Sinkhorn(SinkhornConfig),
-    /// Each expert takes its best tokens (arXiv:2202.09368). Not causal: a token's experts depend on later tokens.
+    /// Each expert takes its best tokens (arXiv:2202.09368). Not causal: a token's experts depend
+    /// on later tokens.
     ExpertChoice(ExpertChoiceConfig),
     /// Experts by token id at random, nothing learned (the random hash of arXiv:2106.04426).
     Hash(HashConfig),
@@ -195,7 +206,8 @@ pub struct NoisyConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RandomSecondConfig {
-    /// Draw the second expert from the others' probabilities instead of taking the second best; default false.
+    /// Draw the second expert from the others' probabilities instead of taking the second best;
+    /// default false.
     #[serde(default)]
     pub sampled: bool,
 }
@@ -204,7 +216,8 @@ pub struct RandomSecondConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertChoiceConfig {
-    /// An expert takes `ceil(capacity_factor * top_k * num_tokens / num_experts)` tokens; default 1.
+    /// An expert takes `ceil(capacity_factor * top_k * num_tokens / num_experts)` tokens;
+    /// default 1.
     #[serde(default = "one")]
     pub capacity_factor: f64,
     /// How text is generated, where later tokens are not known; absent refuses to.
@@ -269,7 +282,8 @@ pub enum BalancingScope {
     /// Each micro-batch alone.
     #[default]
     MicroBatch,
-    /// The step's micro-batches so far (arXiv:2501.11873, section 3): loads add up over gradient accumulation.
+    /// The step's micro-batches so far (arXiv:2501.11873, section 3): loads add up over gradient
+    /// accumulation.
     GlobalBatch,
 }
 

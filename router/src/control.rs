@@ -6,8 +6,9 @@ use rand::{Rng, RngExt};
 
 use crate::draw::distinct_experts;
 
-/// For each token, `top_k` distinct experts, every ordered choice equally likely: `[t, k]`, row-major. The same token
-/// goes elsewhere at each draw, so experts cannot specialise: the control for the whole idea of routing.
+/// For each token, `top_k` distinct experts, every ordered choice equally likely: `[t, k]`,
+/// row-major. The same token goes elsewhere at each draw, so experts cannot specialise: the control
+/// for the whole idea of routing.
 ///
 /// # Panics
 /// If `top_k` is not in `1..=num_experts`.
@@ -16,8 +17,9 @@ pub fn random_experts(num_tokens: usize, num_experts: usize, top_k: usize, rng: 
     (0..num_tokens).flat_map(|_| distinct_experts(num_experts, top_k, |n| rng.random_range(0..n))).collect()
 }
 
-/// For each token, `top_k` distinct experts in turn, so that loads differ by at most one: `[t, k]`, row-major. Slot j
-/// of token t goes to expert `(t k + j) mod E`. The control for speed: perfect balance at no cost.
+/// For each token, `top_k` distinct experts in turn, so that loads differ by at most one: `[t, k]`,
+/// row-major. Slot j of token t goes to expert `(t k + j) mod E`. The control for speed: perfect
+/// balance at no cost.
 ///
 /// # Panics
 /// If `top_k` is not in `1..=num_experts`.
@@ -57,8 +59,8 @@ mod tests {
         assert_eq!(forced_uniform_experts(2, 1, 1), [0, 0]);
     }
 
-    /// 20,000 draws of 2 of 5 experts: each is in 2/5 of them, with a standard deviation of 69, and first in 1/5,
-    /// with one of 57.
+    /// 20,000 draws of 2 of 5 experts: each is in 2/5 of them, with a standard deviation of 69, and
+    /// first in 1/5, with one of 57.
     #[test]
     fn random_experts_are_equally_likely_in_every_slot() {
         let ids = random_experts(20_000, 5, 2, &mut ChaCha8Rng::seed_from_u64(5));

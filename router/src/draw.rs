@@ -1,6 +1,7 @@
 //! Distinct experts from independent draws.
 
-/// `top_k` distinct experts, every ordered choice equally likely, from `below(n)` draws uniform in `0..n`.
+/// `top_k` distinct experts, every ordered choice equally likely, from `below(n)` draws uniform in
+/// `0..n`.
 ///
 /// # Panics
 /// If `top_k` is more than `num_experts`.

@@ -9,18 +9,20 @@ use crate::selection::best_first;
 pub struct ExpertChoice {
     /// Largest number of experts that picked one token, at least 1.
     pub slots_per_token: usize,
-    /// Experts of each token, `[t, k]`, row-major: first those that picked it, ascending; then, as padding, the
-    /// lowest of the others.
+    /// Experts of each token, `[t, k]`, row-major: first those that picked it, ascending; then, as
+    /// padding, the lowest of the others.
     pub expert_ids_tk: Vec<u32>,
     /// Whether the slot's expert picked the token: `[t, k]`. Padding is never read.
     pub keep_tk: Vec<bool>,
 }
 
-/// The choice in which every expert takes the `capacity` tokens with the highest scores for it, or all if there are
-/// fewer (arXiv:2202.09368, eq. 1-3, where `capacity` is k and the scores are each token's softmax over experts). Ties
-/// go to the earlier token; NaN ranks below everything. A token may be picked by several experts or by none.
+/// The choice in which every expert takes the `capacity` tokens with the highest scores for it, or
+/// all if there are fewer (arXiv:2202.09368, eq. 1-3, where `capacity` is k and the scores are each
+/// token's softmax over experts). Ties go to the earlier token; NaN ranks below everything. A token
+/// may be picked by several experts or by none.
 ///
-/// A token's place depends on the other tokens of the batch, later ones included: not for autoregressive decoding.
+/// A token's place depends on the other tokens of the batch, later ones included: not for
+/// autoregressive decoding.
 ///
 /// # Shapes
 /// - `scores_te`: `[num_tokens, num_experts]`, row-major

@@ -8,12 +8,14 @@ use switchyard_kernels::linear;
 
 use crate::GatePrecision;
 
-/// Largest factor on the cosines, the inverse of the lowest temperature (as in Tutel's cosine gate).
+/// Largest factor on the cosines, the inverse of the lowest temperature (as in Tutel's cosine
+/// gate).
 const MAX_COSINE_SCALE: f64 = 100.0;
 /// Added to squared lengths: a token of zeros is at a right angle to every expert.
 const LENGTH_EPSILON: f64 = 1e-12;
 
-/// Initial values of a [`Router`](crate::Router); which of them there are depends on the configuration.
+/// Initial values of a [`Router`](crate::Router); which of them there are depends on the
+/// configuration.
 #[derive(Debug, Clone, Default)]
 pub struct GateWeights {
     /// Linear gate, `[d_model, num_experts]`; under soft mixing one column per slot.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::select_top_k;
 
-/// Experts in equal groups of neighbours (`num_experts / num_groups` each), of which every token may use the best
-/// `top_groups`.
+/// Experts in equal groups of neighbours (`num_experts / num_groups` each), of which every token
+/// may use the best `top_groups`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertGroups {
@@ -27,27 +27,31 @@ pub struct ExpertGroups {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupScore {
-    /// The score of its best expert (device-limited routing of DeepSeek-V2, arXiv:2405.04434, section 2.1.3).
+    /// The score of its best expert (device-limited routing of DeepSeek-V2, arXiv:2405.04434,
+    /// section 2.1.3).
     Max,
-    /// The sum of its two best experts' scores (node-limited routing of DeepSeek-V3, arXiv:2412.19437, section 2.1.2:
-    /// the highest `top_k / top_groups` scores, with 8 experts from 4 nodes).
+    /// The sum of its two best experts' scores (node-limited routing of DeepSeek-V3,
+    /// arXiv:2412.19437, section 2.1.2: the highest `top_k / top_groups` scores, with 8 experts
+    /// from 4 nodes).
     #[default]
     SumOfTopTwo,
 }
 
 impl ExpertGroups {
-    /// The scores with those outside each token's best groups set to minus infinity, for [`select_top_k`]: `[t, e]`,
-    /// row-major. Ties between groups go to the lower index.
+    /// The scores with those outside each token's best groups set to minus infinity, for
+    /// [`select_top_k`]: `[t, e]`, row-major. Ties between groups go to the lower index.
     ///
-    /// Allowed experts keep their order but are raised above minus infinity, to the lowest finite values where they
-    /// are NaN or minus infinity themselves: one of them is always chosen before a masked one.
+    /// Allowed experts keep their order but are raised above minus infinity, to the lowest finite
+    /// values where they are NaN or minus infinity themselves: one of them is always chosen before
+    /// a masked one.
     ///
     /// # Shapes
-    /// - `scores_te`: `[num_tokens, num_experts]`, row-major; with a selection bias, the biased scores
+    /// - `scores_te`: `[num_tokens, num_experts]`, row-major; with a selection bias, the biased
+    ///   scores
     ///
     /// # Panics
-    /// If `num_groups` does not divide `num_experts`, `top_groups` is not in `1..=num_groups`, or the scores do not
-    /// divide into rows.
+    /// If `num_groups` does not divide `num_experts`, `top_groups` is not in `1..=num_groups`, or
+    /// the scores do not divide into rows.
     pub fn mask_scores(&self, scores_te: &[f64], num_experts: usize) -> Vec<f64> {
         let group_len = self.group_len(num_experts);
         let scores_tg: Vec<f64> =
@@ -103,8 +107,8 @@ mod tests {
         ExpertGroups { num_groups, top_groups, score }
     }
 
-    /// Groups (0.9, 0.1, 0.1), (0.6, 0.5, 0.0), (0.3, 0.3, 0.3): the maxima favour the first, the sums of two the
-    /// second.
+    /// Groups (0.9, 0.1, 0.1), (0.6, 0.5, 0.0), (0.3, 0.3, 0.3): the maxima favour the first, the
+    /// sums of two the second.
     #[test]
     fn golden_values() {
         let scores = [0.9, 0.1, 0.1, 0.6, 0.5, 0.0, 0.3, 0.3, 0.3];

@@ -1,7 +1,9 @@
-//! Hash routing: the token id alone decides its experts, without learning (Roller et al., arXiv:2106.04426).
+//! Hash routing: the token id alone decides its experts, without learning (Roller et al.,
+//! arXiv:2106.04426).
 //!
-//! Only the paper's random hash is here. Its balanced assignment depends on how often each id occurs in the training
-//! data, which a router does not see, and a checkpoint would have to hold the resulting table.
+//! Only the paper's random hash is here. Its balanced assignment depends on how often each id
+//! occurs in the training data, which a router does not see, and a checkpoint would have to hold
+//! the resulting table.
 //!
 //! Shape letters: t tokens, k experts per token.
 
@@ -18,7 +20,8 @@ pub struct TokenHash {
 }
 
 impl TokenHash {
-    /// The random hash (arXiv:2106.04426, section 3, "Random Hash"): every id has experts drawn from `seed` and the id.
+    /// The random hash (arXiv:2106.04426, section 3, "Random Hash"): every id has experts drawn
+    /// from `seed` and the id.
     ///
     /// # Panics
     /// If `top_k` is not in `1..=num_experts`.
@@ -55,15 +58,16 @@ mod tests {
         sorted.len() == experts.len() && sorted.iter().all(|&expert| (expert as usize) < num_experts)
     }
 
-    /// Numbers of the same hash in Python, which removes chosen experts from a list. A change here would send the
-    /// tokens of every stored checkpoint to experts that never saw them.
+    /// Numbers of the same hash in Python, which removes chosen experts from a list. A change here
+    /// would send the tokens of every stored checkpoint to experts that never saw them.
     #[test]
     fn the_random_hash_never_changes() {
         let hash = TokenHash::random(8, 2, 42);
         assert_eq!(hash.experts_of(&[0, 1, 2, u32::MAX]), [2, 3, 7, 4, 3, 0, 0, 6]);
     }
 
-    /// 40,000 ids over 8 experts: binomial, standard deviation sqrt(40000 * 1/8 * 7/8) = 66 of 5000.
+    /// 40,000 ids over 8 experts: binomial, standard deviation sqrt(40000 * 1/8 * 7/8) = 66
+    /// of 5000.
     #[test]
     fn the_random_hash_spreads_ids_evenly() {
         let ids: Vec<u32> = (0..40_000).collect();

@@ -1,4 +1,5 @@
-//! Which expert gets which token, and why: the choice, its gates, capacity, balancing losses and statistics.
+//! Which expert gets which token, and why: the choice, its gates, capacity, balancing losses and
+//! statistics.
 //!
 //! Everything the router learns is a return value ([`Routing`]); nothing is kept between calls.
 

@@ -19,9 +19,11 @@ pub enum AuxLossKind {
     RouterZ,
     /// Mean over tokens of the entropy of the normalised scores, in nats.
     GateEntropy,
-    /// Squared coefficient of variation of the experts' summed gates (arXiv:1701.06538, eq. 6 and 7).
+    /// Squared coefficient of variation of the experts' summed gates (arXiv:1701.06538, eq. 6 and
+    /// 7).
     Importance,
-    /// Squared coefficient of variation of the experts' expected loads (arXiv:1701.06538, appendix A).
+    /// Squared coefficient of variation of the experts' expected loads (arXiv:1701.06538, appendix
+    /// A).
     Load,
 }
 
@@ -67,8 +69,8 @@ impl RouterConfig {
         if logits_te.dims()[0] == 0 {
             return Vec::new();
         }
-        // The softmax of these is the sigmoids over their sum. No epsilon stands in the sum, with which low scores could
-        // bring the loss below its bound.
+        // The softmax of these is the sigmoids over their sum. No epsilon stands in the sum, with
+        // which low scores could bring the loss below its bound.
         let log_scores_te =
             || if self.sigmoid.is_some() { log_sigmoid(logits_te.clone()) } else { logits_te.clone() };
         let (importance_weight, load_weight) = match &self.selection {
@@ -111,8 +113,8 @@ fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &L
     }
 }
 
-/// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). A sequence of which no
-/// expert takes a token has no loads, and no part in the mean.
+/// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). A
+/// sequence of which no expert takes a token has no loads, and no part in the mean.
 fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, seq_len: usize) -> Tensor<1> {
     let [num_tokens, num_experts] = log_scores_te.dims();
     let num_sequences = num_tokens / seq_len;
@@ -150,8 +152,8 @@ fn importance_loss(input: &LossInput<'_>) -> Tensor<1> {
     squared_variation(gates_te.sum_dim(0))
 }
 
-/// Squared coefficient of variation of the experts' loads, each the sum over tokens of the probability that fresh noise
-/// would choose it (arXiv:1701.06538, eq. 8-11).
+/// Squared coefficient of variation of the experts' loads, each the sum over tokens of the
+/// probability that fresh noise would choose it (arXiv:1701.06538, eq. 8-11).
 fn load_loss(noisy_logits_te: &Tensor<2>, noise: &GateNoise, top_k: usize) -> Tensor<1> {
     let [t, e] = noisy_logits_te.dims();
     if top_k == e {
@@ -166,13 +168,15 @@ fn load_loss(noisy_logits_te: &Tensor<2>, noise: &GateNoise, top_k: usize) -> Te
     let thresholds_te =
         Tensor::<2>::from_data(TensorData::new(thresholds_te, [t, e]), (&std_te.device(), std_te.dtype()));
     let distance_te = (clean_logits_te.clone() - thresholds_te) / std_te.clone();
-    // Not divided by the root of 2: burn's gradient of a division by a number computes its inverse in f32.
+    // Not divided by the root of 2: burn's gradient of a division by a number computes its inverse
+    // in f32.
     let in_erf_units_te = distance_te.mul_scalar(std::f64::consts::FRAC_1_SQRT_2);
     let probability_te = in_erf_units_te.erf().add_scalar(1.0).mul_scalar(0.5);
     squared_variation(probability_te.sum_dim(0))
 }
 
-/// For each expert the `top_k`-th highest logit of the others, which its own must exceed to be chosen.
+/// For each expert the `top_k`-th highest logit of the others, which its own must exceed to be
+/// chosen.
 fn others_kth_highest(logits_e: &[f64], top_k: usize) -> Vec<f64> {
     let mut sorted = logits_e.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
@@ -180,18 +184,20 @@ fn others_kth_highest(logits_e: &[f64], top_k: usize) -> Vec<f64> {
     logits_e.iter().map(|&logit| if logit >= kth { next } else { kth }).collect()
 }
 
-/// Variance over squared mean: no root stands in it, whose gradient at perfect balance would be 0 / 0.
+/// Variance over squared mean: no root stands in it, whose gradient at perfect balance would be 0
+/// / 0.
 fn squared_variation(sums_1e: Tensor<2>) -> Tensor<1> {
     let mean_11 = sums_1e.clone().mean_dim(1);
     let variance = (sums_1e - mean_11.clone()).square().mean();
     variance / mean_11.square().reshape([1])
 }
 
-/// How unevenly the experts are used: `E * sum_e f_e P_e` with `f_e = tokens_per_expert[e] / (T * k)` and `P_e` the
-/// mean over tokens of the softmax over all experts (Switch, arXiv:2101.03961, eq. 4-6; GShard, arXiv:2006.16668, section 2.2). Only
-/// `P_e` has a gradient. Perfect balance is 1, whatever `top_k` is; the worst case is `E / k`, all tokens on the same
-/// k experts. Libraries that divide the counts by T alone (Hugging Face's `load_balancing_loss_func`) report k times
-/// this value.
+/// How unevenly the experts are used: `E * sum_e f_e P_e` with
+/// `f_e = tokens_per_expert[e] / (T * k)` and `P_e` the mean over tokens of the softmax over all
+/// experts (Switch, arXiv:2101.03961, eq. 4-6; GShard, arXiv:2006.16668, section 2.2). Only `P_e`
+/// has a gradient. Perfect balance is 1, whatever `top_k` is; the worst case is `E / k`, all tokens
+/// on the same k experts. Libraries that divide the counts by T alone (Hugging Face's
+/// `load_balancing_loss_func`) report k times this value.
 ///
 /// # Shapes
 /// - `logits_te`: `[num_tokens, num_experts]`; returns `[1]`
@@ -239,7 +245,8 @@ mod tests {
         loss.clone().into_scalar()
     }
 
-    /// Central differences of `loss`: error 1e-10 from truncation plus 1e-10 from rounding, for values of size 1.
+    /// Central differences of `loss`: error 1e-10 from truncation plus 1e-10 from rounding, for
+    /// values of size 1.
     fn differences(logits_te: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         let step = 1e-5;
         let shifted = |i: usize, by: f64| {

@@ -4,14 +4,15 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::distr::{Distribution, Open01};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-/// Source of a router's random numbers in one pass. They depend on its seed alone, not on the device's generator, so a
-/// resumed run draws the same.
+/// Source of a router's random numbers in one pass. They depend on its seed alone, not on the
+/// device's generator, so a resumed run draws the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouterNoise {
     seed: u64,
 }
 
-/// What random numbers are for. Each purpose has a stream of its own: turning one on leaves the others as they were.
+/// What random numbers are for. Each purpose has a stream of its own: turning one on leaves the
+/// others as they were.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Purpose {
     Jitter,
@@ -33,7 +34,8 @@ impl RouterNoise {
         generator
     }
 
-    /// Factors for the router's input: uniform in `[1 - jitter, 1 + jitter]` (Switch, arXiv:2101.03961, appendix C).
+    /// Factors for the router's input: uniform in `[1 - jitter, 1 + jitter]` (Switch,
+    /// arXiv:2101.03961, appendix C).
     ///
     /// # Shapes
     /// - returns `[num_tokens, d_model]`

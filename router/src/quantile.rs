@@ -1,9 +1,10 @@
-//! Quantile balancing: a selection bias solved for, without a rate (Su, <https://kexue.fm/archives/11619>; Kimi K3
-//! technical report, section 2.3.3 and appendix D).
+//! Quantile balancing: a selection bias solved for, without a rate (Su,
+//! <https://kexue.fm/archives/11619>; Kimi K3 technical report, section 2.3.3 and appendix D).
 //!
-//! A token sends itself to the k experts with the highest biased scores `s + b`; its cutoff is the (k+1)-th of them.
-//! Expert e gets the token where `s_e + b_e` exceeds the cutoff, so `cutoff - s_e` is the bias it requires to get it.
-//! For a k/E share of the tokens, the bias must lie at the k/E quantile of what they require.
+//! A token sends itself to the k experts with the highest biased scores `s + b`; its cutoff is the
+//! (k+1)-th of them. Expert e gets the token where `s_e + b_e` exceeds the cutoff, so
+//! `cutoff - s_e` is the bias it requires to get it. For a k/E share of the tokens, the bias must
+//! lie at the k/E quantile of what they require.
 //!
 //! Shape letters: t tokens, e experts, b histogram bins.
 
@@ -12,9 +13,10 @@ use crate::select_top_k;
 
 const NUM_BINS: usize = 1000;
 
-/// Required biases counted in bins, so that the micro-batches of a step give one quantile: a histogram of 1000 uniform
-/// bins from `min(bias) - 1` to `max(bias) + 1`, which holds every required bias of scores in `0..=1`, such as
-/// sigmoid's or softmax's (Kimi K3, appendix D). Values beyond count in the outermost bins.
+/// Required biases counted in bins, so that the micro-batches of a step give one quantile: a
+/// histogram of 1000 uniform bins from `min(bias) - 1` to `max(bias) + 1`, which holds every
+/// required bias of scores in `0..=1`, such as sigmoid's or softmax's (Kimi K3, appendix D). Values
+/// beyond count in the outermost bins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantileHistogram {
     bias_e: Vec<f64>,
@@ -42,12 +44,14 @@ impl QuantileHistogram {
         }
     }
 
-    /// Width of a bin: what [`QuantileHistogram::solve`] can be off by, before it subtracts the mean.
+    /// Width of a bin: what [`QuantileHistogram::solve`] can be off by, before it subtracts the
+    /// mean.
     pub fn bin_width(&self) -> f64 {
         self.bin_width
     }
 
-    /// Counts the required biases of these tokens. Those with a score that is not finite have no say.
+    /// Counts the required biases of these tokens. Those with a score that is not finite have no
+    /// say.
     ///
     /// # Shapes
     /// - `scores_te`: `[num_tokens, num_experts]`, row-major, without the bias
@@ -65,7 +69,8 @@ impl QuantileHistogram {
     /// Adds the tokens of another micro-batch of the same step.
     ///
     /// # Panics
-    /// If the other's tokens were routed under another bias or with another `top_k`: the bins would not be the same.
+    /// If the other's tokens were routed under another bias or with another `top_k`: the bins would
+    /// not be the same.
     pub fn merge(&mut self, other: &Self) {
         assert!(
             self.bias_e == other.bias_e && self.top_k == other.top_k,
@@ -78,13 +83,14 @@ impl QuantileHistogram {
         self.counts_eb.iter_mut().zip(&other.counts_eb).for_each(|(count, more)| *count += more);
     }
 
-    /// The bias under which, by the cutoffs of the counted tokens, every expert gets an even share of them: `[e]`, with
-    /// mean 0, off by a bin's width before the mean is subtracted. The cutoffs move with the biases, so one update is
-    /// one step of an iteration, usually taken once per optimiser step. Without any token, or with `top_k` equal to the
-    /// number of experts, where there is no cutoff, the bias stays as it is.
+    /// The bias under which, by the cutoffs of the counted tokens, every expert gets an even share
+    /// of them: `[e]`, with mean 0, off by a bin's width before the mean is subtracted. The cutoffs
+    /// move with the biases, so one update is one step of an iteration, usually taken once per
+    /// optimiser step. Without any token, or with `top_k` equal to the number of experts, where
+    /// there is no cutoff, the bias stays as it is.
     ///
-    /// A bin's values count as spread evenly over it; torchtitan and Megatron-LM interpolate inside the bin that crosses
-    /// the quantile only, which differs where the quantile falls into a gap.
+    /// A bin's values count as spread evenly over it; torchtitan and Megatron-LM interpolate inside
+    /// the bin that crosses the quantile only, which differs where the quantile falls into a gap.
     pub fn solve(&self) -> Vec<f64> {
         let num_tokens: u64 = self.counts_eb[..NUM_BINS].iter().sum();
         let Some(last) = (num_tokens as usize).checked_sub(1) else {
@@ -115,7 +121,8 @@ fn check_top_k(top_k: usize, num_experts: usize) {
     assert!((1..=num_experts).contains(&top_k), "cannot choose {top_k} of {num_experts} experts");
 }
 
-/// Calls back with each expert and its required bias, of each token whose scores are finite. With no cutoff, never.
+/// Calls back with each expert and its required bias, of each token whose scores are finite. With
+/// no cutoff, never.
 fn for_each_required_bias(
     scores_te: &[f64],
     bias_e: &[f64],
@@ -140,8 +147,8 @@ fn for_each_required_bias(
 
 /// Where the k/E quantile of `last + 1` sorted values lies, between 0 and `last`.
 fn quantile_rank(last: usize, top_k: usize, num_experts: usize) -> f64 {
-    // Of a whole share q = T k / E, this is q - k / E: between the q-th and the (q+1)-th smallest, so that exactly q
-    // tokens require less.
+    // Of a whole share q = T k / E, this is q - k / E: between the q-th and the (q+1)-th smallest,
+    // so that exactly q tokens require less.
     last as f64 * top_k as f64 / num_experts as f64
 }
 
@@ -160,8 +167,8 @@ mod tests {
     use super::*;
     use crate::RouterStatistics;
 
-    /// What the histogram approximates: the bias from the required biases themselves, sorted. Quantiles are interpolated
-    /// linearly between order statistics.
+    /// What the histogram approximates: the bias from the required biases themselves, sorted.
+    /// Quantiles are interpolated linearly between order statistics.
     fn quantile_balanced_bias(scores_te: &[f64], bias_e: &[f64], top_k: usize) -> Vec<f64> {
         let mut required_et = vec![Vec::new(); bias_e.len()];
         for_each_required_bias(scores_te, bias_e, top_k, |expert, required| {
@@ -214,8 +221,8 @@ mod tests {
         }
     }
 
-    /// Two experts, k = 1: the cutoff is the lower score. Expert 0 requires -0.4, -0.2, 0 and expert 1 requires 0, 0,
-    /// -0.1: medians -0.2 and 0, whose mean is -0.1.
+    /// Two experts, k = 1: the cutoff is the lower score. Expert 0 requires -0.4, -0.2, 0 and
+    /// expert 1 requires 0, 0, -0.1: medians -0.2 and 0, whose mean is -0.1.
     #[test]
     fn golden_values() {
         let scores = [0.9, 0.5, 0.6, 0.4, 0.2, 0.3];
@@ -267,8 +274,8 @@ mod tests {
                 exact_e = quantile_balanced_bias(&scores, &exact_e, top_k);
                 binned_e = histogram(&scores, &binned_e, top_k).solve();
             }
-            // One token of the smallest even share, 64, is 0.016. A bin, 0.002 to 0.003 wide, holds a few, and each
-            // expert competes with others that are off by as much.
+            // One token of the smallest even share, 64, is 0.016. A bin, 0.002 to 0.003 wide, holds
+            // a few, and each expert competes with others that are off by as much.
             let exact = max_violation(&scores, &exact_e, top_k);
             let binned = max_violation(&scores, &binned_e, top_k);
             assert!(exact < 0.02 && binned < 0.15, "{exact} exact, {binned} binned");
@@ -304,8 +311,8 @@ mod tests {
     }
 
     proptest! {
-        /// An order statistic is off by less than a bin, their interpolation too, and so is the mean that is
-        /// subtracted.
+        /// An order statistic is off by less than a bin, their interpolation too, and so is the
+        /// mean that is subtracted.
         #[test]
         fn the_histogram_agrees_with_the_exact_quantile(
             scores in prop::collection::vec(0.0..1.0_f64, 48),

@@ -42,9 +42,11 @@ pub struct Router {
 pub struct Routing {
     /// Who goes where, before capacity.
     pub choice: Choice,
-    /// Weight of each slot's output: `[num_tokens, slots_per_token]`. Without meaning in slots that are no choice.
+    /// Weight of each slot's output: `[num_tokens, slots_per_token]`. Without meaning in slots that
+    /// are no choice.
     pub gates_tk: Tensor<2>,
-    /// What the gate said, noise included: `[num_tokens, num_experts]`; `None` if nothing is learned.
+    /// What the gate said, noise included: `[num_tokens, num_experts]`; `None` if nothing is
+    /// learned.
     pub logits_te: Option<Tensor<2>>,
     /// The same on the host, row-major; zeros if nothing is learned.
     pub host_logits_te: Vec<f64>,
@@ -93,8 +95,8 @@ impl RouterConfig {
     /// A router of `num_experts` experts with these values.
     ///
     /// # Panics
-    /// If the configuration does not fit the experts, which [`RouterConfig::validate`] reports as an error, or the values
-    /// are not those that it needs.
+    /// If the configuration does not fit the experts, which [`RouterConfig::validate`] reports as
+    /// an error, or the values are not those that it needs.
     pub fn init(&self, num_experts: usize, weights: GateWeights) -> Router {
         assert!(
             (1..=num_experts).contains(&self.top_k),
@@ -137,7 +139,8 @@ impl Router {
     /// The choice is made on the host: one device read of the `[t, e]` logits per call.
     ///
     /// # Panics
-    /// If the device fails to return the logits, token ids are missing where they are needed, or the router mixes softly.
+    /// If the device fails to return the logits, token ids are missing where they are needed, or
+    /// the router mixes softly.
     pub fn forward(&self, input: RouterInput<'_>) -> Routing {
         let [num_tokens, _] = input.x_td.dims();
         let device = input.x_td.device();
@@ -229,7 +232,8 @@ impl Router {
             let shape_tk = [0, choice.slots_per_token];
             return Tensor::zeros(shape_tk, (&logits_te.device(), logits_te.dtype()));
         }
-        // An expert that picks its tokens weighs each by its own score: the token's other experts do not matter.
+        // An expert that picks its tokens weighs each by its own score: the token's other experts
+        // do not matter.
         let among_chosen = !matches!(self.config.selection, Selection::ExpertChoice(_));
         let Some(sigmoid_config) = &self.config.sigmoid else {
             let sums_to_one = self.config.renormalise || self.config.softmax == SoftmaxOrder::AfterSelection;
@@ -257,8 +261,8 @@ impl Router {
         Some(values.unwrap_or_else(|error| panic!("the device did not return the expert bias: {error}")))
     }
 
-    /// The router with its bias updated by what a step's tokens said; to be called once per optimizer step. A router
-    /// without a bias stays as it is.
+    /// The router with its bias updated by what a step's tokens said; to be called once per
+    /// optimizer step. A router without a bias stays as it is.
     ///
     /// # Panics
     /// If the counts are of another router, or the device fails to return the bias.
@@ -306,8 +310,8 @@ impl Routing {
         self.statistics.tokens_per_expert()
     }
 
-    /// Whether each slot is a choice and stays within the capacity of `factor`, or the expert's own factor. Dropping by
-    /// probability reads the gates from the device.
+    /// Whether each slot is a choice and stays within the capacity of `factor`, or the expert's own
+    /// factor. Dropping by probability reads the gates from the device.
     ///
     /// # Panics
     /// If the device fails to return the gates.

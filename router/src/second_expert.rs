@@ -7,10 +7,10 @@ use rand::{Rng, RngExt};
 
 use crate::selection::best_first;
 
-/// Whether each slot of a top-2 choice stays when the second expert is used with probability `min(1, 2 g2)`, where the
-/// gates are normalised to `g1 + g2 = 1`: `[t * 2]`. The first always stays (GShard, arXiv:2006.16668, section 2.2
-/// "random routing" and algorithm 1: `2 g2 > rnd`). Gates whose sum is 0 or not finite have no share, and drop the
-/// second.
+/// Whether each slot of a top-2 choice stays when the second expert is used with probability
+/// `min(1, 2 g2)`, where the gates are normalised to `g1 + g2 = 1`: `[t * 2]`. The first always
+/// stays (GShard, arXiv:2006.16668, section 2.2 "random routing" and algorithm 1: `2 g2 > rnd`).
+/// Gates whose sum is 0 or not finite have no share, and drop the second.
 ///
 /// # Shapes
 /// - `gates_tk`: `[num_tokens, 2]`, row-major, best first, normalised or not
@@ -28,9 +28,10 @@ pub fn keep_second_at_random(gates_tk: &[f64], rng: &mut impl Rng) -> Vec<bool> 
         .collect()
 }
 
-/// A top-2 choice whose second expert is sampled by the softmax over the experts other than the best: `[t, 2]`,
-/// row-major. By the Gumbel-max trick, it is the largest of their logits with Gumbel noise added (DeepSpeed's
-/// `top2gating`). NaN ranks below everything, and ties go to the lower index.
+/// A top-2 choice whose second expert is sampled by the softmax over the experts other than the
+/// best: `[t, 2]`, row-major. By the Gumbel-max trick, it is the largest of their logits with
+/// Gumbel noise added (DeepSpeed's `top2gating`). NaN ranks below everything, and ties go to the
+/// lower index.
 ///
 /// # Shapes
 /// - `logits_te`: `[num_tokens, num_experts]`, row-major

@@ -4,8 +4,9 @@
 
 use std::cmp::Ordering;
 
-/// The `top_k` experts with the highest scores of each token, best first: `[t, k]`, row-major. Ties go to the lower
-/// expert index, and NaN ranks below everything, so the choice is a pure function of the scores on every machine.
+/// The `top_k` experts with the highest scores of each token, best first: `[t, k]`, row-major. Ties
+/// go to the lower expert index, and NaN ranks below everything, so the choice is a pure function
+/// of the scores on every machine.
 ///
 /// # Shapes
 /// - `scores_te`: `[num_tokens, num_experts]`, row-major
@@ -28,7 +29,8 @@ pub fn select_top_k(scores_te: &[f64], num_experts: usize, top_k: usize) -> Vec<
                 }
                 best.pop();
             }
-            // Experts come in ascending order and an insertion goes behind its equals: ties keep the lower index.
+            // Experts come in ascending order and an insertion goes behind its equals: ties keep
+            // the lower index.
             let place =
                 best.iter().rposition(|&(earlier, _)| !beats(score, earlier)).map_or(0, |last| last + 1);
             best.insert(place, (score, expert));
@@ -42,8 +44,8 @@ fn beats(score: f64, other: f64) -> bool {
     score > other || (other.is_nan() && !score.is_nan())
 }
 
-/// The order in which every choice ranks two scores: the higher first, NaN last, and 0 equal to -0. A stable sort
-/// by it leaves ties with the lower index.
+/// The order in which every choice ranks two scores: the higher first, NaN last, and 0 equal to -0.
+/// A stable sort by it leaves ties with the lower index.
 pub(crate) fn best_first(a: f64, b: f64) -> Ordering {
     a.is_nan().cmp(&b.is_nan()).then(b.partial_cmp(&a).unwrap_or(Ordering::Equal))
 }

@@ -5,7 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Bound on the logits: beyond it, infinities included, their differences mean nothing but must stay finite.
+/// Bound on the logits: beyond it, infinities included, their differences mean nothing but must
+/// stay finite.
 const LARGEST_LOGIT: f64 = 1e100;
 
 /// When the normalisation stops, and how sharp its plan is.
@@ -26,12 +27,13 @@ impl Default for SinkhornConfig {
     }
 }
 
-/// The share of each token that each expert should take, if every expert takes as much: `[t, e]`, row-major. It is
-/// the matrix `exp(logits / temperature)` with rows and columns scaled in turn until the rows sum to 1 and the columns
-/// to `num_tokens / num_experts`. Rows sum to 1 whether or not the columns have converged.
+/// The share of each token that each expert should take, if every expert takes as much: `[t, e]`,
+/// row-major. It is the matrix `exp(logits / temperature)` with rows and columns scaled in turn
+/// until the rows sum to 1 and the columns to `num_tokens / num_experts`. Rows sum to 1 whether or
+/// not the columns have converged.
 ///
-/// Select by the plan and take gates from the logits, as S-BASE and Megatron-LM do. Megatron-LM's plan is this one
-/// divided by `num_tokens`, which selects the same.
+/// Select by the plan and take gates from the logits, as S-BASE and Megatron-LM do. Megatron-LM's
+/// plan is this one divided by `num_tokens`, which selects the same.
 ///
 /// Works on logarithms, so that any logits give a plan. NaN counts as the lowest logit.
 ///
@@ -111,8 +113,8 @@ mod tests {
         (0..num_experts).map(|e| plan_te.iter().skip(e).step_by(num_experts).sum()).collect()
     }
 
-    /// Two tokens, two experts: the balanced plan ((p, q), (q, p)) keeps the cross ratio p^2 / q^2 of
-    /// exp(logits) = ((8, 2), (3, 3)), which is 4: p = 2/3.
+    /// Two tokens, two experts: the balanced plan ((p, q), (q, p)) keeps the cross ratio p^2 / q^2
+    /// of exp(logits) = ((8, 2), (3, 3)), which is 4: p = 2/3.
     #[test]
     fn golden_values() {
         let logits: Vec<f64> = [8.0_f64, 2.0, 3.0, 3.0].iter().map(|x| x.ln()).collect();
@@ -142,7 +144,8 @@ mod tests {
         }
     }
 
-    /// Each token's logits are the previous one's, shifted by one expert: softmax already balances them.
+    /// Each token's logits are the previous one's, shifted by one expert: softmax already balances
+    /// them.
     #[test]
     fn what_is_balanced_already_keeps_its_softmax() {
         let first = [0.3_f64, -1.0, 2.0, 0.0];
@@ -190,7 +193,8 @@ mod tests {
             }
         }
 
-        /// Shifts per token and per expert are scalings of rows and columns, which the plan removes.
+        /// Shifts per token and per expert are scalings of rows and columns, which the plan
+        /// removes.
         #[test]
         fn shifting_a_token_or_an_expert_changes_nothing(
             logits in prop::collection::vec(-3.0..3.0_f64, 24),

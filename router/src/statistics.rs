@@ -4,8 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Routing statistics of one layer over some tokens. Holds sums, so that [`RouterStatistics::merge`] over
-/// micro-batches gives what one measurement over all their tokens gives; serialises as its [`RouterSummary`].
+/// Routing statistics of one layer over some tokens. Holds sums, so that
+/// [`RouterStatistics::merge`] over micro-batches gives what one measurement over all their tokens
+/// gives; serialises as its [`RouterSummary`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(into = "RouterSummary")]
 pub struct RouterStatistics {
@@ -46,8 +47,9 @@ impl RouterStatistics {
     /// Statistics of one choice, nothing dropped.
     ///
     /// # Shapes
-    /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`: `[num_tokens, top_k]`, row-major;
-    ///   `keep_tk`: whether a slot is a choice at all, absent if all are
+    /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`:
+    ///   `[num_tokens, top_k]`, row-major; `keep_tk`: whether a slot is a choice at all, absent if
+    ///   all are
     ///
     /// # Panics
     /// If the lengths do not fit, or an expert id is not below `num_experts`.
@@ -119,14 +121,15 @@ impl RouterStatistics {
         &self.tokens_per_expert
     }
 
-    /// MaxVio: largest load over mean load, minus 1 (arXiv:2408.15664, section 4.1). 0 is perfect balance, `E / k - 1` all
-    /// tokens on the same k experts. 0 without tokens.
+    /// MaxVio: largest load over mean load, minus 1 (arXiv:2408.15664, section 4.1). 0 is perfect
+    /// balance, `E / k - 1` all tokens on the same k experts. 0 without tokens.
     pub fn max_violation(&self) -> f64 {
         let max = self.tokens_per_expert.iter().max().map_or(0.0, |&max| max as f64);
         self.over_mean_load(max, 1.0) - 1.0
     }
 
-    /// Standard deviation of the loads (population form, divided by E) over their mean. 0 without tokens.
+    /// Standard deviation of the loads (population form, divided by E) over their mean. 0 without
+    /// tokens.
     pub fn coefficient_of_variation(&self) -> f64 {
         let mean = self.mean_load();
         let squares = self.tokens_per_expert.iter().map(|&load| (load as f64 - mean).powi(2));
@@ -134,23 +137,24 @@ impl RouterStatistics {
         self.over_mean_load(variance.sqrt(), 0.0)
     }
 
-    /// Gini coefficient of the loads: the mean absolute difference between the loads of two experts, drawn with
-    /// replacement, over twice the mean load. 0 is perfect balance, `1 - k / E` all tokens on the same k experts. 0
-    /// without tokens.
+    /// Gini coefficient of the loads: the mean absolute difference between the loads of two
+    /// experts, drawn with replacement, over twice the mean load. 0 is perfect balance, `1 - k / E`
+    /// all tokens on the same k experts. 0 without tokens.
     pub fn gini_coefficient(&self) -> f64 {
         let num_experts = self.tokens_per_expert.len() as i128;
         let mut sorted = self.tokens_per_expert.clone();
         sorted.sort_unstable();
-        // With ranks 1..=E, sum_i sum_j |x_i - x_j| = 2 sum_rank (2 rank - E - 1) x_rank; in integers, balance is
-        // exactly 0.
+        // With ranks 1..=E, sum_i sum_j |x_i - x_j| = 2 sum_rank (2 rank - E - 1) x_rank; in
+        // integers, balance is exactly 0.
         let weighted =
             (1_i128..).zip(&sorted).map(|(rank, &load)| (2 * rank - num_experts - 1) * i128::from(load));
         let sum = weighted.sum::<i128>() as f64;
         self.over_mean_load(sum / (num_experts * num_experts) as f64, 0.0)
     }
 
-    /// Effective number of experts: the exponential of the entropy of the experts' shares of the load, the number of
-    /// equally loaded experts that would be as diverse. From 1 to E; 0 without tokens.
+    /// Effective number of experts: the exponential of the entropy of the experts' shares of the
+    /// load, the number of equally loaded experts that would be as diverse. From 1 to E; 0 without
+    /// tokens.
     pub fn effective_num_experts(&self) -> f64 {
         let total: u64 = self.tokens_per_expert.iter().sum();
         if total == 0 {
@@ -160,14 +164,14 @@ impl RouterStatistics {
         shares.map(entropy_term).sum::<f64>().max(0.0).exp()
     }
 
-    /// Mean over tokens of the entropy `-sum_e p_e ln p_e` of the softmax over all experts: how undecided the router
-    /// is about a single token, from 0 to `ln E`.
+    /// Mean over tokens of the entropy `-sum_e p_e ln p_e` of the softmax over all experts: how
+    /// undecided the router is about a single token, from 0 to `ln E`.
     pub fn gate_entropy_nats(&self) -> f64 {
         self.per_token(self.entropy_sum_nats)
     }
 
-    /// Entropy of the mean over tokens of the softmax: how evenly probability is spread over the batch, from 0 to
-    /// `ln E`. High here with a low gate entropy means that experts specialise.
+    /// Entropy of the mean over tokens of the softmax: how evenly probability is spread over the
+    /// batch, from 0 to `ln E`. High here with a low gate entropy means that experts specialise.
     pub fn marginal_entropy_nats(&self) -> f64 {
         let mean_e = self.probability_sum_e.iter().map(|&sum| self.per_token(sum));
         mean_e.map(entropy_term).sum::<f64>().max(0.0)
@@ -179,8 +183,9 @@ impl RouterStatistics {
         num_dead as f64 / self.tokens_per_expert.len() as f64
     }
 
-    /// Mean over tokens of the smallest chosen probability minus the largest one not chosen: how far the choice is
-    /// from flipping. With `top_k` equal to the number of experts nothing is left out, and the latter counts as 0.
+    /// Mean over tokens of the smallest chosen probability minus the largest one not chosen: how
+    /// far the choice is from flipping. With `top_k` equal to the number of experts nothing is left
+    /// out, and the latter counts as 0.
     pub fn gate_margin(&self) -> f64 {
         self.per_token(self.margin_sum)
     }
@@ -292,7 +297,8 @@ mod tests {
         assert!((actual - expected).abs() < 1e-12, "{actual} instead of {expected}");
     }
 
-    /// Worked by hand: four tokens with probabilities (1/2, 1/4, 1/4), one with (1/4, 1/4, 1/2), k = 1.
+    /// Worked by hand: four tokens with probabilities (1/2, 1/4, 1/4), one with (1/4, 1/4, 1/2),
+    /// k = 1.
     #[test]
     fn golden_values() {
         let (half, quarter) = (0.5_f64.ln(), 0.25_f64.ln());

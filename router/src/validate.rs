@@ -78,7 +78,8 @@ impl RouterConfig {
         }
     }
 
-    /// A key that changes nothing must not be there: the run would not be the one that is written down.
+    /// A key that changes nothing must not be there: the run would not be the one that is written
+    /// down.
     fn validate_effect(&self) -> Result<(), KeyError> {
         let given = [
             ("load_balancing_weight", self.load_balancing_weight.is_some()),
@@ -108,7 +109,8 @@ impl RouterConfig {
         Ok(())
     }
 
-    /// One renormalised gate is always 1: the router would never get a gradient from the model's loss.
+    /// One renormalised gate is always 1: the router would never get a gradient from the model's
+    /// loss.
     fn validate_gradient(&self, num_experts: usize) -> Result<(), KeyError> {
         let one_gate = self.top_k == 1 && num_experts > 1;
         let takes_one = !matches!(self.selection, Selection::ExpertChoice(_) | Selection::Soft(_));
@@ -189,14 +191,16 @@ impl CapacityConfig {
     /// Checks the factors.
     ///
     /// # Errors
-    /// The first key of the capacity that is not a positive number, or does not have one factor per expert.
+    /// The first key of the capacity that is not a positive number, or does not have one factor per
+    /// expert.
     pub fn validate(&self, num_experts: usize) -> Result<(), KeyError> {
         positive("factor", Some(self.factor), ", or remove the table for a dropless layer")?;
         positive("evaluation_factor", self.evaluation_factor, ", or remove the key to evaluate dropless")?;
         self.validate_factors(num_experts)
     }
 
-    /// Checks that the selection of the router written under `router_key` leaves something to a capacity.
+    /// Checks that the selection of the router written under `router_key` leaves something to a
+    /// capacity.
     ///
     /// # Errors
     /// If it decides by itself how many tokens an expert takes.

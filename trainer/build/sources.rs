@@ -1,7 +1,8 @@
 //! What of the sources decides a run's numbers.
 //!
-//! Left out are comments, documentation, tests, messages, lints and files that only report: a change of any of them
-//! makes no other program of it, and must not make a study train again what it has.
+//! Left out are comments, documentation, tests, messages, lints and files that only report: a
+//! change of any of them makes no other program of it, and must not make a study train again what
+//! it has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,7 +98,8 @@ fn push(token: &str, out: &mut String) {
     out.push('\n');
 }
 
-/// What is between the brackets of the attribute that `tokens` begin with, and its length in tokens.
+/// What is between the brackets of the attribute that `tokens` begin with, and its length in
+/// tokens.
 fn attribute_at(tokens: &[TokenTree]) -> Option<(TokenStream, usize)> {
     let is =
         |token: Option<&TokenTree>, mark| matches!(token, Some(TokenTree::Punct(it)) if it.as_char() == mark);
@@ -131,14 +133,16 @@ fn item_length(tokens: &[TokenTree]) -> usize {
     tokens.iter().position(ends).map_or(tokens.len(), |last| last + 1)
 }
 
-/// Whether a literal is a text of several words: what is said to people, where a key or a name is one word.
+/// Whether a literal is a text of several words: what is said to people, where a key or a name is
+/// one word.
 fn is_message(literal: &str) -> bool {
     let is_text = literal.starts_with('"') || literal.starts_with("r\"") || literal.starts_with("r#");
     let words = literal.split_whitespace();
     is_text && words.filter(|word| word.chars().any(char::is_alphabetic)).count() > 1
 }
 
-/// Names and versions of the packages in `lock` that the packages `of` need, directly or through others, sorted.
+/// Names and versions of the packages in `lock` that the packages `of` need, directly or through
+/// others, sorted.
 pub(crate) fn dependencies(lock: &str, of: &[&str]) -> Vec<String> {
     let packages = packages(lock);
     let mut needed = BTreeSet::new();
@@ -153,7 +157,8 @@ pub(crate) fn dependencies(lock: &str, of: &[&str]) -> Vec<String> {
     needed.into_iter().collect()
 }
 
-/// The lines of the workspace's manifest that choose how the program and the packages `needed` are compiled.
+/// The lines of the workspace's manifest that choose how the program and the packages `needed` are
+/// compiled.
 pub(crate) fn settings(manifest: &str, needed: &[String]) -> Vec<String> {
     let names: BTreeSet<&str> = needed.iter().filter_map(|package| package.split(' ').next()).collect();
     let mut section = "";

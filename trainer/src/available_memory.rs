@@ -1,8 +1,9 @@
 //! The memory that this process can have, and whether a run fits into it.
 //!
-//! What a run needs is an estimate. Refused is only what would not fit if the estimate were too high by as much as it can be
-//! ([`MEMORY_ERROR`]), or what parameters, gradients and moments alone exceed, which is certain. So a run that is within
-//! the error above the limit starts, and may still turn out to be too large.
+//! What a run needs is an estimate. Refused is only what would not fit if the estimate were too
+//! high by as much as it can be ([`MEMORY_ERROR`]), or what parameters, gradients and moments alone
+//! exceed, which is certain. So a run that is within the error above the limit starts, and may
+//! still turn out to be too large.
 
 use std::fs;
 use std::num::NonZero;
@@ -46,8 +47,8 @@ pub struct TooLargeForMemory {
     pub advice: String,
 }
 
-/// Ok if the run fits into the memory that this process can have, or nobody says how much that is. On another device than
-/// the CPU it is its memory that counts, which nobody says here.
+/// Ok if the run fits into the memory that this process can have, or nobody says how much that is.
+/// On another device than the CPU it is its memory that counts, which nobody says here.
 ///
 /// # Errors
 /// [`TooLargeForMemory`], with both numbers.
@@ -127,7 +128,8 @@ fn largest_part(params: &ParameterBreakdown) -> (&'static str, &'static str) {
     largest.map_or(("the model", "`model`"), |(_, part, keys)| (part, keys))
 }
 
-/// The lowest bound on the memory of this process; `None` where nobody says one, as outside of Linux.
+/// The lowest bound on the memory of this process; `None` where nobody says one, as outside of
+/// Linux.
 pub fn tightest_limit() -> Option<MemoryLimit> {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let in_file = |path: &str, limits_in: fn(&str) -> Vec<MemoryLimit>| {
@@ -165,7 +167,8 @@ fn process_limits(limits: &str) -> Vec<MemoryLimit> {
     kinds.into_iter().filter_map(limit).collect()
 }
 
-/// The limits of the control groups in `/proc/self/cgroup`, of every group from the process's own up to the root: each binds.
+/// The limits of the control groups in `/proc/self/cgroup`, of every group from the process's own
+/// up to the root: each binds.
 fn group_limits(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Vec<MemoryLimit> {
     let files = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
@@ -180,7 +183,8 @@ fn group_limits(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Vec<Mem
         }
     });
     let paths = files.flat_map(|(root, file, group)| {
-        // Inside a container the group may be named as the host sees it; its folder is then not there, the root's is.
+        // Inside a container the group may be named as the host sees it; its folder is then not
+        // there, the root's is.
         let groups: Vec<&Path> = Path::new(group.trim_start_matches('/')).ancestors().collect();
         groups.into_iter().map(|group| Path::new(root).join(group).join(file)).collect::<Vec<PathBuf>>()
     });

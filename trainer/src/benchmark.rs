@@ -1,7 +1,8 @@
 //! How fast a training step, or one feed-forward layer, is on this machine.
 //!
-//! Times are wall-clock times of whole pieces of work, repeated; a rate is that of the median repetition. The rate of the
-//! machine's matrix product is measured beside them in the same process, because shared machines change their speed.
+//! Times are wall-clock times of whole pieces of work, repeated; a rate is that of the median
+//! repetition. The rate of the machine's matrix product is measured beside them in the same
+//! process, because shared machines change their speed.
 
 mod layer;
 mod layer_case;

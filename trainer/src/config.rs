@@ -49,7 +49,8 @@ pub struct TrainConfig {
     /// `batch_tokens / micro_batch_tokens` passes are accumulated. Absent means `batch_tokens`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_tokens: Option<usize>,
-    /// Evaluate on the validation split every n steps, and at the end; absent means at the end only.
+    /// Evaluate on the validation split every n steps, and at the end; absent means at the end
+    /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_every_steps: Option<u64>,
     /// Write a checkpoint every n steps, and at the end; absent means at the end only.
@@ -58,8 +59,8 @@ pub struct TrainConfig {
     /// Global norm to which gradients are clipped; absent means no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
-    /// Weight of the mean squared log-partition of the head's scores, which keeps them near zero (PaLM,
-    /// arXiv:2204.02311, section 5); absent turns the loss off.
+    /// Weight of the mean squared log-partition of the head's scores, which keeps them near zero
+    /// (PaLM, arXiv:2204.02311, section 5); absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_z_loss_weight: Option<f64>,
     /// The optimizer.
@@ -127,7 +128,8 @@ pub enum ScheduleShapeConfig {
     Constant,
 }
 
-/// The learning rate over the steps: [`ScheduleConfig`] as it is written, the shape beside the warm-up.
+/// The learning rate over the steps: [`ScheduleConfig`] as it is written, the shape beside the
+/// warm-up.
 // A flattened enum would lose the position of an error, and let misspelt keys pass.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -232,8 +234,8 @@ pub struct CheckpointsConfig {
     /// Newest checkpoints to keep, at least 1; default 2.
     #[serde(default = "default_keep_last")]
     pub keep_last: usize,
-    /// Also keep the checkpoint with the lowest validation loss, of those written right after an evaluation; default
-    /// true.
+    /// Also keep the checkpoint with the lowest validation loss, of those written right after an
+    /// evaluation; default true.
     #[serde(default = "enabled")]
     pub keep_best: bool,
 }
@@ -262,12 +264,14 @@ pub struct FlightRecorderConfig {
     /// Record and watch at all; default true.
     #[serde(default = "enabled")]
     pub enabled: bool,
-    /// Record every token's gate scores every n steps, for `switchyard whatif`; default 100. A number above
-    /// `num_steps` records none, and of a step with more than 4 million scores its first micro-batches are recorded.
+    /// Record every token's gate scores every n steps, for `switchyard whatif`; default 100. A
+    /// number above `num_steps` records none, and of a step with more than 4 million scores its
+    /// first micro-batches are recorded.
     #[serde(default = "default_scores_every_steps")]
     pub scores_every_steps: u64,
-    /// Measure what costs too much for every step every n steps: co-activation, saturation, specialisation, the experts'
-    /// similarity and weights, the balancing losses' gradient; default 100.
+    /// Measure what costs too much for every step every n steps: co-activation, saturation,
+    /// specialisation, the experts' similarity and weights, the balancing losses' gradient;
+    /// default 100.
     #[serde(default = "default_probe_every_steps")]
     pub probe_every_steps: u64,
     /// Steps in one file of expert rows, which a killed process loses at most; default 20.
@@ -291,7 +295,8 @@ impl Default for FlightRecorderConfig {
 }
 
 impl FlightRecorderConfig {
-    /// A table that says nothing is not written, so that a run without it keeps the hash, and the folder, it had.
+    /// A table that says nothing is not written, so that a run without it keeps the hash, and the
+    /// folder, it had.
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

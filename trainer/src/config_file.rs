@@ -1,7 +1,7 @@
 //! Configuration files: reading with `--set` overrides, errors with their place, writing, hashing.
 //!
-//! A file and the overrides are merged as TOML and parsed once, by the same parser. serde decides what is valid; the
-//! JSON schema, derived from the same types, explains what would have been.
+//! A file and the overrides are merged as TOML and parsed once, by the same parser. serde decides
+//! what is valid; the JSON schema, derived from the same types, explains what would have been.
 
 mod explain;
 mod keys;
@@ -23,7 +23,8 @@ use crate::config::RunConfig;
 use crate::plan::RunPlan;
 use switchyard_ground::digest::sha256_hex;
 
-/// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is refused at once.
+/// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is
+/// refused at once.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration that cannot be read: where, what, and what is allowed.
@@ -72,7 +73,8 @@ pub struct LoadedConfig {
 }
 
 impl LoadedConfig {
-    /// Where `key` was written: `file:line:column` or `--set key=value`; for a key that was not, where its table was.
+    /// Where `key` was written: `file:line:column` or `--set key=value`; for a key that was not,
+    /// where its table was.
     pub fn locate(&self, key: &str) -> String {
         self.origins.locate(key)
     }
@@ -92,7 +94,8 @@ impl LoadedConfig {
 /// The configuration in `path`, with `overrides` applied in their order.
 ///
 /// # Errors
-/// The first mistake in reading, syntax, keys or types, with its place. Rules between keys are the plan's to check.
+/// The first mistake in reading, syntax, keys or types, with its place. Rules between keys are the
+/// plan's to check.
 pub fn load(path: &Path, overrides: &[Override]) -> Result<LoadedConfig, ConfigError> {
     parse(&read(path)?, path, overrides)
 }
@@ -168,17 +171,20 @@ fn syntax_message(text: &str, error: &toml::de::Error) -> String {
 /// The configuration as TOML that [`load`] reads back as the same configuration.
 ///
 /// # Panics
-/// If the configuration cannot be written as TOML, which no configuration that came from TOML can cause.
+/// If the configuration cannot be written as TOML, which no configuration that came from TOML can
+/// cause.
 pub fn to_toml(config: &RunConfig) -> String {
     toml::to_string(config)
         .unwrap_or_else(|error| panic!("a configuration must be TOML, but {error}: {config:?}"))
 }
 
-/// SHA-256, in hexadecimal, of the configuration as JSON with sorted keys and no spaces. Comments, order and the
-/// choice between file and `--set` make no difference; defaults written out or left out make none either.
+/// SHA-256, in hexadecimal, of the configuration as JSON with sorted keys and no spaces. Comments,
+/// order and the choice between file and `--set` make no difference; defaults written out or left
+/// out make none either.
 ///
 /// # Panics
-/// If the configuration cannot be written as JSON, which no configuration that came from TOML can cause.
+/// If the configuration cannot be written as JSON, which no configuration that came from TOML can
+/// cause.
 pub fn config_hash(config: &RunConfig) -> String {
     let json = serde_json::to_value(config)
         .unwrap_or_else(|error| panic!("a configuration must be JSON, but {error}: {config:?}"));
@@ -189,8 +195,32 @@ pub fn config_hash(config: &RunConfig) -> String {
 
 /// JSON schema of the configuration file, for editors.
 pub fn schema() -> &'static Json {
-    static SCHEMA: LazyLock<Json> = LazyLock::new(|| schemars::schema_for!(RunConfig).to_value());
+    static SCHEMA: LazyLock<Json> = LazyLock::new(|| {
+        let mut schema = schemars::schema_for!(RunConfig).to_value();
+        join_lines(&mut schema);
+        schema
+    });
     &SCHEMA
+}
+
+/// Makes each paragraph of a description one line: where a comment is wrapped says nothing.
+fn join_lines(schema: &mut Json) {
+    match schema {
+        Json::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Json::String(text) if key == "description" => {
+                        let paragraphs: Vec<String> =
+                            text.split("\n\n").map(|lines| lines.replace('\n', " ")).collect();
+                        *text = paragraphs.join("\n\n");
+                    }
+                    value => join_lines(value),
+                }
+            }
+        }
+        Json::Array(elements) => elements.iter_mut().for_each(join_lines),
+        _ => {}
+    }
 }
 
 /// JSON without spaces and with sorted keys, whatever order serde_json's maps have in this build.

@@ -45,8 +45,8 @@ pub enum DeviceError {
 /// The device that `name` asks for.
 ///
 /// # Errors
-/// [`DeviceError`] if the name is not a device's, its support is not compiled in, or it is not present; each
-/// lists what is available.
+/// [`DeviceError`] if the name is not a device's, its support is not compiled in, or it is not
+/// present; each lists what is available.
 pub fn select(name: &str) -> Result<Device, DeviceError> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (kind, index.parse::<usize>().ok()),
@@ -93,8 +93,8 @@ fn of_kind(
     }
 }
 
-/// Devices of a kind, or `None` if its support is not compiled in. Only enumeration is safe to ask: constructing
-/// a device that is not there succeeds, and its first operation panics.
+/// Devices of a kind, or `None` if its support is not compiled in. Only enumeration is safe to ask:
+/// constructing a device that is not there succeeds, and its first operation panics.
 fn wgpu_devices() -> Option<Vec<Device>> {
     #[cfg(feature = "wgpu")]
     return Some(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec());

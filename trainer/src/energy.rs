@@ -1,7 +1,8 @@
 //! Energy that the processor takes, from its own counters.
 //!
-//! Linux shows them under `/sys/class/powercap` (RAPL, of Intel's processors and of AMD's), usually to root alone. A counter
-//! covers a whole package: whatever other processes compute in the meantime is counted too, memory and a GPU are not.
+//! Linux shows them under `/sys/class/powercap` (RAPL, of Intel's processors and of AMD's), usually
+//! to root alone. A counter covers a whole package: whatever other processes compute in the
+//! meantime is counted too, memory and a GPU are not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 /// Where Linux shows the counters.
 pub const POWERCAP: &str = "/sys/class/powercap";
 
-/// A counter begins anew after about 262 kJ, which a server's package takes in a quarter of an hour. One turn between two
-/// samples is seen, a second one is not.
+/// A counter begins anew after about 262 kJ, which a server's package takes in a quarter of an
+/// hour. One turn between two samples is seen, a second one is not.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 /// The sum of all packages' energy since the meter was started.
@@ -33,8 +34,9 @@ struct Package {
 }
 
 impl EnergyMeter {
-    /// A meter over the packages below `powercap` that begins at `earlier_joules`; `None` without counters, or if one of them
-    /// cannot be read: a part of the packages would look like all of them.
+    /// A meter over the packages below `powercap` that begins at `earlier_joules`; `None` without
+    /// counters, or if one of them cannot be read: a part of the packages would look like all of
+    /// them.
     pub fn start(powercap: &Path, earlier_joules: f64) -> Option<Self> {
         let folders = fs::read_dir(powercap).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
         let packages: Vec<Package> = folders
@@ -58,8 +60,8 @@ impl EnergyMeter {
         (!self.is_broken).then_some(self.joules)
     }
 
-    /// Samples if the last sample is ten seconds old; to be called often enough that no counter begins anew twice
-    /// between two calls.
+    /// Samples if the last sample is ten seconds old; to be called often enough that no counter
+    /// begins anew twice between two calls.
     pub fn keep_up(&mut self) {
         if self.sampled.elapsed() >= SAMPLE_EVERY {
             self.sample();
@@ -83,8 +85,8 @@ impl Package {
     }
 }
 
-/// Whether a folder is a package's: `intel-rapl:0` is, its part `intel-rapl:0:0` and the whole machine's `psys` are not.
-/// `intel-rapl-mmio:0` is the same package, read in another way.
+/// Whether a folder is a package's: `intel-rapl:0` is, its part `intel-rapl:0:0` and the whole
+/// machine's `psys` are not. `intel-rapl-mmio:0` is the same package, read in another way.
 fn is_package(folder: &Path) -> bool {
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_top_level = name.strip_prefix("intel-rapl:").is_some_and(|number| !number.contains(':'));

@@ -191,7 +191,8 @@ impl TrainError {
         }
     }
 
-    /// Whether a file around the training could not be read or written, so that the model and all counters are as they should be.
+    /// Whether a file around the training could not be read or written, so that the model and all
+    /// counters are as they should be.
     pub(crate) fn leaves_the_model_whole(&self) -> bool {
         match self {
             // Data is read before a step computes anything.

@@ -15,7 +15,8 @@ use crate::{DeviceReadError, TrainError};
 /// A request for text.
 #[derive(Debug, Clone)]
 pub struct GenerationSettings {
-    /// Text to continue; absent is a line break, or the end-of-document mark where text has no tokens.
+    /// Text to continue; absent is a line break, or the end-of-document mark where text has no
+    /// tokens.
     pub prompt: Option<String>,
     /// Tokens to generate.
     pub num_tokens: usize,
@@ -23,14 +24,16 @@ pub struct GenerationSettings {
     pub seed: u64,
     /// How the next token is chosen.
     pub sampling: SamplingSettings,
-    /// How routers that need later tokens do without; absent is what the model's configuration says.
+    /// How routers that need later tokens do without; absent is what the model's configuration
+    /// says.
     pub routing: Option<GenerationRule>,
 }
 
 /// Ok if [`generate`] can begin: for a caller that shows the prompt first.
 ///
 /// # Errors
-/// [`TrainError`] if the model's routers need later tokens and no rule says how they do without, or the prompt is refused.
+/// [`TrainError`] if the model's routers need later tokens and no rule says how they do without, or
+/// the prompt is refused.
 pub fn check(
     model: &Transformer,
     tokenizer: &Tokenizer,
@@ -40,12 +43,14 @@ pub fn check(
     prompt_ids(tokenizer, settings.prompt.as_deref()).map(drop)
 }
 
-/// Continue the prompt, handing text to `on_text` after each token: whole characters, or nothing while one is not whole.
-/// The prompt is not handed over. Once the model's positions are used up, the oldest tokens fall out of its sight.
+/// Continue the prompt, handing text to `on_text` after each token: whole characters, or nothing
+/// while one is not whole. The prompt is not handed over. Once the model's positions are used up,
+/// the oldest tokens fall out of its sight.
 ///
 /// # Errors
-/// [`TrainError`] of [`check`], if the device fails, the model's numbers are none, or `on_text` returns an error: a closed
-/// pipe, or [`std::io::ErrorKind::Interrupted`] to stop with [`TrainError::Interrupted`].
+/// [`TrainError`] of [`check`], if the device fails, the model's numbers are none, or `on_text`
+/// returns an error: a closed pipe, or [`std::io::ErrorKind::Interrupted`] to stop with
+/// [`TrainError::Interrupted`].
 pub fn generate(
     model: &Transformer,
     tokenizer: &Tokenizer,
@@ -58,7 +63,8 @@ pub fn generate(
     let mut context = prompt_ids(tokenizer, settings.prompt.as_deref())?;
     let mut decoder = tokenizer.decode_stream();
     if settings.prompt.is_some() {
-        // What stands between the prompt's last token and the first new one, such as a space, depends on both.
+        // What stands between the prompt's last token and the first new one, such as a space,
+        // depends on both.
         for token in &context {
             decoder.push(*token)?;
         }
@@ -83,7 +89,8 @@ pub fn generate(
     if rest.is_empty() { Ok(()) } else { write(&rest) }
 }
 
-/// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to do without them.
+/// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to
+/// do without them.
 fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
     let obstacle = |(_, RouterSpec { key, config }): (usize, &RouterSpec)| match &config.selection {
         Selection::ExpertChoice(chosen) if chosen.generation.or(routing).is_none() => Some(format!(

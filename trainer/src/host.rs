@@ -55,15 +55,16 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The commit now checked out where this program was built; absent if the sources, their repository or git are
-    /// not there.
+    /// The commit now checked out where this program was built; absent if the sources, their
+    /// repository or git are not there.
     pub fn of_sources() -> Option<Self> {
         Self::checked_out_in(Path::new(env!("CARGO_MANIFEST_DIR")))
     }
 
     fn checked_out_in(folder: &Path) -> Option<Self> {
         let git = |arguments: &[&str]| {
-            // Without optional locks `status` writes nothing into a repository that others may be using.
+            // Without optional locks `status` writes nothing into a repository that others may be
+            // using.
             let command =
                 Command::new("git").arg("--no-optional-locks").arg("-C").arg(folder).args(arguments).output();
             command.ok().filter(|output| output.status.success()).map(|output| output.stdout)
@@ -81,8 +82,9 @@ pub fn cargo_lock_sha256() -> String {
     sha256_hex(CARGO_LOCK)
 }
 
-/// SHA-256 over what decides a run's numbers, in hexadecimal: the sources of all crates up to this one, `Cargo.toml` and
-/// `Cargo.lock`, the compiler and its settings. The same wherever it is built, and after changes above this crate.
+/// SHA-256 over what decides a run's numbers, in hexadecimal: the sources of all crates up to this
+/// one, `Cargo.toml` and `Cargo.lock`, the compiler and its settings. The same wherever it is
+/// built, and after changes above this crate.
 pub fn training_code_sha256() -> &'static str {
     env!("SWITCHYARD_TRAINING_CODE_SHA256")
 }
@@ -142,7 +144,8 @@ fn first_line(path: &str) -> Option<String> {
     text.lines().next().map(|line| line.trim().to_string()).filter(|line| !line.is_empty())
 }
 
-/// Standard output of a command in one line; absent if the command is not there, fails or says nothing.
+/// Standard output of a command in one line; absent if the command is not there, fails or says
+/// nothing.
 fn command_line(program: &str, arguments: &[&str]) -> Option<String> {
     let output =
         Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;

@@ -1,8 +1,9 @@
 //! Memory of a training process at its worst moment, by arithmetic alone: nothing is allocated.
 //!
-//! The parts of the model say what they hold in a pass ([`ModelFootprint`]); this file goes through a step, adds up what is
-//! alive at each moment, and takes the largest sum. On top comes what the process holds besides. Steps before the first
-//! update hold less (no moments), and an evaluation keeps nothing for a backward pass: neither is the worst moment.
+//! The parts of the model say what they hold in a pass ([`ModelFootprint`]); this file goes through
+//! a step, adds up what is alive at each moment, and takes the largest sum. On top comes what the
+//! process holds besides. Steps before the first update hold less (no moments), and an evaluation
+//! keeps nothing for a backward pass: neither is the worst moment.
 
 use serde::{Deserialize, Serialize};
 use switchyard_model::{LayerFootprint, ModelCounts, ModelFootprint, ModelSpec};
@@ -11,19 +12,20 @@ use crate::throughput::probe_bytes;
 
 /// Bytes of one f32, the type of parameters, gradients and moments.
 const F32_BYTES: f64 = 4.0;
-/// The estimate is above or below the peak by at most this share of the peak: `experiments/tests/memory.rs` holds it against
-/// measured peaks.
+/// The estimate is above or below the peak by at most this share of the peak:
+/// `experiments/tests/memory.rs` holds it against measured peaks.
 pub const MEMORY_ERROR: f64 = 0.15;
 
-/// What a process that trains holds besides all that is counted here: the pages of the program that are used, stacks, tables
-/// of the libraries, the tokenizer, buffers of the logs.
+/// What a process that trains holds besides all that is counted here: the pages of the program that
+/// are used, stacks, tables of the libraries, the tokenizer, buffers of the logs.
 ///
 /// Measured, as the next two: least squares of the relative errors over the peaks (`VmHWM`) of 22
 /// recipes of 220 to 820 MB, dense and sparse, with 1 and 2 threads; x86-64 Linux, the program's
 /// own allocator, dev profile.
 const PROCESS_BYTES: f64 = 23e6;
-/// What the allocator holds beyond the buffers that are alive, as a share of them: a buffer takes whole slices of 64 KiB and
-/// must fit into a chunk of 32 MiB, whose rest only smaller ones can use.
+/// What the allocator holds beyond the buffers that are alive, as a share of them: a buffer takes
+/// whole slices of 64 KiB and must fit into a chunk of 32 MiB, whose rest only smaller ones can
+/// use.
 const ALLOCATOR_SHARE: f64 = 0.10;
 /// What the allocator holds for each thread of a model with a router. An expert gets other numbers
 /// of rows in each pass, so the buffers of its tiles (128 to 384 rows) are of 7 size classes, each
@@ -36,16 +38,17 @@ const BATCHES_AHEAD: f64 = 5.0;
 /// Bytes of a token in a batch: the id, the target and the document, 4 each.
 const BATCH_TOKEN_BYTES: f64 = 12.0;
 
-/// Memory of training on the CPU, in bytes, at the moment when most of it is alive: what each part takes then.
+/// Memory of training on the CPU, in bytes, at the moment when most of it is alive: what each part
+/// takes then.
 ///
-/// Within [`MEMORY_ERROR`] of the peak of a process (`VmHWM`), on x86-64 Linux, without the preparation of data that is not
-/// cached yet.
+/// Within [`MEMORY_ERROR`] of the peak of a process (`VmHWM`), on x86-64 Linux, without the
+/// preparation of data that is not cached yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
     /// Parameters.
     pub weights_bytes: u64,
-    /// Gradients: those of the parameters behind the one at work, or all; with several micro-batches also the sum over the
-    /// earlier ones.
+    /// Gradients: those of the parameters behind the one at work, or all; with several
+    /// micro-batches also the sum over the earlier ones.
     pub gradients_bytes: u64,
     /// AdamW's two moments per parameter.
     pub moments_bytes: u64,
@@ -54,13 +57,15 @@ pub struct MemoryEstimate {
     /// Buffers of the operation at work.
     #[serde(default)]
     pub temporaries_bytes: u64,
-    /// The program, its allocator, the batches read ahead, and the matrices by which it measured the machine's speed.
+    /// The program, its allocator, the batches read ahead, and the matrices by which it measured
+    /// the machine's speed.
     #[serde(default)]
     pub process_bytes: u64,
     /// Buffers of each thread.
     #[serde(default)]
     pub thread_bytes: u64,
-    /// Threads that the configuration asks for; absent leaves it to the machine, and the sum counts one.
+    /// Threads that the configuration asks for; absent leaves it to the machine, and the sum counts
+    /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// When most is alive.
@@ -123,8 +128,9 @@ impl MemoryEstimate {
         let (probe, probe_of_thread) = probe_bytes();
         let is_routed = model.layers.iter().any(|layer| layer.is_routed);
         let routed = if is_routed { ROUTED_THREAD_BYTES } else { 0.0 };
-        // The probe's matrices are freed before the first step, but the allocator keeps them, and buffers of other sizes
-        // hardly fit into their place: resident memory grew by what the first step needs, as if they were there.
+        // The probe's matrices are freed before the first step, but the allocator keeps them, and
+        // buffers of other sizes hardly fit into their place: resident memory grew by what the
+        // first step needs, as if they were there.
         let process = PROCESS_BYTES
             + probe as f64
             + ALLOCATOR_SHARE * (3.0 * weights + alive.sum())
@@ -190,7 +196,8 @@ impl Step<'_> {
         Alive { gradients: self.weights, activations: self.records_bytes(), temporaries: 0.0 }
     }
 
-    /// The gradients of the passes before and of this one are both alive, and one parameter's new sum.
+    /// The gradients of the passes before and of this one are both alive, and one parameter's new
+    /// sum.
     fn accumulation(&self) -> Option<(StepMoment, Alive)> {
         let alive = Alive {
             gradients: 2.0 * self.weights,
@@ -200,7 +207,8 @@ impl Step<'_> {
         (self.passes > 1.0).then_some((StepMoment::Accumulation, alive))
     }
 
-    /// The last forward and backward pass: from the loss back to the embedding, gradients come and activations go.
+    /// The last forward and backward pass: from the loss back to the embedding, gradients come and
+    /// activations go.
     fn pass(&self) -> Vec<(StepMoment, Alive)> {
         let ModelFootprint { layers, head, stream_bytes, .. } = self.model;
         let mut alive = Alive {

@@ -1,7 +1,7 @@
 //! Data that lies elsewhere than when its run was trained.
 //!
-//! A path says where the data is, its content hash what it is: whoever uses a run may change the one, and the other
-//! decides whether it is still the run's data.
+//! A path says where the data is, its content hash what it is: whoever uses a run may change the
+//! one, and the other decides whether it is still the run's data.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -74,7 +74,8 @@ pub fn changed_config(
     Ok(changed)
 }
 
-/// Whether `key` says what the data is. The tokenizer is the model's: its ids mean nothing to another one.
+/// Whether `key` says what the data is. The tokenizer is the model's: its ids mean nothing to
+/// another one.
 fn is_of_data(key: &str) -> bool {
     key.starts_with("data.") && !key.starts_with("data.tokenizer")
 }
@@ -103,8 +104,8 @@ pub(crate) fn data_path_words(data: &DataConfig) -> String {
     if words.is_empty() { "`data`".into() } else { words.join(" and ") }
 }
 
-/// The corpus that `data` describes, as [`switchyard_datasets::prepare`]; a path where nothing lies is an error that says how
-/// to name another.
+/// The corpus that `data` describes, as [`switchyard_datasets::prepare`]; a path where nothing lies
+/// is an error that says how to name another.
 ///
 /// # Errors
 /// [`TrainError::MissingData`], [`TrainError::Data`].
@@ -112,7 +113,8 @@ pub fn prepare(data: &DataConfig, progress: &Progress) -> Result<Dataset, TrainE
     switchyard_datasets::prepare(data, progress).map_err(|error| with_missing_path(error.into(), data))
 }
 
-/// `error`; if it is that a path of `data` is missing, with where it was looked for and how to say where it is.
+/// `error`; if it is that a path of `data` is missing, with where it was looked for and how to say
+/// where it is.
 pub fn with_missing_path(error: TrainError, data: &DataConfig) -> TrainError {
     let TrainError::Data(source) = error else { return error };
     let missing = match &source {
@@ -129,8 +131,8 @@ pub fn with_missing_path(error: TrainError, data: &DataConfig) -> TrainError {
     TrainError::MissingData { source, place, key }
 }
 
-/// Ok if `dataset`, which was read as `data` says, has the content hash `then` of what the run or the checkpoint in `owner`
-/// was trained on.
+/// Ok if `dataset`, which was read as `data` says, has the content hash `then` of what the run or
+/// the checkpoint in `owner` was trained on.
 ///
 /// # Errors
 /// [`CheckpointError::Mismatch`] with both content hashes, and with the paths.

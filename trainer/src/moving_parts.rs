@@ -1,4 +1,5 @@
-//! What a step moves on: model, optimizer, data position and counters. A run and its replay share this code.
+//! What a step moves on: model, optimizer, data position and counters. A run and its replay share
+//! this code.
 
 use burn::tensor::Device;
 use switchyard_datasets::Loader;
@@ -22,7 +23,8 @@ pub(crate) struct MovingParts {
 }
 
 impl MovingParts {
-    /// Does the next step and says what it measured. A step that fails changes nothing but the loader.
+    /// Does the next step and says what it measured. A step that fails changes nothing but the
+    /// loader.
     pub(crate) fn step(
         &mut self,
         config: &RunConfig,

@@ -1,6 +1,8 @@
-//! Norms of gradients and weights: over everything, and over the router and each expert of every mixture.
+//! Norms of gradients and weights: over everything, and over the router and each expert of every
+//! mixture.
 //!
-//! The experts of a layer are stacked in one tensor, so a row of it is an expert and one pass gives all norms.
+//! The experts of a layer are stacked in one tensor, so a row of it is an expert and one pass gives
+//! all norms.
 
 use std::collections::BTreeMap;
 
@@ -64,8 +66,8 @@ pub(crate) struct HostSquares {
 }
 
 impl ParameterSquares {
-    /// Those of a parameter; `num_experts` of a layer says into how many rows its experts' parameters
-    /// divide.
+    /// Those of a parameter; `num_experts` of a layer says into how many rows its experts'
+    /// parameters divide.
     pub(crate) fn start(
         name: ParameterName,
         value_n: Tensor<1>,
@@ -127,7 +129,8 @@ impl Norms {
     }
 }
 
-/// Norm of the weights that a router learns, 0 if it learns none. The selection bias is none of them.
+/// Norm of the weights that a router learns, 0 if it learns none. The selection bias is none of
+/// them.
 pub(crate) fn router_weight_norm(router: &Router) -> f64 {
     let cosine = router.cosine.as_ref();
     let matrices = [

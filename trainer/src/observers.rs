@@ -1,4 +1,5 @@
-//! Everybody who watches a run: the metrics file, the event file, the progress display. They read; the loop acts.
+//! Everybody who watches a run: the metrics file, the event file, the progress display. They read;
+//! the loop acts.
 
 use std::path::PathBuf;
 
@@ -40,7 +41,8 @@ pub(crate) struct OpenedObservers {
 }
 
 impl Observers {
-    /// The observers of a run in `folder`; those of a resumed run forget what came after its checkpoint.
+    /// The observers of a run in `folder`; those of a resumed run forget what came after its
+    /// checkpoint.
     pub(crate) fn open(
         folder: &RunFolder,
         manifest: &RunManifest,

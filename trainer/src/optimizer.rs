@@ -59,7 +59,8 @@ impl StepGradients {
     /// Adds one micro-batch's gradients.
     ///
     /// # Panics
-    /// If they are not of the same parameters in the same order as those before: a sum of others would train nothing.
+    /// If they are not of the same parameters in the same order as those before: a sum of others
+    /// would train nothing.
     pub fn accumulate(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
         if self.gradients.is_empty() {
             self.gradients = micro_batch;
@@ -74,8 +75,8 @@ impl StepGradients {
         }
     }
 
-    /// Starts the sums of squares that [`StepGradients::norms`] needs. `num_experts` of a layer says into how many rows
-    /// the gradients of its experts divide.
+    /// Starts the sums of squares that [`StepGradients::norms`] needs. `num_experts` of a layer
+    /// says into how many rows the gradients of its experts divide.
     pub(crate) fn start_norms(
         &self,
         num_experts: impl Fn(usize) -> usize,
@@ -87,7 +88,8 @@ impl StepGradients {
         self.gradients.iter().map(start).collect()
     }
 
-    /// Euclidean norms over all parameters together and over the parts of each mixture, from their `squares`.
+    /// Euclidean norms over all parameters together and over the parts of each mixture, from their
+    /// `squares`.
     ///
     /// # Errors
     /// [`NonFiniteGradient`] names the first parameter whose gradient is not finite.

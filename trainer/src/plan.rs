@@ -1,4 +1,5 @@
-//! What will happen: a [`RunConfig`] with all arithmetic done and every rule between its keys checked.
+//! What will happen: a [`RunConfig`] with all arithmetic done and every rule between its keys
+//! checked.
 
 mod checks;
 mod describe;
@@ -70,7 +71,8 @@ pub struct RunPlan {
 pub struct EvaluationPlan {
     /// Steps between evaluations; absent means at the end only.
     pub every_steps: Option<u64>,
-    /// Tokens from the start of the validation split; absent means all of it. The last evaluation always takes all.
+    /// Tokens from the start of the validation split; absent means all of it. The last evaluation
+    /// always takes all.
     pub max_tokens: Option<u64>,
 }
 
@@ -86,8 +88,8 @@ pub struct CheckpointPlan {
 }
 
 impl RunPlan {
-    /// The plan of `config`. Touches no data and allocates no parameters; a `tokenizer.json` is read for its
-    /// vocabulary if one is configured.
+    /// The plan of `config`. Touches no data and allocates no parameters; a `tokenizer.json` is
+    /// read for its vocabulary if one is configured.
     ///
     /// # Errors
     /// The first key whose value cannot be used, alone or beside the others.
@@ -141,7 +143,8 @@ impl RunPlan {
         })
     }
 
-    /// Ok if the sizes of a step are those of some configuration: a plan that is read from a file says whatever the file says.
+    /// Ok if the sizes of a step are those of some configuration: a plan that is read from a file
+    /// says whatever the file says.
     ///
     /// # Errors
     /// What does not add up.

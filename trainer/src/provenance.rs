@@ -3,8 +3,9 @@
 use burn::module::Module;
 use switchyard_model::{ModelInput, NonFinite, Pass, Role, Transformer, parameter_data};
 
-/// The first parameter that is not finite, or if all are, the first part of the forward pass of `input`. A second look,
-/// for when a loss was not finite: layer by layer, each expert alone where a mixture is at fault.
+/// The first parameter that is not finite, or if all are, the first part of the forward pass of
+/// `input`. A second look, for when a loss was not finite: layer by layer, each expert alone where
+/// a mixture is at fault.
 pub(crate) fn non_finite_origin(model: &Transformer, input: &ModelInput, pass: Pass<'_>) -> NonFinite {
     first_non_finite_parameter(model).unwrap_or_else(|| model.first_non_finite(input, pass))
 }

@@ -1,7 +1,8 @@
 //! A value updated in place by a function that consumes it.
 
-/// Holds a value whose successor is made of it, as a model's parameters after a step are of those before. The successor
-/// gets the value itself: with a copy beside it, buffers could not be updated in place.
+/// Holds a value whose successor is made of it, as a model's parameters after a step are of those
+/// before. The successor gets the value itself: with a copy beside it, buffers could not be updated
+/// in place.
 #[derive(Debug)]
 pub(crate) struct Replaceable<T> {
     /// Absent only while its successor is made.

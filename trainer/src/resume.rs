@@ -18,8 +18,8 @@ use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
 use crate::schedule::ScheduleShape;
 
-/// Keys that may change between the parts of a run: how far it goes, how often it is looked at, where it runs and what
-/// is kept. The model, the data and the optimizer may not.
+/// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
+/// where it runs and what is kept. The model, the data and the optimizer may not.
 const MAY_CHANGE: [&str; 11] = [
     "name",
     "device",
@@ -81,8 +81,8 @@ pub(crate) fn start(
     Ok(Start { model, optimizer, state: checkpoint.state, resumed: true, notes })
 }
 
-/// What can be said of a run that is to be resumed before its data is prepared: its `run.json` if it is finished as it is
-/// asked for, so that nothing is left to do.
+/// What can be said of a run that is to be resumed before its data is prepared: its `run.json` if
+/// it is finished as it is asked for, so that nothing is left to do.
 ///
 /// # Errors
 /// [`CheckpointError::FewerSteps`] if it has gone further than it is asked to go.
@@ -107,8 +107,8 @@ pub(crate) fn finished_already(
     Ok((is_finished && is_same).then_some(manifest))
 }
 
-/// Ok if a run that has no checkpoint may begin anew: it was killed before its first one, and nothing else than that
-/// run is asked for.
+/// Ok if a run that has no checkpoint may begin anew: it was killed before its first one, and
+/// nothing else than that run is asked for.
 pub(crate) fn check_restart(
     folder: &Path,
     manifest: &RunManifest,
@@ -141,7 +141,8 @@ fn check_same_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), Che
         .map_err(|what| refuse(what + SAME_OR_NEW))
 }
 
-/// Ok if the run of `manifest`, once it has finished, is what `config` asks for, whatever computed it.
+/// Ok if the run of `manifest`, once it has finished, is what `config` asks for, whatever computed
+/// it.
 ///
 /// # Errors
 /// The first key that differs, with both values.
@@ -149,8 +150,8 @@ pub fn check_asked_for(manifest: &RunManifest, config: &RunConfig) -> Result<(),
     check_same_config(&manifest.config, config, &CHANGES_NO_RESULT)
 }
 
-/// Ok if the two configurations differ in keys of `may_change` and in paths of data only, whose content is compared
-/// elsewhere; else the first other difference.
+/// Ok if the two configurations differ in keys of `may_change` and in paths of data only, whose
+/// content is compared elsewhere; else the first other difference.
 fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Result<(), String> {
     let mut differences = Vec::new();
     collect_differences("", before, &json(now), &mut differences);

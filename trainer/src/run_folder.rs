@@ -147,7 +147,8 @@ impl RunFolderError {
 pub enum OpenMode {
     /// Refuse.
     New,
-    /// Delete what the earlier run wrote, by the names that a run writes, and nothing else; `run.json` stays to be replaced.
+    /// Delete what the earlier run wrote, by the names that a run writes, and nothing else;
+    /// `run.json` stays to be replaced.
     Overwrite,
     /// Continue it.
     Resume,
@@ -220,8 +221,8 @@ impl RunPaths {
     }
 }
 
-/// A run folder that this process alone may write in, until the value is dropped or the process ends in
-/// whatever way.
+/// A run folder that this process alone may write in, until the value is dropped or the process
+/// ends in whatever way.
 #[derive(Debug)]
 pub struct RunFolder {
     paths: RunPaths,
@@ -230,15 +231,17 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// The folder at `path`, locked and in the state that `mode` asks for; created if it is missing.
+    /// The folder at `path`, locked and in the state that `mode` asks for; created if it is
+    /// missing.
     ///
     /// # Errors
-    /// [`RunFolderError::AlreadyExists`], [`RunFolderError::NotARunFolder`], [`RunFolderError::ForeignManifest`],
-    /// [`RunFolderError::NothingToResume`], [`RunFolderError::Locked`], [`RunFolderError::Io`]. A refused folder
-    /// is left as it was.
+    /// [`RunFolderError::AlreadyExists`], [`RunFolderError::NotARunFolder`],
+    /// [`RunFolderError::ForeignManifest`], [`RunFolderError::NothingToResume`],
+    /// [`RunFolderError::Locked`], [`RunFolderError::Io`]. A refused folder is left as it was.
     pub fn create(path: &Path, mode: OpenMode) -> Result<Self, RunFolderError> {
         let paths = RunPaths::new(path);
-        // Asked before the lock too, because taking the lock leaves a file in a folder that may be somebody else's.
+        // Asked before the lock too, because taking the lock leaves a file in a folder that may be
+        // somebody else's.
         content::check(&paths, mode)?;
         durable::create_dir_all(path).map_err(RunFolderError::io("create", path))?;
         let lock = RunLock::take(&paths)?;
@@ -266,8 +269,8 @@ impl RunFolder {
         &self.left
     }
 
-    /// Ok if the folder at the path is the one that was locked. Ask before anything is written by its path: the folder may
-    /// have been removed, and another run begun in its place.
+    /// Ok if the folder at the path is the one that was locked. Ask before anything is written by
+    /// its path: the folder may have been removed, and another run begun in its place.
     ///
     /// # Errors
     /// [`RunFolderError::Lost`], [`RunFolderError::Io`].

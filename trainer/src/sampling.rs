@@ -1,4 +1,5 @@
-//! From logits to the next token. Pure functions: the same logits, settings and uniform number give the same token.
+//! From logits to the next token. Pure functions: the same logits, settings and uniform number give
+//! the same token.
 //!
 //! Shapes: v vocabulary.
 
@@ -51,10 +52,11 @@ impl SamplingSettings {
     }
 }
 
-/// The id of the next token: the likeliest at temperature 0, else a draw that `uniform`, in `[0, 1)`, decides.
+/// The id of the next token: the likeliest at temperature 0, else a draw that `uniform`, in
+/// `[0, 1)`, decides.
 ///
-/// Among equal logits the lowest id counts as likeliest. A NaN counts as minus infinity, and minus infinity is never
-/// drawn; if nothing else is there, the answer is 0.
+/// Among equal logits the lowest id counts as likeliest. A NaN counts as minus infinity, and minus
+/// infinity is never drawn; if nothing else is there, the answer is 0.
 ///
 /// # Shapes
 /// - `logits_v`: `[vocab_size]`
@@ -82,7 +84,8 @@ pub fn sample_token(logits_v: &[f32], settings: &SamplingSettings, uniform: f64)
     ids[draw(&weights[..kept], uniform)]
 }
 
-/// `exp((logit - max_logit) / temperature)`, in `[0, 1]`, with the limits where the formula gives NaN.
+/// `exp((logit - max_logit) / temperature)`, in `[0, 1]`, with the limits where the formula gives
+/// NaN.
 fn boltzmann_weight(logit: f64, max_logit: f64, temperature: f64) -> f64 {
     if logit == f64::NEG_INFINITY {
         0.0
@@ -93,7 +96,8 @@ fn boltzmann_weight(logit: f64, max_logit: f64, temperature: f64) -> f64 {
     }
 }
 
-/// How many of the falling `weights` it takes until their share of the sum reaches `top_p`, at least 1.
+/// How many of the falling `weights` it takes until their share of the sum reaches `top_p`, at
+/// least 1.
 fn nucleus_len(weights: &[f64], top_p: f64) -> usize {
     let needed = top_p * weights.iter().sum::<f64>();
     let mut sum = 0.0;
@@ -112,7 +116,8 @@ fn draw(weights: &[f64], uniform: f64) -> usize {
         sum += weight;
         sum > target
     });
-    // Nothing passes if `uniform` is 1 or every weight is 0: the last token that has a weight, else the first.
+    // Nothing passes if `uniform` is 1 or every weight is 0: the last token that has a weight, else
+    // the first.
     found.unwrap_or_else(|| weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0))
 }
 
@@ -138,7 +143,8 @@ mod tests {
         counts
     }
 
-    /// Pearson's statistic over the tokens with a probability; a token without one must never be drawn.
+    /// Pearson's statistic over the tokens with a probability; a token without one must never be
+    /// drawn.
     fn chi_square(counts: &[f64], probabilities: &[f64]) -> f64 {
         let draws: f64 = counts.iter().sum();
         let term = |(&count, &probability): (&f64, &f64)| {
@@ -169,7 +175,8 @@ mod tests {
         for (settings, sixteenths) in sixteenths {
             let statistic =
                 chi_square(&counts(&LOGITS, &settings, DRAWS), &sixteenths.map(|share| share / 16.0));
-            // The 0.999 quantile of chi-square with 4 degrees of freedom; the draws are fixed by the seed.
+            // The 0.999 quantile of chi-square with 4 degrees of freedom; the draws are fixed by
+            // the seed.
             assert!(statistic < 18.47, "{settings:?}: {statistic}");
         }
     }

@@ -43,11 +43,13 @@ pub enum ScheduleShape {
 }
 
 impl Schedule {
-    /// Learning rate of the update with index `step`, counted from 0; past the end, that of the last step.
+    /// Learning rate of the update with index `step`, counted from 0; past the end, that of the
+    /// last step.
     ///
-    /// Warm-up step i has `peak * (i + 1) / (warmup_steps + 1)`: the first update already moves, and the peak
-    /// comes right after the warm-up, at step `warmup_steps`. Cosine and linear fall from there to their minimum
-    /// at step `num_steps - 1`. A warm-up that fills the run leaves nothing to decay.
+    /// Warm-up step i has `peak * (i + 1) / (warmup_steps + 1)`: the first update already moves,
+    /// and the peak comes right after the warm-up, at step `warmup_steps`. Cosine and linear fall
+    /// from there to their minimum at step `num_steps - 1`. A warm-up that fills the run leaves
+    /// nothing to decay.
     pub fn learning_rate(&self, step: u64) -> f64 {
         let last_step = self.num_steps.saturating_sub(1);
         let step = step.min(last_step);
@@ -109,7 +111,8 @@ mod tests {
         assert_eq!(cosine.learning_rate(0), 1e-3 / 101.0);
         assert_eq!(cosine.learning_rate(99), 1e-3 * 100.0 / 101.0);
         assert_eq!(cosine.learning_rate(100), PEAK);
-        // nanoGPT's formula with `lr_decay_iters` at the last step, which is where the minimum falls here.
+        // nanoGPT's formula with `lr_decay_iters` at the last step, which is where the minimum
+        // falls here.
         let nanogpt = |step: f64| {
             let ratio = (step - 100.0) / (1999.0 - 100.0);
             MIN + 0.5 * (1.0 + (std::f64::consts::PI * ratio).cos()) * (PEAK - MIN)
@@ -154,7 +157,8 @@ mod tests {
                 let (rising, falling) = rates.split_at(warmup_steps as usize);
                 prop_assert!(rising.windows(2).all(|pair| pair[0] < pair[1]));
                 prop_assert!(falling.windows(2).all(|pair| pair[1] <= pair[0] + ROUNDING));
-                // No step is larger than the steepest slope: pi/2 times a straight line's for the cosine.
+                // No step is larger than the steepest slope: pi/2 times a straight line's for the
+                // cosine.
                 let rise = PEAK / (warmup_steps + 1) as f64;
                 let fall_steps = if matches!(shape, ScheduleShape::Wsd { .. }) { decay_steps } else { num_steps - 1 - warmup_steps };
                 let largest = rise.max(PI / 2.0 * (PEAK - MIN) / fall_steps as f64) + ROUNDING;

@@ -64,11 +64,12 @@ pub struct LossValue {
 /// Routing statistics of the MoE layers, merged over batches.
 pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
 
-/// Gradients of one update on `micro_batches`, averaged over them and clipped, and what was measured on the way.
-/// [`crate::optimizer::AdamW::update`] makes the update, which cannot fail.
+/// Gradients of one update on `micro_batches`, averaged over them and clipped, and what was
+/// measured on the way. [`crate::optimizer::AdamW::update`] makes the update, which cannot fail.
 ///
 /// # Errors
-/// [`TrainError::NonFiniteLoss`], [`TrainError::NonFiniteGradient`], or [`TrainError::Device`] if it cannot be read.
+/// [`TrainError::NonFiniteLoss`], [`TrainError::NonFiniteGradient`], or [`TrainError::Device`] if
+/// it cannot be read.
 pub fn step_gradients(
     model: &Transformer,
     micro_batches: Vec<TokenBatch>,

@@ -7,23 +7,23 @@ use switchyard_kernels::ThreadProducts;
 
 use crate::readings::{DeviceReadError, read_scalar};
 
-/// Rows, inner size and columns of the products tried, the cheapest first: square ones, and a tall one that reads
-/// its right factor from the cache.
+/// Rows, inner size and columns of the products tried, the cheapest first: square ones, and a tall
+/// one that reads its right factor from the cache.
 const SHAPES_MKN: [[usize; 3]; 3] = [[768, 768, 768], [2048, 1024, 256], [1024, 1024, 1024]];
 const MAX_SECS: f64 = 0.3;
 
-/// Bytes that [`measure_matmul_peak_flops`] holds at a time on the CPU: whatever the number of threads, and for each thread.
-/// Both kinds of product have factors of their own; the one that is shared by all threads has a result too, which is gone
-/// before the next one.
+/// Bytes that [`measure_matmul_peak_flops`] holds at a time on the CPU: whatever the number of
+/// threads, and for each thread. Both kinds of product have factors of their own; the one that is
+/// shared by all threads has a result too, which is gone before the next one.
 pub(crate) fn probe_bytes() -> (u64, u64) {
     let bytes = |elements: usize| 4 * elements as u64;
     let factors = SHAPES_MKN.iter().map(|[m, k, n]| bytes(2 * (m * k + k * n))).sum();
     (factors, SHAPES_MKN.iter().map(|[m, _, n]| bytes(m * n)).sum())
 }
 
-/// Highest f32 rate seen in 0.3 seconds of matrix products, in FLOP/s: the peak that model FLOP utilisation
-/// (MFU, arXiv:2204.02311, appendix B) is stated against. On the CPU the better of burn's product, shared by all threads,
-/// and of one single-threaded product on each of them.
+/// Highest f32 rate seen in 0.3 seconds of matrix products, in FLOP/s: the peak that model FLOP
+/// utilisation (MFU, arXiv:2204.02311, appendix B) is stated against. On the CPU the better of
+/// burn's product, shared by all threads, and of one single-threaded product on each of them.
 ///
 /// # Errors
 /// [`DeviceReadError`] if the device cannot be read.
@@ -52,8 +52,9 @@ impl MatmulCeiling {
         }
         let deadline = Instant::now() + Duration::from_secs_f64(MAX_SECS);
         let (mut fastest, mut peak_flops) = (0, 0.0);
-        // A candidate's first product pays for page faults and, on a GPU, for compilation: the best leaves it out. A process that
-        // was held up past the deadline still has one product to state a rate of.
+        // A candidate's first product pays for page faults and, on a GPU, for compilation: the best
+        // leaves it out. A process that was held up past the deadline still has one product to
+        // state a rate of.
         while peak_flops == 0.0 || Instant::now() < deadline {
             for (index, candidate) in candidates.iter_mut().enumerate() {
                 let started = Instant::now();

@@ -47,12 +47,13 @@ pub struct RunSummary {
     pub out: PathBuf,
     /// `run.json` as it stands.
     pub manifest: RunManifest,
-    /// What the validation loss is a loss on; `None` if the run had finished before and its data was not looked at.
+    /// What the validation loss is a loss on; `None` if the run had finished before and its data
+    /// was not looked at.
     pub validation: Option<SplitManifest>,
 }
 
-/// Train until all steps are done, the validation loss stops falling, or the user interrupts. What happened is in the
-/// run folder whichever way it ends, an error included.
+/// Train until all steps are done, the validation loss stops falling, or the user interrupts. What
+/// happened is in the run folder whichever way it ends, an error included.
 ///
 /// # Errors
 /// [`TrainError`]; everything up to the last checkpoint is on disk.
@@ -83,7 +84,8 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let TrainRequest { config, plan, out, mode, .. } = request;
     let device = device::select(&config.device)?;
     check_memory(config, plan)?;
-    // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite` deletes nothing.
+    // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite`
+    // deletes nothing.
     RunFolder::check(out, *mode)?;
     if *mode == OpenMode::Resume
         && let Some(manifest) = finished_already(out, config, plan)?
@@ -97,7 +99,8 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let dataset = prepared_data(request)?;
     let validation = Some(dataset.manifest.validation.clone());
     let summary = |manifest| RunSummary { out: out.clone(), manifest, validation };
-    // So does all else that takes time: between the folder and its `run.json` a kill would leave one without the other.
+    // So does all else that takes time: between the folder and its `run.json` a kill would leave
+    // one without the other.
     let fresh = new_manifest(request, &dataset);
     let folder = RunFolder::create(out, *mode)?;
     if *mode != OpenMode::Resume {
@@ -124,7 +127,8 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     conclude(outcome, run.into_manifest(), &folder).map(summary)
 }
 
-/// Removes what a process or the power left half-done around a run that has finished, unless somebody is at work in it.
+/// Removes what a process or the power left half-done around a run that has finished, unless
+/// somebody is at work in it.
 fn tidy_up(out: &Path) {
     // Nothing depends on it.
     if let Ok(folder) = RunFolder::create(out, OpenMode::Resume) {
@@ -177,7 +181,8 @@ fn new_manifest(request: &TrainRequest, dataset: &Dataset) -> RunManifest {
     RunManifest { data_key, ..RunManifest::starting(config, plan, *seed, device) }
 }
 
-/// `run.json` at the start of this process: `fresh`, or the one of the run that goes on from a checkpoint.
+/// `run.json` at the start of this process: `fresh`, or the one of the run that goes on from a
+/// checkpoint.
 fn manifest_of(
     fresh: &RunManifest,
     request: &TrainRequest,

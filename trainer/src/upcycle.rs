@@ -1,8 +1,9 @@
 //! Upcycling: a trained dense model becomes the beginning of a mixture of experts.
 //!
-//! Attention, norms, embedding and head are carried over as they are; every feed-forward block that the configuration
-//! makes a mixture is turned into experts by one of three methods, and its router starts at random. The result is a run
-//! folder with a checkpoint of step 0, from which training goes on with a fresh optimizer and schedule.
+//! Attention, norms, embedding and head are carried over as they are; every feed-forward block that
+//! the configuration makes a mixture is turned into experts by one of three methods, and its router
+//! starts at random. The result is a run folder with a checkpoint of step 0, from which training
+//! goes on with a fresh optimizer and schedule.
 
 mod check;
 mod run;
@@ -24,12 +25,13 @@ pub use run::{UpcycleRequest, UpcycleSummary, upcycle};
 pub enum UpcycleMethod {
     /// Every expert is the dense block (Sparse Upcycling, arXiv:2212.05055, section 3).
     Copy,
-    /// The dense block is cut along its hidden width into parts, each an expert, as often as there are experts for. The
-    /// parts of one copy share their gate's values, so that a token goes to whole copies at first (virtual groups,
-    /// arXiv:2410.07524, section 3.2).
+    /// The dense block is cut along its hidden width into parts, each an expert, as often as there
+    /// are experts for. The parts of one copy share their gate's values, so that a token goes to
+    /// whole copies at first (virtual groups, arXiv:2410.07524, section 3.2).
     GranularSplit,
-    /// Every expert is the dense block with a share of its hidden units drawn anew, with the mean and the deviation of
-    /// the values that they replace (Drop-Upcycling, arXiv:2502.19261, section 3.2).
+    /// Every expert is the dense block with a share of its hidden units drawn anew, with the mean
+    /// and the deviation of the values that they replace (Drop-Upcycling, arXiv:2502.19261, section
+    /// 3.2).
     Drop {
         /// Share of the hidden units, in `0..=1`; the paper's best is 0.5.
         ratio: f64,
@@ -126,8 +128,8 @@ pub fn upcycled_model(
     Ok(weights::mapped(dense, spec, settings, device))
 }
 
-/// Why the mixture does not start as the same function as the dense model, the first layer's reason; `None` if it does,
-/// up to rounding, while evaluating.
+/// Why the mixture does not start as the same function as the dense model, the first layer's
+/// reason; `None` if it does, up to rounding, while evaluating.
 pub fn deviation_from_dense(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Option<String> {
     (0..spec.num_layers()).find_map(|layer| {
         let reason = check::deviation(dense, spec, layer, method)?;

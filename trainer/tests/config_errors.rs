@@ -1,4 +1,5 @@
-//! What a mistake in a configuration reads like: one message with the place, the key, the value and what is allowed.
+//! What a mistake in a configuration reads like: one message with the place, the key, the value and
+//! what is allowed.
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 
@@ -495,7 +496,8 @@ fn the_largest_model_allowed_can_be_counted() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Cutting, repeating or replacing a piece of a file never panics, and an error always names the file.
+    /// Cutting, repeating or replacing a piece of a file never panics, and an error always names
+    /// the file.
     #[test]
     fn a_mangled_file_is_one_error_with_a_place(
         at in 0..SOUND.len(),

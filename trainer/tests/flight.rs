@@ -27,7 +27,8 @@ use switchyard_trainer::step::{StepSettings, step_gradients};
 use switchyard_trainer::train::{RunSummary, TrainRequest, train};
 use tempfile::TempDir;
 
-/// Two mixtures of four experts with a tight capacity; every alarm that a short run can raise is within reach.
+/// Two mixtures of four experts with a tight capacity; every alarm that a short run can raise is
+/// within reach.
 const TINY: &str = r#"
 name = "tiny"
 seed = 7
@@ -249,7 +250,8 @@ fn what_if_answers_the_runs_own_setting_with_what_was_recorded() {
     }
 }
 
-/// Step 6 once more, from the checkpoint of step 5, with another capacity. The first mixture reads what it read in the run.
+/// Step 6 once more, from the checkpoint of step 5, with another capacity. The first mixture reads
+/// what it read in the run.
 #[test]
 fn what_if_answers_another_capacity_as_a_rerun_of_the_step_does() {
     let folder = TempDir::new().unwrap();
@@ -311,8 +313,9 @@ fn what_if_refuses_a_router_whose_choice_the_scores_do_not_decide() {
     }
 }
 
-/// The loss is the mean square of the log-partition of what the gate said, so a column of anything else would not give it
-/// back: not of log-sigmoids, not of scores with a bias, not of a balanced assignment.
+/// The loss is the mean square of the log-partition of what the gate said, so a column of anything
+/// else would not give it back: not of log-sigmoids, not of scores with a bias, not of a balanced
+/// assignment.
 #[test]
 fn the_z_loss_comes_back_from_the_recorded_logits_of_every_gate() {
     for tables in [
@@ -354,7 +357,8 @@ fn the_z_loss_comes_back_from_the_recorded_logits_of_every_gate() {
     }
 }
 
-/// The recorded gates of sigmoid routers from their logits: shares of the chosen ones' sigmoids, or these alone, scaled.
+/// The recorded gates of sigmoid routers from their logits: shares of the chosen ones' sigmoids, or
+/// these alone, scaled.
 fn check_sigmoid_gates(rows: &[ScoreRow], tables: &str) {
     if !tables.contains("sigmoid") {
         return;
@@ -433,8 +437,8 @@ fn overwriting_a_run_deletes_its_recordings() {
     assert_eq!(read_experts(&paths.flight()).unwrap().len(), 2 * 2 * 4);
 }
 
-/// The error of a step of the tiny network whose parameter has `value` in the whole of expert 2, or in all of it
-/// if it is of no expert.
+/// The error of a step of the tiny network whose parameter has `value` in the whole of expert 2, or
+/// in all of it if it is of no expert.
 fn error_with(parameter: ParameterName, value: f32) -> TrainError {
     let plan = RunPlan::resolve(&tiny()).unwrap();
     let model = Transformer::new(&plan.model, 7, &Device::flex().autodiff());

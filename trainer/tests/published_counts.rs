@@ -18,7 +18,8 @@ struct Published {
     /// Parameters that the published model has and ours has not, for the reason beside it.
     foreign_params: u64,
     total_params: u64,
-    /// As printed, rounded or cut to one decimal; absent for a dense model, in which all are active.
+    /// As printed, rounded or cut to one decimal; absent for a dense model, in which all are
+    /// active.
     active_billions: Option<f64>,
 }
 
@@ -61,7 +62,8 @@ const PUBLISHED: [Published; 6] = [
             d_expert = 1024
             router = { top_k = 8, renormalise = false }
         "#,
-        // Its QK-norm has one scale per element of all 16 heads together, ours one per element of a head.
+        // Its QK-norm has one scale per element of all 16 heads together, ours one per element of a
+        // head.
         foreign_params: 16 * 2 * (2048 - 128),
         total_params: 6_919_161_856,
         active_billions: Some(1.3),
@@ -132,7 +134,8 @@ const PUBLISHED: [Published; 6] = [
     },
 ];
 
-/// The 12 blocks of T5-Base's encoder and the 12 of its decoder, which are ours but for what is listed below.
+/// The 12 blocks of T5-Base's encoder and the 12 of its decoder, which are ours but for what is
+/// listed below.
 const T5_BASE_BLOCKS: &str = r#"
     num_layers = 24
     d_model = 768
@@ -143,8 +146,8 @@ const T5_BASE_BLOCKS: &str = r#"
     d_ff = 3072
 "#;
 
-/// T5-Base is an encoder and a decoder: 12 cross-attentions with their norms, the encoder's own last norm, and in each
-/// half 32 relative position biases for 12 heads.
+/// T5-Base is an encoder and a decoder: 12 cross-attentions with their norms, the encoder's own
+/// last norm, and in each half 32 relative position biases for 12 heads.
 const T5_BASE_FOREIGN_PARAMS: u64 = 12 * (4 * 768 * 768 + 768) + 768 + 2 * 32 * 12;
 
 /// The counts of a `[model]` table, by way of a whole configuration and its plan.
@@ -206,8 +209,9 @@ fn active_parameters_are_the_published_ones() {
 
 #[test]
 fn switch_base_grows_with_its_experts_as_published() {
-    // arXiv:2101.03961, section 4.2, compression rates of distillation: Switch-Base, every second block sparse with one
-    // expert per token, here with the 16 to 256 experts that give the printed sizes.
+    // arXiv:2101.03961, section 4.2, compression rates of distillation: Switch-Base, every second
+    // block sparse with one expert per token, here with the 16 to 256 experts that give the printed
+    // sizes.
     for (num_experts, billions) in [(16, 1.1), (32, 2.0), (64, 3.8), (128, 7.4), (256, 14.7)] {
         let mixture = format!(
             "{T5_BASE_BLOCKS}
@@ -228,7 +232,8 @@ fn switch_base_grows_with_its_experts_as_published() {
 
 #[test]
 fn training_flops_are_six_per_active_parameter_that_multiplies() {
-    // The rule of thumb of arXiv:2001.08361, section 2.1: 6 N, and 6 * layers * d_attention * context for attention.
+    // The rule of thumb of arXiv:2001.08361, section 2.1: 6 N, and 6 * layers * d_attention *
+    // context for attention.
     let llama = counts(PUBLISHED[3].model, 32_000, 4096);
     let multiplying = llama.total_params - llama.params.embedding - llama.params.norm;
     let expected = 6.0 * multiplying as f64 + 6.0 * 32.0 * 4096.0 * 4096.0;

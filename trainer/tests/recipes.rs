@@ -194,7 +194,8 @@ fn the_shared_expert_recipe_costs_what_its_dense_counterpart_does_but_for_its_ga
 #[test]
 fn the_shakespeare_recipe_is_nanogpts_cpu_configuration() {
     let plan = plan("shakespeare-dense.toml");
-    // nanoGPT prints 0.80M parameters, positions left out, for 65 characters; 191 more bytes of width 128 make the rest.
+    // nanoGPT prints 0.80M parameters, positions left out, for 65 characters; 191 more bytes of
+    // width 128 make the rest.
     let params = plan.counts.params;
     assert_eq!(plan.counts.total_params - params.position - 191 * 128, 795_904);
     assert_eq!((plan.seq_len, plan.tokens_per_step, plan.num_steps), (64, 12 * 64, 2000));
@@ -207,7 +208,8 @@ fn benchmarks_have_the_sizes_of_the_models_they_are_compared_with() {
         let plan = plan(&format!("bench/{name}.toml"));
         (plan.counts.total_params, plan.tokens_per_step)
     };
-    // Embedding and head 2 v d, norms (2 l + 1) d, projections 4 l d d, and per layer 3 d f, or d e and e times that.
+    // Embedding and head 2 v d, norms (2 l + 1) d, projections 4 l d d, and per layer 3 d f, or d e
+    // and e times that.
     assert_eq!(size("s1-dense"), (1_115_264, 12 * 64));
     assert_eq!(size("s1-e8k2"), (3_478_656, 12 * 64));
     assert_eq!(size("s2-dense"), (8_391_936, 8 * 256));

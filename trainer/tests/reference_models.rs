@@ -1,8 +1,10 @@
 //! The Transformer against tiny Hugging Face models: logits, routing, losses and every gradient.
 //!
-//! The models and their outputs lie in `fixtures`, made by `transformers` with random weights; `meta.json` has the versions.
+//! The models and their outputs lie in `fixtures`, made by `transformers` with random weights;
+//! `meta.json` has the versions.
 //!
-//! Shape letters: t tokens, d model width, v vocabulary, e experts, k experts per token, f hidden width.
+//! Shape letters: t tokens, d model width, v vocabulary, e experts, k experts per token, f hidden
+//! width.
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 
@@ -33,12 +35,14 @@ use switchyard_trainer::loss::LossParts;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 
-/// Allowed difference, as a share of the reference tensor's largest element. Both sides compute in f32, each sum of up
-/// to 128 terms in its own order, through two layers and back: tens of roundings of 6e-8. Measured: at most 1.2e-6.
+/// Allowed difference, as a share of the reference tensor's largest element. Both sides compute in
+/// f32, each sum of up to 128 terms in its own order, through two layers and back: tens of
+/// roundings of 6e-8. Measured: at most 1.2e-6.
 const TOLERANCE: f64 = 5e-6;
 
-/// Largest element below which a tensor is judged as if it had this one. The gradient of a key bias is zero but for
-/// rounding, as it adds the same to all scores of a query; every other tensor has larger elements.
+/// Largest element below which a tensor is judged as if it had this one. The gradient of a key bias
+/// is zero but for rounding, as it adds the same to all scores of a query; every other tensor has
+/// larger elements.
 const SMALLEST_SCALE: f64 = 1e-2;
 
 #[test]
@@ -407,8 +411,9 @@ impl Reference {
             self.check_routing(layer, routing);
         }
 
-        // The reference balances all layers as if they were one, and counts each token k times: its loss is not a
-        // function of our layers' losses, but it is k times ours of all the layers' probabilities and counts together.
+        // The reference balances all layers as if they were one, and counts each token k times: its
+        // loss is not a function of our layers' losses, but it is k times ours of all the layers'
+        // probabilities and counts together.
         let weight = router.load_balancing_weight.unwrap();
         let logits =
             Tensor::cat(routings.iter().map(|routing| routing.logits_te.clone().unwrap()).collect(), 0);
@@ -485,7 +490,8 @@ impl Reference {
         }
     }
 
-    /// Each layer's counts and load-balancing loss, as its equation gives them from the reference's routing.
+    /// Each layer's counts and load-balancing loss, as its equation gives them from the reference's
+    /// routing.
     fn check_layer_balance(&self, model: &Transformer, num_experts: usize) {
         let output = model.forward(&self.input(), Pass::training(StepNoise::new(0, 0, 0)));
         assert_eq!(output.moe_layers.len(), model.spec().num_layers());
@@ -524,8 +530,8 @@ impl Reference {
     }
 }
 
-/// The blocks of a [`Transformer`] taken apart, as that does not return what its routers compute. The fields have its
-/// fields' names, so that the same weights fill both.
+/// The blocks of a [`Transformer`] taken apart, as that does not return what its routers compute.
+/// The fields have its fields' names, so that the same weights fill both.
 #[derive(Module, Debug)]
 struct OpenTransformer {
     embedding: Embedding,

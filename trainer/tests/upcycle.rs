@@ -1,4 +1,5 @@
-//! What upcycling promises: the function where it is kept, the differences where they are made, and clear refusals.
+//! What upcycling promises: the function where it is kept, the differences where they are made, and
+//! clear refusals.
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 

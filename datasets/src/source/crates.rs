@@ -1,7 +1,9 @@
-//! The default corpus: Rust code and documentation that every machine which built Switchyard already holds.
+//! The default corpus: Rust code and documentation that every machine which built Switchyard
+//! already holds.
 //!
-//! cargo leaves the archive of each dependency in its cache; the lockfile, compiled in here, pins each by
-//! sha256. So the corpus is the same everywhere, needs no download and redistributes nothing.
+//! cargo leaves the archive of each dependency in its cache; the lockfile, compiled in here, pins
+//! each by sha256. So the corpus is the same everywhere, needs no download and redistributes
+//! nothing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
@@ -27,10 +29,11 @@ const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
 
 /// The crates that make up the corpus; the index is the domain.
 ///
-/// Chosen from what `cargo tree -p switchyard -e normal,build` lists alike for Linux, macOS and Windows with
-/// default features, so that a plain `cargo build` on any of them fetches every one. Each occurs in one version
-/// only, so its name picks one archive. Left out: crates that are mostly tables or bindings. Together about 23 MB in 2,100
-/// files; `cargo test -p switchyard-datasets --test crates_corpus` prints the numbers of the present
+/// Chosen from what `cargo tree -p switchyard -e normal,build` lists alike for Linux, macOS and
+/// Windows with default features, so that a plain `cargo build` on any of them fetches every one.
+/// Each occurs in one version only, so its name picks one archive. Left out: crates that are mostly
+/// tables or bindings. Together about 23 MB in 2,100 files;
+/// `cargo test -p switchyard-datasets --test crates_corpus` prints the numbers of the present
 /// lockfile.
 pub(super) const CRATE_NAMES: [&str; 50] = [
     "aho-corasick",
@@ -145,7 +148,8 @@ impl CratesSource {
         format!("source and documentation of {} crates{limit}", self.archives.len())
     }
 
-    /// Documents ordered by crate name and path inside the archive; of several with the same content, the first.
+    /// Documents ordered by crate name and path inside the archive; of several with the same
+    /// content, the first.
     pub(super) fn for_each(&self, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
         let paths = self.locate()?;
         let kept = match self.max_bytes {
@@ -197,13 +201,14 @@ impl CratesSource {
         })
     }
 
-    /// Hashes of the documents that fit into `max_bytes`. Taken in the order of their hashes read backwards, which is
-    /// unrelated to crate and path, so that each crate keeps about its share.
+    /// Hashes of the documents that fit into `max_bytes`. Taken in the order of their hashes read
+    /// backwards, which is unrelated to crate and path, so that each crate keeps about its share.
     fn choose(&self, paths: &[PathBuf], max_bytes: u64) -> Result<HashSet<[u8; 32]>, DatasetError> {
         let mut bytes_by_hash = BTreeMap::new();
         for (archive, path) in self.archives.iter().zip(paths) {
             for document in read_archive(archive, path)? {
-                // Backwards, because the split looks at the front: the smallest hashes are all validation.
+                // Backwards, because the split looks at the front: the smallest hashes are all
+                // validation.
                 let mut backwards = document.hash();
                 backwards.reverse();
                 bytes_by_hash.insert(backwards, document.len());

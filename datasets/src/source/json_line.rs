@@ -1,6 +1,7 @@
 //! The text in one line of a `.jsonl` file.
 //!
-//! Of the object in the line only the asked field is read; whatever else it holds has to be JSON, as Python writes it.
+//! Of the object in the line only the asked field is read; whatever else it holds has to be JSON,
+//! as Python writes it.
 
 use std::fmt;
 
@@ -14,8 +15,8 @@ use super::file_kind::guess_encoding;
 const MAX_SHOWN_CHARS: usize = 80;
 const MAX_SHOWN_FIELDS: usize = 8;
 
-/// The string under `key` in the JSON object `line`, or what is wrong with the line. `a.b` is the field of that name, or
-/// else field `b` of the object under `a`.
+/// The string under `key` in the JSON object `line`, or what is wrong with the line. `a.b` is the
+/// field of that name, or else field `b` of the object under `a`.
 pub(super) fn text_of_line(line: &[u8], key: &str) -> Result<String, String> {
     if !line.trim_ascii_start().starts_with(b"{") {
         let start = String::from_utf8_lossy(&line[..line.len().min(4 * MAX_SHOWN_CHARS)]).into_owned();
@@ -202,7 +203,8 @@ impl<'de> Visitor<'de> for Lookup<'_> {
     }
 }
 
-/// `line` with `null` for the numbers that Python's `json` writes and JSON does not have; `None` if it has none of them.
+/// `line` with `null` for the numbers that Python's `json` writes and JSON does not have; `None` if
+/// it has none of them.
 fn with_null_for_python_numbers(line: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::with_capacity(line.len());
     let (mut rest, mut in_string, mut is_changed) = (line, false, false);

@@ -1,4 +1,5 @@
-//! Where documents come from: one file per source, each yielding its documents in an order that never changes.
+//! Where documents come from: one file per source, each yielding its documents in an order that
+//! never changes.
 
 mod crates;
 mod file_kind;

@@ -1,18 +1,21 @@
-//! A generated mixture of hidden domains whose entropy is known: the controlled corpus for routing experiments.
+//! A generated mixture of hidden domains whose entropy is known: the controlled corpus for routing
+//! experiments.
 //!
-//! Each domain is a Markov chain over the symbols `1..vocab_size`: every symbol has `branching` possible
-//! successors with weights drawn uniformly from the simplex (a flat Dirichlet). A document draws its domain and its
-//! first symbol uniformly; before each further token it ends with probability `p = 1 / (document_tokens - 1)`, which
-//! emits the end mark 0, so that its length is `1 + Geometric(p)`, `document_tokens` on average.
+//! Each domain is a Markov chain over the symbols `1..vocab_size`: every symbol has `branching`
+//! possible successors with weights drawn uniformly from the simplex (a flat Dirichlet). A document
+//! draws its domain and its first symbol uniformly; before each further token it ends with
+//! probability `p = 1 / (document_tokens - 1)`, which emits the end mark 0, so that its length is
+//! `1 + Geometric(p)`, `document_tokens` on average.
 //!
 //! # The floor
-//! [`SyntheticSource::entropy_floor_nats`] is the expected cross-entropy per token of a predictor that knows the
-//! chains and the domain: `ln(vocab_size - 1)` for a first symbol, `H(p) + (1 - p) H(successors of the symbol)` for
-//! every other token, averaged over the visits that documents pay to symbols. It is exact for the process; a finite
-//! sample differs by sampling noise. A predictor that must infer the domain from the context pays at most
-//! `ln(num_domains)` nats more per document (the information that the document holds about its domain), which is
-//! [`SyntheticSource::domain_uncertainty_nats`] per token. So the best reachable loss with unbounded context lies
-//! between the floor and the floor plus that number.
+//! [`SyntheticSource::entropy_floor_nats`] is the expected cross-entropy per token of a predictor
+//! that knows the chains and the domain: `ln(vocab_size - 1)` for a first symbol,
+//! `H(p) + (1 - p) H(successors of the symbol)` for every other token, averaged over the visits
+//! that documents pay to symbols. It is exact for the process; a finite sample differs by sampling
+//! noise. A predictor that must infer the domain from the context pays at most `ln(num_domains)`
+//! nats more per document (the information that the document holds about its domain), which is
+//! [`SyntheticSource::domain_uncertainty_nats`] per token. So the best reachable loss with
+//! unbounded context lies between the floor and the floor plus that number.
 
 use std::collections::HashSet;
 
@@ -58,7 +61,8 @@ impl SyntheticSource {
         let mut branches = Vec::with_capacity(num_rows * config.branching);
         for _ in 0..num_rows {
             let successors = distinct_symbols(&mut rng, config.branching, config.vocab_size);
-            // The gaps between sorted uniform points are a flat Dirichlet draw, without floating point.
+            // The gaps between sorted uniform points are a flat Dirichlet draw, without floating
+            // point.
             let mut ends: Vec<u64> = (1..config.branching).map(|_| u64::from(rng.next_u32())).collect();
             ends.sort_unstable();
             ends.push(WEIGHT_ONE);
@@ -118,7 +122,8 @@ impl SyntheticSource {
         WEIGHT_ONE / (self.config.document_tokens as u64 - 1)
     }
 
-    /// Expected cross-entropy per token, in nats, if chains and domain are known; see the module's documentation.
+    /// Expected cross-entropy per token, in nats, if chains and domain are known; see the module's
+    /// documentation.
     pub(crate) fn entropy_floor_nats(&self) -> f64 {
         let end = self.end_weight() as f64 / WEIGHT_ONE as f64;
         let per_domain = |domain| {
@@ -138,7 +143,8 @@ impl SyntheticSource {
         (self.config.num_domains as f64).ln() / self.config.document_tokens as f64
     }
 
-    /// How often a document of `domain` visits each symbol: the solution `n` of `n = u + (1 - p) n T`.
+    /// How often a document of `domain` visits each symbol: the solution `n` of
+    /// `n = u + (1 - p) n T`.
     fn expected_visits(&self, domain: usize, end: f64) -> Vec<f64> {
         let vocab_size = self.config.vocab_size;
         let mut arriving = vec![1.0 / (vocab_size - 1) as f64; vocab_size];
@@ -156,8 +162,8 @@ impl SyntheticSource {
                 break;
             }
         }
-        // The distribution no longer moves, or circles (a periodic chain): the mean of the visits so far stands
-        // for all that are left, a geometric series.
+        // The distribution no longer moves, or circles (a periodic chain): the mean of the visits
+        // so far stands for all that are left, a geometric series.
         let left = mass * (1.0 - end) / end;
         let is_settled =
             self.step(domain, 1.0, &arriving).iter().zip(&arriving).all(|(a, b)| (a - b).abs() < 1e-9);
@@ -266,8 +272,9 @@ mod tests {
         }
         let empirical = nats / num_tokens;
         let floor = SyntheticSource::new(&config).entropy_floor_nats();
-        // Standard error: per-token surprisal has a deviation of about 1 nat over 240,000 tokens, correlated
-        // within the 20,000 documents; plus a plug-in bias of (3 * 23 contexts * 3) / (2 * 240,000) = 0.0004.
+        // Standard error: per-token surprisal has a deviation of about 1 nat over 240,000 tokens,
+        // correlated within the 20,000 documents; plus a plug-in bias of (3 * 23 contexts * 3) /
+        // (2 * 240,000) = 0.0004.
         assert!((empirical - floor).abs() < 0.012, "{empirical} against {floor}");
     }
 

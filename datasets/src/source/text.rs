@@ -43,7 +43,8 @@ pub(crate) struct TextSource {
 impl TextSource {
     /// The file at `config.path`, or all text files below that folder.
     ///
-    /// A domain is what stands directly below the folder: a file, or a folder with all that is in it.
+    /// A domain is what stands directly below the folder: a file, or a folder with all that is in
+    /// it.
     pub(crate) fn open(config: &TextConfig, progress: &Progress) -> Result<Self, DatasetError> {
         let root = &config.path;
         let mut source = Self {
@@ -95,7 +96,8 @@ impl TextSource {
         }
     }
 
-    /// Feeds the files' paths below the root and their contents: a file that changed is another corpus.
+    /// Feeds the files' paths below the root and their contents: a file that changed is another
+    /// corpus.
     pub(super) fn identify(&self, hasher: &mut Sha256, progress: &Progress) -> Result<(), DatasetError> {
         // The limit only decides whether there is a corpus.
         let TextConfig { path: root, jsonl_key, on_bad_line, separator, max_document_bytes: _ } =
@@ -111,8 +113,9 @@ impl TextSource {
         }
         for TextFile { found: Found { path, format, compression }, .. } in &self.files {
             let relative = path.strip_prefix(root).unwrap_or(path);
-            // The kind decides how the bytes are read; a file's own name, on the other hand, changes nothing. Of a name
-            // that is not UTF-8 this format escapes the bytes, so that no two names are alike.
+            // The kind decides how the bytes are read; a file's own name, on the other hand,
+            // changes nothing. Of a name that is not UTF-8 this format escapes the bytes, so that
+            // no two names are alike.
             hasher.update(format!("{relative:?} {format:?} {compression:?}\n"));
             hasher.update(sha256_of_file(path, progress)?);
         }
@@ -266,7 +269,8 @@ impl<'a> DocumentReader<'a> {
         Ok(())
     }
 
-    /// The record as text, without its first `mark_len` bytes; `offset` is where it begins in the file.
+    /// The record as text, without its first `mark_len` bytes; `offset` is where it begins in the
+    /// file.
     fn take_text(&mut self, mark_len: usize, offset: u64) -> Result<String, DatasetError> {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.drain(..mark_len);

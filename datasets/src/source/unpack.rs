@@ -17,8 +17,8 @@ const BUFFER_BYTES: usize = 1 << 16;
 /// Records from this size on get their room at once.
 const LARGE_RECORD_BYTES: usize = 64 << 20;
 
-/// The longest window that the format of zstd's command line allows, as a power of two: 2 GiB. The decoder keeps
-/// that much of what it has unpacked, and no more.
+/// The longest window that the format of zstd's command line allows, as a power of two: 2 GiB. The
+/// decoder keeps that much of what it has unpacked, and no more.
 const MAX_ZSTD_WINDOW_LOG: u32 = 31;
 /// Windows up to this size need no mention: every decoder accepts them.
 const COMMON_ZSTD_WINDOW_BYTES: u64 = 128 << 20;
@@ -81,7 +81,8 @@ impl<'a> Unpacked<'a> {
         }
     }
 
-    /// What an error of the reader means: the file cannot be read, or what is in it cannot be unpacked.
+    /// What an error of the reader means: the file cannot be read, or what is in it cannot be
+    /// unpacked.
     fn read_error(&self, error: io::Error) -> DatasetError {
         let name = match self.compression {
             Compression::Zstd => "zstd",
@@ -101,7 +102,8 @@ impl<'a> Unpacked<'a> {
     }
 }
 
-/// Size of the window that the first frame of the zstd file at `path` asks for, where that is more than usual.
+/// Size of the window that the first frame of the zstd file at `path` asks for, where that is more
+/// than usual.
 pub(super) fn long_zstd_window(path: &Path) -> Option<u64> {
     let mut header = [0; 6];
     regular_file::open(path).and_then(|mut file| file.read_exact(&mut header)).ok()?;
@@ -114,7 +116,8 @@ pub(super) fn long_zstd_window(path: &Path) -> Option<u64> {
     (window > COMMON_ZSTD_WINDOW_BYTES).then_some(window)
 }
 
-/// All members of a gzip file, one after the other. Zeros after the last, which tapes and some disks leave, are no member.
+/// All members of a gzip file, one after the other. Zeros after the last, which tapes and some
+/// disks leave, are no member.
 struct GzipMembers {
     /// None at the end.
     member: Option<GzDecoder<BufReader<File>>>,
@@ -181,9 +184,11 @@ pub(super) enum RecordEnd {
     Memory,
 }
 
-/// Adds to `record` what `reader` has at hand, up to a `delimiter`; returns how the record ended, if it did.
+/// Adds to `record` what `reader` has at hand, up to a `delimiter`; returns how the record ended,
+/// if it did.
 ///
-/// Memory is asked for as bytes arrive and never beyond `max_bytes`, so that a small file cannot fill it.
+/// Memory is asked for as bytes arrive and never beyond `max_bytes`, so that a small file cannot
+/// fill it.
 fn read_on(
     reader: &mut dyn BufRead,
     delimiter: Option<&[u8]>,
@@ -220,8 +225,9 @@ fn read_on(
     }
 }
 
-/// Makes room for `additional` bytes: twice as much as before, though never more than `max_len`; for a large record all that
-/// it may need. What is not written to takes no memory, while each move of a large record takes its size once more.
+/// Makes room for `additional` bytes: twice as much as before, though never more than `max_len`;
+/// for a large record all that it may need. What is not written to takes no memory, while each move
+/// of a large record takes its size once more.
 fn grow(record: &mut Vec<u8>, additional: usize, max_len: usize) -> Result<(), TryReserveError> {
     let needed = record.len() + additional;
     if needed <= record.capacity() {

@@ -21,9 +21,10 @@ pub(super) struct Found {
 
 /// The text files below `root`, ordered by path, component by component.
 ///
-/// What lies in the folder itself comes first; then links are followed, in the order of their paths, to whatever has
-/// not been reached before. So a circle of links ends, a file is read once however many links lead to it, and no
-/// link takes the place of the real file. Links may lead out of the folder: corpora are made of them.
+/// What lies in the folder itself comes first; then links are followed, in the order of their
+/// paths, to whatever has not been reached before. So a circle of links ends, a file is read once
+/// however many links lead to it, and no link takes the place of the real file. Links may lead out
+/// of the folder: corpora are made of them.
 ///
 /// # Errors
 /// If a folder cannot be listed or an entry cannot be looked at.

@@ -76,7 +76,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The file of an input that holds its configuration, in which `@` stands for the folder of its files.
+    /// The file of an input that holds its configuration, in which `@` stands for the folder of its
+    /// files.
     pub(crate) const CONFIG: &str = "data.toml";
 
     pub(crate) fn new(folder: &Path) -> Self {
@@ -128,7 +129,8 @@ fn tokens(dataset: &Dataset) -> Vec<Vec<i32>> {
         .into()
 }
 
-/// Prepared folders; the first file of an input, `how`, says which, and whether its checksums were made to fit.
+/// Prepared folders; the first file of an input, `how`, says which, and whether its checksums were
+/// made to fit.
 struct Cache {
     corpora: Vec<Prepared>,
     json: JsonSeeds,

@@ -30,7 +30,8 @@ impl TextSeeds {
         Self { seeds, lines }
     }
 
-    /// Some lines, each JSON and most with a text under `key`, a few of them changed, the whole sometimes damaged.
+    /// Some lines, each JSON and most with a text under `key`, a few of them changed, the whole
+    /// sometimes damaged.
     fn lines(&self, key: Option<&str>, random: &mut Random) -> Vec<u8> {
         let path = format!("/{}", key.unwrap_or("text").replace('.', "/"));
         let mut text = String::new();

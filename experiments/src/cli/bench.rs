@@ -17,10 +17,11 @@ process. On a busy machine compare ratios within one run only.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Time training steps (forward, backward, clipping, AdamW) and forward passes of a configuration
+    /// Time training steps (forward, backward, clipping, AdamW) and forward passes of a
+    /// configuration
     Step(BenchStepArgs),
-    /// Time one feed-forward layer, dense or a mixture, described by a small file of its own; a mixture takes turns with
-    /// the dense layer of equal active FLOPs
+    /// Time one feed-forward layer, dense or a mixture, described by a small file of its own; a
+    /// mixture takes turns with the dense layer of equal active FLOPs
     Layer(BenchLayerArgs),
 }
 
@@ -28,8 +29,8 @@ pub(crate) enum BenchCommand {
 pub(crate) struct BenchStepArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Another configuration, changed by --set too, whose steps take turns with these: the ratio is right on a machine
-    /// that changes its speed
+    /// Another configuration, changed by --set too, whose steps take turns with these: the ratio is
+    /// right on a machine that changes its speed
     #[arg(long, value_name = "FILE")]
     pub(crate) against: Option<PathBuf>,
     #[command(flatten)]

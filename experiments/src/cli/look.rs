@@ -1,4 +1,5 @@
-//! Arguments of the commands that look at runs: `inspect`, `runs`, `diff`, `watch`, `replay`, `bisect` and `whatif`.
+//! Arguments of the commands that look at runs: `inspect`, `runs`, `diff`, `watch`, `replay`,
+//! `bisect` and `whatif`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,7 +34,8 @@ pub(crate) struct RunsArgs {
     /// Folder whose run folders are listed, at any depth
     #[arg(default_value = "runs")]
     pub(crate) folder: PathBuf,
-    /// Only runs with KEY=VALUE, KEY<VALUE, KEY>VALUE or, as a part of the text, KEY~TEXT; repeatable
+    /// Only runs with KEY=VALUE, KEY<VALUE, KEY>VALUE or, as a part of the text, KEY~TEXT;
+    /// repeatable
     #[arg(long = "filter", value_name = "CONDITION")]
     pub(crate) filters: Vec<String>,
     /// Sort by this key [default: started_at]
@@ -90,7 +92,8 @@ pub(crate) struct WatchArgs {
     /// Print one frame and end
     #[arg(long)]
     pub(crate) once: bool,
-    /// Serve a page for a browser on this machine instead, until Ctrl-C [default port: any free one]
+    /// Serve a page for a browser on this machine instead, until Ctrl-C [default port: any free
+    /// one]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["every", "once"])]
     pub(crate) serve: Option<u16>,
 }
@@ -117,7 +120,8 @@ pub(crate) struct ReplayArgs {
     /// Step to repeat, counted from 1
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) step: u64,
-    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads; repeatable
+    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads;
+    /// repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Device [default: the run's]; another one than the run's gives other last bits

@@ -1,4 +1,5 @@
-//! Arguments of the commands that make and use a model: `train`, `upcycle`, `eval`, `generate`, `plan` and `data`.
+//! Arguments of the commands that make and use a model: `train`, `upcycle`, `eval`, `generate`,
+//! `plan` and `data`.
 
 use std::path::PathBuf;
 
@@ -47,7 +48,8 @@ pub(crate) struct UpcycleArgs {
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Run folder to begin [default: runs/NAME-HASH, after the name and a hash of the configuration]
+    /// Run folder to begin [default: runs/NAME-HASH, after the name and a hash of the
+    /// configuration]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Delete the run in the run folder first
@@ -88,13 +90,15 @@ Examples:
 pub(crate) struct EvalArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
-    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads; repeatable
+    /// Say where the run's data lies now, such as data.text.path=PATH, or change device or threads;
+    /// repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Evaluate on other data than the run's, with the model's tokenizer
     #[arg(long)]
     pub(crate) other_data: bool,
-    /// Evaluate on about this many tokens from the start of the validation split, in whole windows [default: all]
+    /// Evaluate on about this many tokens from the start of the validation split, in whole windows
+    /// [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
     /// Device [default: the run's]
@@ -109,7 +113,8 @@ pub(crate) struct EvalArgs {
 pub(crate) struct GenerateArgs {
     /// Run folder or checkpoint folder
     pub(crate) path: PathBuf,
-    /// Change where the model computes: device or threads; repeatable. Paths of data are taken too, and not read
+    /// Change where the model computes: device or threads; repeatable. Paths of data are taken too,
+    /// and not read
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Text to continue [default: a line break, or the end-of-document mark of ids]
@@ -130,7 +135,8 @@ pub(crate) struct GenerateArgs {
     /// Seed of the choice of tokens
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
-    /// How experts that choose their tokens are replaced, since they need the later ones [default: the run's]
+    /// How experts that choose their tokens are replaced, since they need the later ones [default:
+    /// the run's]
     #[arg(long, value_name = "RULE")]
     pub(crate) routing: Option<RoutingArg>,
     /// Device [default: the run's]

@@ -1,5 +1,5 @@
-//! Arguments of the commands that weigh sparse against dense over many runs: `compare`, `sweep`, `fit` and `report`; and of
-//! `verify`, which proves that with one expert the two are the same.
+//! Arguments of the commands that weigh sparse against dense over many runs: `compare`, `sweep`,
+//! `fit` and `report`; and of `verify`, which proves that with one expert the two are the same.
 
 use std::path::PathBuf;
 
@@ -32,8 +32,8 @@ pub(crate) struct CompareArgs {
     /// Change a key in every configuration; repeatable. A study has its own `set`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Do the I-th of N parts of a study's runs, such as 2/8; the others in other processes or on other machines that share
-    /// the folder
+    /// Do the I-th of N parts of a study's runs, such as 2/8; the others in other processes or on
+    /// other machines that share the folder
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub(crate) shard: Shard,
     /// Plan a study, time a few steps, and run nothing
@@ -61,8 +61,9 @@ pub(crate) struct SweepArgs {
     /// Folder for the runs and the result [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Do the I-th of N parts of each round, such as 2/8; the others in other processes or on other machines that share the
-    /// folder. Every part waits for the others after each round, and does what nobody is doing
+    /// Do the I-th of N parts of each round, such as 2/8; the others in other processes or on other
+    /// machines that share the folder. Every part waits for the others after each round, and does
+    /// what nobody is doing
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub(crate) shard: Shard,
     /// Plan the sweep, time a few steps of the first candidate, and run nothing

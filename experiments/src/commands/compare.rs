@@ -49,7 +49,8 @@ pub(super) fn run(args: &CompareArgs, interruption: &Interruption) -> Result<(),
         ));
     }
     let stop = interruption.watch("stopping after this step, with a checkpoint")?;
-    // Every configuration is read before the first one trains: a mistake in the last must not cost the first's hours.
+    // Every configuration is read before the first one trains: a mistake in the last must not cost
+    // the first's hours.
     let plans = args.arms.iter().map(|path| ArmPlan::new(path, args)).collect::<Result<Vec<_>, _>>()?;
     let mut folders = Vec::new();
     for plan in plans {
@@ -149,8 +150,9 @@ impl ArmPlan {
     }
 }
 
-/// The right to train in the run folder `out`, which one comparison has at a time: of two that start at once, the second must
-/// not meet the half-made folder of the first. `None` if another has it.
+/// The right to train in the run folder `out`, which one comparison has at a time: of two that
+/// start at once, the second must not meet the half-made folder of the first. `None` if another has
+/// it.
 fn claim(out: &Path) -> Result<Option<LockFile>, Failure> {
     let (parent, name) = (out.parent().unwrap_or(Path::new(".")), out.file_name().unwrap_or_default());
     let path = parent.join(format!(".{}.lock", name.to_string_lossy()));
@@ -160,15 +162,16 @@ fn claim(out: &Path) -> Result<Option<LockFile>, Failure> {
         .map_err(Failure::Fault)
 }
 
-/// The folder of the run that `request` asks for, trained now unless it is finished; `None` if a process without a claim is
-/// training in it.
+/// The folder of the run that `request` asks for, trained now unless it is finished; `None` if a
+/// process without a claim is training in it.
 fn train_claimed(request: &TrainRequest, stop: &Arc<AtomicBool>) -> Result<Option<PathBuf>, Failure> {
     let TrainRequest { config, out, .. } = request;
     let paths = RunPaths::new(out);
     let reading = paths.manifest().is_file().then(|| paths.read()).transpose()?;
     let mode = match &reading {
         Some(reading) if reading.manifest.status == RunStatus::Finished => {
-            // The folder is named after the configuration that began it, and a resumed run may have gone on to another.
+            // The folder is named after the configuration that began it, and a resumed run may have
+            // gone on to another.
             if let Err(difference) = check_asked_for(&reading.manifest, config) {
                 return Err(Failure::Mistake(format!(
                     "{}: the run that has finished there is not what `{}` asks for: {difference}. Name that folder to compare \
@@ -216,7 +219,8 @@ fn name_of(manifest: &RunManifest) -> String {
     manifest.config["name"].as_str().unwrap_or("run").to_string()
 }
 
-/// The comparison beside the runs, under the names of its arms; a later comparison of the same runs replaces it.
+/// The comparison beside the runs, under the names of its arms; a later comparison of the same runs
+/// replaces it.
 fn save(out: &Path, arms: &[Arm], comparison: &Comparison) -> Result<(), Failure> {
     let folder = comparison_folder(out, arms, comparison);
     let mut files =
@@ -236,7 +240,8 @@ fn save(out: &Path, arms: &[Arm], comparison: &Comparison) -> Result<(), Failure
     Ok(())
 }
 
-/// Where the comparison of these runs goes: a folder named after them, which no comparison of other runs has.
+/// Where the comparison of these runs goes: a folder named after them, which no comparison of other
+/// runs has.
 fn comparison_folder(out: &Path, arms: &[Arm], comparison: &Comparison) -> PathBuf {
     // Names are whatever is written in `run.json`, and file systems allow 255 bytes.
     let names: Vec<String> = arms.iter().map(|arm| file_name_of(&name_of(&arm.manifest))).collect();
@@ -250,7 +255,8 @@ fn comparison_folder(out: &Path, arms: &[Arm], comparison: &Comparison) -> PathB
     out.join(format!("{name}-{}", &sha256_hex(runs.join("\n"))[..8]))
 }
 
-/// Folders of the runs whose comparison is in `folder`; `None` if it holds none, or one of an earlier version.
+/// Folders of the runs whose comparison is in `folder`; `None` if it holds none, or one of an
+/// earlier version.
 fn runs_compared_in(folder: &Path) -> Option<Vec<String>> {
     let text = regular_file::read(&folder.join("comparison.json"), MAX_COMPARISON_BYTES).ok()?;
     let comparison: Value = serde_json::from_slice(&text).ok()?;

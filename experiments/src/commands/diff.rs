@@ -55,8 +55,8 @@ fn side_of_run(path: &Path, paths: &RunPaths) -> Result<Side, Failure> {
     })
 }
 
-/// The value with the keys that have been added since it was written, at their defaults, so that an older run does not
-/// differ in them; the value as it is if it no longer is a `T`.
+/// The value with the keys that have been added since it was written, at their defaults, so that an
+/// older run does not differ in them; the value as it is if it no longer is a `T`.
 fn with_todays_defaults<T: Serialize + DeserializeOwned>(value: &Value) -> Value {
     let filled_in = serde_json::from_value::<T>(value.clone()).and_then(serde_json::to_value);
     filled_in.unwrap_or_else(|_| value.clone())

@@ -17,7 +17,8 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for path in &args.folders {
         match read_result(path)? {
-            // A study's pilots, and runs of other code or other data, lie beside those of its result.
+            // A study's pilots, and runs of other code or other data, lie beside those of its
+            // result.
             Some(result) => {
                 for run in result.arms.iter().flat_map(|arm| &arm.runs) {
                     folders.push(run_of_study(path, &run.run)?);

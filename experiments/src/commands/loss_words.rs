@@ -4,14 +4,15 @@ use switchyard_datasets::SplitManifest;
 use switchyard_trainer::metrics::perplexity_text;
 use switchyard_trainer::plan::grouped;
 
-/// `2.1234 nats per token (1.5678 bits per byte, perplexity 8.36)`; without the bytes where they are not known.
+/// `2.1234 nats per token (1.5678 bits per byte, perplexity 8.36)`; without the bytes where they
+/// are not known.
 pub(super) fn loss(nats_per_token: f64, bits_per_byte: Option<f64>) -> String {
     let bits = bits_per_byte.map(|bits| format!("{bits:.4} bits per byte, ")).unwrap_or_default();
     format!("{nats_per_token:.4} nats per token ({bits}perplexity {})", perplexity_text(nats_per_token))
 }
 
-/// `39,424 of 39,534 targets (whole windows) in 12 documents`: what an average over `num_targets` covers, of `split` in
-/// windows of `seq_len`. Documents are not named where no borders are known.
+/// `39,424 of 39,534 targets (whole windows) in 12 documents`: what an average over `num_targets`
+/// covers, of `split` in windows of `seq_len`. Documents are not named where no borders are known.
 pub(super) fn extent(num_targets: u64, seq_len: usize, split: &SplitManifest) -> String {
     let all = split.num_tokens.saturating_sub(1);
     let documents = match split.num_documents {

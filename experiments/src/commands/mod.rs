@@ -102,7 +102,8 @@ fn load_args(args: &ConfigArgs) -> Result<(LoadedConfig, RunPlan), Failure> {
 /// Print a result for machines.
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)?;
-    // JSON may hold control characters of C1 as they are, and terminals obey them; as escapes they are the same text.
+    // JSON may hold control characters of C1 as they are, and terminals obey them; as escapes they
+    // are the same text.
     let is_bad = |letter: char| letter.is_control() && letter != '\n';
     let escaped = text
         .chars()
@@ -110,7 +111,8 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print_bytes((if text.contains(is_bad) { escaped.collect() } else { text } + "\n").as_bytes())
 }
 
-/// Print a result for people: text of others in it, such as names in a run's files, reaches no terminal as it is.
+/// Print a result for people: text of others in it, such as names in a run's files, reaches no
+/// terminal as it is.
 fn print_text(text: &str) -> Result<(), Failure> {
     print_bytes(printable(text).as_bytes())
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use switchyard_ground::shell::{quoted, quoted_path};
 use switchyard_trainer::run_folder::RunPaths;
 
-/// The command that goes on with the run in `out`. The run's own configuration holds what `--set` has changed.
+/// The command that goes on with the run in `out`. The run's own configuration holds what `--set`
+/// has changed.
 pub(super) fn resume(out: &Path) -> String {
     let config = quoted_path(&RunPaths::new(out).config());
     format!("{} train {config} --out {} --resume", program(), quoted_path(out))

@@ -98,8 +98,8 @@ fn read_plain(folder: &Path) -> Result<PlainRun, Failure> {
     Ok(PlainRun { series: series_of(folder, &name, &manifest, &paths)?, manifest, data_key, asked })
 }
 
-/// The runs with arms that may be averaged: runs of one name are one arm if they differ in nothing but their seeds, and else
-/// each is an arm of its own folder's name.
+/// The runs with arms that may be averaged: runs of one name are one arm if they differ in nothing
+/// but their seeds, and else each is an arm of its own folder's name.
 fn told_apart(runs: Vec<PlainRun>) -> Vec<RunSeries> {
     let is_one_arm = |run: &PlainRun| {
         let same_name = runs.iter().filter(|other| other.series.arm == run.series.arm);

@@ -83,8 +83,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Say what will be done and what it will cost. Every run that may be needed is planned, so that a mistake in the last
-    /// candidate stops the sweep before the first has cost anything.
+    /// Say what will be done and what it will cost. Every run that may be needed is planned, so
+    /// that a mistake in the last candidate stops the sweep before the first has cost anything.
     fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
         let (sweep, num_candidates) = (&self.loaded.sweep, self.candidates.len());
         let num_same = sweep.num_written() - num_candidates;
@@ -130,14 +130,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Seconds of `run` by those of the first candidate, the only one that is measured: in proportion to the FLOPs.
+    /// Seconds of `run` by those of the first candidate, the only one that is measured: in
+    /// proportion to the FLOPs.
     fn predicted_secs(&self, forecast: &Forecast<'_>, run: &PlannedRun) -> f64 {
         let first = &self.candidates[0].arm.plan;
         forecast.run_secs(&PlannedRun { arm: 0, ..run.clone() }) * run.plan.training_flops_per_step()
             / first.training_flops_per_step()
     }
 
-    /// The runs of `members` in a round. Seeds vary slowest, so that a sweep that is stopped early has each candidate once.
+    /// The runs of `members` in a round. Seeds vary slowest, so that a sweep that is stopped early
+    /// has each candidate once.
     fn runs_of(&mut self, rung: Rung, members: &[usize]) -> Result<Vec<PlannedRun>, Failure> {
         let mut runs = Vec::new();
         for &seed in &self.loaded.sweep.seeds {
@@ -195,7 +197,8 @@ impl<'a> Session<'a> {
         Ok(Some(outcomes))
     }
 
-    /// Do this shard's part of a round and wait for the others': who goes on is decided by all of them.
+    /// Do this shard's part of a round and wait for the others': who goes on is decided by all of
+    /// them.
     fn execute(
         &self,
         runs: &[PlannedRun],

@@ -57,7 +57,8 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Looks again. The manifest comes first: a run that has ended wrote all its rows before it said so.
+    /// Looks again. The manifest comes first: a run that has ended wrote all its rows before it
+    /// said so.
     fn refresh(&mut self) -> Result<(), Failure> {
         self.reading = self.paths.read()?;
         self.read_rows()

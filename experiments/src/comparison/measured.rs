@@ -1,8 +1,8 @@
-//! What a loss is a mean over and what the model saw before each token: what two runs must share before their losses are
-//! compared.
+//! What a loss is a mean over and what the model saw before each token: what two runs must share
+//! before their losses are compared.
 //!
-//! Data is judged by its content, which a key in `run.json` stands for. A path says nothing: the file may have changed, or
-//! moved.
+//! Data is judged by its content, which a key in `run.json` stands for. A path says nothing: the
+//! file may have changed, or moved.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -49,7 +49,8 @@ impl DataRelation {
         if written.iter().any(|difference| !is_place(&difference.key)) {
             return Self::Different;
         }
-        // Generated data is what its keys say, and two files that nothing has read yet are one if their paths are.
+        // Generated data is what its keys say, and two files that nothing has read yet are one if
+        // their paths are.
         let is_generated = !flatten(a.config).keys().any(|key| is_place(key));
         if written.is_empty() && (is_generated || !(a.has_run || b.has_run)) {
             return Self::Same;
@@ -72,7 +73,8 @@ fn written_differences(a: &Measured<'_>, b: &Measured<'_>) -> Vec<Difference> {
     found
 }
 
-/// Why a difference between losses of `a` and `b` may be no difference between the models, in the order in which it matters.
+/// Why a difference between losses of `a` and `b` may be no difference between the models, in the
+/// order in which it matters.
 pub(crate) fn why_not_comparable(a: &Measured<'_>, b: &Measured<'_>) -> Vec<String> {
     let notes =
         [data(a, b), sequences(a, b), vocabularies(a, b), masks(a, b), extents(a, b), causality(a, b)];

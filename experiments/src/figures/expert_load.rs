@@ -121,7 +121,8 @@ fn draw_map(canvas: &Canvas, map: &LoadMap, top: i32) -> Result<()> {
         let (left, right) = (column_x(column, count), column_x(column + 1, count));
         for (row, &load) in (0..).zip(loads) {
             let y = top + row_height * row;
-            // One pixel into the neighbours drawn later: scaled pictures show seams between cells that only touch.
+            // One pixel into the neighbours drawn later: scaled pictures show seams between cells
+            // that only touch.
             let corner = ((right + 1).min(RIGHT), (y + row_height + 1).min(bottom));
             canvas.draw(&Rectangle::new([(left, y), corner], color_of(load).filled()))?;
         }

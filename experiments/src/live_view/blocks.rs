@@ -10,8 +10,8 @@ pub(super) fn progress_bar(share: f64, width: usize) -> String {
     format!("{}{head}{}", "=".repeat(filled), " ".repeat(width - filled - head.len()))
 }
 
-/// The values from left to right, at most `width` characters, the lowest of them at the bottom and the highest at the
-/// top. With more values than characters, each shows the mean of its share.
+/// The values from left to right, at most `width` characters, the lowest of them at the bottom and
+/// the highest at the top. With more values than characters, each shows the mean of its share.
 pub(super) fn sparkline(values: &[f64], width: usize) -> String {
     let cells = means(values, width);
     let lowest = cells.iter().copied().fold(f64::INFINITY, f64::min);
@@ -20,8 +20,8 @@ pub(super) fn sparkline(values: &[f64], width: usize) -> String {
     cells.into_iter().map(|value| block(height(value))).collect()
 }
 
-/// Loads of experts from left to right, at most `width` characters: half a cell is the fair share, a whole one twice as
-/// much or more, a dot no token at all.
+/// Loads of experts from left to right, at most `width` characters: half a cell is the fair share,
+/// a whole one twice as much or more, a dot no token at all.
 pub(super) fn load_bars(tokens_per_expert: &[u64], width: usize) -> String {
     let loads: Vec<f64> = tokens_per_expert.iter().map(|&tokens| tokens as f64).collect();
     let fair = loads.iter().sum::<f64>() / loads.len().max(1) as f64;

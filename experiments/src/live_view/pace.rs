@@ -2,11 +2,12 @@
 
 use switchyard_trainer::metrics::StepRecord;
 
-/// Steps that the pace is taken from: enough to even out evaluations, few enough to follow a change.
+/// Steps that the pace is taken from: enough to even out evaluations, few enough to follow a
+/// change.
 const PACE_STEPS: usize = 50;
 
-/// Seconds until step `num_steps` at the pace of the newest steps, evaluations and checkpoints between them included; none
-/// before the first step.
+/// Seconds until step `num_steps` at the pace of the newest steps, evaluations and checkpoints
+/// between them included; none before the first step.
 pub(super) fn secs_left(steps: &[&StepRecord], num_steps: u64) -> Option<f64> {
     let newest = steps.last()?;
     let recent = &steps[steps.len().saturating_sub(PACE_STEPS + 1)..];

@@ -1,4 +1,5 @@
-//! The page in a real browser: `cargo test -- --ignored browser`, where `chromium` is in the `PATH`.
+//! The page in a real browser: `cargo test -- --ignored browser`, where `chromium` is in the
+//! `PATH`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -37,7 +38,8 @@ fn frame(width: u32) -> String {
     )
 }
 
-/// `chromium` in the `PATH`. Whoever asks for these tests wants them run: without a browser they fail.
+/// `chromium` in the `PATH`. Whoever asks for these tests wants them run: without a browser they
+/// fail.
 fn browser() -> PathBuf {
     let folders = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&folders).map(|folder| folder.join("chromium")).find(|path| path.is_file());

@@ -15,8 +15,8 @@ pub(super) struct Content<'a> {
     pub(super) runs: &'a [RunSeries],
     /// Why losses of plain runs cannot be compared.
     pub(super) notes: &'a [String],
-    /// Labels of the arms: those of the study in its order, then those that only the runs name. An arm's place decides
-    /// its colour, sign and dashes in every figure.
+    /// Labels of the arms: those of the study in its order, then those that only the runs name. An
+    /// arm's place decides its colour, sign and dashes in every figure.
     arms: Vec<&'a str>,
 }
 

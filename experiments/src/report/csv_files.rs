@@ -38,7 +38,8 @@ pub(super) fn all(content: &Content) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(files)
 }
 
-/// A file of `rows` under a line of their fields' names, which stands there without rows too: an empty file is no table.
+/// A file of `rows` under a line of their fields' names, which stands there without rows too: an
+/// empty file is no table.
 fn file<T: Default + Serialize>(name: &str, rows: impl IntoIterator<Item = T>) -> Result<(String, Vec<u8>)> {
     let in_file = || format!("cannot write a row of {name}");
     // The writer learns the names from a row, so that a row of defaults is written and left out.
@@ -52,7 +53,8 @@ fn file<T: Default + Serialize>(name: &str, rows: impl IntoIterator<Item = T>) -
         writer.serialize(row).with_context(in_file)?;
     }
     let bytes = writer.into_inner().with_context(in_file)?;
-    // A table is looked at in a terminal too, and its names and messages are whatever the files of the runs say.
+    // A table is looked at in a terminal too, and its names and messages are whatever the files of
+    // the runs say.
     Ok((name.into(), printable(&String::from_utf8_lossy(&bytes)).into_owned().into_bytes()))
 }
 

@@ -1,4 +1,5 @@
-//! The figures of a report: SVG for files on white, SVG for the page in its theme, and the table of the numbers.
+//! The figures of a report: SVG for files on white, SVG for the page in its theme, and the table of
+//! the numbers.
 
 mod arm_style;
 mod gap;
@@ -113,7 +114,8 @@ impl Figure {
         })
     }
 
-    /// The figure as a file of its own: on white, because half of its readers would see it dark on dark.
+    /// The figure as a file of its own: on white, because half of its readers would see it dark on
+    /// dark.
     pub(super) fn to_file(&self) -> String {
         let (open, body) = self.split();
         let described = self.title_and_description("");

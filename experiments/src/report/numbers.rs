@@ -8,7 +8,8 @@ pub(super) const ABSENT: &str = "-";
 const PREFIXES: [(f64, &str); 7] =
     [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")];
 
-/// A value with three significant digits, an SI prefix and its unit: `1.23 PFLOP`. The unit may be empty.
+/// A value with three significant digits, an SI prefix and its unit: `1.23 PFLOP`. The unit may be
+/// empty.
 pub(super) fn with_si_prefix(value: f64, unit: &str) -> String {
     let (scale, prefix) =
         PREFIXES.into_iter().find(|(scale, _)| value.abs() >= *scale * 0.9995).unwrap_or((1.0, ""));
@@ -62,7 +63,8 @@ pub(super) fn memory(bytes: u64) -> String {
     if mebibytes < 1024.0 { format!("{mebibytes:.1} MiB") } else { format!("{:.2} GiB", mebibytes / 1024.0) }
 }
 
-/// A difference with its interval, `-0.031 [-0.052, -0.010]`: as many decimals as the interval's width is worth.
+/// A difference with its interval, `-0.031 [-0.052, -0.010]`: as many decimals as the interval's
+/// width is worth.
 pub(super) fn difference(mean: f64, interval: Option<&Interval>) -> String {
     let Some(Interval { low, high }) = interval else { return format!("{mean:+.4}") };
     let decimals = decimals_for(high - low);

@@ -120,7 +120,8 @@ fn control_characters_reach_no_file_of_a_report() {
     assert!(text(&files, "report.html").contains("\u{fffd}]52;c;eA=="));
 }
 
-/// The page shows one figure of the loss at a time, of which the first is shown until another is chosen.
+/// The page shows one figure of the loss at a time, of which the first is shown until another is
+/// chosen.
 #[test]
 fn the_axis_of_the_loss_is_chosen_and_the_first_one_is_shown() {
     let files = study_files();
@@ -244,7 +245,8 @@ fn a_run_that_diverged_does_not_break_the_report() {
     assert!(!svg.contains("NaN") && !svg.contains("dense") && svg.contains("top-2 of 32, 5 seeds"));
 }
 
-/// A run that is evaluated at its end alone has no curve; the runs of all budgets have one together.
+/// A run that is evaluated at its end alone has no curve; the runs of all budgets have one
+/// together.
 #[test]
 fn runs_without_a_curve_of_their_own_are_joined_over_the_budgets() {
     let (result, mut runs) = sample::study("top-2 of 32");

@@ -65,8 +65,8 @@ impl Filter {
         }
     }
 
-    /// A run's value relative to the condition's: as numbers if both are, else as text, in which points in time are in
-    /// order too. A number is neither less nor more than a word.
+    /// A run's value relative to the condition's: as numbers if both are, else as text, in which
+    /// points in time are in order too. A number is neither less nor more than a word.
     fn order(&self, value: &Value) -> Option<Ordering> {
         match (value.as_f64(), self.value.parse::<f64>()) {
             (Some(value), Ok(bound)) => value.partial_cmp(&bound),
@@ -76,7 +76,8 @@ impl Filter {
     }
 }
 
-/// What is wrong with a key that neither is a column nor has a value in any run: most likely it is misspelt.
+/// What is wrong with a key that neither is a column nor has a value in any run: most likely it is
+/// misspelt.
 pub(crate) fn unknown_key<'a>(mut keys: impl Iterator<Item = &'a str>, runs: &[ListedRun]) -> Option<String> {
     let is_unknown = |key: &&str| !COLUMNS.contains(key) && runs.iter().all(|run| run.value(key).is_none());
     let key = keys.find(is_unknown)?;

@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::{ListedRun, plain_text};
 
-/// What runs are sorted by unless something else is asked for: the newest then stands last, beside the next prompt.
+/// What runs are sorted by unless something else is asked for: the newest then stands last, beside
+/// the next prompt.
 pub(crate) const DEFAULT_KEY: &str = "started_at";
 
-/// Sorts by the value of `key`, numbers before text, equal runs by path. Runs without the key come last, reversed or not.
+/// Sorts by the value of `key`, numbers before text, equal runs by path. Runs without the key come
+/// last, reversed or not.
 pub(crate) fn sort(runs: &mut [ListedRun], key: &str, reverse: bool) {
     runs.sort_by(|a, b| {
         let by_value = match (a.value(key), b.value(key)) {

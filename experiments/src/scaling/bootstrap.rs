@@ -7,7 +7,8 @@ use super::Observation;
 use super::law::Law;
 use super::optimizer::minimize;
 
-/// Draws per wanted sample, before giving up on a study whose resamples mostly lack what the form needs.
+/// Draws per wanted sample, before giving up on a study whose resamples mostly lack what the form
+/// needs.
 const DRAWS_PER_SAMPLE: usize = 5;
 
 /// Share of the samples below and above an interval: it covers 95%.
@@ -16,9 +17,10 @@ pub(super) const TAIL: f64 = 0.025;
 /// Fewer samples than this leave no interval.
 const FEWEST_SAMPLES: usize = 40;
 
-/// Parameters of `law` refitted on `num_samples` resamples of `observations`. Configurations are drawn with replacement and keep all
-/// their seeds: repeats of one configuration share its misfit, so drawing single runs would give intervals that
-/// are too narrow. A draw that lacks what the form needs is drawn again.
+/// Parameters of `law` refitted on `num_samples` resamples of `observations`. Configurations are
+/// drawn with replacement and keep all their seeds: repeats of one configuration share its misfit,
+/// so drawing single runs would give intervals that are too narrow. A draw that lacks what the form
+/// needs is drawn again.
 ///
 /// Returns fewer refits, or none, if too many draws lack it.
 pub(super) fn refits(
@@ -85,7 +87,8 @@ mod tests {
 
     #[test]
     fn the_interval_interpolates_between_order_statistics() {
-        // Positions 2.475 and 96.525 of 0..=99: 4 + 0.475 * (9 - 4) and 9216 + 0.525 * (9409 - 9216).
+        // Positions 2.475 and 96.525 of 0..=99: 4 + 0.475 * (9 - 4) and 9216 + 0.525 * (9409 -
+        // 9216).
         let values = (0..100).rev().map(|value| f64::from(value * value)).collect();
         let (low, high) = percentile_interval(values).unwrap();
         assert!((low - 6.375).abs() < 1e-9 && (high - 9_317.325).abs() < 1e-9, "{low} {high}");

@@ -5,8 +5,8 @@ use super::Point;
 use super::expert_saturation::ExpertSaturation;
 use super::form::Form;
 
-/// Mean logarithms of the fitted runs. Exponents and factors of a power law are almost collinear when the sizes
-/// are far from 1; measured from the middle of the study they are not.
+/// Mean logarithms of the fitted runs. Exponents and factors of a power law are almost collinear
+/// when the sizes are far from 1; measured from the middle of the study they are not.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Centre {
     pub(super) log_params: f64,

@@ -23,7 +23,8 @@ pub(super) struct LogEffectiveExperts {
 }
 
 impl ExpertSaturation {
-    /// The transform fitted in arXiv:2502.05172, Table 3: held where a study has too few expert counts.
+    /// The transform fitted in arXiv:2502.05172, Table 3: held where a study has too few expert
+    /// counts.
     pub(super) const PUBLISHED: Self = Self { start: 2.0732, max: 290.4521 };
 
     /// From ln E_start and ln(E_max / E_start).

@@ -14,7 +14,8 @@ pub(crate) enum Form {
     Dense,
     /// Clark et al., arXiv:2202.01169: size and number of experts at one token count.
     Clark,
-    /// Krajewski et al., arXiv:2402.07871: total size, tokens and granularity at one expansion rate.
+    /// Krajewski et al., arXiv:2402.07871: total size, tokens and granularity at one expansion
+    /// rate.
     Krajewski,
     /// Ludziejewski et al., arXiv:2502.05172: active size, tokens and number of experts.
     Joint,
@@ -36,11 +37,12 @@ impl fmt::Display for Refusal {
 /// Relative difference below which two sizes are one: a router's weights do not make another size.
 const SAME_SIZE: f64 = 0.02;
 
-/// Distinct expansion rates from which E_start and E_max follow; fewer leave a family of equal fits, since the
-/// factors and exponents absorb any shift and stretch of ln E_hat.
+/// Distinct expansion rates from which E_start and E_max follow; fewer leave a family of equal
+/// fits, since the factors and exponents absorb any shift and stretch of ln E_hat.
 const EXPANSION_RATES_OF_A_TRANSFORM: usize = 4;
 
-/// Distinct granularities from which gamma follows; with two, `a`, `g` and `gamma` have a family of equal fits.
+/// Distinct granularities from which gamma follows; with two, `a`, `g` and `gamma` have a family of
+/// equal fits.
 const GRANULARITIES_OF_AN_EXPONENT: usize = 3;
 
 /// Observations beyond the number of coefficients, below which the residuals would say nothing.

@@ -30,9 +30,9 @@ pub(crate) struct HeldOut {
     pub(crate) extrapolation_factor: f64,
 }
 
-/// The errors that `observations` allow: on the runs of largest compute, which tests extrapolation, and in a
-/// cross-validation. Configurations are left out with all their seeds. A split whose rest is too poor for the
-/// form is missing.
+/// The errors that `observations` allow: on the runs of largest compute, which tests extrapolation,
+/// and in a cross-validation. Configurations are left out with all their seeds. A split whose rest
+/// is too poor for the form is missing.
 pub(super) fn held_out(form: Form, observations: &[&Observation], seed: u64) -> Vec<HeldOut> {
     [largest_compute(form, observations), cross_validation(form, observations, seed)]
         .into_iter()

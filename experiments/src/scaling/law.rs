@@ -1,6 +1,7 @@
 //! A form as a function of its parameters, and those as the published coefficients.
 //!
-//! The parameters are the coefficients seen from the [`Centre`] of the study, positive ones as logarithms.
+//! The parameters are the coefficients seen from the [`Centre`] of the study, positive ones as
+//! logarithms.
 
 use std::f64::consts::LN_10;
 
@@ -122,7 +123,8 @@ impl Law {
         [floor, a, alpha, b, beta, delta, gamma, omega, zeta, saturation.start, saturation.max]
     }
 
-    /// In base 10, as arXiv:2202.01169 states them: its published cutoff 10^(-b/c) is right in that base only.
+    /// In base 10, as arXiv:2202.01169 states them: its published cutoff 10^(-b/c) is right in that
+    /// base only.
     fn clark_coefficients(&self, row: &Row) -> Row {
         let Centre { log_params, log_experts, log_loss, .. } = self.centre;
         let [level, a, b, c, log_start, log_ratio, ..] = *row;
@@ -181,8 +183,8 @@ mod tests {
         }
     }
 
-    /// arXiv:2502.05172, Table 3 against its Table 4, where the authors reduce the form per number of experts.
-    /// The bound is the rounding of the printed exponents.
+    /// arXiv:2502.05172, Table 3 against its Table 4, where the authors reduce the form per number
+    /// of experts. The bound is the rounding of the printed exponents.
     #[test]
     fn the_joint_form_reduces_to_the_published_chinchilla_forms() {
         let free = [
@@ -215,8 +217,8 @@ mod tests {
         }
     }
 
-    /// arXiv:2402.07871, Table 2, with the coefficients of Table 1. A model of "64 x 1B" has 516/12 billion
-    /// parameters there (section 6.1). The bound is the rounding of the printed exponents.
+    /// arXiv:2402.07871, Table 2, with the coefficients of Table 1. A model of "64 x 1B" has 516/12
+    /// billion parameters there (section 6.1). The bound is the rounding of the printed exponents.
     #[test]
     fn the_krajewski_form_gives_the_published_losses() {
         let free = [0.47, 18.1, 0.115, 30.8, 0.147, 2.1, 0.58].map(f64::ln);

@@ -35,8 +35,8 @@ pub(crate) struct Prediction {
     pub(crate) interval: Option<(f64, f64)>,
 }
 
-/// Up to four runs within four times the measured compute, the most telling first, each of another number of
-/// experts or granularity. Empty without fits.
+/// Up to four runs within four times the measured compute, the most telling first, each of another
+/// number of experts or granularity. Empty without fits.
 pub(super) fn recommend(fits: &[Fit], observations: &[Observation]) -> Vec<NextRun> {
     let usable: Vec<&Observation> = observations.iter().filter(|run| run.is_usable()).collect();
     let largest = usable.iter().map(|run| run.point.training_flops()).fold(0.0, f64::max);
@@ -138,8 +138,8 @@ impl Candidate {
     }
 }
 
-/// Configurations not yet measured, of at most `most_flops`: the study's sizes, lengths and experts in every
-/// combination, and twice the largest of each.
+/// Configurations not yet measured, of at most `most_flops`: the study's sizes, lengths and experts
+/// in every combination, and twice the largest of each.
 fn candidates(observations: &[&Observation], most_flops: f64) -> Vec<Point> {
     let sizes = distinct_and_double(observations, |point| point.active_params);
     let lengths = distinct_and_double(observations, |point| point.tokens);

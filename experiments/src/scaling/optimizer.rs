@@ -12,8 +12,8 @@ use super::terms::LogTerm;
 /// Log loss beyond which a residual counts linearly, not squared: arXiv:2203.15556, appendix D.2.
 const HUBER_DELTA: f64 = 1e-3;
 
-/// Evaluations allowed per parameter. Smooth fits take a tenth of it; a search that needs more is in a ravine
-/// that another start avoids.
+/// Evaluations allowed per parameter. Smooth fits take a tenth of it; a search that needs more is
+/// in a ravine that another start avoids.
 const PATIENCE: usize = 60;
 
 /// Relative change of the loss or of the parameters at which a search ends.

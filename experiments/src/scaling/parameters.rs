@@ -74,8 +74,8 @@ const LOG_START: Parameter = Parameter::new([0.0, 2.77], &[0.7]).held_at(0.729_0
 /// ln(E_max / E_start): 2 to 5000; held as published in arXiv:2502.05172, Table 3.
 const LOG_RATIO: Parameter = Parameter::new([0.69, 8.5], &[2.5, 5.0]).held_at(4.942_345);
 
-/// ln c, ln a, ln alpha, ln b, ln beta, ln g, ln gamma; the first five are the dense form's. gamma is held as
-/// published in arXiv:2402.07871, Table 1: 0.58.
+/// ln c, ln a, ln alpha, ln b, ln beta, ln g, ln gamma; the first five are the dense form's. gamma
+/// is held as published in arXiv:2402.07871, Table 1: 0.58.
 pub(super) const KRAJEWSKI: [Parameter; 7] = [
     Parameter::new(FLOOR, &[-1.6, -0.7, -0.2]),
     Parameter::new(TERM, &[-1.5]),
@@ -96,7 +96,8 @@ pub(super) const CLARK: [Parameter; 6] = [
     LOG_RATIO,
 ];
 
-/// ln c, ln a, ln -alpha, ln b, ln -beta, delta, gamma, omega, zeta, ln E_start, ln(E_max / E_start).
+/// ln c, ln a, ln -alpha, ln b, ln -beta, delta, gamma, omega, zeta, ln E_start, ln(E_max /
+/// E_start).
 pub(super) const JOINT: [Parameter; MAX_PARAMETERS] = [
     Parameter::new(FLOOR, &[-1.6, -0.4]),
     Parameter::new(TERM, &[-1.5]),

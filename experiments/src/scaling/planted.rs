@@ -1,5 +1,5 @@
-//! Studies whose losses follow published coefficients, written out as the papers state the equations. They share
-//! no code with the forms that are fitted to them.
+//! Studies whose losses follow published coefficients, written out as the papers state the
+//! equations. They share no code with the forms that are fitted to them.
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};

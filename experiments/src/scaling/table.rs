@@ -1,7 +1,7 @@
 //! Text tables with aligned columns.
 
-/// `rows` with every column as wide as its widest cell, the first flush left, the others right; the first row is
-/// the heading. Rows must be equally long.
+/// `rows` with every column as wide as its widest cell, the first flush left, the others right; the
+/// first row is the heading. Rows must be equally long.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     let num_columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..num_columns)

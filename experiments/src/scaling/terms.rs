@@ -1,8 +1,8 @@
 //! The logarithms of the forms' terms, with exact gradients.
 //!
-//! Every form is a sum of terms whose logarithms are simple, so the log loss is a log-sum-exp of them, as in
-//! arXiv:2203.15556, appendix D.2, eq. 11. Positive parameters come as logarithms, exponents of falling powers as the
-//! logarithm of their size.
+//! Every form is a sum of terms whose logarithms are simple, so the log loss is a log-sum-exp of
+//! them, as in arXiv:2203.15556, appendix D.2, eq. 11. Positive parameters come as logarithms,
+//! exponents of falling powers as the logarithm of their size.
 
 use super::coordinates::Coordinates;
 use super::expert_saturation::{ExpertSaturation, LogEffectiveExperts};
@@ -45,7 +45,8 @@ pub(super) fn chinchilla_terms(at: &Coordinates, row: &Row) -> [LogTerm; 3] {
     ]
 }
 
-/// `c + (g/G^gamma + a)/N^alpha + b/D^beta`, arXiv:2402.07871, eq. 9: the logarithms of its four terms.
+/// `c + (g/G^gamma + a)/N^alpha + b/D^beta`, arXiv:2402.07871, eq. 9: the logarithms of its four
+/// terms.
 pub(super) fn krajewski_terms(at: &Coordinates, row: &Row) -> [LogTerm; 4] {
     let [floor, size, tokens] = chinchilla_terms(at, row);
     let [_, _, log_alpha, _, _, log_g, log_gamma, ..] = *row;
@@ -55,8 +56,8 @@ pub(super) fn krajewski_terms(at: &Coordinates, row: &Row) -> [LogTerm; 4] {
     [floor, size, tokens, term(log_g - by_size - by_granularity, &slopes)]
 }
 
-/// `a E_hat^delta N^(alpha + gamma ln E_hat) + b E_hat^omega D^(beta + zeta ln E_hat) + c`, arXiv:2502.05172,
-/// eq. 6: the logarithms of its three terms.
+/// `a E_hat^delta N^(alpha + gamma ln E_hat) + b E_hat^omega D^(beta + zeta ln E_hat) + c`,
+/// arXiv:2502.05172, eq. 6: the logarithms of its three terms.
 pub(super) fn joint_terms(at: &Coordinates, row: &Row, log_experts_centre: f64) -> [LogTerm; 3] {
     let [floor, size, tokens] = chinchilla_terms(at, row);
     let [_, _, _, _, _, delta, gamma, omega, zeta, log_start, log_ratio] = *row;
@@ -102,14 +103,15 @@ fn term(value: f64, slopes: &[(usize, f64)]) -> LogTerm {
     LogTerm { value, gradient }
 }
 
-/// A power of a size with a negative exponent; its factor is parameter `first`, its exponent the next.
+/// A power of a size with a negative exponent; its factor is parameter `first`, its exponent the
+/// next.
 fn falling(log_factor: f64, log_exponent: f64, log_size: f64, first: usize) -> LogTerm {
     let decline = log_exponent.exp() * log_size;
     term(log_factor - decline, &[(first, 1.0), (first + 1, -decline)])
 }
 
-/// `base` times a power of E_hat whose exponent depends on the size; `[power, interaction]` are parameters
-/// `first` and the next.
+/// `base` times a power of E_hat whose exponent depends on the size; `[power, interaction]` are
+/// parameters `first` and the next.
 fn with_experts(
     mut base: LogTerm,
     experts: &LogEffectiveExperts,

@@ -1,10 +1,11 @@
 //! The bootstrap: what an estimate would have been with other draws of the same units.
 //!
-//! Resamples of few units spread too little: their variance lacks the factor n / (n - 1), and their tails are those of a
-//! normal distribution and not of Student's t (Hesterberg, arXiv:1411.5279, on the narrowness bias). Three units have no
-//! percentile far enough out to make up for it, so [`small_sample_widening`] stretches the deviations from the estimate
-//! instead. The bias-corrected accelerated interval is not used: it takes its acceleration from the third moment of the
-//! units, which three to ten of them do not tell.
+//! Resamples of few units spread too little: their variance lacks the factor n / (n - 1), and their
+//! tails are those of a normal distribution and not of Student's t (Hesterberg, arXiv:1411.5279, on
+//! the narrowness bias). Three units have no percentile far enough out to make up for it, so
+//! [`small_sample_widening`] stretches the deviations from the estimate instead. The bias-corrected
+//! accelerated interval is not used: it takes its acceleration from the third moment of the units,
+//! which three to ten of them do not tell.
 
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -19,8 +20,8 @@ const NUM_RESAMPLES: usize = 9_999;
 /// Fixed: the same measurements give the same interval.
 const SEED: u64 = 95;
 
-/// `statistic` of every resample of `num_units` units, given as the indices drawn with replacement. Resamples for which
-/// it has no value are left out.
+/// `statistic` of every resample of `num_units` units, given as the indices drawn with replacement.
+/// Resamples for which it has no value are left out.
 pub(super) fn resamples<T>(num_units: usize, mut statistic: impl FnMut(&[usize]) -> Option<T>) -> Vec<T> {
     let mut generator = ChaCha8Rng::seed_from_u64(SEED);
     let mut drawn = vec![0; num_units];
@@ -32,16 +33,17 @@ pub(super) fn resamples<T>(num_units: usize, mut statistic: impl FnMut(&[usize])
         .collect()
 }
 
-/// Factor on the deviations of resampled estimates from the estimate, above 1, with which the spread of the mean's
-/// resamples gives the width of its Student t interval; `None` with one unit or without a valid `confidence`.
+/// Factor on the deviations of resampled estimates from the estimate, above 1, with which the
+/// spread of the mean's resamples gives the width of its Student t interval; `None` with one unit
+/// or without a valid `confidence`.
 pub(super) fn small_sample_widening(num_units: usize, confidence: f64) -> Option<f64> {
     let degrees_of_freedom = num_units.checked_sub(1)?;
     let reach_ratio = student_t_reach(confidence, degrees_of_freedom)? / normal_reach(confidence)?;
     Some(reach_ratio * (num_units as f64 / degrees_of_freedom as f64).sqrt())
 }
 
-/// Ends of the central share `confidence` of `draws`: order statistics, so draws at infinity are welcome. `None` without
-/// draws.
+/// Ends of the central share `confidence` of `draws`: order statistics, so draws at infinity are
+/// welcome. `None` without draws.
 pub(super) fn central_range(mut draws: Vec<f64>, confidence: f64) -> Option<(f64, f64)> {
     draws.sort_by(f64::total_cmp);
     let tail = ((1.0 - confidence) / 2.0 * (draws.len() + 1) as f64 + 1e-9).floor() as usize;

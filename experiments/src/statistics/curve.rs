@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// A validation-loss curve over steps, tokens, FLOPs or seconds.
 ///
-/// Between two points it is straight in ln x, where loss curves bend less, or in x if one of the points is not above zero.
+/// Between two points it is straight in ln x, where loss curves bend less, or in x if one of the
+/// points is not above zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(f64, f64)>", into = "Vec<(f64, f64)>")]
 pub(crate) struct LossCurve {
@@ -13,13 +14,14 @@ pub(crate) struct LossCurve {
 }
 
 impl LossCurve {
-    /// The curve through `points`, (x, loss) in any order; of several at one x the last given counts. `None` without
-    /// points or if a number is not finite.
+    /// The curve through `points`, (x, loss) in any order; of several at one x the last given
+    /// counts. `None` without points or if a number is not finite.
     pub(crate) fn new(mut points: Vec<(f64, f64)>) -> Option<Self> {
         if points.is_empty() || !points.iter().all(|(x, loss)| x.is_finite() && loss.is_finite()) {
             return None;
         }
-        // Reversed before the stable sort, so that of equal x the last given comes first and is the one kept.
+        // Reversed before the stable sort, so that of equal x the last given comes first and is the
+        // one kept.
         points.reverse();
         points.sort_by(|left, right| left.0.total_cmp(&right.0));
         points.dedup_by(|later, kept| later.0 == kept.0);
@@ -53,8 +55,9 @@ impl LossCurve {
         Some(previous_loss + share * (next_loss - previous_loss))
     }
 
-    /// The first x at which the curve is at or below `loss`, whatever it does later; `None` if it is never within its
-    /// range (a censored observation: the x is larger than [`LossCurve::last_x`]).
+    /// The first x at which the curve is at or below `loss`, whatever it does later; `None` if it
+    /// is never within its range (a censored observation: the x is larger than
+    /// [`LossCurve::last_x`]).
     pub(crate) fn first_x_at(&self, loss: f64) -> Option<f64> {
         let next = self.points.iter().position(|point| point.1 <= loss)?;
         let (next_x, next_loss) = self.points[next];
@@ -91,7 +94,8 @@ fn share_between(low: f64, high: f64, x: f64) -> f64 {
     if low > 0.0 { (x / low).ln() / (high / low).ln() } else { (x - low) / (high - low) }
 }
 
-/// The x at a share of the way from `low` to `high`: the inverse of [`share_between`], inside the two despite rounding.
+/// The x at a share of the way from `low` to `high`: the inverse of [`share_between`], inside the
+/// two despite rounding.
 fn x_between(low: f64, high: f64, share: f64) -> f64 {
     let x = if low > 0.0 { low * (high / low).powf(share) } else { low + share * (high - low) };
     x.clamp(low, high)

@@ -1,8 +1,8 @@
 //! The gauge: how the gap between two arms changes with compute, and where it would cross zero.
 //!
-//! The early warning of a project whose advantage at small budgets does not last. The gap is taken to be straight in the
-//! logarithm of compute, which holds over a few decades at most: a crossing beyond the budgets measured is a reason to
-//! measure there, not a prediction to rely on.
+//! The early warning of a project whose advantage at small budgets does not last. The gap is taken
+//! to be straight in the logarithm of compute, which holds over a few decades at most: a crossing
+//! beyond the budgets measured is a reason to measure there, not a prediction to rely on.
 
 mod budget;
 mod crossing;
@@ -68,9 +68,9 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// The gauge of `samples`, in any order, with intervals at `confidence`. `None` with fewer than four distinct budgets,
-    /// if a number is not finite or a compute not above zero, if a seed is twice at a budget, or if `confidence` is not
-    /// between 0 and 1.
+    /// The gauge of `samples`, in any order, with intervals at `confidence`. `None` with fewer than
+    /// four distinct budgets, if a number is not finite or a compute not above zero, if a seed is
+    /// twice at a budget, or if `confidence` is not between 0 and 1.
     pub(crate) fn new(samples: &[GaugeSample], confidence: f64) -> Option<Self> {
         let budgets = group_by_budget(samples).filter(|budgets| budgets.len() >= FEWEST_BUDGETS)?;
         let points =

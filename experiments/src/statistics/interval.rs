@@ -1,4 +1,5 @@
-//! Closed intervals, and the quantiles of Student's t and of the normal distribution that their widths come from.
+//! Closed intervals, and the quantiles of Student's t and of the normal distribution that their
+//! widths come from.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
@@ -13,7 +14,8 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
-    /// The interval between two ends; `None` if one is not finite, for which JSON has no number, or if they are swapped.
+    /// The interval between two ends; `None` if one is not finite, for which JSON has no number, or
+    /// if they are swapped.
     pub(super) fn new(low: f64, high: f64) -> Option<Self> {
         (low.is_finite() && high.is_finite() && low <= high).then_some(Self { low, high })
     }
@@ -24,8 +26,9 @@ impl Interval {
     }
 }
 
-/// How many standard errors a two-sided interval reaches to either side, from Student's t with `degrees_of_freedom`;
-/// `None` without degrees of freedom or if `confidence` is not between 0 and 1.
+/// How many standard errors a two-sided interval reaches to either side, from Student's t with
+/// `degrees_of_freedom`; `None` without degrees of freedom or if `confidence` is not between 0
+/// and 1.
 pub(super) fn student_t_reach(confidence: f64, degrees_of_freedom: usize) -> Option<f64> {
     let probability = upper_probability(confidence)?;
     let distribution = StudentsT::new(0.0, 1.0, degrees_of_freedom as f64).ok()?;
@@ -37,7 +40,8 @@ pub(super) fn normal_reach(confidence: f64) -> Option<f64> {
     Some(Normal::standard().inverse_cdf(upper_probability(confidence)?))
 }
 
-/// Probability below the upper end of a two-sided interval; `None` if `confidence` is not strictly between 0 and 1.
+/// Probability below the upper end of a two-sided interval; `None` if `confidence` is not strictly
+/// between 0 and 1.
 fn upper_probability(confidence: f64) -> Option<f64> {
     (confidence > 0.0 && confidence < 1.0).then_some(0.5 + confidence / 2.0)
 }
@@ -57,7 +61,8 @@ mod tests {
 
     #[test]
     fn the_quantiles_are_those_of_the_published_table() {
-        // NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2: upper critical values, three decimals.
+        // NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2: upper critical
+        // values, three decimals.
         let probabilities = [0.90, 0.95, 0.975, 0.99, 0.995];
         let table = [
             (1, [3.078, 6.314, 12.706, 31.821, 63.657]),

@@ -20,16 +20,17 @@ pub(crate) struct PairedDifference {
     pub(crate) standard_deviation: Option<f64>,
     /// Student t interval of the mean; absent with one pair. The verdict is taken from it.
     pub(crate) t_interval: Option<Interval>,
-    /// Percentile bootstrap interval of the mean, widened for few pairs; absent with fewer than three pairs. Far from
-    /// the t interval, it says that the differences are not normal.
+    /// Percentile bootstrap interval of the mean, widened for few pairs; absent with fewer than
+    /// three pairs. Far from the t interval, it says that the differences are not normal.
     pub(crate) bootstrap_interval: Option<Interval>,
     /// Share of the pairs whose sign is that of the mean, in `[0, 1]`.
     pub(crate) sign_consistency: f64,
 }
 
 impl PairedDifference {
-    /// The mean of `differences` with intervals at `confidence`, such as 0.95. `None` without differences, if one is not
-    /// finite or too large for a sum of squares, or if `confidence` is not between 0 and 1.
+    /// The mean of `differences` with intervals at `confidence`, such as 0.95. `None` without
+    /// differences, if one is not finite or too large for a sum of squares, or if `confidence` is
+    /// not between 0 and 1.
     pub(crate) fn new(differences: &[f64], confidence: f64) -> Option<Self> {
         let mean = mean(differences)?;
         let standard_deviation = standard_deviation(differences, mean);
@@ -50,8 +51,8 @@ impl PairedDifference {
         })
     }
 
-    /// Wins if the whole t interval is below `-margin`, loses if it is above `margin`; undecided in between and with one
-    /// pair. A lower loss is better.
+    /// Wins if the whole t interval is below `-margin`, loses if it is above `margin`; undecided in
+    /// between and with one pair. A lower loss is better.
     pub(crate) fn verdict(&self, margin: f64) -> Verdict {
         match &self.t_interval {
             Some(interval) if interval.high < -margin => Verdict::Wins,
@@ -60,9 +61,10 @@ impl PairedDifference {
         }
     }
 
-    /// Pairs in all, those at hand included, at which a t interval of the same mean and standard deviation would decide,
-    /// at most [`MOST_PAIRS`]. An even bet: new pairs move the mean. `None` if it is decided, if no number decides since
-    /// the mean is within the margin, or with one pair.
+    /// Pairs in all, those at hand included, at which a t interval of the same mean and standard
+    /// deviation would decide, at most [`MOST_PAIRS`]. An even bet: new pairs move the mean. `None`
+    /// if it is decided, if no number decides since the mean is within the margin, or with one
+    /// pair.
     pub(crate) fn pairs_to_decide(&self, margin: f64, confidence: f64) -> Option<u64> {
         let deviation = self.standard_deviation?;
         let beyond_margin = self.mean.abs() - margin;
@@ -70,7 +72,8 @@ impl PairedDifference {
             return None;
         }
         let decides = |pairs| Some(mean_half_width(deviation, pairs, confidence)? < beyond_margin);
-        // The half-width falls with the number of pairs, so the first that decides is found by bisection.
+        // The half-width falls with the number of pairs, so the first that decides is found by
+        // bisection.
         let (mut too_few, mut enough) = (self.differences.len() as u64, MOST_PAIRS);
         while enough.saturating_sub(too_few) > 1 {
             let middle = u64::midpoint(too_few, enough);
@@ -98,7 +101,8 @@ pub(super) fn mean_half_width(standard_deviation: f64, count: u64, confidence: f
     Some(reach * standard_deviation / (count as f64).sqrt())
 }
 
-/// Percentile interval of the resampled means, their deviations from the mean widened; `None` with too few values.
+/// Percentile interval of the resampled means, their deviations from the mean widened; `None` with
+/// too few values.
 fn bootstrap_interval(values: &[f64], mean: f64, confidence: f64) -> Option<Interval> {
     if values.len() < bootstrap::FEWEST_UNITS {
         return None;

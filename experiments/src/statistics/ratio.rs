@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::interval::Interval;
 use super::paired::{mean, mean_half_width, standard_deviation};
 
-/// Geometric mean of ratios with an interval from Student's t on their logarithms: twice as fast and half as fast cancel.
+/// Geometric mean of ratios with an interval from Student's t on their logarithms: twice as fast
+/// and half as fast cancel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RatioEstimate {
     /// Geometric mean, above zero.
@@ -15,8 +16,9 @@ pub(crate) struct RatioEstimate {
 }
 
 impl RatioEstimate {
-    /// The estimate from one ratio per seed. `None` with fewer than two, if one is not finite and above zero, if
-    /// `confidence` is not between 0 and 1, or if the interval is wider than numbers go.
+    /// The estimate from one ratio per seed. `None` with fewer than two, if one is not finite and
+    /// above zero, if `confidence` is not between 0 and 1, or if the interval is wider than numbers
+    /// go.
     pub(crate) fn new(ratios: &[f64], confidence: f64) -> Option<Self> {
         let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
         // The logarithm of what is not above zero is not finite, which `mean` refuses.
@@ -38,7 +40,8 @@ mod tests {
     fn two_ratios_give_their_geometric_mean_and_the_interval_of_one_degree_of_freedom() {
         let estimate = RatioEstimate::new(&[2.0, 8.0], 0.95).unwrap();
         assert!((estimate.geometric_mean - 4.0).abs() < 1e-12);
-        // Half-width of two values that differ by d: t(1) * d / 2, with t(1) = 12.7062047 and d = ln 4.
+        // Half-width of two values that differ by d: t(1) * d / 2, with t(1) = 12.7062047 and d =
+        // ln 4.
         let factor = (12.706_204_7 * 4_f64.ln() / 2.0).exp();
         assert!((estimate.interval.high / (4.0 * factor) - 1.0).abs() < 1e-6);
         assert!((estimate.interval.low / (4.0 / factor) - 1.0).abs() < 1e-6);

@@ -4,8 +4,8 @@ use super::paired::{MOST_PAIRS, PairedDifference};
 use super::verdict::Verdict;
 
 impl PairedDifference {
-    /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin` in nats; `confidence`
-    /// that of the interval.
+    /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin`
+    /// in nats; `confidence` that of the interval.
     pub(crate) fn sentence(&self, arm: &str, baseline: &str, margin: f64, confidence: f64) -> String {
         let evidence = self.evidence(confidence);
         match self.verdict(margin) {
@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn an_undecided_sentence_says_what_would_decide() {
-        // Half-width of n pairs: t(n-1) * 0.1 / sqrt(n), below 0.1 from 7 pairs on (0.0925; 6 pairs: 0.1049).
+        // Half-width of n pairs: t(n-1) * 0.1 / sqrt(n), below 0.1 from 7 pairs on (0.0925; 6
+        // pairs: 0.1049).
         assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).ends_with("About 4 more seeds would decide it."));
         assert!(sentence(&[-0.01], 0.0).ends_with("A second seed would give it an interval."));
         assert!(sentence(&[-0.01, 0.01], 0.0).ends_with("The mean is zero."));

@@ -147,7 +147,8 @@ impl Evidence<'_> {
         AxisComparison { verdict: Verdict::Undecided, sentence, ..on }
     }
 
-    /// At the largest budget at which every seed has one; if there is none, at the largest, with lower bounds.
+    /// At the largest budget at which every seed has one; if there is none, at the largest, with
+    /// lower bounds.
     fn effective_speedup(&self, arm: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
         let at = |budget: usize| self.speedup_at(arm, budget, axis, confidence);
         let whole = |speedup: &EffectiveSpeedup| {
@@ -225,8 +226,9 @@ impl Evidence<'_> {
         TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
     }
 
-    /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs of all budgets, whose
-    /// schedules have all come to their end; with one budget, that of the run's own evaluations.
+    /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs
+    /// of all budgets, whose schedules have all come to their end; with one budget, that of the
+    /// run's own evaluations.
     fn best_curve(&self, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
         if self.num_budgets() == 1 {
             return run.curve(axis);
@@ -236,7 +238,8 @@ impl Evidence<'_> {
         LossCurve::new(ends.collect())
     }
 
-    /// The gap in final loss over the budgets. Compute is the baseline's, which is the arm's too where it is held equal.
+    /// The gap in final loss over the budgets. Compute is the baseline's, which is the arm's too
+    /// where it is held equal.
     fn gauge(&self, arm: usize, confidence: f64) -> Option<Gauge> {
         let samples: Vec<GaugeSample> = (0..self.num_budgets())
             .flat_map(|budget| self.pairs(arm, budget))

@@ -31,7 +31,8 @@ pub(crate) struct Arm {
 /// The arms of `loaded`, the baseline first, each solved for what is held equal.
 ///
 /// # Errors
-/// A mistake in the recipe or an override, with its place; a solved key that cannot reach the baseline's cost.
+/// A mistake in the recipe or an override, with its place; a solved key that cannot reach the
+/// baseline's cost.
 pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let study = &loaded.study;
     let baseline = written_arm(loaded, &study.arms[0], Vec::new())?;
@@ -127,7 +128,8 @@ fn key_to_solve(loaded: &LoadedStudy, arm: &ArmConfig) -> Result<String, Failure
     if let Some(key) = &arm.solve {
         return Ok(key.clone());
     }
-    // Whether the arm is a mixture is only known once it is read, which its missing width must not prevent.
+    // Whether the arm is a mixture is only known once it is read, which its missing width must not
+    // prevent.
     const EXPERTS: &str = "model.ffn.moe.d_expert";
     const DENSE: &str = "model.ffn.d_ff";
     const MIXTURE: &str = "model.ffn.moe";
@@ -276,9 +278,10 @@ min_learning_rate = 0.0002
         assert_eq!(arms[1].overrides.last().unwrap(), "model.ffn.moe.d_expert=48");
     }
 
-    /// A dense block of width 96 costs 6 * 32 * 96 a token, a router of 8 experts 2 * 32 * 8. With a capacity factor of 2 four
-    /// of 8 experts work on a token: 24 wide. With one slot each for 32 tokens a quarter of an expert does, and 4 * 32 * 8 go
-    /// into mixing: 6 * 32 * 352 / 4 are left for it.
+    /// A dense block of width 96 costs 6 * 32 * 96 a token, a router of 8 experts 2 * 32 * 8. With
+    /// a capacity factor of 2 four of 8 experts work on a token: 24 wide. With one slot each for 32
+    /// tokens a quarter of an expert does, and 4 * 32 * 8 go into mixing: 6 * 32 * 352 / 4 are left
+    /// for it.
     #[test]
     fn experts_that_choose_and_mixed_tokens_are_solved_for_what_they_compute() {
         for (selection, d_expert) in
@@ -307,7 +310,8 @@ min_learning_rate = 0.0002
         }
     }
 
-    /// The worst moment of a step changes with the width, but more never takes less: the search comes to an end.
+    /// The worst moment of a step changes with the width, but more never takes less: the search
+    /// comes to an end.
     #[test]
     fn wider_experts_take_no_less_memory() {
         for router in ["top_k=2", "top_k=2,selection={expert_choice={}}", "top_k=2,selection={soft={}}"] {

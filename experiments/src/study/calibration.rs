@@ -21,7 +21,8 @@ use crate::failure::Failure;
 use crate::lock_file::LockFile;
 use crate::whole_file;
 
-/// Steps timed per arm, after some to warm up: short ones for long enough that a slow moment does not decide.
+/// Steps timed per arm, after some to warm up: short ones for long enough that a slow moment does
+/// not decide.
 const TIMED: Timed = Timed::AtLeast(4, Duration::from_secs(2));
 const WARMUP_STEPS: usize = 2;
 
@@ -55,7 +56,8 @@ impl Calibration {
     /// The calibration of these arms by this program in `folder`, measured now if it is not there.
     ///
     /// # Errors
-    /// Those of a training step; [`Failure::Interrupted`] once `stop` is set; a file that cannot be read or written.
+    /// Those of a training step; [`Failure::Interrupted`] once `stop` is set; a file that cannot be
+    /// read or written.
     pub(crate) fn read_or_measure(
         folder: &Path,
         loaded: &LoadedStudy,
@@ -65,7 +67,8 @@ impl Calibration {
     ) -> Result<Self, Failure> {
         let path = folder.join(format!("calibration-{}.json", &hash_of(arms, code)[..12]));
         let lock = path.with_extension("lock");
-        // Of several processes that start together one measures, undisturbed, and its numbers hold for all.
+        // Of several processes that start together one measures, undisturbed, and its numbers hold
+        // for all.
         while !path.is_file() {
             check_go_on(stop)?;
             let taken = LockFile::try_take(&lock).with_context(|| format!("cannot lock {}", lock.display()));
@@ -107,8 +110,8 @@ impl Calibration {
         Ok(Self { hostname, arms: measured })
     }
 
-    /// Steps of each arm as a multiple of the budget: with wall-clock time held equal, those at which all arms take as long
-    /// as the baseline.
+    /// Steps of each arm as a multiple of the budget: with wall-clock time held equal, those at
+    /// which all arms take as long as the baseline.
     pub(crate) fn step_factors(&self, held_equal: HeldEqual, arms: &[Arm]) -> Vec<f64> {
         if held_equal != HeldEqual::WallClock {
             return vec![1.0; arms.len()];
@@ -124,8 +127,9 @@ fn check_go_on(stop: &AtomicBool) -> Result<(), Failure> {
     if stop.load(Ordering::SeqCst) { Err(TrainError::Interrupted.into()) } else { Ok(()) }
 }
 
-/// Tells the calibration of these arms by this program from any other. It is kept, because with wall-clock time held equal
-/// it decides how many steps each arm does, and a study that is continued must not change its mind.
+/// Tells the calibration of these arms by this program from any other. It is kept, because with
+/// wall-clock time held equal it decides how many steps each arm does, and a study that is
+/// continued must not change its mind.
 fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
     let arms = arms.iter().map(|arm| format!("{} {}", arm.label, placeless_hash(&arm.config)));
     let lines: Vec<String> = arms.chain([code.as_str().to_string()]).collect();

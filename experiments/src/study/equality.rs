@@ -9,7 +9,8 @@ pub(crate) fn quantity(held_equal: HeldEqual, plan: &RunPlan) -> Option<f64> {
     match held_equal {
         HeldEqual::ActiveFlops => Some(plan.counts.training_flops_per_token as f64),
         HeldEqual::TotalParams => Some(plan.counts.total_params as f64),
-        // The process around the run is the same for each arm: with it, small arms would look equal.
+        // The process around the run is the same for each arm: with it, small arms would look
+        // equal.
         HeldEqual::Memory => Some(plan.memory.run_bytes() as f64),
         HeldEqual::WallClock | HeldEqual::Tokens => None,
     }
@@ -18,10 +19,12 @@ pub(crate) fn quantity(held_equal: HeldEqual, plan: &RunPlan) -> Option<f64> {
 /// Widths beyond this mean that the key does not change the quantity.
 const WIDEST: usize = 1 << 22;
 
-/// The multiple of `multiple` at which the rising function `quantity_at` comes nearest to `target`, in ratio.
+/// The multiple of `multiple` at which the rising function `quantity_at` comes nearest to `target`,
+/// in ratio.
 ///
 /// # Errors
-/// Those of `quantity_at`. No width is found if even the smallest costs more than twice the target, or none reaches it.
+/// Those of `quantity_at`. No width is found if even the smallest costs more than twice the target,
+/// or none reaches it.
 pub(crate) fn nearest_width<E>(
     target: f64,
     multiple: usize,

@@ -52,8 +52,8 @@ impl FromStr for Shard {
 }
 
 impl Shard {
-    /// Which parts of the work are this shard's: each in order is of the shard that has had the least before. All shards
-    /// agree on it.
+    /// Which parts of the work are this shard's: each in order is of the shard that has had the
+    /// least before. All shards agree on it.
     fn parts(self, work: impl IntoIterator<Item = f64>) -> Vec<bool> {
         let mut work_of_shard = vec![0.0; self.count];
         let is_mine = |work: f64| {
@@ -72,7 +72,8 @@ impl Shard {
     }
 }
 
-/// File in a run's folder that says why its loss became no number, so that the run is not tried again.
+/// File in a run's folder that says why its loss became no number, so that the run is not tried
+/// again.
 const DIVERGED: &str = "diverged.txt";
 
 /// Bytes of it that are read.
@@ -123,8 +124,8 @@ impl StudyFolder {
         Ok(is_finished(&self.path_of(run))?)
     }
 
-    /// The right to do a run, which one process of a study has at a time: from the last look at whether it is over until its
-    /// checkpoints are deleted. `None` if another has it.
+    /// The right to do a run, which one process of a study has at a time: from the last look at
+    /// whether it is over until its checkpoints are deleted. `None` if another has it.
     fn claim(&self, run: &PlannedRun) -> Result<Option<LockFile>, Failure> {
         let path = self.root.join(format!(".{}.lock", run.folder));
         LockFile::try_take(&path)
@@ -168,7 +169,8 @@ impl StudyFolder {
         Ok(())
     }
 
-    /// Runs in the folder that belong to none of `runs`: of other code, other data or an earlier version of the study.
+    /// Runs in the folder that belong to none of `runs`: of other code, other data or an earlier
+    /// version of the study.
     pub(crate) fn num_strangers(&self, runs: &[&PlannedRun]) -> usize {
         let Ok(entries) = fs::read_dir(self.root.join("runs")) else { return 0 };
         let is_known = |name: &str| runs.iter().any(|run| run.folder == name);
@@ -194,13 +196,13 @@ pub(crate) struct Orders<'a> {
     pub(crate) stop: &'a Arc<AtomicBool>,
 }
 
-/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go on, and those that another
-/// process is doing are waited for. Each `group` of neighbours is one shard's: runs that are compared with each other belong
-/// on one machine.
+/// Do those of `runs` that are this shard's and are not finished; those that were interrupted go
+/// on, and those that another process is doing are waited for. Each `group` of neighbours is one
+/// shard's: runs that are compared with each other belong on one machine.
 ///
 /// # Errors
-/// The first run that fails, with its folder; what was done stays. A run whose loss becomes no number, or that an alarm
-/// stops, is no failure: see [`StudyFolder::divergence`].
+/// The first run that fails, with its folder; what was done stays. A run whose loss becomes no
+/// number, or that an alarm stops, is no failure: see [`StudyFolder::divergence`].
 pub(crate) fn run_missing(
     folder: &StudyFolder,
     runs: &[PlannedRun],
@@ -215,8 +217,8 @@ pub(crate) fn run_missing(
     finish(folder, &mine, orders)
 }
 
-/// Do this shard's part of `runs`, then those of the other shards that nobody is doing, until all are over: a machine that
-/// was switched off, or never started, holds up nobody.
+/// Do this shard's part of `runs`, then those of the other shards that nobody is doing, until all
+/// are over: a machine that was switched off, or never started, holds up nobody.
 ///
 /// # Errors
 /// As [`run_missing`].
@@ -262,7 +264,8 @@ fn do_free_ones(
     Ok(Execution::Done)
 }
 
-/// Come back to `runs` until all are over: those that another process was doing, and gave up or could not finish.
+/// Come back to `runs` until all are over: those that another process was doing, and gave up or
+/// could not finish.
 fn finish(folder: &StudyFolder, runs: &[&PlannedRun], orders: Orders<'_>) -> Result<Execution, Failure> {
     let mut announced = false;
     loop {
@@ -297,8 +300,8 @@ fn finish(folder: &StudyFolder, runs: &[&PlannedRun], orders: Orders<'_>) -> Res
     }
 }
 
-/// Do a run that this process has claimed; says whether it did anything, as opposed to finding that another process is at it
-/// or has finished it.
+/// Do a run that this process has claimed; says whether it did anything, as opposed to finding that
+/// another process is at it or has finished it.
 fn run_claimed(
     folder: &StudyFolder,
     run: &PlannedRun,
@@ -312,7 +315,8 @@ fn run_claimed(
     say!("{prefix} {}", run.folder);
     let did_it = match run_one(folder, run, orders) {
         Ok(()) => true,
-        // Whoever trains in the folder without a claim, by `switchyard train` for one, may have been faster.
+        // Whoever trains in the folder without a claim, by `switchyard train` for one, may have
+        // been faster.
         Err(_) if folder.is_over(run)? || folder.is_at_work(run) => {
             say!("{}: another process is training it", folder.path_of(run).display());
             false
@@ -347,7 +351,8 @@ fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result
     }
 }
 
-/// The failure of the run in `out` with advice that can be followed in a study, which chooses folders and modes itself.
+/// The failure of the run in `out` with advice that can be followed in a study, which chooses
+/// folders and modes itself.
 fn in_a_study(out: &Path, error: TrainError) -> Failure {
     let reason = match &error {
         TrainError::RunFolder(
@@ -388,8 +393,8 @@ fn record_divergence(run: &Path, reason: &str) -> Result<(), Failure> {
     whole_file::replace(&run.join(DIVERGED), reason.as_bytes()).map_err(Failure::Fault)
 }
 
-/// A finished run of a study is repeated from its configuration if it is ever needed again. Under the run's lock: somebody who
-/// goes on with it by hand keeps them.
+/// A finished run of a study is repeated from its configuration if it is ever needed again. Under
+/// the run's lock: somebody who goes on with it by hand keeps them.
 fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
     let folder = match RunFolder::create(run, OpenMode::Resume) {
         Ok(folder) => folder,
@@ -409,7 +414,8 @@ fn delete_checkpoints(run: &Path) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    /// Budgets that repeat for every seed: in turns, one of two shards would have all of the largest ones.
+    /// Budgets that repeat for every seed: in turns, one of two shards would have all of the
+    /// largest ones.
     #[test]
     fn the_shards_share_all_work_evenly_and_without_overlap() {
         let work = [50.0, 100.0, 200.0, 400.0].repeat(5);

@@ -29,7 +29,8 @@ pub(crate) struct StudyFile {
     pub(crate) held_equal: HeldEqual,
     /// How long the runs are.
     pub(crate) budget: BudgetConfig,
-    /// Seeds of initial values and data order; each arm runs with all of them, so that differences are paired.
+    /// Seeds of initial values and data order; each arm runs with all of them, so that differences
+    /// are paired.
     pub(crate) seeds: Vec<u64>,
     /// Peak learning rates to choose from, for each arm apart; absent takes the recipe's.
     #[serde(default)]
@@ -45,7 +46,8 @@ pub(crate) struct StudyFile {
     /// Solved widths are multiples of this; default 8.
     #[serde(default = "default_width_multiple")]
     pub(crate) width_multiple: usize,
-    /// Keep the last checkpoint of each run; default false, since any run can be repeated bit for bit.
+    /// Keep the last checkpoint of each run; default false, since any run can be repeated bit for
+    /// bit.
     #[serde(default)]
     pub(crate) keep_checkpoints: bool,
     /// The arms, the baseline first.
@@ -69,8 +71,8 @@ pub(crate) struct BudgetConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PilotConfig {
-    /// Seed of the pilot runs; default one above the study's largest, so that no run is judged on a seed that it was chosen
-    /// by.
+    /// Seed of the pilot runs; default one above the study's largest, so that no run is judged on a
+    /// seed that it was chosen by.
     pub(crate) seed: Option<u64>,
     /// Steps of the pilot runs; default the smallest budget.
     pub(crate) num_steps: Option<u64>,
@@ -97,8 +99,8 @@ pub(crate) struct ArmConfig {
     /// Changes to the recipe, `key=value` as for `--set`.
     #[serde(default)]
     pub(crate) set: Vec<String>,
-    /// Key whose value is solved for; default the width of the experts, or of the dense block. A key that `set` names is
-    /// left as it is.
+    /// Key whose value is solved for; default the width of the experts, or of the dense block. A
+    /// key that `set` names is left as it is.
     pub(crate) solve: Option<String>,
     /// Learning rates of this arm in place of the study's.
     pub(crate) learning_rates: Option<Vec<f64>>,

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use switchyard_trainer::run_folder::{RunFolderError, RunManifest, RunPaths, RunStatus};
 
-/// Whether the run in `folder` is over. One whose `run.json` is damaged is not: training says what is wrong with it.
+/// Whether the run in `folder` is over. One whose `run.json` is damaged is not: training says what
+/// is wrong with it.
 ///
 /// # Errors
-/// If its `run.json` is there and cannot be read: that is no reason to count without the run, nor to repeat it.
+/// If its `run.json` is there and cannot be read: that is no reason to count without the run, nor
+/// to repeat it.
 pub(crate) fn is_finished(folder: &Path) -> Result<bool, RunFolderError> {
     match RunManifest::read(&RunPaths::new(folder).manifest()) {
         Ok(run) => Ok(run.status == RunStatus::Finished),

@@ -17,7 +17,8 @@ pub(crate) struct Forecast<'a> {
     pub(crate) study: &'a StudyFile,
     /// Its arms.
     pub(crate) arms: &'a [Arm],
-    /// Its runs, as far as they are known: those after the pilots stand at the arms' first learning rates.
+    /// Its runs, as far as they are known: those after the pilots stand at the arms' first learning
+    /// rates.
     pub(crate) runs: &'a [PlannedRun],
     /// Measured steps.
     pub(crate) calibration: &'a Calibration,

@@ -44,7 +44,8 @@ impl DataIdentities {
         Self { known: HashMap::new(), progress: Progress::stderr().with_stop(stop.clone()) }
     }
 
-    /// The hash of the tokens that `data` describes: of the source's content, the tokenizer and the split.
+    /// The hash of the tokens that `data` describes: of the source's content, the tokenizer and the
+    /// split.
     ///
     /// # Errors
     /// As for a run.
@@ -70,7 +71,8 @@ fn with_advice(error: DatasetError, data: &DataConfig) -> Failure {
     }
 }
 
-/// The identity of a run. Where its data lies and where it is cached decides nothing: `data` stands for the content.
+/// The identity of a run. Where its data lies and where it is cached decides nothing: `data` stands
+/// for the content.
 pub(crate) fn run_identity(config: &RunConfig, data: &str, code: &CodeIdentity) -> String {
     sha256_hex([placeless_hash(config).as_str(), data, code.0.as_str()].join(" "))
 }

@@ -28,7 +28,8 @@ pub(crate) struct PlannedRun {
     pub(crate) config: RunConfig,
     /// What that resolves to.
     pub(crate) plan: RunPlan,
-    /// Name of its folder: what a person wants to know of it, and the identity that no other run shares.
+    /// Name of its folder: what a person wants to know of it, and the identity that no other run
+    /// shares.
     pub(crate) folder: String,
 }
 
@@ -79,7 +80,8 @@ impl<'a> StudyMatrix<'a> {
     /// Pilot runs: each learning rate of each arm that has a choice.
     ///
     /// # Errors
-    /// A configuration that the budget or the learning rate makes impossible; data that cannot be had.
+    /// A configuration that the budget or the learning rate makes impossible; data that cannot be
+    /// had.
     pub(crate) fn pilots(&mut self) -> Result<Vec<PlannedRun>, Failure> {
         let (seed, num_steps) = (self.study.pilot_seed(), self.study.pilot_steps());
         let mut runs = Vec::new();
@@ -93,8 +95,8 @@ impl<'a> StudyMatrix<'a> {
         Ok(runs)
     }
 
-    /// The runs of the result, at the `learning_rates` chosen for each arm. Seeds vary slowest, so that a study that is
-    /// stopped early has complete pairs.
+    /// The runs of the result, at the `learning_rates` chosen for each arm. Seeds vary slowest, so
+    /// that a study that is stopped early has complete pairs.
     ///
     /// # Errors
     /// As [`StudyMatrix::pilots`].

@@ -1,6 +1,7 @@
 //! What a study found: the content of `result.json`.
 //!
-//! Plain data. [`super`] fills it, the report and the CSV files are made from it and from nothing else but the runs' rows.
+//! Plain data. [`super`] fills it, the report and the CSV files are made from it and from nothing
+//! else but the runs' rows.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,8 @@ pub(crate) struct StudyResult {
     pub(crate) study: String,
     /// The verdict in one or two sentences: the first thing that a reader sees.
     pub(crate) headline: String,
-    /// On the question's axis: `wins` if any arm wins against the baseline, `loses` if all lose, else `undecided`.
+    /// On the question's axis: `wins` if any arm wins against the baseline, `loses` if all lose,
+    /// else `undecided`.
     pub(crate) verdict: Verdict,
     /// What was asked.
     pub(crate) question: Question,
@@ -108,7 +110,8 @@ pub(crate) struct RunResult {
     pub(crate) num_steps: u64,
     /// Run folder, relative to the study's folder.
     pub(crate) run: String,
-    /// Validation cross-entropy of the last model over the whole split; absent if the run has not finished.
+    /// Validation cross-entropy of the last model over the whole split; absent if the run has not
+    /// finished.
     pub(crate) final_loss_nats: Option<f64>,
     /// Training tokens.
     pub(crate) tokens: u64,
@@ -129,12 +132,14 @@ pub(crate) struct RunResult {
 pub(crate) struct ArmComparison {
     /// Label of the arm.
     pub(crate) arm: String,
-    /// One entry per axis: losses at the largest x that both curves reach. With several budgets the curves are those of
-    /// finished runs.
+    /// One entry per axis: losses at the largest x that both curves reach. With several budgets the
+    /// curves are those of finished runs.
     pub(crate) axes: Vec<AxisComparison>,
-    /// When the arm reached the baseline's final loss, as a share of what the baseline needed, on each axis.
+    /// When the arm reached the baseline's final loss, as a share of what the baseline needed, on
+    /// each axis.
     pub(crate) time_to_loss: Vec<TimeToLoss>,
-    /// How much dense compute the arm's final loss is worth: the baseline's loss curve inverted, over the arm's own use.
+    /// How much dense compute the arm's final loss is worth: the baseline's loss curve inverted,
+    /// over the arm's own use.
     pub(crate) effective_speedup: Vec<EffectiveSpeedup>,
     /// The gap against compute over the budgets; absent with fewer than four.
     pub(crate) gauge: Option<Gauge>,
@@ -147,7 +152,8 @@ pub(crate) struct AxisComparison {
     pub(crate) axis: Axis,
     /// Seeds, in the order of the differences.
     pub(crate) seeds: Vec<u64>,
-    /// Loss of the arm minus loss of the baseline in nats, paired by seed: below 0 the arm is better.
+    /// Loss of the arm minus loss of the baseline in nats, paired by seed: below 0 the arm is
+    /// better.
     pub(crate) difference: PairedDifference,
     /// The verdict on this axis.
     pub(crate) verdict: Verdict,
@@ -157,36 +163,43 @@ pub(crate) struct AxisComparison {
     pub(crate) sentence: String,
 }
 
-/// When an arm reached the baseline's final loss. With several budgets both curves are those of finished runs, whose
-/// schedules have all come to their end; with one budget, those of the runs' evaluations on the way.
+/// When an arm reached the baseline's final loss. With several budgets both curves are those of
+/// finished runs, whose schedules have all come to their end; with one budget, those of the runs'
+/// evaluations on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TimeToLoss {
     /// The axis.
     pub(crate) axis: Axis,
     /// The target of each seed: the final loss of the baseline's run of that seed.
     pub(crate) targets_nats: Vec<f64>,
-    /// The arm's x at the target over the baseline's, for each seed; absent where the arm did not reach it (censored).
+    /// The arm's x at the target over the baseline's, for each seed; absent where the arm did not
+    /// reach it (censored).
     pub(crate) ratios: Vec<Option<f64>>,
-    /// Their geometric mean with interval; absent if any seed is censored or there are fewer than two.
+    /// Their geometric mean with interval; absent if any seed is censored or there are fewer than
+    /// two.
     pub(crate) estimate: Option<RatioEstimate>,
 }
 
-/// How much more compute the baseline would need for the arm's final loss. With several budgets the baseline's curve is that
-/// of its finished runs, whose schedules have all come to their end.
+/// How much more compute the baseline would need for the arm's final loss. With several budgets the
+/// baseline's curve is that of its finished runs, whose schedules have all come to their end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EffectiveSpeedup {
     /// The axis.
     pub(crate) axis: Axis,
-    /// Steps of the arm's runs that are judged: the largest budget at which every seed has a ratio, else the largest.
+    /// Steps of the arm's runs that are judged: the largest budget at which every seed has a ratio,
+    /// else the largest.
     pub(crate) num_steps: u64,
-    /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm is ahead. Absent where
-    /// the baseline never reached that loss: then the speedup is at least the ratio of the final x.
+    /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm
+    /// is ahead. Absent where the baseline never reached that loss: then the speedup is at least
+    /// the ratio of the final x.
     pub(crate) ratios: Vec<Option<f64>>,
     /// Lower bound for the seeds that are absent above.
     pub(crate) lower_bounds: Vec<f64>,
-    /// Whether a seed's ratio is only an upper bound, because the arm's loss is above the whole of the baseline's curve.
+    /// Whether a seed's ratio is only an upper bound, because the arm's loss is above the whole of
+    /// the baseline's curve.
     pub(crate) at_most: Vec<bool>,
-    /// Geometric mean with interval; absent if any seed has only a bound or there are fewer than two.
+    /// Geometric mean with interval; absent if any seed has only a bound or there are fewer than
+    /// two.
     pub(crate) estimate: Option<RatioEstimate>,
 }
 

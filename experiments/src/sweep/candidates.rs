@@ -12,7 +12,8 @@ use super::file::{Distribution, LoadedSweep, RandomConfig, SweepFile};
 use crate::failure::Failure;
 use crate::study::{Arm, ArmConfig, written_arm};
 
-/// Hexadecimal digits of a candidate's name: two of ten thousand share one less than once in a million sweeps.
+/// Hexadecimal digits of a candidate's name: two of ten thousand share one less than once in a
+/// million sweeps.
 const ID_DIGITS: usize = 12;
 
 /// Where a candidate comes from.
@@ -43,13 +44,13 @@ pub(crate) struct Written {
 pub(crate) struct Candidate {
     /// As written.
     pub(crate) written: Written,
-    /// Its recipe. The label is made of a hash of the recipe and not of the position, so that a sweep that gets more
-    /// candidates still uses the runs that it has.
+    /// Its recipe. The label is made of a hash of the recipe and not of the position, so that a
+    /// sweep that gets more candidates still uses the runs that it has.
     pub(crate) arm: Arm,
 }
 
-/// The candidates of `loaded`: those of the list, the grid and the draws, in this order; of those whose recipes are the
-/// same the first.
+/// The candidates of `loaded`: those of the list, the grid and the draws, in this order; of those
+/// whose recipes are the same the first.
 ///
 /// # Errors
 /// A mistake in the recipe or an override, with its place.
@@ -109,7 +110,8 @@ fn draw(random: &RandomConfig, index: usize) -> Vec<String> {
     random.keys.iter().map(value).collect()
 }
 
-/// A generator for one value of one candidate: neither another key nor another candidate moves what it draws.
+/// A generator for one value of one candidate: neither another key nor another candidate moves what
+/// it draws.
 fn generator(seed: u64, index: usize, key: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(Sha256::digest(format!("{seed} {index} {key}")).into())
 }
@@ -129,8 +131,8 @@ fn draw_value(distribution: &Distribution, rng: &mut ChaCha8Rng) -> Value {
     }
 }
 
-/// `value` in four significant digits, within the range. More would say nothing to a person, and the last ones of a
-/// logarithm differ between machines.
+/// `value` in four significant digits, within the range. More would say nothing to a person, and
+/// the last ones of a logarithm differ between machines.
 fn short(value: f64, low: f64, high: f64) -> f64 {
     let rounded = format!("{value:.3e}").parse().unwrap_or(value);
     f64::clamp(rounded, low, high)

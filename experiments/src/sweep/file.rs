@@ -39,15 +39,18 @@ pub(crate) struct SweepFile {
     pub(crate) set: Vec<String>,
     /// Seeds of initial values and data order; a candidate is judged by its mean over them.
     pub(crate) seeds: Vec<u64>,
-    /// Optimizer steps at full length. The recipe's warm-up and decay steps are those of this length.
+    /// Optimizer steps at full length. The recipe's warm-up and decay steps are those of this
+    /// length.
     pub(crate) num_steps: u64,
     /// Evaluations of a run, evenly spaced; default 10.
     #[serde(default = "default_evaluations")]
     pub(crate) evaluations: u64,
-    /// Keep the last checkpoint of each run; default false, since any run can be repeated bit for bit.
+    /// Keep the last checkpoint of each run; default false, since any run can be repeated bit for
+    /// bit.
     #[serde(default)]
     pub(crate) keep_checkpoints: bool,
-    /// Values of keys, each with each. A key is quoted: `"train.adamw.learning_rate" = [0.001, 0.003]`.
+    /// Values of keys, each with each. A key is quoted:
+    /// `"train.adamw.learning_rate" = [0.001, 0.003]`.
     #[serde(default)]
     pub(crate) grid: BTreeMap<String, Vec<Value>>,
     /// Candidates written out.
@@ -100,7 +103,8 @@ pub(crate) enum Distribution {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HalvingConfig {
-    /// After a rung one of this many candidates goes on, to a run this many times as long; default 3.
+    /// After a rung one of this many candidates goes on, to a run this many times as long;
+    /// default 3.
     #[serde(default = "default_factor")]
     pub(crate) factor: usize,
     /// Optimizer steps of the first rung.
@@ -140,7 +144,8 @@ impl LoadedSweep {
         Ok(Self { path: path.into(), text, sweep, base })
     }
 
-    /// The sweep as the study that runs would be part of: a run of a sweep is configured as one of a study is.
+    /// The sweep as the study that runs would be part of: a run of a sweep is configured as one of
+    /// a study is.
     pub(crate) fn to_study(&self) -> LoadedStudy {
         let SweepFile { name, base, set, seeds, num_steps, evaluations, keep_checkpoints, .. } =
             self.sweep.clone();
@@ -281,7 +286,8 @@ fn check_override(place: &str, text: &str) -> Result<(), String> {
     check_key(place, parsed.key())
 }
 
-/// Whether `key` is a path of words that the sweep does not decide itself; the recipe knows whether there is such a key.
+/// Whether `key` is a path of words that the sweep does not decide itself; the recipe knows whether
+/// there is such a key.
 fn check_key(place: &str, key: &str) -> Result<(), String> {
     Override::parse(&format!("{key}=0")).map_err(|error| format!("`{place}`: {error}"))?;
     let is_own = |own: &str| key == own || key.strip_prefix(own).is_some_and(|rest| rest.starts_with('.'));

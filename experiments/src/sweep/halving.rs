@@ -1,11 +1,12 @@
-//! Successive halving (Jamieson and Talwalkar, arXiv:1502.07943): many candidates are tried for a few steps, the better ones
-//! for more.
+//! Successive halving (Jamieson and Talwalkar, arXiv:1502.07943): many candidates are tried for a
+//! few steps, the better ones for more.
 //!
-//! There the losses are those of one run that is continued. Here each rung is a run of its own, with its own schedule from
-//! warm-up to the last decay: the loss of a run that is cut off while its learning rate is still high says little about
-//! the loss at the end, because most of the last gain comes from the decay. The price is that the steps of a rung are not
-//! used again: where steps grow threefold, half as many more for a candidate that reaches the end. What remains is a bet:
-//! a candidate that is slow at first and best at the end is stopped.
+//! There the losses are those of one run that is continued. Here each rung is a run of its own,
+//! with its own schedule from warm-up to the last decay: the loss of a run that is cut off while
+//! its learning rate is still high says little about the loss at the end, because most of the last
+//! gain comes from the decay. The price is that the steps of a rung are not used again: where steps
+//! grow threefold, half as many more for a candidate that reaches the end. What remains is a bet: a
+//! candidate that is slow at first and best at the end is stopped.
 
 use switchyard_trainer::config::{ScheduleConfig, ScheduleShapeConfig};
 
@@ -20,9 +21,9 @@ pub(crate) struct Rung {
     pub(crate) num_candidates: usize,
 }
 
-/// The rounds of a sweep of `num_candidates`, the last at `num_steps`; one round without `halving`. Steps grow by the
-/// factor, candidates shrink by it, rounded up. A single candidate that is left has nothing to be compared with and goes
-/// to the last round at once.
+/// The rounds of a sweep of `num_candidates`, the last at `num_steps`; one round without `halving`.
+/// Steps grow by the factor, candidates shrink by it, rounded up. A single candidate that is left
+/// has nothing to be compared with and goes to the last round at once.
 ///
 /// # Panics
 /// If the factor is below 2 or the first round has no steps, which the sweep file's checks exclude.
@@ -42,8 +43,8 @@ pub(crate) fn rungs(num_candidates: usize, halving: Option<&HalvingConfig>, num_
     rungs
 }
 
-/// Positions in `mean_losses_nats` from the best to the worst. A loss is absent if any run of the candidate diverged: these
-/// come last. Equals stay in their order.
+/// Positions in `mean_losses_nats` from the best to the worst. A loss is absent if any run of the
+/// candidate diverged: these come last. Equals stay in their order.
 pub(crate) fn ranked(mean_losses_nats: &[Option<f64>]) -> Vec<usize> {
     let loss =
         |position: usize| mean_losses_nats[position].filter(|nats| nats.is_finite()).unwrap_or(f64::INFINITY);
@@ -61,7 +62,8 @@ pub(crate) fn going_on(mean_losses_nats: &[Option<f64>], num_places: usize) -> V
     positions
 }
 
-/// Shorten the parts of a schedule that are counted in steps from a run of `full_steps` to one of `num_steps`.
+/// Shorten the parts of a schedule that are counted in steps from a run of `full_steps` to one of
+/// `num_steps`.
 pub(crate) fn shorten_schedule(schedule: &mut ScheduleConfig, num_steps: u64, full_steps: u64) {
     let shorten = |steps: u64| (steps as f64 * num_steps as f64 / full_steps as f64).round() as u64;
     schedule.warmup_steps = shorten(schedule.warmup_steps);

@@ -24,7 +24,8 @@ pub(crate) struct SweepResult {
     pub(crate) best_arguments: Vec<String>,
     /// How early stopping works and what it hides; absent if every candidate ran at full length.
     pub(crate) early_stopping: Option<String>,
-    /// The candidates, the best first: those that came further before those that came less far, those that diverged last.
+    /// The candidates, the best first: those that came further before those that came less far,
+    /// those that diverged last.
     pub(crate) candidates: Vec<CandidateResult>,
     /// What a reader must know before believing the numbers.
     pub(crate) notes: Vec<String>,
@@ -89,7 +90,8 @@ fn mean_loss(runs: &[RunOutcome]) -> Option<f64> {
 }
 
 impl SweepResult {
-    /// The result of `sweep` from its rounds; `candidates` are the names and what was written of each.
+    /// The result of `sweep` from its rounds; `candidates` are the names and what was written of
+    /// each.
     pub(crate) fn new(
         sweep: &SweepFile,
         candidates: &[(&str, &Written)],

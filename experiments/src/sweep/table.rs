@@ -18,7 +18,8 @@ impl CandidateResult {
 }
 
 impl SweepResult {
-    /// The table, the best first; what a reader must know; the command that trains the best from the recipe at `base`.
+    /// The table, the best first; what a reader must know; the command that trains the best from
+    /// the recipe at `base`.
     pub(crate) fn to_text(&self, base: &Path) -> String {
         let mut text =
             format!("{}\n\n{:>5}  {:>10}  {:>7}  candidate\n", self.headline, "", "loss, nats", "steps");

@@ -6,7 +6,8 @@ use super::candidate_result::{CandidateResult, RungResult};
 use super::candidates::Source;
 use super::file::{Distribution, SweepFile};
 
-/// Why a candidate came no further than `last`, after which `went_on` candidates did; absent if there is no further.
+/// Why a candidate came no further than `last`, after which `went_on` candidates did; absent if
+/// there is no further.
 pub(crate) fn stop_reason(last: &RungResult, went_on: usize, num_steps: u64) -> Option<String> {
     let RungResult { num_steps: steps, rank, num_candidates, .. } = last;
     if let Some((run, reason)) = last.runs.iter().find_map(|run| Some((run, run.diverged.as_ref()?))) {

@@ -1,4 +1,5 @@
-//! Arguments and files that are not what they should be: one short message at once, and nothing obeyed that is in them.
+//! Arguments and files that are not what they should be: one short message at once, and nothing
+//! obeyed that is in them.
 
 use std::os::unix::fs::symlink;
 

@@ -1,7 +1,7 @@
 //! A run that is asked to stop, by whatever signal, and whoever is left to read what it says.
 //!
-//! By hand, with a terminal that closes: `python3 -c 'import pty, os, sys, time; pid, terminal = pty.fork(); pid or
-//! os.execvp(sys.argv[1], sys.argv[1:]); time.sleep(5); os.close(terminal); print(os.waitpid(pid, 0))' switchyard train ...`
+//! By hand, with a terminal that closes:
+//! `python3 -c 'import pty, os, sys, time; pid, terminal = pty.fork(); pid or os.execvp(sys.argv[1], sys.argv[1:]); time.sleep(5); os.close(terminal); print(os.waitpid(pid, 0))' switchyard train ...`
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -146,7 +146,8 @@ fn a_log_whose_reader_has_gone_costs_no_work() {
 #[test]
 fn ctrl_c_ends_the_log_s_reader_and_the_run_saves_its_work() {
     let desk = Desk::new();
-    // As a terminal does it: the signal goes to all of the pipeline at once. The inner shell lives on to note the code.
+    // As a terminal does it: the signal goes to all of the pipeline at once. The inner shell lives
+    // on to note the code.
     let script = "{ trap : INT; \"$0\" \"$@\"; echo $? > code; } 2>&1 | tee log";
     let mut shell =
         Process::start(in_shell(&desk, script, &endless("run")).process_group(0).stdout(Stdio::null()));
@@ -327,9 +328,9 @@ seeds = [1]
 "train.adamw.learning_rate" = [1e-3, 1e-2]
 "#;
 
-/// A terminal of its own for the program, by Python, whose standard library makes one: the arguments are the seconds to wait
-/// after the file `$SIGN` is there, whether to ignore SIGHUP, and the command. The terminal is then closed, and what became
-/// of the program printed.
+/// A terminal of its own for the program, by Python, whose standard library makes one: the
+/// arguments are the seconds to wait after the file `$SIGN` is there, whether to ignore SIGHUP, and
+/// the command. The terminal is then closed, and what became of the program printed.
 const TERMINAL: &str = r#"
 import os, pty, signal, sys, time
 ignores = sys.argv[1] == "ignore"

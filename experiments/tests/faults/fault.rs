@@ -93,7 +93,8 @@ impl Fault {
         }
     }
 
-    /// One fault of the scenario, the kinds in turn with `index`; absent if there is no place for the kind.
+    /// One fault of the scenario, the kinds in turn with `index`; absent if there is no place for
+    /// the kind.
     pub(crate) fn in_turn(prepared: &[Prepared], index: usize) -> Option<Self> {
         let scenario = index % prepared.len();
         let kind = KINDS[(index / prepared.len() * 3 + scenario) % KINDS.len()];

@@ -1,5 +1,6 @@
-//! Faults of the system, one at a time: a process killed before, in or after its n-th file-system call, a call that fails, a power
-//! cut. Each must end as the unbroken command does, or be refused by name with the last checkpoint whole.
+//! Faults of the system, one at a time: a process killed before, in or after its n-th file-system
+//! call, a call that fails, a power cut. Each must end as the unbroken command does, or be refused
+//! by name with the last checkpoint whole.
 //!
 //! | file | holds |
 //! |---|---|

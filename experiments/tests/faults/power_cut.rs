@@ -1,8 +1,9 @@
 //! What a power cut may leave of a folder.
 //!
-//! The calls of a process are repeated on a file system in memory that keeps apart what is on the disk for certain and what is not
-//! yet. It promises no more than POSIX: the bytes of a file are on the disk once the file was forced there, its name once the
-//! folder was. Whatever came later is there, or not, or in part.
+//! The calls of a process are repeated on a file system in memory that keeps apart what is on the
+//! disk for certain and what is not yet. It promises no more than POSIX: the bytes of a file are on
+//! the disk once the file was forced there, its name once the folder was. Whatever came later is
+//! there, or not, or in part.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,11 +16,12 @@ use crate::tree::{Entry, Tree};
 /// How much order a file system keeps among what was not forced to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// As journaling file systems do: changes of folders reach the disk in the order in which they were made, and forcing
-    /// anything to the disk forces all changes of folders before it. Bytes of files have no order; what is missing at the end of a
-    /// file may read as zeros.
+    /// As journaling file systems do: changes of folders reach the disk in the order in which they
+    /// were made, and forcing anything to the disk forces all changes of folders before it. Bytes
+    /// of files have no order; what is missing at the end of a file may read as zeros.
     Journal,
-    /// None: any subset of the changes of a folder since it was forced to the disk, zeros anywhere in what was written since.
+    /// None: any subset of the changes of a folder since it was forced to the disk, zeros anywhere
+    /// in what was written since.
     Any,
 }
 
@@ -154,7 +156,8 @@ fn surviving_names(changes: &[&Change], order: Order, dice: &mut ChaCha8Rng) -> 
     certain
 }
 
-/// What is on the disk of a file: all that was forced there, and of what came later everything, nothing, or a part.
+/// What is on the disk of a file: all that was forced there, and of what came later everything,
+/// nothing, or a part.
 fn surviving_bytes(
     start: &[u8],
     file: NodeId,
@@ -220,7 +223,8 @@ fn change_of(nodes: &mut Vec<Node>, new_nodes: &mut Vec<Node>, call: &Call) -> O
     let path = &call.path;
     let new = match &call.operation {
         Operation::Nothing => return None,
-        // A file that was removed while it was open has no name, and whatever is written there is lost anyway.
+        // A file that was removed while it was open has no name, and whatever is written there is
+        // lost anyway.
         Operation::Write { offset, bytes } => {
             let file = find(nodes, path)?;
             return Some(Change::Bytes { file, offset: *offset, bytes: bytes.clone() });

@@ -1,5 +1,5 @@
-//! A scenario, made ready for any number of faults: how its folder begins, every call of the unbroken command, and what that
-//! command leaves.
+//! A scenario, made ready for any number of faults: how its folder begins, every call of the
+//! unbroken command, and what that command leaves.
 
 use std::fs;
 use std::path::Path;
@@ -68,8 +68,8 @@ impl Prepared {
         self.calls.iter().enumerate().filter(changes).map(|(index, _)| index)
     }
 
-    /// The newest checkpoint of which a cut before the call `cut` must leave everything: its folder got its name, and the folder
-    /// around it was forced to the disk.
+    /// The newest checkpoint of which a cut before the call `cut` must leave everything: its folder
+    /// got its name, and the folder around it was forced to the disk.
     pub(crate) fn promised_checkpoint(&self, cut: usize) -> Option<u64> {
         let (mut named, mut promised) = (None, None);
         let run = self.scenario.run?;

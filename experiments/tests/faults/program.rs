@@ -28,7 +28,8 @@ pub(crate) struct Program {
     shim: PathBuf,
 }
 
-/// A run of a few steps spends a third of a second on measuring the processor, by the clock: eight looks at it are enough.
+/// A run of a few steps spends a third of a second on measuring the processor, by the clock: eight
+/// looks at it are enough.
 const TICK_MS: &str = "40";
 
 /// No command of a scenario takes a second.

@@ -107,8 +107,9 @@ fn on_text(tokenizer: &str) -> String {
     format!("name = \"tiny\"\nthreads = 1\n{data}{TRAIN}{DENSE}")
 }
 
-/// A study and a sweep take the steps from their own files. They have timed their steps beforehand: how long that takes and what
-/// comes out is the clock's, and the file that it goes to is renamed by a system call of its own, past the C library and the shim.
+/// A study and a sweep take the steps from their own files. They have timed their steps beforehand:
+/// how long that takes and what comes out is the clock's, and the file that it goes to is renamed
+/// by a system call of its own, past the C library and the shim.
 const STUDY: &str = r#"
 name = "study"
 base = "a.toml"

@@ -24,7 +24,8 @@ struct Workshop {
 
 impl Workshop {
     fn open() -> Self {
-        // In memory where there is such a folder: nothing here depends on a disk, and forcing bytes to one takes time.
+        // In memory where there is such a folder: nothing here depends on a disk, and forcing bytes
+        // to one takes time.
         let shared_memory = Path::new("/dev/shm");
         let place = if shared_memory.is_dir() { TempDir::new_in(shared_memory) } else { TempDir::new() };
         let place = place.unwrap();
@@ -38,7 +39,8 @@ impl Workshop {
         Self { program, prepared, place }
     }
 
-    /// Tries `faults`, prints the failed ones at once and the numbers at the end; returns how many failed.
+    /// Tries `faults`, prints the failed ones at once and the numbers at the end; returns how many
+    /// failed.
     fn try_all(&self, faults: &[Fault]) -> usize {
         let tally = Mutex::new(Tally::new(&self.prepared));
         in_parallel(faults.len(), |index| {

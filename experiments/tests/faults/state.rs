@@ -1,4 +1,5 @@
-//! What a command leaves behind, without what the clock had a part in, so that two endings can be compared.
+//! What a command leaves behind, without what the clock had a part in, so that two endings can be
+//! compared.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -81,7 +82,8 @@ impl State {
     }
 }
 
-/// Whether the file is a log that a later start set aside, of a part that began again or that was cut off: nothing reads it.
+/// Whether the file is a log that a later start set aside, of a part that began again or that was
+/// cut off: nothing reads it.
 fn is_aside(file: &str) -> bool {
     file.contains(".jsonl.earlier-") || file.contains(".jsonl.damaged-")
 }
@@ -106,7 +108,8 @@ fn content(path: &Path, file: &str) -> Content {
     } else if ends_in(&["run.json", "state.json", "result.json", "sweep.json"]) {
         serde_json::from_slice(&bytes).ok().map(|value| vec![without_clock(value)])
     } else if file == "manifest.json" && path.parent().unwrap().join("state.json").exists() {
-        // It holds the hash of `state.json` with its seconds; `damage_of_checkpoint` reads it in full.
+        // It holds the hash of `state.json` with its seconds; `damage_of_checkpoint` reads it in
+        // full.
         return Content::Anything;
     } else if ends_in(&[".html", ".svg", ".png", ".csv", ".md"]) {
         return Content::Anything;
@@ -180,8 +183,8 @@ pub(crate) fn checkpoint_steps(run: &Path) -> Vec<u64> {
     steps
 }
 
-/// What is wrong with the checkpoint of `step`: every file that its manifest names must have the size and the SHA-256 that
-/// stand there.
+/// What is wrong with the checkpoint of `step`: every file that its manifest names must have the
+/// size and the SHA-256 that stand there.
 pub(crate) fn damage_of_checkpoint(run: &Path, step: u64) -> Option<String> {
     let folder = run.join(format!("checkpoints/step-{step}"));
     let check = || -> Result<(), String> {

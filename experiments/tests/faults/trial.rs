@@ -1,4 +1,5 @@
-//! One fault: what it leaves, what the program says, and whether the work goes on as if nothing had happened.
+//! One fault: what it leaves, what the program says, and whether the work goes on as if nothing had
+//! happened.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,7 +16,8 @@ use crate::state::{State, checkpoint_steps, damage_of_checkpoint};
 pub(crate) enum Verdict {
     /// As the unbroken command.
     Identical,
-    /// The command, or the one after it, said what was wrong; what the message advised ended as the unbroken command.
+    /// The command, or the one after it, said what was wrong; what the message advised ended as the
+    /// unbroken command.
     Refused,
     /// Anything else, in words.
     Failed(String),
@@ -114,7 +116,8 @@ impl Trial<'_> {
     fn check_reason(&self, said: &str, at: &str) -> Result<(), String> {
         let message = last_error(said);
         let reason = self.fault.kind.reason().unwrap_or("error: ");
-        // `at` is the call and its path, of which the message may name a folder; that of the desk itself is empty.
+        // `at` is the call and its path, of which the message may name a folder; that of the desk
+        // itself is empty.
         let path = at.split_once(' ').map_or("", |(_, path)| path);
         let names_a_path = path.split('/').any(|part| message.contains(part));
         if !message.starts_with("error: ") || !message.contains(reason) || !names_a_path {
@@ -136,7 +139,8 @@ impl Trial<'_> {
             .map_or(Ok(()), Err)
     }
 
-    /// After a cut of the power the newest checkpoint is whole, and the one that was there for certain is not lost.
+    /// After a cut of the power the newest checkpoint is whole, and the one that was there for
+    /// certain is not lost.
     fn check_promised_checkpoint(&self, cut: usize) -> Result<(), String> {
         let Some(run) = self.prepared.scenario.run else { return Ok(()) };
         let run = self.desk.join(run);

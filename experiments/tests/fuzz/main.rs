@@ -1,5 +1,5 @@
-//! Damaged study and sweep files through the program itself: planned as far as the data, which are not there. How, and
-//! which variables there are: [`engine`].
+//! Damaged study and sweep files through the program itself: planned as far as the data, which are
+//! not there. How, and which variables there are: [`engine`].
 //!
 //! ```text
 //! SWITCHYARD_FUZZ=1000000 cargo test --workspace --test fuzz -- --ignored --nocapture

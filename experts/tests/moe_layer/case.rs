@@ -160,8 +160,8 @@ pub(crate) fn loss_of(aux: &MoeAux, kind: AuxLossKind) -> Option<Tensor<1>> {
     aux.losses.iter().find(|loss| loss.kind == kind).map(|loss| loss.value_1.clone())
 }
 
-/// Gradients of the input and of the layer's parameters, in the order of [`Values::leaves_mut`]; empty where the
-/// layer has no such parameter.
+/// Gradients of the input and of the layer's parameters, in the order of [`Values::leaves_mut`];
+/// empty where the layer has no such parameter.
 pub(crate) fn layer_gradients(x_td: &Tensor<2>, layer: &MoeLayer, gradients: &Gradients) -> [Tensor<1>; 8] {
     let shared = layer.shared_expert.as_ref();
     [

@@ -29,7 +29,8 @@ fn dense_gradients(x_td: &Tensor<2>, dense: &DenseFfn, gradients: &Gradients) ->
     ]
 }
 
-/// The law for one layer: output, loss and every gradient have the same bits, and the router learns nothing.
+/// The law for one layer: output, loss and every gradient have the same bits, and the router learns
+/// nothing.
 #[track_caller]
 fn assert_equals_dense(setup: &Setup) {
     let inputs = Values::random(setup, 7);

@@ -69,7 +69,8 @@ fn check(setup: &Setup, inputs: &Values) -> oracle::Outcome {
         if name.ends_with("gate") && !setup.activation.is_gated() {
             continue;
         }
-        // Central differences with step 1e-5: truncation and rounding each leave about 1e-10 to 1e-9.
+        // Central differences with step 1e-5: truncation and rounding each leave about 1e-10 to
+        // 1e-9.
         assert_close(name, &gradients[leaf], &differences(setup, inputs, leaf), 1e-7);
     }
     expected
@@ -155,7 +156,8 @@ fn f32_agrees_with_the_oracle_within_its_precision() {
         let output = forward(&layer, x_td, training());
         let expected = oracle::forward(&setup, &inputs).hidden_td;
         let largest = expected.iter().fold(0.0_f64, |largest, y| largest.max(y.abs()));
-        // Two products in a row, of 24 and 40 terms: some 64 roundings of 6e-8 each, never all in one direction.
+        // Two products in a row, of 24 and 40 terms: some 64 roundings of 6e-8 each, never all in
+        // one direction.
         assert_close("output", &values(&output.hidden_td), &expected, 4e-6 * largest);
     }
 }

@@ -14,7 +14,8 @@ const CHILD: &str = "SWITCHYARD_TEST_PRINTS_DIGEST";
 /// Hash of every bit of one forward and backward pass.
 fn digest() -> u64 {
     let mut setup = Setup::small(512, 4, 2);
-    // About 256 rows per expert: 256 x 160 x 200 is above where a matrix product is split among threads.
+    // About 256 rows per expert: 256 x 160 x 200 is above where a matrix product is split among
+    // threads.
     (setup.d_model, setup.d_expert, setup.d_shared_expert) = (160, 200, Some(96));
     let inputs = Values::random(&setup, 10);
     let layer = layer(&setup, &inputs, DType::F32);

@@ -1,4 +1,5 @@
-//! The layer under every selection: its output is the gate-weighted sum of the experts that the router chose.
+//! The layer under every selection: its output is the gate-weighted sum of the experts that the
+//! router chose.
 
 use burn::tensor::{DType, Tensor};
 use switchyard_router::{RouterConfig, RouterInput, RouterPass};
@@ -87,7 +88,8 @@ fn objective(setup: &Setup, inputs: &Values) -> (Tensor<1>, [Vec<f64>; 5]) {
     (total, [x, router, gate, up, down])
 }
 
-/// Central differences of the layer itself with step 1e-5: truncation and rounding each leave about 1e-10 to 1e-9.
+/// Central differences of the layer itself with step 1e-5: truncation and rounding each leave about
+/// 1e-10 to 1e-9.
 #[test]
 fn gradients_are_those_of_the_output_and_the_losses() {
     for (name, router) in SELECTIONS {

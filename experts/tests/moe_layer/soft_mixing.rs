@@ -61,7 +61,8 @@ fn the_output_is_that_of_the_paper() {
     }
 }
 
-/// Central differences of the oracle with step 1e-5: truncation and rounding each leave about 1e-10 to 1e-9.
+/// Central differences of the oracle with step 1e-5: truncation and rounding each leave about 1e-10
+/// to 1e-9.
 #[test]
 fn gradients_are_those_of_the_equations() {
     let setup = setup(2, 4, 2);
@@ -124,8 +125,8 @@ proptest! {
         prop_assert_eq!(&run(&both, &inputs, 4)[..12], &run(&one, &first, 4)[..]);
     }
 
-    /// Soft mixing knows no order: tokens in another one get the same outputs in that one. Sums of 4 terms in another
-    /// order differ by some roundings.
+    /// Soft mixing knows no order: tokens in another one get the same outputs in that one. Sums of
+    /// 4 terms in another order differ by some roundings.
     #[test]
     fn the_order_of_tokens_does_not_matter(seed in any::<u32>(), by in 1_usize..4) {
         let setup = setup(1, 4, 2);

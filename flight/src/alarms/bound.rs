@@ -1,24 +1,26 @@
 //! How small a load-balancing loss can be, given the load.
 //!
-//! The loss is `E * sum_e f_e P_e` (Switch, arXiv:2101.03961, eq. 4), `f_e` the share of the assignments that expert e
-//! got and `P_e` the mean of its probabilities. 1 is often given as its bound; it is not: f and P are different
-//! numbers, and an expert chosen by a hair by many tokens and avoided by the rest has a large f and a small P.
+//! The loss is `E * sum_e f_e P_e` (Switch, arXiv:2101.03961, eq. 4), `f_e` the share of the
+//! assignments that expert e got and `P_e` the mean of its probabilities. 1 is often given as its
+//! bound; it is not: f and P are different numbers, and an expert chosen by a hair by many tokens
+//! and avoided by the rest has a large f and a small P.
 
-/// Lower bound of the load-balancing loss of one batch, whichever way the experts were selected: `E * min_e f_e`, because
-/// the probabilities sum to 1. For selection by other scores than the probabilities of the loss (a selection bias,
-/// noise, hashing). 0 without assignments.
+/// Lower bound of the load-balancing loss of one batch, whichever way the experts were selected:
+/// `E * min_e f_e`, because the probabilities sum to 1. For selection by other scores than the
+/// probabilities of the loss (a selection bias, noise, hashing). 0 without assignments.
 pub fn balancing_bound_of_any_selection(tokens_per_expert: &[u64]) -> f64 {
     let smallest = tokens_per_expert.iter().min().map_or(0, |&smallest| smallest);
     smallest as f64 * scale(tokens_per_expert)
 }
 
-/// Lower bound of the load-balancing loss of one batch whose tokens chose the `top_k` experts with the largest
-/// probabilities; reached, in the limit, if `top_k` is 1. 0 without assignments.
+/// Lower bound of the load-balancing loss of one batch whose tokens chose the `top_k` experts with
+/// the largest probabilities; reached, in the limit, if `top_k` is 1. 0 without assignments.
 ///
-/// A token's loss `sum_e f_e p_e` is smallest at a corner of the set of probabilities that make some expert b its best:
-/// all mass spread evenly over b and the m experts of the smallest load, for some m. The best expert is one of the
-/// token's chosen ones, and no expert can be the best of more tokens than chose it: the bound gives the tokens the
-/// cheapest best experts that the load allows.
+/// A token's loss `sum_e f_e p_e` is smallest at a corner of the set of probabilities that make
+/// some expert b its best: all mass spread evenly over b and the m experts of the smallest load,
+/// for some m. The best expert is one of the token's chosen ones, and no expert can be the best of
+/// more tokens than chose it: the bound gives the tokens the cheapest best experts that the load
+/// allows.
 pub fn balancing_bound_of_top_k(tokens_per_expert: &[u64], top_k: usize) -> f64 {
     let mut by_load: Vec<(usize, u64)> = tokens_per_expert.iter().copied().enumerate().collect();
     by_load.sort_by_key(|&(_, load)| load);
@@ -84,7 +86,8 @@ mod tests {
         assert_eq!(balancing_bound_of_top_k(&[0; 4], 2), 0.0);
     }
 
-    /// Three of four tokens choose expert 0 by a hair, the last avoids it: 0.875, below the 1 of folklore.
+    /// Three of four tokens choose expert 0 by a hair, the last avoids it: 0.875, below the 1 of
+    /// folklore.
     #[test]
     fn the_bound_for_one_choice_is_reached() {
         let hair = 1e-9;

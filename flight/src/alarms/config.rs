@@ -12,7 +12,8 @@ pub enum AlarmKind {
     DeadExpert,
     /// The busiest expert of a layer gets too large a share.
     MaxViolation,
-    /// The router of a layer gives nearly all probability to one expert, for each token or over the batch.
+    /// The router of a layer gives nearly all probability to one expert, for each token or over the
+    /// batch.
     EntropyCollapse,
     /// A router has a choice to make, but its gradient is exactly zero.
     RouterGradientZero,
@@ -26,9 +27,11 @@ pub enum AlarmKind {
     NonFinite,
     /// A layer drops too many assignments.
     CapacityDrops,
-    /// A balancing loss is smaller than it can be: it, or the probabilities it is made of, are wrong.
+    /// A balancing loss is smaller than it can be: it, or the probabilities it is made of, are
+    /// wrong.
     LossBelowBound,
-    /// The load of a layer is not its tokens times `top_k`: tokens were counted twice, or not at all.
+    /// The load of a layer is not its tokens times `top_k`: tokens were counted twice, or not at
+    /// all.
     DuplicatedCounts,
 }
 
@@ -42,11 +45,12 @@ pub struct AlarmsConfig {
     /// Steps over which MaxVio and the dropped share are averaged; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_steps: Option<usize>,
-    /// Mean MaxVio above which a layer is unbalanced; default half of the worst case, `(E / k - 1) / 2`.
+    /// Mean MaxVio above which a layer is unbalanced; default half of the worst case,
+    /// `(E / k - 1) / 2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_violation: Option<f64>,
-    /// Share of the largest entropy, `ln E`, below which the mean entropy of a token's gate is collapsed; default 0.01.
-    /// Small alone is not bad: a specialised router is sure of each token.
+    /// Share of the largest entropy, `ln E`, below which the mean entropy of a token's gate is
+    /// collapsed; default 0.01. Small alone is not bad: a specialised router is sure of each token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate_entropy_share: Option<f64>,
     /// Share of `ln E` below which the entropy of the mean gate is collapsed; default 0.25.
@@ -67,7 +71,8 @@ pub struct AlarmsConfig {
     /// Standard deviations above the mean at which the loss spikes; default 6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_spike_deviations: Option<f64>,
-    /// Nats above the mean below which nothing is a spike, however smooth the loss was; default 0.1.
+    /// Nats above the mean below which nothing is a spike, however smooth the loss was; default
+    /// 0.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_spike_min_nats: Option<f64>,
     /// Mean share of dropped assignments above which a layer drops too many; default 0.1.

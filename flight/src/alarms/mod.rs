@@ -1,7 +1,8 @@
-//! Alarms: what goes wrong in a run without stopping it, said once when it begins, with the layer, the expert, since
-//! when, the value, the threshold and what to try.
+//! Alarms: what goes wrong in a run without stopping it, said once when it begins, with the layer,
+//! the expert, since when, the value, the threshold and what to try.
 //!
-//! Each silent failure that users of other frameworks reported has a test named after it in `tests.rs`.
+//! Each silent failure that users of other frameworks reported has a test named after it in
+//! `tests.rs`.
 
 mod bound;
 mod config;
@@ -45,8 +46,8 @@ pub struct Alarm {
     pub message: String,
 }
 
-/// What the alarms know of the steps so far. A checkpoint holds it, so that a resumed run raises what an unbroken one
-/// would.
+/// What the alarms know of the steps so far. A checkpoint holds it, so that a resumed run raises
+/// what an unbroken one would.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlarmsState {
@@ -64,7 +65,8 @@ struct Place {
 }
 
 impl Place {
-    /// The busiest expert may change from step to step while the layer stays unbalanced: that is one alarm.
+    /// The busiest expert may change from step to step while the layer stays unbalanced: that is
+    /// one alarm.
     fn of(reading: &Reading<'_>) -> Self {
         let is_of_expert = matches!(reading.kind, AlarmKind::DeadExpert | AlarmKind::NonFinite);
         Self { kind: reading.kind, layer: reading.layer, expert: reading.expert.filter(|_| is_of_expert) }
@@ -95,13 +97,15 @@ impl Alarms {
         &self.state
     }
 
-    /// Steps since each expert of `layer` last got a token, this step included; empty before its first step.
+    /// Steps since each expert of `layer` last got a token, this step included; empty before its
+    /// first step.
     pub fn dead_steps(&self, layer: usize) -> &[u64] {
         self.state.layers.iter().find(|state| state.layer == layer).map_or(&[], |state| &state.dead_steps)
     }
 
-    /// What begins to go wrong with this step; steps come in ascending order. An alarm is raised again only after its
-    /// value has come back clearly within the threshold, so that a value that hovers there is said once.
+    /// What begins to go wrong with this step; steps come in ascending order. An alarm is raised
+    /// again only after its value has come back clearly within the threshold, so that a value that
+    /// hovers there is said once.
     pub fn observe(&mut self, observation: &StepObservation) -> Vec<Alarm> {
         let readings = readings::readings(&mut self.state, observation, &self.thresholds);
         self.forget_non_finite(observation);

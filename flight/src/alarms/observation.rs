@@ -13,7 +13,8 @@ pub struct StepObservation {
     pub cross_entropy_nats: f64,
     /// One entry per MoE layer.
     pub layers: Vec<LayerObservation>,
-    /// The first NaN or infinity of the step, in the order of computation; absent if all was finite.
+    /// The first NaN or infinity of the step, in the order of computation; absent if all was
+    /// finite.
     pub non_finite: Option<NonFinite>,
 }
 
@@ -24,8 +25,8 @@ pub struct LayerObservation {
     pub layer: usize,
     /// Tokens of the step.
     pub num_tokens: u64,
-    /// Experts that each token chooses; absent of a router whose tokens do not each choose the same number, such as
-    /// expert choice.
+    /// Experts that each token chooses; absent of a router whose tokens do not each choose the same
+    /// number, such as expert choice.
     pub top_k: Option<usize>,
     /// Tokens sent to each expert, dropped ones included.
     pub tokens_per_expert: Vec<u64>,
@@ -35,16 +36,17 @@ pub struct LayerObservation {
     pub gate_entropy_nats: f64,
     /// Entropy of the mean gate.
     pub marginal_entropy_nats: f64,
-    /// Gradient norm of the router, of all losses together; absent if it was not measured in this step.
+    /// Gradient norm of the router, of all losses together; absent if it was not measured in this
+    /// step.
     pub router_grad_norm: Option<f64>,
-    /// Gradient norm of the router from the weighted balancing loss alone; absent without such a loss, or if it was not
-    /// measured in this step.
+    /// Gradient norm of the router from the weighted balancing loss alone; absent without such a
+    /// loss, or if it was not measured in this step.
     pub balancing_grad_norm: Option<f64>,
     /// Load-balancing loss, unweighted, mean over micro-batches; absent without one.
     pub load_balancing_loss: Option<f64>,
-    /// Mean over the same micro-batches of the loss's lower bound, from [`super::balancing_bound_of_top_k`] or
-    /// [`super::balancing_bound_of_any_selection`]. The bound of the summed counts is no bound of the mean loss. Absent
-    /// if the loss is another one.
+    /// Mean over the same micro-batches of the loss's lower bound, from
+    /// [`super::balancing_bound_of_top_k`] or [`super::balancing_bound_of_any_selection`]. The
+    /// bound of the summed counts is no bound of the mean loss. Absent if the loss is another one.
     pub load_balancing_bound: Option<f64>,
     /// Agreement with the previous probe of the same tokens; absent if the step was not probed.
     pub agreement: Option<f64>,
@@ -84,7 +86,8 @@ impl LayerObservation {
         num_experts > 1 && self.top_k.is_none_or(|top_k| top_k < num_experts)
     }
 
-    /// Whether every expert has the same load: the balancing loss is then at its minimum and rightly without gradient.
+    /// Whether every expert has the same load: the balancing loss is then at its minimum and
+    /// rightly without gradient.
     pub(super) fn is_balanced(&self) -> bool {
         self.tokens_per_expert.windows(2).all(|loads| loads[0] == loads[1])
     }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::config::Thresholds;
 use super::{AlarmKind, AlarmsState, LayerObservation, StepObservation};
 
-/// Share of the threshold by which a value must be back within it before the alarm can be raised again.
+/// Share of the threshold by which a value must be back within it before the alarm can be raised
+/// again.
 const HYSTERESIS: f64 = 0.05;
 
 /// A value beside its threshold.
@@ -83,7 +84,8 @@ struct Streak {
 
 impl Window {
     fn push(&mut self, value: f64, len: usize) {
-        // A state with a NaN could not be written as JSON, and nothing could be compared to its mean.
+        // A state with a NaN could not be written as JSON, and nothing could be compared to its
+        // mean.
         if value.is_finite() {
             self.values.push_back(value);
         }

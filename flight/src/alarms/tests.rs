@@ -170,8 +170,8 @@ fn would_have_caught_a_top_1_router_whose_renormalised_gate_is_always_one() {
 
 #[test]
 fn would_have_caught_megatron_1545_loss_below_its_bound() {
-    // The sigmoid scores s / (sum s + 1e-20) of every token shrink below the epsilon: the loss goes to 0 while the load
-    // does not change.
+    // The sigmoid scores s / (sum s + 1e-20) of every token shrink below the epsilon: the loss goes
+    // to 0 while the load does not change.
     let shrunk_loss = |score: f64| {
         let probability = score / (4.0 * score + 1e-20);
         4.0 * [0.4, 0.3, 0.2, 0.1].iter().map(|share| share * probability).sum::<f64>()

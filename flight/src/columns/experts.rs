@@ -34,7 +34,8 @@ pub struct ExpertRow {
     pub expert_weight_norm: Option<f64>,
 }
 
-/// The expert rows of a run in progress. They are buffered: a killed process loses those since the last flush.
+/// The expert rows of a run in progress. They are buffered: a killed process loses those since the
+/// last flush.
 #[derive(Debug)]
 pub struct ExpertLog {
     folder: PathBuf,
@@ -44,7 +45,8 @@ pub struct ExpertLog {
 }
 
 impl ExpertLog {
-    /// A log that writes a part after every `steps_per_part` steps to `folder`, which [`super::rewind`] has prepared.
+    /// A log that writes a part after every `steps_per_part` steps to `folder`, which
+    /// [`super::rewind`] has prepared.
     pub fn new(folder: &Path, steps_per_part: usize) -> Self {
         Self { folder: folder.into(), steps_per_part, num_steps: 0, rows: Vec::new() }
     }
@@ -52,7 +54,8 @@ impl ExpertLog {
     /// Adds the rows of one step; steps come in ascending order.
     ///
     /// # Errors
-    /// [`ColumnsError::Io`] if a part was due and could not be written; its rows are kept for the next flush.
+    /// [`ColumnsError::Io`] if a part was due and could not be written; its rows are kept for the
+    /// next flush.
     pub fn append(&mut self, rows_of_step: impl IntoIterator<Item = ExpertRow>) -> Result<(), ColumnsError> {
         let num_rows = self.rows.len();
         self.rows.extend(rows_of_step);
@@ -60,8 +63,8 @@ impl ExpertLog {
         if self.num_steps >= self.steps_per_part { self.flush() } else { Ok(()) }
     }
 
-    /// Returns once the rows so far are on the disk itself. Call it before a checkpoint is written and when the run
-    /// ends, so that a resumed run misses none.
+    /// Returns once the rows so far are on the disk itself. Call it before a checkpoint is written
+    /// and when the run ends, so that a resumed run misses none.
     ///
     /// # Errors
     /// [`ColumnsError::Io`]; the rows are kept for the next flush.
@@ -102,8 +105,8 @@ pub fn read_experts_between(
     Ok(all)
 }
 
-/// Drops what comes after `last_step`; absent drops everything. A part that must be shortened and cannot be read is set
-/// aside; returns what the user should know of it.
+/// Drops what comes after `last_step`; absent drops everything. A part that must be shortened and
+/// cannot be read is set aside; returns what the user should know of it.
 pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String>, ColumnsError> {
     let mut notes = Vec::new();
     // The newest go first: whenever this is cut short, the steps that remain have no gap.

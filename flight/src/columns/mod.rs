@@ -1,9 +1,10 @@
-//! The large half of the flight recorder: one row per expert and step, and at intervals one row per token and expert,
-//! as Parquet files. DuckDB, pandas and polars read them without Switchyard:
+//! The large half of the flight recorder: one row per expert and step, and at intervals one row per
+//! token and expert, as Parquet files. DuckDB, pandas and polars read them without Switchyard:
 //! `select * from 'flight/experts-*.parquet' where dead_steps > 100`.
 //!
-//! A file is written once, to a temporary name, forced to the disk and renamed: it is whole or absent. Nothing is ever
-//! appended to a file, which Parquet, with its footer at the end, could not survive.
+//! A file is written once, to a temporary name, forced to the disk and renamed: it is whole or
+//! absent. Nothing is ever appended to a file, which Parquet, with its footer at the end, could not
+//! survive.
 
 mod experts;
 mod scores;
@@ -22,7 +23,8 @@ use table::{Column, Table};
 use switchyard_ground::advice::advice;
 use switchyard_ground::aside::is_aside;
 
-/// What `durable::replace` adds to a table's name while it writes, and leaves when the process is killed inside it.
+/// What `durable::replace` adds to a table's name while it writes, and leaves when the process is
+/// killed inside it.
 const TEMPORARY_EXTENSION: &str = ".tmp";
 
 /// A recording that could not be read or written.
@@ -76,9 +78,10 @@ impl ColumnsError {
     }
 }
 
-/// Bring `folder` to the state after `last_step`, creating it if it is missing: later rows and score files go, a part
-/// that straddles the step is rewritten, and what a killed process left unfinished goes. Absent means a new run:
-/// every recording goes. Other people's files stay. Returns what the user should know: parts that were damaged are set aside.
+/// Bring `folder` to the state after `last_step`, creating it if it is missing: later rows and
+/// score files go, a part that straddles the step is rewritten, and what a killed process left
+/// unfinished goes. Absent means a new run: every recording goes. Other people's files stay.
+/// Returns what the user should know: parts that were damaged are set aside.
 ///
 /// # Errors
 /// [`ColumnsError::Io`].

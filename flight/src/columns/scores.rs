@@ -20,8 +20,8 @@ pub struct ScoreRow {
     pub domain: Option<u32>,
     /// Index of the expert, from 0.
     pub expert: u32,
-    /// What the gate said of the expert, before any softmax or sigmoid: jitter and noise are in it, an expert bias, groups and
-    /// a balanced assignment are not. 0 if the router learns nothing.
+    /// What the gate said of the expert, before any softmax or sigmoid: jitter and noise are in it,
+    /// an expert bias, groups and a balanced assignment are not. 0 if the router learns nothing.
     pub logit: f32,
     /// Place of the expert among those that the token chose, from 0; absent if it was not chosen.
     pub rank: Option<u8>,
@@ -47,8 +47,8 @@ pub fn write_scores(folder: &Path, step: u64, rows: &[ScoreRow]) -> Result<(), C
 /// The scores recorded at `step`, in the order in which they were written.
 ///
 /// # Errors
-/// [`ColumnsError::NotRecorded`], which says at which steps there are some; [`ColumnsError::Damaged`];
-/// [`ColumnsError::Io`].
+/// [`ColumnsError::NotRecorded`], which says at which steps there are some;
+/// [`ColumnsError::Damaged`]; [`ColumnsError::Io`].
 pub fn read_scores(folder: &Path, step: u64) -> Result<Vec<ScoreRow>, ColumnsError> {
     let steps = recorded_score_steps(folder)?;
     if steps.binary_search(&step).is_err() {

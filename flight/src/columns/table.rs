@@ -13,9 +13,9 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
-/// CRC-32C of the file without it, little-endian, just before the footer. Parquet finds the footer from the end and the
-/// pages through the footer, so every reader skips it. Without it a flipped bit in a page would be read as another
-/// number, and one in the footer makes the library panic.
+/// CRC-32C of the file without it, little-endian, just before the footer. Parquet finds the footer
+/// from the end and the pages through the footer, so every reader skips it. Without it a flipped
+/// bit in a page would be read as another number, and one in the footer makes the library panic.
 const CHECKSUM_BYTES: usize = 4;
 
 /// A result whose error says what is wrong with the file.
@@ -63,7 +63,8 @@ impl Column {
     }
 
     fn write(&self, group: &mut SerializedRowGroupWriter<'_, Vec<u8>>) -> Result<()> {
-        // An unsigned number is stored as the signed one with the same bits, which the logical type says.
+        // An unsigned number is stored as the signed one with the same bits, which the logical type
+        // says.
         match &self.values {
             Values::U32(values) => write::<Int32Type>(group, values.iter().map(|&x| x as i32).collect()),
             Values::U64(values) => write::<Int64Type>(group, values.iter().map(|&x| x as i64).collect()),
@@ -144,7 +145,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table in the file that holds `bytes`: read as a whole, so that no trouble of the system is taken for damage.
+    /// The table in the file that holds `bytes`: read as a whole, so that no trouble of the system
+    /// is taken for damage.
     pub(super) fn open(bytes: Vec<u8>) -> Reason<Self> {
         check(&bytes)?;
         let file = SerializedFileReader::new(Bytes::from(bytes)).map_err(|error| error.to_string())?;

@@ -159,12 +159,13 @@ impl<'a> Matrix<'a> {
         assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {self:?}");
         let shape = [rows.len(), self.shape[1]];
         let (start, step) = match self.steps[0] {
-            // Where there are elements, the product lies within them. Where there are none, a stride may be
-            // any.
+            // Where there are elements, the product lies within them. Where there are none, a
+            // stride may be any.
             Step::Stride(stride) => (rows.start.saturating_mul(stride), Step::Stride(stride)),
             Step::Offsets(offsets) => (0, Step::Offsets(&offsets[rows])),
         };
-        // What is left of a matrix lies where it lay; one without elements may begin behind the last.
+        // What is left of a matrix lies where it lay; one without elements may begin behind the
+        // last.
         let elements = &self.elements[start.min(self.elements.len())..];
         Self { elements, shape, steps: [step, self.steps[1]] }
     }
@@ -334,8 +335,8 @@ unsafe fn product<T>(c: &mut MatrixMut<'_, T>, a: Matrix<'_>, b: Matrix<'_>, add
     let ([m, n], [_, k]) = (c.shape, a.shape);
     let (a_strides, b_strides) = (a.strides(), b.strides());
     assert!(a.shape == [m, k] && b.shape == [k, n], "{:?} times {:?} into {:?}", a.shape, b.shape, c.shape);
-    // SAFETY: every address that the strides reach lies in its slice, as the constructors checked; `c`
-    // borrows its elements alone, so it overlaps neither `a` nor `b`; and it is read only with
+    // SAFETY: every address that the strides reach lies in its slice, as the constructors checked;
+    // `c` borrows its elements alone, so it overlaps neither `a` nor `b`; and it is read only with
     // `add`, when it has values.
     unsafe {
         gemm::gemm(

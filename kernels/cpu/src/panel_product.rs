@@ -218,7 +218,8 @@ impl<'a> Product<'a> {
             let panels = panels.pack::<S, REGISTERS>(simd, block.of(*w));
             let a_block = a.columns(block.rows.clone());
             let num_tiles = a.num_rows().div_ceil(TILE_ROWS) * block.columns.len().div_ceil(width);
-            // With many registers, fetching ahead takes as long as it saves (measured with AVX-512).
+            // With many registers, fetching ahead takes as long as it saves (measured with
+            // AVX-512).
             let next = blocks.get(index + 1).filter(|_| REGISTERS == FEW_REGISTERS);
             let mut fetch = Fetch::new(next.map(|next| next.of(*w)), num_tiles);
             let pass = Pass::<_, REGISTERS> {
@@ -231,9 +232,9 @@ impl<'a> Product<'a> {
                 add: is_added_to || block.rows.start > 0,
                 triangle: *triangle,
             };
-            // SAFETY: what is added to has values, and a block that does not hold the first terms comes after
-            // one of the same columns that does: its pass has written the elements that this one
-            // adds to.
+            // SAFETY: what is added to has values, and a block that does not hold the first terms
+            // comes after one of the same columns that does: its pass has written the elements that
+            // this one adds to.
             unsafe { pass.run::<FUSED>(c, &mut fetch) };
         }
     }

@@ -19,8 +19,8 @@ pub struct Rotation<'a> {
 }
 
 vectorised! {
-    /// Fills the rows of `to` with `factor` times those of one head at the positions from 0 on, `[s, d]`, each turned by
-    /// `sign` times its position's angles, if there are any.
+    /// Fills the rows of `to` with `factor` times those of one head at the positions from 0 on,
+    /// `[s, d]`, each turned by `sign` times its position's angles, if there are any.
     ///
     /// # Panics
     /// If the shapes differ, a row that is turned has no whole pairs, or there are fewer angles.
@@ -55,7 +55,8 @@ fn write_rotated_rows<const FUSED: bool>(
             }
         }
     }
-    // SAFETY: the loop has written each row: as long as that of `head`, and in pairs if it is turned.
+    // SAFETY: the loop has written each row: as long as that of `head`, and in pairs if it is
+    // turned.
     unsafe { to.assume_written() };
 }
 

@@ -38,8 +38,8 @@ impl Unwritten {
     pub(crate) fn into_values(mut self) -> Vec<f32> {
         let (num_written, len) = (*self.num_written.get_mut(), self.len);
         assert!(num_written == len, "{num_written} of {len} elements are written");
-        // SAFETY: the capacity is there. Parts are disjoint, and each is counted once, by the function that
-        // has written it: as many elements as there are have values.
+        // SAFETY: the capacity is there. Parts are disjoint, and each is counted once, by the
+        // function that has written it: as many elements as there are have values.
         unsafe { self.elements.set_len(len) };
         self.elements
     }

@@ -29,7 +29,8 @@ fn rows_and_their_gradient_agree_with_the_stock_operations() {
 
 #[test]
 fn a_row_gets_its_tokens_in_order_and_a_row_without_any_zeros() {
-    // In this order the first two cancel and the third remains; in any other it is lost to rounding.
+    // In this order the first two cancel and the third remains; in any other it is lost to
+    // rounding.
     let dy_td = from_elements(vec![1e8, -1e8, 1.0, 7.0], Shape::new([4, 1]));
     let dtable_vd = Flex::embed_gradient(ids(&[2, 2, 2, 0]), dy_td, 4);
     assert_eq!(elements(&dtable_vd), [7.0, 0.0, 1.0, 0.0]);

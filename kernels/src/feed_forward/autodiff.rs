@@ -17,8 +17,8 @@ use crate::tensor_list::TensorList;
 
 impl<B: FeedForward, C: CheckpointStrategy> FeedForward for Autodiff<B, C> {
     fn feed_forward(operands: TensorList<Self>, block: Block) -> FloatTensor<Self> {
-        // A node has a fixed number of parents: three tensors, and gate projections, gates and biases as
-        // they come.
+        // A node has a fixed number of parents: three tensors, and gate projections, gates and
+        // biases as they come.
         let operands = operands.into_vec();
         match operands.len() {
             3 => tracked::<B, C, 3>(operands, block),

@@ -157,8 +157,8 @@ pub fn expert_ffn(
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 
-/// Elements that one thread holds of its own in [`dense_ffn`] and [`expert_ffn`] on the CPU: the hidden values of a tile of
-/// rows.
+/// Elements that one thread holds of its own in [`dense_ffn`] and [`expert_ffn`] on the CPU: the
+/// hidden values of a tile of rows.
 pub fn ffn_elements_per_thread(d_hidden: usize) -> usize {
     switchyard_kernels_cpu::feed_forward::MAX_TILE_ROWS.saturating_mul(d_hidden)
 }

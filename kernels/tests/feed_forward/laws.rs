@@ -44,8 +44,8 @@ fn a_dense_block_is_its_definition() {
 #[test]
 fn a_mixture_is_its_definition() {
     for activation in ACTIVATIONS {
-        // Ragged groups, among them an empty one; one token; all tokens on one expert; more experts than
-        // tokens.
+        // Ragged groups, among them an empty one; one token; all tokens on one expert; more experts
+        // than tokens.
         for (experts, ids) in [
             ([3, 2], vec![0, 2, 2, 0, 0, 2, 2, 0, 0, 2]),
             ([4, 1], vec![3]),

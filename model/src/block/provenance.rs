@@ -7,7 +7,8 @@ use super::{Block, BlockContext, FeedForward, FfnInput};
 use crate::non_finite::is_finite;
 
 impl Block {
-    /// The part, and its expert if it is one, whose output is not finite although its input is; `None` if all is finite.
+    /// The part, and its expert if it is one, whose output is not finite although its input is;
+    /// `None` if all is finite.
     pub(crate) fn first_non_finite(
         &self,
         x_td: Tensor<2>,

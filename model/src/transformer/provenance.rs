@@ -1,12 +1,13 @@
-//! Where the first NaN or infinity of a forward pass arises. Slow, and run only once a loss is not finite.
+//! Where the first NaN or infinity of a forward pass arises. Slow, and run only once a loss is not
+//! finite.
 
 use super::Transformer;
 use crate::non_finite::is_finite;
 use crate::{ModelInput, NonFinite, Pass};
 
 impl Transformer {
-    /// The first NaN or infinity of the forward pass of `input`, in the order of computation; the head's loss if there is
-    /// none before it.
+    /// The first NaN or infinity of the forward pass of `input`, in the order of computation; the
+    /// head's loss if there is none before it.
     pub fn first_non_finite(&self, input: &ModelInput, pass: Pass<'_>) -> NonFinite {
         self.in_context(input, pass, |context| {
             let outside = |op: &str| NonFinite { layer: None, expert: None, op: op.into() };

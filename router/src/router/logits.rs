@@ -9,12 +9,13 @@ use switchyard_kernels::linear;
 use super::Router;
 use crate::gate::{GateNoise, GateOutput};
 
-/// Added to the noise's size, as the authors of noisy gating do in their code (tensor2tensor's `noisy_top_k_gating`):
-/// distances are measured in it, so it must not vanish.
+/// Added to the noise's size, as the authors of noisy gating do in their code (tensor2tensor's
+/// `noisy_top_k_gating`): distances are measured in it, so it must not vanish.
 const NOISE_EPSILON: f64 = 0.01;
 
 impl Router {
-    /// Logits of every token, in the type of `x_td`; with `standard_normal_te` the noisy ones. None if nothing is learned.
+    /// Logits of every token, in the type of `x_td`; with `standard_normal_te` the noisy ones. None
+    /// if nothing is learned.
     pub(crate) fn gate_logits(
         &self,
         x_td: Tensor<2>,

@@ -25,7 +25,8 @@ fn skewed(kind: &Kind, seed: u64) -> Values {
     values
 }
 
-/// A step of the rate towards the mean load, then the mean taken off (arXiv:2408.15664, algorithm 1).
+/// A step of the rate towards the mean load, then the mean taken off (arXiv:2408.15664, algorithm
+/// 1).
 fn stepped(bias_e: &[f64], loads: &[u64], step: impl Fn(f64) -> f64) -> Vec<f64> {
     let mean_load = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
     let moved: Vec<f64> = bias_e

@@ -174,7 +174,8 @@ fn of_one_expert_every_gate_is_the_whole() {
     }
 }
 
-/// By way of the standard deviation, the slope at perfect balance is infinite (google-research/vmoe#218).
+/// By way of the standard deviation, the slope at perfect balance is infinite
+/// (google-research/vmoe#218).
 #[test]
 fn vmoe_218_the_variation_losses_have_a_gradient_at_perfect_balance() {
     for dtype in [DType::F32, DType::F64] {
@@ -186,7 +187,8 @@ fn vmoe_218_the_variation_losses_have_a_gradient_at_perfect_balance() {
             num_experts: D,
             ..kind("noisy_top_1")
         };
-        // Token i prefers expert i by far more than the noise: sums of gates and expected loads are even.
+        // Token i prefers expert i by far more than the noise: sums of gates and expected loads are
+        // even.
         let diagonal =
             |size: f64| -> Vec<f64> { (0..D * D).map(|i| if i / D == i % D { size } else { 0.0 }).collect() };
         let even = Values {

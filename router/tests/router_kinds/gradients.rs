@@ -1,4 +1,5 @@
-//! Gradients against central differences, and against the closed forms where the loss holds something constant.
+//! Gradients against central differences, and against the closed forms where the loss holds
+//! something constant.
 
 use burn::module::Param;
 use burn::tensor::{DType, Gradients, Tensor};
@@ -11,8 +12,8 @@ use crate::oracle::product;
 /// Step of the differences: truncation and rounding each leave about 1e-10 of numbers of size 1.
 const STEP: f64 = 1e-5;
 
-/// One number out of every gate that counts and every loss. The load loss is left out: its thresholds move with the
-/// parameters but are constants of its gradient.
+/// One number out of every gate that counts and every loss. The load loss is left out: its
+/// thresholds move with the parameters but are constants of its gradient.
 fn objective(routing: &Routing) -> Tensor<1> {
     let [t, k] = routing.gates_tk.dims();
     let kept = |slot: usize| routing.choice.keep_tk.as_ref().is_none_or(|keep_tk| keep_tk[slot]);
@@ -132,7 +133,8 @@ fn matrix_gradient(x_td: &[f64], gradient_te: &[f64], num_experts: usize) -> Vec
 fn assert_close(what: &str, actual: &[f64], expected: &[f64]) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (a, e) in actual.iter().zip(expected) {
-        // burn's and the closed form's normal distribution agree to 1e-13 or so; the gradients divide by noise of 0.3.
+        // burn's and the closed form's normal distribution agree to 1e-13 or so; the gradients
+        // divide by noise of 0.3.
         assert!((a - e).abs() < 1e-11, "{what}: {a} instead of {e}");
     }
 }

@@ -152,7 +152,8 @@ proptest! {
         }
     }
 
-    /// Sinkhorn's plan keeps the columns' sums: what raises an expert for all tokens alike does not move it.
+    /// Sinkhorn's plan keeps the columns' sums: what raises an expert for all tokens alike does not
+    /// move it.
     #[test]
     fn sinkhorn_ignores_what_raises_an_expert_for_all_tokens(seed in any::<u32>(), favour in -2.0..2.0_f64) {
         let kind = crate::case::kind("sinkhorn");

@@ -102,7 +102,8 @@ fn the_sequence_scope_is_the_mean_over_sequences() {
     }
 }
 
-/// Loads add up over the step's micro-batches; probabilities are the micro-batch's own (arXiv:2501.11873, section 3).
+/// Loads add up over the step's micro-batches; probabilities are the micro-batch's own
+/// (arXiv:2501.11873, section 3).
 #[test]
 fn the_global_scope_counts_the_earlier_micro_batches_loads() {
     for kind in balanced_by_loss() {
@@ -141,8 +142,9 @@ fn route_logits(logits_te: &[f64], num_experts: usize, config: &RouterConfig, dt
     config.init(num_experts, gate).forward(input)
 }
 
-/// With the scores divided by their sum plus 1e-20, a router could lower the loss below its bound by pushing all scores
-/// far down (NVIDIA/Megatron-LM#1545). Here the bound holds however low they are, and there is no gain in going there.
+/// With the scores divided by their sum plus 1e-20, a router could lower the loss below its bound
+/// by pushing all scores far down (NVIDIA/Megatron-LM#1545). Here the bound holds however low they
+/// are, and there is no gain in going there.
 #[test]
 fn megatron_lm_1545_low_sigmoid_scores_do_not_lower_the_balancing_loss() {
     let sigmoid =
@@ -163,8 +165,8 @@ fn megatron_lm_1545_low_sigmoid_scores_do_not_lower_the_balancing_loss() {
     }
 }
 
-/// Where sigmoids are tiny they are exponentials, and their shares no longer depend on how low all logits are: the
-/// gradient along a common shift vanishes instead of pointing down.
+/// Where sigmoids are tiny they are exponentials, and their shares no longer depend on how low all
+/// logits are: the gradient along a common shift vanishes instead of pointing down.
 #[test]
 fn megatron_lm_1545_there_is_no_gradient_towards_lower_scores() {
     let sigmoid = config(r#"{"top_k": 2, "sigmoid": {}, "load_balancing_weight": 1.0}"#);
@@ -178,7 +180,8 @@ fn megatron_lm_1545_there_is_no_gradient_towards_lower_scores() {
     }
 }
 
-/// The loss's extremes: 1 where the experts' loads are even, E / k where all tokens are sure of the same k experts.
+/// The loss's extremes: 1 where the experts' loads are even, E / k where all tokens are sure of the
+/// same k experts.
 #[test]
 fn the_balancing_loss_is_one_at_balance_and_e_over_k_at_collapse() {
     for json in [

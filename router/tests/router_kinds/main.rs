@@ -1,5 +1,5 @@
-//! Every router as a whole: choices, gates, losses and gradients against plain loops, laws that each keeps, and input
-//! that breaks lesser ones.
+//! Every router as a whole: choices, gates, losses and gradients against plain loops, laws that
+//! each keeps, and input that breaks lesser ones.
 
 #![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
 

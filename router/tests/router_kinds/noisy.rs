@@ -1,5 +1,5 @@
-//! Noisy top-k gating and its two balancing losses (Shazeer et al., arXiv:1701.06538), in closed form on the host:
-//! what the router's tensors are compared with.
+//! Noisy top-k gating and its two balancing losses (Shazeer et al., arXiv:1701.06538), in closed
+//! form on the host: what the router's tensors are compared with.
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
@@ -22,11 +22,12 @@ pub(crate) struct LoadLoss {
     pub(crate) noise_std_gradient_te: Vec<f64>,
 }
 
-/// Gate logits with normal noise: `clean + normal * noise_std`, `[t, e]`, row-major (arXiv:1701.06538, eq. 4).
+/// Gate logits with normal noise: `clean + normal * noise_std`, `[t, e]`, row-major
+/// (arXiv:1701.06538, eq. 4).
 ///
 /// # Shapes
-/// - `clean_logits_te`, `noise_std_te`: `[num_tokens, num_experts]`, row-major; the latter is the softplus of the
-///   noise's own projection
+/// - `clean_logits_te`, `noise_std_te`: `[num_tokens, num_experts]`, row-major; the latter is the
+///   softplus of the noise's own projection
 ///
 /// # Panics
 /// If there is not one standard deviation per logit.
@@ -35,8 +36,8 @@ pub(crate) fn noisy_logits(clean_logits_te: &[f64], noise_std_te: &[f64], rng: &
     clean_logits_te.iter().zip(noise_std_te).map(|(clean, std)| clean + std * standard_normal(rng)).collect()
 }
 
-/// Gates of all experts, softmax over each token's `top_k` highest logits and 0 elsewhere: `[t, e]`, row-major
-/// (arXiv:1701.06538, eq. 3 and 5). NaN counts as the lowest logit.
+/// Gates of all experts, softmax over each token's `top_k` highest logits and 0 elsewhere:
+/// `[t, e]`, row-major (arXiv:1701.06538, eq. 3 and 5). NaN counts as the lowest logit.
 ///
 /// # Panics
 /// If `top_k` is not in `1..=num_experts`, or the logits do not divide into rows of `num_experts`.
@@ -56,9 +57,10 @@ pub(crate) fn noisy_top_k_gates(noisy_logits_te: &[f64], num_experts: usize, top
     gates_te
 }
 
-/// The squared coefficient of variation of the experts' importance, the sum over tokens of their gates, and its
-/// gradient with respect to the gates: `[t, e]`, row-major (arXiv:1701.06538, eq. 6 and 7). Population variance over
-/// squared mean. Unscaled: the caller applies the weight. 0 without gates; NaN counts as no gate.
+/// The squared coefficient of variation of the experts' importance, the sum over tokens of their
+/// gates, and its gradient with respect to the gates: `[t, e]`, row-major (arXiv:1701.06538, eq. 6
+/// and 7). Population variance over squared mean. Unscaled: the caller applies the weight. 0
+/// without gates; NaN counts as no gate.
 ///
 /// # Shapes
 /// - `gates_te`: `[num_tokens, num_experts]`, row-major
@@ -70,10 +72,10 @@ pub(crate) fn importance_loss_and_gradient(gates_te: &[f64], num_experts: usize)
     (loss, gradient_e.repeat(gates_te.len() / num_experts))
 }
 
-/// The squared coefficient of variation of the experts' expected loads, and its gradients (arXiv:1701.06538, eq. 10
-/// and 11). A load is the sum over tokens of [`load_probabilities`], which is smooth in the logits where a count is
-/// not. The thresholds are constants of the gradient. Population variance over squared mean. Unscaled: the caller
-/// applies the weight.
+/// The squared coefficient of variation of the experts' expected loads, and its gradients
+/// (arXiv:1701.06538, eq. 10 and 11). A load is the sum over tokens of [`load_probabilities`],
+/// which is smooth in the logits where a count is not. The thresholds are constants of the
+/// gradient. Population variance over squared mean. Unscaled: the caller applies the weight.
 ///
 /// # Shapes
 /// - `clean_logits_te`, `noise_std_te`, `noisy_logits_te`: `[num_tokens, num_experts]`, row-major
@@ -99,10 +101,10 @@ pub(crate) fn load_loss_and_gradient(
     LoadLoss { loss, clean_logits_gradient_te: gradient(|_| 1.0), noise_std_gradient_te: gradient(|z| -z) }
 }
 
-/// Probability that an expert would be among the token's `top_k` if its own noise were drawn again: `[t, e]`,
-/// row-major. `Phi((clean - threshold) / noise_std)`, the threshold being the k-th highest of the other experts'
-/// noisy logits (arXiv:1701.06538, eq. 8 and 9). 1 where fewer than k others exist. Without noise it is 0 or 1, and
-/// 1 at a tie.
+/// Probability that an expert would be among the token's `top_k` if its own noise were drawn again:
+/// `[t, e]`, row-major. `Phi((clean - threshold) / noise_std)`, the threshold being the k-th
+/// highest of the other experts' noisy logits (arXiv:1701.06538, eq. 8 and 9). 1 where fewer than k
+/// others exist. Without noise it is 0 or 1, and 1 at a tie.
 ///
 /// # Shapes
 /// - `clean_logits_te`, `noise_std_te`, `noisy_logits_te`: `[num_tokens, num_experts]`, row-major
@@ -120,8 +122,8 @@ pub(crate) fn load_probabilities(
     standardised_te.iter().map(|&z| normal::cumulative(z)).collect()
 }
 
-/// How many standard deviations of its noise each clean logit lies above its threshold, infinite where the choice is
-/// certain: `[t, e]`.
+/// How many standard deviations of its noise each clean logit lies above its threshold, infinite
+/// where the choice is certain: `[t, e]`.
 fn standardised(
     clean_logits_te: &[f64],
     noise_std_te: &[f64],
@@ -149,7 +151,8 @@ fn in_standard_deviations(margin: f64, std: f64) -> f64 {
     }
 }
 
-/// The k-th highest noisy logit of the other experts; minus infinity where there are fewer: `[t, e]`.
+/// The k-th highest noisy logit of the other experts; minus infinity where there are fewer:
+/// `[t, e]`.
 fn thresholds(noisy_logits_te: &[f64], num_experts: usize, top_k: usize) -> Vec<f64> {
     let num_ranked = (top_k + 1).min(num_experts);
     let ranked = select_top_k(noisy_logits_te, num_experts, num_ranked);
@@ -158,7 +161,8 @@ fn thresholds(noisy_logits_te: &[f64], num_experts: usize, top_k: usize) -> Vec<
         let logit = |rank: usize| {
             ranked.get(rank).map_or(f64::NEG_INFINITY, |&expert| or_lowest(noisy_e[expert as usize]))
         };
-        // An expert among the k best is out of its own way: the next one moves up to the k-th place.
+        // An expert among the k best is out of its own way: the next one moves up to the k-th
+        // place.
         let chosen = &ranked[..top_k];
         let (kth, next) = (logit(top_k - 1), logit(top_k));
         (0..num_experts as u32)
@@ -168,8 +172,8 @@ fn thresholds(noisy_logits_te: &[f64], num_experts: usize, top_k: usize) -> Vec<
     rows.flat_map(row_thresholds).collect()
 }
 
-/// Variance over squared mean of the loads, and its gradient. Never by way of the standard deviation, whose slope at
-/// perfect balance is infinite (google-research/vmoe#218).
+/// Variance over squared mean of the loads, and its gradient. Never by way of the standard
+/// deviation, whose slope at perfect balance is infinite (google-research/vmoe#218).
 fn squared_variation(load_e: &[f64]) -> (f64, Vec<f64>) {
     let num_experts = load_e.len() as f64;
     let mean = load_e.iter().sum::<f64>() / num_experts;

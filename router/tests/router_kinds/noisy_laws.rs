@@ -1,4 +1,5 @@
-//! Whether the closed forms are right themselves: against PyTorch, against differences, by their meaning.
+//! Whether the closed forms are right themselves: against PyTorch, against differences, by their
+//! meaning.
 
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -110,8 +111,8 @@ fn without_noise_the_probability_is_the_choice() {
     assert_eq!((load.loss, load.clean_logits_gradient_te), (1.0, vec![0.0; 4]));
 }
 
-/// 20,000 draws: the mean's standard deviation is 2 / sqrt(20000) = 0.014, and that of the variance's estimate
-/// 4 sqrt(2 / 20000) = 0.04.
+/// 20,000 draws: the mean's standard deviation is 2 / sqrt(20000) = 0.014, and that of the
+/// variance's estimate 4 sqrt(2 / 20000) = 0.04.
 #[test]
 fn the_noise_has_its_mean_and_standard_deviation() {
     let n = 20_000;
@@ -124,8 +125,8 @@ fn the_noise_has_its_mean_and_standard_deviation() {
     assert_eq!(certain, [1.0, 2.0]);
 }
 
-/// The probability by its meaning: redraw one expert's noise and count how often it is chosen. 20,000 draws have a
-/// standard deviation of at most 0.0036.
+/// The probability by its meaning: redraw one expert's noise and count how often it is chosen.
+/// 20,000 draws have a standard deviation of at most 0.0036.
 #[test]
 fn the_load_probability_is_the_frequency_of_being_chosen() {
     let (clean, std) = ([0.3, -0.2, 0.9, 0.1], [0.7, 1.1, 0.4, 0.9]);

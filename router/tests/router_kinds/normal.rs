@@ -18,7 +18,8 @@ pub(crate) fn cumulative(z: f64) -> f64 {
     }
 }
 
-/// `z + z^3 / 3 + z^5 / (3 * 5) + ...` (Abramowitz and Stegun, 26.2.11), whose terms share one sign.
+/// `z + z^3 / 3 + z^5 / (3 * 5) + ...` (Abramowitz and Stegun, 26.2.11), whose terms share one
+/// sign.
 fn series(z: f64) -> f64 {
     let (mut term, mut sum, mut odd) = (z, z, 1.0);
     while term.abs() > 1e-17 * sum.abs() {
@@ -29,7 +30,8 @@ fn series(z: f64) -> f64 {
     sum
 }
 
-/// `density / (z + 1 / (z + 2 / (z + 3 / ...)))` (Abramowitz and Stegun, 26.2.14), for `z` of 3 and more.
+/// `density / (z + 1 / (z + 2 / (z + 3 / ...)))` (Abramowitz and Stegun, 26.2.14), for `z` of 3 and
+/// more.
 fn upper_tail(z: f64) -> f64 {
     density(z) / (1..=60).rev().fold(z, |denominator, n| z + f64::from(n) / denominator)
 }

@@ -72,8 +72,8 @@ pub(crate) fn largest(scores: &[f64], k: usize) -> Vec<usize> {
     taken
 }
 
-/// Experts of each token in the order in which the router lists them. `logits` are those that select, noise included;
-/// the choice of a random router is not a function of its input.
+/// Experts of each token in the order in which the router lists them. `logits` are those that
+/// select, noise included; the choice of a random router is not a function of its input.
 pub(crate) fn choices(kind: &Kind, values: &Values, logits: &[Vec<f64>], training: bool) -> Vec<Vec<usize>> {
     let (e, k) = (kind.num_experts, kind.config.top_k);
     match &kind.config.selection {

@@ -8,8 +8,9 @@ use crate::oracle;
 /// Sequences of one pass under test: two of each length.
 const SEQ_LENS: [usize; 4] = [1, 3, 8, 150];
 
-/// Largest difference of a gate from the oracle's: sums of a few products of numbers below 100 in f64. The cosine gate adds
-/// 1e-12 to the squares of lengths, of which the shortest here is near 0.01.
+/// Largest difference of a gate from the oracle's: sums of a few products of numbers below 100 in
+/// f64. The cosine gate adds 1e-12 to the squares of lengths, of which the shortest here is near
+/// 0.01.
 const TOLERANCE: f64 = 1e-10;
 
 /// Experts and gates of each token, in the router's order.
@@ -69,8 +70,8 @@ fn training_routes_as_the_papers_say() {
     }
 }
 
-/// The first expert is the best, and its gate is that of both whether or not the second stays (arXiv:2006.16668,
-/// algorithm 1).
+/// The first expert is the best, and its gate is that of both whether or not the second stays
+/// (arXiv:2006.16668, algorithm 1).
 #[track_caller]
 fn assert_routes_with_random_second(kind: &Kind, routing: &Routing, logits: &[Vec<f64>]) {
     let gates = values(&routing.gates_tk);

@@ -24,8 +24,8 @@ pub struct LayerCase {
     pub num_experts: Option<usize>,
     /// Experts of each token; together with `num_experts`.
     pub top_k: Option<usize>,
-    /// Share of the tokens that have one and the same expert among theirs; absent leaves the choice to random gate
-    /// logits.
+    /// Share of the tokens that have one and the same expert among theirs; absent leaves the choice
+    /// to random gate logits.
     pub hot_expert_fraction: Option<f64>,
     /// Seed of weights and input.
     #[serde(default)]
@@ -58,7 +58,8 @@ impl LayerCase {
             .and_then(|text| {
                 serde_path_to_error::deserialize(text).map_err(|error| {
                     let (key, problem) = (error.path().to_string(), error.inner().message());
-                    // serde names keys that are unknown or missing, but not those whose value is of another type.
+                    // serde names keys that are unknown or missing, but not those whose value is of
+                    // another type.
                     let is_named = problem.contains("field `");
                     let message = if is_named { problem.to_owned() } else { format!("`{key}`: {problem}") };
                     invalid(&key, message)
@@ -142,8 +143,8 @@ impl LayerCase {
         self.top_k.unwrap_or(1) * self.d_ff
     }
 
-    /// Multiplies and adds of one forward and backward pass: three times those of the matrix products of the forward
-    /// pass. The router is not counted.
+    /// Multiplies and adds of one forward and backward pass: three times those of the matrix
+    /// products of the forward pass. The router is not counted.
     pub fn training_flops(&self) -> f64 {
         let matrices = if self.activation.is_gated() { 3.0 } else { 2.0 };
         6.0 * matrices * self.num_tokens as f64 * self.d_model as f64 * self.active_width() as f64

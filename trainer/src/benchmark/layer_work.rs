@@ -20,8 +20,8 @@ use super::LayerCase;
 use crate::TrainError;
 
 const LOAD_BALANCING_WEIGHT: f64 = 0.01;
-/// Gate logit by which the hot expert is ahead or behind; the others' logits have a deviation below 2 up to a width of
-/// 4096.
+/// Gate logit by which the hot expert is ahead or behind; the others' logits have a deviation below
+/// 2 up to a width of 4096.
 const HOT_LOGIT: f32 = 30.0;
 
 /// A layer, an input and the gradient of its output.
@@ -58,8 +58,8 @@ impl LayerWork {
         Self::new(&dense)
     }
 
-    /// What a mixture multiplies and activates, and nothing else: each expert as a dense layer on as many rows as it has
-    /// tokens, which lie together. Empty for a dense layer.
+    /// What a mixture multiplies and activates, and nothing else: each expert as a dense layer on
+    /// as many rows as it has tokens, which lie together. Empty for a dense layer.
     pub(super) fn experts_alone(&self) -> Vec<Self> {
         let FeedForward::Moe(moe) = &self.layer else { return Vec::new() };
         let [_, d] = self.x_td.dims();
@@ -88,8 +88,8 @@ impl LayerWork {
         self.tokens_per_expert().into_iter().enumerate().filter(with_rows).map(expert).collect()
     }
 
-    /// The same layer where each token's last feature decides about expert 0 alone, and the input whose last feature is
-    /// 0: expert 0 is one among others.
+    /// The same layer where each token's last feature decides about expert 0 alone, and the input
+    /// whose last feature is 0: expert 0 is one among others.
     pub(super) fn with_switchable_expert(mut self) -> Self {
         if let FeedForward::Moe(moe) = &mut self.layer
             && let Some(weight_de) = moe.router.weight_de.as_ref().map(Param::val)
@@ -104,7 +104,8 @@ impl LayerWork {
         self.with_last_feature(|_| 0.0)
     }
 
-    /// The same layer with an input that `fraction` of the tokens send to expert 0, evenly spread, and the others do not.
+    /// The same layer with an input that `fraction` of the tokens send to expert 0, evenly spread,
+    /// and the others do not.
     pub(super) fn with_hot_expert(self, fraction: f64) -> Self {
         let hot_before = |token: usize| (token as f64 * fraction).floor();
         self.with_last_feature(|token| if hot_before(token + 1) > hot_before(token) { 1.0 } else { -1.0 })
@@ -140,7 +141,8 @@ impl LayerWork {
     fn objective(&self) -> Tensor<1> {
         let (y_td, balancing) = self.forward();
         let num_elements = y_td.dims().iter().product();
-        // A product with a column of weights costs less than weighting every element and summing up.
+        // A product with a column of weights costs less than weighting every element and summing
+        // up.
         let objective = y_td.reshape([1, num_elements]).matmul(self.gradient.clone()).reshape([1]);
         match balancing {
             Some(balancing) => objective + balancing.mul_scalar(LOAD_BALANCING_WEIGHT),

@@ -1,4 +1,5 @@
-//! Whole training steps of a configuration, and forward passes alone; beside those of another, in turn.
+//! Whole training steps of a configuration, and forward passes alone; beside those of another, in
+//! turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,8 +34,8 @@ pub struct StepReport {
     pub step_ms_min: f64,
     /// Tokens trained on per second of the median step.
     pub tokens_per_sec: f64,
-    /// Most memory resident during the steps and before, those compared with included; absent where the system does not
-    /// tell.
+    /// Most memory resident during the steps and before, those compared with included; absent where
+    /// the system does not tell.
     pub peak_rss_bytes: Option<u64>,
     /// Active training FLOPs per second of the median step, in units of 1e9.
     pub gflops: f64,
@@ -43,8 +44,8 @@ pub struct StepReport {
     pub machine: Machine,
     /// `gflops` as a share of the ceiling, which is the highest rate of a moment.
     pub ceiling_share: f64,
-    /// Median over the steps of their rate as a share of that of matrix products right after them, an eighth of the step's
-    /// arithmetic: both meet the same slow moments of the machine.
+    /// Median over the steps of their rate as a share of that of matrix products right after them,
+    /// an eighth of the step's arithmetic: both meet the same slow moments of the machine.
     pub ceiling_share_in_turn: f64,
     /// Median time of a forward pass over as many tokens, with the loss and without gradients.
     pub forward_ms_median: f64,
@@ -60,7 +61,8 @@ pub struct StepReport {
     pub loss_first: f64,
     /// Loss of the last step.
     pub loss_last: f64,
-    /// Pages mapped per timed step, those compared with included; absent where the system does not tell.
+    /// Pages mapped per timed step, those compared with included; absent where the system does not
+    /// tell.
     pub minor_page_faults_per_step: Option<f64>,
     /// The configuration whose steps took turns with these; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,12 +95,12 @@ pub struct StepCase<'a> {
     pub plan: &'a RunPlan,
 }
 
-/// Time the training steps of `case` as [`crate::train::train`] does them, in turn with those of `against`, on the device
-/// and the threads of `case`.
+/// Time the training steps of `case` as [`crate::train::train`] does them, in turn with those of
+/// `against`, on the device and the threads of `case`.
 ///
 /// # Errors
-/// [`TrainError`] if the data cannot be had, the device fails or the loss diverges; [`TrainError::Interrupted`] before the
-/// first step after `stop` is set.
+/// [`TrainError`] if the data cannot be had, the device fails or the loss diverges;
+/// [`TrainError::Interrupted`] before the first step after `stop` is set.
 pub fn benchmark_step(
     case: StepCase<'_>,
     against: Option<StepCase<'_>>,

@@ -32,7 +32,8 @@ impl Timed {
 }
 
 impl Repetitions {
-    /// Times of each of `works`, which take turns so that a change of the machine's speed meets all of them alike.
+    /// Times of each of `works`, which take turns so that a change of the machine's speed meets all
+    /// of them alike.
     ///
     /// # Errors
     /// The first error of any work.

@@ -141,8 +141,9 @@ impl CheckpointError {
         Self::Write { path: path.into(), reason: format!("{error}; {advice}") }
     }
 
-    /// What an error from reading `path` of a checkpoint says: a file that is gone, cut short or none at all is damage, a
-    /// system that is out of descriptors or memory, or a disk that failed once, is not.
+    /// What an error from reading `path` of a checkpoint says: a file that is gone, cut short or
+    /// none at all is damage, a system that is out of descriptors or memory, or a disk that failed
+    /// once, is not.
     pub(super) fn reading(path: &Path, source: io::Error) -> Self {
         if is_damage(&source) {
             Self::damaged(path, source.to_string())

@@ -68,8 +68,9 @@ impl CheckpointManifest {
     /// # Errors
     /// [`CheckpointError::NotACheckpoint`] if there is none or it is another program's,
     /// [`CheckpointError::Damaged`] if it cannot be parsed or names files that no checkpoint has,
-    /// [`CheckpointError::FormatVersion`] if it is of another version, [`CheckpointError::Misnamed`] if the folder is named
-    /// after another step, [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::FormatVersion`] if it is of another version,
+    /// [`CheckpointError::Misnamed`] if the folder is named after another step,
+    /// [`CheckpointError::Unreadable`].
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let path = folder.join(MANIFEST_FILE);
         let not_ours = |reason: String| CheckpointError::NotACheckpoint { path: folder.into(), reason };
@@ -95,7 +96,8 @@ impl CheckpointManifest {
             });
         }
         if let Some(name) = manifest.files.keys().find(|name| !FILES.contains(&name.as_str())) {
-            // A name is joined to the folder's path: one with `..` in it would lead out of the folder.
+            // A name is joined to the folder's path: one with `..` in it would lead out of the
+            // folder.
             let reason = format!("it lists `{}`, which is no file of a checkpoint", excerpt(name, 80));
             return Err(CheckpointError::damaged(&path, reason));
         }
@@ -129,7 +131,8 @@ impl CheckpointManifest {
     /// Ok if file `name` of `folder` is what was written; it is read a piece at a time.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if the file is missing, shorter, longer or different; [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::Damaged`] if the file is missing, shorter, longer or different;
+    /// [`CheckpointError::Unreadable`].
     pub fn verify_file(&self, folder: &Path, name: &str) -> Result<(), CheckpointError> {
         self.open_verified(folder, name).map(drop)
     }

@@ -9,7 +9,8 @@
 //! | `tokenizer.json` | the tokenizer, so that the checkpoint generates text on its own |
 //! | `manifest.json` | size and SHA-256 of each of these |
 //!
-//! Tensors are written and read one at a time: beside the model, a checkpoint needs no memory worth mentioning.
+//! Tensors are written and read one at a time: beside the model, a checkpoint needs no memory worth
+//! mentioning.
 
 mod error;
 mod manifest;

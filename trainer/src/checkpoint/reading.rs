@@ -67,11 +67,12 @@ fn state_of(folder: &Path, manifest: &CheckpointManifest) -> Result<TrainingStat
 }
 
 impl Checkpoint {
-    /// The checkpoint in `folder`. Its plan is made anew from its configuration: what `plan.json` says of the model has to
-    /// agree.
+    /// The checkpoint in `folder`. Its plan is made anew from its configuration: what `plan.json`
+    /// says of the model has to agree.
     ///
     /// # Errors
-    /// [`CheckpointError`] if it is no checkpoint, damaged, of another version, or cannot be read just now.
+    /// [`CheckpointError`] if it is no checkpoint, damaged, of another version, or cannot be read
+    /// just now.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let manifest = CheckpointManifest::read(folder)?;
         let damaged = |name: &str, error: String| CheckpointError::damaged(&folder.join(name), error);
@@ -86,7 +87,8 @@ impl Checkpoint {
             Tokenizer::from_json(manifest.read_file(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?)
                 .map_err(|problem| damaged(TOKENIZER_FILE, problem))?;
         let plan = plan_of(folder, &config).map_err(|problem| damaged(CONFIG_FILE, problem))?;
-        // Older checkpoints describe it in other words, and the names and shapes of their tensors say enough.
+        // Older checkpoints describe it in other words, and the names and shapes of their tensors
+        // say enough.
         if manifest.describes_layers()
             && serde_json::from_value::<ModelSpec>(written.model).ok().as_ref() != Some(&plan.model)
         {
@@ -108,12 +110,12 @@ impl Checkpoint {
         })
     }
 
-    /// The network with this checkpoint's parameters, on `device`. They are read one at a time, after their names and shapes
-    /// are known to be those of the model.
+    /// The network with this checkpoint's parameters, on `device`. They are read one at a time,
+    /// after their names and shapes are known to be those of the model.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if parameters are missing, left over, of another shape, or no finite numbers;
-    /// [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::Damaged`] if parameters are missing, left over, of another shape, or no
+    /// finite numbers; [`CheckpointError::Unreadable`].
     pub fn model(&self, device: &Device) -> Result<Transformer, CheckpointError> {
         let mut file = self.tensors(MODEL_FILE)?;
         let (found, needed) = (file.num_elements(), self.plan.counts.total_params);
@@ -165,13 +167,13 @@ impl Checkpoint {
         Ok(parameter_data(&model).into_iter().map(|parameter| (parameter.name, parameter.value)).collect())
     }
 
-    /// The optimizer with this checkpoint's moments, for training to go on with `model`, whose parameters that get gradients must
-    /// all have theirs, from counters that are known to be right.
+    /// The optimizer with this checkpoint's moments, for training to go on with `model`, whose
+    /// parameters that get gradients must all have theirs, from counters that are known to be
+    /// right.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no finite numbers, or counters do
-    /// not agree;
-    /// [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no
+    /// finite numbers, or counters do not agree; [`CheckpointError::Unreadable`].
     pub fn optimizer(&self, model: &Transformer) -> Result<AdamW, CheckpointError> {
         let counted = self.state.check(&self.config, &self.plan);
         counted.map_err(|problem| self.damaged(STATE_FILE, problem))?;
@@ -214,8 +216,8 @@ impl Checkpoint {
         self.check_data_of(&self.config.data, dataset)
     }
 
-    /// As [`Checkpoint::check_data`], where `dataset` is what `data` gives, which may have other paths than the
-    /// checkpoint's own configuration.
+    /// As [`Checkpoint::check_data`], where `dataset` is what `data` gives, which may have other
+    /// paths than the checkpoint's own configuration.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] with the path and both content keys.
@@ -233,7 +235,8 @@ impl Checkpoint {
     }
 }
 
-/// The plan of the configuration in `folder`, whose tokenizer lies beside it, wherever that came from.
+/// The plan of the configuration in `folder`, whose tokenizer lies beside it, wherever that came
+/// from.
 fn plan_of(folder: &Path, config: &RunConfig) -> Result<RunPlan, String> {
     let mut config = config.clone();
     if let Some(TokenizerConfig::File(file)) = &mut config.data.tokenizer {

@@ -51,7 +51,8 @@ impl From<io::Error> for NotWritten {
 }
 
 impl Snapshot<'_> {
-    /// Writes the new folder `folder`, every file of it and itself forced to the disk, its manifest last.
+    /// Writes the new folder `folder`, every file of it and itself forced to the disk, its manifest
+    /// last.
     pub(super) fn write(&self, folder: &Path) -> Result<(), NotWritten> {
         fs::create_dir(folder)?;
         let tensors = |name: &'static str, tensors: Vec<NamedTensor>| {
@@ -77,7 +78,8 @@ impl Snapshot<'_> {
     }
 }
 
-/// Writes a file of `folder` by `write`, which returns the name of what is not finite, and hashes it on the way.
+/// Writes a file of `folder` by `write`, which returns the name of what is not finite, and hashes
+/// it on the way.
 fn write_hashed(
     folder: &Path,
     name: &str,

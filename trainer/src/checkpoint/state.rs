@@ -28,7 +28,8 @@ pub struct TrainingState {
     pub best: Option<LoggedEvaluation>,
     /// Best evaluation after which a checkpoint was written, which stays on disk.
     pub best_checkpoint: Option<LoggedEvaluation>,
-    /// Latest evaluation between steps, if it covered the whole split: at the end of the run it need not be repeated.
+    /// Latest evaluation between steps, if it covered the whole split: at the end of the run it
+    /// need not be repeated.
     pub whole_split: Option<LoggedEvaluation>,
     /// Evaluations in a row without improvement, for early stopping.
     pub evals_without_improvement: u32,
@@ -38,7 +39,8 @@ pub struct TrainingState {
     /// The log as it was when this was written; absent in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_log: Option<LogMark>,
-    /// Lowest validation loss so far, what `run.json` calls the best; known where [`TrainingState::metrics_log`] is.
+    /// Lowest validation loss so far, what `run.json` calls the best; known where
+    /// [`TrainingState::metrics_log`] is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_validation: Option<LoggedEvaluation>,
     /// What the flight recorder remembers; absent without one.
@@ -46,8 +48,8 @@ pub struct TrainingState {
     pub flight: Option<FlightState>,
 }
 
-/// State of the random numbers: each is a pure function of the seed, the step and its place in the model, so these two
-/// numbers are all of it.
+/// State of the random numbers: each is a pure function of the seed, the step and its place in the
+/// model, so these two numbers are all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RngState {
     /// Seed of the run.
@@ -87,8 +89,8 @@ impl TrainingState {
         }
     }
 
-    /// Ok if these are the counters of a run of `config` and `plan`, all of which follow from the number of steps; else
-    /// what is wrong with them.
+    /// Ok if these are the counters of a run of `config` and `plan`, all of which follow from the
+    /// number of steps; else what is wrong with them.
     pub(super) fn check(&self, config: &RunConfig, plan: &RunPlan) -> Result<(), String> {
         let per_step = |count: usize| (count as u64).checked_mul(self.step);
         let samples_per_step = plan.micro_batches_per_step * plan.sequences_per_micro_batch;

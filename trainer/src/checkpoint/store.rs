@@ -23,12 +23,12 @@ pub struct CheckpointStore {
 }
 
 impl CheckpointStore {
-    /// The store in `folder`, created if absent. What an interrupted write left there is removed, as far as it can be;
-    /// files of other names stay.
+    /// The store in `folder`, created if absent. What an interrupted write left there is removed,
+    /// as far as it can be; files of other names stay.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`] if the folder cannot be created or read, a checkpoint that was about to be replaced
-    /// cannot be put back, or a folder lies where `latest` belongs.
+    /// [`CheckpointError::Write`] if the folder cannot be created or read, a checkpoint that was
+    /// about to be replaced cannot be put back, or a folder lies where `latest` belongs.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let failed = |error: io::Error| CheckpointError::write(folder, &error);
         durable::create_dir_all(folder).map_err(failed)?;
@@ -47,11 +47,13 @@ impl CheckpointStore {
         Ok(Self { folder: folder.to_path_buf() })
     }
 
-    /// Write a checkpoint: to a temporary folder, forced to the disk, renamed, and only then named by `latest`.
+    /// Write a checkpoint: to a temporary folder, forced to the disk, renamed, and only then named
+    /// by `latest`.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`], for instance on a full disk, and [`CheckpointError::NonFinite`]: earlier checkpoints are
-    /// untouched. [`CheckpointError::Untidy`] if the checkpoint is written, but `latest` is still the one before.
+    /// [`CheckpointError::Write`], for instance on a full disk, and [`CheckpointError::NonFinite`]:
+    /// earlier checkpoints are untouched. [`CheckpointError::Untidy`] if the checkpoint is written,
+    /// but `latest` is still the one before.
     pub fn save(&self, snapshot: &Snapshot<'_>) -> Result<PathBuf, CheckpointError> {
         let step = snapshot.state.step;
         let target = self.path_of(step);
@@ -61,7 +63,8 @@ impl CheckpointStore {
             .and_then(|()| snapshot.write(&temporary))
             .and_then(|()| Ok(replace_folder(&temporary, &target)?));
         if let Err(problem) = written {
-            // A full disk must not stay full with half a checkpoint. The write's own error is the one to report.
+            // A full disk must not stay full with half a checkpoint. The write's own error is the
+            // one to report.
             drop(fs::remove_dir_all(&temporary));
             return Err(match problem {
                 NotWritten::Io(error) => CheckpointError::write(&target, &error),
@@ -140,8 +143,8 @@ fn untidy(path: &Path, action: &'static str, error: &io::Error) -> CheckpointErr
     CheckpointError::Untidy { path: path.into(), action, reason: error.to_string() }
 }
 
-/// The checkpoint folder that `path` means: itself, or the newest checkpoint of the run folder (or of its
-/// `checkpoints` folder) at `path`.
+/// The checkpoint folder that `path` means: itself, or the newest checkpoint of the run folder (or
+/// of its `checkpoints` folder) at `path`.
 ///
 /// # Errors
 /// [`CheckpointError::NotACheckpoint`] if there is none, [`CheckpointError::Unreadable`].
@@ -158,7 +161,8 @@ pub fn find_checkpoint(path: &Path) -> Result<PathBuf, CheckpointError> {
     })
 }
 
-/// Steps of the checkpoints in `folder`, oldest first. Files, and folders of other names, are none of ours.
+/// Steps of the checkpoints in `folder`, oldest first. Files, and folders of other names, are none
+/// of ours.
 pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
@@ -170,7 +174,8 @@ pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
         let Some(step) = name.to_str().and_then(step_of) else { continue };
-        // A checkpoint that cannot be looked at for a moment must not look like one that is not there.
+        // A checkpoint that cannot be looked at for a moment must not look like one that is not
+        // there.
         match fs::metadata(folder.join(&name)) {
             Ok(found) if found.is_dir() => steps.push(step),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unreadable(error)),
@@ -189,8 +194,8 @@ pub(crate) fn is_temporary(name: &str) -> bool {
     stem.is_some_and(|stem| step_of(stem).is_some()) || name.strip_suffix(TEMPORARY_SUFFIX) == Some(LATEST)
 }
 
-/// Removes what a checkpoint's folder holds of ours, and the folder if nothing else is in it; a file or a link of this name
-/// is no checkpoint and goes as it is.
+/// Removes what a checkpoint's folder holds of ours, and the folder if nothing else is in it; a
+/// file or a link of this name is no checkpoint and goes as it is.
 pub(crate) fn remove_checkpoint_files(folder: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(folder)?.is_dir() {
         return fs::remove_file(folder);
@@ -207,8 +212,9 @@ pub(crate) fn remove_checkpoint_files(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Put `temporary` in the place of `target`. A folder cannot be renamed over another, so an earlier checkpoint of the
-/// same step is moved aside until the new one stands; [`clean_up`] puts it back if the process dies in between.
+/// Put `temporary` in the place of `target`. A folder cannot be renamed over another, so an earlier
+/// checkpoint of the same step is moved aside until the new one stands; [`clean_up`] puts it back
+/// if the process dies in between.
 fn replace_folder(temporary: &Path, target: &Path) -> io::Result<()> {
     let aside = with_suffix(target, REPLACED_SUFFIX);
     if target.exists() {
@@ -222,8 +228,8 @@ fn replace_folder(temporary: &Path, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Remove what an interrupted process left, or put a checkpoint back that was about to be replaced. What cannot be removed
-/// is in nobody's way.
+/// Remove what an interrupted process left, or put a checkpoint back that was about to be replaced.
+/// What cannot be removed is in nobody's way.
 fn clean_up(path: &Path) -> io::Result<()> {
     let replaced = path.to_string_lossy().strip_suffix(REPLACED_SUFFIX).map(PathBuf::from);
     match replaced {
@@ -238,19 +244,20 @@ fn clean_up(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Remove a folder in one visible step: renamed to a temporary name first, so that no reader and no crash meets half a
-/// checkpoint.
+/// Remove a folder in one visible step: renamed to a temporary name first, so that no reader and no
+/// crash meets half a checkpoint.
 fn remove_folder(folder: &Path) -> io::Result<()> {
     let aside = with_suffix(folder, REMOVED_SUFFIX);
     twice(|| remove_if_present(&aside))?;
     twice(|| fs::rename(folder, &aside))?;
-    // Or a power cut could keep the old name and lose some of the files. Where that cannot be, the disk has to be cleared all the
-    // same.
+    // Or a power cut could keep the old name and lose some of the files. Where that cannot be, the
+    // disk has to be cleared all the same.
     drop(durable::sync_parent(folder));
     twice(|| remove_if_present(&aside))
 }
 
-/// The outcome of `tidy`, or of a second try: a moment's trouble of the disk must not leave a run untidy for good.
+/// The outcome of `tidy`, or of a second try: a moment's trouble of the disk must not leave a run
+/// untidy for good.
 fn twice(tidy: impl Fn() -> io::Result<()>) -> io::Result<()> {
     tidy().or_else(|_| tidy())
 }

@@ -21,8 +21,8 @@ const PIECE_ELEMENTS: usize = 1 << 20;
 /// What the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Writes `tensors` to `out` as a safetensors file. Returns the name of the first tensor with a NaN or an infinity, if
-/// there is one; what was written by then is worthless.
+/// Writes `tensors` to `out` as a safetensors file. Returns the name of the first tensor with a NaN
+/// or an infinity, if there is one; what was written by then is worthless.
 ///
 /// # Errors
 /// Those of `out` and of the device.
@@ -81,8 +81,8 @@ impl TensorFile {
     /// The tensors in `file`, which lies at `path` and is at its beginning; none is read yet.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if it is no such file, does not end with its last tensor or holds another type than
-    /// f32; [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::Damaged`] if it is no such file, does not end with its last tensor or
+    /// holds another type than f32; [`CheckpointError::Unreadable`].
     pub(super) fn open(path: &Path, mut file: File) -> Result<Self, CheckpointError> {
         let damaged = |reason: String| CheckpointError::damaged(path, reason);
         let reading = |error: io::Error| CheckpointError::reading(path, error);

@@ -1,4 +1,5 @@
-//! What a key of the configuration takes, from the JSON schema, for errors that say more than serde's.
+//! What a key of the configuration takes, from the JSON schema, for errors that say more than
+//! serde's.
 
 use serde_json::Value as Json;
 use switchyard_ground::printable::excerpt;
@@ -17,8 +18,8 @@ pub(super) struct Mistake {
     pub(super) message: String,
 }
 
-/// What serde's `message` about `path` means for whoever wrote `table`; `is_override` says whether a key was set on the
-/// command line.
+/// What serde's `message` about `path` means for whoever wrote `table`; `is_override` says whether
+/// a key was set on the command line.
 pub(super) fn explain(
     path: &str,
     message: &str,
@@ -139,16 +140,16 @@ fn missing_key(root: &Json, table: &str, field: &str) -> String {
     }
 }
 
-/// `path`, or the choice around it if `path` is a variant's name that is no key of `table`: serde names the variant of a
-/// choice that was written as a string.
+/// `path`, or the choice around it if `path` is a variant's name that is no key of `table`: serde
+/// names the variant of a choice that was written as a string.
 fn choice_around<'a>(root: &Json, path: &'a str, table: &Table) -> &'a str {
     let Some((parent, _)) = path.rsplit_once('.') else { return path };
     let is_choice = node_at(root, parent).is_some_and(|node| !alternatives_of(root, node).is_empty());
     if is_choice && value_at(table, path).is_none() { parent } else { path }
 }
 
-/// The mistake in a table at `path` that holds none of its alternatives, several, or an unknown one; `None` if it is
-/// another.
+/// The mistake in a table at `path` that holds none of its alternatives, several, or an unknown
+/// one; `None` if it is another.
 fn wrong_choice(
     root: &Json,
     path: &str,
@@ -266,7 +267,8 @@ fn value_at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     words.try_fold(first, |value, word| element(value.as_table()?, word))
 }
 
-/// The candidate that differs by the fewest edits, if these are few enough for a slip of the finger.
+/// The candidate that differs by the fewest edits, if these are few enough for a slip of the
+/// finger.
 fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
     candidates
@@ -277,7 +279,8 @@ fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// Insertions, deletions and replacements of characters that turn one word into the other (Levenshtein).
+/// Insertions, deletions and replacements of characters that turn one word into the other
+/// (Levenshtein).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -28,7 +28,8 @@ pub(super) fn resolve<'a>(root: &'a Json, node: &'a Json) -> &'a Json {
     }
 }
 
-/// The keys of a table with their schemas: those of every alternative, where it holds one of several.
+/// The keys of a table with their schemas: those of every alternative, where it holds one of
+/// several.
 fn properties<'a>(root: &'a Json, node: &'a Json) -> impl Iterator<Item = (&'a str, &'a Json)> {
     let node = resolve(root, node);
     [node]
@@ -43,14 +44,16 @@ fn members(node: &Json) -> impl Iterator<Item = &Json> {
     node["oneOf"].as_array().into_iter().flatten()
 }
 
-/// The keys of a table, sorted: the order of serde_json's maps depends on the features of the build.
+/// The keys of a table, sorted: the order of serde_json's maps depends on the features of the
+/// build.
 pub(super) fn keys_of<'a>(root: &'a Json, node: &'a Json) -> Vec<&'a str> {
     let mut keys: Vec<&str> = properties(root, node).map(|(key, _)| key).collect();
     keys.sort_unstable();
     keys
 }
 
-/// The keys of a table that exclude each other, in the order of their declaration; empty if none do.
+/// The keys of a table that exclude each other, in the order of their declaration; empty if none
+/// do.
 pub(super) fn alternatives_of<'a>(root: &'a Json, node: &'a Json) -> Vec<&'a str> {
     members(resolve(root, node)).filter_map(|member| member["required"][0].as_str()).collect()
 }

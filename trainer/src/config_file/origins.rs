@@ -41,7 +41,8 @@ pub(crate) struct Origins {
     overrides: Vec<Override>,
 }
 
-/// The keys of a table. A tree, because a hostile file may have paths whose lengths add up to far more than its own.
+/// The keys of a table. A tree, because a hostile file may have paths whose lengths add up to far
+/// more than its own.
 type Keys = BTreeMap<String, Key>;
 
 /// Where a key was written, and the keys inside it.
@@ -64,8 +65,8 @@ impl Origins {
         Ok(Self { path: path.to_owned(), keys, overrides: overrides.to_vec() })
     }
 
-    /// `file:line:column` or `--set key=value` of `key`, or of the nearest table around it that was written; the file
-    /// alone, if there is none.
+    /// `file:line:column` or `--set key=value` of `key`, or of the nearest table around it that was
+    /// written; the file alone, if there is none.
     pub(crate) fn locate(&self, key: &str) -> String {
         // Elements of a list have no place of their own.
         let mut key = key.split('[').next().unwrap_or(key);
@@ -107,8 +108,8 @@ fn collect_offsets(table: &DeTable<'_>, offsets: &mut Vec<usize>) {
     }
 }
 
-/// The positions of `offsets`, in one pass over `text`: looking from its start for each would take minutes for a file of
-/// many keys.
+/// The positions of `offsets`, in one pass over `text`: looking from its start for each would take
+/// minutes for a file of many keys.
 fn positions_of(text: &str, mut offsets: Vec<usize>) -> BTreeMap<usize, SourcePosition> {
     offsets.sort_unstable();
     let (mut position, mut done) = (SourcePosition { line: 1, column: 1 }, 0);

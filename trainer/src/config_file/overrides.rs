@@ -8,8 +8,8 @@ use switchyard_ground::printable::excerpt;
 
 use super::{ConfigError, explain};
 
-/// Words that the path of a key may have: no key of the configuration has half as many, and tables nested without end
-/// would use up the stack.
+/// Words that the path of a key may have: no key of the configuration has half as many, and tables
+/// nested without end would use up the stack.
 const MAX_KEY_WORDS: usize = 16;
 
 /// Bytes that a `--set` may have: enough for any prompt.
@@ -20,9 +20,10 @@ const SHOWN_CHARS: usize = 120;
 
 /// One `--set key.path=value`: changes, adds or removes a key of the configuration file.
 ///
-/// The value is TOML (`10`, `1e-3`, `true`, `[0, 2]`, `"text"`, `{}`); what is not is taken as a string, so that
-/// `data.text.path=my file.txt` needs no quotes. An empty value removes the key, which makes room for another choice:
-/// `train.schedule.cosine=` and `train.schedule.linear.min_learning_rate=0`.
+/// The value is TOML (`10`, `1e-3`, `true`, `[0, 2]`, `"text"`, `{}`); what is not is taken as a
+/// string, so that `data.text.path=my file.txt` needs no quotes. An empty value removes the key,
+/// which makes room for another choice: `train.schedule.cosine=` and
+/// `train.schedule.linear.min_learning_rate=0`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
     /// As given.

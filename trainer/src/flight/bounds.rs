@@ -6,8 +6,8 @@ use switchyard_router::{BalancingScope, RouterConfig, Selection};
 use crate::routed_pass::RoutedLayer;
 use switchyard_flight::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 
-/// Lower bound of the load-balancing loss, given the loads that it counted: those of this pass, or with the step's
-/// earlier passes.
+/// Lower bound of the load-balancing loss, given the loads that it counted: those of this pass, or
+/// with the step's earlier passes.
 pub(super) fn balancing_bound(
     layer: &RoutedLayer,
     config: &RouterConfig,
@@ -24,7 +24,8 @@ pub(super) fn balancing_bound(
     };
     match config.load_balancing_scope {
         BalancingScope::MicroBatch => Some(bound(&layer.tokens_per_expert)),
-        // The probabilities are those of this pass alone, so its tokens need not have made these loads.
+        // The probabilities are those of this pass alone, so its tokens need not have made these
+        // loads.
         BalancingScope::GlobalBatch => {
             let sums = layer.tokens_per_expert.iter().enumerate().map(|(expert, load)| {
                 load + earlier.iter().map(|layer| layer.tokens_per_expert[expert]).sum::<u64>()

@@ -14,8 +14,9 @@ use switchyard_flight::columns::ScoreRow;
 /// Most rows of one step: they are held in memory, 48 bytes each, before they are compressed.
 const MAX_ROWS: usize = 1 << 22;
 
-/// As many of the step's first passes as have scores for [`MAX_ROWS`] rows together, so that a pass, whose tokens share the
-/// capacity, is there as a whole or not at all. None if the first one has more already.
+/// As many of the step's first passes as have scores for [`MAX_ROWS`] rows together, so that a
+/// pass, whose tokens share the capacity, is there as a whole or not at all. None if the first one
+/// has more already.
 pub(super) fn recordable<'a>(passes: &'a [RoutedPass], model: &Transformer) -> &'a [RoutedPass] {
     let num_experts: usize = model.moe_layers().map(|(_, moe)| moe.router.num_experts()).sum();
     let mut num_rows = 0;
@@ -27,8 +28,8 @@ pub(super) fn recordable<'a>(passes: &'a [RoutedPass], model: &Transformer) -> &
     &passes[..num_passes]
 }
 
-/// One row per layer, token and expert; tokens are counted over the step's micro-batches. `has_domains` says whether the
-/// corpus knows them.
+/// One row per layer, token and expert; tokens are counted over the step's micro-batches.
+/// `has_domains` says whether the corpus knows them.
 pub(super) fn score_rows(
     step: u64,
     passes: &[RoutedPass],
@@ -102,7 +103,8 @@ struct ChosenSlot {
     is_kept: bool,
 }
 
-/// The gates of a token's chosen experts, from its gate logits. The device computes them in f32; these are f64, rounded.
+/// The gates of a token's chosen experts, from its gate logits. The device computes them in f32;
+/// these are f64, rounded.
 fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
     if !config.learns() {
         return iter::repeat_n((1.0 / config.top_k as f64) as f32, chosen.len()).collect();

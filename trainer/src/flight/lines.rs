@@ -1,7 +1,7 @@
 //! The small half of the flight recorder: files of one JSON object per line, each with its `step`.
 //!
-//! JSON lines, because rows are few and of several shapes, are appended one at a time, and a person reads them as they
-//! are.
+//! JSON lines, because rows are few and of several shapes, are appended one at a time, and a person
+//! reads them as they are.
 
 use std::io;
 use std::marker::PhantomData;
@@ -39,9 +39,10 @@ pub(crate) struct ResumedLines<Row> {
 }
 
 impl<Row: FlightRow> Lines<Row> {
-    /// The file at `path` with its rows up to `last_step`, byte for byte; a last line that a kill tore is dropped.
-    /// Absent means a new run: no rows. A missing file is empty. A file that cannot be understood keeps no run from going
-    /// on: it is set aside, and those of its rows that can be read are kept.
+    /// The file at `path` with its rows up to `last_step`, byte for byte; a last line that a kill
+    /// tore is dropped. Absent means a new run: no rows. A missing file is empty. A file that
+    /// cannot be understood keeps no run from going on: it is set aside, and those of its rows that
+    /// can be read are kept.
     ///
     /// # Errors
     /// [`MetricsError::Io`]; nothing has changed then.
@@ -63,7 +64,8 @@ impl<Row: FlightRow> Lines<Row> {
     /// Adds rows, each handed to the operating system in one write.
     ///
     /// # Errors
-    /// [`MetricsError::Io`], for example when the disk is full: what is not written is written before the next row.
+    /// [`MetricsError::Io`], for example when the disk is full: what is not written is written
+    /// before the next row.
     pub(crate) fn append_all(&mut self, rows: &[Row]) -> Result<(), MetricsError> {
         // All are tried before the first error counts.
         let mut result = Ok(());
@@ -82,7 +84,8 @@ impl<Row: FlightRow> Lines<Row> {
         }
     }
 
-    /// Returns once the rows are on the disk itself, with what others did to the file in the meantime.
+    /// Returns once the rows are on the disk itself, with what others did to the file in the
+    /// meantime.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -103,7 +106,8 @@ fn aside_note(path: &Path, problem: &MetricsError) -> Result<String, MetricsErro
     ))
 }
 
-/// Every row of the file at `path`; `None` if it is missing. A last line that a kill tore is ignored.
+/// Every row of the file at `path`; `None` if it is missing. A last line that a kill tore is
+/// ignored.
 ///
 /// # Errors
 /// [`MetricsError::Malformed`], [`MetricsError::Io`].

@@ -1,6 +1,7 @@
-//! The flight recorder: what every router did, kept so that it can be asked later which expert in which layer
-//! misbehaves, and since when. The recorder and its probes read the model; nothing here changes it.
-//! What is read and judged afterwards is host code on plain numbers: the crate `flight`.
+//! The flight recorder: what every router did, kept so that it can be asked later which expert in
+//! which layer misbehaves, and since when. The recorder and its probes read the model; nothing here
+//! changes it. What is read and judged afterwards is host code on plain numbers: the crate
+//! `flight`.
 //!
 //! | question | module |
 //! |---|---|

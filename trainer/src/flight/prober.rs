@@ -1,7 +1,8 @@
 //! What is measured at intervals, as rows of `flight/probes.jsonl` and `flight/saturation.jsonl`.
 //!
-//! The same tokens, the first of the validation split, are routed by the model at every probe. The experts that they went
-//! to are in the row: three bytes an id, in the one file that a resumed run must rewind, where it finds its last probe too.
+//! The same tokens, the first of the validation split, are routed by the model at every probe. The
+//! experts that they went to are in the row: three bytes an id, in the one file that a resumed run
+//! must rewind, where it finds its last probe too.
 //!
 //! Shape letters: t tokens, e experts, k experts per token.
 
@@ -30,14 +31,15 @@ use switchyard_flight::probe::{
     CoActivation, MutualInformation, agreement, churn, expert_similarity, mutual_information,
 };
 
-/// Most tokens of a probe: they cost a forward pass, and a backward pass where there is a balancing loss.
+/// Most tokens of a probe: they cost a forward pass, and a backward pass where there is a balancing
+/// loss.
 const MAX_PROBE_TOKENS: usize = 512;
 
 /// Share of a step's tokens that a probe takes at most, but one sequence at least.
 const PROBE_SHARE: usize = 4;
 
-/// Weights of an expert that are compared to those of another: every pair of experts is, and a cosine of this many
-/// independent weights is off by 1/256.
+/// Weights of an expert that are compared to those of another: every pair of experts is, and a
+/// cosine of this many independent weights is off by 1/256.
 const MAX_COMPARED_WEIGHTS: usize = 1 << 16;
 
 /// What a probe found in one layer.
@@ -53,11 +55,13 @@ pub struct ProbeRow {
     pub agreement_with_previous: Option<f64>,
     /// Share of the probe tokens whose experts have changed since the previous probe.
     pub churn: Option<f64>,
-    /// What the step's experts tell about the domains of their tokens; absent where no domains are known.
+    /// What the step's experts tell about the domains of their tokens; absent where no domains are
+    /// known.
     pub domain_information: Option<Information>,
     /// What the step's experts tell about the ids of their tokens.
     pub token_information: Option<Information>,
-    /// Tokens of the step that chose both experts, `[num_experts][num_experts]`; empty where tokens are mixed softly.
+    /// Tokens of the step that chose both experts, `[num_experts][num_experts]`; empty where tokens
+    /// are mixed softly.
     pub co_activation: Vec<Vec<u64>>,
     /// Mean cosine of two experts' weights; absent with fewer than two.
     pub expert_similarity_mean: Option<f64>,
@@ -67,7 +71,8 @@ pub struct ProbeRow {
     pub expert_weight_norms: Vec<f64>,
     /// Gradient norm of the router from the weighted balancing losses alone; absent without one.
     pub balancing_grad_norm: Option<f64>,
-    /// Experts of the probe tokens, `[num_tokens * top_k]`; empty where their number differs between tokens.
+    /// Experts of the probe tokens, `[num_tokens * top_k]`; empty where their number differs
+    /// between tokens.
     pub probe_experts: Vec<u32>,
 }
 
@@ -118,7 +123,8 @@ impl ProbeChoice {
         Some(Self { top_k: row.top_k?, expert_ids_tk: row.probe_experts })
     }
 
-    /// Agreement and churn since an earlier choice; `None` if it was of another number of experts or tokens.
+    /// Agreement and churn since an earlier choice; `None` if it was of another number of experts
+    /// or tokens.
     fn compared_to(&self, earlier: &Self) -> Option<(f64, f64)> {
         let (before, after, k) = (&earlier.expert_ids_tk, &self.expert_ids_tk, self.top_k);
         let is_comparable = earlier.top_k == k && before.len() == after.len();
@@ -139,7 +145,8 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// The probes of a run, rewound to `last_step`, with what the user should know; absent is a new run.
+    /// The probes of a run, rewound to `last_step`, with what the user should know; absent is a new
+    /// run.
     pub(super) fn open(
         paths: &RunPaths,
         plan: &RunPlan,
@@ -171,8 +178,8 @@ impl Prober {
         self.has_domains
     }
 
-    /// Probes `model`, which has done `step` updates, and the routing of the last of them. The second value is why the rows
-    /// are not on the disk; they are written at the next try.
+    /// Probes `model`, which has done `step` updates, and the routing of the last of them. The
+    /// second value is why the rows are not on the disk; they are written at the next try.
     pub(super) fn probe(
         &mut self,
         step: u64,
@@ -220,8 +227,8 @@ impl Prober {
         output.moe_layers.into_iter().filter_map(choice).collect()
     }
 
-    /// Gradient norm of each router from the balancing losses of the probe tokens, as while training; empty without such
-    /// a loss.
+    /// Gradient norm of each router from the balancing losses of the probe tokens, as while
+    /// training; empty without such a loss.
     fn balancing_grad_norms(
         &self,
         step: u64,
@@ -302,7 +309,8 @@ fn balancing_loss(output: &ModelOutput) -> Option<Tensor<1>> {
         .reduce(|sum, loss| sum + loss)
 }
 
-/// Similarity of the experts by at most [`MAX_COMPARED_WEIGHTS`] of each one's weights, evenly spread.
+/// Similarity of the experts by at most [`MAX_COMPARED_WEIGHTS`] of each one's weights, evenly
+/// spread.
 fn similarity(experts: &Experts) -> switchyard_flight::probe::ExpertSimilarity {
     let [num_experts, _, _] = experts.w_up_edf.dims();
     let matrices = [experts.w_gate_edf.as_ref(), Some(&experts.w_up_edf), Some(&experts.w_down_efd)];

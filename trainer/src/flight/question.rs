@@ -1,4 +1,5 @@
-//! Asking a run what another capacity or `top_k` would have done to a step whose scores it recorded.
+//! Asking a run what another capacity or `top_k` would have done to a step whose scores it
+//! recorded.
 
 use std::path::Path;
 
@@ -84,13 +85,13 @@ pub struct LayerOutcome {
     pub dead_experts: Vec<usize>,
 }
 
-/// What the run in `folder` answers. Each layer is asked alone, about its own router and with the scores that it had:
-/// another setting would change the scores of the layers above it too, so only the first mixture's answer is what a rerun
-/// would show.
+/// What the run in `folder` answers. Each layer is asked alone, about its own router and with the
+/// scores that it had: another setting would change the scores of the layers above it too, so only
+/// the first mixture's answer is what a rerun would show.
 ///
 /// # Errors
-/// [`TrainError::Question`] if no router's choice follows from the recorded scores, or the setting cannot be;
-/// [`TrainError::Recording`] if there are no scores; [`TrainError::RunFolder`].
+/// [`TrainError::Question`] if no router's choice follows from the recorded scores, or the setting
+/// cannot be; [`TrainError::Recording`] if there are no scores; [`TrainError::RunFolder`].
 pub fn ask(folder: &Path, question: &RunQuestion) -> Result<RunAnswer, TrainError> {
     let paths = RunPaths::new(folder);
     let plan = plan_of(&paths)?;
@@ -162,7 +163,8 @@ fn refusal(error: WhatIfError) -> Option<LayerRefusal> {
     Some(LayerRefusal { layers, reason })
 }
 
-/// The key with which the recorded scores are not all that decides who goes where; `None` without one.
+/// The key with which the recorded scores are not all that decides who goes where; `None` without
+/// one.
 fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
     match &router.selection {
         Selection::TopK if router.bias.is_some() => Some("bias"),

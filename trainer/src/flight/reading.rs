@@ -22,7 +22,8 @@ pub fn read_probes(run: &RunPaths) -> Result<Vec<ProbeRow>, MetricsError> {
     read_rows(&run.probes())
 }
 
-/// How far the routers were from what they became, by step and layer; none before the run has finished.
+/// How far the routers were from what they became, by step and layer; none before the run has
+/// finished.
 ///
 /// # Errors
 /// As [`read_alarms`].

@@ -1,4 +1,5 @@
-//! The flight recorder of one run: shown every step, it writes what `flight/` holds and raises alarms.
+//! The flight recorder of one run: shown every step, it writes what `flight/` holds and raises
+//! alarms.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,8 +81,8 @@ pub(crate) struct OpenedRecorder {
 }
 
 impl FlightRecorder {
-    /// The recorder of a new run, or of one that goes on from a checkpoint, its files rewound to that step. Files that cannot
-    /// be understood are set aside.
+    /// The recorder of a new run, or of one that goes on from a checkpoint, its files rewound to
+    /// that step. Files that cannot be understood are set aside.
     pub(crate) fn open(
         paths: &RunPaths,
         plan: &RunPlan,
@@ -118,8 +119,8 @@ impl FlightRecorder {
         Ok(OpenedRecorder { recorder, notes })
     }
 
-    /// Takes in step number `step` and the model that came of it. A file that cannot be written changes nothing of what the
-    /// recorder remembers: see [`StepFlight::unwritten`].
+    /// Takes in step number `step` and the model that came of it. A file that cannot be written
+    /// changes nothing of what the recorder remembers: see [`StepFlight::unwritten`].
     ///
     /// # Errors
     /// [`TrainError`] if the device fails.
@@ -357,8 +358,9 @@ mod tests {
         assert_eq!(max_violation(&[0.0, 0.0]), 0.0);
     }
 
-    /// A load that stays has its violation from the first step on. When the experts change places, 35 steps later half of
-    /// what is remembered is of the old load, since 0.98 to the power of 34.3 is a half: the violation crosses 0.
+    /// A load that stays has its violation from the first step on. When the experts change places,
+    /// 35 steps later half of what is remembered is of the old load, since 0.98 to the power of
+    /// 34.3 is a half: the violation crosses 0.
     #[test]
     fn the_running_violation_forgets_an_old_load_by_half_in_some_thirty_five_steps() {
         let mut running_e = Vec::new();
@@ -370,7 +372,8 @@ mod tests {
             assert!((violation_after(&mut running_e, [6, 2]) - 0.5).abs() < 1e-12);
         }
         let after: Vec<f64> = (0..1000).map(|_| violation_after(&mut running_e, [2, 6])).collect();
-        // Of the first expert's share above the mean, 0.98^n is left and 1 - 0.98^n is of the other.
+        // Of the first expert's share above the mean, 0.98^n is left and 1 - 0.98^n is of the
+        // other.
         for (n, violation) in (1..).zip(&after) {
             let share = 0.5 * (2.0 * 0.98_f64.powi(n) - 1.0);
             assert!((violation - share.abs()).abs() < 1e-6, "after {n} steps: {violation}");

@@ -30,7 +30,8 @@ pub struct Replay {
     pub from_step: u64,
     /// The last repeated step, without clock readings.
     pub repeated: StepRecord,
-    /// What the run recorded of it, without clock readings; absent if the run has not come that far.
+    /// What the run recorded of it, without clock readings; absent if the run has not come that
+    /// far.
     pub recorded: Option<StepRecord>,
     /// The first repeated step that is not, bit for bit, what the run recorded.
     pub first_difference: Option<u64>,
@@ -58,11 +59,12 @@ pub struct ReplayRequest {
     pub stop: Arc<AtomicBool>,
 }
 
-/// Repeats the steps of the run up to the one that is asked for, from its last checkpoint before that or from the initial
-/// values. Writes nothing into the run.
+/// Repeats the steps of the run up to the one that is asked for, from its last checkpoint before
+/// that or from the initial values. Writes nothing into the run.
 ///
 /// # Errors
-/// [`TrainError`] if the run's files cannot be read, its data has changed, or a step fails as it failed then.
+/// [`TrainError`] if the run's files cannot be read, its data has changed, or a step fails as it
+/// failed then.
 pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
     let step = request.step;
     let paths = RunPaths::new(&request.run);
@@ -117,7 +119,8 @@ fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result
     }
 }
 
-/// A row without clock readings and without what only the recorder of the whole run and the corpus know.
+/// A row without clock readings and without what only the recorder of the whole run and the corpus
+/// know.
 fn comparable(row: &StepRecord) -> StepRecord {
     let layer = |layer: &LayerRecord| LayerRecord {
         running_max_violation: None,
@@ -161,8 +164,8 @@ impl Run<'_> {
     }
 }
 
-/// The configuration and the plan that `step` was done with: those of the first checkpoint at or after it, else the run's
-/// latest. They differ where a run went on with another number of steps.
+/// The configuration and the plan that `step` was done with: those of the first checkpoint at or
+/// after it, else the run's latest. They differ where a run went on with another number of steps.
 fn settings_of(paths: &RunPaths, step: u64) -> Result<(RunConfig, RunPlan), TrainError> {
     if let Some(saved) = checkpoint_steps(paths)?.into_iter().find(|&saved| saved >= step) {
         let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
@@ -177,7 +180,8 @@ fn settings_of(paths: &RunPaths, step: u64) -> Result<(RunConfig, RunPlan), Trai
     Ok((config, plan_of(paths)?))
 }
 
-/// Steps of the run's checkpoints, oldest first. Unlike a store it leaves what another process is writing alone.
+/// Steps of the run's checkpoints, oldest first. Unlike a store it leaves what another process is
+/// writing alone.
 fn checkpoint_steps(paths: &RunPaths) -> Result<Vec<u64>, CheckpointError> {
     let folder = paths.checkpoints();
     if folder.is_dir() { steps_in(&folder) } else { Ok(Vec::new()) }

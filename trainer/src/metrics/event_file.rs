@@ -1,7 +1,7 @@
 //! TensorBoard event files: scalars as protocol buffers in TFRecord frames.
 //!
-//! Field numbers are those of TensorFlow's `event.proto` and `summary.proto`. Members of a `oneof` are optional
-//! fields here, which is the same on the wire as long as one of them is set.
+//! Field numbers are those of TensorFlow's `event.proto` and `summary.proto`. Members of a `oneof`
+//! are optional fields here, which is the same on the wire as long as one of them is set.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -50,7 +50,8 @@ struct SessionLog {
     status: i32,
 }
 
-/// An event file, open for writing. One process writes one file; TensorBoard joins those of a folder.
+/// An event file, open for writing. One process writes one file; TensorBoard joins those of a
+/// folder.
 #[derive(Debug)]
 pub(super) struct EventFile {
     path: PathBuf,
@@ -60,8 +61,9 @@ pub(super) struct EventFile {
 impl EventFile {
     /// A new event file `events.out.tfevents.<unix seconds>.<host>` in `folder`.
     ///
-    /// TensorBoard forgets those points of the folder's earlier files that come after `resumed_from`, the step of the
-    /// checkpoint that this process continues; absent means all of them.
+    /// TensorBoard forgets those points of the folder's earlier files that come after
+    /// `resumed_from`, the step of the checkpoint that this process continues; absent means all of
+    /// them.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -70,8 +72,8 @@ impl EventFile {
         hostname: &str,
         resumed_from: Option<u64>,
     ) -> Result<Self, MetricsError> {
-        // TensorBoard reads a folder's files in the order of their names, and a purge reaches back only:
-        // a second start within a second, or a clock set back, must still sort last.
+        // TensorBoard reads a folder's files in the order of their names, and a purge reaches back
+        // only: a second start within a second, or a clock set back, must still sort last.
         let secs = match newest_file_secs(folder)? {
             Some(newest) => unix_time().as_secs().max(newest.saturating_add(1)),
             None => unix_time().as_secs(),
@@ -96,8 +98,8 @@ impl EventFile {
         let wall_time = unix_time().as_secs_f64();
         let file_version = Some("brain.Event:2".to_string());
         self.write(&Event { wall_time, file_version, ..Event::default() })?;
-        // A START event drops the points whose step is at or above its own: all of them if nothing was resumed,
-        // for a run killed before its first checkpoint begins anew in its old folder.
+        // A START event drops the points whose step is at or above its own: all of them if nothing
+        // was resumed, for a run killed before its first checkpoint begins anew in its old folder.
         let step = wire_step(resumed_from.map_or(0, |last_step| last_step + 1));
         let session_log = Some(SessionLog { status: SESSION_START });
         self.write(&Event { wall_time, step, session_log, ..Event::default() })
@@ -198,7 +200,8 @@ fn record_frame(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// CRC-32C, rotated and offset as TFRecord wants it, so that a checksum of data that holds checksums stays sound.
+/// CRC-32C, rotated and offset as TFRecord wants it, so that a checksum of data that holds
+/// checksums stays sound.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -307,8 +310,8 @@ mod tests {
 
     #[test]
     fn frames_are_those_that_tensorboard_writes() {
-        // `RecordWriter(file).write(event.SerializeToString())` of the Python package tensorboard 2.21.0, in
-        // hexadecimal, for the same three events.
+        // `RecordWriter(file).write(event.SerializeToString())` of the Python package tensorboard
+        // 2.21.0, in hexadecimal, for the same three events.
         let wall_time = 1.5;
         let scalars = scalar_event(wall_time, 300, vec![("a/b".into(), 0.25), ("z".into(), 0.0)]);
         assert_eq!(

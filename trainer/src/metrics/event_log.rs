@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{EventFile, MetricsError, Record};
 
-/// Where a run's process writes what TensorBoard shows. A run goes on without, and tries again with every record.
+/// Where a run's process writes what TensorBoard shows. A run goes on without, and tries again with
+/// every record.
 #[derive(Debug)]
 pub struct EventLog {
     folder: PathBuf,
@@ -17,8 +18,8 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// The event files of a run in `folder` that goes on after the step `resumed_from`; `None` if it begins. If no file can be
-    /// made now, the first record tries again.
+    /// The event files of a run in `folder` that goes on after the step `resumed_from`; `None` if
+    /// it begins. If no file can be made now, the first record tries again.
     pub fn new(folder: &Path, hostname: &str, resumed_from: Option<u64>) -> Self {
         Self {
             folder: folder.into(),
@@ -31,7 +32,8 @@ impl EventLog {
 
     /// Adds the scalars of `record`; returns what to say the first time that it cannot.
     pub fn append(&mut self, record: &Record) -> Option<String> {
-        // Nothing that follows a torn record is read, so the second try is made in a file of its own.
+        // Nothing that follows a torn record is read, so the second try is made in a file of its
+        // own.
         let Err(error) = self.try_append(record).or_else(|_| self.try_append(record)) else { return None };
         let is_told = std::mem::replace(&mut self.is_told, true);
         (!is_told).then(|| {

@@ -17,8 +17,8 @@ use switchyard_ground::line_file::{LineFile, Mishap};
 pub struct LogMark {
     /// Rows in the file.
     pub num_rows: u64,
-    /// SHA-256 of the rows without their clock readings, in hexadecimal: a run that was interrupted and resumed has the
-    /// same as one that was not.
+    /// SHA-256 of the rows without their clock readings, in hexadecimal: a run that was interrupted
+    /// and resumed has the same as one that was not.
     pub sha256: String,
 }
 
@@ -36,7 +36,8 @@ pub struct ResumedLog {
     pub file: MetricsFile,
     /// The rows in it.
     pub rows: Vec<Record>,
-    /// What the user should know: the log was not what the checkpoint was written with, and where it is now.
+    /// What the user should know: the log was not what the checkpoint was written with, and where
+    /// it is now.
     pub note: Option<String>,
 }
 
@@ -60,7 +61,8 @@ impl RowHash {
 }
 
 impl MetricsFile {
-    /// An empty file at `path`. Rows that are there already are not lost: the second value is where they are now.
+    /// An empty file at `path`. Rows that are there already are not lost: the second value is where
+    /// they are now.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -72,12 +74,13 @@ impl MetricsFile {
         Ok((Self { file, rows: RowHash::default() }, earlier))
     }
 
-    /// The file at `path` with the rows that the checkpoint of `last_step` was written with, byte for byte as they were:
-    /// those that `mark` counts, or where an earlier version left none those up to `last_step`. Later rows and a last line
-    /// torn by a kill are dropped. So the rows of a resumed run are those of a run that was never stopped.
+    /// The file at `path` with the rows that the checkpoint of `last_step` was written with, byte
+    /// for byte as they were: those that `mark` counts, or where an earlier version left none those
+    /// up to `last_step`. Later rows and a last line torn by a kill are dropped. So the rows of a
+    /// resumed run are those of a run that was never stopped.
     ///
-    /// A log with other rows, or with a line that is no row, is set aside, and a new one begun: a run needs no log to go
-    /// on, and two runs must not share one.
+    /// A log with other rows, or with a line that is no row, is set aside, and a new one begun: a
+    /// run needs no log to go on, and two runs must not share one.
     ///
     /// # Errors
     /// [`MetricsError::Io`]; nothing has changed then.
@@ -108,12 +111,13 @@ impl MetricsFile {
         Ok(ResumedLog { file: Self { file, rows: RowHash::default() }, rows: Vec::new(), note: Some(note) })
     }
 
-    /// Adds `record` as one line, handed to the operating system in one write: a killed process loses
-    /// at most the line that it was writing.
+    /// Adds `record` as one line, handed to the operating system in one write: a killed process
+    /// loses at most the line that it was writing.
     ///
     /// # Errors
     /// [`MetricsError::NonFinite`] for a NaN or an infinity; nothing is written then.
-    /// [`MetricsError::Io`], for example when the disk is full: the row is written before the next one.
+    /// [`MetricsError::Io`], for example when the disk is full: the row is written before the next
+    /// one.
     pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
         let path = self.file.path().to_path_buf();
         if let Some((field, value)) = record.first_non_finite() {
@@ -132,9 +136,10 @@ impl MetricsFile {
         self.rows.mark()
     }
 
-    /// Returns once the rows so far are on the disk itself. Call it before a checkpoint is written, so that a
-    /// power failure cannot keep a checkpoint and lose rows that lead to it. Whatever another process did to the file in
-    /// the meantime is noticed, put right as far as it can be, and told.
+    /// Returns once the rows so far are on the disk itself. Call it before a checkpoint is written,
+    /// so that a power failure cannot keep a checkpoint and lose rows that lead to it. Whatever
+    /// another process did to the file in the meantime is noticed, put right as far as it can be,
+    /// and told.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -147,8 +152,8 @@ impl MetricsFile {
     }
 }
 
-/// All rows of the file at `path`. A last line that is torn, as a killed or still running process leaves it,
-/// is ignored.
+/// All rows of the file at `path`. A last line that is torn, as a killed or still running process
+/// leaves it, is ignored.
 ///
 /// # Errors
 /// [`MetricsError::Malformed`] for a complete line that is no record; [`MetricsError::Io`].
@@ -207,7 +212,8 @@ fn row_hash(rows: &[(String, Record)]) -> RowHash {
     hash
 }
 
-/// What is missing of the steps 1 to `last_step`, each once and in order, with evaluations after the steps that they are of.
+/// What is missing of the steps 1 to `last_step`, each once and in order, with evaluations after
+/// the steps that they are of.
 fn gap(rows: &[(String, Record)], last_step: u64) -> Option<String> {
     let mut done = 0;
     for (_, row) in rows {
@@ -233,8 +239,8 @@ fn read_lines(path: &Path, max_rows: usize) -> Result<Vec<(String, Record)>, Met
         match text.and_then(|text| Ok((text, serde_json::from_str(text).map_err(|error| error.to_string())?)))
         {
             Ok((text, record)) => rows.push((text.to_string(), record)),
-            // Only the last line can lack its line break. A record cut short never parses, its closing
-            // brace being its last byte, so one that does parse is whole.
+            // Only the last line can lack its line break. A record cut short never parses, its
+            // closing brace being its last byte, so one that does parse is whole.
             Err(_) if !is_complete => {}
             Err(reason) => {
                 return Err(MetricsError::Malformed { path: path.into(), line_number: index + 1, reason });
@@ -294,7 +300,8 @@ mod tests {
         file.mark()
     }
 
-    /// The marks with which a checkpoint of step 2 goes on: its own, and that of an earlier version.
+    /// The marks with which a checkpoint of step 2 goes on: its own, and that of an earlier
+    /// version.
     fn marks() -> [Option<LogMark>; 2] {
         [Some(mark(&rows()[..3])), None]
     }

@@ -44,7 +44,8 @@ pub enum MetricsError {
         /// What the parser said.
         reason: String,
     },
-    /// A NaN or an infinity, which JSON cannot hold: it would be stored as `null` and read as nothing.
+    /// A NaN or an infinity, which JSON cannot hold: it would be stored as `null` and read as
+    /// nothing.
     #[error(
         "step {step}: `{field}` is {value}, and `{path}` stores finite numbers only: \
          the run has diverged; start a new one with a lower `train.adamw.learning_rate` or with `train.max_grad_norm` set"

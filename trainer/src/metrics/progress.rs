@@ -32,8 +32,8 @@ struct LineWriter {
     last_line_secs: Option<f64>,
 }
 
-/// Where the clock stood after the first step that this process ran. The first step is not counted: it can
-/// hold seconds of kernel compilation.
+/// Where the clock stood after the first step that this process ran. The first step is not counted:
+/// it can hold seconds of kernel compilation.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     first_step: u64,
@@ -42,8 +42,8 @@ struct Pace {
 }
 
 impl ProgressDisplay {
-    /// A bar if standard error is a terminal, else plain lines. `start_step` is the number of steps that were
-    /// already done when this process began.
+    /// A bar if standard error is a terminal, else plain lines. `start_step` is the number of steps
+    /// that were already done when this process began.
     pub fn new(total_steps: u64, start_step: u64) -> Self {
         if !io::stderr().is_terminal() {
             return Self::with_lines(total_steps, Box::new(io::stderr()));
@@ -68,7 +68,8 @@ impl ProgressDisplay {
         Self { total_steps, output: Output::Lines(lines), pace: None }
     }
 
-    /// Shows a finished step. Plain lines appear for the first and the last step and every few seconds between.
+    /// Shows a finished step. Plain lines appear for the first and the last step and every few
+    /// seconds between.
     pub fn step(&mut self, row: &StepRecord) {
         let eta_secs = self.eta_secs(row);
         self.hide_bar_unless(io::stderr().is_terminal());
@@ -113,7 +114,8 @@ impl ProgressDisplay {
         }
     }
 
-    /// Gives up the bar of a terminal that is gone: each drawing would be kept for a better time, and added to the next.
+    /// Gives up the bar of a terminal that is gone: each drawing would be kept for a better time,
+    /// and added to the next.
     fn hide_bar_unless(&mut self, terminal_is_there: bool) {
         if let Output::Bar(bar) = &self.output
             && !terminal_is_there
@@ -149,7 +151,8 @@ impl Drop for ProgressDisplay {
 impl LineWriter {
     /// Whether a step line should be written now; remembers that it was.
     fn is_due(&mut self, now_secs: f64, is_last: bool) -> bool {
-        // The gap grows with the run: a minute's run shows its progress, a day's log stays readable.
+        // The gap grows with the run: a minute's run shows its progress, a day's log stays
+        // readable.
         let gap_secs = (now_secs / 12.0).clamp(MIN_LINE_GAP_SECS, MAX_LINE_GAP_SECS);
         let is_due = is_last || self.last_line_secs.is_none_or(|last| now_secs - last >= gap_secs);
         if is_due {

@@ -1,7 +1,7 @@
 //! One row of `metrics.jsonl`.
 //!
-//! Every `f64` is finite and survives the file bit for bit. A NaN or an infinity is refused when it is
-//! written, see [`Record::first_non_finite`].
+//! Every `f64` is finite and survives the file bit for bit. A NaN or an infinity is refused when it
+//! is written, see [`Record::first_non_finite`].
 
 use std::collections::BTreeMap;
 
@@ -27,14 +27,15 @@ pub struct StepRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over the step's targets, in nats per token.
     pub cross_entropy_nats: f64,
-    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes are not known.
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes
+    /// are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
     /// Passes over the training split so far; absent in rows of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_passes: Option<f64>,
-    /// Each further loss with a weight, unweighted, mean over layers and micro-batches, by its name, such as
-    /// `load_balancing_loss` or `head_z_loss`; a key of its own in the row.
+    /// Each further loss with a weight, unweighted, mean over layers and micro-batches, by its
+    /// name, such as `load_balancing_loss` or `head_z_loss`; a key of its own in the row.
     #[serde(flatten, deserialize_with = "losses")]
     pub losses: BTreeMap<String, f64>,
     /// Each router loss as it enters the total, weighted, by name.
@@ -69,9 +70,11 @@ pub struct LayerRecord {
     pub layer: usize,
     /// Tokens sent to each expert, dropped ones included.
     pub tokens_per_expert: Vec<u64>,
-    /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, section 4.1).
+    /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, section
+    /// 4.1).
     pub max_violation: f64,
-    /// The same of the load averaged over about 50 steps, earlier ones fading; absent without the flight recorder.
+    /// The same of the load averaged over about 50 steps, earlier ones fading; absent without the
+    /// flight recorder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_max_violation: Option<f64>,
     /// Standard deviation of the expert loads over their mean.
@@ -79,7 +82,8 @@ pub struct LayerRecord {
     /// Gini coefficient of the expert loads: 0 is balance, near 1 collapse.
     #[serde(default)]
     pub gini_coefficient: f64,
-    /// Exponential of the entropy of the load shares: experts that would carry the load if it were even.
+    /// Exponential of the entropy of the load shares: experts that would carry the load if it were
+    /// even.
     #[serde(default)]
     pub effective_num_experts: f64,
     /// Mean over tokens of the entropy of the gate's distribution.
@@ -92,7 +96,8 @@ pub struct LayerRecord {
     pub gate_margin: f64,
     /// Share of (token, expert) assignments dropped by the capacity limit; 0 when dropless.
     pub dropped_fraction: f64,
-    /// Gradient norm of the router, before clipping; absent if it learns nothing or without the flight recorder.
+    /// Gradient norm of the router, before clipping; absent if it learns nothing or without the
+    /// flight recorder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_grad_norm: Option<f64>,
     /// Weight norm of the router after the update; absent without the flight recorder.
@@ -109,7 +114,8 @@ pub struct EvalRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over `num_tokens` targets, in nats per token.
     pub cross_entropy_nats: f64,
-    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes are not known.
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes
+    /// are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
     /// [`perplexity`] of the cross-entropy.
@@ -118,8 +124,8 @@ pub struct EvalRecord {
     pub num_tokens: u64,
     /// Whether that was the whole validation split.
     pub whole_split: bool,
-    /// Whether it was made because the run was over, and no evaluation of the interval had just covered the whole split. A run
-    /// that is resumed was not over: it drops this row.
+    /// Whether it was made because the run was over, and no evaluation of the interval had just
+    /// covered the whole split. A run that is resumed was not over: it drops this row.
     #[serde(default)]
     pub end_of_run: bool,
     /// Wall-clock duration of this evaluation.
@@ -140,7 +146,8 @@ fn losses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String,
     Ok(keys.into_iter().filter_map(loss).collect())
 }
 
-/// `exp(cross_entropy_nats)`, at most `f64::MAX`: a diverged model's loss must still fit in a JSON number.
+/// `exp(cross_entropy_nats)`, at most `f64::MAX`: a diverged model's loss must still fit in a JSON
+/// number.
 pub fn perplexity(cross_entropy_nats: f64) -> f64 {
     cross_entropy_nats.exp().min(f64::MAX)
 }
@@ -186,8 +193,8 @@ impl Record {
         }
     }
 
-    /// The row with every measurement of the clock set to zero (`mfu` to absent), so that two runs of
-    /// one plan can be compared bit for bit.
+    /// The row with every measurement of the clock set to zero (`mfu` to absent), so that two runs
+    /// of one plan can be compared bit for bit.
     pub fn without_timings(&self) -> Self {
         match self.clone() {
             Self::Step(row) => Self::Step(row.without_timings()),

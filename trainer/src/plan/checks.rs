@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use switchyard_ground::key_error::KeyError;
 
-// Upper bounds on what a configuration may ask for. They lie far above any model that could be trained, and low
-// enough that parameter and FLOP counts stay within 64 bits.
+// Upper bounds on what a configuration may ask for. They lie far above any model that could be
+// trained, and low enough that parameter and FLOP counts stay within 64 bits.
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 pub(super) const MAX_D_MODEL: usize = 1 << 16;
 pub(super) const MAX_HEADS: usize = 1 << 12;

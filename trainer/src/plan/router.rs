@@ -9,7 +9,8 @@ use switchyard_router::{
 
 use super::RunPlan;
 
-/// How the experts of a mixture are chosen, what weighs them and what balances them, in one line; empty for other blocks.
+/// How the experts of a mixture are chosen, what weighs them and what balances them, in one line;
+/// empty for other blocks.
 pub(super) fn describe(ffn: &FfnSpec) -> String {
     let Some(router) = ffn.router().map(|router| &router.config) else { return String::new() };
     let clauses =
@@ -33,7 +34,8 @@ pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
     ))
 }
 
-/// Experts of each token, in words that go on from what the experts are; `None` unless the block is a mixture.
+/// Experts of each token, in words that go on from what the experts are; `None` unless the block is
+/// a mixture.
 pub(super) fn experts_of_token(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
     let router = &ffn.router()?.config;
     Some(match &router.selection {
@@ -54,7 +56,8 @@ pub(super) fn limit(ffn: &FfnSpec) -> Option<String> {
     moe.router.config.is_causal().then_some(words)
 }
 
-/// How the experts' work is counted; `None` where it is `top_k` experts for each token and nothing else.
+/// How the experts' work is counted; `None` where it is `top_k` experts for each token and nothing
+/// else.
 pub(super) fn counted_work(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
     let (pass, work) = (plan.pass_size(), ffn.expert_work(plan.pass_size())?);
     let mean = two_decimals(work.per_token());

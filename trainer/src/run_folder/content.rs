@@ -31,8 +31,8 @@ pub(super) fn check(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderErr
     }
 }
 
-/// Refuses a folder where something else lies in the place of a run's folders, or of files that are to be replaced: before
-/// anything is deleted or written.
+/// Refuses a folder where something else lies in the place of a run's folders, or of files that are
+/// to be replaced: before anything is deleted or written.
 fn check_places(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> {
     for path in [paths.checkpoints(), paths.flight()] {
         match fs::metadata(&path) {
@@ -55,8 +55,8 @@ fn check_places(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> 
     }
 }
 
-/// Whether all that lies there is what a process leaves that was killed before it wrote `run.json`, the first file of a
-/// run; folders that earlier versions made before it included.
+/// Whether all that lies there is what a process leaves that was killed before it wrote `run.json`,
+/// the first file of a run; folders that earlier versions made before it included.
 fn holds_traces_only(paths: &RunPaths) -> Result<bool, RunFolderError> {
     let unfinished: Vec<PathBuf> = files(paths).iter().map(|path| durable::temporary_of(path)).collect();
     for name in entry_names(paths.root())? {
@@ -82,13 +82,15 @@ fn holds_only(folder: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, Run
     Ok(is_folder && entry_names(folder)?.iter().all(|name| is_ours(name)))
 }
 
-/// Deletes what `durable::replace` leaves when the process is killed inside it. Safe under the lock only.
+/// Deletes what `durable::replace` leaves when the process is killed inside it. Safe under the lock
+/// only.
 pub(super) fn remove_unfinished(paths: &RunPaths) -> Result<(), RunFolderError> {
     files(paths).iter().try_for_each(|path| remove_file(&durable::temporary_of(path)))
 }
 
-/// Deletes what a run writes, by name, and its folders if nothing else is in them; all but `run.json`, which the new run
-/// replaces: whenever this is cut short, a second try still sees a run. Returns what is left of others.
+/// Deletes what a run writes, by name, and its folders if nothing else is in them; all but
+/// `run.json`, which the new run replaces: whenever this is cut short, a second try still sees a
+/// run. Returns what is left of others.
 pub(super) fn remove_run(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderError> {
     let checkpoints = paths.checkpoints();
     remove_from(&checkpoints, |name| step_of(name).is_some() || name == LATEST || is_temporary(name))?;

@@ -57,8 +57,8 @@ impl RunLock {
     }
 }
 
-/// Tries for `patience`: a child process that another thread is just starting holds a copy of every open file until
-/// it has replaced itself, and with it a lock that was given up a moment ago.
+/// Tries for `patience`: a child process that another thread is just starting holds a copy of every
+/// open file until it has replaced itself, and with it a lock that was given up a moment ago.
 fn try_lock_for(lock: &File, patience: Duration) -> Result<(), TryLockError> {
     let started = Instant::now();
     loop {

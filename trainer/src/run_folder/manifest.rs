@@ -52,7 +52,8 @@ pub struct RunManifest {
     /// Why a `failed` run failed or an `alarmed` one stopped; else absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Validation cross-entropy of the last model over the whole split; absent until the run has finished.
+    /// Validation cross-entropy of the last model over the whole split; absent until the run has
+    /// finished.
     pub final_validation_cross_entropy_nats: Option<f64>,
     /// The same in bits per byte of text; absent where the bytes are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,17 +71,19 @@ pub struct RunManifest {
     pub tokens_seen: u64,
     /// Floating-point operations of training, forward and backward, of the active parameters only.
     pub active_flops: f64,
-    /// Wall-clock time of training with its evaluations and checkpoints, over all processes of the run.
+    /// Wall-clock time of training with its evaluations and checkpoints, over all processes of the
+    /// run.
     pub train_secs: f64,
     /// Part of it that the flight recorder took.
     #[serde(default)]
     pub flight_recorder_secs: f64,
-    /// Energy of the processor packages over the same time, other processes' included; absent where their counters cannot
-    /// be read, see [`crate::energy`]. What a killed process took after its last checkpoint is missing.
+    /// Energy of the processor packages over the same time, other processes' included; absent where
+    /// their counters cannot be read, see [`crate::energy`]. What a killed process took after its
+    /// last checkpoint is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_joules: Option<f64>,
-    /// Rate of a large matrix product on this device, as measured at the start; the base of `mfu`. In operations
-    /// per second.
+    /// Rate of a large matrix product on this device, as measured at the start; the base of `mfu`.
+    /// In operations per second.
     pub matmul_peak_flops: Option<f64>,
     /// Start of the first process, RFC 3339 UTC.
     pub started_at: String,
@@ -91,8 +94,8 @@ pub struct RunManifest {
     /// The dense checkpoint that the run began from; absent if it began from random values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upcycled_from: Option<UpcycledFrom>,
-    /// Content key of the prepared data: equal keys mean equal tokens, wherever the files lie. Absent before the data is
-    /// prepared, and in runs of earlier versions.
+    /// Content key of the prepared data: equal keys mean equal tokens, wherever the files lie.
+    /// Absent before the data is prepared, and in runs of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_key: Option<String>,
     /// Seed of everything random in the run.
@@ -147,7 +150,8 @@ impl RunManifest {
         }
     }
 
-    /// Marks the run as running again, on this machine and with this program, from the checkpoint of `step`.
+    /// Marks the run as running again, on this machine and with this program, from the checkpoint
+    /// of `step`.
     pub fn resume(&mut self, step: u64) {
         self.status = RunStatus::Running;
         self.error = None;
@@ -179,7 +183,8 @@ impl RunManifest {
         Some(LoggedEvaluation { step, cross_entropy_nats: nats })
     }
 
-    /// Makes `best` the best evaluation so far: a run that goes on from a checkpoint has seen no later ones.
+    /// Makes `best` the best evaluation so far: a run that goes on from a checkpoint has seen no
+    /// later ones.
     pub fn set_best_validation(&mut self, best: Option<LoggedEvaluation>) {
         self.best_validation_cross_entropy_nats = best.map(|best| best.cross_entropy_nats);
         self.best_validation_step = best.map(|best| best.step);

@@ -51,7 +51,8 @@ impl RunPaths {
         Ok(RunReading { manifest, was_killed })
     }
 
-    /// Whether a process holds the run's lock. The lock is shared for a moment, which a process that starts waits for.
+    /// Whether a process holds the run's lock. The lock is shared for a moment, which a process
+    /// that starts waits for.
     fn is_locked(&self) -> Result<bool, RunFolderError> {
         let path = self.lock();
         let lock = match regular_file::open(&path) {

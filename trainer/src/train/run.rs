@@ -44,12 +44,14 @@ pub(super) struct Run<'a> {
     started: Instant,
     earlier_secs: f64,
     energy: Option<EnergyMeter>,
-    /// Whether it was said that something around a checkpoint, which is whole, could not be written or removed.
+    /// Whether it was said that something around a checkpoint, which is whole, could not be written
+    /// or removed.
     has_complained: bool,
 }
 
 impl<'a> Run<'a> {
-    /// The run before its first step in this process. Whatever may be refused is looked at before anything is written.
+    /// The run before its first step in this process. Whatever may be refused is looked at before
+    /// anything is written.
     pub(super) fn start(
         request: &'a TrainRequest,
         dataset: Dataset,
@@ -195,13 +197,14 @@ impl<'a> Run<'a> {
         }
         let step_secs = step_started.elapsed().as_secs_f64();
         let shown = self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs);
-        // All of it is tried before the first error counts: a checkpoint can still be made of the step.
+        // All of it is tried before the first error counts: a checkpoint can still be made of the
+        // step.
         flight.unwritten.take().map_or(Ok(()), Err).and(shown)?;
         Ok(flight.stops)
     }
 
-    /// Evaluate as the plan says, and remember how the result compares to earlier ones. False if the run is asked to stop
-    /// before it is done: the evaluation is then still pending.
+    /// Evaluate as the plan says, and remember how the result compares to earlier ones. False if
+    /// the run is asked to stop before it is done: the evaluation is then still pending.
     fn evaluate_and_track(&mut self) -> Result<bool, TrainError> {
         let Some(evaluation) = self.evaluate(self.plan.evaluation.max_tokens)? else { return Ok(false) };
         let logged = self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), false);
@@ -227,8 +230,8 @@ impl<'a> Run<'a> {
         logged.map(|()| true)
     }
 
-    /// The last model's loss on the whole split: what the evaluation after the last step found if it covered
-    /// everything, else measured now. None if the run is asked to stop before it is.
+    /// The last model's loss on the whole split: what the evaluation after the last step found if
+    /// it covered everything, else measured now. None if the run is asked to stop before it is.
     fn final_cross_entropy_nats(&mut self) -> Result<Option<f64>, TrainError> {
         if let Some(logged) = self.parts.state.whole_split
             && logged.step == self.parts.state.step
@@ -237,7 +240,8 @@ impl<'a> Run<'a> {
         }
         let Some(evaluation) = self.evaluate(None)? else { return Ok(None) };
         self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), true)?;
-        // `run.json` is about to say that the run has finished, and nobody writes a row of a finished run again.
+        // `run.json` is about to say that the run has finished, and nobody writes a row of a
+        // finished run again.
         self.observers.sync()?;
         self.manifest.record_validation(self.parts.state.step, evaluation.cross_entropy_nats);
         Ok(Some(evaluation.cross_entropy_nats))
@@ -301,7 +305,8 @@ impl<'a> Run<'a> {
         self.tolerate(retained.map_err(TrainError::from))
     }
 
-    /// The result, where an error about something around a checkpoint that is whole is said once instead.
+    /// The result, where an error about something around a checkpoint that is whole is said once
+    /// instead.
     fn tolerate(&mut self, result: Result<(), TrainError>) -> Result<(), TrainError> {
         match result {
             Err(
@@ -341,7 +346,8 @@ impl<'a> Run<'a> {
         let written = self.folder.write_manifest(&self.manifest);
         self.tolerate(written.map_err(TrainError::from))?;
         if let Some(recorder) = &mut self.recorder {
-            // An error leaves a run that is not finished, whose next start has only this left to do.
+            // An error leaves a run that is not finished, whose next start has only this left to
+            // do.
             recorder.finish(self.parts.model.get())?;
         }
         if let Err(error) = self.write_sample() {
@@ -361,7 +367,8 @@ impl<'a> Run<'a> {
         if !error.leaves_the_model_whole() || is_saved || self.folder.check_held().is_err() {
             return;
         }
-        // A log that still cannot be written is no reason to lose the steps: the next start will say what is missing.
+        // A log that still cannot be written is no reason to lose the steps: the next start will
+        // say what is missing.
         drop(self.sync_logs());
         match self.write_checkpoint() {
             Ok(()) => self.observers.note(&format!("the checkpoint of step {step} is written all the same")),

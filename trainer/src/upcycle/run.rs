@@ -47,11 +47,12 @@ pub struct UpcycleSummary {
     pub same_data: bool,
 }
 
-/// Begin a run from the dense `checkpoint`: a run folder with a checkpoint of step 0, fresh optimizer and schedule, for
-/// `train` to resume.
+/// Begin a run from the dense `checkpoint`: a run folder with a checkpoint of step 0, fresh
+/// optimizer and schedule, for `train` to resume.
 ///
 /// # Errors
-/// [`TrainError`]; a mistake in the configuration, the checkpoint or the data leaves no folder behind.
+/// [`TrainError`]; a mistake in the configuration, the checkpoint or the data leaves no folder
+/// behind.
 pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
     check::check(&checkpoint.plan.model, &plan.model, settings.method)?;
@@ -64,7 +65,8 @@ pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Upcy
     let mut manifest = manifest(checkpoint, request);
     manifest.data_key = Some(dataset.manifest.key.clone());
     let folder = RunFolder::create(out, *mode)?;
-    // First of all: a folder that a kill leaves behind is known for a run, and for one without checkpoints.
+    // First of all: a folder that a kill leaves behind is known for a run, and for one without
+    // checkpoints.
     folder.write_manifest(&manifest)?;
     folder.write_config(&crate::config_file::to_toml(config))?;
     let (log, _) = MetricsFile::create(&folder.paths().metrics())?;

@@ -103,7 +103,8 @@ impl Mapping<'_> {
         (0..experts.num_experts).flat_map(of_expert).map(|value| value * scale).collect()
     }
 
-    /// Factor on the experts' outputs that makes whole copies, weighed by gates, add up to the dense block.
+    /// Factor on the experts' outputs that makes whole copies, weighed by gates, add up to the
+    /// dense block.
     fn output_scale(&self, layer: usize) -> f32 {
         let router = self.spec.layers.get(layer).and_then(|spec| spec.ffn.router());
         let sum = router.and_then(|router| gate_sum(&router.config)).unwrap_or(1.0);
@@ -164,7 +165,8 @@ impl DenseMatrix {
         units.iter().flat_map(of_unit).collect()
     }
 
-    /// The matrix with the values of `units` drawn from the normal distribution of their mean and deviation.
+    /// The matrix with the values of `units` drawn from the normal distribution of their mean and
+    /// deviation.
     fn with_units_redrawn(&self, units: &[usize], key: &str, source: &ParameterSource) -> Self {
         let places = self.places(units);
         if places.is_empty() {
@@ -182,7 +184,8 @@ impl DenseMatrix {
     }
 }
 
-/// A gate's matrix in which the `num_parts` experts of each copy have the column of the first of them.
+/// A gate's matrix in which the `num_parts` experts of each copy have the column of the first of
+/// them.
 fn shared_by_parts(values: Vec<f32>, num_columns: usize, num_parts: usize) -> Vec<f32> {
     let of_place = |place: usize| {
         let column = place % num_columns;

@@ -1,4 +1,5 @@
-//! Damaged checkpoints, with hashes that tell and with hashes made to fit, as somebody with ill intent would.
+//! Damaged checkpoints, with hashes that tell and with hashes made to fit, as somebody with ill
+//! intent would.
 
 use std::path::{Path, PathBuf};
 
@@ -129,7 +130,8 @@ impl Checkpoints {
         }
     }
 
-    /// Changes the header of a safetensors file, and writes its length anew; rarely that is wrong too.
+    /// Changes the header of a safetensors file, and writes its length anew; rarely that is wrong
+    /// too.
     fn damage_tensors(&self, bytes: &mut Vec<u8>, random: &mut Random) {
         let Some((head, rest)) = bytes.split_first_chunk::<8>() else { return };
         let header_len = u64::from_le_bytes(*head) as usize;

@@ -1,4 +1,5 @@
-//! Damaged inputs of every format that this crate reads. How, and which variables there are: [`engine`].
+//! Damaged inputs of every format that this crate reads. How, and which variables there are:
+//! [`engine`].
 //!
 //! ```text
 //! SWITCHYARD_FUZZ=1000000 cargo test --workspace --test fuzz -- --ignored --nocapture

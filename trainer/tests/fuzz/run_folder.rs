@@ -1,4 +1,5 @@
-//! Damaged run folders, through all that reads them: `runs`, `inspect`, `diff`, `bisect`, `what-if`, reports; and resumed.
+//! Damaged run folders, through all that reads them: `runs`, `inspect`, `diff`, `bisect`,
+//! `what-if`, reports; and resumed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

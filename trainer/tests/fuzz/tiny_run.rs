@@ -1,4 +1,5 @@
-//! A run small enough to be damaged a hundred thousand times: one mixture, four steps, everything recorded.
+//! A run small enough to be damaged a hundred thousand times: one mixture, four steps, everything
+//! recorded.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,8 +72,8 @@ pub(crate) fn config(folder: &Path) -> RunConfig {
     config
 }
 
-/// Trains in `folder`; returns the run folder, in which nothing depends on the clock, so that an input follows from its
-/// number.
+/// Trains in `folder`; returns the run folder, in which nothing depends on the clock, so that an
+/// input follows from its number.
 pub(crate) fn make(folder: &Path) -> PathBuf {
     let out = folder.join("run");
     resume_or_start(folder, &out, OpenMode::New).expect("a tiny run");
@@ -139,14 +140,15 @@ pub(crate) fn resume_or_start(folder: &Path, out: &Path, mode: OpenMode) -> Resu
     train(&request).map(drop).map_err(|error| error.to_string())
 }
 
-/// The files of a run whose names `is_wanted`. Left out: `latest`, through which the checkpoint is seen twice, and event
-/// files, which nobody reads and whose names are times.
+/// The files of a run whose names `is_wanted`. Left out: `latest`, through which the checkpoint is
+/// seen twice, and event files, which nobody reads and whose names are times.
 pub(crate) fn files(run: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<Seed> {
     let is_file = |name: &str| !name.contains("latest") && !name.starts_with("events.") && is_wanted(name);
     corpus(run).into_iter().filter(|seed| is_file(&seed.name)).collect()
 }
 
-/// Puts `files` into `folder`, which holds files of the same names at most: quicker than to make it anew.
+/// Puts `files` into `folder`, which holds files of the same names at most: quicker than to make it
+/// anew.
 pub(crate) fn overwrite(folder: &Path, files: &[(String, Vec<u8>)]) {
     for (name, bytes) in files {
         let path = folder.join(name);

@@ -160,7 +160,8 @@ fn mixed(slots_per_expert: usize, weights: &Weights, x: &Rows, counter: &mut Cou
     x.chunks(SEQ_LEN).flat_map(of_sequence).collect()
 }
 
-/// Checks that the loops do what the layers of this model do, and that the plan counts what the loops count.
+/// Checks that the loops do what the layers of this model do, and that the plan counts what the
+/// loops count.
 fn check(router: &str, activation: &str, loops: impl Fn(&Weights, &Rows, &mut Counter) -> Rows) -> RunPlan {
     let config = tiny::parse(&format!(
         "{MODEL}[model.ffn]\nactivation = \"{activation}\"\n[model.ffn.moe]\nnum_experts = {E}\nd_expert = {F}\n\
@@ -203,7 +204,8 @@ fn a_token_costs_the_two_experts_that_it_is_sent_to() {
     }
 }
 
-/// 24 assignments to 5 experts are 4.8 each: so many times the factor, rounded up, and neither none nor more than there are.
+/// 24 assignments to 5 experts are 4.8 each: so many times the factor, rounded up, and neither none
+/// nor more than there are.
 #[test]
 fn experts_that_choose_cost_what_they_take_rounded_up_at_least_one_and_at_most_all() {
     for (factor, capacity) in [(1.0, 5), (0.3, 2), (0.01, 1), (1.25, 6), (2.5, 12), (4.0, 12)] {

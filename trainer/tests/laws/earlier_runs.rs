@@ -1,8 +1,10 @@
-//! Runs that earlier commits left: each goes on here as it went on there, or is refused by its version.
+//! Runs that earlier commits left: each goes on here as it went on there, or is refused by its
+//! version.
 //!
-//! `fixtures/earlier_runs/version-<n>` is the folder of a run whose checkpoint has format version n, written by the program
-//! of that time, its host's name taken out. `expected.jsonl` holds the two rows that the same program logged when it went on
-//! from there. A new format version gets a folder of its own, and no folder is ever made anew.
+//! `fixtures/earlier_runs/version-<n>` is the folder of a run whose checkpoint has format version
+//! n, written by the program of that time, its host's name taken out. `expected.jsonl` holds the
+//! two rows that the same program logged when it went on from there. A new format version gets a
+//! folder of its own, and no folder is ever made anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,11 +18,12 @@ use tempfile::TempDir;
 
 use crate::tiny;
 
-/// Allowed difference, as a share of the value: the program of that time ran on one processor, and another sums its
-/// products in blocks of another width.
+/// Allowed difference, as a share of the value: the program of that time ran on one processor, and
+/// another sums its products in blocks of another width.
 const TOLERANCE: f64 = 1e-4;
 
-/// The format versions of checkpoints that there have been, but for 2, which no release and no fixture has.
+/// The format versions of checkpoints that there have been, but for 2, which no release and no
+/// fixture has.
 const VERSIONS: [u32; 2] = [1, 3];
 
 fn fixture(version: u32) -> PathBuf {

@@ -74,7 +74,8 @@ fn a_run_that_is_stopped_within_an_evaluation_repeats_it_and_ends_like_one_that_
         config.train.early_stopping =
             Some(toml::from_str("patience_evals = 3\nmin_improvement_nats = 100.0").unwrap());
         tiny::run(&config, &whole, OpenMode::New).unwrap();
-        // After step 1 nothing is due; after step 2 an evaluation is, and is stopped, and stopped again.
+        // After step 1 nothing is due; after step 2 an evaluation is, and is stopped, and stopped
+        // again.
         for (mode, evaluations_pending) in
             [(OpenMode::New, false), (OpenMode::Resume, true), (OpenMode::Resume, true)]
         {

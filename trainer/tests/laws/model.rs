@@ -194,7 +194,8 @@ fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
     let network = model(&config, &device.clone().autodiff());
     let measured = step_gradients(&network, vec![batch], &settings, &device).unwrap().1;
     let z_loss = measured.head_z_loss.unwrap();
-    // The fresh model's scores are near zero, so its partition function is near the number of tokens.
+    // The fresh model's scores are near zero, so its partition function is near the number of
+    // tokens.
     assert!((z_loss.sqrt() - 32f64.ln()).abs() < 0.1, "{z_loss}");
     // The total is a sum in f32.
     assert!((measured.total_loss - measured.cross_entropy_nats - 0.25 * z_loss).abs() < 1e-6, "{measured:?}");
@@ -202,8 +203,8 @@ fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
 
 #[test]
 fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
-    // Cross-entropy is a mean over tokens, so two halves of a batch average to the batch; float addition in another
-    // order is the only difference.
+    // Cross-entropy is a mean over tokens, so two halves of a batch average to the batch; float
+    // addition in another order is the only difference.
     let mut config = tiny::dense();
     config.model.dropout = 0.0;
     let device = Device::flex();

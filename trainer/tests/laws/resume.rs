@@ -241,7 +241,8 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
         store.save(&Snapshot { model: &model, optimizer: &optimizer, state: &state, config, plan, tokenizer })
     };
     save(1).unwrap();
-    // A file where the temporary folder has to go: the system refuses to create it, as a full disk would.
+    // A file where the temporary folder has to go: the system refuses to create it, as a full disk
+    // would.
     fs::write(folder.path().join("step-2.tmp"), "").unwrap();
     let error = save(2).unwrap_err();
     assert!(matches!(error, CheckpointError::Write { .. }), "{error}");

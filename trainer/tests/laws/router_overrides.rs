@@ -1,4 +1,5 @@
-//! A router is what it is wherever it is written: in common for all layers, or for the layers that an override names.
+//! A router is what it is wherever it is written: in common for all layers, or for the layers that
+//! an override names.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,8 @@ use crate::resume::with_steps;
 use crate::routers::{ROUTERS, config, generated_by};
 use crate::tiny;
 
-/// Routers beside those of the runs: without a rule for generating, without an effect of some key, or out of bounds.
+/// Routers beside those of the runs: without a rule for generating, without an effect of some key,
+/// or out of bounds.
 const OTHERS: [&str; 11] = [
     "top_k = 2\nselection = { expert_choice = { capacity_factor = 1.7 } }",
     "top_k = 1\nselection = { soft = { slots_per_expert = 3 } }",
@@ -203,7 +205,8 @@ fn a_plan_names_the_layers_that_are_not_causal_and_those_without_a_capacity() {
     );
 }
 
-/// Layer 1 sends a token to one expert, layer 0 to two: without a question each layer gives back what it recorded.
+/// Layer 1 sends a token to one expert, layer 0 to two: without a question each layer gives back
+/// what it recorded.
 #[test]
 fn each_layer_is_asked_about_its_own_router() {
     let folder = TempDir::new().unwrap();

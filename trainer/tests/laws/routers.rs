@@ -22,7 +22,8 @@ use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::sampling::SamplingSettings;
 use tempfile::TempDir;
 
-/// Every router, with the options that a run could trip over: noise, losses over several micro-batches, biases, an f64 gate.
+/// Every router, with the options that a run could trip over: noise, losses over several
+/// micro-batches, biases, an f64 gate.
 pub(crate) const ROUTERS: [(&str, &str); 15] = [
     (
         "mixtral",
@@ -94,13 +95,15 @@ fn every_router_resumes_bit_for_bit_at_any_number_of_threads() {
     }
 }
 
-/// The rows without the evaluation at the end of the run's first part, which the whole run does not have.
+/// The rows without the evaluation at the end of the run's first part, which the whole run does not
+/// have.
 fn without_early_evaluation(out: &Path) -> Vec<Record> {
     let is_early = |row: &Record| row.as_eval().is_some_and(|row| row.step < 3);
     tiny::rows(out).into_iter().filter(|row| !is_early(row)).collect()
 }
 
-/// A model with distinct values of everything that training moves: the initial one knows no noise and no bias.
+/// A model with distinct values of everything that training moves: the initial one knows no noise
+/// and no bias.
 pub(crate) fn model(config: &RunConfig) -> Transformer {
     Transformer::new(&RunPlan::resolve(config).unwrap().model, config.seed, &Device::flex())
 }
@@ -163,7 +166,8 @@ fn biases(checkpoint: &Path) -> Vec<Vec<f64>> {
     named.map(|named| named.value.iter::<f64>().collect()).collect()
 }
 
-/// One step of the rate for all micro-batches of a step together, then the mean taken off; the bias is in the checkpoint.
+/// One step of the rate for all micro-batches of a step together, then the mean taken off; the bias
+/// is in the checkpoint.
 #[test]
 fn the_expert_bias_moves_once_per_step_by_the_whole_steps_loads() {
     let folder = TempDir::new().unwrap();

@@ -1,4 +1,5 @@
-//! Tiny runs: small enough for a test, with everything switched on that could break exact resumption.
+//! Tiny runs: small enough for a test, with everything switched on that could break exact
+//! resumption.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -72,7 +73,8 @@ z_loss_weight = 0.001
     ))
 }
 
-/// The mixture with another router, two micro-batches a step, and no capacity, which some routers decide themselves.
+/// The mixture with another router, two micro-batches a step, and no capacity, which some routers
+/// decide themselves.
 pub(crate) fn routed(router: &str) -> RunConfig {
     let mut config = moe();
     if let Some(moe) = &mut config.model.ffn.moe {
@@ -91,7 +93,8 @@ pub(crate) fn run(config: &RunConfig, out: &Path, mode: OpenMode) -> Result<RunS
     run_with_stop(config, out, mode, false)
 }
 
-/// As [`run`], asked to stop before it begins if `stopped`: it then ends after one step, or within the first evaluation.
+/// As [`run`], asked to stop before it begins if `stopped`: it then ends after one step, or within
+/// the first evaluation.
 pub(crate) fn run_with_stop(
     config: &RunConfig,
     out: &Path,

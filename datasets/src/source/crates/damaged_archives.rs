@@ -1,4 +1,5 @@
-//! Archives that are damaged and pinned as they are: the checksum keeps them out, what lies behind it must hold without.
+//! Archives that are damaged and pinned as they are: the checksum keeps them out, what lies behind
+//! it must hold without.
 
 use std::fs;
 use std::io::Write;
@@ -73,7 +74,8 @@ fn apply(damage: &[(f64, u8)], bytes: &mut [u8]) {
     }
 }
 
-/// Tar files check their headers by a sum of the bytes: written anew, so that damage reaches what lies behind.
+/// Tar files check their headers by a sum of the bytes: written anew, so that damage reaches what
+/// lies behind.
 fn seal_headers(bytes: &mut [u8]) {
     for header in bytes.as_chunks_mut::<512>().0.iter_mut().filter(|block| &block[257..262] == b"ustar") {
         header[148..156].fill(b' ');

@@ -16,7 +16,8 @@ use switchyard_ground::say;
 use super::panics::{self, Panic};
 use super::{Input, Kind, Random, Target, Verdict};
 
-/// An input that takes longer hangs. Generous: the slowest take a fraction of a second on an idle machine.
+/// An input that takes longer hangs. Generous: the slowest take a fraction of a second on an idle
+/// machine.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// As the main thread of the program has.
@@ -267,7 +268,8 @@ impl Worker {
         input.write(&folder);
     }
 
-    /// A thread that ends the process when an input takes too long, and looks at its memory meanwhile.
+    /// A thread that ends the process when an input takes too long, and looks at its memory
+    /// meanwhile.
     fn start_watchdog(&self) {
         let (busy_since, present) = (self.busy_since.clone(), self.present.clone());
         let (peak, process_start) = (self.peak_kib.clone(), self.process_start);

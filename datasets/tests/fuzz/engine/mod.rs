@@ -1,5 +1,6 @@
-//! Damaged inputs by the million: a mutation engine that is a pure function of a seed, and the harness that judges what
-//! our crates do with each input. The `fuzz` tests of `datasets` and `trainer` share it.
+//! Damaged inputs by the million: a mutation engine that is a pure function of a seed, and the
+//! harness that judges what our crates do with each input. The `fuzz` tests of `datasets` and
+//! `trainer` share it.
 //!
 //! | file | does |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | [`parent`] | starts those processes under a memory limit, starts again behind an input that ended one, prints the table |
 //! | [`panics`] | sees every panic, caught or not, and whose it is |
 //!
-//! What must hold for each input: it is accepted or refused with a message; no code of ours panics, not even where the
-//! panic is caught; it ends in time and within the memory limit; and what the target itself demands.
+//! What must hold for each input: it is accepted or refused with a message; no code of ours panics,
+//! not even where the panic is caught; it ends in time and within the memory limit; and what the
+//! target itself demands.
 //!
 //! | variable | means | default |
 //! |---|---|---|

@@ -43,7 +43,8 @@ fn describe(info: &PanicHookInfo<'_>) -> Panic {
     Panic { place, message, foreign_crate }
 }
 
-/// Place, and the crate with its version unless it is ours; none in the standard library and in this file.
+/// Place, and the crate with its version unless it is ours; none in the standard library and in
+/// this file.
 fn culprit_of_place(place: &str) -> Option<(String, Option<String>)> {
     if place.starts_with("/rustc/") || place.contains("/library/") || place.contains("engine/panics.rs") {
         return None;
@@ -60,7 +61,8 @@ fn culprit_of_backtrace(backtrace: &str) -> Option<(String, Option<String>)> {
     let mut lines = backtrace.lines().map(str::trim_start).peekable();
     while let Some(line) = lines.next() {
         let Some((_, symbol)) = line.split_once(": ") else { continue };
-        // Crates without line tables have no second line, yet whole names; inlined functions may have neither.
+        // Crates without line tables have no second line, yet whole names; inlined functions may
+        // have neither.
         let culprit = match lines.next_if(|next| next.starts_with("at ")) {
             Some(at) => culprit_of_place(at.trim_start_matches("at ")),
             None => {

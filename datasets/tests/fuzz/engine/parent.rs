@@ -11,7 +11,8 @@ use switchyard_ground::say;
 use super::child::{self, Failure, Order, Tally};
 use super::{Kind, SHARES};
 
-/// Address space of a child. A target holds some tens of megabytes; the rest is what threads reserve.
+/// Address space of a child. A target holds some tens of megabytes; the rest is what threads
+/// reserve.
 const MEMORY_LIMIT_KIB: u64 = 4 << 20;
 /// Ends of its process after which a target is given up.
 const MAX_RESTARTS: usize = 40;
@@ -66,8 +67,8 @@ impl Campaign {
     }
 }
 
-/// Runs the targets one after the other and prints a table; `test` is the name of the calling test, which is started
-/// again for each.
+/// Runs the targets one after the other and prints a table; `test` is the name of the calling test,
+/// which is started again for each.
 ///
 /// # Panics
 /// If an input failed, after a list of the failures.
@@ -82,7 +83,8 @@ pub(crate) fn run(kinds: &[Kind], campaign: &Campaign, test: &str) {
     );
 }
 
-/// A line for each kind of failure; none in a child, which has done its part. The table's lines go to `on_line`.
+/// A line for each kind of failure; none in a child, which has done its part. The table's lines go
+/// to `on_line`.
 pub(crate) fn failures(
     kinds: &[Kind],
     campaign: &Campaign,

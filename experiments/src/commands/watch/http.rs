@@ -1,5 +1,6 @@
-//! As much of HTTP/1.1 as one page needs: the header of a request is read, a response is written, the connection is closed.
-//! What follows the header is never read, whatever length it is said to have.
+//! As much of HTTP/1.1 as one page needs: the header of a request is read, a response is written,
+//! the connection is closed. What follows the header is never read, whatever length it is said to
+//! have.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -79,7 +80,8 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Unreadable> {
     }))
 }
 
-/// Writes `response` with these `headers` within `patience`; without its body if only the header was asked for.
+/// Writes `response` with these `headers` within `patience`; without its body if only the header
+/// was asked for.
 ///
 /// # Errors
 /// A reader that has gone, or reads too slowly.

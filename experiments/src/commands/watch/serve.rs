@@ -1,7 +1,8 @@
 //! `switchyard watch --serve`: the run's page for a browser on this machine.
 //!
-//! Nothing but the loopback address is listened on, nothing but reading is answered, and only under a name that is this
-//! machine's: a page from elsewhere whose name is made to point here (DNS rebinding) sends its own name as the host.
+//! Nothing but the loopback address is listened on, nothing but reading is answered, and only under
+//! a name that is this machine's: a page from elsewhere whose name is made to point here (DNS
+//! rebinding) sends its own name as the host.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -23,7 +24,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// Pause after a connection that could not be accepted, as when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Has a browser ask again after these seconds. A header, so that the page stays as it is when it is saved.
+/// Has a browser ask again after these seconds. A header, so that the page stays as it is when it
+/// is saved.
 const REFRESH: (&str, &str) = ("Refresh", "5");
 
 /// Sent with every answer.
@@ -36,7 +38,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) html: String,
-    /// Whether it will change: a page that will not is not loaded again, which would forget what the reader has unfolded.
+    /// Whether it will change: a page that will not is not loaded again, which would forget what
+    /// the reader has unfolded.
     pub(super) will_change: bool,
 }
 
@@ -98,8 +101,9 @@ impl<Make: Fn() -> anyhow::Result<Page> + Send> Server<Make> {
         })
     }
 
-    /// Takes the connection in once there is room for it. Room is made by ending the oldest that has not asked yet, else the
-    /// oldest of all: whoever asks at once is answered, however many others say nothing.
+    /// Takes the connection in once there is room for it. Room is made by ending the oldest that
+    /// has not asked yet, else the oldest of all: whoever asks at once is answered, however many
+    /// others say nothing.
     fn admit(&self, stream: TcpStream) -> Arc<Connection> {
         let mut connections = lock(&self.connections);
         while connections.len() >= MAX_CONNECTIONS {
@@ -132,7 +136,8 @@ impl<Make: Fn() -> anyhow::Result<Page> + Send> Server<Make> {
                         let content_type = "text/html; charset=utf-8";
                         (Response { status: 200, content_type, body: html }, will_change)
                     }
-                    // What cannot be read now, as in a run that is overwritten, may be readable soon.
+                    // What cannot be read now, as in a run that is overwritten, may be readable
+                    // soon.
                     Err(error) => (refusal(500, &format!("{error:#}")), true),
                 }
             }
@@ -206,7 +211,8 @@ impl Answer {
     }
 }
 
-/// Whether a `Host` header is one that a browser on this machine sends for this server; it leaves out port 80.
+/// Whether a `Host` header is one that a browser on this machine sends for this server; it leaves
+/// out port 80.
 fn is_this_machine(host: &str, port: u16) -> bool {
     ["127.0.0.1", "localhost"]
         .iter()

@@ -1,4 +1,5 @@
-//! How an arm looks in every figure: colour, sign and dashes, so that colour is never the only difference.
+//! How an arm looks in every figure: colour, sign and dashes, so that colour is never the only
+//! difference.
 
 use anyhow::Result;
 use plotters::element::DashedPathElement;
@@ -6,7 +7,8 @@ use plotters::prelude::*;
 
 use super::Canvas;
 
-/// The palette of Okabe and Ito, for readers who see few colours. The page has lighter ones on a dark ground.
+/// The palette of Okabe and Ito, for readers who see few colours. The page has lighter ones on a
+/// dark ground.
 pub(super) const ARM_COLORS: [RGBColor; 4] =
     [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 

@@ -158,7 +158,8 @@ fn draw_expert(canvas: &Canvas, map: &LoadMap, expert: usize, (top, bottom): (i3
     let mut column = 0;
     for stretch in shades.chunk_by(|left, right| left == right) {
         let (left, right) = (column_x(column, count), column_x(column + stretch.len(), count));
-        // One pixel into the neighbours drawn later: scaled pictures show seams between cells that only touch.
+        // One pixel into the neighbours drawn later: scaled pictures show seams between cells that
+        // only touch.
         let corner = ((right + 1).min(RIGHT), (top + map.row_height() + 1).min(bottom));
         canvas.draw(&Rectangle::new([(left, top), corner], color_of(stretch[0]).filled()))?;
         column += stretch.len();

@@ -1,5 +1,6 @@
-//! Validation loss against each axis: the mean over the seeds, in a band from the lowest to the highest. The evaluations of
-//! each arm's longest runs; where these were evaluated at their end alone, the ends of the runs of all budgets.
+//! Validation loss against each axis: the mean over the seeds, in a band from the lowest to the
+//! highest. The evaluations of each arm's longest runs; where these were evaluated at their end
+//! alone, the ends of the runs of all budgets.
 
 use anyhow::Result;
 
@@ -89,8 +90,8 @@ fn figure(content: &Content, arms: &[ArmRuns], axis: Axis) -> Result<Option<Figu
     .map(Some)
 }
 
-/// The curves from a tenth of the shortest on, and where that is: the fall from the initial loss would flatten the rest.
-/// All of them, and 0, where this leaves too little.
+/// The curves from a tenth of the shortest on, and where that is: the fall from the initial loss
+/// would flatten the rest. All of them, and 0, where this leaves too little.
 fn without_the_beginning<'a>(curves: &[Curve<'a>]) -> (f64, Vec<Curve<'a>>) {
     let ends = curves.iter().filter_map(|curve| curve.points.last()).map(|point| point.x);
     let start = 0.1 * ends.fold(f64::INFINITY, f64::min);

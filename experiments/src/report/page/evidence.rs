@@ -1,4 +1,5 @@
-//! The last part of the page: what the runs cost, their alarms, each of them, and where the numbers come from.
+//! The last part of the page: what the runs cost, their alarms, each of them, and where the numbers
+//! come from.
 
 use maud::html;
 

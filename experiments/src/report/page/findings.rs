@@ -19,8 +19,8 @@ pub(super) fn losses(figures: &Figures) -> Section {
     Section { id: "losses", heading: "Loss", body }
 }
 
-/// One figure at a time, without a script: each radio button stands before the figures, and its being checked shows the one
-/// that has its place. A browser without styles shows all.
+/// One figure at a time, without a script: each radio button stands before the figures, and its
+/// being checked shows the one that has its place. A browser without styles shows all.
 fn chooser(losses: &[LossFigure]) -> Markup {
     html! {
         div class="chooser" role="group" aria-label="Loss against" {

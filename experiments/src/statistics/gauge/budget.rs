@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::GaugeSample;
 
-/// Relative difference of compute up to which two samples are of one budget: rounding, not another number of steps.
+/// Relative difference of compute up to which two samples are of one budget: rounding, not another
+/// number of steps.
 const SAME_BUDGET: f64 = 1e-6;
 
 /// The gaps at one budget.
@@ -15,8 +16,8 @@ pub(super) struct Budget {
     pub(super) gaps: BTreeMap<u64, f64>,
 }
 
-/// The budgets of `samples`, compute ascending. `None` if a gap is not finite, a compute not finite and above zero, or a
-/// seed twice at a budget, since then it would count twice.
+/// The budgets of `samples`, compute ascending. `None` if a gap is not finite, a compute not finite
+/// and above zero, or a seed twice at a budget, since then it would count twice.
 pub(super) fn group_by_budget(samples: &[GaugeSample]) -> Option<Vec<Budget>> {
     let valid =
         |sample: &GaugeSample| sample.compute.is_finite() && sample.compute > 0.0 && sample.gap.is_finite();

@@ -6,7 +6,8 @@ use super::line::Line;
 use super::trend::{Trend, TrendFit};
 use crate::statistics::bootstrap::central_range;
 
-/// Decades beyond the budgets measured up to which a compute is named. Further out nobody plans a run.
+/// Decades beyond the budgets measured up to which a compute is named. Further out nobody plans a
+/// run.
 pub(super) const REACH_DECADES: f64 = 6.0;
 
 /// The compute at which the fitted gap is zero.
@@ -27,8 +28,8 @@ pub(crate) enum Crossing {
         /// Its interval; absent with fewer than three seeds.
         interval: Option<CrossingInterval>,
     },
-    /// Nowhere that the measurements tell: the interval of the slope has zero in it, the gap leads away from zero, or
-    /// zero is more than six decades beyond the largest budget.
+    /// Nowhere that the measurements tell: the interval of the slope has zero in it, the gap leads
+    /// away from zero, or zero is more than six decades beyond the largest budget.
     NotWithinReach,
 }
 
@@ -47,7 +48,8 @@ impl Crossing {
         let decades = -fit.line.at_largest / fit.line.slope;
         let compute = fit.compute_at(decades);
         let in_reach = decades >= -fit.span_decades && decades <= REACH_DECADES && compute.is_finite();
-        // Without a trend the line crosses zero wherever the noise wants, inside the range as well as outside.
+        // Without a trend the line crosses zero wherever the noise wants, inside the range as well
+        // as outside.
         if trend == Trend::Undecided || !in_reach {
             return Self::NotWithinReach;
         }
@@ -80,9 +82,10 @@ impl TrendFit {
     }
 }
 
-/// Decades from the largest budget at which `line` crosses zero in the direction of `slope`. A line that does not go that
-/// way crosses at infinity if its gap at the largest budget has yet to change sign, at minus infinity if it has already:
-/// so the crossings of all resampled lines have an order.
+/// Decades from the largest budget at which `line` crosses zero in the direction of `slope`. A line
+/// that does not go that way crosses at infinity if its gap at the largest budget has yet to change
+/// sign, at minus infinity if it has already: so the crossings of all resampled lines have an
+/// order.
 fn oriented_crossing(line: Line, slope: f64) -> f64 {
     let (at_largest, slope) = (line.at_largest * slope.signum(), line.slope * slope.signum());
     if slope > 0.0 {

@@ -47,7 +47,8 @@ impl LineSums {
     /// Squared deviations of x from its mean, summed; zero where all points are at one x.
     pub(super) fn spread(&self) -> f64 {
         let spread = self.xx - self.x * self.x / self.count;
-        // Below this it is the rounding of the two terms: budgets of one group are exactly at one x.
+        // Below this it is the rounding of the two terms: budgets of one group are exactly at one
+        // x.
         if spread > 1e-12 * self.xx { spread } else { 0.0 }
     }
 
@@ -83,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_worked_example_has_the_line_of_the_textbook() {
-        // Anscombe's first data set (The American Statistician 27, 1973): y = 3.0001 + 0.50009 x, sum of squares of x 110.
+        // Anscombe's first data set (The American Statistician 27, 1973): y = 3.0001 + 0.50009 x,
+        // sum of squares of x 110.
         let x = [10.0, 8.0, 13.0, 9.0, 11.0, 14.0, 6.0, 4.0, 12.0, 7.0, 5.0];
         let y = [8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68];
         let sums = sums(&x.into_iter().zip(y).collect::<Vec<_>>());

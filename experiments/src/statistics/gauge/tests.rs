@@ -5,7 +5,8 @@ use crate::statistics::simulated::{NormalNoise, coverage};
 
 const BUDGETS: [f64; 5] = [1e15, 3e15, 1e16, 3e16, 1e17];
 
-/// A study whose true gap is `slope` per decade and zero at `crossing`, with noise per seed and per run.
+/// A study whose true gap is `slope` per decade and zero at `crossing`, with noise per seed and per
+/// run.
 #[derive(Clone, Copy)]
 struct Planted {
     slope: f64,

@@ -18,8 +18,8 @@ const ROUNDING: f64 = 1e-12;
 pub(crate) enum SlopeMethod {
     /// Whole seeds were resampled, since the gaps of one seed share its noise: from three seeds on.
     SeedBootstrap,
-    /// Student's t on the residuals of the regression, as if each gap had noise of its own: too narrow where a seed's gaps
-    /// drift together.
+    /// Student's t on the residuals of the regression, as if each gap had noise of its own: too
+    /// narrow where a seed's gaps drift together.
     RegressionT,
 }
 
@@ -74,7 +74,8 @@ impl TrendFit {
         };
         let span_decades = (largest_compute / smallest_compute).log10();
         let largest_gap = points.iter().fold(0.0, |largest: f64, point| largest.max(point.gap.abs()));
-        // Without noise the interval has no width, and a gap that stays the same would get a trend from its last bit.
+        // Without noise the interval has no width, and a gap that stays the same would get a trend
+        // from its last bit.
         let rounding = ROUNDING * largest_gap / span_decades;
         let slope_interval =
             interval.and_then(|found| Interval::new(found.low - rounding, found.high + rounding));
@@ -105,8 +106,8 @@ fn sums<'a>(points: impl IntoIterator<Item = &'a Point>) -> LineSums {
     sums
 }
 
-/// Lines through resampled seeds, their deviations from `line` widened for few seeds. `None` with fewer than three seeds
-/// that have a line of their own.
+/// Lines through resampled seeds, their deviations from `line` widened for few seeds. `None` with
+/// fewer than three seeds that have a line of their own.
 fn resampled_lines(points: &[Point], line: Line, confidence: f64) -> Option<Vec<Line>> {
     let mut by_seed: BTreeMap<u64, LineSums> = BTreeMap::new();
     for point in points {
@@ -129,7 +130,8 @@ fn bootstrap_interval(lines: &[Line], confidence: f64) -> Option<Interval> {
     Interval::new(low, high)
 }
 
-/// Student t interval of the slope from the residuals, with two degrees of freedom less than there are points.
+/// Student t interval of the slope from the residuals, with two degrees of freedom less than there
+/// are points.
 fn regression_interval(points: &[Point], all: &LineSums, line: Line, confidence: f64) -> Option<Interval> {
     let degrees_of_freedom = points.len().checked_sub(2)?;
     let squares: f64 = points.iter().map(|point| (point.gap - line.at(point.decades)).powi(2)).sum();
@@ -151,8 +153,8 @@ mod tests {
 
     #[test]
     fn the_regression_interval_is_that_of_the_textbook() {
-        // Anscombe's first data set: slope 0.500091 with standard error 0.117906 (R's `summary(lm(y1 ~ x1))`), 9 degrees
-        // of freedom, t = 2.262157.
+        // Anscombe's first data set: slope 0.500091 with standard error 0.117906 (R's
+        // `summary(lm(y1 ~ x1))`), 9 degrees of freedom, t = 2.262157.
         let x = [10.0, 8.0, 13.0, 9.0, 11.0, 14.0, 6.0, 4.0, 12.0, 7.0, 5.0];
         let y = [8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68];
         let samples: Vec<_> = x.into_iter().zip(y).map(|(x, y)| (10_f64.powf(x), 1, y)).collect();

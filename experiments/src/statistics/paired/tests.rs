@@ -3,8 +3,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::statistics::simulated::coverage;
 
-/// Hours of sleep gained with one drug minus those with another, by patient: Student, Biometrika 6 (1908), p. 20. The
-/// expected values below are those of `t.test(extra ~ group, data = sleep, paired = TRUE)` in the manual of R.
+/// Hours of sleep gained with one drug minus those with another, by patient: Student, Biometrika 6
+/// (1908), p. 20. The expected values below are those of
+/// `t.test(extra ~ group, data = sleep, paired = TRUE)` in the manual of R.
 const SLEEP: [f64; 10] = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4];
 
 fn paired(differences: &[f64]) -> PairedDifference {
@@ -37,7 +38,8 @@ fn the_verdict_asks_for_the_whole_interval_beyond_the_margin() {
 #[test]
 fn the_pairs_to_decide_are_those_of_the_table() {
     let sleep = paired(&SLEEP);
-    // The margin is 0.58 from the mean. t(18) = 2.101: 2.101 * 1.23 / sqrt(19) = 0.593; t(19) = 2.093: 0.576.
+    // The margin is 0.58 from the mean. t(18) = 2.101: 2.101 * 1.23 / sqrt(19) = 0.593; t(19) =
+    // 2.093: 0.576.
     assert_eq!(sleep.pairs_to_decide(1.0, 0.95), Some(20));
     assert_eq!(sleep.pairs_to_decide(0.0, 0.95), None, "decided");
     assert_eq!(sleep.pairs_to_decide(1.6, 0.95), None, "the mean is within the margin");

@@ -38,7 +38,8 @@ fn sums_of_tokens(
                 .filter_map(|slot| slots.row_of_slot()[slot].map(|row| (slot, row as usize)));
             for (i, (slot, row)) in slots_with_rows.enumerate() {
                 let row = &rows[row * d..][..d];
-                // The first term is written: added to zero, -0 would become 0, unlike in a dense block.
+                // The first term is written: added to zero, -0 would become 0, unlike in a dense
+                // block.
                 if i == 0 { scale(sum, row, weight_of(slot)) } else { add_scaled(sum, row, weight_of(slot)) }
             }
         }

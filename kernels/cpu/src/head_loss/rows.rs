@@ -4,7 +4,8 @@ use crate::exp::exponentials_of_row;
 use crate::simd::{max_of_row, vectorised};
 
 vectorised! {
-    /// Replaces the logits by `exp(logit - max)`, and returns their maximum and the sum of the new values.
+    /// Replaces the logits by `exp(logit - max)`, and returns their maximum and the sum of the new
+    /// values.
     pub(super) fn exponentials(row: &mut [f32]) -> (f32, f32) = max_and_exponentials_of_row;
 }
 

@@ -45,7 +45,8 @@ fn normalize_each<const FUSED: bool>(
 }
 
 vectorised! {
-    /// The gradient of `x`, and the gradient of the scale added to `dscale`. The moments are recomputed.
+    /// The gradient of `x`, and the gradient of the scale added to `dscale`. The moments are
+    /// recomputed.
     pub(super) fn gradients(
         dx: &mut [f32],
         dscale: &mut [f32],

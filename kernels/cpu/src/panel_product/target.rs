@@ -17,8 +17,8 @@ impl<'a> Target<'a> {
 
     /// Values to replace, or to add to.
     pub(super) fn values(values: &'a mut [f32], is_added_to: bool) -> Self {
-        // SAFETY: the same layout, and whoever gets at the elements has promised to write nothing but
-        // values.
+        // SAFETY: the same layout, and whoever gets at the elements has promised to write nothing
+        // but values.
         let elements = unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) };
         Self { elements, is_added_to }
     }

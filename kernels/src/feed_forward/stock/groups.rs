@@ -42,8 +42,8 @@ pub(super) fn weight_gradient<B: Backend>(
         let dw_df = B::float_matmul(B::float_transpose(x_td), take_rows::<B>(&dy_nf, rows));
         B::float_reshape(dw_df, Shape::new([1, d, f]))
     };
-    // One concatenation at the end: writing each group into a zeroed stack would copy the whole stack
-    // per group.
+    // One concatenation at the end: writing each group into a zeroed stack would copy the whole
+    // stack per group.
     B::float_cat((0..groups.num_groups()).map(gradient_of).collect(), 0)
 }
 

@@ -32,8 +32,8 @@ pub(super) fn interleave(target: &mut [MaybeUninit<f32>], stride: usize, columns
 fn interleave_squares(target: &mut [MaybeUninit<f32>], stride: usize, columns: [&[f32]; EIGHT]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") {
-        // SAFETY: the CPU has AVX. The columns are of equal length and fit into `target`, as the caller has
-        // checked.
+        // SAFETY: the CPU has AVX. The columns are of equal length and fit into `target`, as the
+        // caller has checked.
         return unsafe { avx::interleave_squares(target, stride, columns) };
     }
     let _ = (target, stride, columns);
