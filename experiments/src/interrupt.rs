@@ -101,7 +101,7 @@ fn exit_code_of(signal: i32) -> u8 {
     128 + signal as u8
 }
 
-/// The signals that the parent had this process ignore, signal `n` at bit `n - 1`; `None` where the
+/// The signals that the parent had this process ignore, signal `n` at bit `n - 1`; none where the
 /// system does not say.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -50,13 +50,13 @@ pub(crate) struct RunDiff {
     pub(crate) config: Vec<Difference>,
     /// Of what the configurations resolve to, without what `config` says already.
     pub(crate) plan: Vec<Difference>,
-    /// Absent unless both are runs.
+    /// `None` unless both are runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) results: Option<Vec<Difference>>,
-    /// Number of alarms of each kind; absent unless both are runs.
+    /// Number of alarms of each kind; `None` unless both are runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) alarms: Option<Vec<Difference>>,
-    /// Program, machine and origin; absent unless both are runs.
+    /// Program, machine and origin; `None` unless both are runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) provenance: Option<Vec<Difference>>,
     /// Why losses of the two may not be comparable.

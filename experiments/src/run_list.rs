@@ -43,7 +43,7 @@ pub(crate) struct RunFacts<'a> {
     /// The newest step, of a run that is at work or was killed: its manifest is as old as its last
     /// checkpoint.
     pub(crate) newest_step: Option<&'a StepRecord>,
-    /// Absent if the alarms cannot be read.
+    /// `None` if the alarms cannot be read.
     pub(crate) num_alarms: Option<usize>,
 }
 

@@ -51,7 +51,7 @@ pub(crate) use identity::{CodeIdentity, DataIdentities};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use outcome::{FinishedRun, finished_runs};
 
-/// The result in a study's folder; absent if the folder is not a study's, or it has none yet.
+/// The result in a study's folder; `None` if the folder is not a study's, or it has none yet.
 ///
 /// # Errors
 /// A file that cannot be read or is no result.

@@ -23,7 +23,7 @@ pub struct MoeLayer {
     /// Sees every token; its output is added to the mixture's.
     pub shared_expert: Option<DenseFfn>,
     /// Weighs the shared expert's output of each token with a sigmoid, `[d_model, 1]` (Qwen2-MoE);
-    /// absent adds it as it is.
+    /// `None` adds it as it is.
     pub shared_gate_d1: Option<Param<Tensor<2>>>,
     #[module(skip)]
     capacity: Option<CapacityConfig>,

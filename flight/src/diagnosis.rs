@@ -128,7 +128,7 @@ struct Run {
 }
 
 impl Run {
-    /// Absent if it does not hold at the last step.
+    /// `None` if it does not hold at the last step.
     fn at_the_end(series: &[(u64, f64)], holds: impl Fn(f64) -> bool) -> Option<Self> {
         let &(last_step, value) = series.last()?;
         let held = series.iter().rev().take_while(|&&(_, value)| holds(value));

@@ -25,7 +25,7 @@ pub struct FirstDifference {
     pub step: u64,
     /// Steps before it that both have, identical.
     pub num_identical_steps: usize,
-    /// The first layer and expert with another load; absent if only the numbers below differ.
+    /// The first layer and expert with another load; `None` if only the numbers below differ.
     pub load: Option<LoadDifference>,
     /// Cross-entropy of the two runs.
     pub cross_entropy_nats: (f64, f64),
@@ -40,7 +40,7 @@ pub struct LoadDifference {
     pub layer: usize,
     /// Index of the expert.
     pub expert: usize,
-    /// Its tokens in the two runs; absent in a run that has no such layer or expert.
+    /// Its tokens in the two runs; `None` in a run that has no such layer or expert.
     pub tokens: (Option<u64>, Option<u64>),
 }
 

@@ -153,9 +153,9 @@ pub struct ExpertSimilarity {
     /// Cosine of each pair of experts, `[num_experts, num_experts]`, row-major; 0 with an expert
     /// whose weights are zero.
     pub cosine_ee: Vec<f64>,
-    /// Mean over pairs of different experts; absent with fewer than two.
+    /// Mean over pairs of different experts; `None` with fewer than two.
     pub mean: Option<f64>,
-    /// The most similar pair of different experts; absent with fewer than two.
+    /// The most similar pair of different experts; `None` with fewer than two.
     pub max: Option<f64>,
 }
 

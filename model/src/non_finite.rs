@@ -7,9 +7,9 @@ use burn::tensor::Tensor;
 /// Where a NaN or an infinity came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NonFinite {
-    /// The layer; absent outside the layers (embedding, head, loss).
+    /// The layer; `None` outside the layers (embedding, head, loss).
     pub layer: Option<usize>,
-    /// The expert; absent outside the experts.
+    /// The expert; `None` outside the experts.
     pub expert: Option<usize>,
     /// What was computed, such as `router logits` or `gradient of experts.down_weight`.
     pub op: String,

@@ -148,7 +148,7 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// Where the NaN or infinity that stopped the run came from; absent of other errors.
+    /// Where the NaN or infinity that stopped the run came from; `None` for other errors.
     pub fn non_finite(&self) -> Option<NonFinite> {
         match self {
             Self::NonFiniteLoss { origin, .. } => Some(origin.clone()),

@@ -21,7 +21,7 @@ pub struct EvaluationSettings {
     pub seq_len: usize,
     /// Windows per forward pass.
     pub sequences_per_batch: usize,
-    /// Targets to evaluate on, from the start of the split; absent means all.
+    /// Targets to evaluate on, from the start of the split; `None` means all.
     pub max_tokens: Option<u64>,
     /// Attention stays within documents.
     pub mask_documents: bool,

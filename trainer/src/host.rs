@@ -55,7 +55,7 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The commit now checked out where this program was built; absent if the sources, their
+    /// The commit now checked out where this program was built; `None` if the sources, their
     /// repository or git are not there.
     pub fn of_sources() -> Option<Self> {
         Self::checked_out_in(Path::new(env!("CARGO_MANIFEST_DIR")))
@@ -144,7 +144,7 @@ fn first_line(path: &str) -> Option<String> {
     text.lines().next().map(|line| line.trim().to_string()).filter(|line| !line.is_empty())
 }
 
-/// Standard output of a command in one line; absent if the command is not there, fails or says
+/// Standard output of a command in one line; `None` if the command is not there, fails or says
 /// nothing.
 fn command_line(program: &str, arguments: &[&str]) -> Option<String> {
     let output =

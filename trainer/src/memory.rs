@@ -64,7 +64,7 @@ pub struct MemoryEstimate {
     /// Buffers of each thread.
     #[serde(default)]
     pub thread_bytes: u64,
-    /// Threads that the configuration asks for; absent leaves it to the machine, and the sum counts
+    /// Threads that the configuration asks for; `None` leaves it to the machine, and the sum counts
     /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,

@@ -27,7 +27,7 @@ pub struct Norms {
 /// Euclidean norms of one mixture.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MoeNorms {
-    /// Of the router; absent if nothing of it is learned.
+    /// Of the router; `None` if nothing of it is learned.
     pub router: Option<f64>,
     /// Of each expert.
     pub experts: Vec<f64>,

@@ -31,7 +31,7 @@ impl Default for StepGradients {
 pub struct NonFiniteGradient {
     /// The first such parameter, in the model's order.
     pub name: ParameterName,
-    /// The first expert whose part of it is not finite; absent outside the experts.
+    /// The first expert whose part of it is not finite; `None` outside the experts.
     pub expert: Option<usize>,
     /// Elements that are NaN or infinite.
     pub num_bad: usize,

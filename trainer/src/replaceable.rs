@@ -5,7 +5,7 @@
 /// in place.
 #[derive(Debug)]
 pub(crate) struct Replaceable<T> {
-    /// Absent only while its successor is made.
+    /// `None` only while its successor is made.
     value: Option<T>,
 }
 

@@ -28,9 +28,9 @@ pub struct RoutedLayer {
     pub layer: usize,
     /// Tokens sent to each expert, dropped ones included.
     pub tokens_per_expert: Vec<u64>,
-    /// Load-balancing loss of the micro-batch, unweighted; absent without one.
+    /// Load-balancing loss of the micro-batch, unweighted; `None` without one.
     pub load_balancing_loss: Option<f64>,
-    /// Who went where; absent where tokens are mixed softly.
+    /// Who went where; `None` where tokens are mixed softly.
     pub route: Option<Route>,
 }
 
@@ -87,7 +87,7 @@ impl RoutedLayer {
         dropped
     }
 
-    /// Experts that each token chooses; absent where that differs between tokens.
+    /// Experts that each token chooses; `None` where that differs between tokens.
     pub fn top_k(&self) -> Option<usize> {
         let choice = &self.route.as_ref()?.choice;
         choice.keep_tk.is_none().then_some(choice.slots_per_token)

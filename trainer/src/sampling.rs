@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct SamplingSettings {
     /// Divides the logits; 0 always takes the likeliest token.
     pub temperature: f64,
-    /// Draw among the k likeliest tokens only; absent means all.
+    /// Draw among the k likeliest tokens only; `None` means all.
     pub top_k: Option<usize>,
     /// Draw among the fewest tokens whose probabilities, of those that `top_k` left, reach this sum
-    /// (nucleus sampling, arXiv:1904.09751, section 3.1); absent means all.
+    /// (nucleus sampling, arXiv:1904.09751, section 3.1); `None` means all.
     pub top_p: Option<f64>,
 }
 

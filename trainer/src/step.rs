@@ -25,7 +25,7 @@ pub struct StepSettings {
     pub step: u64,
     /// Global norm above which gradients are scaled down.
     pub max_grad_norm: Option<f64>,
-    /// Weight of the head's z-loss; absent turns it off.
+    /// Weight of the head's z-loss; `None` turns it off.
     pub head_z_weight: Option<f64>,
 }
 

@@ -61,7 +61,7 @@ pub fn train(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     with_threads(request.config.threads, || train_here(request))
 }
 
-/// Run `work` with `threads` threads for the CPU device and the host work; absent means all cores.
+/// Run `work` with `threads` threads for the CPU device and the host work; `None` means all cores.
 ///
 /// # Errors
 /// [`TrainError::Threads`] if they cannot be started, and whatever `work` returns.

@@ -18,7 +18,7 @@ struct Published {
     /// Parameters that the published model has and ours has not, for the reason beside it.
     foreign_params: u64,
     total_params: u64,
-    /// As printed, rounded or cut to one decimal; absent for a dense model, in which all are
+    /// As printed, rounded or cut to one decimal; `None` for a dense model, in which all are
     /// active.
     active_billions: Option<f64>,
 }

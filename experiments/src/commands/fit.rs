@@ -46,7 +46,7 @@ pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
     if args.json { print_json(&report) } else { print_text(&report.to_text()) }
 }
 
-/// What a run says of a scaling law; absent if it has not finished.
+/// What a run says of a scaling law; `None` if it has not finished.
 fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
     let manifest = RunManifest::read(&RunPaths::new(folder).manifest())?;
     let Some(loss_nats) = manifest.final_validation_cross_entropy_nats else { return Ok(None) };

@@ -22,7 +22,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) label: &'a str,
     pub(crate) config: &'a Value,
     pub(crate) plan: &'a Value,
-    /// Content key of the data; absent if it is not known.
+    /// Content key of the data; `None` if it is not known.
     pub(crate) data_key: Option<&'a str>,
     /// Whether it has run, so that its data may have changed since.
     pub(crate) has_run: bool,

@@ -55,7 +55,7 @@ pub(super) struct RunRow {
     pub(super) num_alarms: usize,
     pub(super) total_params: Option<u64>,
     pub(super) active_params: Option<u64>,
-    /// Absent where the bytes of the text are not known.
+    /// `None` where the bytes of the text are not known.
     pub(super) final_bits_per_byte: Option<f64>,
     /// Passes over the training split.
     pub(super) data_passes: Option<f64>,

@@ -11,13 +11,13 @@ pub(crate) struct RunSeries {
     pub(crate) seed: u64,
     /// Optimizer steps of its budget.
     pub(crate) num_steps: u64,
-    /// Parameters of its model; absent if the run does not tell.
+    /// Parameters of its model; `None` if the run does not tell.
     pub(crate) params: Option<ParamCounts>,
-    /// Wall-clock seconds, evaluations included; absent if the run does not tell.
+    /// Wall-clock seconds, evaluations included; `None` if the run does not tell.
     pub(crate) train_secs: Option<f64>,
-    /// Energy that the processor used during the run, in joules; absent where it does not tell.
+    /// Energy that the processor used during the run, in joules; `None` where it does not tell.
     pub(crate) energy_joules: Option<f64>,
-    /// Passes over the training split; absent if the run does not tell.
+    /// Passes over the training split; `None` if the run does not tell.
     pub(crate) data_passes: Option<f64>,
     /// Evaluations of the validation loss, in the order of the steps.
     pub(crate) evals: Vec<EvalPoint>,
@@ -49,7 +49,7 @@ pub(crate) struct EvalPoint {
     pub(crate) secs: f64,
     /// Validation cross-entropy in nats per token.
     pub(crate) loss_nats: f64,
-    /// The same in bits per byte of text; absent where the bytes are not known.
+    /// The same in bits per byte of text; `None` where the bytes are not known.
     pub(crate) bits_per_byte: Option<f64>,
 }
 

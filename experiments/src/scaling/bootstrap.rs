@@ -64,7 +64,7 @@ pub(super) fn by_label<'runs>(observations: &[&'runs Observation]) -> Vec<Vec<&'
     groups
 }
 
-/// The range of the middle 95% of `values`; absent if there are too few.
+/// The range of the middle 95% of `values`; `None` if there are too few.
 pub(super) fn percentile_interval(mut values: Vec<f64>) -> Option<(f64, f64)> {
     if values.len() < FEWEST_SAMPLES {
         return None;

@@ -24,7 +24,7 @@ pub(crate) struct FitOptions {
 pub(crate) struct Coefficient {
     pub(crate) name: &'static str,
     pub(crate) value: f64,
-    /// 95% over the bootstrap; absent if the coefficient is held or too few resamples could be
+    /// 95% over the bootstrap; `None` if the coefficient is held or too few resamples could be
     /// fitted.
     pub(crate) interval: Option<(f64, f64)>,
 }

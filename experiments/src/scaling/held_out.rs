@@ -84,7 +84,7 @@ fn flops(observations: &[&Observation]) -> f64 {
     observations.iter().map(|run| run.point.training_flops()).fold(0.0, f64::max)
 }
 
-/// Errors on `left_out` of the form fitted to `fitted`; absent if those are too few for it.
+/// Errors on `left_out` of the form fitted to `fitted`; `None` if those are too few for it.
 fn relative_errors(form: Form, fitted: &[&Observation], left_out: &[&Observation]) -> Option<Vec<f64>> {
     let law = Law::new(form, fitted).ok()?;
     let solution = search(&law, fitted)?.best;

@@ -40,7 +40,7 @@ pub(super) struct Search {
     pub(super) converged_starts: usize,
 }
 
-/// The best fit of `law` over all starts; absent if no search ends at a finite loss.
+/// The best fit of `law` over all starts; `None` if no search ends at a finite loss.
 pub(super) fn search(law: &Law, observations: &[&Observation]) -> Option<Search> {
     let starts = starting_points(law.parameters());
     let mut ends: Vec<Solution> = starts

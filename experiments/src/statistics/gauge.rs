@@ -40,7 +40,7 @@ pub(crate) struct GaugePoint {
     pub(crate) compute: f64,
     /// Mean gap over the seeds, in nats.
     pub(crate) mean_gap: f64,
-    /// Student t interval of the mean gap; absent with one seed.
+    /// Student t interval of the mean gap; `None` with one seed.
     pub(crate) interval: Option<Interval>,
     /// Seeds at this budget.
     pub(crate) num_seeds: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Gauge {
     pub(crate) points: Vec<GaugePoint>,
     /// Change of the gap per decade of compute in nats: least squares over all seeds.
     pub(crate) slope_per_decade: f64,
-    /// Interval of the slope; absent where it has no finite ends.
+    /// Interval of the slope; `None` where it has no finite ends.
     pub(crate) slope_interval: Option<Interval>,
     /// Where the slope's interval comes from.
     pub(crate) slope_method: SlopeMethod,

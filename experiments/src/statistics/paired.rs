@@ -16,11 +16,11 @@ pub(crate) struct PairedDifference {
     pub(crate) differences: Vec<f64>,
     /// Their mean.
     pub(crate) mean: f64,
-    /// Sample standard deviation; absent with one pair.
+    /// Sample standard deviation; `None` with one pair.
     pub(crate) standard_deviation: Option<f64>,
-    /// Student t interval of the mean; absent with one pair. The verdict is taken from it.
+    /// Student t interval of the mean; `None` with one pair. The verdict is taken from it.
     pub(crate) t_interval: Option<Interval>,
-    /// Percentile bootstrap interval of the mean, widened for few pairs; absent with fewer than
+    /// Percentile bootstrap interval of the mean, widened for few pairs; `None` with fewer than
     /// three pairs. Far from the t interval, it says that the differences are not normal.
     pub(crate) bootstrap_interval: Option<Interval>,
     /// Share of the pairs whose sign is that of the mean, in `[0, 1]`.

@@ -4,7 +4,7 @@ use switchyard_trainer::plan::RunPlan;
 
 use super::result::HeldEqual;
 
-/// What `held_equal` compares of a plan; absent if no width can change it.
+/// What `held_equal` compares of a plan; `None` if no width can change it.
 pub(crate) fn quantity(held_equal: HeldEqual, plan: &RunPlan) -> Option<f64> {
     match held_equal {
         HeldEqual::ActiveFlops => Some(plan.counts.training_flops_per_token as f64),

@@ -46,7 +46,7 @@ impl FinishedRun {
         }
     }
 
-    /// Validation loss over an axis; absent without a single evaluation.
+    /// Validation loss over an axis; `None` without a single evaluation.
     pub(crate) fn curve(&self, axis: Axis) -> Option<LossCurve> {
         LossCurve::new(
             self.evaluations().map(|row| (self.position(axis, row), row.cross_entropy_nats)).collect(),

@@ -110,7 +110,7 @@ pub(crate) struct RunResult {
     pub(crate) num_steps: u64,
     /// Run folder, relative to the study's folder.
     pub(crate) run: String,
-    /// Validation cross-entropy of the last model over the whole split; absent if the run has not
+    /// Validation cross-entropy of the last model over the whole split; `None` if the run has not
     /// finished.
     pub(crate) final_loss_nats: Option<f64>,
     /// Training tokens.
@@ -119,9 +119,9 @@ pub(crate) struct RunResult {
     pub(crate) active_flops: f64,
     /// Wall-clock seconds of training.
     pub(crate) train_secs: f64,
-    /// Energy that the processor used during the run; absent where it does not tell.
+    /// Energy that the processor used during the run; `None` where it does not tell.
     pub(crate) energy_joules: Option<f64>,
-    /// Price of the run; absent without a price per hour in the study.
+    /// Price of the run; `None` without a price per hour in the study.
     pub(crate) cost: Option<f64>,
     /// Alarms that the flight recorder raised.
     pub(crate) num_alarms: usize,
@@ -141,7 +141,7 @@ pub(crate) struct ArmComparison {
     /// How much dense compute the arm's final loss is worth: the baseline's loss curve inverted,
     /// over the arm's own use.
     pub(crate) effective_speedup: Vec<EffectiveSpeedup>,
-    /// The gap against compute over the budgets; absent with fewer than four.
+    /// The gap against compute over the budgets; `None` with fewer than four.
     pub(crate) gauge: Option<Gauge>,
 }
 
@@ -172,10 +172,10 @@ pub(crate) struct TimeToLoss {
     pub(crate) axis: Axis,
     /// The target of each seed: the final loss of the baseline's run of that seed.
     pub(crate) targets_nats: Vec<f64>,
-    /// The arm's x at the target over the baseline's, for each seed; absent where the arm did not
+    /// The arm's x at the target over the baseline's, for each seed; `None` where the arm did not
     /// reach it (censored).
     pub(crate) ratios: Vec<Option<f64>>,
-    /// Their geometric mean with interval; absent if any seed is censored or there are fewer than
+    /// Their geometric mean with interval; `None` if any seed is censored or there are fewer than
     /// two.
     pub(crate) estimate: Option<RatioEstimate>,
 }
@@ -190,7 +190,7 @@ pub(crate) struct EffectiveSpeedup {
     /// else the largest.
     pub(crate) num_steps: u64,
     /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm
-    /// is ahead. Absent where the baseline never reached that loss: then the speedup is at least
+    /// is ahead. `None` where the baseline never reached that loss: then the speedup is at least
     /// the ratio of the final x.
     pub(crate) ratios: Vec<Option<f64>>,
     /// Lower bound for the seeds that are absent above.
@@ -198,7 +198,7 @@ pub(crate) struct EffectiveSpeedup {
     /// Whether a seed's ratio is only an upper bound, because the arm's loss is above the whole of
     /// the baseline's curve.
     pub(crate) at_most: Vec<bool>,
-    /// Geometric mean with interval; absent if any seed has only a bound or there are fewer than
+    /// Geometric mean with interval; `None` if any seed has only a bound or there are fewer than
     /// two.
     pub(crate) estimate: Option<RatioEstimate>,
 }

@@ -17,7 +17,7 @@ pub(crate) struct CandidateResult {
     pub(crate) overrides: Vec<String>,
     /// The rounds it took part in, the shortest first.
     pub(crate) rungs: Vec<RungResult>,
-    /// After how many steps and why it was stopped; absent if it finished at full length.
+    /// After how many steps and why it was stopped; `None` if it finished at full length.
     pub(crate) stopped: Option<String>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct CandidateResult {
 pub(crate) struct RungResult {
     /// Optimizer steps of the runs.
     pub(crate) num_steps: u64,
-    /// Mean of the final validation losses over the seeds; absent if a run diverged.
+    /// Mean of the final validation losses over the seeds; `None` if a run diverged.
     pub(crate) mean_loss_nats: Option<f64>,
     /// Place in the round, from 1.
     pub(crate) rank: usize,
@@ -43,7 +43,7 @@ pub(crate) struct RunOutcome {
     pub(crate) seed: u64,
     /// Run folder, relative to the sweep's.
     pub(crate) run: String,
-    /// Validation cross-entropy of the last model over the whole split; absent if the run diverged.
+    /// Validation cross-entropy of the last model over the whole split; `None` if the run diverged.
     pub(crate) final_loss_nats: Option<f64>,
     /// Why the run diverged.
     pub(crate) diverged: Option<String>,

@@ -43,7 +43,7 @@ pub(crate) fn rungs(num_candidates: usize, halving: Option<&HalvingConfig>, num_
     rungs
 }
 
-/// Positions in `mean_losses_nats` from the best to the worst. A loss is absent if any run of the
+/// Positions in `mean_losses_nats` from the best to the worst. A loss is `None` if any run of the
 /// candidate diverged: these come last. Equals stay in their order.
 pub(crate) fn ranked(mean_losses_nats: &[Option<f64>]) -> Vec<usize> {
     let loss =

@@ -18,11 +18,11 @@ pub(crate) struct SweepResult {
     pub(crate) sweep: String,
     /// Which candidate is best, in one sentence.
     pub(crate) headline: String,
-    /// `candidate` of the best; absent if every one diverged.
+    /// `candidate` of the best; `None` if every one diverged.
     pub(crate) best: Option<String>,
     /// Arguments that make the base recipe the best candidate: `--set`, `key=value`, and so on.
     pub(crate) best_arguments: Vec<String>,
-    /// How early stopping works and what it hides; absent if every candidate ran at full length.
+    /// How early stopping works and what it hides; `None` if every candidate ran at full length.
     pub(crate) early_stopping: Option<String>,
     /// The candidates, the best first: those that came further before those that came less far,
     /// those that diverged last.
@@ -64,12 +64,12 @@ pub(crate) struct SweepProvenance {
 }
 
 impl RungOutcome {
-    /// Mean final loss of each member over the seeds; absent if a run has none.
+    /// Mean final loss of each member over the seeds; `None` if a run has none.
     pub(crate) fn mean_losses_nats(&self) -> Vec<Option<f64>> {
         self.members.iter().map(|(_, runs)| mean_loss(runs)).collect()
     }
 
-    /// The member `candidate` in this round; absent if it took no part.
+    /// The member `candidate` in this round; `None` if it took no part.
     fn result_of(&self, candidate: usize) -> Option<RungResult> {
         let position = self.members.iter().position(|(member, _)| *member == candidate)?;
         let losses = self.mean_losses_nats();

@@ -6,7 +6,7 @@ use super::candidate_result::{CandidateResult, RungResult};
 use super::candidates::Source;
 use super::file::{Distribution, SweepFile};
 
-/// Why a candidate came no further than `last`, after which `went_on` candidates did; absent if
+/// Why a candidate came no further than `last`, after which `went_on` candidates did; `None` if
 /// there is no further.
 pub(crate) fn stop_reason(last: &RungResult, went_on: usize, num_steps: u64) -> Option<String> {
     let RungResult { num_steps: steps, rank, num_candidates, .. } = last;

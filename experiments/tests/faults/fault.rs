@@ -43,7 +43,7 @@ impl Kind {
         }
     }
 
-    /// The calls to which it can happen; absent for a cut of the power.
+    /// The calls to which it can happen; `None` for a cut of the power.
     pub(crate) fn class(&self) -> Option<Class> {
         match self {
             Call(_, class) => Some(*class),
@@ -93,7 +93,7 @@ impl Fault {
         }
     }
 
-    /// One fault of the scenario, the kinds in turn with `index`; absent if there is no place for
+    /// One fault of the scenario, the kinds in turn with `index`; `None` if there is no place for
     /// the kind.
     pub(crate) fn in_turn(prepared: &[Prepared], index: usize) -> Option<Self> {
         let scenario = index % prepared.len();

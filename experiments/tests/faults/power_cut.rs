@@ -293,7 +293,7 @@ fn names(nodes: &mut [Node], folder: NodeId) -> &mut BTreeMap<String, NodeId> {
     }
 }
 
-/// The node at `path`; absent if there is none.
+/// The node at `path`; `None` if there is none.
 fn find(nodes: &[Node], path: &str) -> Option<NodeId> {
     path.split('/').filter(|part| !part.is_empty()).try_fold(ROOT, |folder, part| match &nodes[folder] {
         Node::Folder(names) => names.get(part).copied(),

@@ -19,7 +19,7 @@ pub(crate) enum Shim<'a> {
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) stderr: String,
-    /// The call at which the fault happened; absent if there was none.
+    /// The call at which the fault happened; `None` if there was none.
     pub(crate) fired: Option<String>,
 }
 

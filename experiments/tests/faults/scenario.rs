@@ -9,7 +9,7 @@ pub(crate) struct Scenario {
     pub(crate) before: &'static [&'static str],
     /// The command that is disturbed.
     pub(crate) command: &'static str,
-    /// The folder whose checkpoints must stay whole; absent if there is none.
+    /// The folder whose checkpoints must stay whole; `None` if there is none.
     pub(crate) run: Option<&'static str>,
     /// What is tried afterwards, in this order.
     pub(crate) afterwards: Vec<Attempt>,

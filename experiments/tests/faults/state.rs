@@ -57,7 +57,7 @@ impl State {
         }
     }
 
-    /// Where this state is not the `expected` one, in words; absent if it is.
+    /// Where this state is not the `expected` one, in words; `None` if it is.
     pub(crate) fn difference(&self, expected: &Self) -> Option<String> {
         let mut names: Vec<&String> = self.0.keys().chain(expected.0.keys()).collect();
         names.sort();

@@ -32,10 +32,10 @@ pub struct Alarm {
     pub step: u64,
     /// The step at which it began, as far as the measurements say.
     pub since_step: u64,
-    /// Index of the Transformer block; absent if it concerns the whole run.
+    /// Index of the Transformer block; `None` if it concerns the whole run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<usize>,
-    /// Index of the expert; absent if it concerns the whole layer.
+    /// Index of the expert; `None` if it concerns the whole layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<usize>,
     /// What was measured, finite.

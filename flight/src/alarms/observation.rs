@@ -13,7 +13,7 @@ pub struct StepObservation {
     pub cross_entropy_nats: f64,
     /// One entry per MoE layer.
     pub layers: Vec<LayerObservation>,
-    /// The first NaN or infinity of the step, in the order of computation; absent if all was
+    /// The first NaN or infinity of the step, in the order of computation; `None` if all was
     /// finite.
     pub non_finite: Option<NonFinite>,
 }
@@ -25,7 +25,7 @@ pub struct LayerObservation {
     pub layer: usize,
     /// Tokens of the step.
     pub num_tokens: u64,
-    /// Experts that each token chooses; absent of a router whose tokens do not each choose the same
+    /// Experts that each token chooses; `None` for a router whose tokens do not each choose the same
     /// number, such as expert choice.
     pub top_k: Option<usize>,
     /// Tokens sent to each expert, dropped ones included.
@@ -36,19 +36,19 @@ pub struct LayerObservation {
     pub gate_entropy_nats: f64,
     /// Entropy of the mean gate.
     pub marginal_entropy_nats: f64,
-    /// Gradient norm of the router, of all losses together; absent if it was not measured in this
+    /// Gradient norm of the router, of all losses together; `None` if it was not measured in this
     /// step.
     pub router_grad_norm: Option<f64>,
-    /// Gradient norm of the router from the weighted balancing loss alone; absent without such a
+    /// Gradient norm of the router from the weighted balancing loss alone; `None` without such a
     /// loss, or if it was not measured in this step.
     pub balancing_grad_norm: Option<f64>,
-    /// Load-balancing loss, unweighted, mean over micro-batches; absent without one.
+    /// Load-balancing loss, unweighted, mean over micro-batches; `None` without one.
     pub load_balancing_loss: Option<f64>,
     /// Mean over the same micro-batches of the loss's lower bound, from
     /// [`super::balancing_bound_of_top_k`] or [`super::balancing_bound_of_any_selection`]. The
-    /// bound of the summed counts is no bound of the mean loss. Absent if the loss is another one.
+    /// bound of the summed counts is no bound of the mean loss. `None` if the loss is another one.
     pub load_balancing_bound: Option<f64>,
-    /// Agreement with the previous probe of the same tokens; absent if the step was not probed.
+    /// Agreement with the previous probe of the same tokens; `None` if the step was not probed.
     pub agreement: Option<f64>,
 }
 
@@ -63,7 +63,7 @@ impl LayerObservation {
         (self.tokens_per_expert.len() as f64).ln()
     }
 
-    /// Largest load over mean load, minus 1, and the expert that has it; absent without tokens.
+    /// Largest load over mean load, minus 1, and the expert that has it; `None` without tokens.
     pub(super) fn max_violation(&self) -> Option<(f64, usize)> {
         let busiest = self.tokens_per_expert.iter().enumerate().max_by_key(|&(expert, &load)| {
             (load, usize::MAX - expert) // The lowest index among equals.

@@ -20,7 +20,7 @@ pub struct ExpertRow {
     pub tokens: u64,
     /// Those of them that were over its capacity.
     pub dropped: u64,
-    /// Selection bias; absent without one.
+    /// Selection bias; `None` without one.
     pub bias: Option<f64>,
     /// Steps since the expert last got a token; 0 if it got one now.
     pub dead_steps: u64,
@@ -28,9 +28,9 @@ pub struct ExpertRow {
     pub router_grad_norm: f64,
     /// Weight norm of the layer's router.
     pub router_weight_norm: f64,
-    /// Gradient norm of the expert's weights, before clipping; absent if it was not measured.
+    /// Gradient norm of the expert's weights, before clipping; `None` if it was not measured.
     pub expert_grad_norm: Option<f64>,
-    /// Norm of the expert's weights; absent if it was not measured.
+    /// Norm of the expert's weights; `None` if it was not measured.
     pub expert_weight_norm: Option<f64>,
 }
 
@@ -76,7 +76,7 @@ impl ExpertLog {
     }
 }
 
-/// All expert rows in `folder`, by step; `None` if nothing was recorded.
+/// All expert rows in `folder`, by step; none if nothing was recorded.
 ///
 /// # Errors
 /// [`ColumnsError::Damaged`], [`ColumnsError::Io`].
@@ -105,7 +105,7 @@ pub fn read_experts_between(
     Ok(all)
 }
 
-/// Drops what comes after `last_step`; absent drops everything. A part that must be shortened and
+/// Drops what comes after `last_step`; `None` drops everything. A part that must be shortened and
 /// cannot be read is set aside; returns what the user should know of it.
 pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String>, ColumnsError> {
     let mut notes = Vec::new();

@@ -80,7 +80,7 @@ impl ColumnsError {
 
 /// Bring `folder` to the state after `last_step`, creating it if it is missing: later rows and
 /// score files go, a part that straddles the step is rewritten, and what a killed process left
-/// unfinished goes. Absent means a new run: every recording goes. Other people's files stay.
+/// unfinished goes. `None` means a new run: every recording goes. Other people's files stay.
 /// Returns what the user should know: parts that were damaged are set aside.
 ///
 /// # Errors
@@ -118,7 +118,7 @@ fn step_in_name(digits: &str) -> Option<u64> {
     (step.to_string() == digits).then_some(step)
 }
 
-/// Names of the files in `folder`, sorted; `None` if it does not exist.
+/// Names of the files in `folder`, sorted; none if it does not exist.
 fn file_names(folder: &Path) -> Result<Vec<String>, ColumnsError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

@@ -16,14 +16,14 @@ pub struct ScoreRow {
     pub token: u32,
     /// The token's id in the vocabulary.
     pub token_id: u32,
-    /// Domain of the document the token is from; absent without domain tags.
+    /// Domain of the document the token is from; `None` without domain tags.
     pub domain: Option<u32>,
     /// Index of the expert, from 0.
     pub expert: u32,
     /// What the gate said of the expert, before any softmax or sigmoid: jitter and noise are in it,
     /// an expert bias, groups and a balanced assignment are not. 0 if the router learns nothing.
     pub logit: f32,
-    /// Place of the expert among those that the token chose, from 0; absent if it was not chosen.
+    /// Place of the expert among those that the token chose, from 0; `None` if it was not chosen.
     pub rank: Option<u8>,
     /// Whether the expert took the token: chosen and not over capacity.
     pub kept: bool,
@@ -71,7 +71,7 @@ pub fn recorded_score_steps(folder: &Path) -> Result<Vec<u64>, ColumnsError> {
     Ok(steps)
 }
 
-/// Drops what comes after `last_step`; absent drops everything.
+/// Drops what comes after `last_step`; `None` drops everything.
 pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<(), ColumnsError> {
     let steps = recorded_score_steps(folder)?;
     let later = steps.into_iter().filter(|&step| last_step.is_none_or(|last_step| step > last_step));

@@ -205,7 +205,7 @@ impl Table {
     }
 }
 
-/// Where the footer starts; absent if the file does not end as a Parquet file does.
+/// Where the footer starts; `None` if the file does not end as a Parquet file does.
 fn footer_start(bytes: &[u8]) -> Option<usize> {
     let (rest, [footer_len @ .., b'P', b'A', b'R', b'1']) = bytes.split_last_chunk::<8>()? else {
         return None;

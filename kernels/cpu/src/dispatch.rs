@@ -122,7 +122,7 @@ impl DispatchPlan {
     ///
     /// # Shapes
     /// - `expert_ids_tk`: `[num_tokens, top_k]`, row-major; `keep_tk`: the same, false where a slot
-    ///   is dropped; absent keeps every slot
+    ///   is dropped; `None` keeps every slot
     ///
     /// # Panics
     /// If an expert id is not below `num_experts`, or the lengths do not fit.

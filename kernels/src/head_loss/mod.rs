@@ -21,10 +21,10 @@ use burn::tensor::{Int, Tensor};
 /// What counts, and what is added to the cross-entropy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HeadLossOptions {
-    /// Target of tokens that count neither in the sums nor in the means; absent counts every token.
+    /// Target of tokens that count neither in the sums nor in the means; `None` counts every token.
     pub ignored_target: Option<i64>,
     /// Weight of the mean squared log-partition, which keeps the logits near zero (PaLM,
-    /// arXiv:2204.02311, section 5); absent adds nothing.
+    /// arXiv:2204.02311, section 5); `None` adds nothing.
     pub z_loss_weight: Option<f64>,
 }
 

@@ -22,7 +22,7 @@ pub struct LayerReport {
     pub step_ms_min: f64,
     /// Tokens per second of the median pass.
     pub tokens_per_sec: f64,
-    /// Most memory resident so far, the layers compared with included; absent where the system does
+    /// Most memory resident so far, the layers compared with included; `None` where the system does
     /// not tell.
     pub peak_rss_bytes: Option<u64>,
     /// Active FLOPs per second of the median pass, in units of 1e9.
@@ -38,9 +38,9 @@ pub struct LayerReport {
     pub forward_ms_min: f64,
     /// Passes timed.
     pub steps: usize,
-    /// Share of the tokens that the busiest expert gets; absent for a dense layer.
+    /// Share of the tokens that the busiest expert gets; `None` for a dense layer.
     pub busiest_expert_share: Option<f64>,
-    /// Median time of the dense layer of equal active FLOPs; absent for a dense layer, as all that
+    /// Median time of the dense layer of equal active FLOPs; `None` for a dense layer, as all that
     /// follows about it.
     pub dense_ms_median: Option<f64>,
     /// Time as a multiple of the dense layer's.
@@ -52,11 +52,11 @@ pub struct LayerReport {
     /// Share of the time that is not the experts' products and activations: routing, permutation,
     /// combination, and what they cost the products. Measured against the experts alone, each a
     /// dense block on rows that lie together, one after another: experts too small to occupy all
-    /// threads need `threads = 1` for a meaningful share. Absent for a dense layer.
+    /// threads need `threads = 1` for a meaningful share. `None` for a dense layer.
     pub routing_share: Option<f64>,
     /// The same of the forward pass.
     pub forward_routing_share: Option<f64>,
-    /// Median time of the same layer without a hot expert; absent if there is none, as all that
+    /// Median time of the same layer without a hot expert; `None` if there is none, as all that
     /// follows about it.
     pub balanced_ms_median: Option<f64>,
     /// Time as a multiple of that without a hot expert.

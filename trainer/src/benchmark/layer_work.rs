@@ -162,7 +162,7 @@ impl LayerWork {
         }
     }
 
-    /// Tokens of each expert; `None` if the layer is dense.
+    /// Tokens of each expert; empty if the layer is dense.
     pub(super) fn tokens_per_expert(&self) -> Vec<u64> {
         match &self.layer {
             FeedForward::Dense(_) | FeedForward::BlockSparse(_) => Vec::new(),

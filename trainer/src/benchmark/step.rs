@@ -34,7 +34,7 @@ pub struct StepReport {
     pub step_ms_min: f64,
     /// Tokens trained on per second of the median step.
     pub tokens_per_sec: f64,
-    /// Most memory resident during the steps and before, those compared with included; absent where
+    /// Most memory resident during the steps and before, those compared with included; `None` where
     /// the system does not tell.
     pub peak_rss_bytes: Option<u64>,
     /// Active training FLOPs per second of the median step, in units of 1e9.
@@ -61,10 +61,10 @@ pub struct StepReport {
     pub loss_first: f64,
     /// Loss of the last step.
     pub loss_last: f64,
-    /// Pages mapped per timed step, those compared with included; absent where the system does not
+    /// Pages mapped per timed step, those compared with included; `None` where the system does not
     /// tell.
     pub minor_page_faults_per_step: Option<f64>,
-    /// The configuration whose steps took turns with these; absent without one.
+    /// The configuration whose steps took turns with these; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against: Option<StepRatio>,
 }

@@ -36,14 +36,14 @@ pub struct TrainingState {
     /// Whether the evaluation after this step is still to be done: the run was stopped within it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub evaluation_is_pending: bool,
-    /// The log as it was when this was written; absent in checkpoints of earlier versions.
+    /// The log as it was when this was written; `None` in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_log: Option<LogMark>,
     /// Lowest validation loss so far, what `run.json` calls the best; known where
     /// [`TrainingState::metrics_log`] is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_validation: Option<LoggedEvaluation>,
-    /// What the flight recorder remembers; absent without one.
+    /// What the flight recorder remembers; `None` without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flight: Option<FlightState>,
 }

@@ -40,7 +40,7 @@ pub(crate) struct ResumedLines<Row> {
 
 impl<Row: FlightRow> Lines<Row> {
     /// The file at `path` with its rows up to `last_step`, byte for byte; a last line that a kill
-    /// tore is dropped. Absent means a new run: no rows. A missing file is empty. A file that
+    /// tore is dropped. `None` means a new run: no rows. A missing file is empty. A file that
     /// cannot be understood keeps no run from going on: it is set aside, and those of its rows that
     /// can be read are kept.
     ///
@@ -106,7 +106,7 @@ fn aside_note(path: &Path, problem: &MetricsError) -> Result<String, MetricsErro
     ))
 }
 
-/// Every row of the file at `path`; `None` if it is missing. A last line that a kill tore is
+/// Every row of the file at `path`; none if it is missing. A last line that a kill tore is
 /// ignored.
 ///
 /// # Errors

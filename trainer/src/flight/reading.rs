@@ -6,7 +6,7 @@ use crate::metrics::MetricsError;
 use crate::run_folder::RunPaths;
 use switchyard_flight::alarms::Alarm;
 
-/// The alarms of a run, in the order in which they were raised; `None` if nothing was recorded.
+/// The alarms of a run, in the order in which they were raised; none if nothing was recorded.
 ///
 /// # Errors
 /// [`MetricsError::Malformed`], [`MetricsError::Io`].
@@ -14,7 +14,7 @@ pub fn read_alarms(run: &RunPaths) -> Result<Vec<Alarm>, MetricsError> {
     read_rows(&run.alarms())
 }
 
-/// The probes of a run, by step and layer; `None` if nothing was recorded.
+/// The probes of a run, by step and layer; none if nothing was recorded.
 ///
 /// # Errors
 /// As [`read_alarms`].

@@ -30,7 +30,7 @@ pub struct Replay {
     pub from_step: u64,
     /// The last repeated step, without clock readings.
     pub repeated: StepRecord,
-    /// What the run recorded of it, without clock readings; absent if the run has not come that
+    /// What the run recorded of it, without clock readings; `None` if the run has not come that
     /// far.
     pub recorded: Option<StepRecord>,
     /// The first repeated step that is not, bit for bit, what the run recorded.

@@ -62,7 +62,7 @@ impl EventFile {
     /// A new event file `events.out.tfevents.<unix seconds>.<host>` in `folder`.
     ///
     /// TensorBoard forgets those points of the folder's earlier files that come after
-    /// `resumed_from`, the step of the checkpoint that this process continues; absent means all of
+    /// `resumed_from`, the step of the checkpoint that this process continues; `None` means all of
     /// them.
     ///
     /// # Errors

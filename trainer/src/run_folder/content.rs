@@ -177,7 +177,7 @@ fn left_in(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderError> {
     Ok(left)
 }
 
-/// Names in the folder at `path`, as text; `None` if it does not exist.
+/// Names in the folder at `path`, as text; none if it does not exist.
 pub(super) fn entry_names(path: &Path) -> Result<Vec<String>, RunFolderError> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,

@@ -52,15 +52,15 @@ pub struct RunManifest {
     /// Why a `failed` run failed or an `alarmed` one stopped; else absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Validation cross-entropy of the last model over the whole split; absent until the run has
+    /// Validation cross-entropy of the last model over the whole split; `None` until the run has
     /// finished.
     pub final_validation_cross_entropy_nats: Option<f64>,
-    /// The same in bits per byte of text; absent where the bytes are not known.
+    /// The same in bits per byte of text; `None` where the bytes are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_validation_bits_per_byte: Option<f64>,
     /// Lowest validation cross-entropy of any evaluation.
     pub best_validation_cross_entropy_nats: Option<f64>,
-    /// The same in bits per byte of text; absent where the bytes are not known.
+    /// The same in bits per byte of text; `None` where the bytes are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_validation_bits_per_byte: Option<f64>,
     /// Step of that evaluation.
@@ -77,7 +77,7 @@ pub struct RunManifest {
     /// Part of it that the flight recorder took.
     #[serde(default)]
     pub flight_recorder_secs: f64,
-    /// Energy of the processor packages over the same time, other processes' included; absent where
+    /// Energy of the processor packages over the same time, other processes' included; `None` where
     /// their counters cannot be read, see [`crate::energy`]. What a killed process took after its
     /// last checkpoint is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,11 +87,11 @@ pub struct RunManifest {
     pub matmul_peak_flops: Option<f64>,
     /// Start of the first process, RFC 3339 UTC.
     pub started_at: String,
-    /// End of the last process; absent while it runs and after a kill.
+    /// End of the last process; `None` while it runs and after a kill.
     pub ended_at: Option<String>,
     /// Steps of the checkpoints that later processes of this run continued from.
     pub resumed_from_steps: Vec<u64>,
-    /// The dense checkpoint that the run began from; absent if it began from random values.
+    /// The dense checkpoint that the run began from; `None` if it began from random values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upcycled_from: Option<UpcycledFrom>,
     /// Content key of the prepared data: equal keys mean equal tokens, wherever the files lie.
@@ -106,7 +106,7 @@ pub struct RunManifest {
     pub host: HostInfo,
     /// Version of Switchyard.
     pub version: String,
-    /// Commit of the sources that the program was built from; absent without a repository.
+    /// Commit of the sources that the program was built from; `None` without a repository.
     pub commit: Option<Commit>,
     /// SHA-256 of the `Cargo.lock` that the program was built with, in hexadecimal.
     pub cargo_lock_sha256: String,

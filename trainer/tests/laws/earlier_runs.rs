@@ -4,7 +4,8 @@
 //! `fixtures/earlier_runs/version-<n>` is the folder of a run whose checkpoint has format version
 //! n, written by the program of that time, its host's name taken out. `expected.jsonl` holds the
 //! two rows that the same program logged when it went on from there. A new format version gets a
-//! folder of its own, and no folder is ever made anew.
+//! folder of its own, and no folder is ever made anew. `fixtures/earlier_runs/first` is from before the
+//! checkpoints noted the state of the log; `keeping` reads it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ pub(crate) struct Panic {
     pub(crate) place: String,
     /// What it said.
     pub(crate) message: String,
-    /// The other crate that it is the panic of; absent for ours.
+    /// The other crate that it is the panic of; `None` for ours.
     pub(crate) foreign_crate: Option<String>,
 }
 

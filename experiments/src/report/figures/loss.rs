@@ -31,7 +31,7 @@ struct Curve<'a> {
     points: Vec<MeanPoint>,
 }
 
-/// One figure per axis; `None` without an evaluation.
+/// One figure per axis; none without an evaluation.
 ///
 /// # Errors
 /// Those of the drawing library.

@@ -18,14 +18,14 @@ pub(crate) enum Crossing {
     WithinRange {
         /// Training compute in FLOPs.
         compute: f64,
-        /// Its interval; absent with fewer than three seeds.
+        /// Its interval; `None` with fewer than three seeds.
         interval: Option<CrossingInterval>,
     },
     /// Beyond the largest budget, if the gap stays straight in the logarithm of compute.
     Extrapolated {
         /// Training compute in FLOPs.
         compute: f64,
-        /// Its interval; absent with fewer than three seeds.
+        /// Its interval; `None` with fewer than three seeds.
         interval: Option<CrossingInterval>,
     },
     /// Nowhere that the measurements tell: the interval of the slope has zero in it, the gap leads
@@ -36,9 +36,9 @@ pub(crate) enum Crossing {
 /// Interval of a crossing, from resampled seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CrossingInterval {
-    /// Lower end in FLOPs; absent if it is more than six decades below the smallest budget.
+    /// Lower end in FLOPs; `None` if it is more than six decades below the smallest budget.
     pub(crate) low: Option<f64>,
-    /// Upper end in FLOPs; absent if it is more than six decades beyond the largest budget.
+    /// Upper end in FLOPs; `None` if it is more than six decades beyond the largest budget.
     pub(crate) high: Option<f64>,
 }
 
