@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use switchyard_ground::key_error::KeyError;
 use switchyard_ground::regular_file;
 
 use super::result::{Axis, HeldEqual, Question};
@@ -187,7 +188,7 @@ impl LoadedStudy {
     /// The file, the key, the value and what is allowed.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let (text, study) = read_toml::<StudyFile>(path, "study")?;
-        study.check().map_err(|message| Failure::Mistake(format!("{}: {message}", path.display())))?;
+        study.check().map_err(|error| Failure::Mistake(format!("{}: {error}", path.display())))?;
         let base = path.parent().unwrap_or(Path::new("")).join(&study.base);
         Ok(Self { path: path.into(), text, study, base })
     }
@@ -205,39 +206,40 @@ impl StudyFile {
         self.pilot.num_steps.unwrap_or_else(smallest)
     }
 
-    /// The first rule that is broken, as `key: value, what to do`.
-    fn check(&self) -> Result<(), String> {
+    /// The first rule that is broken.
+    fn check(&self) -> Result<(), KeyError> {
         check_name("name", &self.name)?;
         self.check_arms()?;
         check_distinct("seeds", &self.seeds)?;
         check_distinct("budget.num_steps", &self.budget.num_steps)?;
         if self.budget.num_steps.contains(&0) || self.pilot.num_steps == Some(0) {
-            return Err(
-                "`budget.num_steps` and `pilot.num_steps` are numbers of steps: use at least 1".into()
-            );
+            let key = if self.budget.num_steps.contains(&0) { "budget.num_steps" } else { "pilot.num_steps" };
+            return Err(KeyError::new(key, "has 0 steps", "use at least 1"));
         }
         if self.budget.evaluations == 0 {
-            return Err("`budget.evaluations` is 0: use at least 1".into());
+            return Err(KeyError::new("budget.evaluations", "is 0", "use at least 1"));
         }
         in_range("budget.warmup_fraction", self.budget.warmup_fraction.unwrap_or(0.0), 0.0..=1.0)?;
         in_range("question.margin_nats", self.question.margin_nats, 0.0..=f64::MAX)?;
         in_range("question.confidence", self.question.confidence, 0.5..=0.9999)?;
         in_range("price_per_device_hour", self.price_per_device_hour.unwrap_or(0.0), 0.0..=f64::MAX)?;
         if self.width_multiple == 0 {
-            return Err("`width_multiple` is 0: use at least 1".into());
+            return Err(KeyError::new("width_multiple", "is 0", "use at least 1"));
         }
         if let Some(seed) = self.pilot.seed.filter(|seed| self.seeds.contains(seed)) {
-            return Err(format!(
-                "`pilot.seed` is {seed}, which is one of `seeds`: a run would be judged on the seed that its learning rate was \
-                 chosen by; give another"
+            return Err(KeyError::new(
+                "pilot.seed",
+                format!("is {seed}, which is one of `seeds`"),
+                "give another: a run would be judged on the seed that its learning rate was chosen by",
             ));
         }
         check_learning_rates("learning_rates", &self.learning_rates)
     }
 
-    fn check_arms(&self) -> Result<(), String> {
+    fn check_arms(&self) -> Result<(), KeyError> {
         if self.arms.len() < 2 {
-            return Err(format!("`arms` has {}: give the baseline and at least one more", self.arms.len()));
+            let problem = format!("has {}", self.arms.len());
+            return Err(KeyError::new("arms", problem, "give the baseline and at least one more"));
         }
         for (index, arm) in self.arms.iter().enumerate() {
             check_name(&format!("arms[{index}].label"), &arm.label)?;
@@ -246,7 +248,9 @@ impl StudyFile {
                 arm.learning_rates.as_deref().unwrap_or(&[]),
             )?;
             if self.arms[..index].iter().any(|earlier| earlier.label == arm.label) {
-                return Err(format!("two arms are called `{}`: give each a label of its own", arm.label));
+                let problem = format!("is `{}`, as an earlier arm's", arm.label);
+                let key = format!("arms[{index}].label");
+                return Err(KeyError::new(key, problem, "give each a label of its own"));
             }
         }
         Ok(())
@@ -254,36 +258,38 @@ impl StudyFile {
 }
 
 /// Names become names of folders.
-pub(crate) fn check_name(key: &str, name: &str) -> Result<(), String> {
+pub(crate) fn check_name(key: &str, name: &str) -> Result<(), KeyError> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with('.') || name.len() > 64 || !name.chars().all(is_allowed) {
-        return Err(format!(
-            "`{key}` is \"{name}\": use at most 64 letters, digits, `-`, `_` and `.`, not beginning with `.`"
+        return Err(KeyError::new(
+            key,
+            format!("is \"{name}\""),
+            "use at most 64 letters, digits, `-`, `_` and `.`, not beginning with `.`",
         ));
     }
     Ok(())
 }
 
-pub(crate) fn check_distinct(key: &str, values: &[u64]) -> Result<(), String> {
+pub(crate) fn check_distinct(key: &str, values: &[u64]) -> Result<(), KeyError> {
     if values.is_empty() {
-        return Err(format!("`{key}` is empty: give at least one"));
+        return Err(KeyError::new(key, "is empty", "give at least one"));
     }
     let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
-    twice.map_or(Ok(()), |(_, value)| Err(format!("`{key}` has {value} twice: give each once")))
+    twice.map_or(Ok(()), |(_, value)| Err(KeyError::new(key, format!("has {value} twice"), "give each once")))
 }
 
-fn check_learning_rates(key: &str, values: &[f64]) -> Result<(), String> {
+fn check_learning_rates(key: &str, values: &[f64]) -> Result<(), KeyError> {
     let bad = values.iter().find(|value| !(value.is_finite() && **value > 0.0));
-    bad.map_or(Ok(()), |value| Err(format!("`{key}` has {value}: learning rates are above 0")))
+    bad.map_or(Ok(()), |value| Err(KeyError::new(key, format!("has {value}"), "use numbers above 0")))
 }
 
-fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<(), String> {
+fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<(), KeyError> {
     if range.contains(&value) {
         return Ok(());
     }
     let (low, high) = (range.start(), range.end());
     let allowed = if *high == f64::MAX { format!("at least {low}") } else { format!("{low} to {high}") };
-    Err(format!("`{key}` is {value}: use {allowed}"))
+    Err(KeyError::new(key, format!("is {value}"), format!("use {allowed}")))
 }
 
 #[cfg(test)]
@@ -338,7 +344,7 @@ label = "e8k2"
         assert_eq!(changed("[0, 1, 2]", "[0, 1, 0]"), "study.toml: `seeds` has 0 twice: give each once");
         assert_eq!(
             changed("\"e8k2\"", "\"dense\""),
-            "study.toml: two arms are called `dense`: give each a label of its own"
+            "study.toml: `arms[1].label` is `dense`, as an earlier arm's: give each a label of its own"
         );
         assert_eq!(
             changed("\"e8k2\"", "\"../e8k2\""),

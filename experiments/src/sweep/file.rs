@@ -1,10 +1,12 @@
 //! The sweep file: what the user wrote.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use switchyard_trainer::config_file::Override;
+use switchyard_ground::key_error::KeyError;
+use switchyard_trainer::config_file::{ConfigError, Override};
 use toml::Value;
 
 use crate::failure::Failure;
@@ -139,7 +141,7 @@ impl LoadedSweep {
     /// The file, the key, the value and what is allowed.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let (text, sweep) = read_toml::<SweepFile>(path, "sweep")?;
-        sweep.check().map_err(|message| Failure::Mistake(format!("{}: {message}", path.display())))?;
+        sweep.check().map_err(|error| Failure::Mistake(format!("{}: {error}", path.display())))?;
         let base = path.parent().unwrap_or(Path::new("")).join(&sweep.base);
         Ok(Self { path: path.into(), text, sweep, base })
     }
@@ -179,8 +181,8 @@ impl SweepFile {
         grid.saturating_add(self.list.len()).saturating_add(random)
     }
 
-    /// The first rule that is broken, as `key: value, what to do`.
-    fn check(&self) -> Result<(), String> {
+    /// The first rule that is broken.
+    fn check(&self) -> Result<(), KeyError> {
         check_name("name", &self.name)?;
         check_distinct("seeds", &self.seeds)?;
         at_least_one("num_steps", self.num_steps)?;
@@ -191,48 +193,52 @@ impl SweepFile {
         self.random.as_ref().map_or(Ok(()), RandomConfig::check)?;
         self.check_halving()?;
         match self.num_written() {
-            0 => Err("there is no candidate: give `[grid]`, `[[list]]` or `[random]`".into()),
+            0 => Err(KeyError::new("", "there is no candidate", "give `[grid]`, `[[list]]` or `[random]`")),
             many if many > MAX_CANDIDATES => {
-                Err(format!("there are {many} candidates: use at most {MAX_CANDIDATES}"))
+                let problem = format!("there are {many} candidates");
+                Err(KeyError::new("", problem, format!("use at most {MAX_CANDIDATES}")))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_grid(&self) -> Result<(), String> {
+    fn check_grid(&self) -> Result<(), KeyError> {
         for (key, values) in &self.grid {
             check_key("grid", key)?;
             if values.is_empty() {
-                return Err(format!("`grid.\"{key}\"` is empty: give at least one value"));
+                return Err(KeyError::new(format!("grid.\"{key}\""), "is empty", "give at least one value"));
             }
         }
         Ok(())
     }
 
-    fn check_list(&self) -> Result<(), String> {
+    fn check_list(&self) -> Result<(), KeyError> {
         for (index, entry) in self.list.iter().enumerate() {
             let place = format!("list[{index}]");
             entry.label.as_ref().map_or(Ok(()), |label| check_name(&format!("{place}.label"), label))?;
             entry.set.iter().try_for_each(|text| check_override(&format!("{place}.set"), text))?;
             if entry.label.is_some() && self.list[..index].iter().any(|earlier| earlier.label == entry.label)
             {
-                return Err(format!(
-                    "`{place}.label` is that of an earlier entry: give each a label of its own"
+                return Err(KeyError::new(
+                    format!("{place}.label"),
+                    "is that of an earlier entry",
+                    "give each a label of its own",
                 ));
             }
         }
         Ok(())
     }
 
-    fn check_halving(&self) -> Result<(), String> {
+    fn check_halving(&self) -> Result<(), KeyError> {
         let Some(HalvingConfig { factor, first_steps }) = self.halving else { return Ok(()) };
         if factor < 2 {
-            return Err(format!("`halving.factor` is {factor}: use at least 2"));
+            return Err(KeyError::new("halving.factor", format!("is {factor}"), "use at least 2"));
         }
         if !(1..=self.num_steps).contains(&first_steps) {
-            return Err(format!(
-                "`halving.first_steps` is {first_steps}, but `num_steps` is {}: use 1 to that",
-                self.num_steps
+            return Err(KeyError::new(
+                "halving.first_steps",
+                format!("is {first_steps}, but `num_steps` is {}", self.num_steps),
+                "use 1 to that",
             ));
         }
         Ok(())
@@ -240,59 +246,70 @@ impl SweepFile {
 }
 
 impl RandomConfig {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), KeyError> {
         at_least_one("random.count", self.count as u64)?;
         if self.keys.is_empty() {
-            return Err(
-                "`random.keys` is empty: name at least one key, as in `[random.keys.\"train.adamw.beta_2\"]`"
-                    .into(),
-            );
+            return Err(KeyError::new(
+                "random.keys",
+                "is empty",
+                "name at least one key, as in `[random.keys.\"train.adamw.beta_2\"]`",
+            ));
         }
         for (key, distribution) in &self.keys {
             check_key("random.keys", key)?;
-            distribution.check().map_err(|message| format!("`random.keys.\"{key}\"`: {message}"))?;
+            distribution.check().map_err(|error| error.under(&format!("random.keys.\"{key}\"")))?;
         }
         Ok(())
     }
 }
 
 impl Distribution {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), KeyError> {
         let is_range = |[low, high]: [f64; 2]| low.is_finite() && high.is_finite() && low < high;
         match self {
             Self::LogUniform(range @ [low, high]) if !is_range(*range) || *low <= 0.0 => {
-                Err(format!("`log_uniform` is [{low}, {high}]: use two numbers above 0, the smaller first"))
+                unordered("log_uniform", low, high, "use two numbers above 0, the smaller first")
             }
             Self::Uniform(range @ [low, high]) if !is_range(*range) => {
-                Err(format!("`uniform` is [{low}, {high}]: use two numbers, the smaller first"))
+                unordered("uniform", low, high, "use two numbers, the smaller first")
             }
             Self::Integer([low, high]) if low >= high => {
-                Err(format!("`integer` is [{low}, {high}]: use two whole numbers, the smaller first"))
+                unordered("integer", low, high, "use two whole numbers, the smaller first")
             }
             Self::Choice(values) if values.is_empty() => {
-                Err("`choice` is empty: give at least one value".into())
+                Err(KeyError::new("choice", "is empty", "give at least one value"))
             }
             _ => Ok(()),
         }
     }
 }
 
-fn at_least_one(key: &str, value: u64) -> Result<(), String> {
-    if value == 0 { Err(format!("`{key}` is 0: use at least 1")) } else { Ok(()) }
+fn unordered(key: &str, low: impl Display, high: impl Display, remedy: &str) -> Result<(), KeyError> {
+    Err(KeyError::new(key, format!("is [{low}, {high}]"), remedy))
 }
 
-fn check_override(place: &str, text: &str) -> Result<(), String> {
-    let parsed = Override::parse(text).map_err(|error| format!("`{place}`: {error}"))?;
+fn at_least_one(key: &str, value: u64) -> Result<(), KeyError> {
+    if value == 0 { Err(KeyError::new(key, "is 0", "use at least 1")) } else { Ok(()) }
+}
+
+fn not_a_change(place: &str, error: ConfigError) -> KeyError {
+    KeyError::new(place, "cannot be applied", error.to_string())
+}
+
+fn check_override(place: &str, text: &str) -> Result<(), KeyError> {
+    let parsed = Override::parse(text).map_err(|error| not_a_change(place, error))?;
     check_key(place, parsed.key())
 }
 
 /// Whether `key` is a path of words that the sweep does not decide itself; the recipe knows whether
 /// there is such a key.
-fn check_key(place: &str, key: &str) -> Result<(), String> {
-    Override::parse(&format!("{key}=0")).map_err(|error| format!("`{place}`: {error}"))?;
+fn check_key(place: &str, key: &str) -> Result<(), KeyError> {
+    Override::parse(&format!("{key}=0")).map_err(|error| not_a_change(place, error))?;
     let is_own = |own: &str| key == own || key.strip_prefix(own).is_some_and(|rest| rest.starts_with('.'));
     match OWN_KEYS.iter().find(|(own, _)| is_own(own)) {
-        Some((_, instead)) => Err(format!("`{place}` has `{key}`, which a sweep sets itself: {instead}")),
+        Some((_, instead)) => {
+            Err(KeyError::new(place, format!("has `{key}`, which a sweep sets itself"), *instead))
+        }
         None => Ok(()),
     }
 }
@@ -322,7 +339,7 @@ first_steps = 20
 
     fn check(text: &str) -> Result<SweepFile, String> {
         let sweep: SweepFile = toml::from_str(text).map_err(|error| error.message().to_string())?;
-        sweep.check().map(|()| sweep)
+        sweep.check().map(|()| sweep).map_err(|error| error.to_string())
     }
 
     fn mistake(from: &str, to: &str) -> String {
@@ -352,7 +369,7 @@ first_steps = 20
         );
         assert_eq!(
             mistake("[1e-4, 1e-1]", "[0, 1]"),
-            "`random.keys.\"train.adamw.learning_rate\"`: `log_uniform` is [0, 1]: use two numbers above 0, the smaller first"
+            "`random.keys.\"train.adamw.learning_rate\".log_uniform` is [0, 1]: use two numbers above 0, the smaller first"
         );
         assert_eq!(
             mistake("first_steps = 20", "first_steps = 201"),
