@@ -11,6 +11,7 @@
 //! | whether a step comes out the same again | [`replay`] |
 
 mod bounds;
+mod error;
 mod gates;
 mod lines;
 mod prober;

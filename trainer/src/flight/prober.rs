@@ -17,8 +17,8 @@ use switchyard_experts::{Experts, MoeLayer};
 use switchyard_model::{ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
 use switchyard_router::AuxLossKind;
 
+use super::error::RecorderError;
 use super::lines::{FlightRow, Lines, ResumedLines, read_rows, replace_rows};
-use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::metrics::MetricsError;
 use crate::norms::expert_weight_norms;
@@ -49,13 +49,13 @@ pub struct ProbeRow {
     pub step: u64,
     /// Index of the Transformer block, from 0.
     pub layer: usize,
-    /// Experts of each probe token; absent where that differs between tokens.
+    /// Experts of each probe token; `None` where that differs between tokens.
     pub top_k: Option<usize>,
-    /// Share of the probe tokens' experts that the previous probe chose too; absent at the first.
+    /// Share of the probe tokens' experts that the previous probe chose too; `None` at the first.
     pub agreement_with_previous: Option<f64>,
     /// Share of the probe tokens whose experts have changed since the previous probe.
     pub churn: Option<f64>,
-    /// What the step's experts tell about the domains of their tokens; absent where no domains are
+    /// What the step's experts tell about the domains of their tokens; `None` where no domains are
     /// known.
     pub domain_information: Option<Information>,
     /// What the step's experts tell about the ids of their tokens.
@@ -63,13 +63,13 @@ pub struct ProbeRow {
     /// Tokens of the step that chose both experts, `[num_experts][num_experts]`; empty where tokens
     /// are mixed softly.
     pub co_activation: Vec<Vec<u64>>,
-    /// Mean cosine of two experts' weights; absent with fewer than two.
+    /// Mean cosine of two experts' weights; `None` with fewer than two.
     pub expert_similarity_mean: Option<f64>,
     /// Largest cosine of two experts' weights.
     pub expert_similarity_max: Option<f64>,
     /// Norm of each expert's weights.
     pub expert_weight_norms: Vec<f64>,
-    /// Gradient norm of the router from the weighted balancing losses alone; absent without one.
+    /// Gradient norm of the router from the weighted balancing losses alone; `None` without one.
     pub balancing_grad_norm: Option<f64>,
     /// Experts of the probe tokens, `[num_tokens * top_k]`; empty where their number differs
     /// between tokens.
@@ -153,7 +153,7 @@ impl Prober {
         dataset: &Dataset,
         mask_documents: bool,
         last_step: Option<u64>,
-    ) -> Result<(Self, Option<String>), TrainError> {
+    ) -> Result<(Self, Option<String>), RecorderError> {
         let max_tokens = MAX_PROBE_TOKENS.min(plan.tokens_per_step / PROBE_SHARE);
         let windows = EvaluationWindows::new(dataset.validation.clone(), plan.seq_len)?
             .with_max_tokens(max_tokens)
@@ -186,7 +186,7 @@ impl Prober {
         model: &Transformer,
         passes: &[RoutedPass],
         device: &Device,
-    ) -> Result<(Vec<ProbeRow>, Option<MetricsError>), TrainError> {
+    ) -> Result<(Vec<ProbeRow>, Option<MetricsError>), RecorderError> {
         let choices = self.choices(model, device);
         let balancing = self.balancing_grad_norms(step, model, device)?;
         let rows: Vec<ProbeRow> = model
@@ -202,7 +202,7 @@ impl Prober {
     }
 
     /// Writes how far the router was from this, the final one, at each probe.
-    pub(super) fn finish(&self, model: &Transformer, device: &Device) -> Result<(), TrainError> {
+    pub(super) fn finish(&self, model: &Transformer, device: &Device) -> Result<(), RecorderError> {
         let last = self.choices(model, device);
         let saturation = read_rows::<ProbeRow>(&self.rows_path)?.into_iter().filter_map(|row| {
             let (step, layer) = (row.step, row.layer);
@@ -212,7 +212,7 @@ impl Prober {
         Ok(replace_rows(&self.saturation_path, &saturation.collect::<Vec<_>>())?)
     }
 
-    pub(super) fn sync(&mut self) -> Result<Option<String>, TrainError> {
+    pub(super) fn sync(&mut self) -> Result<Option<String>, RecorderError> {
         Ok(self.rows.sync()?)
     }
 
@@ -234,7 +234,7 @@ impl Prober {
         step: u64,
         model: &Transformer,
         device: &Device,
-    ) -> Result<BTreeMap<usize, f64>, TrainError> {
+    ) -> Result<BTreeMap<usize, f64>, RecorderError> {
         let has_loss = |moe: &MoeLayer| moe.router.config().load_balancing_weight.is_some();
         if !model.moe_layers().any(|(_, moe)| has_loss(moe)) {
             return Ok(BTreeMap::new());
@@ -251,7 +251,7 @@ impl Prober {
         let squares = gradients.start_norms(num_experts, &mut readings);
         let norms = gradients
             .norms(&squares, &readings.read()?)
-            .map_err(|source| TrainError::NonFiniteGradient { step, source })?;
+            .map_err(|source| RecorderError::NonFiniteGradient { step, source })?;
         let norm = |(layer, moe): (usize, &MoeLayer)| {
             let router = norms.moe.get(&layer).and_then(|norms| norms.router);
             // A loss that does not reach the router leaves no gradient at all.

@@ -10,11 +10,11 @@ use switchyard_experts::MoeLayer;
 use switchyard_model::{NonFinite, Transformer};
 
 use super::bounds::balancing_bound;
+use super::error::RecorderError;
 use super::gates::{recordable, score_rows};
 use super::lines::{FlightRow, Lines, ResumedLines};
 use super::prober::{ProbeRow, Prober};
 use super::state::FlightState;
-use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::FlightRecorderConfig;
 use crate::norms::router_weight_norm;
@@ -46,7 +46,7 @@ impl FlightRow for Alarm {
 #[derive(Debug, Default)]
 pub(crate) struct StepFlight {
     /// Why some of it is not on the disk. It is kept, and written at the next try.
-    pub(crate) unwritten: Option<TrainError>,
+    pub(crate) unwritten: Option<RecorderError>,
     /// By layer.
     pub(crate) layers: BTreeMap<usize, LayerFlight>,
     /// What begins to go wrong.
@@ -90,7 +90,7 @@ impl FlightRecorder {
         dataset: &Dataset,
         mask_documents: bool,
         device: &Device,
-    ) -> Result<OpenedRecorder, TrainError> {
+    ) -> Result<OpenedRecorder, RecorderError> {
         let config = &plan.flight_recorder;
         let last_step = resumed_from.map(|state| state.step);
         let folder = paths.flight();
@@ -123,20 +123,21 @@ impl FlightRecorder {
     /// changes nothing of what the recorder remembers: see [`StepFlight::unwritten`].
     ///
     /// # Errors
-    /// [`TrainError`] if the device fails.
+    /// [`RecorderError`] if the device fails.
     pub(crate) fn record(
         &mut self,
         step: u64,
         measurements: &StepMeasurements,
         model: &Transformer,
-    ) -> Result<StepFlight, TrainError> {
+    ) -> Result<StepFlight, RecorderError> {
         let passes = &measurements.passes;
         let (probes, mut unwritten) = match step.is_multiple_of(self.config.probe_every_steps) {
             true => self.prober.probe(step, model, passes, &self.device)?,
             false => (Vec::new(), None),
         };
-        let mut unwritten: Option<TrainError> = unwritten.take().map(TrainError::from);
-        let mut keep_first = |result: Result<(), TrainError>| unwritten = unwritten.take().or(result.err());
+        let mut unwritten: Option<RecorderError> = unwritten.take().map(RecorderError::from);
+        let mut keep_first =
+            |result: Result<(), RecorderError>| unwritten = unwritten.take().or(result.err());
         if step.is_multiple_of(self.config.scores_every_steps) {
             let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
             keep_first(self.write_scores(step, rows));
@@ -156,13 +157,13 @@ impl FlightRecorder {
         let written = self.experts.append(layers.iter().flat_map(|layer| {
             layer.expert_rows(step, self.alarms.dead_steps(layer.layer)).collect::<Vec<_>>()
         }));
-        keep_first(written.map_err(TrainError::from));
+        keep_first(written.map_err(RecorderError::from));
         let flights = layers.iter().map(|layer| (layer.layer, self.layer_flight(layer))).collect();
         let stops = self.alarms.stopping(&alarms).cloned();
         Ok(StepFlight { unwritten, layers: flights, alarms, stops })
     }
 
-    fn write_scores(&mut self, step: u64, rows: Vec<ScoreRow>) -> Result<(), TrainError> {
+    fn write_scores(&mut self, step: u64, rows: Vec<ScoreRow>) -> Result<(), RecorderError> {
         let earlier = self.write_unwritten_scores();
         if !rows.is_empty() {
             self.unwritten_scores = Some((step, rows));
@@ -170,7 +171,7 @@ impl FlightRecorder {
         earlier.and(self.write_unwritten_scores())
     }
 
-    fn write_unwritten_scores(&mut self) -> Result<(), TrainError> {
+    fn write_unwritten_scores(&mut self) -> Result<(), RecorderError> {
         if let Some((step, rows)) = &self.unwritten_scores {
             write_scores(&self.folder, *step, rows)?;
             self.unwritten_scores = None;
@@ -181,8 +182,12 @@ impl FlightRecorder {
     /// Takes in that step number `step` ended in a NaN or an infinity, and writes everything down.
     ///
     /// # Errors
-    /// [`TrainError`] if a file cannot be written.
-    pub(crate) fn record_failure(&mut self, step: u64, origin: Option<NonFinite>) -> Result<(), TrainError> {
+    /// [`RecorderError`] if a file cannot be written.
+    pub(crate) fn record_failure(
+        &mut self,
+        step: u64,
+        origin: Option<NonFinite>,
+    ) -> Result<(), RecorderError> {
         if origin.is_some() {
             let observation = StepObservation {
                 step,
@@ -204,8 +209,8 @@ impl FlightRecorder {
     /// Returns once everything so far is on the disk itself, with what the user should know.
     ///
     /// # Errors
-    /// [`TrainError`] if a file cannot be written.
-    pub(crate) fn sync(&mut self) -> Result<Vec<String>, TrainError> {
+    /// [`RecorderError`] if a file cannot be written.
+    pub(crate) fn sync(&mut self) -> Result<Vec<String>, RecorderError> {
         self.write_unwritten_scores()?;
         self.experts.flush()?;
         let notes = [self.prober.sync()?, self.alarm_rows.sync()?];
@@ -215,15 +220,15 @@ impl FlightRecorder {
     /// Compares every probe with the final model.
     ///
     /// # Errors
-    /// [`TrainError`] if a file cannot be read or written.
-    pub(crate) fn finish(&mut self, model: &Transformer) -> Result<(), TrainError> {
+    /// [`RecorderError`] if a file cannot be read or written.
+    pub(crate) fn finish(&mut self, model: &Transformer) -> Result<(), RecorderError> {
         self.prober.finish(model, &self.device)
     }
 
-    fn observe(&mut self, observation: &StepObservation) -> (Vec<Alarm>, Result<(), TrainError>) {
+    fn observe(&mut self, observation: &StepObservation) -> (Vec<Alarm>, Result<(), RecorderError>) {
         let alarms = self.alarms.observe(observation);
         let written = self.alarm_rows.append_all(&alarms);
-        (alarms, written.map_err(TrainError::from))
+        (alarms, written.map_err(RecorderError::from))
     }
 
     fn layer_flight(&mut self, layer: &LayerStep<'_>) -> LayerFlight {

@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
         let shown = self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs);
         // All of it is tried before the first error counts: a checkpoint can still be made of the
         // step.
-        flight.unwritten.take().map_or(Ok(()), Err).and(shown)?;
+        flight.unwritten.take().map_or(Ok(()), |error| Err(error.into())).and(shown)?;
         Ok(flight.stops)
     }
 
