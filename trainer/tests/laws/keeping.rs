@@ -375,7 +375,7 @@ fn losses_are_in_bits_per_byte_too_where_the_bytes_are_known() {
 
 #[test]
 fn a_run_of_the_first_version_of_the_format_can_be_read() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/earlier_runs/first");
     let manifest = RunManifest::read(&fixture.join("run.json")).unwrap();
     assert_eq!((manifest.status, manifest.steps_done), (RunStatus::Finished, 3));
     let checkpoint = Checkpoint::read(&fixture.join("checkpoints/step-3")).unwrap();
