@@ -1,5 +1,7 @@
 //! What a person should know about a corpus before the loss of a run on it means anything.
 
+use switchyard_ground::units::scaled;
+
 use crate::build::Survey;
 use crate::manifest::{Manifest, Repeats, SplitManifest};
 use crate::split::SplitRule;
@@ -24,7 +26,7 @@ pub(crate) fn of_corpus(survey: &Survey, rule: SplitRule, manifest: &Manifest) -
 /// The corpus in one line.
 pub(crate) fn summary(manifest: &Manifest) -> String {
     let split = |split: &SplitManifest| {
-        let tokens = with_unit(split.num_tokens);
+        let tokens = scaled(split.num_tokens as f64, "");
         // Of ids without borders no documents are known.
         if split.num_documents == 0 {
             return format!("{tokens} tokens");
@@ -124,15 +126,5 @@ fn share(part: u64, whole: u64) -> String {
     match 100.0 * part as f64 / whole as f64 {
         percent if percent < 0.1 => "less than 0.1 %".to_owned(),
         percent => format!("{percent:.1} %"),
-    }
-}
-
-/// `950`, `12.3 k`, `4.6 M`, `1.2 G`.
-fn with_unit(number: u64) -> String {
-    match number as f64 {
-        n if n < 999.5 => format!("{n:.0}"),
-        n if n < 999.95e3 => format!("{:.1} k", n / 1e3),
-        n if n < 999.95e6 => format!("{:.1} M", n / 1e6),
-        n => format!("{:.1} G", n / 1e9),
     }
 }

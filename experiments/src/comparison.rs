@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 use switchyard_ground::printable::excerpt;
+use switchyard_ground::units::compact;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::run_folder::{RunManifest, RunStatus};
 
@@ -27,7 +28,7 @@ pub(crate) struct Arm {
     pub(crate) label: String,
     /// Its folder, without links in its name.
     pub(crate) folder: PathBuf,
-    /// Content key of its data; absent if nothing tells.
+    /// Content key of its data; `None` if nothing tells.
     pub(crate) data_key: Option<String>,
     /// Its `run.json`.
     pub(crate) manifest: RunManifest,
@@ -38,7 +39,7 @@ pub(crate) struct Arm {
 /// The comparison of several runs; its JSON form is `comparison.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Comparison {
-    /// The first arm's final validation loss; absent if it has none.
+    /// The first arm's final validation loss; `None` if it has none.
     pub(crate) target_cross_entropy_nats: Option<f64>,
     /// The arms, in the order given.
     pub(crate) arms: Vec<ArmResult>,
@@ -56,7 +57,7 @@ pub(crate) struct ArmResult {
     pub(crate) data_key: Option<String>,
     pub(crate) status: RunStatus,
     pub(crate) final_validation_cross_entropy_nats: Option<f64>,
-    /// Absent where the bytes of the text are not known.
+    /// `None` where the bytes of the text are not known.
     pub(crate) final_validation_bits_per_byte: Option<f64>,
     pub(crate) best_validation_cross_entropy_nats: Option<f64>,
     pub(crate) best_validation_step: Option<u64>,
@@ -68,7 +69,7 @@ pub(crate) struct ArmResult {
     pub(crate) median_tokens_per_sec: Option<f64>,
     pub(crate) steps_done: u64,
     pub(crate) tokens_seen: u64,
-    /// The first evaluation at or below the target; absent if there is none.
+    /// The first evaluation at or below the target; `None` if there is none.
     pub(crate) reached_target: Option<ReachedTarget>,
 }
 
@@ -148,12 +149,12 @@ impl Comparison {
             row("final validation loss (bits/byte)", &|arm| nats(arm.final_validation_bits_per_byte)),
             row("best validation loss (nats/token)", &|arm| nats(arm.best_validation_cross_entropy_nats)),
             row("step of the best", &|arm| or_dash(arm.best_validation_step, |step| step.to_string())),
-            row("total parameters", &|arm| or_dash(arm.total_params, |count| with_si_prefix(count as f64))),
-            row("active parameters", &|arm| or_dash(arm.active_params, |count| with_si_prefix(count as f64))),
+            row("total parameters", &|arm| or_dash(arm.total_params, |count| compact(count as f64))),
+            row("active parameters", &|arm| or_dash(arm.active_params, |count| compact(count as f64))),
             row("active training FLOPs", &|arm| format!("{:.3e}", arm.active_flops)),
             row("wall-clock (s)", &|arm| format!("{:.1}", arm.train_secs)),
-            row("tokens/s (median step)", &|arm| or_dash(arm.median_tokens_per_sec, with_si_prefix)),
-            row("training tokens", &|arm| with_si_prefix(arm.tokens_seen as f64)),
+            row("tokens/s (median step)", &|arm| or_dash(arm.median_tokens_per_sec, compact)),
+            row("training tokens", &|arm| compact(arm.tokens_seen as f64)),
             row("steps", &|arm| arm.steps_done.to_string()),
             row(&format!("steps to {goal}"), &|arm| reached(arm, |reached| reached.step.to_string())),
             row(&format!("seconds to {goal}"), &|arm| {
@@ -267,7 +268,7 @@ pub(crate) fn distinct_labels(runs: &[(String, &Path)]) -> Vec<String> {
     runs.iter().map(label).collect()
 }
 
-/// The final validation loss in bits per byte of text; absent where the run does not tell.
+/// The final validation loss in bits per byte of text; `None` where the run does not tell.
 pub(crate) fn final_bits_per_byte(manifest: &RunManifest) -> Option<f64> {
     let manifest = serde_json::to_value(manifest).ok()?;
     manifest.get("final_validation_bits_per_byte")?.as_f64()
@@ -293,23 +294,6 @@ fn nats(value: Option<f64>) -> String {
 
 fn or_dash<T>(value: Option<T>, text: impl Fn(T) -> String) -> String {
     value.map_or_else(|| "-".into(), text)
-}
-
-/// Three significant digits: `905`, `12.3k`, `1.31M`, `46.7G`.
-pub(crate) fn with_si_prefix(value: f64) -> String {
-    let (mut scaled, mut prefixes) = (value, ["", "k", "M", "G", "T"].into_iter());
-    let mut prefix = prefixes.next().unwrap_or_default();
-    // 999.5 would be shown as 1000.
-    while scaled >= 999.5 {
-        let Some(next) = prefixes.next() else { break };
-        (scaled, prefix) = (scaled / 1e3, next);
-    }
-    match (prefix, scaled) {
-        ("", _) => format!("{scaled:.0}"),
-        (_, s) if s < 9.995 => format!("{s:.2}{prefix}"),
-        (_, s) if s < 99.95 => format!("{s:.1}{prefix}"),
-        (_, s) => format!("{s:.0}{prefix}"),
-    }
 }
 
 #[cfg(test)]
@@ -476,9 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn large_numbers_have_three_digits() {
-        let shown = [905.0, 999.6, 12_345.0, 1_310_000.0, 46.7e9, 5e18].map(with_si_prefix);
-        assert_eq!(shown, ["905", "1.00k", "12.3k", "1.31M", "46.7G", "5000000T"]);
+    fn the_median_of_two_is_their_middle() {
         assert_eq!(median([3.0, 1.0].into_iter()), Some(2.0));
         assert_eq!(median(std::iter::empty()), None);
     }

@@ -9,10 +9,10 @@ mod pace;
 use std::path::Path;
 
 use switchyard_flight::alarms::Alarm;
-use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, duration};
+use switchyard_ground::units::{compact, duration};
+use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord};
 use switchyard_trainer::run_folder::RunReading;
 
-use crate::comparison::with_si_prefix;
 use crate::run_series::bits_per_byte;
 use blocks::{load_bars, progress_bar, sparkline};
 use pace::secs_left;
@@ -106,7 +106,7 @@ fn newest_numbers(row: &StepRecord) -> String {
     format!(
         "loss        {:.4}  {} tok/s{mfu}  lr {:.1e}  gradient norm {:.2}",
         row.cross_entropy_nats,
-        with_si_prefix(row.tokens_per_sec),
+        compact(row.tokens_per_sec),
         row.learning_rate,
         row.grad_norm
     )

@@ -11,6 +11,7 @@
 //! | [`line_file`] | files that grow by whole lines |
 //! | [`aside`] | files that cannot be used, set aside and not lost |
 //! | [`advice`] | what to do about an error of the file system |
+//! | [`units`] | numbers as a person reads them: prefixes, bytes, durations |
 //! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
 //! | [`open_choice`] | a choice of the configuration that may be left open |
 
@@ -25,3 +26,4 @@ pub mod printable;
 pub mod regular_file;
 pub mod shell;
 pub mod stderr;
+pub mod units;

@@ -9,12 +9,13 @@ use std::fs;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use switchyard_ground::units::{bytes, exact, grouped};
 use switchyard_model::ParameterBreakdown;
 
 use crate::config::RunConfig;
 use crate::device::is_cpu;
 use crate::memory::MEMORY_ERROR;
-use crate::plan::{RunPlan, bytes, exact, grouped};
+use crate::plan::RunPlan;
 
 /// An upper bound on the memory of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]

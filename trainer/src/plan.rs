@@ -8,13 +8,10 @@ mod router;
 mod training;
 
 pub(crate) use checks::MAX_THREADS;
-pub(crate) use describe::{bytes, exact};
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
 use switchyard_model::{ModelCounts, ModelSpec};
-
-pub use describe::grouped;
 
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
 use crate::memory::{MemoryEstimate, StepSize};
@@ -41,9 +38,9 @@ pub struct RunPlan {
     pub model: ModelSpec,
     /// The optimizer.
     pub optimizer: AdamWConfig,
-    /// Global norm to which gradients are clipped; absent means no clipping.
+    /// Global norm to which gradients are clipped; `None` means no clipping.
     pub max_grad_norm: Option<f64>,
-    /// Weight of the head's z-loss; absent means none.
+    /// Weight of the head's z-loss; `None` means none.
     pub head_z_loss_weight: Option<f64>,
     /// Learning rate of each step.
     pub schedule: Schedule,
@@ -51,7 +48,7 @@ pub struct RunPlan {
     pub evaluation: EvaluationPlan,
     /// When to write a checkpoint, and which to keep.
     pub checkpoints: CheckpointPlan,
-    /// When to give up early; absent means never.
+    /// When to give up early; `None` means never.
     pub early_stopping: Option<EarlyStoppingConfig>,
     /// What is recorded about routers and experts.
     #[serde(default)]
@@ -69,9 +66,9 @@ pub struct RunPlan {
 /// When and on how much to validate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluationPlan {
-    /// Steps between evaluations; absent means at the end only.
+    /// Steps between evaluations; `None` means at the end only.
     pub every_steps: Option<u64>,
-    /// Tokens from the start of the validation split; absent means all of it. The last evaluation
+    /// Tokens from the start of the validation split; `None` means all of it. The last evaluation
     /// always takes all.
     pub max_tokens: Option<u64>,
 }
@@ -79,7 +76,7 @@ pub struct EvaluationPlan {
 /// When to write a checkpoint, and which to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointPlan {
-    /// Steps between checkpoints; absent means at the end only.
+    /// Steps between checkpoints; `None` means at the end only.
     pub every_steps: Option<u64>,
     /// Newest checkpoints that stay.
     pub keep_last: usize,

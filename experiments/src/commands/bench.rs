@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use switchyard_ground::units::bytes;
 use switchyard_trainer::benchmark::{
     LayerCase, LayerReport, Machine, Repetitions, StepCase, StepRatio, StepReport, Timed, benchmark_layer,
     benchmark_step,
@@ -66,7 +67,7 @@ fn step_table(report: &StepReport) -> String {
             format!("{:.0} % of that of products between the steps", 100.0 * report.ceiling_share_in_turn),
         ),
     ];
-    rows.extend(report.peak_rss_bytes.map(peak_memory));
+    rows.extend(report.peak_rss_bytes.map(|peak| ("peak memory", bytes(peak))));
     rows.extend(
         report.minor_page_faults_per_step.map(|faults| ("page faults", format!("{faults:.0} per step"))),
     );
@@ -88,7 +89,7 @@ fn layer_table(report: &LayerReport) -> String {
         ("tokens/s", format!("{:.0}", report.tokens_per_sec)),
         ("rate", rate(report.gflops, report.ceiling_share, &report.machine)),
     ];
-    rows.extend(report.peak_rss_bytes.map(peak_memory));
+    rows.extend(report.peak_rss_bytes.map(|peak| ("peak memory", bytes(peak))));
     rows.extend(
         report
             .busiest_expert_share
@@ -109,10 +110,6 @@ fn layer_table(report: &LayerReport) -> String {
 
 fn times(median_ms: f64, min_ms: f64) -> String {
     format!("{median_ms:.1} ms median, {min_ms:.1} ms shortest")
-}
-
-fn peak_memory(bytes: u64) -> (&'static str, String) {
-    ("peak memory", format!("{} MB", bytes / 1_000_000))
 }
 
 fn rate(gflops: f64, ceiling_share: f64, machine: &Machine) -> String {

@@ -1,8 +1,8 @@
 //! A validation loss in words.
 
 use switchyard_datasets::SplitManifest;
+use switchyard_ground::units::grouped;
 use switchyard_trainer::metrics::perplexity_text;
-use switchyard_trainer::plan::grouped;
 
 /// `2.1234 nats per token (1.5678 bits per byte, perplexity 8.36)`; without the bytes where they
 /// are not known.

@@ -9,9 +9,9 @@ use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::say;
 
 use switchyard_datasets::{Progress, prepare};
+use switchyard_ground::units::duration;
 use switchyard_trainer::config_file;
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
-use switchyard_trainer::metrics::duration;
 
 use super::{print_json, print_text};
 use crate::cli::SweepArgs;

@@ -1,6 +1,7 @@
 //! The x-axes of a comparison, in words and numbers.
 
-use super::numbers::{duration, whole, with_si_prefix};
+use switchyard_ground::units::{duration, grouped, scaled};
+
 use super::series::EvalPoint;
 use crate::study::result::Axis;
 
@@ -40,9 +41,9 @@ pub(super) fn value(point: &EvalPoint, axis: Axis) -> f64 {
 /// An amount of it, with its unit.
 pub(super) fn amount(axis: Axis, value: f64) -> String {
     match axis {
-        Axis::Steps => whole(value.round().max(0.0) as u64),
-        Axis::Tokens => with_si_prefix(value, ""),
-        Axis::ActiveFlops => with_si_prefix(value, "FLOP"),
+        Axis::Steps => grouped(value.round().max(0.0) as u64),
+        Axis::Tokens => scaled(value, ""),
+        Axis::ActiveFlops => scaled(value, "FLOP"),
         Axis::Seconds => duration(value),
     }
 }

@@ -1,42 +1,15 @@
 //! Numbers as a reader wants them: rounded to what they are worth, with units.
 
+use switchyard_ground::units::scaled;
+
 use crate::statistics::{Interval, RatioEstimate};
 
 /// What stands for a number that does not exist.
 pub(super) const ABSENT: &str = "-";
 
-const PREFIXES: [(f64, &str); 7] =
-    [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")];
-
-/// A value with three significant digits, an SI prefix and its unit: `1.23 PFLOP`. The unit may be
-/// empty.
-pub(super) fn with_si_prefix(value: f64, unit: &str) -> String {
-    let (scale, prefix) =
-        PREFIXES.into_iter().find(|(scale, _)| value.abs() >= *scale * 0.9995).unwrap_or((1.0, ""));
-    let scaled = value / scale;
-    let decimals = match scaled.abs() {
-        size if size >= 99.95 => 0,
-        size if size >= 9.995 => 1,
-        _ => 2,
-    };
-    let is_whole_count = scale == 1.0 && value.fract() == 0.0;
-    let number = format!("{scaled:.*}", if is_whole_count { 0 } else { decimals });
-    format!("{number} {prefix}{unit}").trim_end().to_string()
-}
-
 /// A loss in nats per token.
 pub(super) fn nats(loss: f64) -> String {
     format!("{loss:.4}")
-}
-
-/// A whole number, its thousands apart: `12 000`. The spaces do not break.
-pub(super) fn whole(count: u64) -> String {
-    let digits = count.to_string();
-    let is_start_of_group = |index: usize| index > 0 && (digits.len() - index).is_multiple_of(3);
-    let grouped = |(index, digit): (usize, char)| {
-        is_start_of_group(index).then_some('\u{a0}').into_iter().chain(std::iter::once(digit))
-    };
-    digits.chars().enumerate().flat_map(grouped).collect()
 }
 
 /// A share in percent. The space does not break.
@@ -46,21 +19,6 @@ pub(super) fn percent(share: f64) -> String {
         return format!("{percent:.0}\u{a0}%");
     }
     format!("{percent:.1}\u{a0}%")
-}
-
-/// A duration in the unit that suits its size.
-pub(super) fn duration(secs: f64) -> String {
-    match secs {
-        secs if secs < 120.0 => format!("{secs:.1} s"),
-        secs if secs < 7200.0 => format!("{:.1} min", secs / 60.0),
-        secs => format!("{:.2} h", secs / 3600.0),
-    }
-}
-
-/// A size of memory.
-pub(super) fn memory(bytes: u64) -> String {
-    let mebibytes = bytes as f64 / f64::from(1 << 20);
-    if mebibytes < 1024.0 { format!("{mebibytes:.1} MiB") } else { format!("{:.2} GiB", mebibytes / 1024.0) }
 }
 
 /// A difference with its interval, `-0.031 [-0.052, -0.010]`: as many decimals as the interval's
@@ -124,7 +82,7 @@ pub(super) fn tick_labels(ticks: &[f64]) -> Vec<(f64, String)> {
 /// The labels of `ticks` of a large quantity: `1.5 M`.
 pub(super) fn si_tick_labels(ticks: &[f64], unit: &str) -> Vec<(f64, String)> {
     let label = |tick: f64| {
-        let text = with_si_prefix(tick, unit);
+        let text = scaled(tick, unit);
         let Some((number, rest)) = text.split_once(' ') else { return text };
         let number =
             if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
@@ -144,26 +102,6 @@ mod tests {
         assert_eq!(text(-0.003_12, -0.005_19, -0.001_04), "-0.0031 [-0.0052, -0.0010]");
         assert_eq!(text(1.5, -2.0, 5.0), "+1.50 [-2.00, +5.00]");
         assert_eq!(difference(-0.25, None), "-0.2500");
-    }
-
-    #[test]
-    fn large_numbers_have_three_digits_and_a_prefix() {
-        let table =
-            [(999.6, "1.00 k"), (12_345.0, "12.3 k"), (7.0, "7"), (0.5, "0.50"), (1.234e15, "1.23 P")];
-        for (value, text) in table {
-            assert_eq!(with_si_prefix(value, ""), text);
-        }
-        assert_eq!(with_si_prefix(2.5e15, "FLOP"), "2.50 PFLOP");
-    }
-
-    #[test]
-    fn thousands_are_grouped() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(whole), ["0", "999", "1\u{a0}000", "1\u{a0}234\u{a0}567"]);
-    }
-
-    #[test]
-    fn durations_change_their_unit() {
-        assert_eq!([1.25, 119.9, 600.0, 7200.0].map(duration), ["1.2 s", "119.9 s", "10.0 min", "2.00 h"]);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 use switchyard_ground::printable::excerpt;
+use switchyard_ground::units::compact;
 
 use super::{COLUMNS, ListedRun, plain_text};
-use crate::comparison::with_si_prefix;
 
 /// Characters of a cell: enough for any path.
 const MOST_CHARS: usize = 4096;
@@ -59,9 +59,7 @@ fn cell(column: &str, value: Option<&Value>) -> String {
     match (column, value.as_f64()) {
         ("final_loss" | "best_loss" | "bits_per_byte", Some(nats)) => format!("{nats:.4}"),
         ("seconds", Some(secs)) => format!("{secs:.1}"),
-        ("tokens" | "total_params" | "active_params" | "tokens_per_sec", Some(count)) => {
-            with_si_prefix(count)
-        }
+        ("tokens" | "total_params" | "active_params" | "tokens_per_sec", Some(count)) => compact(count),
         _ => excerpt(&plain_text(value), MOST_CHARS),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use switchyard_trainer::metrics::duration;
+use switchyard_ground::units::{bytes, duration, scaled};
 
 use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
@@ -52,13 +52,13 @@ impl Forecast<'_> {
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "  {:<16} equality {:.4}   {:.3e} FLOPs per token   {:.2} M of {:.2} M parameters active   memory {:.0} MB   {}",
+                "  {:<16} equality {:.4}   {:.3e} FLOPs per token   {} of {} parameters active   memory {}   {}",
                 arm.label,
                 arm.equality,
                 counts.training_flops_per_token as f64,
-                counts.active_params as f64 / 1e6,
-                counts.total_params as f64 / 1e6,
-                arm.plan.memory.total_bytes() as f64 / 1e6,
+                scaled(counts.active_params as f64, ""),
+                scaled(counts.total_params as f64, ""),
+                bytes(arm.plan.memory.total_bytes()),
                 own_change(arm, self.study),
             );
         }

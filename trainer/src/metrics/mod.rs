@@ -16,7 +16,7 @@ use switchyard_ground::advice::advice;
 use event_file::EventFile;
 pub use event_log::EventLog;
 pub use jsonl::{LogMark, MetricsFile, ResumedLog, read_metrics};
-pub use progress::{ProgressDisplay, duration};
+pub use progress::ProgressDisplay;
 pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perplexity_text};
 
 /// A metrics or event file that could not be read or written.

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use switchyard_ground::units::{compact, duration};
+
 use super::{EvalRecord, StepRecord, perplexity_text};
 
 /// Seconds between two plain lines at the start of a run, and the most they grow to.
@@ -179,14 +181,14 @@ impl fmt::Debug for Output {
 
 fn bar_message(row: &StepRecord, eta_secs: f64) -> String {
     let (loss, bits) = (row.cross_entropy_nats, bits_per_byte(row.bits_per_byte));
-    let rate = with_si_prefix(row.tokens_per_sec);
+    let rate = compact(row.tokens_per_sec);
     format!("loss {loss:.4}{bits}  {rate} tok/s{}  eta {}", max_violation(row), duration(eta_secs))
 }
 
 fn step_line(row: &StepRecord, total_steps: u64, eta_secs: f64) -> String {
     let StepRecord { step, cross_entropy_nats: loss, .. } = row;
     let (bits, learning_rate) = (bits_per_byte(row.bits_per_byte), short_scientific(row.learning_rate));
-    let rate = with_si_prefix(row.tokens_per_sec);
+    let rate = compact(row.tokens_per_sec);
     let (balance, eta) = (max_violation(row), duration(eta_secs));
     format!(
         "step {step}/{total_steps}  loss {loss:.4}{bits}  lr {learning_rate}  {rate} tok/s{balance}  eta {eta}"
@@ -197,7 +199,7 @@ fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
     let EvalRecord { step, cross_entropy_nats: loss, .. } = row;
     let (bits, perplexity) = (bits_per_byte(row.bits_per_byte), perplexity_text(*loss));
     let extent = if row.whole_split { "whole split" } else { "part of the split" };
-    let (tokens, took) = (with_si_prefix(row.num_tokens as f64), duration(row.eval_secs));
+    let (tokens, took) = (compact(row.num_tokens as f64), duration(row.eval_secs));
     format!(
         "eval {step}/{total_steps}  validation loss {loss:.4}{bits}  perplexity {perplexity}  \
          ({tokens} tokens, {extent}, {took})"
@@ -223,29 +225,6 @@ fn short_scientific(value: f64) -> String {
 /// The worst imbalance over the layers, ready to follow another number; empty for a dense model.
 fn max_violation(row: &StepRecord) -> String {
     row.worst_max_violation().map_or_else(String::new, |worst| format!("  max_vio {worst:.2}"))
-}
-
-/// `950`, `12.3k`, `4.6M`: three digits are all that a changing number can show.
-fn with_si_prefix(value: f64) -> String {
-    match value {
-        v if v < 999.5 => format!("{v:.0}"),
-        v if v < 999.95e3 => format!("{:.1}k", v / 1e3),
-        v if v < 999.95e6 => format!("{:.1}M", v / 1e6),
-        v => format!("{:.1}G", v / 1e9),
-    }
-}
-
-/// A number of seconds as a person says it: `0.4s`, `42s`, `1m32s`, `3h05m`.
-pub fn duration(secs: f64) -> String {
-    if secs < 9.95 {
-        return format!("{secs:.1}s");
-    }
-    let whole = secs.round() as u64;
-    match (whole / 3600, whole / 60 % 60, whole % 60) {
-        (0, 0, secs) => format!("{secs}s"),
-        (0, minutes, secs) => format!("{minutes}m{secs:02}s"),
-        (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
-    }
 }
 
 #[cfg(test)]
@@ -310,7 +289,7 @@ mod tests {
         let mut row = eval(20, 2.0);
         assert_eq!(
             eval_line(&row, 300),
-            "eval 20/300  validation loss 2.0000  perplexity 7.39  (4.1k tokens, whole split, 0.2s)"
+            "eval 20/300  validation loss 2.0000  perplexity 7.39  (4.10k tokens, whole split, 0.2s)"
         );
         row.bits_per_byte = Some(1.5);
         assert!(eval_line(&row, 300).contains("loss 2.0000 (1.5000 bits per byte)  perplexity"));
@@ -349,14 +328,5 @@ mod tests {
         assert_eq!(display.eta_secs(&step(501, 3.0, Vec::new())), 499.0 * 0.5);
         assert!(display.eta_secs(&step(502, 3.0, Vec::new())) < 60.0);
         assert_eq!(display.eta_secs(&step(1_000, 3.0, Vec::new())), 0.0);
-    }
-
-    #[test]
-    fn numbers_and_durations_stay_short() {
-        let prefixed: Vec<String> =
-            [0.0, 999.4, 999.6, 12_345.0, 999_960.0, 2.5e9].map(with_si_prefix).into();
-        assert_eq!(prefixed, ["0", "999", "1.0k", "12.3k", "1.0M", "2.5G"]);
-        let durations: Vec<String> = [0.04, 9.96, 59.7, 3599.7, 36_000.0].map(duration).into();
-        assert_eq!(durations, ["0.0s", "10s", "1m00s", "1h00m", "10h00m"]);
     }
 }

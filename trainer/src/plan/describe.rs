@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
+use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
 use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind, QkNormOver, Residual};
 
 use super::{RunPlan, router};
@@ -348,71 +349,5 @@ fn activation_name(activation: Activation) -> &'static str {
         Activation::Gelu => "GELU",
         Activation::GeluTanh => "tanh-GELU",
         Activation::Relu => "ReLU",
-    }
-}
-
-/// `1234567` as `1,234,567`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// `1234567` as `1.23 M (1,234,567)`, with B for billions; small numbers once.
-pub(crate) fn exact(number: u64) -> String {
-    if number < 1000 {
-        return number.to_string();
-    }
-    let (digits, prefix) = scale(number as f64, &["", "k", "M", "B", "T"]);
-    format!("{digits} {prefix} ({})", grouped(number))
-}
-
-/// Three significant digits with a decimal prefix, such as `8.81 MFLOP`.
-fn scaled(value: f64, unit: &str) -> String {
-    let (digits, prefix) = scale(value, &["", "k", "M", "G", "T", "P", "E", "Z", "Y"]);
-    format!("{digits} {prefix}{unit}")
-}
-
-fn scale<'a>(value: f64, prefixes: &[&'a str]) -> (String, &'a str) {
-    let (mut value, mut index) = (value, 0);
-    // 999.5 would print as 1000.
-    while value >= 999.5 && index + 1 < prefixes.len() {
-        value /= 1000.0;
-        index += 1;
-    }
-    let decimals = if index == 0 || value >= 99.95 { 0 } else { 1 + usize::from(value < 9.995) };
-    (format!("{value:.decimals$}"), prefixes[index])
-}
-
-/// Bytes with a decimal prefix.
-pub(crate) fn bytes(number: u64) -> String {
-    scaled(number as f64, "B")
-}
-
-fn plural(number: u64, one: &str, many: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{} {many}", grouped(number)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_read_as_people_write_them() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(exact(124_439_808), "124 M (124,439,808)");
-        assert_eq!(exact(46_702_792_704), "46.7 B (46,702,792,704)");
-        assert_eq!(scaled(999_600.0, "FLOP"), "1.00 MFLOP");
-        assert_eq!(scaled(12.0, "B"), "12 B");
-        assert_eq!(scaled(1e30, "FLOP"), "1000000 YFLOP");
-        assert_eq!(plural(1, "step", "steps"), "1 step");
     }
 }

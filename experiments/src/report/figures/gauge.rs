@@ -4,12 +4,14 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
+use switchyard_ground::units::scaled;
+
 use super::arm_style::ArmStyle;
 use super::legend::Legend;
 use super::plot::Plot;
 use super::{Canvas, Figure, INK, SHADE, WIDTH, draw_text, range};
 use crate::report::content::Content;
-use crate::report::numbers::{self, or_absent, round_ticks, tick_labels, with_si_prefix};
+use crate::report::numbers::{self, or_absent, round_ticks, tick_labels};
 use crate::report::table::Table;
 use crate::statistics::{Crossing, CrossingInterval, Gauge, GaugePoint, Interval};
 
@@ -73,7 +75,7 @@ fn draw_ground(canvas: &Canvas, plot: &Plot, margin: f64, mut budgets: Vec<f64>)
     for budget in budgets {
         let x = budget.log10();
         if ticks.last().is_none_or(|(last, _)| plot.column(x) - plot.column(*last) >= LABEL_WIDTH) {
-            ticks.push((x, with_si_prefix(budget, "FLOP")));
+            ticks.push((x, scaled(budget, "FLOP")));
         }
     }
     plot.draw_x_axis(canvas, &ticks, "compute of a run (active training FLOPs, logarithmic)")?;
@@ -120,7 +122,7 @@ fn table(gauges: &[ArmGauge]) -> Table {
         let point = |point: &GaugePoint| {
             vec![
                 arm.arm.to_string(),
-                with_si_prefix(point.compute, "FLOP"),
+                scaled(point.compute, "FLOP"),
                 point.num_seeds.to_string(),
                 numbers::difference(point.mean_gap, point.interval.as_ref()),
             ]
@@ -137,9 +139,9 @@ fn table(gauges: &[ArmGauge]) -> Table {
 /// Where the gap is zero, in words.
 fn crossing(crossing: &Crossing) -> String {
     let at = |compute: f64, interval: Option<CrossingInterval>| {
-        let end = |end: Option<f64>| or_absent(end, |flops| with_si_prefix(flops, "FLOP"));
+        let end = |end: Option<f64>| or_absent(end, |flops| scaled(flops, "FLOP"));
         let around = interval.map(|interval| format!(" [{}, {}]", end(interval.low), end(interval.high)));
-        with_si_prefix(compute, "FLOP") + &around.unwrap_or_default()
+        scaled(compute, "FLOP") + &around.unwrap_or_default()
     };
     match *crossing {
         Crossing::WithinRange { compute, interval } => at(compute, interval),

@@ -6,10 +6,12 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
+use switchyard_ground::units::grouped;
+
 use super::{Canvas, Figure, GRID, INK, WIDTH, draw_text, shortened};
 use crate::report::content::{ArmRuns, Content};
 use crate::report::files::file_name_of;
-use crate::report::numbers::{percent, whole};
+use crate::report::numbers::percent;
 use crate::report::series::{LayerSeries, RunSeries};
 use crate::report::table::Table;
 
@@ -190,7 +192,7 @@ fn draw_step_axis(canvas: &Canvas, map: &LoadMap, top: i32) -> Result<()> {
         let x = column_x(quarter, 4);
         let step = map.first_step + map.last_step.saturating_sub(map.first_step) * quarter as u64 / 4;
         canvas.draw(&PathElement::new([(x, top), (x, top + 5)], INK))?;
-        draw_text(canvas, &whole(step), 13, HPos::Center, (x, top + 16))?;
+        draw_text(canvas, &grouped(step), 13, HPos::Center, (x, top + 16))?;
     }
     draw_text(canvas, "optimizer steps", 14, HPos::Center, ((LEFT + RIGHT) / 2, top + 38))
 }

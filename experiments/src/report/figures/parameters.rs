@@ -4,10 +4,12 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
+use switchyard_ground::units::scaled;
+
 use super::arm_style::ArmStyle;
 use super::{Canvas, Figure, INK, WIDTH, draw_text, shortened};
 use crate::report::content::Content;
-use crate::report::numbers::{percent, with_si_prefix};
+use crate::report::numbers::percent;
 use crate::report::series::ParamCounts;
 use crate::report::table::Table;
 
@@ -53,9 +55,9 @@ fn draw_row(
     draw_text(canvas, &shortened(label, 20), 14, HPos::Left, (12, (bar_top + bar_bottom) / 2))?;
     let text = format!(
         "{} active ({}) of {}",
-        with_si_prefix(params.active as f64, ""),
+        scaled(params.active as f64, ""),
         percent(active_share(params)),
-        with_si_prefix(params.total as f64, "")
+        scaled(params.total as f64, "")
     );
     draw_text(canvas, &text, 13, HPos::Left, (LEFT, bar_bottom + 13))
 }
@@ -68,7 +70,7 @@ fn table(arms: &[(&str, ParamCounts)]) -> Table {
     let head = ["arm", "total", "active", "active share", "sparsity"];
     let rows = arms.iter().map(|(label, params)| {
         let share = active_share(*params);
-        let counts = [params.total, params.active].map(|count| with_si_prefix(count as f64, ""));
+        let counts = [params.total, params.active].map(|count| scaled(count as f64, ""));
         let shares = [share, 1.0 - share].map(percent);
         std::iter::once(label.to_string()).chain(counts).chain(shares).collect()
     });

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+use switchyard_ground::units::grouped;
+
 use super::arm_style::ArmStyle;
 use super::legend::Legend;
 use super::plot::Plot;
 use super::{Canvas, Figure, WIDTH, range, thinned};
 use crate::report::content::{ArmRuns, Content};
-use crate::report::numbers::{round_ticks, si_tick_labels, tick_labels, whole};
+use crate::report::numbers::{round_ticks, si_tick_labels, tick_labels};
 use crate::report::series::{LayerSeries, RunSeries};
 use crate::report::table::Table;
 
@@ -166,7 +168,7 @@ fn table(panels: &[Panel]) -> Table {
         panel.curves.iter().flat_map(|curve| {
             thinned(&curve.points, MAX_TABLE_ROWS).into_iter().map(|point| {
                 let words =
-                    [panel.name.to_string(), curve.label.to_string(), whole(point.step.round() as u64)];
+                    [panel.name.to_string(), curve.label.to_string(), grouped(point.step.round() as u64)];
                 let values = [point.mean, point.low, point.high].map(|value| format!("{value:.4}"));
                 words.into_iter().chain(values).collect()
             })

@@ -3,9 +3,11 @@
 
 use maud::html;
 
+use switchyard_ground::units::{duration, grouped, scaled};
+
 use super::{Section, table_or};
 use crate::report::content::{Content, RunRow};
-use crate::report::numbers::{ABSENT, duration, nats, or_absent, whole, with_si_prefix};
+use crate::report::numbers::{ABSENT, nats, or_absent};
 use crate::report::table::Table;
 use crate::study::result::{Provenance, StudyResult};
 
@@ -33,10 +35,10 @@ fn costs(content: &Content, rows: &[RunRow]) -> Table {
         vec![
             arm.to_string(),
             runs.len().to_string(),
-            sum_of(|run| run.tokens.map(|tokens| tokens as f64)).text(|tokens| with_si_prefix(tokens, "")),
-            sum_of(|run| run.active_flops).text(|flops| with_si_prefix(flops, "FLOP")),
+            sum_of(|run| run.tokens.map(|tokens| tokens as f64)).text(|tokens| scaled(tokens, "")),
+            sum_of(|run| run.active_flops).text(|flops| scaled(flops, "FLOP")),
             sum_of(|run| run.train_secs).text(duration),
-            sum_of(|run| run.energy_joules).text(|joules| with_si_prefix(joules, "J")),
+            sum_of(|run| run.energy_joules).text(|joules| scaled(joules, "J")),
             sum_of(|run| run.cost).text(|cost| format!("{cost:.4}")),
         ]
     };
@@ -73,7 +75,7 @@ impl Total {
 pub(super) fn alarms(content: &Content) -> Section {
     let rows = content.runs.iter().flat_map(|run| {
         run.alarms.iter().map(|alarm| {
-            vec![run.label.clone(), alarm.name.clone(), alarm.message.clone(), whole(alarm.step)]
+            vec![run.label.clone(), alarm.name.clone(), alarm.message.clone(), grouped(alarm.step)]
         })
     });
     let num_alarms = rows.clone().count();
@@ -108,14 +110,14 @@ fn run_table(rows: &[RunRow]) -> Table {
         ("run", |run| run.run.clone()),
         ("arm", |run| run.arm.clone()),
         ("seed", |run| run.seed.to_string()),
-        ("steps", |run| whole(run.num_steps)),
+        ("steps", |run| grouped(run.num_steps)),
         ("final loss (nats)", |run| or_absent(run.final_loss_nats, nats)),
         ("bits per byte", |run| or_absent(run.final_bits_per_byte, nats)),
-        ("tokens", |run| or_absent(run.tokens, |tokens| with_si_prefix(tokens as f64, ""))),
+        ("tokens", |run| or_absent(run.tokens, |tokens| scaled(tokens as f64, ""))),
         ("passes over the data", |run| or_absent(run.data_passes, |passes| format!("{passes:.2}"))),
-        ("compute", |run| or_absent(run.active_flops, |flops| with_si_prefix(flops, "FLOP"))),
+        ("compute", |run| or_absent(run.active_flops, |flops| scaled(flops, "FLOP"))),
         ("time", |run| or_absent(run.train_secs, duration)),
-        ("energy", |run| or_absent(run.energy_joules, |joules| with_si_prefix(joules, "J"))),
+        ("energy", |run| or_absent(run.energy_joules, |joules| scaled(joules, "J"))),
         ("money", |run| or_absent(run.cost, |cost| format!("{cost:.4}"))),
         ("alarms", |run| run.num_alarms.to_string()),
     ];

@@ -2,11 +2,13 @@
 
 use maud::{Markup, html};
 
+use switchyard_ground::units::{bytes, scaled};
+
 use super::{Section, figure, table_or};
 use crate::report::axes;
 use crate::report::content::Content;
 use crate::report::figures::{Figures, LossFigure};
-use crate::report::numbers::{memory, nats, or_absent, with_si_prefix};
+use crate::report::numbers::{nats, or_absent};
 use crate::report::table::Table;
 use crate::study::result::ArmResult;
 
@@ -81,8 +83,8 @@ fn sizes(arms: &[ArmResult]) -> Table {
         vec![
             arm.label.clone(),
             changes,
-            with_si_prefix(arm.training_flops_per_token as f64, "FLOP"),
-            memory(arm.memory_bytes),
+            scaled(arm.training_flops_per_token as f64, "FLOP"),
+            bytes(arm.memory_bytes),
             format!("{:.3}", arm.equality),
         ]
     });
