@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
+use switchyard_ground::open_choice::OpenChoice;
 
 /// Share of the documents that validates when no split rule is given.
 pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
@@ -91,11 +92,11 @@ struct DataTables {
     /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids
     /// already.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
-    #[schemars(with = "Option<TokenizerConfig>")]
+    #[schemars(with = "OpenChoice<TokenizerConfig>")]
     tokenizer: Option<TokenizerConfig>,
     /// Which part validates; absent is 5 % of the documents, chosen by their hash.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
-    #[schemars(with = "Option<SplitConfig>")]
+    #[schemars(with = "OpenChoice<SplitConfig>")]
     split: Option<SplitConfig>,
 }
 

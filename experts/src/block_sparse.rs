@@ -8,6 +8,7 @@ use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
+use switchyard_ground::open_choice::OpenChoice;
 use switchyard_kernels::{Activation, BlockTopology, block_sparse_linear};
 
 use crate::topology::{TopologyKind, generate, num_blocks};
@@ -30,7 +31,7 @@ pub struct BlockSparseConfig {
     pub seed: u64,
     /// Which blocks are there; `random` if none is given.
     #[serde(default, with = "switchyard_ground::open_choice")]
-    #[schemars(with = "Option<TopologyKind>")]
+    #[schemars(with = "OpenChoice<TopologyKind>")]
     pub topology: Option<TopologyKind>,
 }
 

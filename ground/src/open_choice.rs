@@ -1,16 +1,37 @@
 //! serde for a choice that may be left open: `Option` of an externally tagged enum, written as a
 //! table that holds one of its variants, or nothing.
 //!
-//! Use it as `#[serde(default, with = "switchyard_ground::open_choice")]`. A plain `Option` writes
-//! `None` as no table at all, and refuses an empty one.
+//! Use it as `#[serde(default, with = "switchyard_ground::open_choice")]`, and for the JSON schema
+//! `#[schemars(with = "OpenChoice<T>")]`. A plain `Option` writes `None` as no table at all, and
+//! refuses an empty one.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The JSON schema of a choice that may be left open: that of `T`, or of an empty table.
+pub struct OpenChoice<T>(PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for OpenChoice<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("OpenChoice_of_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let choice = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [choice, { "type": "object", "maxProperties": 0 }] })
+    }
+}
 
 /// Writes the choice; an empty table if it is open.
 ///

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
+use switchyard_ground::open_choice::OpenChoice;
 
 use crate::QkNorm;
 
@@ -20,11 +21,11 @@ pub struct ModelConfig {
     pub ffn: FfnConfig,
     /// Normalisation before each sub-block and before the head; `rms` if none is given.
     #[serde(default, with = "switchyard_ground::open_choice")]
-    #[schemars(with = "Option<NormConfig>")]
+    #[schemars(with = "OpenChoice<NormConfig>")]
     pub norm: Option<NormConfig>,
     /// How the model knows token order; `rope` if none is given.
     #[serde(default, with = "switchyard_ground::open_choice")]
-    #[schemars(with = "Option<PositionConfig>")]
+    #[schemars(with = "OpenChoice<PositionConfig>")]
     pub position: Option<PositionConfig>,
     /// Head shares its matrix with the embedding; default false.
     #[serde(default)]
