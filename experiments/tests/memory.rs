@@ -145,6 +145,15 @@ const RECIPES: &[Recipe] = &[
         model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
     },
+    Recipe {
+        name: "block-sparse, clamped",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 2048, 2048],
+        num_steps: 3,
+        model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = { clamped_swiglu = {} }\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
+    },
 ];
 
 impl Recipe {

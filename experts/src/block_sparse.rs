@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use burn::tensor::activation::{gelu, gelu_approximate, relu, sigmoid, silu};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
@@ -147,10 +147,14 @@ impl BlockSparseFfn {
             .map(|gate_nbb| block_sparse_linear(x_td, gate_nbb.val(), &self.up_topology));
         let hidden_tf = match (self.activation, gate_tf) {
             (Activation::Swiglu, Some(gate_tf)) => silu(gate_tf) * up_tf,
-            (Activation::Gelu, _) => gelu(up_tf),
-            (Activation::GeluTanh, _) => gelu_approximate(up_tf),
-            (Activation::Relu, _) => relu(up_tf),
-            (Activation::Swiglu, None) => unreachable!("a gated block has a gate projection"),
+            (Activation::ClampedSwiglu { alpha, limit }, Some(gate_tf)) => {
+                let gate_tf = gate_tf.clamp_max(limit);
+                gate_tf.clone() * sigmoid(gate_tf * alpha) * (up_tf.clamp(-limit, limit) + 1.0)
+            }
+            (Activation::Gelu, None) => gelu(up_tf),
+            (Activation::GeluTanh, None) => gelu_approximate(up_tf),
+            (Activation::Relu, None) => relu(up_tf),
+            (activation, gate_tf) => panic!("{activation:?} with a gate projection = {}", gate_tf.is_some()),
         };
         block_sparse_linear(hidden_tf, self.down_nbb.val(), &self.down_topology)
     }
@@ -197,6 +201,57 @@ mod tests {
     fn product(x: &[f32], matrix: &[Vec<f32>]) -> Vec<f32> {
         let column = |j: usize| x.iter().zip(matrix).map(|(x, row)| x * row[j]).sum();
         (0..matrix[0].len()).map(column).collect()
+    }
+
+    /// The definition, for a unit whose projections are `up` and `gate`.
+    fn activation(activation: Activation, up: f32, gate: f32) -> f32 {
+        match activation {
+            Activation::Swiglu => gate / (1.0 + (-gate).exp()) * up,
+            Activation::ClampedSwiglu { alpha, limit } => {
+                let gate = gate.min(limit);
+                gate / (1.0 + (-alpha * gate).exp()) * (up.max(-limit).min(limit) + 1.0)
+            }
+            Activation::Gelu | Activation::GeluTanh => {
+                let inner = (2.0 / std::f32::consts::PI).sqrt() * (up + 0.044715 * up.powi(3));
+                0.5 * up * (1.0 + inner.tanh())
+            }
+            Activation::Relu => up.max(0.0),
+        }
+    }
+
+    #[test]
+    fn every_activation_is_its_definition() {
+        let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.125 };
+        for kind in [Activation::Swiglu, clamped, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            let d_model = 8;
+            let config = BlockSparseConfig { block: 2, d_ff: 12, density: 0.5, seed: 3, topology: None };
+            let [up, down] = config.topologies(d_model, 0);
+            let blocks = || ramp([config.num_blocks(d_model), 2, 2]);
+            let gate_nbb = kind.is_gated().then(|| blocks().mul_scalar(-3.0));
+            let weights = BlockSparseWeights { gate_nbb, up_nbb: blocks(), down_nbb: blocks() };
+            let ffn = BlockSparseFfn::new(weights, [up.clone(), down.clone()], kind);
+            let [up_matrix, down_matrix] =
+                [(&ffn.up_nbb, &up), (&ffn.down_nbb, &down)].map(|(blocks, at)| dense_matrix(blocks, at));
+            let gate_matrix = ffn.gate_nbb.as_ref().map(|blocks| dense_matrix(blocks, &up));
+            let x_td = ramp([5, d_model]);
+            let rows = x_td.clone().into_data().try_into_vec::<f32>().unwrap();
+            let expected: Vec<f32> = rows
+                .chunks(d_model)
+                .flat_map(|x| {
+                    let ups = product(x, &up_matrix);
+                    let gates = gate_matrix.as_ref().map_or(ups.clone(), |matrix| product(x, matrix));
+                    let hidden: Vec<f32> =
+                        ups.iter().zip(gates).map(|(&up, gate)| activation(kind, up, gate)).collect();
+                    product(&hidden, &down_matrix)
+                })
+                .collect();
+            let actual = ffn.forward(x_td).into_data().try_into_vec::<f32>().unwrap();
+            for (actual, expected) in actual.iter().zip(expected) {
+                // GELU and its formula differ by less than 5e-4 a unit.
+                let tolerance = if kind == Activation::Gelu { 1e-3 } else { 1e-5 };
+                assert!((actual - expected).abs() < tolerance, "{kind:?}: {actual} instead of {expected}");
+            }
+        }
     }
 
     #[test]

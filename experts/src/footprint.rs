@@ -123,12 +123,14 @@ impl ExpertsSpec {
 
 impl BlockSparseSpec {
     /// Values of width f that burn's operations keep: the inputs of the non-linearity's factors,
-    /// the factors, and the hidden values. SwiGLU: gate, sigmoid, their product, up, hidden.
+    /// the factors, and the hidden values. SwiGLU: gate, sigmoid, their product, up, hidden;
+    /// clamped, also three masks of a byte per element.
     /// Tanh-GELU: up, the tangent's argument, the tangent plus one, hidden. GELU and ReLU: up,
     /// hidden.
     fn kept_widths(&self) -> f64 {
         match self.activation {
             Activation::Swiglu => 5.0,
+            Activation::ClampedSwiglu { .. } => 5.75,
             Activation::GeluTanh => 4.0,
             Activation::Gelu | Activation::Relu => 2.0,
         }

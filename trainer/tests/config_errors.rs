@@ -125,7 +125,10 @@ fn a_wrong_type_names_value_and_type() {
     insta::assert_snapshot!(broken("num_steps = 100", "num_steps = \"many\""), @r#"run.toml:23:1: `train.num_steps` is "many": use a whole number, 0 or more"#);
     insta::assert_snapshot!(broken("num_steps = 100", "num_steps = -1"), @"run.toml:23:1: `train.num_steps` is -1: use a whole number, 0 or more");
     insta::assert_snapshot!(broken("learning_rate = 1e-3", "learning_rate = true"), @"run.toml:28:1: `train.adamw.learning_rate` is true: use a number");
-    insta::assert_snapshot!(broken("\"swiglu\"", "\"swigul\""), @r#"run.toml:13:1: `model.ffn.activation` is "swigul": use one of "swiglu", "gelu", "gelu_tanh", "relu". Did you mean "swiglu"?"#);
+    insta::assert_snapshot!(broken("\"swiglu\"", "\"swigul\""), @r#"run.toml:13:1: `model.ffn.activation` is "swigul": use one of "swiglu", "gelu", "gelu_tanh", "relu", { clamped_swiglu = {} }. Did you mean "swiglu"?"#);
+    insta::assert_snapshot!(broken("\"swiglu\"", "\"clamped_swiglu\""), @r#"run.toml:13:1: `model.ffn.activation` is "clamped_swiglu": use one of "swiglu", "gelu", "gelu_tanh", "relu", { clamped_swiglu = {} }, as in `model.ffn.activation = { clamped_swiglu = {} }`"#);
+    insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limit = 0 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limit` is 0: use a finite number above 0");
+    insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limits = 7 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limits` is not a key of the configuration: [model.ffn.activation.clamped_swiglu] takes alpha, limit. Did you mean `limit`?");
     insta::assert_snapshot!(broken("\"sound\"", "2026"), @r#"run.toml:1:1: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(broken("[data.crates]", "data = 3"), @"run.toml:3:1: `data` is 3: use a table with the keys cache_dir, crates, mask_documents, split, synthetic, text, tokenizer, tokens");
     insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:12: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);

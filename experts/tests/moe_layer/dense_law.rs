@@ -65,7 +65,9 @@ fn assert_equals_dense(setup: &Setup) {
 
 #[test]
 fn one_expert_equals_the_dense_block_bit_for_bit() {
-    for activation in [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+    let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.25 };
+    for activation in [Activation::Swiglu, clamped, Activation::Gelu, Activation::GeluTanh, Activation::Relu]
+    {
         for softmax in [SoftmaxOrder::BeforeSelection, SoftmaxOrder::AfterSelection] {
             for renormalise in [true, false] {
                 // The second size is one at which the matrix products use several threads.

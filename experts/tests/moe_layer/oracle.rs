@@ -130,6 +130,13 @@ fn feed_forward(
             let gate = vector_times_matrix(x, w_gate, width);
             gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
         }
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+            let gate = vector_times_matrix(x, w_gate, width);
+            let gate = gate.iter().map(|g| g.min(limit));
+            let factor = up.iter().map(|u| u.max(-limit).min(limit) + 1.0);
+            gate.zip(factor).map(|(g, factor)| g / (1.0 + (-alpha * g).exp()) * factor).collect()
+        }
         Activation::Gelu => up.iter().map(|x| x * 0.5 * (1.0 + erf(x / 2.0_f64.sqrt()))).collect(),
         Activation::GeluTanh => {
             let c = (2.0 / std::f64::consts::PI).sqrt();

@@ -7,8 +7,10 @@ use crate::case::{
 };
 use crate::oracle;
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+/// A limit within the range of the values, so that both sides of it are seen.
+const CLAMPED: Activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.25 };
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Swiglu, CLAMPED, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 const ORDERS: [(SoftmaxOrder, bool); 3] = [
     (SoftmaxOrder::BeforeSelection, true),
     (SoftmaxOrder::BeforeSelection, false),

@@ -5,16 +5,29 @@
 mod lanes;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use lanes::{activate, backward};
 
 /// Non-linearity of a feed-forward block, dense or expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
     /// `silu(x W_gate) * (x W_up)`: three weight matrices (arXiv:2002.05202).
     Swiglu,
+    /// SwiGLU with bounded factors, `g sigmoid(alpha g) * (u + 1)` of `g = min(x W_gate, limit)` and
+    /// `u = clamp(x W_up, -limit, limit)`: no unit can grow without bound. As in gpt-oss
+    /// (arXiv:2508.10925; its published code).
+    ClampedSwiglu {
+        /// Steepness of the gate's sigmoid, above 0; default 1.702, with which `g sigmoid(alpha g)`
+        /// is close to GELU.
+        #[serde(default = "default_alpha", deserialize_with = "positive")]
+        alpha: f32,
+        /// Largest value of the gate and largest magnitude of the up projection, above 0; default 7.
+        #[serde(default = "default_limit", deserialize_with = "positive")]
+        limit: f32,
+    },
     /// Exact GELU: `x * Phi(x)` (arXiv:1606.08415).
     Gelu,
     /// GELU's tanh approximation, as in GPT-2.
@@ -26,8 +39,24 @@ pub enum Activation {
 impl Activation {
     /// Whether the block has a gate matrix beside the up projection.
     pub fn is_gated(self) -> bool {
-        matches!(self, Self::Swiglu)
+        matches!(self, Self::Swiglu | Self::ClampedSwiglu { .. })
     }
+}
+
+fn default_alpha() -> f32 {
+    1.702
+}
+
+fn default_limit() -> f32 {
+    7.0
+}
+
+fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let value = f32::deserialize(deserializer)?;
+    if value.is_finite() && value > 0.0 {
+        return Ok(value);
+    }
+    Err(D::Error::invalid_value(Unexpected::Float(value.into()), &"a finite number above 0"))
 }
 
 /// `sqrt(2 / pi)`.

@@ -9,7 +9,9 @@ use super::stock::activation as stock;
 use crate::slices::test_support::{assert_agree, random_flex};
 use crate::slices::{elements, from_elements};
 
-const ALL: [Activation; 4] = [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+const CLAMPED: Activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.25 };
+const ALL: [Activation; 5] =
+    [Activation::Swiglu, CLAMPED, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 
 #[test]
 fn loops_agree_with_the_stock_operations() {

@@ -7,8 +7,10 @@ use crate::case::{Case, Inputs};
 use crate::oracle;
 use crate::tensors::{assert_close, random, tensor};
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Swiglu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+/// A limit within the range of the values, so that both sides of it are seen.
+const CLAMPED: Activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.25 };
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Swiglu, CLAMPED, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 const NAMES: [&str; 8] = ["x", "up", "down", "gate", "gates", "up bias", "down bias", "gate bias"];
 /// f32 sums of at most a few hundred products of size 1, in any order: a relative 1e-5 is some
 /// dozens of roundings.

@@ -6,6 +6,11 @@ use switchyard_kernels::Activation;
 fn activation(activation: Activation, up: f64, gate: f64) -> f64 {
     match activation {
         Activation::Swiglu => up * gate / (1.0 + (-gate).exp()),
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+            let gate = gate.min(limit);
+            gate / (1.0 + (-alpha * gate).exp()) * (up.max(-limit).min(limit) + 1.0)
+        }
         Activation::Gelu => up * normal_distribution(up),
         Activation::GeluTanh => {
             0.5 * up * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (up + 0.044715 * up.powi(3))).tanh())

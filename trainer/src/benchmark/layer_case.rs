@@ -191,7 +191,7 @@ mod tests {
         insta::assert_snapshot!(broken("d_ff = 8\n", ""), @"layer.toml: missing field `d_ff`");
         insta::assert_snapshot!(broken("d_model = 16", "d_model = \"wide\""), @r#"layer.toml:2:1: `d_model`: invalid type: string "wide", expected usize"#);
         insta::assert_snapshot!(broken("num_tokens = 64", "num_tokens = -1"), @"layer.toml:1:1: `num_tokens`: invalid value: integer `-1`, expected usize");
-        insta::assert_snapshot!(broken("\"swiglu\"", "\"swish\""), @"layer.toml:4:1: `activation`: unknown variant `swish`, expected one of `swiglu`, `gelu`, `gelu_tanh`, `relu`");
+        insta::assert_snapshot!(broken("\"swiglu\"", "\"swish\""), @"layer.toml:4:1: `activation`: unknown variant `swish`, expected one of `swiglu`, `clamped_swiglu`, `gelu`, `gelu_tanh`, `relu`");
         insta::assert_snapshot!(broken("d_ff = 8", "d_ff 8"), @"layer.toml:3:6: not valid TOML: key with no value, expected `=`");
     }
 

@@ -207,12 +207,19 @@ fn in_words(names: &[String]) -> String {
     }
 }
 
+/// What a type of ours says that it expects, in words; serde itself names primitive types.
+fn own_words(message: &str) -> Option<&str> {
+    let (_, expected) = message.strip_prefix("invalid value: ")?.split_once(", expected ")?;
+    expected.contains(' ').then_some(expected)
+}
+
 fn wrong_value(root: &Json, path: &str, key: &str, table: &Table, message: &str) -> String {
     let given = value_at(table, path);
     let (Some(node), Some(given)) = (node_at(root, path), given) else {
         return format!("`{}`: {}", excerpt(key, SHOWN_CHARS), excerpt(message, 4 * SHOWN_CHARS));
     };
-    let mut text = format!("`{path}` is {}: use {}", show(given), expected(root, node));
+    let allowed = own_words(message).map_or_else(|| expected(root, node), str::to_owned);
+    let mut text = format!("`{path}` is {}: use {allowed}", show(given));
     let choices = choices_of(resolve(root, node));
     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
     if let Some(near) = given.as_str().and_then(|given| nearest(given, &choices)) {
@@ -232,8 +239,9 @@ fn expected(root: &Json, node: &Json) -> String {
     let node = resolve(root, node);
     let choices = choices_of(node);
     if !choices.is_empty() {
-        let quoted: Vec<String> = choices.iter().map(|choice| format!("\"{choice}\"")).collect();
-        return format!("one of {}", quoted.join(", "));
+        let mut written: Vec<String> = choices.iter().map(|choice| format!("\"{choice}\"")).collect();
+        written.extend(alternatives_of(root, node).iter().map(|table| format!("{{ {table} = {{}} }}")));
+        return format!("one of {}", written.join(", "));
     }
     if has_type(node, "integer") {
         "a whole number, 0 or more".to_owned()

@@ -346,6 +346,7 @@ fn moment(moment: StepMoment) -> String {
 fn activation_name(activation: Activation) -> &'static str {
     match activation {
         Activation::Swiglu => "SwiGLU",
+        Activation::ClampedSwiglu { .. } => "clamped SwiGLU",
         Activation::Gelu => "GELU",
         Activation::GeluTanh => "tanh-GELU",
         Activation::Relu => "ReLU",

@@ -149,12 +149,12 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
 
 #[test]
 fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
-    for activation in ["swiglu", "gelu", "relu"] {
+    for activation in ["\"swiglu\"", "{ clamped_swiglu = { limit = 0.5 } }", "\"gelu\"", "\"relu\""] {
         let mut dense = tiny::dense();
-        dense.model.ffn = table(&format!("activation = \"{activation}\"\nd_ff = 24"));
+        dense.model.ffn = table(&format!("activation = {activation}\nd_ff = 24"));
         let mut moe = dense.clone();
         moe.model.ffn = table(&format!(
-            "activation = \"{activation}\"\n[moe]\nnum_experts = 1\nd_expert = 24\n[moe.router]\ntop_k = 1\n\
+            "activation = {activation}\n[moe]\nnum_experts = 1\nd_expert = 24\n[moe.router]\ntop_k = 1\n\
              load_balancing_weight = 0.01"
         ));
         let (dense_losses, dense_parameters) = train(&dense, 4);

@@ -21,6 +21,9 @@ pub fn activate<'h>(
     assert_eq!(lens, (up.len(), up.len()), "lengths of hidden values, gate and up projection");
     match (activation, gate) {
         (Activation::Swiglu, Some(gate)) => swiglu(hidden, up, gate),
+        (Activation::ClampedSwiglu { alpha, limit }, Some(gate)) => {
+            clamped_swiglu(hidden, up, gate, Clamp { alpha, limit });
+        }
         (Activation::Gelu, None) => gelu(hidden, up),
         (Activation::GeluTanh, None) => gelu_tanh(hidden, up),
         (Activation::Relu, None) => relu(hidden, up),
@@ -46,6 +49,9 @@ pub fn backward(
 ) -> f32 {
     match (activation, gate) {
         (Activation::Swiglu, Some(gate)) => swiglu_backward(up, gate, dhidden, weight),
+        (Activation::ClampedSwiglu { alpha, limit }, Some(gate)) => {
+            clamped_swiglu_backward(up, gate, dhidden, weight, Clamp { alpha, limit })
+        }
         (Activation::Gelu, None) => gelu_backward(up, dhidden, weight),
         (Activation::GeluTanh, None) => gelu_tanh_backward(up, dhidden, weight),
         (Activation::Relu, None) => relu_backward(up, dhidden, weight),
@@ -77,7 +83,7 @@ fn swiglu_backward_row<const FUSED: bool>(
     dhidden: &mut [f32],
     weight: f32,
 ) -> f32 {
-    let each = |up: &mut f32, gate: &mut f32, dhidden: &mut f32| {
+    gated_backward_row(up, gate, dhidden, |up, gate, dhidden| {
         let sigmoid = sigmoid::<FUSED>(*gate);
         let silu = *gate * sigmoid;
         let hidden = silu * *up;
@@ -87,7 +93,92 @@ fn swiglu_backward_row<const FUSED: bool>(
         *up = weighted * silu;
         *dhidden = weight * hidden;
         dweight
-    };
+    })
+}
+
+/// Constants of the clamped SwiGLU.
+#[derive(Clone, Copy)]
+struct Clamp {
+    alpha: f32,
+    limit: f32,
+}
+
+impl Clamp {
+    /// `min(gate, limit)`, and NaN for NaN.
+    #[inline(always)]
+    fn gate(self, gate: f32) -> f32 {
+        if gate > self.limit { self.limit } else { gate }
+    }
+
+    /// The factor of the up projection.
+    #[inline(always)]
+    fn up(self, up: f32) -> f32 {
+        up.clamp(-self.limit, self.limit) + 1.0
+    }
+}
+
+vectorised! {
+    /// `hidden = g sigmoid(alpha g) * (clamp(up, -limit, limit) + 1)` of `g = min(gate, limit)`.
+    fn clamped_swiglu(hidden: &mut [MaybeUninit<f32>], up: &[f32], gate: &[f32], clamp: Clamp) = clamped_swiglu_each;
+}
+
+#[inline(always)]
+fn clamped_swiglu_each<const FUSED: bool>(
+    hidden: &mut [MaybeUninit<f32>],
+    up: &[f32],
+    gate: &[f32],
+    clamp: Clamp,
+) {
+    for ((hidden, &up), &gate) in hidden.iter_mut().zip(up).zip(gate) {
+        let gate = clamp.gate(gate);
+        hidden.write(gate * sigmoid::<FUSED>(clamp.alpha * gate) * clamp.up(up));
+    }
+}
+
+vectorised! {
+    /// [`backward`] of [`clamped_swiglu`]; the slope beyond a limit is 0.
+    fn clamped_swiglu_backward(
+        up: &mut [f32],
+        gate: &mut [f32],
+        dhidden: &mut [f32],
+        weight: f32,
+        clamp: Clamp,
+    ) -> f32 = clamped_swiglu_backward_row;
+}
+
+#[inline(always)]
+fn clamped_swiglu_backward_row<const FUSED: bool>(
+    up: &mut [f32],
+    gate: &mut [f32],
+    dhidden: &mut [f32],
+    weight: f32,
+    clamp: Clamp,
+) -> f32 {
+    gated_backward_row(up, gate, dhidden, |up, gate, dhidden| {
+        let (bounded, factor) = (clamp.gate(*gate), clamp.up(*up));
+        let (gate_slope, up_slope) = (f32::from(*gate <= clamp.limit), f32::from(up.abs() <= clamp.limit));
+        let sigmoid = sigmoid::<FUSED>(clamp.alpha * bounded);
+        let silu = bounded * sigmoid;
+        let hidden = silu * factor;
+        let dweight = hidden * *dhidden;
+        let weighted = weight * *dhidden;
+        let slope = multiply_add::<FUSED>(clamp.alpha * silu, 1.0 - sigmoid, sigmoid);
+        *gate = weighted * factor * slope * gate_slope;
+        *up = weighted * silu * up_slope;
+        *dhidden = weight * hidden;
+        dweight
+    })
+}
+
+/// Applies `each` to the elements of a row, which replaces them and returns its share of the
+/// gradient of `weight`; returns the sum of the shares.
+#[inline(always)]
+fn gated_backward_row(
+    up: &mut [f32],
+    gate: &mut [f32],
+    dhidden: &mut [f32],
+    each: impl Fn(&mut f32, &mut f32, &mut f32) -> f32,
+) -> f32 {
     let mut sums = [0.0; LANES];
     let mut lanes = |up: &mut [f32; LANES], gate: &mut [f32; LANES], dhidden: &mut [f32; LANES]| {
         for (((sum, up), gate), dhidden) in sums.iter_mut().zip(up).zip(gate).zip(dhidden) {

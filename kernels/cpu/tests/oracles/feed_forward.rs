@@ -11,6 +11,11 @@ use crate::{Computed, check, irregular};
 fn activate(activation: Activation, up: f64, gate: f64) -> f64 {
     match activation {
         Activation::Swiglu => up * gate / (1.0 + (-gate).exp()),
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+            let gate = gate.min(limit);
+            gate / (1.0 + (-alpha * gate).exp()) * (up.max(-limit).min(limit) + 1.0)
+        }
         Activation::GeluTanh => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (up + 0.044715 * up.powi(3));
             0.5 * up * (1.0 + inner.tanh())
@@ -36,7 +41,8 @@ fn mixtures_are_their_definition() {
     let ids: Vec<u32> = vec![0, 2, 2, 0, 0, 2, 2, 0, 0, 2];
     let keep: Vec<bool> = (0..t * k).map(|slot| slot != 3).collect();
     let plan = DispatchPlan::new(&ids, Some(&keep), e, k);
-    for activation in [Activation::Swiglu, Activation::GeluTanh, Activation::Relu] {
+    let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 0.25 };
+    for activation in [Activation::Swiglu, clamped, Activation::GeluTanh, Activation::Relu] {
         let gated = activation.is_gated();
         let [x, dy] = [1, 2].map(|seed| irregular(seed, t * d));
         let [up, down, gate] = [3, 4, 5].map(|seed| irregular(seed, e * d * f));

@@ -1,6 +1,7 @@
 //! The activations as stock tensor operations, for every backend.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata, get_device_settings};
 
 use switchyard_kernels_cpu::activation::{Activation, SQRT_2_OVER_PI, TANH_CUBIC};
 
@@ -10,10 +11,15 @@ pub(in crate::feed_forward) fn activate<B: Backend>(
     up_nf: FloatTensor<B>,
     gate_nf: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
-    match gate_nf {
-        Some(gate_nf) => B::float_mul(B::float_mul(gate_nf.clone(), B::sigmoid(gate_nf)), up_nf),
-        None if activation == Activation::Relu => B::relu(up_nf),
-        None => B::float_mul(up_nf.clone(), phi::<B>(up_nf, activation)),
+    match (activation, gate_nf) {
+        (Activation::ClampedSwiglu { alpha, limit }, Some(gate_nf)) => {
+            let (factor_nf, gate_nf) = clamped::<B>(up_nf, gate_nf, limit);
+            let sigmoid_nf = B::sigmoid(B::float_mul_scalar(gate_nf.clone(), alpha.into()));
+            B::float_mul(B::float_mul(gate_nf, sigmoid_nf), factor_nf)
+        }
+        (_, Some(gate_nf)) => B::float_mul(B::float_mul(gate_nf.clone(), B::sigmoid(gate_nf)), up_nf),
+        (Activation::Relu, None) => B::relu(up_nf),
+        (_, None) => B::float_mul(up_nf.clone(), phi::<B>(up_nf, activation)),
     }
 }
 
@@ -24,13 +30,18 @@ pub(in crate::feed_forward) fn gradients<B: Backend>(
     gate_nf: Option<FloatTensor<B>>,
     dhidden_nf: FloatTensor<B>,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-    match gate_nf {
-        Some(gate_nf) => {
+    match (activation, gate_nf) {
+        (Activation::ClampedSwiglu { alpha, limit }, Some(gate_nf)) => {
+            let (dup_nf, dgate_nf) =
+                clamped_swiglu_gradients::<B>(up_nf, gate_nf, dhidden_nf, [alpha, limit]);
+            (dup_nf, Some(dgate_nf))
+        }
+        (_, Some(gate_nf)) => {
             let (dup_nf, dgate_nf) = swiglu_gradients::<B>(up_nf, gate_nf, dhidden_nf);
             (dup_nf, Some(dgate_nf))
         }
-        None if activation == Activation::Relu => (B::relu_backward(B::relu(up_nf), dhidden_nf), None),
-        None => (B::float_mul(dhidden_nf, gelu_slope::<B>(up_nf, activation)), None),
+        (Activation::Relu, None) => (B::relu_backward(B::relu(up_nf), dhidden_nf), None),
+        (_, None) => (B::float_mul(dhidden_nf, gelu_slope::<B>(up_nf, activation)), None),
     }
 }
 
@@ -46,6 +57,36 @@ fn swiglu_gradients<B: Backend>(
     let rest_nf = B::float_add_scalar(B::float_neg(sigmoid_nf.clone()), 1.0.into());
     let slope_nf = B::float_add(sigmoid_nf, B::float_mul(silu_nf, rest_nf));
     (dup_nf, B::float_mul(B::float_mul(dhidden_nf, up_nf), slope_nf))
+}
+
+/// The factor `clamp(up, -limit, limit) + 1` and the gate `min(gate, limit)`.
+fn clamped<B: Backend>(
+    up_nf: FloatTensor<B>,
+    gate_nf: FloatTensor<B>,
+    limit: f32,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let up_nf = B::float_clamp(up_nf, (-limit).into(), limit.into());
+    (B::float_add_scalar(up_nf, 1.0.into()), B::float_clamp_max(gate_nf, limit.into()))
+}
+
+fn clamped_swiglu_gradients<B: Backend>(
+    up_nf: FloatTensor<B>,
+    gate_nf: FloatTensor<B>,
+    dhidden_nf: FloatTensor<B>,
+    [alpha, limit]: [f32; 2],
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let bools = get_device_settings::<B>(&up_nf.device()).bool_dtype;
+    let up_beyond_nf = B::float_greater_elem(B::float_abs(up_nf.clone()), limit.into(), bools);
+    let gate_beyond_nf = B::float_greater_elem(gate_nf.clone(), limit.into(), bools);
+    let (factor_nf, gate_nf) = clamped::<B>(up_nf, gate_nf, limit);
+    let steep_nf = B::float_mul_scalar(gate_nf, alpha.into());
+    // The hidden value times `alpha` is the SwiGLU of the gate times `alpha`.
+    let (dup_nf, dgate_nf) = swiglu_gradients::<B>(factor_nf, steep_nf, dhidden_nf);
+    let dup_nf = B::float_mul_scalar(dup_nf, (1.0 / f64::from(alpha)).into());
+    (
+        B::float_mask_fill(dup_nf, up_beyond_nf, 0.0.into()),
+        B::float_mask_fill(dgate_nf, gate_beyond_nf, 0.0.into()),
+    )
 }
 
 /// The normal distribution function of `x_nf`, `[n, f]`, exact or by its tanh formula.
