@@ -124,13 +124,13 @@ fn curve(name: &str, nats: &[f64], place: &str, width: usize) -> Option<String> 
 fn layer_line(layer: &LayerRecord, width: usize) -> String {
     let numbers = format!(
         "MaxVio {:.2}  entropy {:.2}  dead {:.0}%  dropped {:.1}%",
-        layer.summary.max_violation,
-        layer.summary.gate_entropy_nats,
-        100.0 * layer.summary.dead_expert_fraction,
-        100.0 * layer.summary.dropped_fraction
+        layer.max_violation,
+        layer.gate_entropy_nats,
+        100.0 * layer.dead_expert_fraction,
+        100.0 * layer.dropped_fraction
     );
     let room = width.saturating_sub(12 + 2 + numbers.chars().count()).clamp(8, 64);
-    format!("layer {:>3}   {}  {numbers}", layer.layer, load_bars(&layer.summary.tokens_per_expert, room))
+    format!("layer {:>3}   {}  {numbers}", layer.layer, load_bars(&layer.tokens_per_expert, room))
 }
 
 #[cfg(test)]

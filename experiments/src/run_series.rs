@@ -19,7 +19,7 @@ const MAX_BINS: usize = 60;
 /// A million steps of a large mixture have some gigabytes.
 const MAX_METRICS_BYTES: u64 = 8 << 30;
 
-/// The rows of the run's `metrics.jsonl`; none if there is no such file, as in a run that has
+/// The rows of the run's `metrics.jsonl`; `None` if there is no such file, as in a run that has
 /// just begun. A gap in its steps is said: no run leaves one.
 ///
 /// # Errors
@@ -59,12 +59,12 @@ fn first_gap(steps: impl Iterator<Item = u64>) -> Option<RangeInclusive<u64>> {
     None
 }
 
-/// The loss of an evaluation in bits per byte of text; `None` where the bytes are not known.
+/// The loss of an evaluation in bits per byte of text; absent where the bytes are not known.
 pub(crate) fn bits_per_byte(row: &EvalRecord) -> Option<f64> {
     serde_json::to_value(row).ok()?.get("bits_per_byte")?.as_f64()
 }
 
-/// Passes over the training split by a step; `None` in rows of earlier versions.
+/// Passes over the training split by a step; absent in rows of earlier versions.
 pub(crate) fn data_passes(row: &StepRecord) -> Option<f64> {
     serde_json::to_value(row).ok()?.get("data_passes")?.as_f64()
 }
@@ -126,15 +126,15 @@ fn one_layer(steps: &[&StepRecord], position: usize) -> LayerSeries {
     let number =
         |of: fn(&LayerRecord) -> f64| rows().map(|(step, layer)| (step, of(layer))).collect::<Vec<_>>();
     let bins: Vec<&[&StepRecord]> = steps.chunks(steps.len().div_ceil(MAX_BINS).max(1)).collect();
-    let num_experts = steps[0].layers[position].summary.tokens_per_expert.len();
+    let num_experts = steps[0].layers[position].tokens_per_expert.len();
     LayerSeries {
         layer: steps[0].layers[position].layer,
         num_experts,
         steps: bins.iter().map(|bin| bin[bin.len() - 1].step).collect(),
         load_shares: bins.iter().map(|bin| load_shares(bin, position, num_experts)).collect(),
-        entropy: number(|layer| layer.summary.gate_entropy_nats),
-        dropped_fraction: number(|layer| layer.summary.dropped_fraction),
-        max_violation: number(|layer| layer.summary.max_violation),
+        entropy: number(|layer| layer.gate_entropy_nats),
+        dropped_fraction: number(|layer| layer.dropped_fraction),
+        max_violation: number(|layer| layer.max_violation),
     }
 }
 
@@ -142,7 +142,7 @@ fn one_layer(steps: &[&StepRecord], position: usize) -> LayerSeries {
 fn load_shares(bin: &[&StepRecord], position: usize, num_experts: usize) -> Vec<f32> {
     let mut tokens = vec![0_u64; num_experts];
     for layer in bin.iter().filter_map(|row| row.layers.get(position)) {
-        tokens.iter_mut().zip(&layer.summary.tokens_per_expert).for_each(|(sum, count)| *sum += count);
+        tokens.iter_mut().zip(&layer.tokens_per_expert).for_each(|(sum, count)| *sum += count);
     }
     let total = tokens.iter().sum::<u64>().max(1) as f32;
     tokens.iter().map(|&count| count as f32 / total).collect()

@@ -27,11 +27,9 @@ pub struct RouterSummary {
     pub max_violation: f64,
     /// See [`RouterStatistics::coefficient_of_variation`].
     pub coefficient_of_variation: f64,
-    /// See [`RouterStatistics::gini_coefficient`]; 0 in logs of earlier versions.
-    #[serde(default)]
+    /// See [`RouterStatistics::gini_coefficient`].
     pub gini_coefficient: f64,
-    /// See [`RouterStatistics::effective_num_experts`]; 0 in logs of earlier versions.
-    #[serde(default)]
+    /// See [`RouterStatistics::effective_num_experts`].
     pub effective_num_experts: f64,
     /// See [`RouterStatistics::gate_entropy_nats`].
     pub gate_entropy_nats: f64,
@@ -50,7 +48,7 @@ impl RouterStatistics {
     ///
     /// # Shapes
     /// - `logits_te`: `[num_tokens, num_experts]`, row-major; `expert_ids_tk`:
-    ///   `[num_tokens, top_k]`, row-major; `keep_tk`: whether a slot is a choice at all, `None` if
+    ///   `[num_tokens, top_k]`, row-major; `keep_tk`: whether a slot is a choice at all, absent if
     ///   all are
     ///
     /// # Panics

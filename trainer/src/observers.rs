@@ -211,10 +211,20 @@ fn recorded_layers(routing: &RoutingByLayer, flight: &StepFlight) -> Vec<LayerRe
 }
 
 fn layer_record(layer: usize, statistics: &RouterStatistics) -> LayerRecord {
+    let summary = statistics.summary();
     LayerRecord {
         layer,
-        summary: statistics.summary(),
+        tokens_per_expert: summary.tokens_per_expert,
+        max_violation: summary.max_violation,
         running_max_violation: None,
+        coefficient_of_variation: summary.coefficient_of_variation,
+        gini_coefficient: summary.gini_coefficient,
+        effective_num_experts: summary.effective_num_experts,
+        gate_entropy_nats: summary.gate_entropy_nats,
+        marginal_entropy_nats: summary.marginal_entropy_nats,
+        dead_expert_fraction: summary.dead_expert_fraction,
+        gate_margin: summary.gate_margin,
+        dropped_fraction: summary.dropped_fraction,
         router_grad_norm: None,
         router_weight_norm: None,
     }

@@ -117,9 +117,9 @@ fn a_run_leaves_what_every_expert_did() {
             let of_layer = experts.iter().filter(|e| e.step == row.step && e.layer as usize == layer.layer);
             let of_layer: Vec<_> = of_layer.collect();
             let tokens: Vec<u64> = of_layer.iter().map(|expert| expert.tokens).collect();
-            assert_eq!(tokens, layer.summary.tokens_per_expert);
+            assert_eq!(tokens, layer.tokens_per_expert);
             let dropped = of_layer.iter().map(|expert| expert.dropped).sum::<u64>() as f64;
-            assert_eq!(dropped / tokens.iter().sum::<u64>() as f64, layer.summary.dropped_fraction);
+            assert_eq!(dropped / tokens.iter().sum::<u64>() as f64, layer.dropped_fraction);
             assert_eq!(Some(of_layer[0].router_grad_norm), layer.router_grad_norm);
             assert!(layer.router_grad_norm.unwrap() > 0.0 && layer.router_weight_norm.unwrap() > 0.0);
             assert!(layer.running_max_violation.unwrap() >= 0.0);

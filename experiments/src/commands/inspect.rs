@@ -136,12 +136,12 @@ fn describe_layer(layer: &LayerRecord) -> String {
     format!(
         "  layer {:>2}  MaxVio {:.2}  CV {:.2}  gate entropy {:.2}  dead {:.0}%  dropped {:.1}%  load {:?}",
         layer.layer,
-        layer.summary.max_violation,
-        layer.summary.coefficient_of_variation,
-        layer.summary.gate_entropy_nats,
-        100.0 * layer.summary.dead_expert_fraction,
-        100.0 * layer.summary.dropped_fraction,
-        layer.summary.tokens_per_expert
+        layer.max_violation,
+        layer.coefficient_of_variation,
+        layer.gate_entropy_nats,
+        100.0 * layer.dead_expert_fraction,
+        100.0 * layer.dropped_fraction,
+        layer.tokens_per_expert
     )
 }
 

@@ -60,9 +60,9 @@ fn describe(replay: &Replay) -> Result<String, std::fmt::Error> {
             text,
             "  layer {:>2}  MaxVio {:.2}  dropped {:.1}%  load {:?}",
             layer.layer,
-            layer.summary.max_violation,
-            100.0 * layer.summary.dropped_fraction,
-            layer.summary.tokens_per_expert
+            layer.max_violation,
+            100.0 * layer.dropped_fraction,
+            layer.tokens_per_expert
         )?;
     }
     if replay.is_exact() {

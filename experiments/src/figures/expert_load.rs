@@ -77,10 +77,10 @@ fn load_maps(records: &[Record]) -> Vec<LoadMap> {
     let bin_len = steps.len().div_ceil(MAX_COLUMNS).max(1);
     let Some(layers) = steps.first() else { return Vec::new() };
     let map = |(position, layer): (usize, &LayerRecord)| {
-        let num_experts = layer.summary.tokens_per_expert.len();
+        let num_experts = layer.tokens_per_expert.len();
         let load = |bin: &[&[LayerRecord]]| {
             let of_layer = bin.iter().filter_map(|layers| layers.get(position));
-            let counts = of_layer.map(|layer| layer.summary.tokens_per_expert.as_slice());
+            let counts = of_layer.map(|layer| layer.tokens_per_expert.as_slice());
             even_shares(counts, num_experts)
         };
         let columns: Vec<Vec<f64>> = steps.chunks(bin_len).map(load).collect();

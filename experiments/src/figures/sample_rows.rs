@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use switchyard_router::RouterSummary;
 use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, perplexity};
 
 /// A training step with the given loss.
@@ -19,19 +18,17 @@ pub(crate) fn step_at_rate(step: u64, tokens_per_sec: f64) -> Record {
 pub(crate) fn layer(layer: usize, tokens_per_expert: &[u64]) -> LayerRecord {
     LayerRecord {
         layer,
-        summary: RouterSummary {
-            tokens_per_expert: tokens_per_expert.to_vec(),
-            max_violation: 0.5,
-            coefficient_of_variation: 0.25,
-            gini_coefficient: 0.125,
-            effective_num_experts: 1.75,
-            gate_entropy_nats: 1.0,
-            marginal_entropy_nats: 1.25,
-            dead_expert_fraction: 0.0,
-            gate_margin: 0.125,
-            dropped_fraction: 0.0,
-        },
+        tokens_per_expert: tokens_per_expert.to_vec(),
+        max_violation: 0.5,
         running_max_violation: None,
+        coefficient_of_variation: 0.25,
+        gini_coefficient: 0.125,
+        effective_num_experts: 1.75,
+        gate_entropy_nats: 1.0,
+        marginal_entropy_nats: 1.25,
+        dead_expert_fraction: 0.0,
+        gate_margin: 0.125,
+        dropped_fraction: 0.0,
         router_grad_norm: None,
         router_weight_norm: None,
     }

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_line_shows_the_worst_layer_and_the_time_left() {
         let mut row = step(20, 5.12344, vec![layer(0, &[1]), layer(1, &[1])]);
-        row.layers[1].summary.max_violation = 0.625;
+        row.layers[1].max_violation = 0.625;
         row.tokens_per_sec = 12_345.0;
         assert_eq!(
             step_line(&row, 300, 92.2),

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use switchyard_flight::{LayerLoad, RunStep};
-use switchyard_router::RouterSummary;
 
 /// A row, told apart by its first key `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,11 +27,11 @@ pub struct StepRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over the step's targets, in nats per token.
     pub cross_entropy_nats: f64,
-    /// The same in bits per byte of text, which compares between tokenizers; `None` where the bytes
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes
     /// are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
-    /// Passes over the training split so far; `None` in rows of earlier versions.
+    /// Passes over the training split so far; absent in rows of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_passes: Option<f64>,
     /// Each further loss with a weight, unweighted, mean over layers and micro-batches, by its
@@ -56,10 +55,10 @@ pub struct StepRecord {
     pub elapsed_secs: f64,
     /// Floating-point operations so far, forward and backward, of the active parameters only.
     pub active_flops: f64,
-    /// Share of the measured matrix-multiply peak that this step reached; `None` without a peak.
+    /// Share of the measured matrix-multiply peak that this step reached; absent without a peak.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
-    /// One entry per MoE layer; empty for a dense run.
+    /// One entry per MoE layer; absent from a dense run's rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRecord>,
 }
@@ -69,18 +68,39 @@ pub struct StepRecord {
 pub struct LayerRecord {
     /// Index of the Transformer block, from 0.
     pub layer: usize,
-    /// How the tokens were routed.
-    #[serde(flatten)]
-    pub summary: RouterSummary,
-    /// [`RouterSummary::max_violation`] of the load averaged over about 50 steps, earlier ones
-    /// fading; `None` without the flight recorder.
+    /// Tokens sent to each expert, dropped ones included.
+    pub tokens_per_expert: Vec<u64>,
+    /// Load of the busiest expert over the mean load, minus 1 (MaxVio, arXiv:2408.15664, section
+    /// 4.1).
+    pub max_violation: f64,
+    /// The same of the load averaged over about 50 steps, earlier ones fading; absent without the
+    /// flight recorder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_max_violation: Option<f64>,
-    /// Gradient norm of the router, before clipping; `None` if it learns nothing or without the
+    /// Standard deviation of the expert loads over their mean.
+    pub coefficient_of_variation: f64,
+    /// Gini coefficient of the expert loads: 0 is balance, near 1 collapse.
+    #[serde(default)]
+    pub gini_coefficient: f64,
+    /// Exponential of the entropy of the load shares: experts that would carry the load if it were
+    /// even.
+    #[serde(default)]
+    pub effective_num_experts: f64,
+    /// Mean over tokens of the entropy of the gate's distribution.
+    pub gate_entropy_nats: f64,
+    /// Entropy of the gate's distribution averaged over tokens.
+    pub marginal_entropy_nats: f64,
+    /// Share of experts that got no token.
+    pub dead_expert_fraction: f64,
+    /// Mean gap between the last chosen and the first rejected probability.
+    pub gate_margin: f64,
+    /// Share of (token, expert) assignments dropped by the capacity limit; 0 when dropless.
+    pub dropped_fraction: f64,
+    /// Gradient norm of the router, before clipping; absent if it learns nothing or without the
     /// flight recorder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_grad_norm: Option<f64>,
-    /// Weight norm of the router after the update; `None` without the flight recorder.
+    /// Weight norm of the router after the update; absent without the flight recorder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_weight_norm: Option<f64>,
 }
@@ -94,7 +114,7 @@ pub struct EvalRecord {
     pub tokens_seen: u64,
     /// Mean next-token cross-entropy over `num_tokens` targets, in nats per token.
     pub cross_entropy_nats: f64,
-    /// The same in bits per byte of text, which compares between tokenizers; `None` where the bytes
+    /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes
     /// are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
@@ -112,7 +132,7 @@ pub struct EvalRecord {
     pub eval_secs: f64,
     /// Wall-clock time since the run began, earlier processes of a resumed run included.
     pub elapsed_secs: f64,
-    /// One entry per MoE layer, over all tokens of the evaluation; empty for a dense run.
+    /// One entry per MoE layer, over all tokens of the evaluation; absent from a dense run's rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRecord>,
 }
@@ -222,9 +242,9 @@ impl StepRecord {
         fields.into_iter().chain(losses).collect()
     }
 
-    /// The worst load imbalance of any layer; `None` for a dense run.
+    /// The worst load imbalance of any layer; absent from a dense run.
     pub fn worst_max_violation(&self) -> Option<f64> {
-        self.layers.iter().map(|layer| layer.summary.max_violation).reduce(f64::max)
+        self.layers.iter().map(|layer| layer.max_violation).reduce(f64::max)
     }
 }
 
@@ -241,7 +261,7 @@ impl From<&StepRecord> for RunStep {
 
 impl From<&LayerRecord> for LayerLoad {
     fn from(row: &LayerRecord) -> Self {
-        Self { layer: row.layer, tokens_per_expert: row.summary.tokens_per_expert.clone() }
+        Self { layer: row.layer, tokens_per_expert: row.tokens_per_expert.clone() }
     }
 }
 
@@ -266,15 +286,15 @@ impl LayerRecord {
             ("router_weight_norm", self.router_weight_norm),
         ];
         let always = [
-            ("max_violation", self.summary.max_violation),
-            ("coefficient_of_variation", self.summary.coefficient_of_variation),
-            ("gini_coefficient", self.summary.gini_coefficient),
-            ("effective_num_experts", self.summary.effective_num_experts),
-            ("gate_entropy_nats", self.summary.gate_entropy_nats),
-            ("marginal_entropy_nats", self.summary.marginal_entropy_nats),
-            ("dead_expert_fraction", self.summary.dead_expert_fraction),
-            ("gate_margin", self.summary.gate_margin),
-            ("dropped_fraction", self.summary.dropped_fraction),
+            ("max_violation", self.max_violation),
+            ("coefficient_of_variation", self.coefficient_of_variation),
+            ("gini_coefficient", self.gini_coefficient),
+            ("effective_num_experts", self.effective_num_experts),
+            ("gate_entropy_nats", self.gate_entropy_nats),
+            ("marginal_entropy_nats", self.marginal_entropy_nats),
+            ("dead_expert_fraction", self.dead_expert_fraction),
+            ("gate_margin", self.gate_margin),
+            ("dropped_fraction", self.dropped_fraction),
         ];
         let recorded = recorded.into_iter().filter_map(|(name, value)| Some((name, value?)));
         always.into_iter().chain(recorded).collect()
@@ -289,19 +309,17 @@ pub(super) mod tests {
     pub(in super::super) fn layer(layer: usize, tokens_per_expert: &[u64]) -> LayerRecord {
         LayerRecord {
             layer,
-            summary: RouterSummary {
-                tokens_per_expert: tokens_per_expert.to_vec(),
-                max_violation: 0.5,
-                coefficient_of_variation: 0.25,
-                gini_coefficient: 0.125,
-                effective_num_experts: 1.75,
-                gate_entropy_nats: 1.0,
-                marginal_entropy_nats: 1.25,
-                dead_expert_fraction: 0.0,
-                gate_margin: 0.125,
-                dropped_fraction: 0.0,
-            },
+            tokens_per_expert: tokens_per_expert.to_vec(),
+            max_violation: 0.5,
             running_max_violation: None,
+            coefficient_of_variation: 0.25,
+            gini_coefficient: 0.125,
+            effective_num_experts: 1.75,
+            gate_entropy_nats: 1.0,
+            marginal_entropy_nats: 1.25,
+            dead_expert_fraction: 0.0,
+            gate_margin: 0.125,
+            dropped_fraction: 0.0,
             router_grad_norm: None,
             router_weight_norm: None,
         }
@@ -370,7 +388,7 @@ pub(super) mod tests {
     fn the_first_non_finite_number_is_named_with_its_layer() {
         let mut bad = step(3, 2.5, vec![layer(0, &[1]), layer(2, &[1])]);
         assert_eq!(Record::Step(bad.clone()).first_non_finite(), None);
-        bad.layers[1].summary.gate_margin = f64::NEG_INFINITY;
+        bad.layers[1].gate_margin = f64::NEG_INFINITY;
         let found = Record::Step(bad.clone()).first_non_finite();
         assert_eq!(found, Some(("layers[1].gate_margin".into(), f64::NEG_INFINITY)));
         bad.mfu = Some(f64::NAN);
@@ -395,11 +413,11 @@ pub(super) mod tests {
             let mut row = step(7, value, vec![layer(0, &[tokens])]);
             row.grad_norm = value;
             row.losses.insert("load_balancing_loss".into(), value);
-            row.layers[0].summary.gate_margin = value;
+            row.layers[0].gate_margin = value;
             row.total_loss = value;
             let line = serde_json::to_string(&Record::Step(row.clone())).unwrap();
             let Record::Step(back) = serde_json::from_str(&line).unwrap() else { panic!("kind changed") };
-            prop_assert_eq!(back.layers[0].summary.gate_margin.to_bits(), bits);
+            prop_assert_eq!(back.layers[0].gate_margin.to_bits(), bits);
             prop_assert_eq!(back.grad_norm.to_bits(), bits);
             prop_assert_eq!(back, row);
         }

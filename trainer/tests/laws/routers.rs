@@ -179,7 +179,7 @@ fn the_expert_bias_moves_once_per_step_by_the_whole_steps_loads() {
     let stored = biases(&out.join("checkpoints/step-1"));
     assert_eq!(stored.len(), 2);
     for (layer, biases) in layers.iter().zip(stored) {
-        let loads = &layer.summary.tokens_per_expert;
+        let loads = &layer.tokens_per_expert;
         assert_eq!(loads.iter().sum::<u64>(), 2 * 128, "the whole step");
         let step = |load: u64| 0.01 * f64::from((load < 64) as i8 - (load > 64) as i8);
         let mean = loads.iter().map(|&load| step(load)).sum::<f64>() / 4.0;
