@@ -64,6 +64,9 @@ pub struct StepRecord {
 }
 
 /// How the router of one MoE layer spread the tokens.
+///
+/// The order of the fields is that of every log: the mark of a log in a checkpoint is a hash of its
+/// rows as they are written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerRecord {
     /// Index of the Transformer block, from 0.
