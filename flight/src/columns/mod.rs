@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
-pub use scores::{ScoreRow, read_scores, recorded_score_steps, write_scores};
+pub use scores::{EncodedScores, ScoreRow, read_scores, recorded_score_steps};
 
 use switchyard_ground::{durable, regular_file};
 use table::{Column, Table};
@@ -134,9 +134,9 @@ fn file_names(folder: &Path) -> Result<Vec<String>, ColumnsError> {
 }
 
 fn write(path: &Path, columns: &[Column]) -> Result<(), ColumnsError> {
-    let bytes = table::encode(columns)
+    let bytes = table::encode(std::iter::once(columns))
         .map_err(|error| ColumnsError::Unwritable { path: path.into(), reason: error.to_string() })?;
-    durable::replace(path, &bytes).map_err(ColumnsError::io("write", path))
+    durable::replace(path, &bytes.unwrap_or_default()).map_err(ColumnsError::io("write", path))
 }
 
 fn read<Row>(

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::table::{Column, Table, Values};
-use super::{ColumnsError, file_names, read, remove, step_in_name, write};
+use switchyard_ground::durable;
+
+use super::table::{Column, Table, Values, encode};
+use super::{ColumnsError, file_names, read, remove, step_in_name};
 
 /// One token against one expert of one layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,17 +33,51 @@ pub struct ScoreRow {
     pub gate: f32,
 }
 
-/// Records the scores of `step`, replacing an earlier recording of it.
-///
-/// # Errors
-/// [`ColumnsError::Io`], for example when the disk is full.
-///
-/// # Panics
-/// If a row is of another step.
-pub fn write_scores(folder: &Path, step: u64, rows: &[ScoreRow]) -> Result<(), ColumnsError> {
-    let other = rows.iter().find(|row| row.step != step);
-    assert!(other.is_none(), "a score of step {:?} among those of step {step}", other.map(|row| row.step));
-    write(&path_of(folder, step), &score_columns(rows))
+/// Rows that are in memory at a time while a step is encoded. As rows and as columns a score takes
+/// more than 100 bytes, encoded about 10.
+const GROUP_ROWS: usize = 1 << 16;
+
+/// The scores of a step as the bytes of their file.
+#[derive(Debug)]
+pub struct EncodedScores {
+    step: u64,
+    bytes: Vec<u8>,
+}
+
+impl EncodedScores {
+    /// The `rows` of `step`, a part of them at a time; `None` without rows.
+    ///
+    /// # Errors
+    /// [`ColumnsError::Unwritable`].
+    ///
+    /// # Panics
+    /// If a row is of another step.
+    pub fn new(
+        folder: &Path,
+        step: u64,
+        mut rows: impl Iterator<Item = ScoreRow>,
+    ) -> Result<Option<Self>, ColumnsError> {
+        let groups = std::iter::from_fn(|| {
+            let group: Vec<ScoreRow> = rows.by_ref().take(GROUP_ROWS).collect();
+            let other = group.iter().find(|row| row.step != step).map(|row| row.step);
+            assert!(other.is_none(), "a score of step {other:?} among those of step {step}");
+            (!group.is_empty()).then(|| score_columns(&group))
+        });
+        let bytes = encode(groups).map_err(|error| ColumnsError::Unwritable {
+            path: path_of(folder, step),
+            reason: error.to_string(),
+        })?;
+        Ok(bytes.map(|bytes| Self { step, bytes }))
+    }
+
+    /// Writes the file, replacing an earlier recording of the step.
+    ///
+    /// # Errors
+    /// [`ColumnsError::Io`], for example when the disk is full.
+    pub fn write(&self, folder: &Path) -> Result<(), ColumnsError> {
+        let path = path_of(folder, self.step);
+        durable::replace(&path, &self.bytes).map_err(ColumnsError::io("write", &path))
+    }
 }
 
 /// The scores recorded at `step`, in the order in which they were written.
@@ -147,6 +183,23 @@ mod tests {
 
     use super::*;
 
+    fn record(folder: &Path, step: u64) {
+        EncodedScores::new(folder, step, rows(step).into_iter()).unwrap().unwrap().write(folder).unwrap();
+    }
+
+    #[test]
+    fn many_rows_are_read_in_the_order_in_which_they_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |token: u32| ScoreRow { token, expert: token % 4, ..rows(5).remove(0) };
+        let num_rows = 2 * GROUP_ROWS as u32 + 3;
+        let encoded = EncodedScores::new(folder.path(), 5, (0..num_rows).map(row)).unwrap().unwrap();
+        encoded.write(folder.path()).unwrap();
+        let read = read_scores(folder.path(), 5).unwrap();
+        assert_eq!(read.len(), num_rows as usize);
+        assert!(read.iter().zip(0..).all(|(read, token)| *read == row(token)));
+        assert!(EncodedScores::new(folder.path(), 5, std::iter::empty()).unwrap().is_none());
+    }
+
     /// Three tokens, four experts, two chosen.
     fn rows(step: u64) -> Vec<ScoreRow> {
         let row = |i: u32| ScoreRow {
@@ -168,7 +221,7 @@ mod tests {
     fn scores_are_read_back_as_written() {
         let folder = tempfile::tempdir().unwrap();
         for step in [100, 20, 300] {
-            write_scores(folder.path(), step, &rows(step)).unwrap();
+            record(folder.path(), step);
         }
         assert_eq!(recorded_score_steps(folder.path()).unwrap(), [20, 100, 300]);
         assert_eq!(read_scores(folder.path(), 100).unwrap(), rows(100));
@@ -183,9 +236,9 @@ mod tests {
                 "holds no gate scores of step 95: the run has recorded none; `train.flight_recorder"
             )
         );
-        write_scores(folder.path(), 20, &rows(20)).unwrap();
+        record(folder.path(), 20);
         assert!(message().ends_with("only step 20 was recorded"));
-        write_scores(folder.path(), 100, &rows(100)).unwrap();
+        record(folder.path(), 100);
         assert!(message().ends_with("the nearest of the 2 steps recorded, 20 to 100, is 100"));
     }
 
@@ -193,7 +246,7 @@ mod tests {
     fn a_resumed_run_forgets_the_scores_after_its_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         for step in [20, 40, 60] {
-            write_scores(folder.path(), step, &rows(step)).unwrap();
+            record(folder.path(), step);
         }
         rewind(folder.path(), Some(40)).unwrap();
         assert_eq!(recorded_score_steps(folder.path()).unwrap(), [20, 40]);
@@ -217,6 +270,6 @@ mod tests {
     #[should_panic(expected = "a score of step Some(3) among those of step 4")]
     fn a_row_of_another_step_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        write_scores(folder.path(), 4, &rows(3)).unwrap();
+        let _ = EncodedScores::new(folder.path(), 4, rows(3).into_iter());
     }
 }

@@ -107,19 +107,27 @@ fn with_next_column<T: DataType>(
     column.close()
 }
 
-/// The bytes of a Parquet file with these columns, all of the same length, in one row group.
-pub(super) fn encode(columns: &[Column]) -> Result<Vec<u8>> {
-    let fields = columns.iter().map(Column::schema).collect::<Result<Vec<_>>>()?;
+/// The bytes of a Parquet file with one row group for each of `groups`: the same columns, all of the
+/// same length within a group. `None` without groups.
+pub(super) fn encode<Columns: AsRef<[Column]>>(
+    groups: impl IntoIterator<Item = Columns>,
+) -> Result<Option<Vec<u8>>> {
+    let mut groups = groups.into_iter().peekable();
+    let Some(first) = groups.peek() else { return Ok(None) };
+    let fields = first.as_ref().iter().map(Column::schema).collect::<Result<Vec<_>>>()?;
     let schema = Arc::new(Type::group_type_builder("schema").with_fields(fields).build()?);
-    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties(columns)?))?;
-    let mut group = file.next_row_group()?;
-    columns.iter().try_for_each(|column| column.write(&mut group))?;
-    group.close()?;
+    let properties = Arc::new(properties(first.as_ref())?);
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, properties)?;
+    for columns in groups {
+        let mut group = file.next_row_group()?;
+        columns.as_ref().iter().try_for_each(|column| column.write(&mut group))?;
+        group.close()?;
+    }
     let mut bytes = file.into_inner()?;
     let footer_start = footer_start(&bytes).ok_or_else(|| ParquetError::General("no footer".into()))?;
     let checksum = crc32c::crc32c(&bytes).to_le_bytes();
     bytes.splice(footer_start..footer_start, checksum);
-    Ok(bytes)
+    Ok(Some(bytes))
 }
 
 fn properties(columns: &[Column]) -> Result<WriterProperties> {

@@ -11,7 +11,7 @@ use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 use crate::routed_pass::RoutedPass;
 use switchyard_flight::columns::ScoreRow;
 
-/// Most rows of one step: they are held in memory, 48 bytes each, before they are compressed.
+/// Most rows of one step: compressed, they are held in memory, about 10 bytes each.
 const MAX_ROWS: usize = 1 << 22;
 
 /// As many of the step's first passes as have scores for [`MAX_ROWS`] rows together, so that a
@@ -29,27 +29,30 @@ pub(super) fn recordable<'a>(passes: &'a [RoutedPass], model: &Transformer) -> &
 }
 
 /// One row per layer, token and expert; tokens are counted over the step's micro-batches.
-/// `has_domains` says whether the corpus knows them.
-pub(super) fn score_rows(
+/// `has_domains` says whether the corpus knows them. There can be millions: each is made when it is
+/// asked for.
+pub(super) fn score_rows<'a>(
     step: u64,
-    passes: &[RoutedPass],
-    model: &Transformer,
+    passes: &'a [RoutedPass],
+    model: &'a Transformer,
     has_domains: bool,
-) -> Vec<ScoreRow> {
-    let mut rows = Vec::new();
-    for (layer, moe) in model.moe_layers() {
+) -> impl Iterator<Item = ScoreRow> + 'a {
+    model.moe_layers().flat_map(move |(layer, moe)| {
+        let with_route = passes.iter().filter_map(move |pass| {
+            let route = pass.layer(layer).and_then(|routed| routed.route.as_ref())?;
+            Some((pass, LayerScores { step, layer: layer as u32, config: moe.router.config(), route }))
+        });
         let mut first_token = 0;
-        for pass in passes {
-            let Some(route) = pass.layer(layer).and_then(|routed| routed.route.as_ref()) else { continue };
-            let recorder = LayerScores { step, layer: layer as u32, config: moe.router.config(), route };
-            rows.extend(recorder.rows(pass, first_token, has_domains));
+        with_route.flat_map(move |(pass, scores)| {
+            let first_of_pass = first_token;
             first_token += pass.token_ids_t.len() as u32;
-        }
-    }
-    rows
+            scores.rows(pass, first_of_pass, has_domains)
+        })
+    })
 }
 
 /// Scores of one layer in one pass.
+#[derive(Clone, Copy)]
 struct LayerScores<'a> {
     step: u64,
     layer: u32,
@@ -57,21 +60,26 @@ struct LayerScores<'a> {
     route: &'a Route,
 }
 
-impl LayerScores<'_> {
-    fn rows(&self, pass: &RoutedPass, first_token: u32, has_domains: bool) -> Vec<ScoreRow> {
-        let (k, num_tokens) = (self.route.choice.slots_per_token, pass.token_ids_t.len());
-        let num_experts = self.route.logits_te.len() / num_tokens.max(1);
+impl<'a> LayerScores<'a> {
+    fn rows(
+        self,
+        pass: &'a RoutedPass,
+        first_token: u32,
+        has_domains: bool,
+    ) -> impl Iterator<Item = ScoreRow> + 'a {
+        let Self { step, layer, config, route } = self;
+        let (k, num_tokens) = (route.choice.slots_per_token, pass.token_ids_t.len());
+        let num_experts = route.logits_te.len() / num_tokens.max(1);
         let tokens = (0..num_tokens).zip(pass.token_ids_t.iter()).zip(pass.domains_of_tokens());
-        let rows_of_token = |((token, &token_id), domain): ((usize, &u32), u32)| {
-            let logits_e = &self.route.logits_te[token * num_experts..][..num_experts];
+        let rows_of_token = move |((token, &token_id), domain): ((usize, &u32), u32)| {
+            let logits_e = &route.logits_te[token * num_experts..][..num_experts];
             let chosen = self.chosen(token * k..(token + 1) * k);
-            let gates =
-                gates(self.config, logits_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
+            let gates = gates(config, logits_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
             (0_u32..).zip(logits_e).map(move |(expert, &logit)| {
                 let rank = chosen.iter().position(|slot| slot.expert == expert);
                 ScoreRow {
-                    step: self.step,
-                    layer: self.layer,
+                    step,
+                    layer,
                     token: first_token + token as u32,
                     token_id,
                     domain: has_domains.then_some(domain),
@@ -83,7 +91,7 @@ impl LayerScores<'_> {
                 }
             })
         };
-        tokens.flat_map(rows_of_token).collect()
+        tokens.flat_map(rows_of_token)
     }
 
     /// The slots that are choices, in order.

@@ -23,7 +23,7 @@ use crate::routed_pass::{RoutedLayer, RoutedPass};
 use crate::run_folder::RunPaths;
 use crate::step::StepMeasurements;
 use switchyard_flight::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
-use switchyard_flight::columns::{self, ExpertLog, ExpertRow, ScoreRow, write_scores};
+use switchyard_flight::columns::{self, EncodedScores, ExpertLog, ExpertRow};
 
 /// Share of the running load that the next step's load replaces: it looks back about 50 steps.
 const RUNNING_LOAD_RATE: f64 = 0.02;
@@ -67,8 +67,8 @@ pub(crate) struct FlightRecorder {
     alarm_rows: Lines<Alarm>,
     running_load: BTreeMap<usize, Vec<f64>>,
     prober: Prober,
-    /// Scores that could not be written yet, with their step.
-    unwritten_scores: Option<(u64, Vec<ScoreRow>)>,
+    /// Scores that could not be written yet.
+    unwritten_scores: Option<EncodedScores>,
 }
 
 /// A recorder that goes on.
@@ -140,7 +140,8 @@ impl FlightRecorder {
             |result: Result<(), RecorderError>| unwritten = unwritten.take().or(result.err());
         if step.is_multiple_of(self.config.scores_every_steps) {
             let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
-            keep_first(self.write_scores(step, rows));
+            let encoded = EncodedScores::new(&self.folder, step, rows);
+            keep_first(encoded.map_err(RecorderError::from).and_then(|scores| self.write_scores(scores)));
         }
         let layers: Vec<LayerStep<'_>> = model
             .moe_layers()
@@ -163,17 +164,17 @@ impl FlightRecorder {
         Ok(StepFlight { unwritten, layers: flights, alarms, stops })
     }
 
-    fn write_scores(&mut self, step: u64, rows: Vec<ScoreRow>) -> Result<(), RecorderError> {
+    fn write_scores(&mut self, scores: Option<EncodedScores>) -> Result<(), RecorderError> {
         let earlier = self.write_unwritten_scores();
-        if !rows.is_empty() {
-            self.unwritten_scores = Some((step, rows));
+        if scores.is_some() {
+            self.unwritten_scores = scores;
         }
         earlier.and(self.write_unwritten_scores())
     }
 
     fn write_unwritten_scores(&mut self) -> Result<(), RecorderError> {
-        if let Some((step, rows)) = &self.unwritten_scores {
-            write_scores(&self.folder, *step, rows)?;
+        if let Some(scores) = &self.unwritten_scores {
+            scores.write(&self.folder)?;
             self.unwritten_scores = None;
         }
         Ok(())
