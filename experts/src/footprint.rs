@@ -122,11 +122,10 @@ impl ExpertsSpec {
 }
 
 impl BlockSparseSpec {
-    /// Values of width f that burn's operations keep: the inputs of the non-linearity's factors,
-    /// the factors, and the hidden values. SwiGLU: gate, sigmoid, their product, up, hidden;
-    /// clamped, also three masks of a byte per element.
-    /// Tanh-GELU: up, the tangent's argument, the tangent plus one, hidden. GELU and ReLU: up,
-    /// hidden.
+    /// Values of width f that burn's operations keep: the inputs of the non-linearity's factors, the
+    /// factors, and the hidden values. SwiGLU: gate, sigmoid, their product, up, hidden; clamped,
+    /// also three masks of a byte per element, 0.75. Tanh-GELU: up, the tangent's argument, the
+    /// tangent plus one, hidden. GELU and ReLU: up, hidden.
     fn kept_widths(&self) -> f64 {
         match self.activation {
             Activation::Swiglu => 5.0,

@@ -33,14 +33,12 @@ pub struct ModelFootprint {
 pub struct LayerFootprint {
     /// Attention and the norm before it.
     pub attention: Footprint,
-    /// Its parameters.
+    /// Parameters of attention and of its norm.
     pub attention_param_bytes: f64,
     /// The feed-forward block and the norm before it.
     pub ffn: Footprint,
-    /// Its parameters.
+    /// Parameters of the feed-forward block and of its norm.
     pub ffn_param_bytes: f64,
-    /// Whether a router decides how many rows an expert multiplies.
-    pub is_routed: bool,
 }
 
 /// Memory of what lies before the first layer and behind the last.
@@ -118,7 +116,6 @@ impl LayerFootprint {
             attention_param_bytes: F32_BYTES * attention_params(attention, spec.d_model as u64) as f64,
             ffn: Footprint { kept_bytes: block.kept_bytes + stream_bytes, ..block },
             ffn_param_bytes: F32_BYTES * ffn_params as f64,
-            is_routed: layer.ffn.routed().is_some(),
         }
     }
 }

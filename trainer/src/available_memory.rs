@@ -70,13 +70,17 @@ fn check_against(plan: &RunPlan, threads: usize, limit: MemoryLimit) -> Result<(
     if needed_bytes <= limit.limit_bytes {
         return Ok(());
     }
-    Err(TooLargeForMemory { estimate_bytes, needed_bytes, limit, advice: advice(plan) })
+    Err(TooLargeForMemory { estimate_bytes, needed_bytes, limit, advice: advice(plan, threads) })
 }
 
 /// What most of the memory is for, and what to make smaller.
-fn advice(plan: &RunPlan) -> String {
+fn advice(plan: &RunPlan, threads: usize) -> String {
     let memory = &plan.memory;
     let of_passes = memory.activations_bytes.saturating_add(memory.temporaries_bytes);
+    let of_threads = memory.thread_bytes.saturating_mul(threads as u64);
+    if of_threads > of_passes.max(memory.parameter_bytes()) {
+        return format!("Most of it is for the buffers of {threads} threads: make `threads` smaller");
+    }
     if of_passes < memory.parameter_bytes() {
         let (part, keys) = largest_part(&plan.counts.params);
         let params = exact(plan.counts.total_params);

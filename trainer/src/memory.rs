@@ -27,11 +27,19 @@ const PROCESS_BYTES: f64 = 23e6;
 /// whole slices of 64 KiB and must fit into a chunk of 32 MiB, whose rest only smaller ones can
 /// use.
 const ALLOCATOR_SHARE: f64 = 0.10;
-/// What the allocator holds for each thread of a model with a router. An expert gets other numbers
-/// of rows in each pass, so the buffers of its tiles (128 to 384 rows) are of 7 size classes, each
-/// with a page of 4 MiB of which more and more is used in the first 20 steps. It depends on which
-/// thread gets which tile: with 2 threads, peaks of one recipe were 229 to 271 MB.
-const ROUTED_THREAD_BYTES: f64 = 25e6;
+/// What the allocator holds for each size class of a routed model's tiles on each thread. An expert
+/// gets other numbers of rows in each pass, so the buffers of its tiles (128 to 384 rows) are of 7
+/// size classes: those from [`LARGE_BUFFER_BYTES`] on each with a page of 4 MiB, of which more and
+/// more is used in the first 20 steps, smaller ones with one of 512 KiB. It depends on which thread
+/// gets which tile: with 2 threads, peaks of one recipe were 229 to 271 MB.
+const TILE_CLASS_BYTES: [f64; 2] = [0.45e6, 3.57e6];
+/// Size from which the allocator gives a buffer a large page.
+const LARGE_BUFFER_BYTES: f64 = 128.0 * 1024.0;
+/// Size classes of the allocator for each doubling of a size.
+const CLASSES_PER_OCTAVE: f64 = 4.0;
+/// Rows of the smallest tile, and the size classes from there to the largest.
+const TILE_ROWS: f64 = 128.0;
+const TILE_CLASSES: i32 = 7;
 
 /// Batches that the loader reads ahead, and the one that it is reading.
 const BATCHES_AHEAD: f64 = 5.0;
@@ -126,8 +134,7 @@ impl MemoryEstimate {
         let step = Step { model: &model, weights, passes: size.micro_batches as f64 };
         let (moment, alive) = step.worst_moment();
         let (probe, probe_of_thread) = probe_bytes();
-        let is_routed = model.layers.iter().any(|layer| layer.is_routed);
-        let routed = if is_routed { ROUTED_THREAD_BYTES } else { 0.0 };
+        let routed = routed_thread_bytes(spec);
         // The probe's matrices are freed before the first step, but the allocator keeps them, and
         // buffers of other sizes hardly fit into their place: resident memory grew by what the
         // first step needs, as if they were there.
@@ -170,6 +177,17 @@ impl MemoryEstimate {
         let of_threads = self.thread_bytes.saturating_mul(threads as u64);
         self.run_bytes().saturating_add(self.process_bytes).saturating_add(of_threads)
     }
+}
+
+/// What the allocator holds for the tiles of each thread, 0 without a routed layer.
+fn routed_thread_bytes(spec: &ModelSpec) -> f64 {
+    let routed = spec.layers.iter().filter_map(|layer| layer.ffn.routed());
+    let width = routed.map(|(experts, _)| experts.d_expert.max(spec.d_model)).max();
+    let class_bytes = |class: i32, width: usize| {
+        let buffer = F32_BYTES * TILE_ROWS * width as f64 * (f64::from(class) / CLASSES_PER_OCTAVE).exp2();
+        TILE_CLASS_BYTES[usize::from(buffer >= LARGE_BUFFER_BYTES)]
+    };
+    width.map_or(0.0, |width| (0..TILE_CLASSES).map(|class| class_bytes(class, width)).sum())
 }
 
 /// A step of a model whose parameters take `weights` bytes.
