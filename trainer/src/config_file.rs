@@ -143,6 +143,10 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
             .apply(&mut table)
             .map_err(|message| ConfigError::Invalid { location: an_override.to_string(), message })?;
     }
+    if let Some(mistake) = explain::list_for_table(&table) {
+        let location = origins.locate(&mistake.key);
+        return Err(ConfigError::Invalid { location, message: mistake.message });
+    }
     match serde_path_to_error::deserialize(toml::Value::Table(table.clone())) {
         Ok(config) => Ok(LoadedConfig { config, origins }),
         Err(error) => {

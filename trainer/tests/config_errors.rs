@@ -127,11 +127,13 @@ fn a_wrong_type_names_value_and_type() {
     insta::assert_snapshot!(broken("learning_rate = 1e-3", "learning_rate = true"), @"run.toml:28:1: `train.adamw.learning_rate` is true: use a number");
     insta::assert_snapshot!(broken("\"swiglu\"", "\"swigul\""), @r#"run.toml:13:1: `model.ffn.activation` is "swigul": use one of "swiglu", "gelu", "gelu_tanh", "relu", { clamped_swiglu = {} }. Did you mean "swiglu"?"#);
     insta::assert_snapshot!(broken("\"swiglu\"", "\"clamped_swiglu\""), @r#"run.toml:13:1: `model.ffn.activation` is "clamped_swiglu": use one of "swiglu", "gelu", "gelu_tanh", "relu", { clamped_swiglu = {} }, as in `model.ffn.activation = { clamped_swiglu = {} }`"#);
-    insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limit = 0 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limit` is 0: use a finite number above 0");
+    insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limit = 0 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limit` is 0: use a number above 0, between 1e-37 and 1e38");
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limits = 7 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limits` is not a key of the configuration: [model.ffn.activation.clamped_swiglu] takes alpha, limit. Did you mean `limit`?");
+    insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = [1.0, 2.0] }"), @"run.toml:13:16: `model.ffn.activation.clamped_swiglu` is a list: use a table with the keys alpha, limit");
+    insta::assert_snapshot!(broken("[train.adamw]\n", "[[train.adamw]]\n"), @"run.toml:27:9: `train.adamw` is a list: use a table with the keys beta1, beta2, decay_embeddings, epsilon, learning_rate, weight_decay");
     insta::assert_snapshot!(broken("\"sound\"", "2026"), @r#"run.toml:1:1: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(broken("[data.crates]", "data = 3"), @"run.toml:3:1: `data` is 3: use a table with the keys cache_dir, crates, mask_documents, split, synthetic, text, tokenizer, tokens");
-    insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:12: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);
+    insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:23: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);
     insta::assert_snapshot!(broken("[train.schedule.cosine]", "[train.schedule]\ncosine = true"), @"run.toml:31:1: `train.schedule.cosine` is true: use a table with the keys min_learning_rate");
 }
 
@@ -413,13 +415,13 @@ fn granularity_and_other_routers_that_cannot_be_are_refused() {
     let rule = |layers: &str, router: &str| {
         format!("[[model.ffn.moe.router_overrides]]\nlayers = {layers}\nrouter = {{ {router} }}\n")
     };
-    insta::assert_snapshot!(with(&rule("[4]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` holds 4, but the model has 4 layers: use 0..=3");
-    insta::assert_snapshot!(with(&rule("[]", "top_k = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].layers` is empty: name at least one layer, or remove the override");
-    insta::assert_snapshot!(with(&rule("[0, 1]", "top_k = 2").repeat(2)), @"run.toml:22:17: `model.ffn.moe.router_overrides[1].layers` holds 0, which has a router of its own already: name each layer once");
-    insta::assert_snapshot!(with(&rule("[0]", "top_k = 9")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_k` is 9, but the layer has 8 experts: use 1..=8");
-    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:22:17: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, cosine, entropy_weight, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    insta::assert_snapshot!(with(&rule("[4]", "top_k = 2")), @"run.toml:23:1: `model.ffn.moe.router_overrides[0].layers` holds 4, but the model has 4 layers: use 0..=3");
+    insta::assert_snapshot!(with(&rule("[]", "top_k = 2")), @"run.toml:23:1: `model.ffn.moe.router_overrides[0].layers` is empty: name at least one layer, or remove the override");
+    insta::assert_snapshot!(with(&rule("[0, 1]", "top_k = 2").repeat(2)), @"run.toml:26:1: `model.ffn.moe.router_overrides[1].layers` holds 0, which has a router of its own already: name each layer once");
+    insta::assert_snapshot!(with(&rule("[0]", "top_k = 9")), @"run.toml:24:12: `model.ffn.moe.router_overrides[0].router.top_k` is 9, but the layer has 8 experts: use 1..=8");
+    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:24:12: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, cosine, entropy_weight, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
     let dense = format!("[model.ffn.moe.layers]\nevery = 2\n{}", rule("[0]", "top_k = 2"));
-    insta::assert_snapshot!(with(&dense), @"run.toml:24:17: `model.ffn.moe.router_overrides[0].layers` holds 0, which is dense: name layers that are mixtures");
+    insta::assert_snapshot!(with(&dense), @"run.toml:25:1: `model.ffn.moe.router_overrides[0].layers` holds 0, which is dense: name layers that are mixtures");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use switchyard_ground::printable::excerpt;
 use toml::{Table, Value};
 
 use super::keys::{
-    alternatives_of, choices_of, collect_paths, has_type, is_required, join, keys_of, node_at, resolve,
+    alternatives_of, child, choices_of, collect_paths, has_type, is_required, join, keys_of, node_at, resolve,
 };
 use super::schema;
 
@@ -46,9 +46,35 @@ pub(super) fn explain(
     if let Some(mistake) = wrong_choice(root, path, table, is_override) {
         return mistake;
     }
-    let key = path.split('[').next().unwrap_or(path).to_owned();
-    let message = wrong_value(root, path, &key, table, message);
-    Mistake { key, message }
+    let key = path.split('[').next().unwrap_or(path);
+    let message = wrong_value(root, path, key, table, message);
+    Mistake { key: path.to_owned(), message }
+}
+
+/// A list in the place of a table, which serde would take as the table's values in the order of
+/// their declaration.
+pub(super) fn list_for_table(table: &Table) -> Option<Mistake> {
+    let root = schema();
+    table.iter().find_map(|(key, value)| list_in(root, node_at(root, key)?, key.clone(), value))
+}
+
+fn list_in(root: &Json, node: &Json, path: String, value: &Value) -> Option<Mistake> {
+    let node = resolve(root, node);
+    match value {
+        Value::Table(inner) => inner
+            .iter()
+            .find_map(|(key, value)| list_in(root, child(root, node, key)?, join(&path, key), value)),
+        Value::Array(_) if !has_type(node, "array") && !keys_of(root, node).is_empty() => {
+            let message = format!("`{path}` is a list: use {}", expected(root, node));
+            Some(Mistake { key: path, message })
+        }
+        Value::Array(elements) => {
+            let of_element = node.get("items")?;
+            let mut places = elements.iter().enumerate();
+            places.find_map(|(index, value)| list_in(root, of_element, format!("{path}[{index}]"), value))
+        }
+        _ => None,
+    }
 }
 
 /// Nothing, if the configuration has such a key.
@@ -134,7 +160,9 @@ fn missing_key(root: &Json, table: &str, field: &str) -> String {
     let about = node["description"].as_str().map(first_sentence).unwrap_or_default();
     let takes = expected(root, node);
     if keys_of(root, node).is_empty() {
-        format!("{place} lacks `{field}` ({about}): add {takes}, or pass `--set {key}=VALUE`")
+        // The command line names no element of a list.
+        let or_set = if key.contains('[') { String::new() } else { format!(", or pass `--set {key}=VALUE`") };
+        format!("{place} lacks `{field}` ({about}): add {takes}{or_set}")
     } else {
         format!("{place} lacks `{field}` ({about}): add [{key}], {takes}")
     }
@@ -189,10 +217,10 @@ fn wrong_choice(
             // What was set on the command line is meant to stay.
             let (kept, other) =
                 if is_override(first) && !is_override(second) { (first, second) } else { (second, first) };
-            let message = format!(
-                "`{kept}` is given beside `{other}`: keep one of them (on the command line, `--set {other}=` removes the \
-                 other)"
-            );
+            let mut message = format!("`{kept}` is given beside `{other}`: keep one of them");
+            if !other.contains('[') {
+                message.push_str(&format!(" (on the command line, `--set {other}=` removes the other)"));
+            }
             Some(Mistake { key: kept.clone(), message })
         }
     }

@@ -6,12 +6,17 @@ use serde_json::Value as Json;
 pub(super) fn node_at<'a>(root: &'a Json, path: &str) -> Option<&'a Json> {
     path.split('.').filter(|word| !word.is_empty()).try_fold(root, |node, word| {
         let (name, index) = word.split_once('[').map_or((word, None), |(name, index)| (name, Some(index)));
-        let (_, value) = properties(root, node).find(|(key, _)| *key == name)?;
+        let value = child(root, node, name)?;
         match index {
             Some(_) => resolve(root, value).get("items"),
             None => Some(value),
         }
     })
+}
+
+/// The schema of the key `name` in the table of `node`.
+pub(super) fn child<'a>(root: &'a Json, node: &'a Json, name: &str) -> Option<&'a Json> {
+    properties(root, node).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// The schema itself behind references and behind "this or nothing".

@@ -68,11 +68,12 @@ impl Origins {
     /// `file:line:column` or `--set key=value` of `key`, or of the nearest table around it that was
     /// written; the file alone, if there is none.
     pub(crate) fn locate(&self, key: &str) -> String {
-        // Elements of a list have no place of their own.
-        let mut key = key.split('[').next().unwrap_or(key);
+        let mut key = key;
         loop {
-            let below = format!("{key}.");
-            let set_below = |o: &&Override| o.key() == key || below.starts_with(&format!("{}.", o.key()));
+            // The command line names lists as a whole.
+            let whole = without_indices(key);
+            let below = format!("{whole}.");
+            let set_below = |o: &&Override| o.key() == whole || below.starts_with(&format!("{}.", o.key()));
             let set_inside = |o: &&Override| o.key().starts_with(&below);
             if let Some(set) = self.overrides.iter().rev().find(set_below) {
                 return set.to_string();
@@ -83,12 +84,19 @@ impl Origins {
             if let Some(set) = self.overrides.iter().rev().find(set_inside) {
                 return set.to_string();
             }
-            match key.rsplit_once('.') {
-                Some((table, _)) => key = table,
+            let around = if key.ends_with(']') { key.rsplit_once('[') } else { key.rsplit_once('.') };
+            match around {
+                Some((around, _)) => key = around,
                 None => return self.path.display().to_string(),
             }
         }
     }
+}
+
+/// `path` with the places in lists left out.
+fn without_indices(path: &str) -> String {
+    let word = |word: &str| word.split('[').next().unwrap_or(word).to_owned();
+    path.split('.').map(word).collect::<Vec<_>>().join(".")
 }
 
 /// Where the key at `path` was written. A name in quotes may hold dots of its own.
@@ -102,8 +110,17 @@ fn position_of(keys: &Keys, path: &str) -> Option<SourcePosition> {
 fn collect_offsets(table: &DeTable<'_>, offsets: &mut Vec<usize>) {
     for (key, value) in table {
         offsets.push(key.span().start);
-        if let DeValue::Table(inner) = value.get_ref() {
-            collect_offsets(inner, offsets);
+        match value.get_ref() {
+            DeValue::Table(inner) => collect_offsets(inner, offsets),
+            DeValue::Array(elements) => {
+                for element in elements.iter() {
+                    offsets.push(element.span().start);
+                    if let DeValue::Table(inner) = element.get_ref() {
+                        collect_offsets(inner, offsets);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -127,15 +144,25 @@ fn positions_of(text: &str, mut offsets: Vec<usize>) -> BTreeMap<usize, SourcePo
 }
 
 fn located(table: &DeTable<'_>, positions: &BTreeMap<usize, SourcePosition>) -> Keys {
-    let key = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
-        let inner = match value.get_ref() {
+    let located_at = |start: usize, value: &DeValue<'_>| {
+        let inner = match value {
             DeValue::Table(inner) => located(inner, positions),
             _ => Keys::new(),
         };
-        let position = positions[&key.span().start];
-        (ToString::to_string(key.get_ref()), Key { position, inner })
+        Key { position: positions[&start], inner }
     };
-    table.iter().map(key).collect()
+    let mut keys = Keys::new();
+    for (key, value) in table {
+        let name = ToString::to_string(key.get_ref());
+        if let DeValue::Array(elements) = value.get_ref() {
+            for (index, element) in elements.iter().enumerate() {
+                let key = located_at(element.span().start, element.get_ref());
+                keys.insert(format!("{name}[{index}]"), key);
+            }
+        }
+        keys.insert(name, located_at(key.span().start, value.get_ref()));
+    }
+    keys
 }
 
 #[cfg(test)]
@@ -189,7 +216,7 @@ mod tests {
         let text = "'ä' = 1\nb = { c = 'ü', d = [1, 2] }\n\n  [e.f]\n\tg = \"x\ty\"\nh.i.j = 1\n";
         let mut offsets = Vec::new();
         collect_offsets(DeTable::parse(text).unwrap().get_ref(), &mut offsets);
-        assert_eq!(offsets.len(), 10);
+        assert_eq!(offsets.len(), 12);
         for (offset, position) in positions_of(text, offsets) {
             assert_eq!(position, SourcePosition::of(text, offset));
         }
@@ -207,6 +234,18 @@ mod tests {
         assert_eq!(origins.locate(&format!("{long}.k49999")), "x.toml:50002:1");
         assert!(origins.locate("one.k49999").starts_with("x.toml:1:"));
         assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn elements_of_a_list_have_their_own_places() {
+        let text = "[[a.b]]\nc = 1\n[[a.b]]\nc = 2\nd = [1, 'x']\n[e]\nf = [{ g = 1 }, { g = 2 }]\n";
+        let origins = Origins::read(text, Path::new("x.toml"), &[Override::parse("h=[]").unwrap()]).unwrap();
+        assert_eq!(origins.locate("a.b[0].c"), "x.toml:2:1");
+        assert_eq!(origins.locate("a.b[1].c"), "x.toml:4:1");
+        assert_eq!(origins.locate("a.b[1].missing.key"), "x.toml:3:1");
+        assert_eq!(origins.locate("a.b[1].d[1]"), "x.toml:5:9");
+        assert_eq!(origins.locate("e.f[1].g"), "x.toml:7:19");
+        assert_eq!(origins.locate("h[3].g"), "--set h=[]");
     }
 
     #[test]
