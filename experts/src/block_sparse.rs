@@ -208,6 +208,7 @@ mod tests {
         match activation {
             Activation::Swiglu => gate / (1.0 + (-gate).exp()) * up,
             Activation::ClampedSwiglu { alpha, limit } => {
+                let (alpha, limit) = (alpha as f32, limit as f32);
                 let gate = gate.min(limit);
                 gate / (1.0 + (-alpha * gate).exp()) * (up.max(-limit).min(limit) + 1.0)
             }

@@ -131,7 +131,6 @@ fn feed_forward(
             gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
         }
         Activation::ClampedSwiglu { alpha, limit } => {
-            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
             let gate = vector_times_matrix(x, w_gate, width);
             let gate = gate.iter().map(|g| g.min(limit));
             let factor = up.iter().map(|u| u.max(-limit).min(limit) + 1.0);

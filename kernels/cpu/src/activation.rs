@@ -23,10 +23,10 @@ pub enum Activation {
         /// Steepness of the gate's sigmoid, above 0; default 1.702, with which `g sigmoid(alpha g)`
         /// is close to GELU.
         #[serde(default = "default_alpha", deserialize_with = "positive")]
-        alpha: f32,
+        alpha: f64,
         /// Largest value of the gate and largest magnitude of the up projection, above 0; default 7.
         #[serde(default = "default_limit", deserialize_with = "positive")]
-        limit: f32,
+        limit: f64,
     },
     /// Exact GELU: `x * Phi(x)` (arXiv:1606.08415).
     Gelu,
@@ -43,20 +43,21 @@ impl Activation {
     }
 }
 
-fn default_alpha() -> f32 {
+fn default_alpha() -> f64 {
     1.702
 }
 
-fn default_limit() -> f32 {
+fn default_limit() -> f64 {
     7.0
 }
 
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
-    let value = f32::deserialize(deserializer)?;
-    if value.is_finite() && value > 0.0 {
+/// A number above 0, also in f32, which the loops compute in.
+fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if (value as f32).is_normal() && value > 0.0 {
         return Ok(value);
     }
-    Err(D::Error::invalid_value(Unexpected::Float(value.into()), &"a finite number above 0"))
+    Err(D::Error::invalid_value(Unexpected::Float(value), &"a number above 0, between 1e-37 and 1e38"))
 }
 
 /// `sqrt(2 / pi)`.

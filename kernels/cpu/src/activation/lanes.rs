@@ -22,7 +22,7 @@ pub fn activate<'h>(
     match (activation, gate) {
         (Activation::Swiglu, Some(gate)) => swiglu(hidden, up, gate),
         (Activation::ClampedSwiglu { alpha, limit }, Some(gate)) => {
-            clamped_swiglu(hidden, up, gate, Clamp { alpha, limit });
+            clamped_swiglu(hidden, up, gate, Clamp::new(alpha, limit));
         }
         (Activation::Gelu, None) => gelu(hidden, up),
         (Activation::GeluTanh, None) => gelu_tanh(hidden, up),
@@ -50,7 +50,7 @@ pub fn backward(
     match (activation, gate) {
         (Activation::Swiglu, Some(gate)) => swiglu_backward(up, gate, dhidden, weight),
         (Activation::ClampedSwiglu { alpha, limit }, Some(gate)) => {
-            clamped_swiglu_backward(up, gate, dhidden, weight, Clamp { alpha, limit })
+            clamped_swiglu_backward(up, gate, dhidden, weight, Clamp::new(alpha, limit))
         }
         (Activation::Gelu, None) => gelu_backward(up, dhidden, weight),
         (Activation::GeluTanh, None) => gelu_tanh_backward(up, dhidden, weight),
@@ -104,13 +104,17 @@ struct Clamp {
 }
 
 impl Clamp {
+    fn new(alpha: f64, limit: f64) -> Self {
+        Self { alpha: alpha as f32, limit: limit as f32 }
+    }
+
     /// `min(gate, limit)`, and NaN for NaN.
     #[inline(always)]
     fn gate(self, gate: f32) -> f32 {
         if gate > self.limit { self.limit } else { gate }
     }
 
-    /// The factor of the up projection.
+    /// The factor of the up projection, and NaN for NaN.
     #[inline(always)]
     fn up(self, up: f32) -> f32 {
         up.clamp(-self.limit, self.limit) + 1.0

@@ -12,7 +12,6 @@ fn activate(activation: Activation, up: f64, gate: f64) -> f64 {
     match activation {
         Activation::Swiglu => up * gate / (1.0 + (-gate).exp()),
         Activation::ClampedSwiglu { alpha, limit } => {
-            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
             let gate = gate.min(limit);
             gate / (1.0 + (-alpha * gate).exp()) * (up.max(-limit).min(limit) + 1.0)
         }

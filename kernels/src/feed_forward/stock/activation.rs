@@ -63,7 +63,7 @@ fn swiglu_gradients<B: Backend>(
 fn clamped<B: Backend>(
     up_nf: FloatTensor<B>,
     gate_nf: FloatTensor<B>,
-    limit: f32,
+    limit: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let up_nf = B::float_clamp(up_nf, (-limit).into(), limit.into());
     (B::float_add_scalar(up_nf, 1.0.into()), B::float_clamp_max(gate_nf, limit.into()))
@@ -73,7 +73,7 @@ fn clamped_swiglu_gradients<B: Backend>(
     up_nf: FloatTensor<B>,
     gate_nf: FloatTensor<B>,
     dhidden_nf: FloatTensor<B>,
-    [alpha, limit]: [f32; 2],
+    [alpha, limit]: [f64; 2],
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let bools = get_device_settings::<B>(&up_nf.device()).bool_dtype;
     let up_beyond_nf = B::float_greater_elem(B::float_abs(up_nf.clone()), limit.into(), bools);
@@ -82,7 +82,7 @@ fn clamped_swiglu_gradients<B: Backend>(
     let steep_nf = B::float_mul_scalar(gate_nf, alpha.into());
     // The hidden value times `alpha` is the SwiGLU of the gate times `alpha`.
     let (dup_nf, dgate_nf) = swiglu_gradients::<B>(factor_nf, steep_nf, dhidden_nf);
-    let dup_nf = B::float_mul_scalar(dup_nf, (1.0 / f64::from(alpha)).into());
+    let dup_nf = B::float_mul_scalar(dup_nf, (1.0 / alpha).into());
     (
         B::float_mask_fill(dup_nf, up_beyond_nf, 0.0.into()),
         B::float_mask_fill(dgate_nf, gate_beyond_nf, 0.0.into()),
