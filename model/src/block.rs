@@ -1,5 +1,4 @@
-//! One Transformer block: attention, then a feed-forward block, each on a normalised residual
-//! stream.
+//! One Transformer block: attention and a feed-forward block, one after the other or side by side.
 
 mod provenance;
 

@@ -16,7 +16,6 @@ use crate::moved_data::{DATA_PATH_KEYS, data_path_words};
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
-use crate::schedule::ScheduleShape;
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
 /// where it runs and what is kept. The model, the data and the optimizer may not.
@@ -174,7 +173,9 @@ fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Re
 /// What the user should know about going on with another number of steps.
 fn notes_on_schedule(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<String> {
     let (then, now) = (checkpoint.plan.num_steps, plan.num_steps);
-    if then == now || plan.schedule.shape == ScheduleShape::Constant {
+    let [before, after] = [&checkpoint.plan.schedule, &plan.schedule];
+    let mut done = 0..checkpoint.state.step;
+    if then == now || done.all(|step| before.learning_rate(step) == after.learning_rate(step)) {
         return Vec::new();
     }
     vec![format!(

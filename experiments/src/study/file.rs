@@ -173,10 +173,17 @@ pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path, what: &str) -> Result<
     let text = regular_file::read_to_string(path, MAX_STUDY_BYTES).map_err(|error| {
         Failure::Mistake(format!("cannot read the {what} `{}`: {error}; name a TOML file", path.display()))
     })?;
-    let value = toml::from_str(&text).map_err(|error| {
+    let mistake = |key: &str, error: &toml::de::Error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         let message = error.message().trim().replace('\n', ", ");
-        Failure::Mistake(format!("{}:{line}: {message}", path.display()))
+        // serde names keys that are unknown or missing, but not those whose value is wrong.
+        let is_named = key == "." || message.contains("field `");
+        let key = if is_named { String::new() } else { format!("`{key}`: ") };
+        Failure::Mistake(format!("{}:{line}: {key}{message}", path.display()))
+    };
+    let value = toml::Deserializer::parse(&text).map_err(|error| mistake(".", &error)).and_then(|file| {
+        serde_path_to_error::deserialize(file)
+            .map_err(|error| mistake(&error.path().to_string(), error.inner()))
     })?;
     Ok((text, value))
 }
@@ -335,7 +342,7 @@ label = "e8k2"
         let changed = |from: &str, to: &str| parse(&STUDY.replace(from, to)).unwrap_err();
         assert_eq!(
             changed("held_equal = \"active_flops\"", "held_equal = \"luck\""),
-            "study.toml:4: unknown variant `luck`, expected one of `active_flops`, `total_params`, `memory`, `wall_clock`, \
+            "study.toml:4: `held_equal`: unknown variant `luck`, expected one of `active_flops`, `total_params`, `memory`, `wall_clock`, \
              `tokens`"
         );
         assert!(

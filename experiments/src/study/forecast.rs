@@ -65,9 +65,13 @@ impl Forecast<'_> {
         // A forecast: a run that cannot be looked at now is named when it is its turn.
         let is_missing = |run: &&PlannedRun| !folder.is_finished(run).unwrap_or(false);
         let missing: Vec<&PlannedRun> = self.runs.iter().filter(is_missing).collect();
-        let secs: f64 = missing.iter().map(|run| self.run_secs(run)).sum();
-        let flops: f64 =
-            missing.iter().map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64).sum();
+        // The sum of nothing is -0.
+        let secs = 0.0 + missing.iter().map(|run| self.run_secs(run)).sum::<f64>();
+        let flops = 0.0
+            + missing
+                .iter()
+                .map(|run| run.plan.training_flops_per_step() * run.plan.num_steps as f64)
+                .sum::<f64>();
         let _ = writeln!(
             text,
             "  runs: {} in all, {} to do: {:.2e} FLOPs, about {} (measured on {})",
