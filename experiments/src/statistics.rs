@@ -4,20 +4,29 @@
 //! difference below zero means that the arm is ahead of its baseline. Every interval is
 //! deterministic: the bootstrap draws from a fixed seed.
 
+mod anytime;
 mod bootstrap;
 mod curve;
 mod gauge;
+mod holm;
 mod interval;
+mod moments;
 mod paired;
+mod power;
 mod ratio;
 mod sentence;
+mod signed_rank;
 #[cfg(test)]
 mod simulated;
 mod verdict;
 
 pub(crate) use curve::LossCurve;
 pub(crate) use gauge::{Crossing, CrossingInterval, Gauge, GaugePoint, GaugeSample};
+pub(crate) use holm::holm;
 pub(crate) use interval::Interval;
+pub(crate) use moments::standard_deviation_of;
 pub(crate) use paired::PairedDifference;
+pub(crate) use power::smallest_found;
 pub(crate) use ratio::RatioEstimate;
-pub(crate) use verdict::Verdict;
+pub(crate) use signed_rank::SignedRankInterval;
+pub(crate) use verdict::{Stopping, Verdict};

@@ -1,19 +1,22 @@
 //! The gauge: how the gap between two arms changes with compute, and where it would cross zero.
 //!
 //! The early warning of a project whose advantage at small budgets does not last. The gap is taken
-//! to be straight in the logarithm of compute, which holds over a few decades at most: a crossing
-//! beyond the budgets measured is a reason to measure there, not a prediction to rely on.
+//! to be straight in the logarithm of compute as long as the gaps do not say otherwise; where they
+//! do, the last budgets are asked alone. A crossing beyond the budgets measured is a reason to
+//! measure there, not a prediction to rely on.
 
 mod budget;
 mod crossing;
 mod line;
 mod sentence;
+mod straightness;
 mod trend;
 
 use serde::{Deserialize, Serialize};
 
 use self::budget::{Budget, group_by_budget};
 pub(crate) use self::crossing::{Crossing, CrossingInterval};
+pub(crate) use self::straightness::Straightness;
 pub(crate) use self::trend::{SlopeMethod, Trend};
 use self::trend::{TrendFit, trend_of};
 use super::interval::Interval;
@@ -57,7 +60,11 @@ pub(crate) struct Gauge {
     pub(crate) slope_interval: Option<Interval>,
     /// Where the slope's interval comes from.
     pub(crate) slope_method: SlopeMethod,
-    /// Which way the gap goes, if the interval of the slope tells.
+    /// Whether the line fits, and what the last budgets say; `None` with fewer than three seeds at
+    /// all budgets, and in results of earlier versions.
+    #[serde(default)]
+    pub(crate) straightness: Option<Straightness>,
+    /// Which way the gap goes: that of the line, or of the last budgets where no line fits.
     pub(crate) trend: Trend,
     /// Fitted gap at the largest compute, in nats.
     pub(crate) intercept_at_largest: f64,
@@ -74,17 +81,21 @@ impl Gauge {
     pub(crate) fn new(samples: &[GaugeSample], confidence: f64) -> Option<Self> {
         let budgets = group_by_budget(samples).filter(|budgets| budgets.len() >= FEWEST_BUDGETS)?;
         let points =
-            budgets.iter().map(|budget| GaugePoint::new(budget, confidence)).collect::<Option<_>>()?;
+            budgets.iter().map(|budget| GaugePoint::new(budget, confidence)).collect::<Option<Vec<_>>>()?;
         let fit = TrendFit::new(&budgets, confidence)?;
-        let trend = trend_of(fit.slope_interval);
+        let straightness = Straightness::new(&budgets, confidence);
+        let bent = straightness.filter(|found| found.is_bent(confidence));
+        let trend = trend_of(bent.map_or(fit.slope_interval, |found| Some(found.last_interval)));
+        let crossing = Crossing::of(&fit, &points, trend, bent.is_some(), confidence);
         let mut gauge = Self {
             points,
             slope_per_decade: fit.line.slope,
             slope_interval: fit.slope_interval,
             slope_method: fit.method,
+            straightness,
             trend,
             intercept_at_largest: fit.line.at_largest,
-            crossing: Crossing::of(&fit, trend, confidence),
+            crossing,
             sentence: String::new(),
         };
         gauge.sentence = gauge.words(confidence);

@@ -35,6 +35,12 @@ pub(super) fn student_t_reach(confidence: f64, degrees_of_freedom: usize) -> Opt
     Some(distribution.inverse_cdf(probability))
 }
 
+/// Probability that Student's t with `degrees_of_freedom` is above `t`; `None` without degrees of
+/// freedom.
+pub(super) fn student_t_tail(t: f64, degrees_of_freedom: usize) -> Option<f64> {
+    Some(StudentsT::new(0.0, 1.0, degrees_of_freedom as f64).ok()?.sf(t))
+}
+
 /// As [`student_t_reach`], from the normal distribution: with infinitely many degrees of freedom.
 pub(super) fn normal_reach(confidence: f64) -> Option<f64> {
     Some(Normal::standard().inverse_cdf(upper_probability(confidence)?))

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::anytime::{anytime_interval, anytime_p_value, anytime_reach};
 use super::bootstrap::{self, central_range, small_sample_widening};
-use super::interval::{Interval, student_t_reach};
-use super::verdict::Verdict;
+use super::interval::{Interval, student_t_tail};
+use super::moments::{mean, mean_half_width, standard_deviation};
+use super::verdict::{Stopping, Verdict};
 
 /// Largest answer of [`PairedDifference::pairs_to_decide`]; it stands for that many or more.
 pub(super) const MOST_PAIRS: u64 = 10_000;
@@ -18,8 +20,12 @@ pub(crate) struct PairedDifference {
     pub(crate) mean: f64,
     /// Sample standard deviation; `None` with one pair.
     pub(crate) standard_deviation: Option<f64>,
-    /// Student t interval of the mean; `None` with one pair. The verdict is taken from it.
+    /// Student t interval of the mean; `None` with one pair. The verdict is taken from it unless
+    /// pairs were added after a look.
     pub(crate) t_interval: Option<Interval>,
+    /// Interval of the mean that holds however often pairs are added; `None` where it is unbounded.
+    #[serde(default)]
+    pub(crate) anytime_interval: Option<Interval>,
     /// Percentile bootstrap interval of the mean, widened for few pairs; `None` with fewer than
     /// three pairs. Far from the t interval, it says that the differences are not normal.
     pub(crate) bootstrap_interval: Option<Interval>,
@@ -46,32 +52,59 @@ impl PairedDifference {
             mean,
             standard_deviation,
             t_interval: standard_deviation.and_then(half_width).and_then(|half| Interval::around(mean, half)),
+            anytime_interval: anytime_interval(differences, confidence),
             bootstrap_interval: bootstrap_interval(differences, mean, confidence),
             sign_consistency: same_sign as f64 / num_pairs as f64,
         })
     }
 
-    /// Wins if the whole t interval is below `-margin`, loses if it is above `margin`; undecided in
-    /// between and with one pair. A lower loss is better.
-    pub(crate) fn verdict(&self, margin: f64) -> Verdict {
-        match &self.t_interval {
+    /// The interval that decides.
+    pub(crate) fn interval(&self, stopping: Stopping) -> Option<&Interval> {
+        match stopping {
+            Stopping::Planned => self.t_interval.as_ref(),
+            Stopping::Open => self.anytime_interval.as_ref(),
+        }
+    }
+
+    /// Wins if the whole interval is below `-margin`, loses if it is above `margin`; undecided in
+    /// between and without an interval. A lower loss is better.
+    pub(crate) fn verdict(&self, margin: f64, stopping: Stopping) -> Verdict {
+        match self.interval(stopping) {
             Some(interval) if interval.high < -margin => Verdict::Wins,
             Some(interval) if interval.low > margin => Verdict::Loses,
             _ => Verdict::Undecided,
         }
     }
 
-    /// Pairs in all, those at hand included, at which a t interval of the same mean and standard
+    /// Two-sided p-value against the margin, of the same test as [`PairedDifference::verdict`];
+    /// `None` with one pair.
+    pub(crate) fn p_value(&self, margin: f64, stopping: Stopping) -> Option<f64> {
+        match stopping {
+            Stopping::Planned => t_test(&self.differences, margin),
+            Stopping::Open => anytime_p_value(&self.differences, margin),
+        }
+    }
+
+    /// Pairs in all, those at hand included, at which an interval of the same mean and standard
     /// deviation would decide, at most [`MOST_PAIRS`]. An even bet: new pairs move the mean. `None`
     /// if it is decided, if no number decides since the mean is within the margin, or with one
     /// pair.
-    pub(crate) fn pairs_to_decide(&self, margin: f64, confidence: f64) -> Option<u64> {
+    pub(crate) fn pairs_to_decide(&self, margin: f64, confidence: f64, stopping: Stopping) -> Option<u64> {
         let deviation = self.standard_deviation?;
         let beyond_margin = self.mean.abs() - margin;
-        if self.verdict(margin) != Verdict::Undecided || beyond_margin <= 0.0 {
+        if self.verdict(margin, stopping) != Verdict::Undecided || beyond_margin <= 0.0 {
             return None;
         }
-        let decides = |pairs| Some(mean_half_width(deviation, pairs, confidence)? < beyond_margin);
+        let decides = |pairs| {
+            let half_width = match stopping {
+                Stopping::Planned => mean_half_width(deviation, pairs, confidence)?,
+                Stopping::Open => {
+                    let reach = anytime_reach(confidence, pairs as usize).unwrap_or(f64::INFINITY);
+                    reach * deviation / (pairs as f64).sqrt()
+                }
+            };
+            Some(half_width < beyond_margin)
+        };
         // The half-width falls with the number of pairs, so the first that decides is found by
         // bisection.
         let (mut too_few, mut enough) = (self.differences.len() as u64, MOST_PAIRS);
@@ -83,22 +116,21 @@ impl PairedDifference {
     }
 }
 
-/// Mean of finite values; `None` without values or if one is not finite.
-pub(super) fn mean(values: &[f64]) -> Option<f64> {
-    let usable = !values.is_empty() && values.iter().all(|value| value.is_finite());
-    usable.then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// Sample standard deviation, with n - 1 in the denominator; `None` with one value.
-pub(super) fn standard_deviation(values: &[f64], mean: f64) -> Option<f64> {
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
-}
-
-/// Half the width of the Student t interval of a mean of `count` values; `None` with one value.
-pub(super) fn mean_half_width(standard_deviation: f64, count: u64, confidence: f64) -> Option<f64> {
-    let reach = student_t_reach(confidence, count.checked_sub(1)? as usize)?;
-    Some(reach * standard_deviation / (count as f64).sqrt())
+/// Two-sided p-value of Student's test of the mean of `differences` against the margin that is
+/// nearer: at most `1 - confidence` exactly where an interval at `confidence` leaves the whole
+/// margin out. `None` with one pair.
+pub(crate) fn t_test(differences: &[f64], margin: f64) -> Option<f64> {
+    let mean = mean(differences)?;
+    let deviation = standard_deviation(differences, mean)?;
+    let error = deviation / (differences.len() as f64).sqrt();
+    let beyond = mean.abs() - margin;
+    if beyond <= 0.0 {
+        return Some(1.0);
+    }
+    if error == 0.0 {
+        return Some(0.0);
+    }
+    Some(2.0 * student_t_tail(beyond / error, differences.len() - 1)?.min(0.5))
 }
 
 /// Percentile interval of the resampled means, their deviations from the mean widened; `None` with

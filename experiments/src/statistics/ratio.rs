@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::interval::Interval;
-use super::paired::{mean, mean_half_width, standard_deviation};
+use super::moments::{mean, mean_half_width, standard_deviation};
 
 /// Geometric mean of ratios with an interval from Student's t on their logarithms: twice as fast
 /// and half as fast cancel.

@@ -1,33 +1,49 @@
 //! The sentence that carries a verdict.
 
 use super::paired::{MOST_PAIRS, PairedDifference};
-use super::verdict::Verdict;
+use super::verdict::{Stopping, Verdict};
 
 impl PairedDifference {
     /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin`
     /// in nats; `confidence` that of the interval.
-    pub(crate) fn sentence(&self, arm: &str, baseline: &str, margin: f64, confidence: f64) -> String {
-        let evidence = self.evidence(confidence);
-        match self.verdict(margin) {
+    pub(crate) fn sentence(
+        &self,
+        [arm, baseline]: [&str; 2],
+        margin: f64,
+        confidence: f64,
+        stopping: Stopping,
+    ) -> String {
+        let evidence = self.evidence(confidence, stopping);
+        match self.verdict(margin, stopping) {
             Verdict::Wins => format!("{arm} wins against {baseline}: {evidence}."),
             Verdict::Loses => format!("{arm} loses against {baseline}: {evidence}."),
-            Verdict::Undecided => {
-                let outlook = self.outlook(margin, confidence);
+            Verdict::Undecided | Verdict::Fragile => {
+                let outlook = self.outlook(margin, confidence, stopping);
                 format!("{arm} against {baseline} is undecided: {evidence}. {outlook}")
             }
         }
     }
 
     /// Mean, interval and signs.
-    fn evidence(&self, confidence: f64) -> String {
+    fn evidence(&self, confidence: f64, stopping: Stopping) -> String {
         let num_pairs = self.differences.len();
         let mean = format!("its loss differs by {:+.4} nats", self.mean);
-        let Some(interval) = &self.t_interval else {
-            return format!("{mean} in the one pair of runs");
+        let Some(interval) = self.interval(stopping) else {
+            return match num_pairs {
+                1 => format!("{mean} in the one pair of runs"),
+                _ => format!(
+                    "{mean}; seeds were added after a look, and {num_pairs} pairs are too few for an interval that holds \
+                     then"
+                ),
+            };
+        };
+        let kind = match stopping {
+            Stopping::Planned => "interval",
+            Stopping::Open => "interval, which holds although seeds were added after a look,",
         };
         let same_sign = (self.sign_consistency * num_pairs as f64).round();
         format!(
-            "{mean} ({:.0}% interval {:+.4} to {:+.4}; {same_sign} of {num_pairs} pairs have this sign)",
+            "{mean} ({:.0}% {kind} {:+.4} to {:+.4}; {same_sign} of {num_pairs} pairs have this sign)",
             100.0 * confidence,
             interval.low,
             interval.high,
@@ -35,12 +51,18 @@ impl PairedDifference {
     }
 
     /// What would decide an undecided comparison.
-    fn outlook(&self, margin: f64, confidence: f64) -> String {
+    fn outlook(&self, margin: f64, confidence: f64, stopping: Stopping) -> String {
         let num_pairs = self.differences.len() as u64;
-        match self.pairs_to_decide(margin, confidence) {
+        match self.pairs_to_decide(margin, confidence, stopping) {
             Some(MOST_PAIRS) => "No affordable number of seeds would decide it.".into(),
-            Some(pairs) if pairs == num_pairs + 1 => "About one more seed would decide it.".into(),
-            Some(pairs) => format!("About {} more seeds would decide it.", pairs - num_pairs),
+            Some(pairs) if pairs == num_pairs + 1 => "Were the mean and the spread to stay as they are, one more seed would decide it; they move with every \
+                 seed, so it is an even bet."
+                    .into(),
+            Some(pairs) => format!(
+                "Were the mean and the spread to stay as they are, {} more seeds would decide it; they move with every \
+                 seed, so it is an even bet.",
+                pairs - num_pairs
+            ),
             None if num_pairs == 1 => "A second seed would give it an interval.".into(),
             None if margin > 0.0 => format!("The mean is within the margin of {margin} nats."),
             None => "The mean is zero.".into(),
@@ -53,7 +75,12 @@ mod tests {
     use super::*;
 
     fn sentence(differences: &[f64], margin: f64) -> String {
-        PairedDifference::new(differences, 0.95).unwrap().sentence("moe", "dense", margin, 0.95)
+        PairedDifference::new(differences, 0.95).unwrap().sentence(
+            ["moe", "dense"],
+            margin,
+            0.95,
+            Stopping::Planned,
+        )
     }
 
     #[test]
@@ -70,7 +97,7 @@ mod tests {
     fn an_undecided_sentence_says_what_would_decide() {
         // Half-width of n pairs: t(n-1) * 0.1 / sqrt(n), below 0.1 from 7 pairs on (0.0925; 6
         // pairs: 0.1049).
-        assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).ends_with("About 4 more seeds would decide it."));
+        assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).contains("4 more seeds would decide it; they move"));
         assert!(sentence(&[-0.01], 0.0).ends_with("A second seed would give it an interval."));
         assert!(sentence(&[-0.01, 0.01], 0.0).ends_with("The mean is zero."));
         assert!(sentence(&[-0.01, 0.0], 0.01).ends_with("The mean is within the margin of 0.01 nats."));

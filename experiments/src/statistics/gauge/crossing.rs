@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::GaugePoint;
 use super::line::Line;
 use super::trend::{Trend, TrendFit};
 use crate::statistics::bootstrap::central_range;
@@ -14,11 +15,12 @@ pub(super) const REACH_DECADES: f64 = 6.0;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Crossing {
-    /// Between the smallest and the largest budget measured.
+    /// Between two budgets measured, whose mean gaps have different signs.
     WithinRange {
         /// Training compute in FLOPs.
         compute: f64,
-        /// Its interval; `None` with fewer than three seeds.
+        /// Its interval; `None` with fewer than three seeds. Where no line fits: between the budgets
+        /// around it whose own intervals leave zero out.
         interval: Option<CrossingInterval>,
     },
     /// Beyond the largest budget, if the gap stays straight in the logarithm of compute.
@@ -28,8 +30,8 @@ pub(crate) enum Crossing {
         /// Its interval; `None` with fewer than three seeds.
         interval: Option<CrossingInterval>,
     },
-    /// Nowhere that the measurements tell: the interval of the slope has zero in it, the gap leads
-    /// away from zero, or zero is more than six decades beyond the largest budget.
+    /// Nowhere that the measurements tell: the trend is undecided, the gap leads away from zero, no
+    /// line fits that could be followed, or zero is more than six decades beyond the largest budget.
     NotWithinReach,
 }
 
@@ -43,23 +45,56 @@ pub(crate) struct CrossingInterval {
 }
 
 impl Crossing {
-    /// The crossing of `fit`, whose trend is `trend`.
-    pub(super) fn of(fit: &TrendFit, trend: Trend, confidence: f64) -> Self {
-        let decades = -fit.line.at_largest / fit.line.slope;
-        let compute = fit.compute_at(decades);
-        let in_reach = decades >= -fit.span_decades && decades <= REACH_DECADES && compute.is_finite();
+    /// The crossing of `points` and of `fit`, their line, which is not to be followed if the gap is
+    /// `bent`.
+    pub(super) fn of(
+        fit: &TrendFit,
+        points: &[GaugePoint],
+        trend: Trend,
+        bent: bool,
+        confidence: f64,
+    ) -> Self {
         // Without a trend the line crosses zero wherever the noise wants, inside the range as well
         // as outside.
-        if trend == Trend::Undecided || !in_reach {
+        if trend == Trend::Undecided {
             return Self::NotWithinReach;
         }
-        let interval = CrossingInterval::of(fit, confidence);
-        if decades <= 0.0 {
-            Self::WithinRange { compute, interval }
-        } else {
-            Self::Extrapolated { compute, interval }
+        let decades = -fit.line.at_largest / fit.line.slope;
+        let by_line = fit.compute_at(decades);
+        let measured = measured_crossing(points, trend);
+        match measured {
+            Some(_) if !bent && decades <= 0.0 && decades >= -fit.span_decades => {
+                Self::WithinRange { compute: by_line, interval: CrossingInterval::of(fit, confidence) }
+            }
+            Some(compute) => Self::WithinRange { compute, interval: decided_around(points, compute) },
+            None if !bent && decades > 0.0 && decades <= REACH_DECADES && by_line.is_finite() => {
+                Self::Extrapolated { compute: by_line, interval: CrossingInterval::of(fit, confidence) }
+            }
+            _ => Self::NotWithinReach,
         }
     }
+}
+
+/// Where the mean gap last changes its sign in the direction of `trend`: between the two budgets, as
+/// if it were straight there.
+fn measured_crossing(points: &[GaugePoint], trend: Trend) -> Option<f64> {
+    let sign = if trend == Trend::ArmLosesGround { 1.0 } else { -1.0 };
+    let changes = |pair: &&[GaugePoint]| sign * pair[0].mean_gap < 0.0 && sign * pair[1].mean_gap >= 0.0;
+    let pair = points.windows(2).rev().find(changes)?;
+    let [before, after] = [&pair[0], &pair[1]];
+    let share = before.mean_gap / (before.mean_gap - after.mean_gap);
+    Some(before.compute * (after.compute / before.compute).powf(share))
+}
+
+/// The nearest budgets around `compute` whose intervals leave zero out.
+fn decided_around(points: &[GaugePoint], compute: f64) -> Option<CrossingInterval> {
+    let is_decided = |point: &&GaugePoint| {
+        point.interval.is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0)
+    };
+    let low = points.iter().rev().filter(|point| point.compute <= compute).find(is_decided);
+    let high = points.iter().filter(|point| point.compute >= compute).find(is_decided);
+    let of = |point: Option<&GaugePoint>| point.map(|point| point.compute);
+    (points.len() > 1).then_some(CrossingInterval { low: of(low), high: of(high) })
 }
 
 impl CrossingInterval {

@@ -1,22 +1,34 @@
 //! The gauge in words.
 
-use super::{Crossing, CrossingInterval, Gauge, SlopeMethod, Trend};
+use super::{Crossing, CrossingInterval, Gauge, SlopeMethod, Straightness, Trend};
 
 impl Gauge {
     /// The trend, the gap at the largest budget, and the crossing.
     pub(super) fn words(&self, confidence: f64) -> String {
-        let gap = self.intercept_at_largest;
+        let (what, gap) = self.gap_at_largest(confidence);
         let place = if gap < 0.0 { "ahead" } else { "behind" };
         format!(
-            "{} {}. At the largest budget the fitted gap is {gap:+.4} nats: the arm is {place}. {}",
-            self.trend_words(),
+            "{} {}. At the largest budget the {what} gap is {gap:+.4} nats: the arm is {place}. {}",
+            self.trend_words(gap),
             self.slope_words(confidence),
-            self.crossing_words(),
+            self.crossing_words(confidence),
         )
     }
 
-    fn trend_words(&self) -> &'static str {
-        let ahead = self.intercept_at_largest < 0.0;
+    /// What the last budgets say, where no line fits.
+    fn bent(&self, confidence: f64) -> Option<Straightness> {
+        self.straightness.filter(|found| found.is_bent(confidence))
+    }
+
+    fn gap_at_largest(&self, confidence: f64) -> (&'static str, f64) {
+        match (self.bent(confidence), self.points.last()) {
+            (Some(_), Some(last)) => ("mean", last.mean_gap),
+            _ => ("fitted", self.intercept_at_largest),
+        }
+    }
+
+    fn trend_words(&self, gap: f64) -> &'static str {
+        let ahead = gap < 0.0;
         match self.trend {
             Trend::ArmGains if ahead => "The arm's advantage grows with compute:",
             Trend::ArmGains => "The arm catches up with compute:",
@@ -27,6 +39,13 @@ impl Gauge {
     }
 
     fn slope_words(&self, confidence: f64) -> String {
+        if let Some(Straightness { p_value, last_slope, last_interval, .. }) = self.bent(confidence) {
+            let (percent, low, high) = (100.0 * confidence, last_interval.low, last_interval.high);
+            return format!(
+                "no straight line fits its gaps (p = {p_value:.4}), and between the last two budgets it changes by \
+                 {last_slope:+.4} nats per decade ({percent:.0}% interval {low:+.4} to {high:+.4})"
+            );
+        }
         let slope = format!("it changes by {:+.4} nats per decade", self.slope_per_decade);
         let source = match self.slope_method {
             SlopeMethod::SeedBootstrap => "from resampled seeds",
@@ -38,7 +57,7 @@ impl Gauge {
         })
     }
 
-    fn crossing_words(&self) -> String {
+    fn crossing_words(&self, confidence: f64) -> String {
         let event = match self.trend {
             Trend::ArmGains => "overtakes the baseline",
             Trend::ArmLosesGround | Trend::Undecided => "loses its advantage",
@@ -55,17 +74,20 @@ impl Gauge {
                     interval_words(interval)
                 )
             }
-            Crossing::NotWithinReach => format!("{}.", self.no_crossing_words()),
+            Crossing::NotWithinReach => format!("{}.", self.no_crossing_words(confidence)),
         }
     }
 
     /// Why there is no crossing.
-    fn no_crossing_words(&self) -> &'static str {
+    fn no_crossing_words(&self, confidence: f64) -> &'static str {
         let towards_zero = self.slope_per_decade * self.intercept_at_largest < 0.0;
         match self.trend {
+            _ if self.bent(confidence).is_some() => {
+                "Without a line there is no crossing to foretell: measure larger budgets"
+            }
             Trend::Undecided => "A trend that is undecided gives no crossing",
             _ if towards_zero => "It would cross zero more than six decades beyond the largest budget",
-            _ => "It leads away from zero and does not cross it within the range measured",
+            _ => "It leads away from zero, and no mean gap changes its sign within the range measured",
         }
     }
 

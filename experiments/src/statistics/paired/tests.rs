@@ -29,10 +29,10 @@ fn students_sleep_data_give_the_published_interval() {
 #[test]
 fn the_verdict_asks_for_the_whole_interval_beyond_the_margin() {
     let sleep = paired(&SLEEP);
-    assert_eq!(sleep.verdict(0.0), Verdict::Wins);
-    assert_eq!(sleep.verdict(0.7), Verdict::Wins);
-    assert_eq!(sleep.verdict(0.71), Verdict::Undecided);
-    assert_eq!(paired(&SLEEP.map(|hours| -hours)).verdict(0.7), Verdict::Loses);
+    assert_eq!(sleep.verdict(0.0, Stopping::Planned), Verdict::Wins);
+    assert_eq!(sleep.verdict(0.7, Stopping::Planned), Verdict::Wins);
+    assert_eq!(sleep.verdict(0.71, Stopping::Planned), Verdict::Undecided);
+    assert_eq!(paired(&SLEEP.map(|hours| -hours)).verdict(0.7, Stopping::Planned), Verdict::Loses);
 }
 
 #[test]
@@ -40,10 +40,10 @@ fn the_pairs_to_decide_are_those_of_the_table() {
     let sleep = paired(&SLEEP);
     // The margin is 0.58 from the mean. t(18) = 2.101: 2.101 * 1.23 / sqrt(19) = 0.593; t(19) =
     // 2.093: 0.576.
-    assert_eq!(sleep.pairs_to_decide(1.0, 0.95), Some(20));
-    assert_eq!(sleep.pairs_to_decide(0.0, 0.95), None, "decided");
-    assert_eq!(sleep.pairs_to_decide(1.6, 0.95), None, "the mean is within the margin");
-    assert_eq!(sleep.pairs_to_decide(1.5799, 0.95), Some(MOST_PAIRS));
+    assert_eq!(sleep.pairs_to_decide(1.0, 0.95, Stopping::Planned), Some(20));
+    assert_eq!(sleep.pairs_to_decide(0.0, 0.95, Stopping::Planned), None, "decided");
+    assert_eq!(sleep.pairs_to_decide(1.6, 0.95, Stopping::Planned), None, "the mean is within the margin");
+    assert_eq!(sleep.pairs_to_decide(1.5799, 0.95, Stopping::Planned), Some(MOST_PAIRS));
 }
 
 #[test]
@@ -51,7 +51,10 @@ fn one_pair_is_a_mean_without_an_interval() {
     let one = paired(&[-0.3]);
     assert_eq!((one.mean, one.sign_consistency), (-0.3, 1.0));
     assert_eq!((one.standard_deviation, one.t_interval, one.bootstrap_interval), (None, None, None));
-    assert_eq!((one.verdict(0.0), one.pairs_to_decide(0.0, 0.95)), (Verdict::Undecided, None));
+    assert_eq!(
+        (one.verdict(0.0, Stopping::Planned), one.pairs_to_decide(0.0, 0.95, Stopping::Planned)),
+        (Verdict::Undecided, None)
+    );
 }
 
 #[test]
@@ -65,15 +68,18 @@ fn equal_differences_have_an_interval_without_width() {
     let equal = paired(&[-0.25; 4]);
     let point = Interval { low: -0.25, high: -0.25 };
     assert_eq!((equal.t_interval, equal.bootstrap_interval), (Some(point), Some(point)));
-    assert_eq!(equal.verdict(0.0), Verdict::Wins);
-    assert_eq!(equal.verdict(0.25), Verdict::Undecided);
-    assert_eq!(equal.pairs_to_decide(0.3, 0.95), None);
+    assert_eq!(equal.verdict(0.0, Stopping::Planned), Verdict::Wins);
+    assert_eq!(equal.verdict(0.25, Stopping::Planned), Verdict::Undecided);
+    assert_eq!(equal.pairs_to_decide(0.3, 0.95, Stopping::Planned), None);
 }
 
 #[test]
 fn equal_arms_are_undecided_for_any_number_of_pairs() {
     let equal = paired(&[0.0; 5]);
-    assert_eq!((equal.verdict(0.0), equal.pairs_to_decide(0.0, 0.95)), (Verdict::Undecided, None));
+    assert_eq!(
+        (equal.verdict(0.0, Stopping::Planned), equal.pairs_to_decide(0.0, 0.95, Stopping::Planned)),
+        (Verdict::Undecided, None)
+    );
     assert_eq!(equal.sign_consistency, 1.0);
     assert_eq!(paired(&[1.0, -1.0]).sign_consistency, 0.0, "no difference is zero as the mean is");
 }
@@ -128,13 +134,13 @@ proptest! {
         prop_assert_eq!(forward.mean, -backward.mean);
         prop_assert_eq!((there.low, there.high), (-back.high, -back.low));
         prop_assert_eq!(forward.sign_consistency, backward.sign_consistency);
-        prop_assert_eq!(forward.pairs_to_decide(margin, 0.95), backward.pairs_to_decide(margin, 0.95));
-        let opposite = match forward.verdict(margin) {
+        prop_assert_eq!(forward.pairs_to_decide(margin, 0.95, Stopping::Planned), backward.pairs_to_decide(margin, 0.95, Stopping::Planned));
+        let opposite = match forward.verdict(margin, Stopping::Planned) {
             Verdict::Wins => Verdict::Loses,
             Verdict::Loses => Verdict::Wins,
-            Verdict::Undecided => Verdict::Undecided,
+            other => other,
         };
-        prop_assert_eq!(backward.verdict(margin), opposite);
+        prop_assert_eq!(backward.verdict(margin, Stopping::Planned), opposite);
     }
 
     #[test]
@@ -149,7 +155,7 @@ proptest! {
         differences in prop::collection::vec(-1.0..1.0_f64, 2..8), margin in 0.0..0.2_f64,
     ) {
         let difference = paired(&differences);
-        if let Some(pairs) = difference.pairs_to_decide(margin, 0.95).filter(|&pairs| pairs < MOST_PAIRS) {
+        if let Some(pairs) = difference.pairs_to_decide(margin, 0.95, Stopping::Planned).filter(|&pairs| pairs < MOST_PAIRS) {
             let deviation = difference.standard_deviation.unwrap();
             let edge = |pairs| difference.mean.abs() - mean_half_width(deviation, pairs, 0.95).unwrap();
             prop_assert!(pairs > differences.len() as u64);
