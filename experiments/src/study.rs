@@ -7,8 +7,9 @@
 //! | which arms that makes, held equal | [`arms`], solved in [`equality`] |
 //! | which runs, and what tells them from any other | [`matrix`], [`identity`] |
 //! | what it will cost | [`calibration`], [`forecast`] |
+//! | what was asked and answered before | [`protocol`], [`history`] |
 //! | run what is missing | [`execute`] |
-//! | what came out | [`outcome`] (rows of the runs), [`analysis`], [`words`] and [`table`], into [`result`] |
+//! | what came out | [`outcome`] (rows of the runs), [`analysis`], [`family`], [`words`] and [`table`], into [`result`] |
 
 mod analysis;
 mod arms;
@@ -16,12 +17,16 @@ mod calibration;
 mod equality;
 mod evidence;
 mod execute;
+mod family;
 mod file;
 mod finished;
 mod forecast;
+mod history;
 mod identity;
 mod matrix;
 mod outcome;
+mod pairs;
+mod protocol;
 pub(crate) mod result;
 mod table;
 mod words;
@@ -47,9 +52,11 @@ pub(crate) use file::{
     is_study, read_toml,
 };
 pub(crate) use forecast::Forecast;
+pub(crate) use history::{History, register};
 pub(crate) use identity::{CodeIdentity, DataIdentities};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use outcome::{FinishedRun, finished_runs};
+pub(crate) use protocol::Protocol;
 
 /// The result in a study's folder; `None` if the folder is not a study's, or it has none yet.
 ///

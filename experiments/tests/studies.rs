@@ -136,7 +136,7 @@ fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
     assert!(comparison["gauge"]["slope_per_decade"].is_f64());
     assert_paired_differences_are_those_of_the_runs(&desk, &result);
     assert_time_to_loss_is_read_from_finished_runs(&result);
-    assert_losses_at_equal_flops_are_read_between_finished_runs(&result);
+    assert_losses_at_equal_steps_are_read_between_finished_runs(&result);
 
     for file in
         ["report.html", "runs.csv", "curves.csv", "comparisons.csv", "loss-vs-steps.svg", "loss-vs-steps.png"]
@@ -147,18 +147,31 @@ fn a_study_goes_from_a_plan_to_a_verdict_and_its_report() {
     assert!(page.contains(result["headline"].as_str().unwrap().split('`').next().unwrap()));
 }
 
-/// The paired difference at equal steps, from the runs' own `run.json`.
+/// Runs of an arm with a seed, by their steps: an arm whose tokens cost more does fewer.
+fn runs_of(result: &Value, arm: usize, seed: u64) -> Vec<Value> {
+    let runs = result["arms"][arm]["runs"].as_array().unwrap();
+    let mut of_seed: Vec<Value> = runs.iter().filter(|run| run["seed"] == seed).cloned().collect();
+    of_seed.sort_by_key(|run| run["num_steps"].as_u64().unwrap());
+    of_seed
+}
+
+/// At equal FLOPs, to which all schedules come to their end, the paired difference is that of the
+/// runs' own `run.json`.
 fn assert_paired_differences_are_those_of_the_runs(desk: &Desk, result: &Value) {
+    let last = |arm: usize, seed: u64| runs_of(result, arm, seed).pop().unwrap();
     let final_loss = |arm: usize, seed: u64| {
-        let runs = result["arms"][arm]["runs"].as_array().unwrap();
-        let run = runs.iter().find(|run| run["num_steps"] == 16 && run["seed"] == seed).unwrap();
-        let manifest = desk.json(&format!("out/{}/run.json", run["run"].as_str().unwrap()));
+        let manifest = desk.json(&format!("out/{}/run.json", last(arm, seed)["run"].as_str().unwrap()));
         manifest["final_validation_cross_entropy_nats"].as_f64().unwrap()
     };
-    let differences = &result["comparisons"][0]["axes"][0]["difference"]["differences"];
+    let axis = &result["comparisons"][0]["axes"][2];
+    assert_eq!(axis["axis"], "active_flops");
     for seed in 0..3 {
+        let flops = |arm: usize| last(arm, seed)["active_flops"].as_f64().unwrap();
+        let half_step = 0.5 / last(1, seed)["num_steps"].as_f64().unwrap();
+        assert!((flops(1) / flops(0) - 1.0).abs() <= 1.01 * half_step, "{} {}", flops(1), flops(0));
         let expected = final_loss(1, seed) - final_loss(0, seed);
-        assert!((differences[seed as usize].as_f64().unwrap() - expected).abs() < 1e-12);
+        let difference = &axis["difference"]["differences"][seed as usize];
+        assert!((difference.as_f64().unwrap() - expected).abs() < 1e-12);
     }
 }
 
@@ -193,26 +206,84 @@ fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
     }
 }
 
-/// Of two arms that cost nearly the same, the loss at the smaller end lies on the line through the
-/// two longest runs of each.
-fn assert_losses_at_equal_flops_are_read_between_finished_runs(result: &Value) {
-    let axis = &result["comparisons"][0]["axes"][2];
-    assert_eq!(axis["axis"], "active_flops");
-    let end = |arm: usize, seed: u64, num_steps: u64| -> (f64, f64) {
-        let runs = result["arms"][arm]["runs"].as_array().unwrap();
-        let run = runs.iter().find(|run| run["num_steps"] == num_steps && run["seed"] == seed).unwrap();
-        (run["active_flops"].as_f64().unwrap(), run["final_loss_nats"].as_f64().unwrap())
+/// Of two arms with different numbers of steps, the loss at the smaller one lies on the line through
+/// the two longest runs of each.
+fn assert_losses_at_equal_steps_are_read_between_finished_runs(result: &Value) {
+    let axis = &result["comparisons"][0]["axes"][0];
+    assert_eq!(axis["axis"], "steps");
+    let ends = |arm: usize, seed: u64| -> [(f64, f64); 2] {
+        let runs = runs_of(result, arm, seed);
+        let end =
+            |run: &Value| (run["num_steps"].as_f64().unwrap(), run["final_loss_nats"].as_f64().unwrap());
+        [end(&runs[runs.len() - 2]), end(&runs[runs.len() - 1])]
     };
     let at = |x: f64, [(x0, loss0), (x1, loss1)]: [(f64, f64); 2]| {
         loss0 + (x / x0).ln() / (x1 / x0).ln() * (loss1 - loss0)
     };
     for seed in 0..3 {
-        let [mine, theirs] = [1, 0].map(|arm| [8, 16].map(|num_steps| end(arm, seed, num_steps)));
+        let [mine, theirs] = [1, 0].map(|arm| ends(arm, seed));
         let x = mine[1].0.min(theirs[1].0);
         let expected = at(x, mine) - at(x, theirs);
         let difference = axis["difference"]["differences"][seed as usize].as_f64().unwrap();
         assert!((difference - expected).abs() < 1e-9, "{difference}, not {expected}");
     }
+}
+
+/// A study of one evaluation per run; an arm that sees later tokens; a seed that diverges; seeds
+/// that are added after a look.
+#[test]
+fn a_verdict_does_not_come_from_what_is_missing_hidden_or_added() {
+    let desk = Desk::new();
+    let study = STUDY
+        .replace("[2, 4, 8, 16]", "[6]")
+        .replace("evaluations = 4", "evaluations = 1")
+        .replace("learning_rates = [0.005, 0.01]\n", "")
+        .replace("seeds = [0, 1, 2]", "seeds = [0, 1]\nnoise_repeats = 1");
+    let study = format!(
+        "{study}[[arms]]\nlabel = \"ec\"\nset = [\"model.ffn.d_ff=\", \"model.ffn.moe={{ num_experts = 4, router = {{ \
+         top_k = 2, selection = {{ expert_choice = {{}} }} }} }}\"]\n"
+    );
+    desk.write("study.toml", &study);
+    let (_, registered) = desk.ok(&["compare", "study.toml", "--out", "out", "--register"]);
+    assert!(registered.contains("registered: out/protocol.json"), "{registered}");
+    let (_, plan) = desk.ok(&["compare", "study.toml", "--out", "out", "--dry-run"]);
+    assert!(plan.contains("9 in all, 9 to do") && plan.contains("power: 2 seeds find"), "{plan}");
+    desk.ok(&["compare", "study.toml", "--out", "out"]);
+    let result = desk.json("out/result.json");
+    let on_flops = |result: &Value, arm: usize| -> Value {
+        let axes = result["comparisons"][arm]["axes"].as_array().unwrap();
+        axes.iter().find(|axis| axis["axis"] == "active_flops").unwrap().clone()
+    };
+    for arm in [0, 1] {
+        assert!(on_flops(&result, arm)["adjusted_p_value"].is_f64(), "one evaluation per run is enough");
+        assert!(result["comparisons"][arm]["noise_floor_nats"].as_f64().unwrap() < 0.1);
+        assert_ne!(on_flops(&result, 1)["verdict"], "wins", "it sees later tokens");
+    }
+    assert_eq!(result["arms"][2]["sees_later_tokens"], "model.ffn.moe.router");
+    assert!(result["notes"][0].as_str().unwrap().contains("and is what was run"), "{}", result["notes"]);
+
+    let folder = |seed: u64| result["arms"][1]["runs"][seed as usize]["run"].as_str().unwrap().to_owned();
+    let manifest = desk.path(&format!("out/{}/run.json", folder(1)));
+    let unfinished = fs::read_to_string(&manifest).unwrap().replace("\"finished\"", "\"failed\"");
+    fs::write(&manifest, unfinished).unwrap();
+    desk.write(&format!("out/{}/diverged.txt", folder(1)), "the loss is NaN");
+    let (text, _) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(text.contains("diverged\n"), "its column is kept: {text}");
+    let result = desk.json("out/result.json");
+    let time = &result["comparisons"][0]["time_to_loss"][2];
+    assert_eq!((&time["seeds"], &time["ratios"][1]), (&serde_json::json!([0, 1]), &Value::Null));
+    assert!(time["estimate"].is_null(), "a diverged seed is censored: {time}");
+
+    desk.write("study.toml", &study.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"));
+    let (_, again) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(again.contains("saved"), "{again}");
+    let result = desk.json("out/result.json");
+    assert_eq!(result["stopping"], "open");
+    let notes = result["notes"].to_string();
+    assert!(notes.contains("changed afterwards (seeds: [0, 1] before, [0, 1, 2] now)"), "{notes}");
+    assert!(notes.contains("Results printed before in this folder, 2 in all"), "{notes}");
+    let history = fs::read_to_string(desk.path("out/history.jsonl")).unwrap();
+    assert_eq!(history.lines().count(), 5, "two plans, three results: {history}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use manifest::{RunManifest, RunStatus, UpcycledFrom};
 pub use reading::RunReading;
+pub use timestamp::now_rfc3339;
 
 use lock::RunLock;
 use switchyard_ground::durable;

@@ -36,6 +36,10 @@ pub(crate) struct CompareArgs {
     /// other machines that share the folder
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub(crate) shard: Shard,
+    /// Write a study's protocol down before its first run, and run nothing: later changes are
+    /// listed beside the result
+    #[arg(long, conflicts_with_all = ["dry_run", "json"])]
+    pub(crate) register: bool,
     /// Plan a study, time a few steps, and run nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

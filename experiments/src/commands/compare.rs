@@ -43,9 +43,9 @@ pub(super) fn run(args: &CompareArgs, interruption: &Interruption) -> Result<(),
         }
         _ => {}
     }
-    if args.dry_run || args.shard.is_partial() {
+    if args.dry_run || args.register || args.shard.is_partial() {
         return Err(Failure::Mistake(
-            "--dry-run and --shard are for a study: name a file with [[arms]]".into(),
+            "--dry-run, --register and --shard are for a study: name a file with [[arms]]".into(),
         ));
     }
     let stop = interruption.watch("stopping after this step, with a checkpoint")?;

@@ -17,11 +17,12 @@ use crate::interrupt::Interruption;
 use crate::report;
 use crate::report::series::RunSeries;
 use crate::run_series::run_series;
-use crate::study::result::{Provenance, StudyResult};
+use crate::statistics::Stopping;
+use crate::study::result::{DivergedRun, Provenance, StudyResult};
 use crate::study::{
-    Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, LoadedStudy,
-    Orders, PlannedRun, Stage, StudyFolder, StudyMatrix, analyse, finished_runs, resolve_arms, run_all,
-    run_missing,
+    Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, History,
+    LoadedStudy, Orders, PlannedRun, Protocol, RunSettings, Stage, StudyFolder, StudyMatrix, analyse,
+    finished_runs, register, resolve_arms, run_all, run_missing,
 };
 use crate::whole_file;
 
@@ -34,11 +35,17 @@ fn run_unless(args: &CompareArgs, path: &Path, stop: &Arc<AtomicBool>) -> Result
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
+    if args.register {
+        let protocol = Protocol::of(&loaded, &arms);
+        say!("{}", register(folder.root(), &protocol, &sha256_hex(&loaded.text))?);
+        return Ok(());
+    }
     let mut session = Session::new(args, &loaded, &arms, folder, stop)?;
     session.announce(stop)?;
     if args.dry_run {
         return Ok(());
     }
+    session.history.plan(&session.protocol)?;
     match session.run(stop)? {
         Execution::Done => session.conclude(),
         Execution::Interrupted => Err(Failure::interrupted_work()),
@@ -51,6 +58,8 @@ struct Session<'a> {
     loaded: &'a LoadedStudy,
     arms: &'a [Arm],
     folder: StudyFolder,
+    protocol: Protocol,
+    history: History,
     calibration: Calibration,
     matrix: StudyMatrix<'a>,
     pilots: Vec<PlannedRun>,
@@ -66,20 +75,34 @@ impl<'a> Session<'a> {
         folder: StudyFolder,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
+        let (protocol, history) = (Protocol::of(loaded, arms), History::read(folder.root())?);
         let code = CodeIdentity::of_this_program();
         let calibration = Calibration::read_or_measure(folder.root(), loaded, arms, &code, stop)?;
         let factors = calibration.step_factors(loaded.study.held_equal, arms);
         let mut matrix = StudyMatrix::new(&loaded.study, arms, code, DataIdentities::new(stop), factors);
         let pilots = matrix.pilots()?;
         let learning_rates = arms.iter().map(|arm| arm.learning_rates[0]).collect();
-        Ok(Self { args, loaded, arms, folder, calibration, matrix, pilots, learning_rates })
+        Ok(Self {
+            args,
+            loaded,
+            arms,
+            folder,
+            protocol,
+            history,
+            calibration,
+            matrix,
+            pilots,
+            learning_rates,
+        })
     }
 
     /// Say what will be done and what it will cost.
     fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
         let data = prepare(&self.arms[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
-        let runs: Vec<PlannedRun> = self.pilots.iter().chain(&main_runs).cloned().collect();
+        let noise_runs = self.matrix.noise_runs(&self.learning_rates)?;
+        let runs: Vec<PlannedRun> =
+            self.pilots.iter().chain(&main_runs).chain(&noise_runs).cloned().collect();
         let forecast = Forecast {
             study: &self.loaded.study,
             arms: self.arms,
@@ -108,7 +131,8 @@ impl<'a> Session<'a> {
             }
             self.choose_learning_rates()?;
         }
-        let runs = self.matrix.main_runs(&self.learning_rates)?;
+        let mut runs = self.matrix.main_runs(&self.learning_rates)?;
+        runs.extend(self.matrix.noise_runs(&self.learning_rates)?);
         run_missing(&self.folder, &runs, self.arms.len(), self.args.shard, orders)
     }
 
@@ -138,14 +162,19 @@ impl<'a> Session<'a> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
         let price = self.loaded.study.price_per_device_hour;
         let mut finished: Vec<(Stage, FinishedRun)> = Vec::new();
-        for (stage, runs) in [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs)] {
+        let noise_runs = self.matrix.noise_runs(&self.learning_rates)?;
+        for (stage, runs) in
+            [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs), (Stage::Noise, &noise_runs)]
+        {
             finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
         }
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
-        let mut diverged: Vec<(usize, String)> = Vec::new();
+        let mut diverged: Vec<(usize, DivergedRun)> = Vec::new();
         for run in &main_runs {
             if let Some(reason) = self.folder.divergence(run)? {
-                diverged.push((run.arm, format!("`{}`: {reason}", run.folder)));
+                let RunSettings { seed, num_steps, .. } = run.settings;
+                let reason = format!("`{}`: {reason}", run.folder);
+                diverged.push((run.arm, DivergedRun { seed, num_steps, reason }));
             }
         }
         let provenance = self.provenance(&finished)?;
@@ -156,6 +185,12 @@ impl<'a> Session<'a> {
             learning_rates: &self.learning_rates,
             finished: &finished,
             budget_steps: &budget_steps,
+            stopping: if self.history.has_seeds_added(&self.protocol) {
+                Stopping::Open
+            } else {
+                Stopping::Planned
+            },
+            history_notes: &self.history.notes(&self.protocol),
             num_missing: main_runs.len() - num_finished - diverged.len(),
             diverged: &diverged,
         };
@@ -173,6 +208,9 @@ impl<'a> Session<'a> {
                 )
             })
             .collect();
+        // On record before anybody has seen it.
+        let num_missing = evidence.num_missing;
+        self.history.record(&self.protocol, &result, num_missing)?;
         self.save(&result, &series)?;
         if self.args.json {
             print_text(&(serde_json::to_string_pretty(&result)? + "\n"))

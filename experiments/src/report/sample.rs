@@ -2,7 +2,9 @@
 
 use super::axes::AXES;
 use super::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
-use crate::statistics::{Gauge, GaugeSample, PairedDifference, RatioEstimate, Verdict};
+use crate::statistics::{
+    Gauge, GaugeSample, PairedDifference, RatioEstimate, SignedRankInterval, Stopping, Verdict,
+};
 use crate::study::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, Provenance, Question,
     RunResult, StudyResult, TimeToLoss,
@@ -68,6 +70,7 @@ pub(super) fn study(last_label: &str) -> (StudyResult, Vec<RunSeries>) {
         ),
         verdict: Verdict::Wins,
         question: Question { axis: Axis::ActiveFlops, margin_nats: MARGIN, confidence: 0.95 },
+        stopping: Stopping::Planned,
         held_equal: HeldEqual::ActiveFlops,
         baseline: "dense".into(),
         arms: models.iter().map(arm_result).collect(),
@@ -174,6 +177,8 @@ fn arm_result(model: &ArmModel) -> ArmResult {
         equality: 1.0,
         learning_rate: 1e-3,
         learning_rate_grid: vec![(5e-4, Some(2.68)), (1e-3, Some(2.64)), (2e-3, None)],
+        diverged: Vec::new(),
+        sees_later_tokens: None,
         runs: BUDGETS.iter().flat_map(|&steps| SEEDS.iter().map(move |&seed| run(steps, seed))).collect(),
     }
 }
@@ -187,12 +192,15 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
     let axis = |axis: Axis| {
         let gaps: Vec<f64> = SEEDS.iter().map(|&seed| gap(seed, end, axis == Axis::Seconds)).collect();
         let difference = PairedDifference::new(&gaps, 0.95).unwrap();
-        let verdict = difference.verdict(MARGIN);
+        let verdict = difference.verdict(MARGIN, Stopping::Planned);
         AxisComparison {
             axis,
             seeds: SEEDS.to_vec(),
+            p_value: difference.p_value(MARGIN, Stopping::Planned),
+            adjusted_p_value: difference.p_value(MARGIN, Stopping::Planned),
+            signed_rank: SignedRankInterval::new(&gaps, 0.95),
             verdict,
-            seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95),
+            seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95, Stopping::Planned),
             sentence: format!("The mean difference is {:+.3} nats over five seeds.", difference.mean),
             difference,
         }
@@ -216,6 +224,7 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             .map(|axis| effective_speedup(axis, SEEDS.map(|seed| 1.0 / at(axis, seed))))
             .to_vec(),
         gauge: Gauge::new(&samples, 0.95),
+        noise_floor_nats: Some(0.002),
     }
 }
 
@@ -225,6 +234,7 @@ fn time_to_loss(axis: Axis, ratios: [f64; 5], end: f64, dense: &ArmModel) -> Tim
     let seen = |(index, ratio): (usize, f64)| (!is_censored || index < 4).then_some(ratio);
     TimeToLoss {
         axis,
+        seeds: SEEDS.to_vec(),
         targets_nats: SEEDS.map(|seed| loss(dense, seed, end)).to_vec(),
         ratios: ratios.into_iter().enumerate().map(seen).collect(),
         estimate: if is_censored { None } else { RatioEstimate::new(&ratios, 0.95) },
@@ -238,6 +248,7 @@ fn effective_speedup(axis: Axis, ratios: [f64; 5]) -> EffectiveSpeedup {
     EffectiveSpeedup {
         axis,
         num_steps: 400,
+        seeds: SEEDS.to_vec(),
         ratios: ratios.into_iter().enumerate().map(seen).collect(),
         lower_bounds: vec![1.0; 5],
         at_most: vec![false; 5],

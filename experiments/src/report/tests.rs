@@ -305,7 +305,7 @@ fn text_and_curves_stand_out_in_both_themes() {
     for block in blocks {
         let colors = theme(block.split('}').next().unwrap());
         for ground in ["page", "shade"] {
-            for text in ["ink", "soft", "link", "wins", "loses"] {
+            for text in ["ink", "soft", "link", "wins", "loses", "fragile"] {
                 let ratio = contrast(colors[text], colors[ground]);
                 assert!(ratio >= 4.5, "{text} on {ground}: {ratio:.2}");
             }

@@ -1,14 +1,6 @@
-//! The verdict in words and signs.
+//! The verdict in signs.
 
 use crate::statistics::Verdict;
-
-pub(super) fn verdict_word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Wins => "wins",
-        Verdict::Loses => "loses",
-        Verdict::Undecided => "undecided",
-    }
-}
 
 /// A sign whose shape tells the verdicts apart without colour.
 pub(super) fn verdict_glyph(verdict: Verdict) -> &'static str {
@@ -16,5 +8,6 @@ pub(super) fn verdict_glyph(verdict: Verdict) -> &'static str {
         Verdict::Wins => "\u{2713}",
         Verdict::Loses => "\u{2717}",
         Verdict::Undecided => "?",
+        Verdict::Fragile => "\u{2248}",
     }
 }

@@ -1,22 +1,32 @@
 //! From the finished runs of a study to its result.
 
 use super::evidence::{AXES, Evidence};
+use super::family;
 use super::matrix::Stage;
 use super::outcome::FinishedRun;
+use super::pairs::Pair;
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult,
     TimeToLoss,
 };
 use super::words;
-use crate::statistics::{Gauge, GaugeSample, LossCurve, PairedDifference, RatioEstimate, Verdict};
+use crate::statistics::{
+    Gauge, GaugeSample, Interval, LossCurve, PairedDifference, RatioEstimate, SignedRankInterval, Stopping,
+    Verdict, standard_deviation_of,
+};
 
 /// The result of the study as far as its runs are finished.
 pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyResult {
     let study = &evidence.loaded.study;
     let question = Question::from(&study.question);
     let arms: Vec<ArmResult> = (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
-    let comparisons: Vec<ArmComparison> =
+    let mut comparisons: Vec<ArmComparison> =
         (1..evidence.arms.len()).map(|index| evidence.comparison(index, &question)).collect();
+    family::adjust(&mut comparisons, &question);
+    for (index, comparison) in (1..).zip(&mut comparisons) {
+        evidence.withhold_verdicts(index, comparison);
+        call_fragile(comparison, &question, evidence.stopping);
+    }
     let verdict = overall(&comparisons, question.axis);
     let baseline = study.arms[0].label.clone();
     StudyResult {
@@ -25,6 +35,7 @@ pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyR
         verdict,
         unequal: words::unequal(&arms),
         notes: words::notes(evidence, &comparisons),
+        stopping: evidence.stopping,
         held_equal: study.held_equal,
         question,
         baseline,
@@ -52,41 +63,7 @@ impl ArmComparison {
     }
 }
 
-/// Runs of the arm and of the baseline with the same seed and budget.
-struct Pair<'a> {
-    seed: u64,
-    baseline: &'a FinishedRun,
-    arm: &'a FinishedRun,
-}
-
 impl Evidence<'_> {
-    /// The finished runs for the result of an arm at its `budget`-th budget.
-    fn runs_at(&self, arm: usize, budget: usize) -> impl Iterator<Item = &FinishedRun> {
-        let wanted = self.budget_steps[arm].get(budget).copied();
-        self.main_runs(arm).filter(move |run| Some(run.result.num_steps) == wanted)
-    }
-
-    fn main_runs(&self, arm: usize) -> impl Iterator<Item = &FinishedRun> {
-        self.finished
-            .iter()
-            .filter(move |(stage, run)| *stage == Stage::Main && run.arm == arm)
-            .map(|(_, run)| run)
-    }
-
-    fn num_budgets(&self) -> usize {
-        self.loaded.study.budget.num_steps.len()
-    }
-
-    /// Pairs of runs by seed, in the order of the study's seeds.
-    fn pairs(&self, arm: usize, budget: usize) -> Vec<Pair<'_>> {
-        let of_seed =
-            |arm: usize, seed: u64| self.runs_at(arm, budget).find(move |run| run.result.seed == seed);
-        let seeds = self.loaded.study.seeds.iter();
-        seeds
-            .filter_map(|&seed| Some(Pair { seed, baseline: of_seed(0, seed)?, arm: of_seed(arm, seed)? }))
-            .collect()
-    }
-
     fn arm_result(&self, index: usize) -> ArmResult {
         let arm = &self.arms[index];
         let pilot_loss = |learning_rate: f64| {
@@ -109,7 +86,20 @@ impl Evidence<'_> {
             learning_rate: self.learning_rates[index],
             learning_rate_grid: arm.learning_rates.iter().map(|&rate| (rate, pilot_loss(rate))).collect(),
             runs,
+            diverged: self
+                .diverged
+                .iter()
+                .filter(|(of, _)| *of == index)
+                .map(|(_, run)| run.clone())
+                .collect(),
+            sees_later_tokens: self.sees_later_tokens(index).map(str::to_owned),
         }
+    }
+
+    /// Key of the first router of the arm that is not causal.
+    fn sees_later_tokens(&self, arm: usize) -> Option<&str> {
+        let mut routers = self.arms[arm].plan.model.routers();
+        routers.find(|(_, router)| !router.config.is_causal()).map(|(_, router)| router.key.as_str())
     }
 
     fn comparison(&self, arm: usize, question: &Question) -> ArmComparison {
@@ -122,7 +112,6 @@ impl Evidence<'_> {
                 .filter_map(|&axis| {
                     self.axis_comparison(arm, axis, &pairs, [label, &self.arms[0].label], question)
                 })
-                .map(|on| self.without_a_win_by_divergence(arm, on))
                 .collect(),
             time_to_loss: AXES
                 .iter()
@@ -133,18 +122,55 @@ impl Evidence<'_> {
                 .map(|&axis| self.effective_speedup(arm, axis, question.confidence))
                 .collect(),
             gauge: self.gauge(arm, question.confidence),
+            noise_floor_nats: self.noise_floor(arm),
         }
     }
 
-    /// An arm whose bad seeds diverged has only its good ones left: it cannot win by them.
-    fn without_a_win_by_divergence(&self, arm: usize, on: AxisComparison) -> AxisComparison {
-        let num_diverged = self.diverged.iter().filter(|(of, _)| *of == arm).count();
-        if num_diverged == 0 || on.verdict != Verdict::Wins {
-            return on;
+    /// Deviation of the difference of two single runs that last bits decide: both arms' runs of the
+    /// first seed and their repeats.
+    fn noise_floor(&self, arm: usize) -> Option<f64> {
+        let deviation = |arm: usize| {
+            let losses: Vec<f64> = self
+                .finished
+                .iter()
+                .filter(|(stage, run)| *stage == Stage::Noise && run.arm == arm)
+                .filter_map(|(_, run)| run.result.final_loss_nats)
+                .collect();
+            let seed = *self.loaded.study.seeds.first()?;
+            let main = self.outcome(arm, self.num_budgets() - 1, seed)??.result.final_loss_nats?;
+            standard_deviation_of(&[&losses[..], &[main]].concat())
+        };
+        Some(deviation(arm)?.hypot(deviation(0)?))
+    }
+
+    /// Takes back the verdicts that the finished runs alone do not carry: an arm whose bad seeds
+    /// diverged has only its good ones left, and one that sees later tokens has a lower loss than
+    /// it could generate with.
+    fn withhold_verdicts(&self, arm: usize, comparison: &mut ArmComparison) {
+        let baseline = &self.arms[0].label;
+        let leaks = self.sees_later_tokens(arm).filter(|_| self.sees_later_tokens(0).is_none());
+        for on in &mut comparison.axes {
+            let reason = match (on.verdict, self.num_diverged(arm), self.num_diverged(0), leaks) {
+                (Verdict::Wins, 1.., _, _) => {
+                    format!(
+                        "{} of its runs diverged, and its other seeds do not speak for them",
+                        self.num_diverged(arm)
+                    )
+                }
+                (Verdict::Loses, _, 1.., _) => {
+                    format!("{} of `{baseline}`'s runs diverged", self.num_diverged(0))
+                }
+                (Verdict::Wins, _, _, Some(key)) => {
+                    format!(
+                        "`{key}` lets it see later tokens, which `{baseline}` does not: its loss is lower than that of \
+                         the text that it could write"
+                    )
+                }
+                _ => continue,
+            };
+            on.verdict = Verdict::Undecided;
+            on.sentence = format!("{} But no verdict: {reason}.", on.sentence);
         }
-        let sentence =
-            format!("{} But {num_diverged} of its runs diverged, which leaves it undecided.", on.sentence);
-        AxisComparison { verdict: Verdict::Undecided, sentence, ..on }
     }
 
     /// At the largest budget at which every seed has one; if there is none, at the largest, with
@@ -163,24 +189,38 @@ impl Evidence<'_> {
     fn speedup_at(&self, arm: usize, budget: usize, axis: Axis, confidence: f64) -> EffectiveSpeedup {
         let (mut ratios, mut lower_bounds, mut at_most, mut num_steps) =
             (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut seeds, mut is_whole) = (Vec::new(), true);
         for pair in self.pairs(arm, budget) {
-            let (Some(mine), Some(theirs)) = (pair.arm.curve(axis), self.best_curve(0, pair.baseline, axis))
-            else {
+            // Without the baseline there is nothing to measure a seed by.
+            let Some(baseline) = pair.baseline else {
+                is_whole = false;
                 continue;
             };
-            if !is_comparable(axis, &pair) {
+            let Some(theirs) = self.best_curve(0, baseline, axis) else { continue };
+            let Some(run) = pair.arm else {
+                // What a run that diverged is worth is less than any of the baseline's losses.
+                seeds.push(pair.seed);
+                at_most.push(true);
+                lower_bounds.push(0.0);
+                ratios.push(Some(0.0));
                 continue;
-            }
-            num_steps = pair.arm.result.num_steps;
+            };
+            let Some(mine) = run.curve(axis).filter(|_| is_comparable(axis, [run, baseline])) else {
+                continue;
+            };
+            num_steps = run.result.num_steps;
+            seeds.push(pair.seed);
             at_most.push(mine.final_loss() > theirs.first_loss());
             lower_bounds.push(theirs.last_x() / mine.last_x());
             ratios.push(theirs.first_x_at(mine.final_loss()).map(|x| x / mine.last_x()));
         }
-        let estimate = if at_most.contains(&true) { None } else { estimate(&ratios, confidence) };
-        EffectiveSpeedup { axis, num_steps, estimate, ratios, lower_bounds, at_most }
+        let is_whole = is_whole && !at_most.contains(&true);
+        let estimate = if is_whole { estimate(&ratios, confidence) } else { None };
+        EffectiveSpeedup { axis, num_steps, seeds, estimate, ratios, lower_bounds, at_most }
     }
 
-    /// Losses at the largest x that both arms reach with a seed.
+    /// Losses at the largest x that both arms reach with a seed, over the seeds with which neither
+    /// diverged.
     fn axis_comparison(
         &self,
         arm: usize,
@@ -192,38 +232,60 @@ impl Evidence<'_> {
         let mut seeds = Vec::new();
         let mut differences = Vec::new();
         for pair in pairs {
-            if !is_comparable(axis, pair) {
+            let Some([run, baseline]) = pair.both() else { continue };
+            if !is_comparable(axis, [run, baseline]) {
                 return None;
             }
-            let mine = self.best_curve(arm, pair.arm, axis)?;
-            let theirs = self.best_curve(0, pair.baseline, axis)?;
-            let x = mine.last_x().min(theirs.last_x());
+            let mine = self.best_curve(arm, run, axis)?;
+            let theirs = self.best_curve(0, baseline, axis)?;
+            // Budgets are whole steps: within half a step of each other they are equal, and both
+            // schedules have come to their end.
+            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
+            let [mine, theirs] = losses_at_equal_x(&mine, &theirs, half_step)?;
             seeds.push(pair.seed);
-            differences.push(mine.loss_at(x)? - theirs.loss_at(x)?);
+            differences.push(mine - theirs);
         }
         let difference = PairedDifference::new(&differences, question.confidence)?;
-        let verdict = difference.verdict(question.margin_nats);
-        let seeds_to_decide = difference.pairs_to_decide(question.margin_nats, question.confidence);
-        let sentence = words::axis_sentence([label, baseline], axis, &difference, question);
-        Some(AxisComparison { axis, seeds, difference, verdict, seeds_to_decide, sentence })
+        let verdict = difference.verdict(question.margin_nats, self.stopping);
+        let seeds_to_decide =
+            difference.pairs_to_decide(question.margin_nats, question.confidence, self.stopping);
+        let sentence = words::axis_sentence([label, baseline], axis, &difference, question, self.stopping);
+        Some(AxisComparison {
+            axis,
+            seeds,
+            p_value: difference.p_value(question.margin_nats, self.stopping),
+            adjusted_p_value: None,
+            signed_rank: SignedRankInterval::new(&differences, question.confidence),
+            difference,
+            verdict,
+            seeds_to_decide,
+            sentence,
+        })
     }
 
     /// When the arm had the final loss of the baseline's runs of the largest budget.
     fn time_to_loss(&self, arm: usize, axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
-        let mut targets_nats = Vec::new();
-        let mut ratios = Vec::new();
-        for pair in pairs.iter().filter(|pair| is_comparable(axis, pair)) {
-            let (Some(mine), Some(theirs)) =
-                (self.best_curve(arm, pair.arm, axis), self.best_curve(0, pair.baseline, axis))
-            else {
+        let (mut seeds, mut targets_nats, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_whole = true;
+        for pair in pairs {
+            // Without the baseline there is no loss to reach.
+            let Some(baseline) = pair.baseline else {
+                is_whole = false;
                 continue;
             };
+            if pair.arm.is_some_and(|run| !is_comparable(axis, [run, baseline])) {
+                continue;
+            }
+            let Some(theirs) = self.best_curve(0, baseline, axis) else { continue };
             let target = theirs.final_loss();
+            let mine = pair.arm.and_then(|run| self.best_curve(arm, run, axis));
+            let reached = mine.and_then(|mine| mine.first_x_at(target)).zip(theirs.first_x_at(target));
+            seeds.push(pair.seed);
             targets_nats.push(target);
-            let reached = mine.first_x_at(target).zip(theirs.first_x_at(target));
             ratios.push(reached.map(|(mine, theirs)| mine / theirs));
         }
-        TimeToLoss { axis, targets_nats, estimate: estimate(&ratios, confidence), ratios }
+        let estimate = if is_whole { estimate(&ratios, confidence) } else { None };
+        TimeToLoss { axis, seeds, targets_nats, estimate, ratios }
     }
 
     /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs
@@ -238,23 +300,61 @@ impl Evidence<'_> {
         LossCurve::new(ends.collect())
     }
 
-    /// The gap in final loss over the budgets. Compute is the baseline's, which is the arm's too
-    /// where it is held equal.
+    /// The gap in final loss over the budgets; none of arms of which a run diverged, whose gaps
+    /// would be those of its good seeds. Compute is the baseline's, which is the arm's too where it
+    /// is held equal.
     fn gauge(&self, arm: usize, confidence: f64) -> Option<Gauge> {
+        if self.num_diverged(arm) + self.num_diverged(0) > 0 {
+            return None;
+        }
         let samples: Vec<GaugeSample> = (0..self.num_budgets())
             .flat_map(|budget| self.pairs(arm, budget))
             .filter_map(|pair| {
-                let gap = pair.arm.result.final_loss_nats? - pair.baseline.result.final_loss_nats?;
-                Some(GaugeSample { compute: pair.baseline.result.active_flops, seed: pair.seed, gap })
+                let [run, baseline] = pair.both()?;
+                let gap = run.result.final_loss_nats? - baseline.result.final_loss_nats?;
+                Some(GaugeSample { compute: baseline.result.active_flops, seed: pair.seed, gap })
             })
             .collect();
         Gauge::new(&samples, confidence)
     }
 }
 
+/// Calls a verdict fragile that is nearer to its margin than the noise floor.
+fn call_fragile(comparison: &mut ArmComparison, question: &Question, stopping: Stopping) {
+    let Some(floor) = comparison.noise_floor_nats.filter(|floor| *floor > 0.0) else { return };
+    for on in &mut comparison.axes {
+        let Some(&Interval { low, high }) = on.difference.interval(stopping) else { continue };
+        let to_win = (high + question.margin_nats).abs();
+        let to_lose = (low - question.margin_nats).abs();
+        let distance = match on.verdict {
+            Verdict::Wins => to_win,
+            Verdict::Loses => to_lose,
+            Verdict::Undecided | Verdict::Fragile => to_win.min(to_lose),
+        };
+        if distance < floor {
+            on.sentence = format!(
+                "{} Fragile: the interval ends {distance:.5} nats from where the verdict would change, and the last bits of \
+                 the initial values alone move a difference by {floor:.4} nats.",
+                on.sentence
+            );
+            on.verdict = Verdict::Fragile;
+        }
+    }
+}
+
 /// Seconds of two machines are not seconds of two arms.
-fn is_comparable(axis: Axis, pair: &Pair<'_>) -> bool {
-    axis != Axis::Seconds || pair.arm.manifest.host.hostname == pair.baseline.manifest.host.hostname
+fn is_comparable(axis: Axis, [run, baseline]: [&FinishedRun; 2]) -> bool {
+    axis != Axis::Seconds || run.manifest.host.hostname == baseline.manifest.host.hostname
+}
+
+/// The final losses of two curves that end at the same x but for the share `rounding`, else the
+/// losses at the largest x of both; `None` if they have none in common.
+fn losses_at_equal_x(mine: &LossCurve, theirs: &LossCurve, rounding: f64) -> Option<[f64; 2]> {
+    let (larger, smaller) = (mine.last_x().max(theirs.last_x()), mine.last_x().min(theirs.last_x()));
+    if larger - smaller <= rounding * larger {
+        return Some([mine.final_loss(), theirs.final_loss()]);
+    }
+    Some([mine.loss_at(smaller)?, theirs.loss_at(smaller)?])
 }
 
 /// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.
@@ -294,6 +394,9 @@ mod tests {
         let on = AxisComparison {
             axis: Axis::Tokens,
             seeds: vec![0],
+            p_value: None,
+            adjusted_p_value: None,
+            signed_rank: None,
             difference,
             verdict,
             seeds_to_decide: None,
@@ -305,6 +408,30 @@ mod tests {
             time_to_loss: Vec::new(),
             effective_speedup: Vec::new(),
             gauge: None,
+            noise_floor_nats: None,
         }
+    }
+
+    /// The published case: an interval that ends 0.00002 nats beyond its margin, with a noise floor
+    /// of 0.0025 nats.
+    #[test]
+    fn a_verdict_nearer_to_its_margin_than_the_last_bits_is_fragile() {
+        let question = Question { axis: Axis::Tokens, margin_nats: 0.005, confidence: 0.95 };
+        let judged = |floor: Option<f64>, differences: &[f64]| {
+            let difference = PairedDifference::new(differences, 0.95).unwrap();
+            let mut arm = comparison(difference.verdict(0.005, Stopping::Planned));
+            arm.axes[0].difference = difference;
+            arm.noise_floor_nats = floor;
+            call_fragile(&mut arm, &question, Stopping::Planned);
+            arm.axes.remove(0)
+        };
+        // Mean -0.0248, interval [-0.0446, -0.00503].
+        let published = [-0.0094, -0.01141, -0.03915, -0.02002, -0.04403];
+        assert_eq!(judged(None, &published).verdict, Verdict::Wins);
+        let fragile = judged(Some(0.0025), &published);
+        assert_eq!(fragile.verdict, Verdict::Fragile);
+        assert!(fragile.sentence.contains("Fragile: the interval ends 0.000"), "{}", fragile.sentence);
+        let clear = [-0.05, -0.055, -0.06, -0.052, -0.058];
+        assert_eq!(judged(Some(0.0025), &clear).verdict, Verdict::Wins);
     }
 }

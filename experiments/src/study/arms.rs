@@ -165,7 +165,7 @@ fn in_arm(failure: Failure, study: &Path, label: &str) -> Failure {
 /// `held_equal` in words.
 pub(crate) fn held_equal_words(held_equal: HeldEqual) -> &'static str {
     match held_equal {
-        HeldEqual::ActiveFlops => "active training FLOPs per token, and tokens",
+        HeldEqual::ActiveFlops => "active training FLOPs",
         HeldEqual::TotalParams => "total parameters, and tokens",
         HeldEqual::Memory => "estimated training memory, and tokens",
         HeldEqual::WallClock => "predicted seconds of training",

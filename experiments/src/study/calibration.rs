@@ -113,8 +113,11 @@ impl Calibration {
     /// Steps of each arm as a multiple of the budget: with wall-clock time held equal, those at
     /// which all arms take as long as the baseline.
     pub(crate) fn step_factors(&self, held_equal: HeldEqual, arms: &[Arm]) -> Vec<f64> {
-        if held_equal != HeldEqual::WallClock {
-            return vec![1.0; arms.len()];
+        match held_equal {
+            HeldEqual::WallClock => {}
+            // What the width leaves: the schedules end at equal FLOPs.
+            HeldEqual::ActiveFlops => return arms.iter().map(|arm| 1.0 / arm.equality).collect(),
+            HeldEqual::TotalParams | HeldEqual::Memory | HeldEqual::Tokens => return vec![1.0; arms.len()],
         }
         let secs = |arm: &Arm| self.arms.get(&arm.label).map_or(1.0, |measured| measured.step_secs);
         let baseline = arms.first().map_or(1.0, secs);

@@ -4,7 +4,8 @@ use super::arms::Arm;
 use super::file::LoadedStudy;
 use super::matrix::Stage;
 use super::outcome::FinishedRun;
-use super::result::Axis;
+use super::result::{Axis, DivergedRun};
+use crate::statistics::Stopping;
 
 /// All axes, in the order of the tables.
 pub(crate) const AXES: [Axis; 4] = [Axis::Steps, Axis::Tokens, Axis::ActiveFlops, Axis::Seconds];
@@ -22,8 +23,12 @@ pub(crate) struct Evidence<'a> {
     pub(crate) finished: &'a [(Stage, FinishedRun)],
     /// Planned steps of each arm at each budget, ascending.
     pub(crate) budget_steps: &'a [Vec<u64>],
+    /// Whether seeds were added after a look at the result.
+    pub(crate) stopping: Stopping,
+    /// What was registered and printed before.
+    pub(crate) history_notes: &'a [String],
     /// Runs for the result that are not finished.
     pub(crate) num_missing: usize,
-    /// Runs for the result that diverged: the arm, and why.
-    pub(crate) diverged: &'a [(usize, String)],
+    /// Runs for the result that diverged, each with its arm.
+    pub(crate) diverged: &'a [(usize, DivergedRun)],
 }

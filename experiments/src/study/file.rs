@@ -42,6 +42,11 @@ pub(crate) struct StudyFile {
     /// What decides.
     #[serde(default)]
     pub(crate) question: QuestionConfig,
+    /// Runs of each arm that repeat the first seed at the largest budget from initial values that
+    /// differ in their last bits; default 0. They show how much of a difference the last bits
+    /// decide.
+    #[serde(default)]
+    pub(crate) noise_repeats: u64,
     /// Price of an hour of the device, in any currency; absent leaves the cost out.
     pub(crate) price_per_device_hour: Option<f64>,
     /// Solved widths are multiples of this; default 8.
@@ -201,6 +206,9 @@ impl LoadedStudy {
     }
 }
 
+/// Repeats beyond these would change more than last bits.
+const MOST_NOISE_REPEATS: u64 = 64;
+
 impl StudyFile {
     /// Seed of the pilot runs.
     pub(crate) fn pilot_seed(&self) -> u64 {
@@ -230,6 +238,10 @@ impl StudyFile {
         in_range("question.margin_nats", self.question.margin_nats, 0.0..=f64::MAX)?;
         in_range("question.confidence", self.question.confidence, 0.5..=0.9999)?;
         in_range("price_per_device_hour", self.price_per_device_hour.unwrap_or(0.0), 0.0..=f64::MAX)?;
+        if self.noise_repeats > MOST_NOISE_REPEATS {
+            let remedy = format!("use at most {MOST_NOISE_REPEATS}");
+            return Err(KeyError::new("noise_repeats", format!("is {}", self.noise_repeats), remedy));
+        }
         if self.width_multiple == 0 {
             return Err(KeyError::new("width_multiple", "is 0", "use at least 1"));
         }

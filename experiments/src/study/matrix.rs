@@ -8,6 +8,10 @@ use super::file::StudyFile;
 use super::identity::{CodeIdentity, DataIdentities, run_identity};
 use crate::failure::Failure;
 
+/// Relative change of the initial deviation for each repeat: two units in the last place of an f32,
+/// so that every initial value moves, and nothing else does.
+const LAST_BITS: f64 = 2.0 / (1 << 23) as f64;
+
 /// Why a run is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -15,6 +19,8 @@ pub(crate) enum Stage {
     Pilot,
     /// For the result.
     Main,
+    /// To measure what the last bits decide.
+    Noise,
 }
 
 /// One run of a study.
@@ -61,7 +67,8 @@ pub(crate) struct StudyMatrix<'a> {
     arms: &'a [Arm],
     code: CodeIdentity,
     data: DataIdentities,
-    /// Steps of each arm as a multiple of the budget: 1 unless wall-clock time is held equal.
+    /// Steps of each arm as a multiple of the budget: 1 unless FLOPs or wall-clock time are held
+    /// equal.
     step_factors: Vec<f64>,
 }
 
@@ -108,6 +115,32 @@ impl<'a> StudyMatrix<'a> {
                     let num_steps = self.steps_of(index, num_steps);
                     runs.push(self.run(index, RunSettings { seed, learning_rate, num_steps })?);
                 }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// The runs that repeat the first seed at the largest budget, each from initial values that
+    /// differ in their last bits.
+    ///
+    /// # Errors
+    /// As [`StudyMatrix::pilots`].
+    pub(crate) fn noise_runs(&mut self, learning_rates: &[f64]) -> Result<Vec<PlannedRun>, Failure> {
+        let study = self.study;
+        let (Some(&seed), Some(&budget)) = (study.seeds.first(), study.budget.num_steps.iter().max()) else {
+            return Ok(Vec::new());
+        };
+        let mut runs = Vec::new();
+        for repeat in 1..=study.noise_repeats {
+            for (index, &learning_rate) in learning_rates.iter().enumerate() {
+                let num_steps = self.steps_of(index, budget);
+                let settings = RunSettings { seed, learning_rate, num_steps };
+                let arm = &self.arms[index];
+                let mut config = arm.run_config(study, &settings);
+                config.model.init.std *= 1.0 + repeat as f64 * LAST_BITS;
+                let of_arm = (index, format!("{}-noise{repeat}", arm.label));
+                let (code, data) = (&self.code, &mut self.data);
+                runs.push(PlannedRun::new((of_arm.0, &of_arm.1), settings, config, code, data)?);
             }
         }
         Ok(runs)

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::statistics::{Gauge, PairedDifference, RatioEstimate, Verdict};
+use crate::statistics::{Gauge, PairedDifference, RatioEstimate, SignedRankInterval, Stopping, Verdict};
 
 /// A finished (or partly finished) study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,11 +14,14 @@ pub(crate) struct StudyResult {
     pub(crate) study: String,
     /// The verdict in one or two sentences: the first thing that a reader sees.
     pub(crate) headline: String,
-    /// On the question's axis: `wins` if any arm wins against the baseline, `loses` if all lose,
-    /// else `undecided`.
+    /// On the question's axis, after the adjustment for the number of arms: `wins` if any arm wins
+    /// against the baseline, `loses` if all lose, else `undecided`.
     pub(crate) verdict: Verdict,
     /// What was asked.
     pub(crate) question: Question,
+    /// Whether seeds were added after a look at the result.
+    #[serde(default)]
+    pub(crate) stopping: Stopping,
     /// What the arms were made to have in common.
     pub(crate) held_equal: HeldEqual,
     /// Label of the arm that the others are compared with.
@@ -64,7 +67,8 @@ pub(crate) enum Axis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HeldEqual {
-    /// Training FLOPs of the active parameters per token, and tokens.
+    /// Training FLOPs of the active parameters. The width of an arm makes its FLOPs per token about
+    /// equal, and its number of steps the rest.
     ActiveFlops,
     /// All parameters, and tokens.
     TotalParams,
@@ -99,6 +103,23 @@ pub(crate) struct ArmResult {
     pub(crate) learning_rate_grid: Vec<(f64, Option<f64>)>,
     /// Its runs at the chosen learning rate, ordered by budget and seed.
     pub(crate) runs: Vec<RunResult>,
+    /// Its runs that diverged: they have no final loss, and count as worse than any.
+    #[serde(default)]
+    pub(crate) diverged: Vec<DivergedRun>,
+    /// Key of the router through which its predictions see later tokens; `None` if it is causal.
+    #[serde(default)]
+    pub(crate) sees_later_tokens: Option<String>,
+}
+
+/// A run that ended in numbers that are none, or that an alarm stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DivergedRun {
+    /// Seed.
+    pub(crate) seed: u64,
+    /// Optimizer steps of its budget.
+    pub(crate) num_steps: u64,
+    /// Its folder, and why.
+    pub(crate) reason: String,
 }
 
 /// One run of an arm.
@@ -143,6 +164,10 @@ pub(crate) struct ArmComparison {
     pub(crate) effective_speedup: Vec<EffectiveSpeedup>,
     /// The gap against compute over the budgets; `None` with fewer than four.
     pub(crate) gauge: Option<Gauge>,
+    /// Standard deviation in nats of the difference between a run of the arm and one of the baseline
+    /// that the last bits of their initial values decide; `None` unless the study measured it.
+    #[serde(default)]
+    pub(crate) noise_floor_nats: Option<f64>,
 }
 
 /// Losses of an arm and the baseline at equal x.
@@ -155,6 +180,15 @@ pub(crate) struct AxisComparison {
     /// Loss of the arm minus loss of the baseline in nats, paired by seed: below 0 the arm is
     /// better.
     pub(crate) difference: PairedDifference,
+    /// Two-sided p-value of Student's test against the margin; `None` with one pair.
+    #[serde(default)]
+    pub(crate) p_value: Option<f64>,
+    /// The same, adjusted for the number of arms (Holm): a verdict needs it to be small.
+    #[serde(default)]
+    pub(crate) adjusted_p_value: Option<f64>,
+    /// An interval that does not take the differences to be normal; `None` if they are too few.
+    #[serde(default)]
+    pub(crate) signed_rank: Option<SignedRankInterval>,
     /// The verdict on this axis.
     pub(crate) verdict: Verdict,
     /// Seeds in all that would probably decide, if undecided.
@@ -170,10 +204,13 @@ pub(crate) struct AxisComparison {
 pub(crate) struct TimeToLoss {
     /// The axis.
     pub(crate) axis: Axis,
+    /// Seeds, in the order of the numbers below.
+    #[serde(default)]
+    pub(crate) seeds: Vec<u64>,
     /// The target of each seed: the final loss of the baseline's run of that seed.
     pub(crate) targets_nats: Vec<f64>,
     /// The arm's x at the target over the baseline's, for each seed; `None` where the arm did not
-    /// reach it (censored).
+    /// reach it, or diverged (censored).
     pub(crate) ratios: Vec<Option<f64>>,
     /// Their geometric mean with interval; `None` if any seed is censored or there are fewer than
     /// two.
@@ -189,8 +226,11 @@ pub(crate) struct EffectiveSpeedup {
     /// Steps of the arm's runs that are judged: the largest budget at which every seed has a ratio,
     /// else the largest.
     pub(crate) num_steps: u64,
+    /// Seeds, in the order of the numbers below.
+    #[serde(default)]
+    pub(crate) seeds: Vec<u64>,
     /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm
-    /// is ahead. `None` where the baseline never reached that loss: then the speedup is at least
+    /// is ahead, and 0 stands for an arm that diverged. `None` where the baseline never reached that loss: then the speedup is at least
     /// the ratio of the final x.
     pub(crate) ratios: Vec<Option<f64>>,
     /// Lower bound for the seeds that are absent above.

@@ -1,17 +1,19 @@
 //! A result for the terminal.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, StudyResult};
 use super::words::axis_words;
-use crate::statistics::{RatioEstimate, Verdict};
+use crate::statistics::RatioEstimate;
 
 impl StudyResult {
     /// The verdict, then what it rests on.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n\n", self.headline);
+        let seeds = self.seeds_of_largest_budget();
         for arm in &self.arms {
-            text.push_str(&arm_line(arm));
+            text.push_str(&arm_line(arm, &seeds));
         }
         for comparison in &self.comparisons {
             text.push_str(&comparison_lines(comparison, &self.baseline));
@@ -27,16 +29,46 @@ impl StudyResult {
     }
 }
 
-fn arm_line(arm: &ArmResult) -> String {
-    let most = arm.runs.iter().map(|run| run.num_steps).max();
-    let losses: Vec<String> = arm
-        .runs
-        .iter()
-        .filter(|run| Some(run.num_steps) == most)
-        .filter_map(|run| run.final_loss_nats)
-        .map(|nats| format!("{nats:.4}"))
-        .collect();
-    format!("{:<16} final loss by seed: {}\n", arm.label, losses.join("  "))
+impl ArmResult {
+    /// Steps of its largest budget, as far as a run of it is over.
+    fn most_steps(&self) -> Option<u64> {
+        let diverged = self.diverged.iter().map(|run| run.num_steps);
+        self.runs.iter().map(|run| run.num_steps).chain(diverged).max()
+    }
+
+    /// Its final loss at the largest budget with a seed, in a column of its own.
+    fn loss_words(&self, seed: u64) -> String {
+        let most = self.most_steps();
+        let run = self.runs.iter().find(|run| run.seed == seed && Some(run.num_steps) == most);
+        match run.and_then(|run| run.final_loss_nats) {
+            Some(nats) => format!("{nats:.4}"),
+            None if self.diverged.iter().any(|run| run.seed == seed && Some(run.num_steps) == most) => {
+                "diverged".into()
+            }
+            None => "-".into(),
+        }
+    }
+}
+
+impl StudyResult {
+    /// Seeds of all arms' runs at their largest budgets, ascending.
+    fn seeds_of_largest_budget(&self) -> Vec<u64> {
+        let of_arm = |arm: &ArmResult| {
+            let most = arm.most_steps();
+            let finished = arm.runs.iter().map(|run| (run.seed, run.num_steps));
+            let diverged = arm.diverged.iter().map(|run| (run.seed, run.num_steps));
+            let of_most = finished.chain(diverged).filter(|(_, steps)| Some(*steps) == most);
+            of_most.map(|(seed, _)| seed).collect::<Vec<_>>()
+        };
+        let seeds: BTreeSet<u64> = self.arms.iter().flat_map(of_arm).collect();
+        seeds.into_iter().collect()
+    }
+}
+
+/// The losses by seed, in the same columns for all arms.
+fn arm_line(arm: &ArmResult, seeds: &[u64]) -> String {
+    let losses: Vec<String> = seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed))).collect();
+    format!("{:<16} final loss by seed: {}\n", arm.label, losses.join(" ").trim_end())
 }
 
 fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
@@ -52,7 +84,7 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
             "  at equal {:<20} {:+.4}{interval} nats   {}",
             axis_words(on.axis),
             on.difference.mean,
-            verdict_words(on.verdict)
+            on.verdict.word()
         );
     }
     for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
@@ -114,13 +146,5 @@ fn speedup_words(speedup: &EffectiveSpeedup) -> String {
             let least = bounds.map(|(ratio, bound)| ratio.unwrap_or(*bound)).fold(f64::INFINITY, f64::min);
             format!("at least {least:.2}")
         }
-    }
-}
-
-fn verdict_words(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Wins => "wins",
-        Verdict::Loses => "loses",
-        Verdict::Undecided => "undecided",
     }
 }

@@ -1,8 +1,12 @@
 //! A result in words.
 
 use super::evidence::{AXES, Evidence};
-use super::result::{ArmComparison, ArmResult, Axis, HeldEqual, Question};
-use crate::statistics::{PairedDifference, Verdict};
+use super::result::{ArmComparison, ArmResult, Axis, DivergedRun, HeldEqual, Question};
+use crate::statistics::{PairedDifference, Stopping, Verdict};
+
+/// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
+/// open can reach 5 %.
+const SEEDS_FOR_A_CLAIM: usize = 6;
 
 /// What is said of an axis after "at equal".
 pub(crate) fn axis_words(axis: Axis) -> &'static str {
@@ -20,10 +24,11 @@ pub(crate) fn axis_sentence(
     axis: Axis,
     difference: &PairedDifference,
     question: &Question,
+    stopping: Stopping,
 ) -> String {
     let Question { margin_nats, confidence, .. } = *question;
     let (arm, baseline) = (format!("`{arm}`"), format!("`{baseline}`"));
-    let verdict = difference.sentence(&arm, &baseline, margin_nats, confidence);
+    let verdict = difference.sentence([&arm, &baseline], margin_nats, confidence, stopping);
     format!("At equal {}, {verdict}", axis_words(axis))
 }
 
@@ -46,7 +51,11 @@ pub(crate) fn headline(
             axis_words(question.axis)
         );
     };
-    let speedup = comparison.effective_speedup.iter().find(|speedup| speedup.axis == question.axis);
+    // Of the runs that the verdict is about: at a smaller budget the arm may be worth less.
+    let judged_steps = comparison.effective_speedup.iter().map(|speedup| speedup.num_steps).max();
+    let speedup = comparison.effective_speedup.iter().find(|speedup| {
+        speedup.axis == question.axis && on.verdict.is_decided() && Some(speedup.num_steps) == judged_steps
+    });
     let worth = speedup.and_then(|speedup| Some((speedup, speedup.estimate.as_ref()?))).map(|(speedup, estimate)| {
         format!(
             " For the loss that it has after {} steps `{baseline}` needs {:.2} times its {} ({:.2} to {:.2}).",
@@ -57,7 +66,13 @@ pub(crate) fn headline(
             estimate.interval.high
         )
     });
-    on.sentence + &worth.unwrap_or_default()
+    let preliminary = match on.seeds.len() {
+        num_seeds @ 2..SEEDS_FOR_A_CLAIM if on.verdict.is_decided() => {
+            format!(" With {num_seeds} seeds this is a first look: a claim needs {SEEDS_FOR_A_CLAIM}.")
+        }
+        _ => String::new(),
+    };
+    on.sentence + &worth.unwrap_or_default() + &preliminary
 }
 
 /// Quantities in which an arm is not the baseline's equal, by 1 % or more.
@@ -120,7 +135,8 @@ fn short(value: f64) -> String {
 
 /// What a reader must know before believing the numbers.
 pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
-    let mut notes = what_is_missing(evidence, comparisons);
+    let mut notes = evidence.history_notes.to_vec();
+    notes.extend(what_is_missing(evidence, comparisons));
     notes.extend(what_chance_may_do(evidence, comparisons));
     notes.extend(how_it_was_compared(evidence));
     notes
@@ -135,38 +151,63 @@ fn what_is_missing(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Ve
             evidence.num_missing
         ));
     }
-    notes.extend(evidence.diverged.iter().map(|(arm, reason)| {
+    notes.extend(evidence.diverged.iter().map(|(arm, DivergedRun { seed, reason, .. })| {
         let label = &evidence.arms[*arm].label;
-        format!("A run of `{label}` diverged, and its pair is left out, which favours it: {reason}")
+        format!(
+            "A run of `{label}` diverged, which counts as worse than any loss: seed {seed} has no difference, `{label}` gets \
+             no mean ratio and no gauge, and its other seeds do not win for it. {reason}"
+        )
     }));
     for comparison in comparisons {
         notes.extend(AXES.iter().filter(|axis| comparison.on(**axis).is_none()).map(|&axis| {
             format!(
-                "`{}` is not compared at equal {}: no pair is finished, its runs are of different machines, or \
-                 their curves have no {} in common.",
+                "`{}` is not compared at equal {}: {}.",
                 comparison.arm,
                 axis_words(axis),
-                axis_words(axis)
+                why_not_compared(evidence, axis)
             )
         }));
     }
     notes
 }
 
+fn why_not_compared(evidence: &Evidence<'_>, axis: Axis) -> String {
+    let budget = &evidence.loaded.study.budget;
+    if budget.num_steps.len() == 1 && budget.evaluations == 1 {
+        return format!(
+            "one evaluation per run is one point, and the two runs of a pair end at different {}: give `budget.evaluations` or \
+             several budgets",
+            axis_words(axis)
+        );
+    }
+    format!(
+        "no pair is finished, its runs are of different machines, or their curves have no {} in common",
+        axis_words(axis)
+    )
+}
+
 fn what_chance_may_do(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
     let mut notes = Vec::new();
     let num_seeds = evidence.loaded.study.seeds.len();
-    if num_seeds < 5 {
+    if num_seeds < SEEDS_FOR_A_CLAIM {
         notes.push(format!(
-            "{num_seeds} seed(s): a claim needs at least 5, because the interval rests on their spread."
+            "{num_seeds} seed(s): a claim needs at least {SEEDS_FOR_A_CLAIM}, because the interval rests on their spread, and \
+             fewer pairs decide nothing without taking them to be normal."
         ));
     }
     if comparisons.len() > 1 {
         notes.push(format!(
-            "{} arms are compared with the baseline: each interval is for one of them, and the chance that any of them is \
-             ahead by luck is greater.",
+            "{} arms are compared with the baseline: each interval is for one of them, and the verdicts are adjusted for \
+             their number (Holm), so that the chance of a false one among all is that of one arm.",
             comparisons.len()
         ));
+    }
+    if evidence.loaded.study.noise_repeats == 0 {
+        notes.push(
+            "What the last bits of the arithmetic decide was not measured: `noise_repeats = 2` in the study repeats its first \
+             seed, and a verdict nearer to its margin than that is called fragile."
+                .into(),
+        );
     }
     for (arm, &chosen) in evidence.arms.iter().zip(evidence.learning_rates) {
         notes.extend(edge_of_grid(&arm.label, &arm.learning_rates, chosen));
@@ -183,6 +224,12 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         HeldEqual::WallClock => {
             "Held equal are the predicted seconds: the steps of each arm follow from its measured time per step, and the \
              schedule is stretched over them."
+        }
+        HeldEqual::ActiveFlops => {
+            "Held equal are the active training FLOPs: an arm whose tokens cost more does fewer steps, so that all schedules \
+             end at equal FLOPs. For the same seed all arms see the same tokens in the same order as far as they come, and \
+             parts of the same name and shape start from the same values; evaluation is dropless and covers the whole \
+             validation split."
         }
         _ => {
             "All arms see the same tokens in the same order for the same seed, and parts of the same name and shape start \
@@ -231,7 +278,8 @@ mod tests {
     fn the_sentence_names_the_axis_before_the_verdict() {
         let question = Question { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 };
         let difference = PairedDifference::new(&[-0.10, -0.11, -0.12], 0.95).unwrap();
-        let sentence = axis_sentence(["e8k2", "dense"], Axis::Tokens, &difference, &question);
+        let sentence =
+            axis_sentence(["e8k2", "dense"], Axis::Tokens, &difference, &question, Stopping::Planned);
         assert!(
             sentence.starts_with(
                 "At equal training tokens, `e8k2` wins against `dense`: its loss differs by -0.1100 nats"

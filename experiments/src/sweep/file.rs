@@ -163,6 +163,7 @@ impl LoadedSweep {
             pilot: PilotConfig::default(),
             question: QuestionConfig::default(),
             price_per_device_hour: None,
+            noise_repeats: 0,
             width_multiple: 1,
             keep_checkpoints,
             arms: Vec::new(),

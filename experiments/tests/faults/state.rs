@@ -120,11 +120,12 @@ fn content(path: &Path, file: &str) -> Content {
 }
 
 /// Keys whose values are measured, or words about what was, or say how often the run was begun.
-const CLOCK: [&str; 10] = [
+const CLOCK: [&str; 11] = [
     "tokens_per_sec",
     "mfu",
     "matmul_peak_flops",
     "energy_joules",
+    "at",
     "started_at",
     "ended_at",
     "resumed_from_steps",

@@ -1,9 +1,10 @@
 //! Rows of the files about arms against the baseline.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::report::axes::{AXES, name};
-use crate::report::verdict_words::verdict_word;
 use crate::statistics::{Gauge, GaugePoint, Interval};
 use crate::study::result::{ArmComparison, Axis, AxisComparison};
 
@@ -50,7 +51,7 @@ pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<Ax
             bootstrap_low: low(difference.bootstrap_interval.as_ref()),
             bootstrap_high: high(difference.bootstrap_interval.as_ref()),
             sign_consistency: difference.sign_consistency,
-            verdict: verdict_word(of_axis.verdict),
+            verdict: of_axis.verdict.word(),
             seeds_to_decide: of_axis.seeds_to_decide,
             time_to_loss: time.map(|estimate| estimate.geometric_mean),
             time_to_loss_low: time.map(|estimate| estimate.interval.low),
@@ -92,17 +93,31 @@ fn pair_rows_of_axis(arm: &ArmComparison, axis: Axis) -> Vec<PairRow<'_>> {
     let Some(of_axis) = arm.axes.iter().find(|of_axis| of_axis.axis == axis) else { return Vec::new() };
     let time = arm.time_to_loss.iter().find(|time| time.axis == axis);
     let speedup = arm.effective_speedup.iter().find(|speedup| speedup.axis == axis);
-    let row = |(index, &seed): (usize, &u64)| PairRow {
-        arm: &arm.arm,
-        axis: name(axis),
-        seed,
-        difference_nats: of_axis.difference.differences.get(index).copied(),
-        target_nats: time.and_then(|time| time.targets_nats.get(index)).copied(),
-        time_to_loss: time.and_then(|time| time.ratios.get(index).copied().flatten()),
-        effective_speedup: speedup.and_then(|speedup| speedup.ratios.get(index).copied().flatten()),
-        effective_speedup_at_least: speedup.and_then(|speedup| speedup.lower_bounds.get(index)).copied(),
+    let row = |seed: u64| {
+        let at = |seeds: &[u64]| seeds.iter().position(|&other| other == seed);
+        // Results of earlier versions have the seeds of the differences in mind.
+        let own = |seeds: &'_ [u64]| if seeds.is_empty() { at(&of_axis.seeds) } else { at(seeds) };
+        let time = time.and_then(|time| Some((time, own(&time.seeds)?)));
+        let speedup = speedup.and_then(|speedup| Some((speedup, own(&speedup.seeds)?)));
+        PairRow {
+            arm: &arm.arm,
+            axis: name(axis),
+            seed,
+            difference_nats: at(&of_axis.seeds)
+                .and_then(|index| of_axis.difference.differences.get(index))
+                .copied(),
+            target_nats: time.and_then(|(time, index)| time.targets_nats.get(index)).copied(),
+            time_to_loss: time.and_then(|(time, index)| time.ratios.get(index).copied().flatten()),
+            effective_speedup: speedup
+                .and_then(|(speedup, index)| speedup.ratios.get(index).copied().flatten()),
+            effective_speedup_at_least: speedup
+                .and_then(|(speedup, index)| speedup.lower_bounds.get(index))
+                .copied(),
+        }
     };
-    of_axis.seeds.iter().enumerate().map(row).collect()
+    let of_times = time.into_iter().flat_map(|time| &time.seeds);
+    let seeds: BTreeSet<u64> = of_axis.seeds.iter().chain(of_times).copied().collect();
+    seeds.into_iter().map(row).collect()
 }
 
 /// The gap at one budget, and the trend over all.

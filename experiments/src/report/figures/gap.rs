@@ -11,7 +11,6 @@ use crate::report::axes;
 use crate::report::content::Content;
 use crate::report::numbers::{self, nats, or_absent, percent, round_ticks, tick_labels};
 use crate::report::table::Table;
-use crate::report::verdict_words::verdict_word;
 use crate::statistics::Interval;
 use crate::study::result::{ArmComparison, Axis, AxisComparison, Question, StudyResult};
 
@@ -101,7 +100,7 @@ fn draw_row(canvas: &Canvas, plot: &Plot, row: &Row, y: i32) -> Result<()> {
     let estimate = numbers::difference(difference.mean, difference.t_interval.as_ref());
     let left = plot.across.1 + 14;
     draw_text(canvas, &estimate, 13, HPos::Left, (left, y - 9))?;
-    let seeds = format!("{}, {} seeds", verdict_word(row.comparison.verdict), difference.differences.len());
+    let seeds = format!("{}, {} seeds", row.comparison.verdict.word(), difference.differences.len());
     draw_text(canvas, &seeds, 12, HPos::Left, (left, y + 8))
 }
 

@@ -8,7 +8,7 @@ use crate::report::content::Content;
 use crate::report::figures::Figures;
 use crate::report::numbers::{difference, interval, or_absent, percent, ratio};
 use crate::report::table::Table;
-use crate::report::verdict_words::{verdict_glyph, verdict_word};
+use crate::report::verdict_words::verdict_glyph;
 use crate::study::held_equal_words;
 use crate::study::result::{ArmComparison, AxisComparison, EffectiveSpeedup, StudyResult, TimeToLoss};
 
@@ -35,7 +35,7 @@ pub(super) fn verdict(content: &Content) -> Section {
 }
 
 fn verdict_of(result: &StudyResult) -> Markup {
-    let word = verdict_word(result.verdict);
+    let word = result.verdict.word();
     html! {
         p class={ "verdict " (word) } {
             span class="sign" { span aria-hidden="true" { (verdict_glyph(result.verdict)) } " " (word) }
@@ -105,7 +105,7 @@ fn differences(arms: &[ArmComparison], baseline: &str) -> Table {
         vec![
             arm.to_string(),
             name(axis.axis).into(),
-            format!("{} {}", verdict_glyph(axis.verdict), verdict_word(axis.verdict)),
+            format!("{} {}", verdict_glyph(axis.verdict), axis.verdict.word()),
             difference(paired.mean, paired.t_interval.as_ref()),
             interval(paired.bootstrap_interval.as_ref()),
             percent(paired.sign_consistency),

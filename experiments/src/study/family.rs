@@ -1,0 +1,77 @@
+//! Several arms against one baseline: the more there are, the more often one is ahead by luck.
+
+use super::evidence::AXES;
+use super::result::{ArmComparison, AxisComparison, Question};
+use crate::statistics::{Verdict, holm};
+
+/// On each axis, adjusts the p-values of `comparisons` for their number, and takes back the verdicts
+/// that do not survive.
+pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question) {
+    let num_arms = comparisons.len();
+    for axis in AXES {
+        let mut of_axis: Vec<&mut AxisComparison> = comparisons
+            .iter_mut()
+            .filter_map(|comparison| comparison.axes.iter_mut().find(|on| on.axis == axis))
+            .filter(|on| on.p_value.is_some())
+            .collect();
+        let p_values: Vec<f64> = of_axis.iter().filter_map(|on| on.p_value).collect();
+        for (on, adjusted) in of_axis.iter_mut().zip(holm(&p_values)) {
+            on.adjusted_p_value = Some(adjusted);
+            if on.verdict.is_decided() && adjusted > 1.0 - question.confidence {
+                on.verdict = Verdict::Undecided;
+                on.sentence = format!(
+                    "{} That is for one arm by itself; among {num_arms} arms it is undecided (p = {adjusted:.3} by Holm's \
+                     procedure).",
+                    on.sentence
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statistics::{PairedDifference, Stopping};
+    use crate::study::result::Axis;
+
+    fn comparison(differences: &[f64]) -> ArmComparison {
+        let difference = PairedDifference::new(differences, 0.95).unwrap();
+        let on = AxisComparison {
+            axis: Axis::Tokens,
+            seeds: (0..differences.len() as u64).collect(),
+            p_value: difference.p_value(0.0, Stopping::Planned),
+            adjusted_p_value: None,
+            signed_rank: None,
+            verdict: difference.verdict(0.0, Stopping::Planned),
+            difference,
+            seeds_to_decide: None,
+            sentence: "It wins.".into(),
+        };
+        ArmComparison {
+            arm: "arm".into(),
+            axes: vec![on],
+            time_to_loss: Vec::new(),
+            effective_speedup: Vec::new(),
+            gauge: None,
+            noise_floor_nats: None,
+        }
+    }
+
+    #[test]
+    fn a_verdict_that_is_right_for_one_arm_may_be_undecided_among_several() {
+        let question = Question { axis: Axis::Tokens, margin_nats: 0.0, confidence: 0.95 };
+        let narrow = || comparison(&[-0.01, -0.02, -0.03, -0.005, -0.012, 0.002]);
+        let clear = || comparison(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]);
+        let verdicts = |mut arms: Vec<ArmComparison>| {
+            adjust(&mut arms, &question);
+            arms.iter().map(|arm| arm.axes[0].verdict).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(vec![narrow()]), [Verdict::Wins]);
+        let three = vec![narrow(), comparison(&[0.1, -0.1, 0.2]), comparison(&[0.0, 0.01, -0.01]), clear()];
+        assert_eq!(
+            verdicts(three),
+            [Verdict::Undecided, Verdict::Undecided, Verdict::Undecided, Verdict::Wins]
+        );
+    }
+}
