@@ -100,6 +100,9 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
             speedup.num_steps,
         );
     }
+    if let Some(floor) = comparison.noise_floor_nats {
+        let _ = writeln!(text, "  last bits alone move a difference by {floor:.4} nats");
+    }
     if let Some(gauge) = &comparison.gauge {
         let _ = writeln!(text, "  gauge: {}", gauge.sentence);
     }
