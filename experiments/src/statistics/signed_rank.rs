@@ -70,8 +70,8 @@ mod tests {
     use super::*;
     use crate::statistics::simulated::coverage;
 
-    /// Differences of Darwin's maize pairs; R's `wilcox.test(d, conf.int = TRUE, exact = TRUE)` has
-    /// the interval of the table of critical values: 25 of 120 for 15 pairs.
+    /// The published table of critical values, and Darwin's 15 maize pairs, whose interval leaves 25 of
+    /// the 120 means out at each end.
     #[test]
     fn a_textbook_case_has_the_interval_of_the_table() {
         // Critical values of the signed-rank sum, two-sided 5 % (Wilcoxon and Wilcox, 1964).

@@ -31,7 +31,7 @@ pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyR
     let baseline = study.arms[0].label.clone();
     StudyResult {
         study: study.name.clone(),
-        headline: words::headline(&comparisons, verdict, &baseline, &question),
+        headline: words::headline(&comparisons, &arms, verdict, &question),
         verdict,
         unequal: words::unequal(&arms),
         notes: words::notes(evidence, &comparisons),
@@ -45,12 +45,13 @@ pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyR
     }
 }
 
-/// `wins` if any arm wins, `loses` if all lose, else undecided.
+/// `wins` if any arm wins, else `fragile` if any is, `loses` if all lose, else undecided.
 fn overall(comparisons: &[ArmComparison], axis: Axis) -> Verdict {
     let verdicts: Vec<Verdict> =
         comparisons.iter().map(|arm| arm.on(axis).map_or(Verdict::Undecided, |on| on.verdict)).collect();
     match &verdicts[..] {
         verdicts if verdicts.contains(&Verdict::Wins) => Verdict::Wins,
+        verdicts if verdicts.contains(&Verdict::Fragile) => Verdict::Fragile,
         verdicts if verdicts.iter().all(|verdict| *verdict == Verdict::Loses) => Verdict::Loses,
         _ => Verdict::Undecided,
     }
@@ -378,38 +379,23 @@ mod tests {
 
     #[test]
     fn one_winning_arm_wins_the_study_and_one_losing_arm_does_not_lose_it() {
-        use Verdict::{Loses, Undecided, Wins};
+        use Verdict::{Fragile, Loses, Undecided, Wins};
         let verdict = |verdicts: &[Verdict]| {
             let comparisons: Vec<ArmComparison> =
                 verdicts.iter().map(|&verdict| comparison(verdict)).collect();
             overall(&comparisons, Axis::Tokens)
         };
         assert_eq!(verdict(&[Loses, Wins, Undecided]), Wins);
+        assert_eq!(verdict(&[Loses, Wins, Fragile]), Wins);
+        assert_eq!(verdict(&[Loses, Fragile, Undecided]), Fragile);
         assert_eq!(verdict(&[Loses, Undecided]), Undecided);
         assert_eq!(verdict(&[Loses, Loses]), Loses);
     }
 
     fn comparison(verdict: Verdict) -> ArmComparison {
-        let difference = PairedDifference::new(&[0.0], 0.95).unwrap();
-        let on = AxisComparison {
-            axis: Axis::Tokens,
-            seeds: vec![0],
-            p_value: None,
-            adjusted_p_value: None,
-            signed_rank: None,
-            difference,
-            verdict,
-            seeds_to_decide: None,
-            sentence: String::new(),
-        };
-        ArmComparison {
-            arm: "arm".into(),
-            axes: vec![on],
-            time_to_loss: Vec::new(),
-            effective_speedup: Vec::new(),
-            gauge: None,
-            noise_floor_nats: None,
-        }
+        let mut comparison = ArmComparison::of_differences(&[0.0]);
+        comparison.axes[0].verdict = verdict;
+        comparison
     }
 
     /// The published case: an interval that ends 0.00002 nats beyond its margin, with a noise floor

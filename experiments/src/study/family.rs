@@ -32,43 +32,24 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::{PairedDifference, Stopping};
     use crate::study::result::Axis;
-
-    fn comparison(differences: &[f64]) -> ArmComparison {
-        let difference = PairedDifference::new(differences, 0.95).unwrap();
-        let on = AxisComparison {
-            axis: Axis::Tokens,
-            seeds: (0..differences.len() as u64).collect(),
-            p_value: difference.p_value(0.0, Stopping::Planned),
-            adjusted_p_value: None,
-            signed_rank: None,
-            verdict: difference.verdict(0.0, Stopping::Planned),
-            difference,
-            seeds_to_decide: None,
-            sentence: "It wins.".into(),
-        };
-        ArmComparison {
-            arm: "arm".into(),
-            axes: vec![on],
-            time_to_loss: Vec::new(),
-            effective_speedup: Vec::new(),
-            gauge: None,
-            noise_floor_nats: None,
-        }
-    }
 
     #[test]
     fn a_verdict_that_is_right_for_one_arm_may_be_undecided_among_several() {
         let question = Question { axis: Axis::Tokens, margin_nats: 0.0, confidence: 0.95 };
-        let narrow = || comparison(&[-0.01, -0.02, -0.03, -0.005, -0.012, 0.002]);
-        let clear = || comparison(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]);
+        let narrow = || ArmComparison::of_differences(&[-0.01, -0.02, -0.03, -0.005, -0.012, 0.002]);
+        let clear = || ArmComparison::of_differences(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]);
         let verdicts = |mut arms: Vec<ArmComparison>| {
             adjust(&mut arms, &question);
             arms.iter().map(|arm| arm.axes[0].verdict).collect::<Vec<_>>()
         };
         assert_eq!(verdicts(vec![narrow()]), [Verdict::Wins]);
-        let three = vec![narrow(), comparison(&[0.1, -0.1, 0.2]), comparison(&[0.0, 0.01, -0.01]), clear()];
+        let three = vec![
+            narrow(),
+            ArmComparison::of_differences(&[0.1, -0.1, 0.2]),
+            ArmComparison::of_differences(&[0.0, 0.01, -0.01]),
+            clear(),
+        ];
         assert_eq!(
             verdicts(three),
             [Verdict::Undecided, Verdict::Undecided, Verdict::Undecided, Verdict::Wins]

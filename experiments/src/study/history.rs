@@ -125,10 +125,9 @@ impl History {
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn plan(&mut self, protocol: &Protocol) -> Result<(), Failure> {
-        let last = self.entries.iter().rev().map(|entry| match entry {
+        let last = self.entries.last().map(|entry| match entry {
             Entry::Planned { protocol, .. } | Entry::Result { protocol, .. } => protocol,
         });
-        let last = last.clone().next();
         if last == Some(protocol) {
             return Ok(());
         }
@@ -189,7 +188,7 @@ impl History {
             };
             notes.push(format!(
                 "The protocol was registered at {at} (study {}), {kept}.",
-                &study_sha256[..12.min(study_sha256.len())]
+                study_sha256.get(..12).unwrap_or(study_sha256)
             ));
         }
         let earlier: Vec<String> = self

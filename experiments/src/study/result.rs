@@ -15,7 +15,7 @@ pub(crate) struct StudyResult {
     /// The verdict in one or two sentences: the first thing that a reader sees.
     pub(crate) headline: String,
     /// On the question's axis, after the adjustment for the number of arms: `wins` if any arm wins
-    /// against the baseline, `loses` if all lose, else `undecided`.
+    /// against the baseline, else `fragile` if any is, `loses` if all lose, else `undecided`.
     pub(crate) verdict: Verdict,
     /// What was asked.
     pub(crate) question: Question,
@@ -170,6 +170,33 @@ pub(crate) struct ArmComparison {
     pub(crate) noise_floor_nats: Option<f64>,
 }
 
+#[cfg(test)]
+impl ArmComparison {
+    /// That of an arm with these differences over the tokens, and nothing else.
+    pub(crate) fn of_differences(differences: &[f64]) -> Self {
+        let Some(difference) = PairedDifference::new(differences, 0.95) else { panic!("{differences:?}") };
+        let on = AxisComparison {
+            axis: Axis::Tokens,
+            seeds: (0..differences.len() as u64).collect(),
+            p_value: difference.p_value(0.0, Stopping::Planned),
+            adjusted_p_value: None,
+            signed_rank: None,
+            verdict: difference.verdict(0.0, Stopping::Planned),
+            difference,
+            seeds_to_decide: None,
+            sentence: "It is judged.".into(),
+        };
+        Self {
+            arm: "arm".into(),
+            axes: vec![on],
+            time_to_loss: Vec::new(),
+            effective_speedup: Vec::new(),
+            gauge: None,
+            noise_floor_nats: None,
+        }
+    }
+}
+
 /// Losses of an arm and the baseline at equal x.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct AxisComparison {
@@ -230,8 +257,8 @@ pub(crate) struct EffectiveSpeedup {
     #[serde(default)]
     pub(crate) seeds: Vec<u64>,
     /// Baseline's x at the arm's final loss over the arm's final x, for each seed; above 1 the arm
-    /// is ahead, and 0 stands for an arm that diverged. `None` where the baseline never reached that loss: then the speedup is at least
-    /// the ratio of the final x.
+    /// is ahead, and 0 stands for an arm that diverged. `None` where the baseline never reached that
+    /// loss: then the speedup is at least the ratio of the final x.
     pub(crate) ratios: Vec<Option<f64>>,
     /// Lower bound for the seeds that are absent above.
     pub(crate) lower_bounds: Vec<f64>,

@@ -31,7 +31,7 @@ impl StudyResult {
 
 impl ArmResult {
     /// Steps of its largest budget, as far as a run of it is over.
-    fn most_steps(&self) -> Option<u64> {
+    pub(super) fn most_steps(&self) -> Option<u64> {
         let diverged = self.diverged.iter().map(|run| run.num_steps);
         self.runs.iter().map(|run| run.num_steps).chain(diverged).max()
     }

@@ -35,10 +35,11 @@ pub(crate) fn axis_sentence(
 /// The first thing that a reader sees: the arm that is furthest ahead, and what its loss is worth.
 pub(crate) fn headline(
     comparisons: &[ArmComparison],
+    arms: &[ArmResult],
     verdict: Verdict,
-    baseline: &str,
     question: &Question,
 ) -> String {
+    let baseline = arms.first().map_or("", |arm| arm.label.as_str());
     let on_axis = |comparison: &ArmComparison| comparison.on(question.axis).cloned();
     let compared = || comparisons.iter().filter_map(|comparison| Some((comparison, on_axis(comparison)?)));
     let best = compared()
@@ -52,7 +53,8 @@ pub(crate) fn headline(
         );
     };
     // Of the runs that the verdict is about: at a smaller budget the arm may be worth less.
-    let judged_steps = comparison.effective_speedup.iter().map(|speedup| speedup.num_steps).max();
+    let judged = arms.iter().find(|arm| arm.label == comparison.arm);
+    let judged_steps = judged.and_then(ArmResult::most_steps);
     let speedup = comparison.effective_speedup.iter().find(|speedup| {
         speedup.axis == question.axis && on.verdict.is_decided() && Some(speedup.num_steps) == judged_steps
     });

@@ -134,7 +134,8 @@ proptest! {
         prop_assert_eq!(forward.mean, -backward.mean);
         prop_assert_eq!((there.low, there.high), (-back.high, -back.low));
         prop_assert_eq!(forward.sign_consistency, backward.sign_consistency);
-        prop_assert_eq!(forward.pairs_to_decide(margin, 0.95, Stopping::Planned), backward.pairs_to_decide(margin, 0.95, Stopping::Planned));
+        let to_decide = |of: &PairedDifference| of.pairs_to_decide(margin, 0.95, Stopping::Planned);
+        prop_assert_eq!(to_decide(&forward), to_decide(&backward));
         let opposite = match forward.verdict(margin, Stopping::Planned) {
             Verdict::Wins => Verdict::Loses,
             Verdict::Loses => Verdict::Wins,
@@ -155,7 +156,8 @@ proptest! {
         differences in prop::collection::vec(-1.0..1.0_f64, 2..8), margin in 0.0..0.2_f64,
     ) {
         let difference = paired(&differences);
-        if let Some(pairs) = difference.pairs_to_decide(margin, 0.95, Stopping::Planned).filter(|&pairs| pairs < MOST_PAIRS) {
+        let to_decide = difference.pairs_to_decide(margin, 0.95, Stopping::Planned);
+        if let Some(pairs) = to_decide.filter(|&pairs| pairs < MOST_PAIRS) {
             let deviation = difference.standard_deviation.unwrap();
             let edge = |pairs| difference.mean.abs() - mean_half_width(deviation, pairs, 0.95).unwrap();
             prop_assert!(pairs > differences.len() as u64);
