@@ -8,12 +8,13 @@ use crate::config::{DataConfig, TokenizerConfig};
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::manifest::{Repeats, ShardManifest, SplitManifest};
+use crate::overlap::{OverlapMeter, Overlaps};
 use crate::pieces::{TextPiece, pieces};
 use crate::progress::{Progress, Stage};
 use crate::remarks::Remarks;
 use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
-use crate::split::{Part, Split, SplitRule, Splitter};
+use crate::split::{Part, Split, SplitKind, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
 use switchyard_ground::digest::hex;
 
@@ -32,51 +33,56 @@ pub(crate) struct Survey {
     pub(crate) num_documents: u64,
     /// Bytes of text, or number of ids.
     pub(crate) total_len: u64,
+    /// The part of it that does not train.
+    held_out_len: u64,
     /// What was passed over or is odd in the documents.
     pub(crate) remarks: Remarks,
-    rule: SplitRule,
+    pub(crate) rule: SplitRule,
+    /// Numbers of the documents whose held-out parts are left out.
+    left_out: HashSet<u64>,
 }
 
 impl Survey {
-    /// Counts the documents of `source` and makes sure that both splits will have some.
+    /// Counts the documents of `source` and makes sure that every split will have some.
     pub(crate) fn of(source: &Source, rule: SplitRule, progress: &Progress) -> Result<Self, DatasetError> {
         let stage = progress.stage("reading documents", None);
-        let mut survey = Self { num_documents: 0, total_len: 0, remarks: Remarks::default(), rule };
+        let (mut num_documents, mut total_len) = (0, 0);
         let mut remarks = Remarks::default();
+        // Documents of each split, and their length.
+        let (mut counts, mut lens) = ([0; 3], [0; 3]);
         let mut by_hash = Splitter::new(rule, 0);
-        let mut num_validation = 0;
         source.for_each_with_remarks(&mut remarks, &mut |document| {
-            survey.num_documents += 1;
-            survey.total_len += document.len();
-            if let SplitRule::ByDocumentHash(_) = rule {
-                num_validation += u64::from(by_hash.assign(document)[0].split == Split::Validation);
+            num_documents += 1;
+            total_len += document.len();
+            if rule.kind == SplitKind::ByDocumentHash {
+                let len = document.len();
+                for part in by_hash.assign(document) {
+                    counts[part.split as usize] += 1;
+                    lens[part.split as usize] += len;
+                }
             }
             stage.advance(0)
         })?;
-        survey.remarks = remarks;
         stage.finish();
-        if survey.num_documents == 0 {
+        if num_documents == 0 {
             let mut skipped = source.remarks().sentences();
-            skipped.extend(survey.remarks.sentences());
+            skipped.extend(remarks.sentences());
             return Err(DatasetError::NoDocuments {
                 description: source.description(),
                 skipped,
                 advice: source.advice_when_empty(),
             });
         }
-        let (num_train, num_all) = match rule {
-            SplitRule::ByDocumentHash(_) => (survey.num_documents - num_validation, survey.num_documents),
-            SplitRule::Tail(fraction) => {
-                (SplitRule::tail_train_len(fraction, survey.total_len), survey.total_len)
-            }
-        };
-        if num_train == 0 {
-            return Err(survey.empty_split(Split::Train));
+        if rule.kind == SplitKind::Tail {
+            (counts, lens) = (rule.tail_lens(total_len), rule.tail_lens(total_len));
         }
-        if num_train == num_all {
-            return Err(survey.empty_split(Split::Validation));
+        let held_out_len = total_len - lens[Split::Train as usize];
+        let left_out = HashSet::new();
+        let survey = Self { num_documents, total_len, held_out_len, remarks, rule, left_out };
+        match rule.splits().iter().find(|split| counts[**split as usize] == 0) {
+            Some(split) => Err(survey.empty_split(*split)),
+            None => Ok(survey),
         }
-        Ok(survey)
     }
 
     fn splitter(&self) -> Splitter {
@@ -90,6 +96,30 @@ impl Survey {
             rule: self.rule.description(),
         }
     }
+}
+
+/// How much of the held-out text the training split has too; with `max_overlap`, `survey` leaves out
+/// from now on what has too much of it.
+pub(crate) fn measure_overlap(
+    source: &Source,
+    survey: &mut Survey,
+    progress: &Progress,
+) -> Result<Overlaps, DatasetError> {
+    let stage = progress.stage("looking for text in two splits", Some(2 * survey.total_len));
+    let max_overlap = survey.rule.max_overlap;
+    let mut meter = OverlapMeter::new(survey.held_out_len, max_overlap.is_some());
+    let (mut splitter, mut ordinal) = (survey.splitter(), 0);
+    source.for_each(&mut |document| {
+        let len = document.len();
+        splitter.assign(document).into_iter().for_each(|part| meter.hold_out(ordinal, part));
+        ordinal += 1;
+        stage.advance(len)
+    })?;
+    for_each_batch(source, survey, &mut |parts| meter.look_through(parts, &stage))?;
+    let overlaps = meter.finish(max_overlap);
+    stage.finish();
+    survey.left_out.clone_from(&overlaps.left_out);
+    Ok(overlaps)
 }
 
 /// The tokenizer that `config` asks for; a trained one sees the training split only.
@@ -134,10 +164,12 @@ pub(crate) fn make_tokenizer(
 pub(crate) struct Written {
     pub(crate) train: SplitManifest,
     pub(crate) validation: SplitManifest,
+    /// `None` if the rule makes no such split.
+    pub(crate) test: Option<SplitManifest>,
     pub(crate) repeats: Repeats,
 }
 
-/// Writes the shards of both splits to `folder`; returns the facts about them.
+/// Writes the shards of all splits to `folder`; returns the facts about them.
 ///
 /// `end_mark` follows each document of text that ends in its split; ids bring their own.
 pub(crate) fn write_shards(
@@ -149,27 +181,32 @@ pub(crate) fn write_shards(
     progress: &Progress,
 ) -> Result<Written, DatasetError> {
     let num_domains = source.domain_names().len();
-    let mut train = SplitWriter::new(folder, Split::Train, tokenizer, num_domains);
-    let mut validation = SplitWriter::new(folder, Split::Validation, tokenizer, num_domains);
+    let writer = |split: &Split| SplitWriter::new(folder, *split, tokenizer, num_domains);
+    let mut writers: Vec<SplitWriter> = survey.rule.splits().iter().map(writer).collect();
     let mut seen = Seen::default();
     let stage = progress.stage("tokenizing", Some(survey.total_len));
     for_each_batch(source, survey, &mut |batch| {
         batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
-        for split in [Split::Train, Split::Validation] {
-            let writer = if split == Split::Train { &mut train } else { &mut validation };
-            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == split).collect();
+        for writer in &mut writers {
+            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split).collect();
             writer.add(&parts, tokenizer, end_mark, &stage)?;
         }
         Ok(())
     })?;
     stage.finish();
-    let (train, validation) = (train.finish()?, validation.finish()?);
-    for (split, manifest) in [(Split::Train, &train), (Split::Validation, &validation)] {
+    let mut manifests = Vec::new();
+    for writer in writers {
+        let split = writer.split;
+        let manifest = writer.finish()?;
         if manifest.num_tokens == 0 {
             return Err(survey.empty_split(split));
         }
+        manifests.push(manifest);
     }
-    Ok(Written { train, validation, repeats: seen.repeats })
+    let mut manifests = manifests.into_iter();
+    let mut next = || manifests.next();
+    let (train, validation) = (next().unwrap_or_default(), next().unwrap_or_default());
+    Ok(Written { train, validation, test: next(), repeats: seen.repeats })
 }
 
 /// Documents met so far, by the front of their hashes: two that differ share one in fewer than a
@@ -177,7 +214,7 @@ pub(crate) fn write_shards(
 #[derive(Default)]
 struct Seen {
     train: HashSet<u64>,
-    validation: HashSet<u64>,
+    held_out: HashSet<u64>,
     repeats: Repeats,
 }
 
@@ -186,29 +223,32 @@ impl Seen {
         let hash = part.document.hash();
         let front = hash[..8].iter().fold(0, |front, byte| front << 8 | u64::from(*byte));
         let in_train = self.train.contains(&front);
-        if in_train || self.validation.contains(&front) {
+        if in_train || self.held_out.contains(&front) {
             self.repeats.documents += 1;
             self.repeats.len += part.document.len();
-            self.repeats.validation_documents_in_train +=
-                u64::from(in_train && part.split == Split::Validation);
-        } else if self.train.len() + self.validation.len() < MAX_REMEMBERED_DOCUMENTS {
-            let split = if part.split == Split::Train { &mut self.train } else { &mut self.validation };
+            self.repeats.held_out_documents_in_train += u64::from(in_train && part.split != Split::Train);
+        } else if self.train.len() + self.held_out.len() < MAX_REMEMBERED_DOCUMENTS {
+            let split = if part.split == Split::Train { &mut self.train } else { &mut self.held_out };
             split.insert(front);
         }
     }
 }
 
-/// Calls `work` with the parts of all documents, in order, some megabytes at a time.
+/// Calls `work` with the parts of all documents, in order, some megabytes at a time; those that
+/// `survey` leaves out are not among them.
 fn for_each_batch(
     source: &Source,
     survey: &Survey,
     work: &mut dyn FnMut(&[Part]) -> Result<(), DatasetError>,
 ) -> Result<(), DatasetError> {
     let mut splitter = survey.splitter();
-    let (mut batch, mut batch_len) = (Vec::new(), 0);
+    let (mut batch, mut batch_len, mut ordinal) = (Vec::new(), 0, 0);
     source.for_each(&mut |document: Document| {
         batch_len += document.len();
-        batch.extend(splitter.assign(document));
+        let is_left_out = survey.left_out.contains(&ordinal);
+        let parts = splitter.assign(document).into_iter();
+        batch.extend(parts.filter(|part| part.split == Split::Train || !is_left_out));
+        ordinal += 1;
         if batch_len < BATCH_BYTES {
             return Ok(());
         }

@@ -5,12 +5,16 @@
 //! position in the file, which an internally tagged enum (`type = "text"` beside the keys) would
 //! lose.
 
+mod split;
+
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::open_choice::OpenChoice;
+
+pub use split::{SplitConfig, SplitFractions};
 
 /// Share of the documents that validates when no split rule is given.
 pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
@@ -224,6 +228,9 @@ pub struct TokensConfig {
     /// `train`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
+    /// File of the test split, beside one of the validation split; absent makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
     /// Number of distinct ids; each id in the files must be below it.
     pub vocab_size: usize,
     /// Width of the ids. Absent: as a header says, else 16 bits, unless they look like something
@@ -307,24 +314,6 @@ impl TextConfig {
     }
 }
 
-/// `[data.split]`: at most one of the tables.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SplitConfig {
-    /// Each document goes where the hash of its content says.
-    ByDocumentHash(SplitFraction),
-    /// The end of the corpus validates; the choice for a single long text.
-    Tail(SplitFraction),
-}
-
-/// How much validates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SplitFraction {
-    /// Share of the validation split, above 0 and below 1.
-    pub validation_fraction: f64,
-}
-
 impl TokenizerConfig {
     fn validate(&self) -> Result<(), KeyError> {
         match self {
@@ -360,7 +349,7 @@ impl DataConfig {
     /// The first offending key, with what is allowed.
     pub fn validate(&self) -> Result<(), KeyError> {
         self.validate_tokenizer()?;
-        self.validate_split()?;
+        self.split.as_ref().map_or(Ok(()), SplitConfig::validate)?;
         match &self.source {
             SourceConfig::Crates(CratesConfig { max_bytes: Some(0) }) => {
                 Err(KeyError::new("crates.max_bytes", "is 0", "use at least 1, or leave it out"))
@@ -384,20 +373,6 @@ impl DataConfig {
         Err(KeyError::new(path, problem, "remove it").naming(source))
     }
 
-    fn validate_split(&self) -> Result<(), KeyError> {
-        let (name, SplitFraction { validation_fraction: fraction }) = match &self.split {
-            None => return Ok(()),
-            Some(SplitConfig::ByDocumentHash(fraction)) => ("by_document_hash", fraction),
-            Some(SplitConfig::Tail(fraction)) => ("tail", fraction),
-        };
-        if *fraction > 0.0 && *fraction < 1.0 {
-            return Ok(());
-        }
-        let path = format!("split.{name}.validation_fraction");
-        let remedy = "use a share above 0 and below 1, such as 0.05";
-        Err(KeyError::new(path, format!("is {fraction}"), remedy))
-    }
-
     fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), KeyError> {
         require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_VOCAB_SIZE)?;
         if tokens.dtype == Some(TokenDtype::U16) {
@@ -406,6 +381,17 @@ impl DataConfig {
         if self.mask_documents {
             let problem = "is true, but files of token ids carry no document borders";
             return Err(KeyError::new("mask_documents", problem, "set it to false"));
+        }
+        if tokens.test.is_some() && tokens.validation.is_none() {
+            let problem = "is given without `tokens.validation`";
+            let remedy =
+                "name a validation file too, or take both from the end of `tokens.train` with `split.tail`";
+            let error = KeyError::new("tokens.test", problem, remedy).naming("tokens.validation");
+            return Err(error.naming("tokens.train").naming("split.tail"));
+        }
+        if self.split.as_ref().is_some_and(|split| split.fractions().max_overlap.is_some()) {
+            let problem = "is given, but files of token ids carry no documents that could be left out";
+            return Err(KeyError::new("split.tail.max_overlap", problem, "leave it out"));
         }
         match (&tokens.validation, &self.split) {
             (Some(_), None) | (None, Some(SplitConfig::Tail(_))) => Ok(()),

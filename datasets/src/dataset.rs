@@ -14,6 +14,8 @@ pub struct Dataset {
     pub train: Arc<TokenStore>,
     /// Tokens to validate on.
     pub validation: Arc<TokenStore>,
+    /// Tokens for the last word, which nothing is chosen by; `None` without a test split.
+    pub test: Option<Arc<TokenStore>>,
     /// What turned the text into them.
     pub tokenizer: Tokenizer,
     /// Facts about them.

@@ -12,14 +12,14 @@
 //!    (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
 //!    carries the number of its domain. Files of ids (`[data.tokens]`) skip all of this and are
 //!    read where they lie.
-//! 2. The **split** sends it to training or validation by the hash of its content, or cuts the end
-//!    off the corpus.
+//! 2. The **split** sends it to training, validation or test by the hash of its content, or cuts the
+//!    end off the corpus. How much of the held-out text the training split has too is measured.
 //! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training
 //!    split, or a `tokenizer.json`. Where a source has several documents, each is followed by the
 //!    end-of-document mark: the id of `<|endoftext|>` or of another name for it, or byte 0. A
 //!    single text gets none, so its bytes are exactly its tokens.
-//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] each
-//!    for training and validation. The same configuration and content finds them there the next
+//! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] for
+//!    each split. The same configuration and content finds them there the next
 //!    time.
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
 //!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
@@ -60,6 +60,7 @@ mod hash;
 mod loader;
 mod manifest;
 mod notes;
+mod overlap;
 mod passes;
 mod pieces;
 mod prepare;
@@ -80,7 +81,7 @@ mod words;
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
-    OnTrouble, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig, TextConfig, TokenDtype,
+    OnTrouble, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig, TextConfig, TokenDtype,
     TokenizerConfig, TokensConfig,
 };
 pub use dataset::Dataset;
@@ -89,7 +90,7 @@ pub use error::DatasetError;
 pub use evaluation::EvaluationWindows;
 pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
-pub use manifest::{FORMAT_VERSION, Manifest, Repeats, ShardManifest, SplitManifest};
+pub use manifest::{FORMAT_VERSION, Manifest, Overlap, Repeats, ShardManifest, SplitManifest};
 pub use passes::{passes, passes_note};
 pub use prepare::prepare;
 pub use progress::{Progress, stderr_draw_target};

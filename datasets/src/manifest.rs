@@ -8,11 +8,12 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::{durable, regular_file};
 
 use crate::error::DatasetError;
+use crate::split::Split;
 use switchyard_ground::digest::hex;
 
 /// Version of the layout of a prepared folder. It is part of the folder's name, so that versions do
 /// not meet.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Far more than a manifest has.
 const MAX_BYTES: u64 = 256 << 20;
@@ -54,6 +55,9 @@ pub struct Manifest {
     pub train: SplitManifest,
     /// The validation split.
     pub validation: SplitManifest,
+    /// The test split; `None` if the rule makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<SplitManifest>,
     /// Documents that are there more than once.
     pub repeats: Repeats,
     /// What a person should know about the corpus; said each time it is used.
@@ -68,9 +72,9 @@ pub struct Repeats {
     pub documents: u64,
     /// Their length together: bytes of text, or number of ids.
     pub len: u64,
-    /// Validation documents that are in the training split too; 0 for a split by hash, which keeps
-    /// copies together.
-    pub validation_documents_in_train: u64,
+    /// Validation and test documents that are in the training split too; 0 for a split by hash,
+    /// which keeps copies together.
+    pub held_out_documents_in_train: u64,
 }
 
 /// A manifest as it is stored.
@@ -100,8 +104,37 @@ pub struct SplitManifest {
     pub lost_bytes: u64,
     /// Tokens of each domain, by number.
     pub tokens_per_domain: Vec<u64>,
+    /// Text that the training split has too; `None` for the training split itself, and where no
+    /// documents are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Overlap>,
     /// The files, in order.
     pub shards: Vec<ShardManifest>,
+}
+
+/// Text of a held-out split that lies in passages which the training split has word for word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Overlap {
+    /// Shortest passage that counts, in bytes of text or ids.
+    pub passage_len: u64,
+    /// Documents measured: all, or a sample of a large split.
+    pub documents: u64,
+    /// Their length, in bytes of text or ids.
+    pub len: u64,
+    /// The part of it that lies in such passages.
+    pub shared_len: u64,
+    /// Documents of which that is more than half.
+    pub near_duplicates: u64,
+    /// Documents that were left out for it, as `max_overlap` says; part of the numbers above.
+    pub documents_left_out: u64,
+}
+
+impl Overlap {
+    /// Share of the text that lies in such passages.
+    pub fn share(&self) -> f64 {
+        if self.len == 0 { 0.0 } else { self.shared_len as f64 / self.len as f64 }
+    }
 }
 
 /// One file of tokens.
@@ -134,6 +167,13 @@ impl SplitManifest {
 }
 
 impl Manifest {
+    /// The held-out splits: validation, and test if there is one, by name.
+    pub fn held_out(&self) -> impl Iterator<Item = (&'static str, &SplitManifest)> {
+        [(Split::Validation, Some(&self.validation)), (Split::Test, self.test.as_ref())]
+            .into_iter()
+            .filter_map(|(split, facts)| Some((split.name(), facts?)))
+    }
+
     pub(crate) fn write(&self, folder: &Path) -> Result<(), DatasetError> {
         let path = folder.join(MANIFEST_NAME);
         let written = self.to_bytes().and_then(|bytes| durable::write_synced(&path, &bytes));

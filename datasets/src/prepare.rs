@@ -93,7 +93,7 @@ fn cache_key(config: &DataConfig, source: &Source, progress: &Progress) -> Resul
     // tokenizers.
     hasher.update("switchyard dataset, format 1\n");
     source.identify(&mut hasher, progress)?;
-    hasher.update(format!("\nsplit {:?}\n", SplitRule::new(config.split.as_ref())));
+    hasher.update(format!("\nsplit {}\n", SplitRule::new(config.split.as_ref()).key()));
     match &config.tokenizer {
         Some(TokenizerConfig::Bpe(bpe)) => hasher.update(format!("bpe {}\n", bpe.vocab_size)),
         Some(TokenizerConfig::File(file)) => {
@@ -116,11 +116,16 @@ fn build(
     progress: &Progress,
 ) -> Result<(), DatasetError> {
     let rule = SplitRule::new(config.split.as_ref());
-    let survey = Survey::of(source, rule, progress)?;
+    let mut survey = Survey::of(source, rule, progress)?;
+    let overlaps = build::measure_overlap(source, &mut survey, progress)?;
     let tokenizer = build::make_tokenizer(config, source, &survey, progress)?;
     // A single text has no end that matters: its bytes are its tokens, nothing more.
     let end_mark = if survey.num_documents > 1 { tokenizer.end_of_document() } else { None };
-    let written = build::write_shards(source, &survey, &tokenizer, end_mark, folder, progress)?;
+    let mut written = build::write_shards(source, &survey, &tokenizer, end_mark, folder, progress)?;
+    written.validation.overlap = Some(overlaps.validation);
+    if let Some(test) = &mut written.test {
+        test.overlap = Some(overlaps.test);
+    }
     tokenizer.save(&folder.join(TOKENIZER_NAME))?;
     let (entropy_floor_nats, domain_uncertainty_nats) = match source {
         Source::Synthetic(source) => {
@@ -142,10 +147,11 @@ fn build(
         domain_names: source.domain_names(),
         train: written.train,
         validation: written.validation,
+        test: written.test,
         repeats: written.repeats,
         notes: Vec::new(),
     };
-    manifest.notes = notes::of_corpus(&survey, rule, &manifest);
+    manifest.notes = notes::of_corpus(&survey, &manifest);
     manifest.write(folder)
 }
 
@@ -177,7 +183,8 @@ fn open(folder: &Path, key: &str, progress: &Progress) -> Result<Dataset, Datase
     };
     let train = store(Split::Train, &manifest.train)?;
     let validation = store(Split::Validation, &manifest.validation)?;
-    Ok(Dataset { train, validation, tokenizer, manifest, folder: Some(folder.to_path_buf()) })
+    let test = manifest.test.as_ref().map(|test| store(Split::Test, test)).transpose()?;
+    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: Some(folder.to_path_buf()) })
 }
 
 fn parse_checksum(text: &str) -> Option<[u8; 32]> {

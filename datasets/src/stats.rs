@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::error::DatasetError;
-use crate::manifest::{Repeats, SplitManifest};
+use crate::manifest::{Overlap, Repeats, SplitManifest};
 use crate::store::TokenStore;
 
 /// Tokens and domains listed at most.
@@ -36,6 +36,8 @@ pub struct DatasetStatistics {
     pub train: SplitStatistics,
     /// The validation split.
     pub validation: SplitStatistics,
+    /// The test split; `None` without one.
+    pub test: Option<SplitStatistics>,
     /// Documents that equal an earlier one, byte for byte.
     pub repeats: Repeats,
     /// What a person should know about the corpus.
@@ -61,6 +63,8 @@ pub struct SplitStatistics {
     pub largest_document_tokens: u64,
     /// Tokens that stand for text which the vocabulary cannot spell.
     pub unknown_tokens: u64,
+    /// Text that the training split has too; `None` for that split itself.
+    pub overlap: Option<Overlap>,
 }
 
 /// One domain's share.
@@ -106,6 +110,7 @@ impl DatasetStatistics {
             entropy_floor_nats: manifest.entropy_floor_nats,
             train: SplitStatistics::of(&manifest.train),
             validation: SplitStatistics::of(&manifest.validation),
+            test: manifest.test.as_ref().map(SplitStatistics::of),
             repeats: manifest.repeats,
             notes: manifest.notes.clone(),
             top_domains: top_domains(&manifest.train, &manifest.domain_names),
@@ -123,6 +128,7 @@ impl SplitStatistics {
             bytes_per_token: split.bytes_per_token(),
             largest_document_tokens: split.largest_document_tokens,
             unknown_tokens: split.unknown_tokens,
+            overlap: split.overlap,
         }
     }
 }

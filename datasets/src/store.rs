@@ -7,7 +7,7 @@ use crate::split::Split;
 /// All tokens of a split, in open files; positions count from its first token.
 #[derive(Debug)]
 pub struct TokenStore {
-    /// `train` or `validation`.
+    /// Which one.
     split: Split,
     files: Vec<TokenFile>,
     /// First position of each file, and the number of tokens.
@@ -74,6 +74,23 @@ impl TokenStore {
         let file = self.file_of(position);
         let within = self.files[file].document_at(position - self.file_starts[file])?;
         Some(self.documents_before[file] + within)
+    }
+
+    /// The documents that the `len` tokens from position `start` on belong to, in order, each with
+    /// how many of them are its; `None` where no borders are known.
+    ///
+    /// # Panics
+    /// If the span does not lie in the store.
+    pub fn documents_of(&self, start: usize, len: usize) -> Option<Vec<(usize, usize)>> {
+        let (mut position, end) = (start, start + len);
+        let mut documents = Vec::new();
+        while position < end {
+            let document = self.document_index(position)?;
+            let next = self.document_end(position).min(end);
+            documents.push((document, next - position));
+            position = next;
+        }
+        Some(documents)
     }
 
     /// Domain of the document that holds `position`; 0 where none is known.
@@ -171,6 +188,13 @@ pub(crate) mod tests {
         assert_eq!(owners, [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]);
         let domains: Vec<_> = (0..10).map(|position| usize::from(store.domain(position))).collect();
         assert_eq!(domains, owners);
+    }
+
+    #[test]
+    fn a_span_is_divided_among_the_documents_that_have_a_part_of_it() {
+        let store = counting_store(&[&[3, 2], &[4], &[1]]);
+        assert_eq!(store.documents_of(1, 7).unwrap(), [(0, 2), (1, 2), (2, 3)]);
+        assert_eq!(store.documents_of(8, 2).unwrap(), [(2, 1), (3, 1)]);
     }
 
     #[test]

@@ -44,23 +44,22 @@ pub(crate) fn open(
     rule: SplitRule,
     progress: &Progress,
 ) -> Result<Dataset, DatasetError> {
-    let TokensConfig { train: train_path, validation: validation_path, vocab_size, .. } = tokens;
-    let train = IdFile::open(train_path, tokens, progress)?;
-    let validation =
-        validation_path.as_deref().map(|path| IdFile::open(path, tokens, progress)).transpose()?;
-    let train_len = match rule {
-        SplitRule::Tail(fraction) => SplitRule::tail_train_len(fraction, train.num_tokens as u64) as usize,
-        SplitRule::ByDocumentHash(_) => train.num_tokens,
-    };
-    let key = key(tokens, rule, &train, validation.as_ref());
-    let notes =
-        [Some(&train), validation.as_ref()].into_iter().flatten().filter_map(|file| file.note.clone());
-    let notes = notes.collect();
-    let (train_store, train_facts) = train.store(Split::Train, 0..train_len, *vocab_size)?;
-    let (validation_store, validation_facts) = match &validation {
-        Some(file) => file.store(Split::Validation, 0..file.num_tokens, *vocab_size)?,
-        None => train.store(Split::Validation, train_len..train.num_tokens, *vocab_size)?,
-    };
+    let TokensConfig { train: train_path, validation: validation_path, test: test_path, vocab_size, .. } =
+        tokens;
+    let open = |path: &Path| IdFile::open(path, tokens, progress);
+    let train = open(train_path)?;
+    let validation = validation_path.as_deref().map(open).transpose()?;
+    let test = test_path.as_deref().map(open).transpose()?;
+    let key = key(tokens, rule, &train, [validation.as_ref(), test.as_ref()]);
+    let files = [Some(&train), validation.as_ref(), test.as_ref()];
+    let notes = files.into_iter().flatten().filter_map(|file| file.note.clone()).collect();
+
+    let spans = Spans::new(rule, &train, validation.as_ref(), test.as_ref());
+    let store = |split, (file, span): (&IdFile, Range<usize>)| file.store(split, span, *vocab_size);
+    let (train_store, train_facts) = store(Split::Train, spans.train)?;
+    let (validation_store, validation_facts) = store(Split::Validation, spans.validation)?;
+    let test = spans.test.map(|span| store(Split::Test, span)).transpose()?;
+    let (test_store, test_facts) = test.unzip();
 
     let tokenizer = Tokenizer::Ids { vocab_size: *vocab_size, end_of_document: None };
     let manifest = Manifest {
@@ -79,17 +78,48 @@ pub(crate) fn open(
         domain_names: Vec::new(),
         train: train_facts,
         validation: validation_facts,
+        test: test_facts,
         repeats: Repeats::default(),
         notes,
     };
-    Ok(Dataset { train: train_store, validation: validation_store, tokenizer, manifest, folder: None })
+    let (train, validation, test) = (train_store, validation_store, test_store);
+    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None })
+}
+
+/// Where the ids of each split lie: in a file each, or one after the other in that of `train`.
+struct Spans<'a> {
+    train: (&'a IdFile, Range<usize>),
+    validation: (&'a IdFile, Range<usize>),
+    test: Option<(&'a IdFile, Range<usize>)>,
+}
+
+impl<'a> Spans<'a> {
+    fn new(
+        rule: SplitRule,
+        train: &'a IdFile,
+        validation: Option<&'a IdFile>,
+        test: Option<&'a IdFile>,
+    ) -> Self {
+        let all = |file: &'a IdFile| (file, 0..file.num_tokens);
+        if let Some(validation) = validation {
+            return Self { train: all(train), validation: all(validation), test: test.map(all) };
+        }
+        let [train_len, validation_len, _] = rule.tail_lens(train.num_tokens as u64).map(|len| len as usize);
+        let test_start = train_len + validation_len;
+        let has_test = rule.splits().contains(&Split::Test);
+        Self {
+            train: (train, 0..train_len),
+            validation: (train, train_len..test_start),
+            test: has_test.then_some((train, test_start..train.num_tokens)),
+        }
+    }
 }
 
 /// Everything that determines the tokens, as one sha256 in hexadecimal.
-fn key(tokens: &TokensConfig, rule: SplitRule, train: &IdFile, validation: Option<&IdFile>) -> String {
+fn key(tokens: &TokensConfig, rule: SplitRule, train: &IdFile, held_out: [Option<&IdFile>; 2]) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("tokens vocab_size={} {rule:?}\n", tokens.vocab_size));
-    for file in [Some(train), validation].into_iter().flatten() {
+    hasher.update(format!("tokens vocab_size={} {}\n", tokens.vocab_size, rule.key()));
+    for file in [Some(train)].into_iter().chain(held_out).flatten() {
         hasher.update(file.sha256);
         if file.layout != Layout::default() {
             hasher.update(format!("{:?}\n", file.layout));
@@ -341,7 +371,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.bin");
         std::fs::write(&path, bytes).unwrap();
-        let tokens = TokensConfig { train: path.clone(), validation: None, vocab_size, dtype };
+        let tokens = TokensConfig { train: path.clone(), validation: None, test: None, vocab_size, dtype };
         let file = IdFile::open(&path, &tokens, &Progress::silent()).map_err(|error| error.to_string())?;
         let (store, _) = file.store(Split::Train, 0..file.num_tokens, vocab_size).unwrap();
         let mut ids = vec![0; store.len()];

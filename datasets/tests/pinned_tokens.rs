@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use switchyard_datasets::{
-    BpeTokenizerConfig, DataConfig, Progress, SourceConfig, SplitConfig, SplitFraction, SyntheticConfig,
+    BpeTokenizerConfig, DataConfig, Progress, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig,
     TextConfig, TokenStore, TokenizerConfig, prepare,
 };
 
@@ -60,7 +60,7 @@ fn the_ids_of_text_are_pinned() {
     let folder = tempfile::tempdir().unwrap();
     write_corpus(&folder.path().join("corpus"));
     let bpe = || Some(TokenizerConfig::Bpe(BpeTokenizerConfig { vocab_size: 600 }));
-    let fraction = SplitFraction { validation_fraction: 0.3 };
+    let fraction = SplitFractions::of_validation(0.3);
     let by_hash = || SplitConfig::ByDocumentHash(fraction.clone());
     let tail = || SplitConfig::Tail(fraction.clone());
     let hashes = [

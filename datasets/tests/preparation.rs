@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use switchyard_datasets::{
     BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows,
-    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SourceConfig, SplitConfig, SplitFraction,
-    SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig, prepare,
+    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SourceConfig, SplitConfig,
+    SplitFractions, SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig, prepare,
 };
 
 const CHILD_CACHE: &str = "SWITCHYARD_DATASETS_TEST_CACHE";
@@ -40,7 +40,7 @@ fn tokens_with_tail(tokens: TokensConfig, validation_fraction: f64) -> DataConfi
 }
 
 fn tail(validation_fraction: f64) -> Option<SplitConfig> {
-    Some(SplitConfig::Tail(SplitFraction { validation_fraction }))
+    Some(SplitConfig::Tail(SplitFractions::of_validation(validation_fraction)))
 }
 
 fn silent(config: &DataConfig) -> Result<Dataset, DatasetError> {
@@ -244,12 +244,75 @@ fn several_documents_are_marked_and_a_trained_tokenizer_restores_them() {
 }
 
 #[test]
+fn a_test_split_is_taken_from_what_trained_and_the_validation_split_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let split = |validation_fraction, test_fraction| SplitFractions {
+        test_fraction,
+        ..SplitFractions::of_validation(validation_fraction)
+    };
+    let by_hash = |test| DataConfig {
+        split: Some(SplitConfig::ByDocumentHash(split(0.1, test))),
+        ..synthetic(folder.path(), 500)
+    };
+    let (without, with) = (silent(&by_hash(0.0)).unwrap(), silent(&by_hash(0.2)).unwrap());
+    assert!(without.test.is_none());
+    assert_eq!(ids(&with.validation), ids(&without.validation));
+    let test = with.test.unwrap();
+    assert!((70..130).contains(&test.num_documents()), "{}", test.num_documents());
+    assert_eq!(test.len() + with.train.len(), without.train.len());
+    assert_eq!(with.manifest.test.unwrap().num_tokens as usize, test.len());
+
+    let train = folder.path().join("train.bin");
+    std::fs::write(&train, (0..100_u16).flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let tokens = TokensConfig { train, validation: None, test: None, vocab_size: 100, dtype: None };
+    let config = DataConfig {
+        split: Some(SplitConfig::Tail(split(0.1, 0.05))),
+        ..DataConfig::new(SourceConfig::Tokens(tokens))
+    };
+    let dataset = silent(&config).unwrap();
+    assert_eq!([ids(&dataset.train).len(), ids(&dataset.validation).len()], [85, 10]);
+    assert_eq!(ids(&dataset.test.unwrap()), [95, 96, 97, 98, 99]);
+}
+
+#[test]
+fn held_out_documents_that_train_too_are_counted_and_left_out_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    // Each text is there twice, with another end: near-duplicates, which the hash of the whole
+    // document spreads over the splits.
+    let word = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    let passage = |index: u64| (0..40).map(move |n| format!("{} ", word(index * 40 + n)));
+    let lines: String = (0..400)
+        .map(|index| format!("{{\"text\": \"{}{index}\"}}\n", passage(index / 2).collect::<String>()))
+        .collect();
+    std::fs::write(&path, lines).unwrap();
+    let config = |max_overlap| {
+        let fractions = SplitFractions { max_overlap, ..SplitFractions::of_validation(0.1) };
+        let split = Some(SplitConfig::ByDocumentHash(fractions));
+        DataConfig { split, ..text(folder.path(), &path) }
+    };
+    let dataset = silent(&config(None)).unwrap();
+    let overlap = dataset.manifest.validation.overlap.unwrap();
+    assert_eq!(overlap.documents, dataset.manifest.validation.num_documents);
+    // Nine of ten have their twin in the training split.
+    assert!(overlap.near_duplicates * 10 > overlap.documents * 8, "{overlap:?}");
+    assert!(overlap.share() > 0.8, "{overlap:?}");
+    assert_eq!(dataset.manifest.train.overlap, None);
+
+    let without = silent(&config(Some(0.5))).unwrap();
+    let left_out = without.manifest.validation.overlap.unwrap().documents_left_out;
+    assert_eq!(left_out, overlap.near_duplicates);
+    assert_eq!(without.manifest.validation.num_documents, overlap.documents - left_out);
+    assert_eq!(ids(&without.train), ids(&dataset.train), "training is untouched");
+}
+
+#[test]
 fn token_files_are_read_where_they_lie() {
     let folder = tempfile::tempdir().unwrap();
     let train = folder.path().join("train.bin");
     let bytes: Vec<u8> = (0..100_u16).flat_map(|id| (id * 500).to_le_bytes()).collect();
     std::fs::write(&train, bytes).unwrap();
-    let tokens = TokensConfig { train, validation: None, vocab_size: 50_257, dtype: None };
+    let tokens = TokensConfig { train, validation: None, test: None, vocab_size: 50_257, dtype: None };
     let config = tokens_with_tail(tokens, 0.1);
     let dataset = silent(&config).unwrap();
     assert_eq!((dataset.train.len(), dataset.validation.len()), (90, 10));
@@ -266,7 +329,8 @@ fn a_token_file_that_changes_while_it_is_read_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let train = folder.path().join("train.bin");
     std::fs::write(&train, (0..1000_u16).flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
-    let tokens = TokensConfig { train: train.clone(), validation: None, vocab_size: 1000, dtype: None };
+    let tokens =
+        TokensConfig { train: train.clone(), validation: None, test: None, vocab_size: 1000, dtype: None };
     let config = tokens_with_tail(tokens, 0.5);
     let dataset = silent(&config).unwrap();
     let config = LoaderConfig { seq_len: 8, sequences_per_batch: 2, seed: 1, mask_documents: false };
@@ -330,11 +394,15 @@ fn notes_are_kept_with_the_corpus() {
         "{notes:?}"
     );
     assert!(notes[2].starts_with("the validation split has 4 documents, and the largest is"), "{notes:?}");
-    assert!(notes[3].starts_with("the splits part within a document"), "{notes:?}");
-    assert_eq!(notes.len(), 4);
+    assert!(
+        notes[3].contains("% of the validation text is in the train split too, word for word"),
+        "{notes:?}"
+    );
+    assert!(notes[4].starts_with("the splits part within a document"), "{notes:?}");
+    assert_eq!(notes.len(), 5);
     assert_eq!(silent(&config).unwrap().manifest.notes, *notes);
     let statistics = DatasetStatistics::compute(&first).unwrap();
-    assert_eq!((statistics.repeats.documents, statistics.repeats.validation_documents_in_train), (1, 1));
+    assert_eq!((statistics.repeats.documents, statistics.repeats.held_out_documents_in_train), (1, 1));
     assert_eq!(
         first.manifest.train.num_documents + first.manifest.validation.num_documents,
         32,
@@ -351,7 +419,7 @@ fn copies_of_a_document_are_in_one_split_and_counted() {
     std::fs::write(&path, lines).unwrap();
     let dataset = silent(&text(folder.path(), &path)).unwrap();
     let repeats = dataset.manifest.repeats;
-    assert_eq!((repeats.documents, repeats.validation_documents_in_train), (100, 0));
+    assert_eq!((repeats.documents, repeats.held_out_documents_in_train), (100, 0));
     let notes = &dataset.manifest.notes;
     assert!(
         notes[0].starts_with("100 of 1000 documents (9.1 % of the text) repeat an earlier one: all cop"),
@@ -364,7 +432,7 @@ fn a_validation_split_of_many_documents_needs_no_note() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = folder.path().join("corpus");
     write_texts(&corpus, [2; 200]);
-    let split = Some(SplitConfig::ByDocumentHash(SplitFraction { validation_fraction: 0.5 }));
+    let split = Some(SplitConfig::ByDocumentHash(SplitFractions::of_validation(0.5)));
     let config = DataConfig { split, ..text(&folder.path().join("cache"), &corpus) };
     assert_eq!(silent(&config).unwrap().manifest.notes, [""; 0]);
 }
@@ -515,7 +583,13 @@ fn pipes_and_devices_in_the_place_of_any_input_are_refused_at_once() {
     let plain = folder.path().join("a.txt");
     std::fs::write(&plain, "text").unwrap();
     for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
-        let tokens = TokensConfig { train: path.to_path_buf(), validation: None, vocab_size: 9, dtype: None };
+        let tokens = TokensConfig {
+            train: path.to_path_buf(),
+            validation: None,
+            test: None,
+            vocab_size: 9,
+            dtype: None,
+        };
         let of_tokens = tokens_with_tail(tokens, 0.5);
         let of_tokenizer = with_tokenizer(text(folder.path(), &plain), FileTokenizerConfig::new(path));
         let of_text = text(folder.path(), path);
@@ -550,7 +624,7 @@ fn the_stop_flag_ends_the_work_wherever_it_is() {
     let bytes = vec![0; 1 << 20];
     let train = folder.path().join("train.bin");
     std::fs::write(&train, bytes).unwrap();
-    let tokens = TokensConfig { train, validation: None, vocab_size: 9, dtype: None };
+    let tokens = TokensConfig { train, validation: None, test: None, vocab_size: 9, dtype: None };
     let of_tokens = tokens_with_tail(tokens, 0.5);
     for config in [of_tokens, text(folder.path(), &corpus)] {
         let stop = Arc::new(AtomicBool::new(true));

@@ -16,7 +16,8 @@ pub(crate) use look::{
     AskedDrop, BisectArgs, DiffArgs, InspectArgs, ReplayArgs, RunsArgs, WatchArgs, WhatIfArgs,
 };
 pub(crate) use run::{
-    DataCommand, EvalArgs, GenerateArgs, PlanArgs, RoutingArg, TrainArgs, UpcycleArgs, UpcycleMethodArg,
+    DataCommand, EvalArgs, GenerateArgs, HeldOutSplit, PlanArgs, RoutingArg, TrainArgs, UpcycleArgs,
+    UpcycleMethodArg,
 };
 pub(crate) use study::{CompareArgs, FitArgs, ReportArgs, SweepArgs, VerifyArgs};
 

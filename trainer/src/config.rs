@@ -15,7 +15,8 @@ use switchyard_flight::alarms::AlarmsConfig;
 pub struct RunConfig {
     /// Name of the run; part of the run folder's name. Letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// Seed of the initial parameters, the data order, dropout and jitter; default 0.
+    /// Seed of the initial parameters, the data order (unless `train.data_seed` is given), dropout
+    /// and jitter; default 0.
     #[serde(default)]
     pub seed: u64,
     /// `cpu`, `wgpu`, `wgpu:N` or `cuda:N`; default `cpu`.
@@ -49,6 +50,9 @@ pub struct TrainConfig {
     /// `batch_tokens / micro_batch_tokens` passes are accumulated. Absent means `batch_tokens`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_tokens: Option<usize>,
+    /// Seed of the data order alone; absent is `seed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_seed: Option<u64>,
     /// Evaluate on the validation split every n steps, and at the end; absent means at the end
     /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,6 +229,14 @@ pub struct EvalConfig {
     /// evaluation after the last step always covers the whole split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u64>,
+    /// Measure the last model's loss on the test split too, once; default false: a run whose
+    /// settings are still being chosen should not know it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub test_at_end: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// `[train.checkpoints]`.

@@ -81,6 +81,15 @@ pub enum TrainError {
         /// Which parameter.
         source: NonFiniteGradient,
     },
+    /// A test split that the data does not have.
+    #[error(
+        "the data has no test split, which {wanted_by} asks for: set `data.split.by_document_hash.test_fraction` (or that of \
+         `tail`, or `data.tokens.test`)"
+    )]
+    NoTestSplit {
+        /// The key or option.
+        wanted_by: &'static str,
+    },
     /// A step that the run does not have.
     #[error("step {step} is not in the run: use 1..={num_steps}")]
     NoSuchStep {
@@ -170,6 +179,7 @@ impl TrainError {
             | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
+            | Self::NoTestSplit { .. }
             | Self::NoNumbers { .. }
             | Self::OtherTokens { .. }
             | Self::MissingData { .. }

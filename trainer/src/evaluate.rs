@@ -1,17 +1,18 @@
-//! Validation loss: dropless, without noise, over fixed windows in order.
+//! The loss on held-out text: dropless, without noise, over fixed windows in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor, s};
 use switchyard_datasets::{EvaluationWindows, TokenStore};
 use switchyard_model::{Pass, Transformer};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
-use crate::readings::read_scalar;
+use crate::metrics::DocumentLoss;
+use crate::readings::{Readings, read_scalar};
 use crate::step::{RoutingByLayer, merge_routing};
 
 /// How much of the split is read, and in what pieces.
@@ -25,6 +26,8 @@ pub struct EvaluationSettings {
     pub max_tokens: Option<u64>,
     /// Attention stays within documents.
     pub mask_documents: bool,
+    /// Also the loss of each document, for which the head is run a second time.
+    pub by_document: bool,
 }
 
 /// What an evaluation found.
@@ -36,6 +39,9 @@ pub struct Evaluation {
     pub num_tokens: u64,
     /// Whether these were all that the split's windows hold.
     pub whole_split: bool,
+    /// The loss of each document, in their order; `None` unless it was asked for, and where no
+    /// documents are known.
+    pub documents: Option<Vec<DocumentLoss>>,
     /// Duration.
     pub secs: f64,
     /// Routing of each MoE layer over all tokens.
@@ -76,6 +82,8 @@ pub fn evaluate_unless(
         None => windows,
     };
     let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
+    let knows_documents = settings.by_document && store.num_documents() > 0;
+    let mut documents = knows_documents.then(|| DocumentLosses { store, losses: Vec::new() });
     for batch in windows.batches(settings.sequences_per_batch) {
         if stop.load(Ordering::SeqCst) {
             return Err(TrainError::Interrupted);
@@ -84,8 +92,12 @@ pub fn evaluate_unless(
         let batch_tokens = batch.num_tokens() as u64;
         let batch = DeviceBatch::upload(batch, device);
         let output = model.forward(&batch.input, Pass::Evaluation);
-        let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t, None);
+        let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None);
         nats += read_scalar(&loss.cross_entropy_1)? * batch_tokens as f64;
+        if let Some(documents) = &mut documents {
+            // The first token of the split is no target.
+            documents.add(&model, &output.hidden_td, &batch.target_ids_t, 1 + num_tokens as usize)?;
+        }
         num_tokens += batch_tokens;
         merge_routing(&mut routing, &output);
     }
@@ -93,7 +105,55 @@ pub fn evaluate_unless(
         cross_entropy_nats: nats / num_tokens as f64,
         num_tokens,
         whole_split: num_tokens == tokens_in_split as u64,
+        documents: documents.map(|documents| documents.losses),
         secs: started.elapsed().as_secs_f64(),
         routing,
     })
+}
+
+/// The loss of each document so far.
+struct DocumentLosses<'a> {
+    store: &'a TokenStore,
+    losses: Vec<DocumentLoss>,
+}
+
+impl DocumentLosses<'_> {
+    /// Adds consecutive targets, the first of them at position `start` of the store, with the hidden
+    /// states that predict them.
+    fn add(
+        &mut self,
+        model: &Transformer,
+        hidden_td: &Tensor<2>,
+        target_ids_t: &Tensor<1, Int>,
+        start: usize,
+    ) -> Result<(), TrainError> {
+        let spans = self.store.documents_of(start, target_ids_t.dims()[0]).unwrap_or_default();
+        let (mut readings, mut first) = (Readings::default(), 0);
+        let mut means = Vec::new();
+        for (_, len) in &spans {
+            let end = first + len;
+            let loss = model.head_loss(
+                hidden_td.clone().slice(s![first..end, ..]),
+                target_ids_t.clone().slice(s![first..end]),
+                None,
+            );
+            means.push(readings.add(&loss.cross_entropy_1));
+            first = end;
+        }
+        let values = readings.read()?;
+        let mut position = start;
+        for ((document, len), mean) in spans.into_iter().zip(&means) {
+            let nats = values.scalar(mean) * len as f64;
+            let domain = self.store.domain(position);
+            position += len;
+            match self.losses.last_mut().filter(|last| last.document == document) {
+                Some(last) => {
+                    last.num_tokens += len as u64;
+                    last.nats += nats;
+                }
+                None => self.losses.push(DocumentLoss { document, domain, num_tokens: len as u64, nats }),
+            }
+        }
+        Ok(())
+    }
 }

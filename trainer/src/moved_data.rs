@@ -14,8 +14,13 @@ use crate::config::RunConfig;
 use crate::config_file::{self, ConfigError, Override};
 
 /// The keys whose values are paths of data.
-pub const DATA_PATH_KEYS: [&str; 4] =
-    ["data.text.path", "data.tokens.train", "data.tokens.validation", "data.tokenizer.file.path"];
+pub const DATA_PATH_KEYS: [&str; 5] = [
+    "data.text.path",
+    "data.tokens.train",
+    "data.tokens.validation",
+    "data.tokens.test",
+    "data.tokenizer.file.path",
+];
 
 /// Keys that say where else something is, or on what it is computed.
 const OTHER_PLACES: [&str; 3] = ["data.cache_dir", "device", "threads"];
@@ -88,6 +93,7 @@ fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
         SourceConfig::Tokens(tokens) => {
             paths.push(("data.tokens.train", tokens.train.as_path()));
             paths.extend(tokens.validation.as_deref().map(|path| ("data.tokens.validation", path)));
+            paths.extend(tokens.test.as_deref().map(|path| ("data.tokens.test", path)));
         }
         SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
     }

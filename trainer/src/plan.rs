@@ -71,6 +71,13 @@ pub struct EvaluationPlan {
     /// Tokens from the start of the validation split; `None` means all of it. The last evaluation
     /// always takes all.
     pub max_tokens: Option<u64>,
+    /// Whether the last model is measured on the test split.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub test_at_end: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// When to write a checkpoint, and which to keep.
@@ -126,6 +133,7 @@ impl RunPlan {
             evaluation: EvaluationPlan {
                 every_steps: config.train.eval_every_steps,
                 max_tokens: config.train.eval.max_tokens,
+                test_at_end: config.train.eval.test_at_end,
             },
             checkpoints: CheckpointPlan {
                 every_steps: config.train.checkpoint_every_steps,

@@ -217,6 +217,11 @@ impl RunPaths {
         self.root.join("sample.txt")
     }
 
+    /// `document_losses.jsonl`, see [`crate::metrics::DocumentLoss`]
+    pub fn document_losses(&self) -> PathBuf {
+        self.root.join("document_losses.jsonl")
+    }
+
     fn lock(&self) -> PathBuf {
         self.root.join("run.lock")
     }
@@ -302,6 +307,14 @@ impl RunFolder {
     /// As [`RunFolder::write_manifest`].
     pub fn write_sample(&self, text: &str) -> Result<(), RunFolderError> {
         self.replace(&self.paths.sample(), text)
+    }
+
+    /// Replaces `document_losses.jsonl`.
+    ///
+    /// # Errors
+    /// As [`RunFolder::write_manifest`].
+    pub fn write_document_losses(&self, lines: &str) -> Result<(), RunFolderError> {
+        self.replace(&self.paths.document_losses(), lines)
     }
 
     fn replace(&self, path: &Path, text: &str) -> Result<(), RunFolderError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use switchyard_datasets::{Dataset, EvaluationWindows, LoaderConfig, Progress, SplitManifest};
+use switchyard_datasets::{Dataset, EvaluationWindows, LoaderConfig, Progress, SplitManifest, TokenStore};
 use switchyard_ground::say;
 
 use crate::TrainError;
@@ -143,10 +143,18 @@ fn prepared_data(request: &TrainRequest) -> Result<Dataset, TrainError> {
     let dataset = moved_data::prepare(&config.data, &progress.with_stop(request.stop.clone()))?;
     EvaluationWindows::new(dataset.validation.clone(), plan.seq_len)?;
     EvaluationWindows::new(dataset.train.clone(), plan.seq_len)?;
+    if plan.evaluation.test_at_end {
+        EvaluationWindows::new(test_split(&dataset)?.clone(), plan.seq_len)?;
+    }
     if plan.sample.num_tokens > 0 {
         prompt_ids(&dataset.tokenizer, plan.sample.prompt.as_deref())?;
     }
     Ok(dataset)
+}
+
+/// The test split.
+fn test_split(dataset: &Dataset) -> Result<&Arc<TokenStore>, TrainError> {
+    dataset.test.as_ref().ok_or(TrainError::NoTestSplit { wanted_by: "`train.eval.test_at_end`" })
 }
 
 /// Write down how the run ended.
@@ -207,7 +215,7 @@ pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig 
     LoaderConfig {
         seq_len: plan.seq_len,
         sequences_per_batch: plan.sequences_per_micro_batch,
-        seed: config.seed,
+        seed: config.train.data_seed.unwrap_or(config.seed),
         mask_documents: config.data.mask_documents,
     }
 }

@@ -97,7 +97,10 @@ pub(crate) struct EvalArgs {
     /// Evaluate on other data than the run's, with the model's tokenizer
     #[arg(long)]
     pub(crate) other_data: bool,
-    /// Evaluate on about this many tokens from the start of the validation split, in whole windows
+    /// Split to evaluate on
+    #[arg(long, value_enum, default_value_t = HeldOutSplit::Validation)]
+    pub(crate) split: HeldOutSplit,
+    /// Evaluate on about this many tokens from the start of the split, in whole windows
     /// [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
@@ -107,6 +110,15 @@ pub(crate) struct EvalArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A split that the run did not train on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeldOutSplit {
+    /// What settings are chosen by
+    Validation,
+    /// What nothing was chosen by, as long as it is not looked at before
+    Test,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use switchyard_datasets::{Dataset, DatasetStatistics, Progress, SplitStatistics, prepare};
+use switchyard_datasets::{Dataset, DatasetStatistics, Overlap, Progress, SplitStatistics, prepare};
 use switchyard_trainer::moved_data::with_missing_path;
 
 use super::{load_args, print_json, print_text};
@@ -44,6 +44,14 @@ fn describe(statistics: &DatasetStatistics) -> Result<String, Failure> {
     ))?;
     line(format!("train            {}", describe_split(&statistics.train)))?;
     line(format!("validation       {}", describe_split(&statistics.validation)))?;
+    if let Some(test) = &statistics.test {
+        line(format!("test             {}", describe_split(test)))?;
+    }
+    for (name, split) in [("validation", Some(&statistics.validation)), ("test", statistics.test.as_ref())] {
+        if let Some(overlap) = split.and_then(|split| split.overlap) {
+            line(format!("also in train    {}", describe_overlap(name, &overlap)))?;
+        }
+    }
     line(format!(
         "unigram entropy  {:.4} nats; validation cross-entropy under it {:.4} nats",
         statistics.unigram_entropy_nats, statistics.validation_unigram_cross_entropy_nats
@@ -87,17 +95,28 @@ fn describe_split(split: &SplitStatistics) -> String {
     text
 }
 
+fn describe_overlap(name: &str, overlap: &Overlap) -> String {
+    let Overlap { passage_len, documents, near_duplicates, documents_left_out, .. } = overlap;
+    let mut text = format!(
+        "{:.1} % of the {name} text, word for word in passages of {passage_len} or more bytes (or ids); {near_duplicates} of \
+         {documents} documents have more than half of theirs there",
+        100.0 * overlap.share()
+    );
+    if *documents_left_out > 0 {
+        text += &format!("; {documents_left_out} documents were left out for it");
+    }
+    text
+}
+
 fn describe_repeats(statistics: &DatasetStatistics) -> String {
-    let DatasetStatistics { repeats, train, validation, .. } = statistics;
-    let num_documents = train.num_documents + validation.num_documents;
+    let DatasetStatistics { repeats, train, validation, test, .. } = statistics;
+    let num_test = test.as_ref().map_or(0, |test| test.num_documents);
+    let num_documents = train.num_documents + validation.num_documents + num_test;
     let share = 100.0 * repeats.documents as f64 / num_documents as f64;
     let mut text =
         format!("{} of {num_documents} documents ({share:.1} %) equal an earlier one", repeats.documents);
-    if repeats.validation_documents_in_train > 0 {
-        text += &format!(
-            "; {} of the validation split are in the train split too",
-            repeats.validation_documents_in_train
-        );
+    if repeats.held_out_documents_in_train > 0 {
+        text += &format!("; {} outside the train split are in it too", repeats.held_out_documents_in_train);
     }
     text
 }

@@ -16,7 +16,7 @@ use switchyard_trainer::run_folder::RunPaths;
 use switchyard_trainer::train::with_threads;
 
 use super::{loss_words, parsed, print_json, print_text, with_device};
-use crate::cli::EvalArgs;
+use crate::cli::{EvalArgs, HeldOutSplit};
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
 
@@ -56,9 +56,16 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
         sequences_per_batch: checkpoint.plan.sequences_per_micro_batch,
         max_tokens: args.max_tokens,
         mask_documents: data.mask_documents,
+        by_document: false,
+    };
+    let store = match args.split {
+        HeldOutSplit::Validation => &dataset.validation,
+        HeldOutSplit::Test => {
+            dataset.test.as_ref().ok_or(TrainError::NoTestSplit { wanted_by: "`--split test`" })?
+        }
     };
     let model = checkpoint.model(&device)?;
-    let evaluation = evaluate_unless(stop, &model, &dataset.validation, &settings, &device)?;
+    let evaluation = evaluate_unless(stop, &model, store, &settings, &device)?;
     if !evaluation.cross_entropy_nats.is_finite() {
         return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });
     }
@@ -97,12 +104,17 @@ fn check_same_tokens(checkpoint: &Checkpoint, dataset: &Dataset) -> Result<(), T
 fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Result<(), Failure> {
     let Measured { evaluation, dataset } = measured;
     let (nats, step) = (evaluation.cross_entropy_nats, checkpoint.state.step);
-    let split = &dataset.manifest.validation;
+    let manifest = &dataset.manifest;
+    let (name, split) = match (args.split, &manifest.test) {
+        (HeldOutSplit::Test, Some(test)) => ("test", test),
+        _ => ("validation", &manifest.validation),
+    };
     let same_data = dataset.manifest.key == checkpoint.state.data_hash;
     if args.json {
         return print_json(&json!({
             "checkpoint": checkpoint.path.to_string_lossy(),
             "step": step,
+            "split": name,
             "cross_entropy_nats": nats,
             "bits_per_byte": split.bits_per_byte(nats),
             "perplexity": perplexity(nats),
@@ -117,7 +129,7 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
     }
     let other = if same_data { "" } else { ", on data that is not the run's" };
     print_text(&format!(
-        "{}: step {step}, cross-entropy {} over {} of the validation split{other}, in {:.1} s\n",
+        "{}: step {step}, cross-entropy {} over {} of the {name} split{other}, in {:.1} s\n",
         checkpoint.path.display(),
         loss_words::loss(nats, split.bits_per_byte(nats)),
         loss_words::extent(evaluation.num_tokens, checkpoint.plan.seq_len, split),

@@ -86,6 +86,7 @@ pub(super) fn placeless_hash(config: &RunConfig) -> String {
         SourceConfig::Tokens(tokens) => {
             tokens.train = PathBuf::new();
             tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
+            tokens.test = tokens.test.as_ref().map(|_| PathBuf::new());
         }
         SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
     }

@@ -271,6 +271,7 @@ impl<'a> Training<'a> {
             sequences_per_batch: self.plan.sequences_per_micro_batch,
             max_tokens: Some(self.plan.tokens_per_step as u64),
             mask_documents,
+            by_document: false,
         };
         evaluate_unless(self.stop, self.model.get(), &dataset.train, &settings, &self.device).map(drop)
     }

@@ -2,6 +2,7 @@
 //!
 //! Observers only. Nothing here changes a model, reads a device or decides what the loop does next.
 
+mod document_loss;
 mod event_file;
 mod event_log;
 mod jsonl;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use switchyard_ground::advice::advice;
 
+pub(crate) use document_loss::document_loss_lines;
+pub use document_loss::{DocumentLoss, SplitLosses, read_document_losses};
 use event_file::EventFile;
 pub use event_log::EventLog;
 pub use jsonl::{LogMark, MetricsFile, ResumedLog, read_metrics};

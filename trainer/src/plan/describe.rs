@@ -271,10 +271,11 @@ impl RunPlan {
             }
             None => "the whole validation split".to_owned(),
         };
+        let test = if self.evaluation.test_at_end { "; the test split at the end" } else { "" };
         let best = if self.checkpoints.keep_best { " and the best" } else { "" };
         let mut rows = vec![
             ("learning rate", self.schedule_text()),
-            ("evaluation", format!("{}, on {extent}", every(self.evaluation.every_steps))),
+            ("evaluation", format!("{}, on {extent}{test}", every(self.evaluation.every_steps))),
             (
                 "checkpoints",
                 format!(

@@ -21,6 +21,7 @@ pub(super) fn check_run(config: &RunConfig) -> Result<(), KeyError> {
     check_name(&config.name)?;
     // TOML's integers are signed; a larger seed could not be written back.
     in_range("seed", config.seed, 0..=i64::MAX as u64)?;
+    optional_in_range("train.data_seed", config.train.data_seed, 0..=i64::MAX as u64, "to take `seed`")?;
     optional_in_range("threads", config.threads, 1..=MAX_THREADS, "to use all cores")?;
     check_adamw(&config.train.adamw)?;
     if let Some(norm) = config.train.max_grad_norm {

@@ -45,9 +45,8 @@ fn check_places(paths: &RunPaths, mode: OpenMode) -> Result<(), RunFolderError> 
             _ => return Err(RunFolderError::Occupied { path, belongs: "a folder" }),
         }
     }
-    let replaced = [paths.metrics(), paths.sample(), paths.config(), paths.manifest()];
     let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
-    match replaced.into_iter().find(is_folder) {
+    match files(paths).into_iter().find(is_folder) {
         Some(path) if mode == OpenMode::Overwrite => {
             Err(RunFolderError::Occupied { path, belongs: "a file" })
         }
@@ -108,8 +107,8 @@ pub(super) fn remove_run(paths: &RunPaths) -> Result<Vec<PathBuf>, RunFolderErro
 }
 
 /// The files with a fixed name.
-fn files(paths: &RunPaths) -> [PathBuf; 4] {
-    [paths.metrics(), paths.sample(), paths.config(), paths.manifest()]
+fn files(paths: &RunPaths) -> [PathBuf; 5] {
+    [paths.metrics(), paths.sample(), paths.document_losses(), paths.config(), paths.manifest()]
 }
 
 /// Whether a run writes a file `name` in `flight`.

@@ -58,6 +58,13 @@ pub struct RunManifest {
     /// The same in bits per byte of text; `None` where the bytes are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_validation_bits_per_byte: Option<f64>,
+    /// Cross-entropy of the last model over the test split; absent unless `train.eval.test_at_end`
+    /// asked for it and the run has finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_test_cross_entropy_nats: Option<f64>,
+    /// The same in bits per byte of text; `None` where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_test_bits_per_byte: Option<f64>,
     /// Lowest validation cross-entropy of any evaluation.
     pub best_validation_cross_entropy_nats: Option<f64>,
     /// The same in bits per byte of text; `None` where the bytes are not known.
@@ -124,6 +131,8 @@ impl RunManifest {
             error: None,
             final_validation_cross_entropy_nats: None,
             final_validation_bits_per_byte: None,
+            final_test_cross_entropy_nats: None,
+            final_test_bits_per_byte: None,
             best_validation_cross_entropy_nats: None,
             best_validation_bits_per_byte: None,
             best_validation_step: None,
@@ -157,6 +166,8 @@ impl RunManifest {
         self.error = None;
         self.final_validation_cross_entropy_nats = None;
         self.final_validation_bits_per_byte = None;
+        self.final_test_cross_entropy_nats = None;
+        self.final_test_bits_per_byte = None;
         self.ended_at = None;
         self.resumed_from_steps.push(step);
         self.host = HostInfo::detect();

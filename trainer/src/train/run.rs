@@ -2,13 +2,14 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader};
+use switchyard_datasets::{Dataset, Loader, TokenStore};
 
-use super::{TrainRequest, loader_config, notes};
+use super::{TrainRequest, loader_config, notes, test_split};
 use crate::TrainError;
 use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
 use crate::config::RunConfig;
@@ -16,7 +17,7 @@ use crate::energy::{EnergyMeter, POWERCAP};
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
 use crate::generate::{GenerationSettings, generate};
-use crate::metrics::Record;
+use crate::metrics::{DocumentLoss, Record, SplitLosses, document_loss_lines};
 use crate::moving_parts::MovingParts;
 use crate::observers::{Observers, OpenedObservers};
 use crate::plan::RunPlan;
@@ -44,6 +45,8 @@ pub(super) struct Run<'a> {
     started: Instant,
     earlier_secs: f64,
     energy: Option<EnergyMeter>,
+    /// The loss of each document in the last evaluation of the whole validation split, and its step.
+    validation_documents: Option<(u64, Vec<DocumentLoss>)>,
     /// Whether it was said that something around a checkpoint, which is whole, could not be written
     /// or removed.
     has_complained: bool,
@@ -106,6 +109,7 @@ impl<'a> Run<'a> {
             started: Instant::now(),
             earlier_secs,
             energy,
+            validation_documents: None,
             has_complained: false,
         })
     }
@@ -140,7 +144,7 @@ impl<'a> Run<'a> {
             }
             self.save_checkpoint()?;
         }
-        while self.parts.state.step < self.plan.num_steps && !self.has_stopped_improving() {
+        while !self.is_at_its_end() {
             let stops = self.step()?;
             let is_complete = !self.parts.state.evaluation_is_pending || self.evaluate_and_track()?;
             if is_complete && self.checkpoint_is_due() {
@@ -165,6 +169,10 @@ impl<'a> Run<'a> {
 
     fn is_asked_to_stop(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    fn is_at_its_end(&self) -> bool {
+        self.parts.state.step >= self.plan.num_steps || self.has_stopped_improving()
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -206,7 +214,10 @@ impl<'a> Run<'a> {
     /// Evaluate as the plan says, and remember how the result compares to earlier ones. False if
     /// the run is asked to stop before it is done: the evaluation is then still pending.
     fn evaluate_and_track(&mut self) -> Result<bool, TrainError> {
-        let Some(evaluation) = self.evaluate(self.plan.evaluation.max_tokens)? else { return Ok(false) };
+        let Some(mut evaluation) = self.evaluate_validation(self.plan.evaluation.max_tokens)? else {
+            return Ok(false);
+        };
+        self.keep_documents(&mut evaluation);
         let logged = self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), false);
         self.parts.state.evaluation_is_pending = false;
         let (step, nats) = (self.parts.state.step, evaluation.cross_entropy_nats);
@@ -238,7 +249,8 @@ impl<'a> Run<'a> {
         {
             return Ok(Some(logged.cross_entropy_nats));
         }
-        let Some(evaluation) = self.evaluate(None)? else { return Ok(None) };
+        let Some(mut evaluation) = self.evaluate_validation(None)? else { return Ok(None) };
+        self.keep_documents(&mut evaluation);
         self.observers.evaluation(&self.parts.state, &evaluation, self.elapsed_secs(), true)?;
         // `run.json` is about to say that the run has finished, and nobody writes a row of a
         // finished run again.
@@ -247,15 +259,62 @@ impl<'a> Run<'a> {
         Ok(Some(evaluation.cross_entropy_nats))
     }
 
-    fn evaluate(&self, max_tokens: Option<u64>) -> Result<Option<Evaluation>, TrainError> {
+    fn evaluate_validation(&self, max_tokens: Option<u64>) -> Result<Option<Evaluation>, TrainError> {
+        self.evaluate(&self.dataset.validation, max_tokens)
+    }
+
+    /// Remember the loss of each document, for [`Self::write_document_losses`].
+    fn keep_documents(&mut self, evaluation: &mut Evaluation) {
+        let documents = evaluation.documents.take().filter(|_| evaluation.whole_split);
+        self.validation_documents = documents.map(|documents| (self.parts.state.step, documents));
+    }
+
+    /// The last model's loss on the test split, if it is asked for, and on each document. False if
+    /// the run is asked to stop before all is done.
+    fn measure_held_out_text(&mut self) -> Result<bool, TrainError> {
+        let step = self.parts.state.step;
+        let mut splits = Vec::new();
+        let mut keep = |split: &str, documents: Option<Vec<DocumentLoss>>| {
+            splits.extend(documents.map(|documents| SplitLosses { split: split.to_owned(), documents }));
+        };
+        match self.validation_documents.take().filter(|(of, _)| *of == step) {
+            Some((_, documents)) => keep("validation", Some(documents)),
+            None if self.dataset.validation.num_documents() == 0 => {}
+            // The process that made the evaluation is gone.
+            None => match self.evaluate_validation(None)? {
+                Some(evaluation) => keep("validation", evaluation.documents),
+                None => return Ok(false),
+            },
+        }
+        if self.plan.evaluation.test_at_end {
+            let Some(evaluation) = self.evaluate(test_split(&self.dataset)?, None)? else { return Ok(false) };
+            if !evaluation.cross_entropy_nats.is_finite() {
+                return Err(TrainError::NoNumbers { what: "the loss on the test split is NaN or infinite" });
+            }
+            self.manifest.final_test_cross_entropy_nats = Some(evaluation.cross_entropy_nats);
+            keep("test", evaluation.documents);
+        }
+        if !splits.is_empty() {
+            let written = self.folder.write_document_losses(&document_loss_lines(&splits));
+            self.tolerate(written.map_err(TrainError::from))?;
+        }
+        Ok(true)
+    }
+
+    fn evaluate(
+        &self,
+        store: &Arc<TokenStore>,
+        max_tokens: Option<u64>,
+    ) -> Result<Option<Evaluation>, TrainError> {
         let settings = EvaluationSettings {
             seq_len: self.plan.seq_len,
             sequences_per_batch: self.plan.sequences_per_micro_batch,
             max_tokens,
             mask_documents: self.config.data.mask_documents,
+            // Only what is found at the end is kept.
+            by_document: self.is_at_its_end() && max_tokens.is_none(),
         };
-        let (model, store) = (self.parts.model.get(), &self.dataset.validation);
-        match evaluate_unless(self.stop, model, store, &settings, &self.device) {
+        match evaluate_unless(self.stop, self.parts.model.get(), store, &settings, &self.device) {
             Err(TrainError::Interrupted) => Ok(None),
             other => other.map(Some),
         }
@@ -340,6 +399,9 @@ impl<'a> Run<'a> {
             return Ok(status);
         }
         let Some(nats) = self.final_cross_entropy_nats()? else { return Ok(RunStatus::Interrupted) };
+        if !self.measure_held_out_text()? {
+            return Ok(RunStatus::Interrupted);
+        }
         self.manifest.final_validation_cross_entropy_nats = Some(nats);
         self.update_manifest();
         // Before the sample, which takes its time.
@@ -413,7 +475,9 @@ impl<'a> Run<'a> {
 
     fn update_manifest(&mut self) {
         let state = &self.parts.state;
-        let bits = |nats: Option<f64>| self.dataset.manifest.validation.bits_per_byte(nats?);
+        let data = &self.dataset.manifest;
+        let bits = |nats: Option<f64>| data.validation.bits_per_byte(nats?);
+        let test_bits = |nats: Option<f64>| data.test.as_ref()?.bits_per_byte(nats?);
         let manifest = &mut self.manifest;
         manifest.steps_done = state.step;
         manifest.tokens_seen = state.tokens_seen;
@@ -422,6 +486,7 @@ impl<'a> Run<'a> {
         manifest.energy_joules = self.energy.as_mut().and_then(EnergyMeter::sample);
         manifest.best_validation_bits_per_byte = bits(manifest.best_validation_cross_entropy_nats);
         manifest.final_validation_bits_per_byte = bits(manifest.final_validation_cross_entropy_nats);
+        manifest.final_test_bits_per_byte = test_bits(manifest.final_test_cross_entropy_nats);
     }
 
     fn elapsed_secs(&self) -> f64 {
