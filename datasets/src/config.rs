@@ -343,6 +343,12 @@ impl DataConfig {
         Self { cache_dir: None, mask_documents: false, source, tokenizer: None, split: None }
     }
 
+    /// Whether some of the text is kept for the last word.
+    pub fn has_test_split(&self) -> bool {
+        let has_file = matches!(&self.source, SourceConfig::Tokens(tokens) if tokens.test.is_some());
+        has_file || self.split.as_ref().is_some_and(|split| split.fractions().test_fraction > 0.0)
+    }
+
     /// Nothing, if the values make sense together; touches no file.
     ///
     /// # Errors

@@ -100,9 +100,8 @@ impl<'a> Session<'a> {
     fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
         let data = prepare(&self.arms[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
-        let noise_runs = self.matrix.noise_runs(&self.learning_rates)?;
-        let runs: Vec<PlannedRun> =
-            self.pilots.iter().chain(&main_runs).chain(&noise_runs).cloned().collect();
+        let further = self.further_runs()?.into_iter().flat_map(|(_, runs)| runs);
+        let runs: Vec<PlannedRun> = self.pilots.iter().cloned().chain(main_runs).chain(further).collect();
         let forecast = Forecast {
             study: &self.loaded.study,
             arms: self.arms,
@@ -132,8 +131,15 @@ impl<'a> Session<'a> {
             self.choose_learning_rates()?;
         }
         let mut runs = self.matrix.main_runs(&self.learning_rates)?;
-        runs.extend(self.matrix.noise_runs(&self.learning_rates)?);
+        runs.extend(self.further_runs()?.into_iter().flat_map(|(_, runs)| runs));
         run_missing(&self.folder, &runs, self.arms.len(), self.args.shard, orders)
+    }
+
+    /// The runs beside those of the result that say how far it can be trusted.
+    fn further_runs(&mut self) -> Result<[(Stage, Vec<PlannedRun>); 2], Failure> {
+        let noise = self.matrix.noise_runs(&self.learning_rates)?;
+        let crossed = self.matrix.crossed_runs(&self.learning_rates)?;
+        Ok([(Stage::Noise, noise), (Stage::Crossed, crossed)])
     }
 
     /// Of each arm the learning rate with the lowest pilot loss.
@@ -162,9 +168,10 @@ impl<'a> Session<'a> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
         let price = self.loaded.study.price_per_device_hour;
         let mut finished: Vec<(Stage, FinishedRun)> = Vec::new();
-        let noise_runs = self.matrix.noise_runs(&self.learning_rates)?;
+        let further = self.further_runs()?;
+        let further = further.iter().map(|(stage, runs)| (*stage, runs));
         for (stage, runs) in
-            [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs), (Stage::Noise, &noise_runs)]
+            [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs)].into_iter().chain(further)
         {
             finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
         }

@@ -152,7 +152,12 @@ impl<'a> Session<'a> {
 
     fn planned_run(&mut self, num_steps: u64, member: usize, seed: u64) -> Result<PlannedRun, Failure> {
         let arm = &self.candidates[member].arm;
-        let settings = RunSettings { seed, learning_rate: arm.config.train.adamw.learning_rate, num_steps };
+        let settings = RunSettings {
+            seed,
+            data_seed: None,
+            learning_rate: arm.config.train.adamw.learning_rate,
+            num_steps,
+        };
         let mut config = arm.run_config(&self.study.study, &settings);
         shorten_schedule(&mut config.train.schedule, num_steps, self.loaded.sweep.num_steps);
         PlannedRun::new((member, &arm.label), settings, config, &self.code, &mut self.data).map_err(

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use switchyard_datasets::SourceConfig;
 use switchyard_trainer::config::{RunConfig, ScheduleConfig, ScheduleShapeConfig};
 use switchyard_trainer::config_file::{self, Override};
 use switchyard_trainer::plan::RunPlan;
@@ -36,6 +37,13 @@ pub(crate) struct Arm {
 pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let study = &loaded.study;
     let baseline = written_arm(loaded, &study.arms[0], Vec::new())?;
+    let is_synthetic = matches!(baseline.config.data.source, SourceConfig::Synthetic(_));
+    if study.new_corpus_per_seed && !is_synthetic {
+        return Err(Failure::Mistake(format!(
+            "{}: `new_corpus_per_seed` is true, but the data is not `data.synthetic`: only generated text can be had anew",
+            loaded.path.display()
+        )));
+    }
     let mut arms = vec![baseline];
     for config in &study.arms[1..] {
         let arm = solved_arm(loaded, config, &arms[0])?;
@@ -179,8 +187,16 @@ impl Arm {
         let mut config = self.config.clone();
         config.name = format!("{}-{}", study.name, self.label);
         config.seed = run.seed;
+        config.train.data_seed = run.data_seed;
+        if let SourceConfig::Synthetic(synthetic) = &mut config.data.source
+            && study.new_corpus_per_seed
+        {
+            synthetic.seed = run.data_seed.unwrap_or(run.seed);
+        }
         // The curves are made of evaluations, which must all be of the same tokens.
         config.train.eval.max_tokens = None;
+        // No choice is made by the test split.
+        config.train.eval.test_at_end = false;
         config.train.eval_every_steps = Some((run.num_steps / study.budget.evaluations).max(1));
         // Every run must come to the end of its budget.
         config.train.early_stopping = None;
@@ -203,6 +219,8 @@ impl Arm {
 pub(crate) struct RunSettings {
     /// Seed.
     pub(crate) seed: u64,
+    /// Seed of the data order; `None` is the same.
+    pub(crate) data_seed: Option<u64>,
     /// Peak learning rate.
     pub(crate) learning_rate: f64,
     /// Optimizer steps.
@@ -385,7 +403,7 @@ min_learning_rate = 0.0002
         let arms =
             study("tokens", E8K2.replace("num_experts=8", "num_experts=8,d_expert=8").as_str()).unwrap();
         let study_file = toml::from_str::<StudyFile>(super::super::file::tests::STUDY).unwrap();
-        let run = RunSettings { seed: 5, learning_rate: 0.004, num_steps: 100 };
+        let run = RunSettings { seed: 5, data_seed: None, learning_rate: 0.004, num_steps: 100 };
         let config = arms[1].run_config(&study_file, &run);
         let Some(ScheduleShapeConfig::Cosine(cosine)) = config.train.schedule.shape else {
             panic!("another shape")

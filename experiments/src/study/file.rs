@@ -47,6 +47,15 @@ pub(crate) struct StudyFile {
     /// decide.
     #[serde(default)]
     pub(crate) noise_repeats: u64,
+    /// The first so many seeds are crossed at the largest budget: each arm also runs with the initial
+    /// values of each and the data order of every other; default 0. They show how much of a
+    /// difference the initial values decide, and how much the order of the data.
+    #[serde(default)]
+    pub(crate) crossed_seeds: u64,
+    /// Synthetic data: every seed has a corpus of its own, so that the interval speaks of such
+    /// corpora and not of one; default false.
+    #[serde(default)]
+    pub(crate) new_corpus_per_seed: bool,
     /// Price of an hour of the device, in any currency; absent leaves the cost out.
     pub(crate) price_per_device_hour: Option<f64>,
     /// Solved widths are multiples of this; default 8.
@@ -241,6 +250,10 @@ impl StudyFile {
         if self.noise_repeats > MOST_NOISE_REPEATS {
             let remedy = format!("use at most {MOST_NOISE_REPEATS}");
             return Err(KeyError::new("noise_repeats", format!("is {}", self.noise_repeats), remedy));
+        }
+        if self.crossed_seeds == 1 || self.crossed_seeds > self.seeds.len() as u64 {
+            let problem = format!("is {}, and `seeds` has {}", self.crossed_seeds, self.seeds.len());
+            return Err(KeyError::new("crossed_seeds", problem, "use 0, or 2 up to as many as there are"));
         }
         if self.width_multiple == 0 {
             return Err(KeyError::new("width_multiple", "is 0", "use at least 1"));

@@ -21,6 +21,8 @@ pub(crate) enum Stage {
     Main,
     /// To measure what the last bits decide.
     Noise,
+    /// To tell the initial values from the data order.
+    Crossed,
 }
 
 /// One run of a study.
@@ -51,11 +53,12 @@ impl PlannedRun {
         code: &CodeIdentity,
         data: &mut DataIdentities,
     ) -> Result<Self, Failure> {
-        let RunSettings { seed, learning_rate, num_steps } = settings;
+        let RunSettings { seed, data_seed, learning_rate, num_steps } = settings;
         let plan = RunPlan::resolve(&config)
             .map_err(|error| Failure::Mistake(format!("arm `{label}` at {num_steps} steps: {error}")))?;
         let identity = run_identity(&config, &data.of(&config.data)?, code);
-        let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}-{}", &identity[..12]);
+        let order = data_seed.map_or(String::new(), |seed| format!("-d{seed}"));
+        let folder = format!("{label}-n{num_steps}-lr{learning_rate}-s{seed}{order}-{}", &identity[..12]);
         Ok(Self { arm, settings, config, plan, folder })
     }
 }
@@ -94,9 +97,10 @@ impl<'a> StudyMatrix<'a> {
         let mut runs = Vec::new();
         for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
             for &learning_rate in &arm.learning_rates {
-                let settings =
-                    RunSettings { seed, learning_rate, num_steps: self.steps_of(index, num_steps) };
-                runs.push(self.run(index, settings)?);
+                let num_steps = self.steps_of(index, num_steps);
+                let settings = RunSettings { seed, data_seed: None, learning_rate, num_steps };
+                let config = arm.run_config(self.study, &settings);
+                runs.push(self.planned((index, &arm.label), settings, config)?);
             }
         }
         Ok(runs)
@@ -113,7 +117,8 @@ impl<'a> StudyMatrix<'a> {
             for &num_steps in &self.study.budget.num_steps {
                 for (index, &learning_rate) in learning_rates.iter().enumerate() {
                     let num_steps = self.steps_of(index, num_steps);
-                    runs.push(self.run(index, RunSettings { seed, learning_rate, num_steps })?);
+                    let settings = RunSettings { seed, data_seed: None, learning_rate, num_steps };
+                    runs.push(self.judged(index, settings)?);
                 }
             }
         }
@@ -126,24 +131,48 @@ impl<'a> StudyMatrix<'a> {
     /// # Errors
     /// As [`StudyMatrix::pilots`].
     pub(crate) fn noise_runs(&mut self, learning_rates: &[f64]) -> Result<Vec<PlannedRun>, Failure> {
-        let study = self.study;
-        let (Some(&seed), Some(&budget)) = (study.seeds.first(), study.budget.num_steps.iter().max()) else {
-            return Ok(Vec::new());
-        };
+        let Some(&seed) = self.study.seeds.first() else { return Ok(Vec::new()) };
         let mut runs = Vec::new();
-        for repeat in 1..=study.noise_repeats {
+        for repeat in 1..=self.study.noise_repeats {
             for (index, &learning_rate) in learning_rates.iter().enumerate() {
-                let num_steps = self.steps_of(index, budget);
-                let settings = RunSettings { seed, learning_rate, num_steps };
-                let arm = &self.arms[index];
-                let mut config = arm.run_config(study, &settings);
+                let settings = self.at_largest_budget(index, learning_rate, seed, None);
+                let mut config = self.judged_config(index, &settings);
                 config.model.init.std *= 1.0 + repeat as f64 * LAST_BITS;
-                let of_arm = (index, format!("{}-noise{repeat}", arm.label));
-                let (code, data) = (&self.code, &mut self.data);
-                runs.push(PlannedRun::new((of_arm.0, &of_arm.1), settings, config, code, data)?);
+                let label = format!("{}-noise{repeat}", self.arms[index].label);
+                runs.push(self.planned((index, &label), settings, config)?);
             }
         }
         Ok(runs)
+    }
+
+    /// The runs of the first seeds' initial values with each other's data order, at the largest
+    /// budget.
+    ///
+    /// # Errors
+    /// As [`StudyMatrix::pilots`].
+    pub(crate) fn crossed_runs(&mut self, learning_rates: &[f64]) -> Result<Vec<PlannedRun>, Failure> {
+        let seeds = &self.study.seeds[..self.study.crossed_seeds as usize];
+        let mut runs = Vec::new();
+        for &seed in seeds {
+            for &data_seed in seeds.iter().filter(|&&other| other != seed) {
+                for (index, &learning_rate) in learning_rates.iter().enumerate() {
+                    let settings = self.at_largest_budget(index, learning_rate, seed, Some(data_seed));
+                    runs.push(self.judged(index, settings)?);
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    fn at_largest_budget(
+        &self,
+        arm: usize,
+        learning_rate: f64,
+        seed: u64,
+        data_seed: Option<u64>,
+    ) -> RunSettings {
+        let budget = self.study.budget.num_steps.iter().max().copied().unwrap_or(1);
+        RunSettings { seed, data_seed, learning_rate, num_steps: self.steps_of(arm, budget) }
     }
 
     /// Steps of an arm for a budget.
@@ -151,9 +180,25 @@ impl<'a> StudyMatrix<'a> {
         (budget as f64 * self.step_factors[arm]).round().max(1.0) as u64
     }
 
-    fn run(&mut self, index: usize, settings: RunSettings) -> Result<PlannedRun, Failure> {
-        let arm = &self.arms[index];
-        let config = arm.run_config(self.study, &settings);
-        PlannedRun::new((index, &arm.label), settings, config, &self.code, &mut self.data)
+    /// A run that the result speaks of.
+    fn judged(&mut self, index: usize, settings: RunSettings) -> Result<PlannedRun, Failure> {
+        let config = self.judged_config(index, &settings);
+        self.planned((index, &self.arms[index].label), settings, config)
+    }
+
+    /// Its configuration: such a run alone looks at the test split, if there is one.
+    fn judged_config(&self, index: usize, settings: &RunSettings) -> RunConfig {
+        let mut config = self.arms[index].run_config(self.study, settings);
+        config.train.eval.test_at_end = config.data.has_test_split();
+        config
+    }
+
+    fn planned(
+        &mut self,
+        arm: (usize, &str),
+        settings: RunSettings,
+        config: RunConfig,
+    ) -> Result<PlannedRun, Failure> {
+        PlannedRun::new(arm, settings, config, &self.code, &mut self.data)
     }
 }

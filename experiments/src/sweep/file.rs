@@ -164,6 +164,8 @@ impl LoadedSweep {
             question: QuestionConfig::default(),
             price_per_device_hour: None,
             noise_repeats: 0,
+            crossed_seeds: 0,
+            new_corpus_per_seed: false,
             width_multiple: 1,
             keep_checkpoints,
             arms: Vec::new(),
