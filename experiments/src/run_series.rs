@@ -101,6 +101,7 @@ pub(crate) fn run_series(
             .zip(count("active_params"))
             .map(|(total, active)| ParamCounts { total, active }),
         train_secs: Some(manifest.train_secs),
+        final_test_loss_nats: manifest.final_test_cross_entropy_nats,
         energy_joules: manifest.energy_joules,
         data_passes: records.iter().rev().find_map(Record::as_step).and_then(data_passes),
         evals: evals.map(point).collect(),

@@ -6,7 +6,9 @@
 
 mod anytime;
 mod bootstrap;
+mod components;
 mod curve;
+mod documents;
 mod gauge;
 mod holm;
 mod interval;
@@ -20,7 +22,9 @@ mod signed_rank;
 mod simulated;
 mod verdict;
 
+pub(crate) use components::SeedComponents;
 pub(crate) use curve::LossCurve;
+pub(crate) use documents::DocumentDifference;
 pub(crate) use gauge::{Crossing, CrossingInterval, Gauge, GaugePoint, GaugeSample};
 pub(crate) use holm::holm;
 pub(crate) use interval::Interval;

@@ -6,8 +6,8 @@ use crate::statistics::{
     Gauge, GaugeSample, PairedDifference, RatioEstimate, SignedRankInterval, Stopping, Verdict,
 };
 use crate::study::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, Provenance, Question,
-    RunResult, StudyResult, TimeToLoss,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, JudgedSplit, Provenance,
+    Question, RunResult, StudyResult, TimeToLoss,
 };
 
 const SEEDS: [u64; 5] = [1, 2, 3, 4, 5];
@@ -108,6 +108,7 @@ fn run(model: &ArmModel, seed: u64, num_steps: u64) -> RunSeries {
         num_steps,
         params: Some(ParamCounts { total: model.total_params, active: 12_400_000 }),
         train_secs: Some(num_steps as f64 * 0.6),
+        final_test_loss_nats: None,
         energy_joules: Some(num_steps as f64 * 9.4),
         data_passes: Some(num_steps as f64 / 800.0),
         evals: (0..=25).map(eval).collect(),
@@ -156,6 +157,8 @@ fn arm_result(model: &ArmModel) -> ArmResult {
             num_steps,
             run: format!("runs/{}-{num_steps}-s{seed}", model.label),
             final_loss_nats: Some(loss(model, seed, tokens as f64)),
+            final_test_loss_nats: None,
+            elapsed_secs: Some(num_steps as f64 * model.secs_per_step),
             tokens,
             active_flops: tokens as f64 * model.flops_per_token,
             train_secs: num_steps as f64 * model.secs_per_step,
@@ -199,6 +202,8 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             p_value: difference.p_value(MARGIN, Stopping::Planned),
             adjusted_p_value: difference.p_value(MARGIN, Stopping::Planned),
             signed_rank: SignedRankInterval::new(&gaps, 0.95),
+            split: JudgedSplit::Validation,
+            documents: None,
             verdict,
             seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95, Stopping::Planned),
             sentence: format!("The mean difference is {:+.3} nats over five seeds.", difference.mean),
@@ -225,6 +230,7 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             .to_vec(),
         gauge: Gauge::new(&samples, 0.95),
         noise_floor_nats: Some(0.002),
+        seed_components: None,
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct RunSeries {
     pub(crate) params: Option<ParamCounts>,
     /// Wall-clock seconds, evaluations included; `None` if the run does not tell.
     pub(crate) train_secs: Option<f64>,
+    /// Loss of the last model on the test split; `None` unless it was measured.
+    pub(crate) final_test_loss_nats: Option<f64>,
     /// Energy that the processor used during the run, in joules; `None` where it does not tell.
     pub(crate) energy_joules: Option<f64>,
     /// Passes over the training split; `None` if the run does not tell.

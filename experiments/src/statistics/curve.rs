@@ -55,6 +55,23 @@ impl LossCurve {
         Some(previous_loss + share * (next_loss - previous_loss))
     }
 
+    /// As [`LossCurve::loss_at`], and up to `beyond` times past either end with the slope of the
+    /// nearest two points; `None` further out, and outside a curve of one point.
+    pub(crate) fn loss_near(&self, x: f64, beyond: f64) -> Option<f64> {
+        let (first, last) = (self.points[0].0, self.last_x());
+        if x >= first && x <= last {
+            return self.loss_at(x);
+        }
+        let [near, far] = match &self.points[..] {
+            [near, far, ..] if x < first && x * beyond >= first => [near, far],
+            [.., far, near] if x > last && x <= last * beyond => [near, far],
+            _ => return None,
+        };
+        // Negative: on the other side of the near point.
+        let share = share_between(near.0, far.0, x);
+        Some(near.1 + share * (far.1 - near.1))
+    }
+
     /// The first x at which the curve is at or below `loss`, whatever it does later; `None` if it
     /// is never within its range (a censored observation: the x is larger than
     /// [`LossCurve::last_x`]).
@@ -128,6 +145,17 @@ mod tests {
         let curve = curve(&[(4.0, 2.0), (1.0, 5.0), (4.0, 1.0)]);
         assert_eq!((curve.last_x(), curve.final_loss()), (4.0, 1.0));
         assert_eq!(curve.loss_at(1.0), Some(5.0));
+    }
+
+    #[test]
+    fn a_little_past_its_ends_a_curve_goes_on_as_straight_as_it_came() {
+        let curve = curve(&[(1.0, 5.0), (2.0, 4.0), (4.0, 3.5)]);
+        assert_eq!(curve.loss_near(2.0, 1.3), Some(4.0));
+        let at = |x: f64| curve.loss_near(x, 1.3).unwrap();
+        assert!((at(1.0 / 1.25) - (5.0 + 1.25_f64.log2())).abs() < 1e-12);
+        assert!((at(5.0) - (3.5 - 0.5 * 1.25_f64.log2())).abs() < 1e-12);
+        assert_eq!([0.7, 6.0].map(|x| curve.loss_near(x, 1.3)), [None, None]);
+        assert_eq!(LossCurve::new(vec![(1.0, 2.0)]).unwrap().loss_near(1.1, 1.3), None);
     }
 
     #[test]

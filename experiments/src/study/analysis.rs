@@ -6,14 +6,17 @@ use super::matrix::Stage;
 use super::outcome::FinishedRun;
 use super::pairs::Pair;
 use super::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult,
-    TimeToLoss,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, JudgedSplit, Provenance, Question,
+    StudyResult, TimeToLoss,
 };
 use super::words;
 use crate::statistics::{
-    Gauge, GaugeSample, Interval, LossCurve, PairedDifference, RatioEstimate, SignedRankInterval, Stopping,
-    Verdict, standard_deviation_of,
+    DocumentDifference, Gauge, GaugeSample, Interval, LossCurve, PairedDifference, RatioEstimate,
+    SeedComponents, SignedRankInterval, Stopping, Verdict, standard_deviation_of,
 };
+
+/// How far beyond its smallest and largest budget the baseline's loss is still read.
+const BEYOND_BUDGETS: f64 = 1.3;
 
 /// The result of the study as far as its runs are finished.
 pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyResult {
@@ -124,21 +127,51 @@ impl Evidence<'_> {
                 .collect(),
             gauge: self.gauge(arm, question.confidence),
             noise_floor_nats: self.noise_floor(arm),
+            seed_components: self.seed_components(arm),
         }
+    }
+
+    /// The split that last losses are taken from: the test split if every run for the result has one.
+    fn judged_split(&self) -> JudgedSplit {
+        let mut runs = (0..self.arms.len()).flat_map(|arm| self.main_runs(arm));
+        let has_test = |run: &FinishedRun| run.result.final_test_loss_nats.is_some();
+        if runs.all(has_test) { JudgedSplit::Test } else { JudgedSplit::Validation }
+    }
+
+    /// What initial values and data order decide of the difference, from the square of crossed
+    /// seeds; `None` without it, or while one of its runs is missing.
+    fn seed_components(&self, arm: usize) -> Option<SeedComponents> {
+        let study = &self.loaded.study;
+        let seeds = &study.seeds[..study.crossed_seeds as usize];
+        let split = self.judged_split();
+        let loss = |arm: usize, seed: u64, data_seed: u64| {
+            if seed == data_seed {
+                return self.outcome(arm, self.num_budgets() - 1, seed)??.final_loss(split);
+            }
+            let mut crossed = self.finished.iter().filter(|(stage, run)| {
+                *stage == Stage::Crossed && run.arm == arm && run.data_seed == Some(data_seed)
+            });
+            crossed.find(|(_, run)| run.result.seed == seed).and_then(|(_, run)| run.final_loss(split))
+        };
+        let difference = |seed, data_seed| Some(loss(arm, seed, data_seed)? - loss(0, seed, data_seed)?);
+        let row = |&seed: &u64| seeds.iter().map(|&data_seed| difference(seed, data_seed)).collect();
+        let square: Option<Vec<Vec<f64>>> = seeds.iter().map(row).collect();
+        SeedComponents::new(&square?)
     }
 
     /// Deviation of the difference of two single runs that last bits decide: both arms' runs of the
     /// first seed and their repeats.
     fn noise_floor(&self, arm: usize) -> Option<f64> {
+        let split = self.judged_split();
         let deviation = |arm: usize| {
             let losses: Vec<f64> = self
                 .finished
                 .iter()
                 .filter(|(stage, run)| *stage == Stage::Noise && run.arm == arm)
-                .filter_map(|(_, run)| run.result.final_loss_nats)
+                .filter_map(|(_, run)| run.final_loss(split))
                 .collect();
             let seed = *self.loaded.study.seeds.first()?;
-            let main = self.outcome(arm, self.num_budgets() - 1, seed)??.result.final_loss_nats?;
+            let main = self.outcome(arm, self.num_budgets() - 1, seed)??.final_loss(split)?;
             standard_deviation_of(&[&losses[..], &[main]].concat())
         };
         Some(deviation(arm)?.hypot(deviation(0)?))
@@ -221,7 +254,8 @@ impl Evidence<'_> {
     }
 
     /// Losses at the largest x that both arms reach with a seed, over the seeds with which neither
-    /// diverged.
+    /// diverged: of the test split where every pair ends at equal x or has finished runs around it,
+    /// else of the validation split.
     fn axis_comparison(
         &self,
         arm: usize,
@@ -230,34 +264,25 @@ impl Evidence<'_> {
         [label, baseline]: [&str; 2],
         question: &Question,
     ) -> Option<AxisComparison> {
-        let mut seeds = Vec::new();
-        let mut differences = Vec::new();
-        for pair in pairs {
-            let Some([run, baseline]) = pair.both() else { continue };
-            if !is_comparable(axis, [run, baseline]) {
-                return None;
-            }
-            let mine = self.best_curve(arm, run, axis)?;
-            let theirs = self.best_curve(0, baseline, axis)?;
-            // Budgets are whole steps: within half a step of each other they are equal, and both
-            // schedules have come to their end.
-            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
-            let [mine, theirs] = losses_at_equal_x(&mine, &theirs, half_step)?;
-            seeds.push(pair.seed);
-            differences.push(mine - theirs);
-        }
+        let of_split = |split| Judged::new(self, arm, axis, pairs, split);
+        let Judged { split, pairs, differences, is_of_last_models } =
+            of_split(JudgedSplit::Test).or_else(|| of_split(JudgedSplit::Validation))?;
         let difference = PairedDifference::new(&differences, question.confidence)?;
         let verdict = difference.verdict(question.margin_nats, self.stopping);
         let seeds_to_decide =
             difference.pairs_to_decide(question.margin_nats, question.confidence, self.stopping);
         let sentence = words::axis_sentence([label, baseline], axis, &difference, question, self.stopping);
+        let documents =
+            is_of_last_models.then(|| over_documents(&pairs, split, question.confidence)).flatten();
         Some(AxisComparison {
             axis,
-            seeds,
+            seeds: pairs.iter().map(|[run, _]| run.result.seed).collect(),
             p_value: difference.p_value(question.margin_nats, self.stopping),
             adjusted_p_value: None,
             signed_rank: SignedRankInterval::new(&differences, question.confidence),
             difference,
+            split,
+            documents,
             verdict,
             seeds_to_decide,
             sentence,
@@ -289,6 +314,29 @@ impl Evidence<'_> {
         TimeToLoss { axis, seeds, targets_nats, estimate, ratios }
     }
 
+    /// The loss on a split that an arm can have at each x, with the seed of `run`. On the test split
+    /// runs have one loss each, their last.
+    fn curve_of(&self, split: JudgedSplit, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
+        match split {
+            JudgedSplit::Validation => self.best_curve(arm, run, axis),
+            JudgedSplit::Test => self.curve_of_ends(split, arm, run, axis),
+        }
+    }
+
+    /// The last losses of the arm's finished runs of all budgets with the seed of `run`.
+    fn curve_of_ends(
+        &self,
+        split: JudgedSplit,
+        arm: usize,
+        run: &FinishedRun,
+        axis: Axis,
+    ) -> Option<LossCurve> {
+        let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
+        let ends: Option<Vec<(f64, f64)>> =
+            runs.map(|run| Some((run.curve(axis)?.last_x(), run.final_loss(split)?))).collect();
+        LossCurve::new(ends?)
+    }
+
     /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs
     /// of all budgets, whose schedules have all come to their end; with one budget, that of the
     /// run's own evaluations.
@@ -296,27 +344,36 @@ impl Evidence<'_> {
         if self.num_budgets() == 1 {
             return run.curve(axis);
         }
-        let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
-        let ends = runs.filter_map(|run| run.curve(axis)).map(|curve| (curve.last_x(), curve.final_loss()));
-        LossCurve::new(ends.collect())
+        self.curve_of_ends(JudgedSplit::Validation, arm, run, axis)
     }
 
-    /// The gap in final loss over the budgets; none of arms of which a run diverged, whose gaps
-    /// would be those of its good seeds. Compute is the baseline's, which is the arm's too where it
-    /// is held equal.
+    /// The gap in final loss over the budgets, at equal FLOPs; none of arms of which a run diverged,
+    /// whose gaps would be those of its good seeds.
     fn gauge(&self, arm: usize, confidence: f64) -> Option<Gauge> {
         if self.num_diverged(arm) + self.num_diverged(0) > 0 {
             return None;
         }
         let samples: Vec<GaugeSample> = (0..self.num_budgets())
             .flat_map(|budget| self.pairs(arm, budget))
-            .filter_map(|pair| {
-                let [run, baseline] = pair.both()?;
-                let gap = run.result.final_loss_nats? - baseline.result.final_loss_nats?;
-                Some(GaugeSample { compute: baseline.result.active_flops, seed: pair.seed, gap })
-            })
+            .filter_map(|pair| self.gauge_sample(&pair))
             .collect();
         Gauge::new(&samples, confidence)
+    }
+
+    /// The gap of a pair. Where the arm's run took other FLOPs than the baseline's, the baseline's
+    /// loss at the arm's FLOPs is read between its budgets, or little beyond them.
+    fn gauge_sample(&self, pair: &Pair<'_>) -> Option<GaugeSample> {
+        let [run, baseline] = pair.both()?;
+        let split = self.judged_split();
+        let [mine, theirs] = [run, baseline].map(|run| run.result.active_flops);
+        let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
+        let (compute, nats) = if (mine / theirs - 1.0).abs() <= half_step {
+            (theirs, baseline.final_loss(split)?)
+        } else {
+            let curve = self.curve_of_ends(split, 0, baseline, Axis::ActiveFlops)?;
+            (mine, curve.loss_near(mine, BEYOND_BUDGETS)?)
+        };
+        Some(GaugeSample { compute, seed: pair.seed, gap: run.final_loss(split)? - nats })
     }
 }
 
@@ -341,6 +398,66 @@ fn call_fragile(comparison: &mut ArmComparison, question: &Question, stopping: S
             on.verdict = Verdict::Fragile;
         }
     }
+}
+
+/// The losses of an arm and the baseline at equal x, on one split.
+struct Judged<'a> {
+    split: JudgedSplit,
+    /// The runs, the arm's first.
+    pairs: Vec<[&'a FinishedRun; 2]>,
+    /// Arm minus baseline, in nats.
+    differences: Vec<f64>,
+    /// Whether all losses are those of the runs' last models.
+    is_of_last_models: bool,
+}
+
+impl<'a> Judged<'a> {
+    /// `None` if a pair has no x in common on this axis and split.
+    fn new(
+        evidence: &Evidence<'_>,
+        arm: usize,
+        axis: Axis,
+        pairs: &[Pair<'a>],
+        split: JudgedSplit,
+    ) -> Option<Self> {
+        let mut judged = Self { split, pairs: Vec::new(), differences: Vec::new(), is_of_last_models: true };
+        for [run, baseline] in pairs.iter().filter_map(Pair::both) {
+            if !is_comparable(axis, [run, baseline]) {
+                return None;
+            }
+            let mine = evidence.curve_of(split, arm, run, axis)?;
+            let theirs = evidence.curve_of(split, 0, baseline, axis)?;
+            // Budgets are whole steps: within half a step of each other they are equal, and both
+            // schedules have come to their end.
+            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
+            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, half_step)?;
+            judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];
+            judged.differences.push(mine_nats - theirs_nats);
+            judged.pairs.push([run, baseline]);
+        }
+        Some(judged)
+    }
+}
+
+/// The difference of the last models over the documents of a split, where all runs have the same.
+fn over_documents(
+    pairs: &[[&FinishedRun; 2]],
+    split: JudgedSplit,
+    confidence: f64,
+) -> Option<DocumentDifference> {
+    let mut tokens_d: Option<Vec<u64>> = None;
+    let mut nats_sd = Vec::new();
+    for [run, baseline] in pairs {
+        let (mine, theirs) = (run.documents_of(split)?, baseline.documents_of(split)?);
+        for losses in [mine, theirs] {
+            let tokens: Vec<u64> = losses.iter().map(|loss| loss.num_tokens).collect();
+            if tokens_d.get_or_insert_with(|| tokens.clone()) != &tokens {
+                return None;
+            }
+        }
+        nats_sd.push(mine.iter().zip(theirs).map(|(mine, theirs)| mine.nats - theirs.nats).collect());
+    }
+    DocumentDifference::new(&nats_sd, &tokens_d?, confidence)
 }
 
 /// Seconds of two machines are not seconds of two arms.

@@ -2,12 +2,14 @@
 
 use switchyard_flight::alarms::Alarm;
 use switchyard_trainer::flight::read_alarms;
-use switchyard_trainer::metrics::{EvalRecord, Record, read_metrics};
+use switchyard_trainer::metrics::{
+    DocumentLoss, EvalRecord, Record, SplitLosses, read_document_losses, read_metrics,
+};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use super::execute::StudyFolder;
 use super::matrix::PlannedRun;
-use super::result::{Axis, RunResult};
+use super::result::{Axis, JudgedSplit, RunResult};
 use crate::failure::Failure;
 use crate::statistics::LossCurve;
 
@@ -22,6 +24,10 @@ pub(crate) struct FinishedRun {
     pub(crate) manifest: RunManifest,
     /// Peak learning rate.
     pub(crate) learning_rate: f64,
+    /// Seed of its data order, where that is not its seed.
+    pub(crate) data_seed: Option<u64>,
+    /// Its final loss on each held-out document.
+    pub(crate) documents: Vec<SplitLosses>,
     /// Alarms of its flight recorder.
     pub(crate) alarms: Vec<Alarm>,
     /// Its `metrics.jsonl`.
@@ -44,6 +50,17 @@ impl FinishedRun {
             Axis::ActiveFlops => row.tokens_seen as f64 * self.flops_per_token as f64,
             Axis::Seconds => row.elapsed_secs,
         }
+    }
+
+    /// Its final loss on a split.
+    pub(crate) fn final_loss(&self, split: JudgedSplit) -> Option<f64> {
+        self.result.final_loss(split)
+    }
+
+    /// Its final loss on each document of a split.
+    pub(crate) fn documents_of(&self, split: JudgedSplit) -> Option<&[DocumentLoss]> {
+        let of_split = self.documents.iter().find(|losses| losses.split == split.name())?;
+        Some(&of_split.documents)
     }
 
     /// Validation loss over an axis; `None` without a single evaluation.
@@ -76,14 +93,18 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
     let paths = RunPaths::new(folder.path_of(run));
     let manifest = RunManifest::read(&paths.manifest())?;
     let alarms = read_alarms(&paths)?;
+    let records = read_metrics(&paths.metrics())?;
+    let last_evaluation = records.iter().rev().find_map(Record::as_eval);
     let result = RunResult {
         seed: run.settings.seed,
         num_steps: run.settings.num_steps,
         run: StudyFolder::relative(run),
         final_loss_nats: manifest.final_validation_cross_entropy_nats,
+        final_test_loss_nats: manifest.final_test_cross_entropy_nats,
         tokens: manifest.tokens_seen,
         active_flops: manifest.active_flops,
         train_secs: manifest.train_secs,
+        elapsed_secs: last_evaluation.map(|row| row.elapsed_secs),
         energy_joules: manifest.energy_joules,
         cost: price.map(|price| manifest.train_secs / 3600.0 * price),
         num_alarms: alarms.len(),
@@ -92,8 +113,10 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
         arm: run.arm,
         result,
         learning_rate: run.settings.learning_rate,
+        data_seed: run.settings.data_seed,
+        documents: read_document_losses(&paths.document_losses())?,
         alarms,
-        records: read_metrics(&paths.metrics())?,
+        records,
         flops_per_token: run.plan.counts.training_flops_per_token,
         manifest,
     })

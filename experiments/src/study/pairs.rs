@@ -13,9 +13,9 @@ pub(super) struct Pair<'a> {
     pub(super) arm: Option<&'a FinishedRun>,
 }
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
     /// Both runs, unless one diverged.
-    pub(super) fn both(&self) -> Option<[&FinishedRun; 2]> {
+    pub(super) fn both(&self) -> Option<[&'a FinishedRun; 2]> {
         Some([self.arm?, self.baseline?])
     }
 }

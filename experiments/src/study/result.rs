@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::statistics::{Gauge, PairedDifference, RatioEstimate, SignedRankInterval, Stopping, Verdict};
+use crate::statistics::{
+    DocumentDifference, Gauge, PairedDifference, RatioEstimate, SeedComponents, SignedRankInterval, Stopping,
+    Verdict,
+};
 
 /// A finished (or partly finished) study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +64,27 @@ pub(crate) enum Axis {
     ActiveFlops,
     /// Wall-clock seconds of training, evaluations and checkpoints included.
     Seconds,
+}
+
+/// Held-out text by which arms are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum JudgedSplit {
+    /// The text by which learning rates were chosen too.
+    #[default]
+    Validation,
+    /// Text that nothing was chosen by.
+    Test,
+}
+
+impl JudgedSplit {
+    /// Its name in a run's files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
 }
 
 /// What the arms of a study have in common by construction.
@@ -134,12 +158,19 @@ pub(crate) struct RunResult {
     /// Validation cross-entropy of the last model over the whole split; `None` if the run has not
     /// finished.
     pub(crate) final_loss_nats: Option<f64>,
+    /// The same over the test split; `None` without one.
+    #[serde(default)]
+    pub(crate) final_test_loss_nats: Option<f64>,
     /// Training tokens.
     pub(crate) tokens: u64,
     /// FLOPs of the active parameters.
     pub(crate) active_flops: f64,
     /// Wall-clock seconds of training.
     pub(crate) train_secs: f64,
+    /// Wall-clock seconds up to the last evaluation, which are those of the axis; `None` in results
+    /// of earlier versions.
+    #[serde(default)]
+    pub(crate) elapsed_secs: Option<f64>,
     /// Energy that the processor used during the run; `None` where it does not tell.
     pub(crate) energy_joules: Option<f64>,
     /// Price of the run; `None` without a price per hour in the study.
@@ -168,6 +199,10 @@ pub(crate) struct ArmComparison {
     /// that the last bits of their initial values decide; `None` unless the study measured it.
     #[serde(default)]
     pub(crate) noise_floor_nats: Option<f64>,
+    /// What the initial values and the data order decide of the difference at the largest budget;
+    /// `None` unless the study crossed some seeds.
+    #[serde(default)]
+    pub(crate) seed_components: Option<SeedComponents>,
 }
 
 #[cfg(test)]
@@ -181,6 +216,8 @@ impl ArmComparison {
             p_value: difference.p_value(0.0, Stopping::Planned),
             adjusted_p_value: None,
             signed_rank: None,
+            split: JudgedSplit::Validation,
+            documents: None,
             verdict: difference.verdict(0.0, Stopping::Planned),
             difference,
             seeds_to_decide: None,
@@ -193,6 +230,7 @@ impl ArmComparison {
             effective_speedup: Vec::new(),
             gauge: None,
             noise_floor_nats: None,
+            seed_components: None,
         }
     }
 }
@@ -216,6 +254,13 @@ pub(crate) struct AxisComparison {
     /// An interval that does not take the differences to be normal; `None` if they are too few.
     #[serde(default)]
     pub(crate) signed_rank: Option<SignedRankInterval>,
+    /// The text that the losses are of.
+    #[serde(default)]
+    pub(crate) split: JudgedSplit,
+    /// The difference over the documents of that text; `None` where they are not known, not the same
+    /// for every seed, or where losses were read between evaluations.
+    #[serde(default)]
+    pub(crate) documents: Option<DocumentDifference>,
     /// The verdict on this axis.
     pub(crate) verdict: Verdict,
     /// Seeds in all that would probably decide, if undecided.

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, StudyResult};
+use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, JudgedSplit, RunResult, StudyResult};
 use super::words::axis_words;
-use crate::statistics::RatioEstimate;
+use crate::statistics::{DocumentDifference, Interval, RatioEstimate, SeedComponents};
 
 impl StudyResult {
     /// The verdict, then what it rests on.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n\n", self.headline);
-        let seeds = self.seeds_of_largest_budget();
+        let (seeds, split) = (self.seeds_of_largest_budget(), self.judged_split());
         for arm in &self.arms {
-            text.push_str(&arm_line(arm, &seeds));
+            text.push_str(&arm_line(arm, &seeds, split));
         }
         for comparison in &self.comparisons {
             text.push_str(&comparison_lines(comparison, &self.baseline));
@@ -37,10 +37,10 @@ impl ArmResult {
     }
 
     /// Its final loss at the largest budget with a seed, in a column of its own.
-    fn loss_words(&self, seed: u64) -> String {
+    fn loss_words(&self, seed: u64, split: JudgedSplit) -> String {
         let most = self.most_steps();
         let run = self.runs.iter().find(|run| run.seed == seed && Some(run.num_steps) == most);
-        match run.and_then(|run| run.final_loss_nats) {
+        match run.and_then(|run| run.final_loss(split)) {
             Some(nats) => format!("{nats:.4}"),
             None if self.diverged.iter().any(|run| run.seed == seed && Some(run.num_steps) == most) => {
                 "diverged".into()
@@ -50,7 +50,28 @@ impl ArmResult {
     }
 }
 
+impl RunResult {
+    /// Its last loss on a split.
+    pub(crate) fn final_loss(&self, split: JudgedSplit) -> Option<f64> {
+        match split {
+            JudgedSplit::Validation => self.final_loss_nats,
+            JudgedSplit::Test => self.final_test_loss_nats,
+        }
+    }
+}
+
 impl StudyResult {
+    /// The split of the last losses: the test split if every run has one.
+    pub(crate) fn judged_split(&self) -> JudgedSplit {
+        let mut runs = self.arms.iter().flat_map(|arm| &arm.runs);
+        let has_test = |run: &RunResult| run.final_test_loss_nats.is_some();
+        if runs.clone().next().is_some() && runs.all(has_test) {
+            JudgedSplit::Test
+        } else {
+            JudgedSplit::Validation
+        }
+    }
+
     /// Seeds of all arms' runs at their largest budgets, ascending.
     fn seeds_of_largest_budget(&self) -> Vec<u64> {
         let of_arm = |arm: &ArmResult| {
@@ -66,9 +87,10 @@ impl StudyResult {
 }
 
 /// The losses by seed, in the same columns for all arms.
-fn arm_line(arm: &ArmResult, seeds: &[u64]) -> String {
-    let losses: Vec<String> = seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed))).collect();
-    format!("{:<16} final loss by seed: {}\n", arm.label, losses.join(" ").trim_end())
+fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
+    let losses: Vec<String> =
+        seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, split))).collect();
+    format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
 }
 
 fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
@@ -81,11 +103,15 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
             .map_or(String::new(), |interval| format!(" [{:+.4}, {:+.4}]", interval.low, interval.high));
         let _ = writeln!(
             text,
-            "  at equal {:<20} {:+.4}{interval} nats   {}",
+            "  at equal {:<20} {:+.4}{interval} nats of {} text   {}",
             axis_words(on.axis),
             on.difference.mean,
+            on.split.name(),
             on.verdict.word()
         );
+        if let Some(documents) = &on.documents {
+            let _ = writeln!(text, "{:31}{}", "", document_words(documents));
+        }
     }
     for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
         if time.axis == Axis::Tokens {
@@ -103,10 +129,32 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
     if let Some(floor) = comparison.noise_floor_nats {
         let _ = writeln!(text, "  last bits alone move a difference by {floor:.4} nats");
     }
+    if let Some(SeedComponents { crossed_seeds, initial_values, data_order, both_together }) =
+        comparison.seed_components
+    {
+        let _ = writeln!(
+            text,
+            "  of the difference of one seed, {crossed_seeds} by {crossed_seeds} crossed: initial values decide \
+             {initial_values:.4} nats, data order {data_order:.4}, both together {both_together:.4}"
+        );
+    }
     if let Some(gauge) = &comparison.gauge {
         let _ = writeln!(text, "  gauge: {}", gauge.sentence);
     }
     text
+}
+
+/// The spread over documents.
+fn document_words(documents: &DocumentDifference) -> String {
+    let interval = |Interval { low, high }: &Interval| format!("[{low:+.4}, {high:+.4}]");
+    let with_seeds = documents.interval_with_seeds.as_ref();
+    let with_seeds = with_seeds.map_or(String::new(), |both| format!("; with seeds {}", interval(both)));
+    format!(
+        "over {} documents {}{with_seeds}; ahead on {:.0} %",
+        documents.num_documents,
+        interval(&documents.interval),
+        100.0 * documents.share_ahead
+    )
 }
 
 /// A mean with its interval, or how many seeds have none.

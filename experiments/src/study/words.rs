@@ -1,8 +1,10 @@
 //! A result in words.
 
 use super::evidence::{AXES, Evidence};
-use super::result::{ArmComparison, ArmResult, Axis, DivergedRun, HeldEqual, Question};
-use crate::statistics::{PairedDifference, Stopping, Verdict};
+use super::result::{
+    ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
+};
+use crate::statistics::{Interval, PairedDifference, Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
 /// open can reach 5 %.
@@ -140,6 +142,7 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
     let mut notes = evidence.history_notes.to_vec();
     notes.extend(what_is_missing(evidence, comparisons));
     notes.extend(what_chance_may_do(evidence, comparisons));
+    notes.extend(what_text_it_is_about(evidence, comparisons));
     notes.extend(how_it_was_compared(evidence));
     notes
 }
@@ -220,6 +223,63 @@ fn what_chance_may_do(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) ->
     notes
 }
 
+/// Documents below which a word on their number is due.
+const FEW_DOCUMENTS: f64 = 50.0;
+
+/// What the losses are losses of, and how far that speaks for other text.
+fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
+    let axis = evidence.loaded.study.question.axis;
+    let on_axis = || comparisons.iter().filter_map(|arm| Some((arm, arm.on(axis)?)));
+    let mut notes = Vec::new();
+    match on_axis().map(|(_, on)| on.split).min_by_key(|split| *split == JudgedSplit::Test) {
+        Some(JudgedSplit::Test) => notes.push(
+            "The verdict is of the test split, which no choice was made by and no pilot looked at; curves, times to a loss and \
+             speedups are of the validation split."
+                .into(),
+        ),
+        Some(JudgedSplit::Validation) if evidence.arms[0].config.data.has_test_split() => notes.push(format!(
+            "At equal {} the runs do not end, so that the verdict is of the validation split; the test split was measured at \
+             their ends only.",
+            axis_words(axis)
+        )),
+        Some(JudgedSplit::Validation) => notes.push(
+            "The verdict is of the text that settings are chosen by: `test_fraction` in the recipe's `data.split` keeps other \
+             text for it."
+                .into(),
+        ),
+        None => {}
+    }
+    if let Some(documents) = on_axis().find_map(|(_, on)| on.documents.as_ref()) {
+        if documents.effective_documents < FEW_DOCUMENTS {
+            notes.push(format!(
+                "The text has {} documents, which weigh as much as {:.0} of one length: the interval over them is wide, and \
+                 other text may tell another story.",
+                documents.num_documents, documents.effective_documents
+            ));
+        }
+    }
+    notes.extend(on_axis().filter_map(|(arm, on)| other_text(&arm.arm, on, evidence)));
+    notes
+}
+
+/// A word on a verdict that the documents at hand carry and their spread does not.
+fn other_text(arm: &str, on: &AxisComparison, evidence: &Evidence<'_>) -> Option<String> {
+    let Interval { low, high } = on.documents.as_ref()?.interval_with_seeds?;
+    let margin = evidence.loaded.study.question.margin_nats;
+    let holds = match on.verdict {
+        Verdict::Wins => high < -margin,
+        Verdict::Loses => low > margin,
+        Verdict::Undecided | Verdict::Fragile => return None,
+    };
+    (!holds).then(|| {
+        format!(
+            "`{arm}` {} on these documents; over documents as well as seeds the difference lies in [{low:+.4}, {high:+.4}], which \
+             decides nothing about other text.",
+            on.verdict.word()
+        )
+    })
+}
+
 fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
     let study = &evidence.loaded.study;
     let held_equal = match study.held_equal {
@@ -251,7 +311,11 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
     };
     let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
     if study.held_equal != HeldEqual::ActiveFlops && study.budget.num_steps.len() > 3 {
-        notes.push("The compute of the gauge is the baseline's.".into());
+        notes.push(
+            "The gauge compares at equal active FLOPs: where an arm's run takes others than the baseline's, the baseline's loss \
+             is read between its budgets, or at most 1.3 times beyond them."
+                .into(),
+        );
     }
     notes.push(
         "Seconds hold for this machine and program only, and include the evaluations; the other axes do not depend on them."

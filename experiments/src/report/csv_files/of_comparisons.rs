@@ -22,6 +22,12 @@ pub(super) struct AxisRow<'a> {
     bootstrap_low: Option<f64>,
     bootstrap_high: Option<f64>,
     sign_consistency: f64,
+    split: &'static str,
+    num_documents: Option<usize>,
+    documents_low: Option<f64>,
+    documents_high: Option<f64>,
+    documents_and_seeds_low: Option<f64>,
+    documents_and_seeds_high: Option<f64>,
     verdict: &'static str,
     seeds_to_decide: Option<u64>,
     time_to_loss: Option<f64>,
@@ -35,6 +41,8 @@ pub(super) struct AxisRow<'a> {
 pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<AxisRow<'a>> {
     let row = |of_axis: &'a AxisComparison| {
         let difference = &of_axis.difference;
+        let documents = of_axis.documents.as_ref();
+        let with_seeds = documents.and_then(|documents| documents.interval_with_seeds.as_ref());
         let time = arm.time_to_loss.iter().find(|time| time.axis == of_axis.axis);
         let time = time.and_then(|time| time.estimate.as_ref());
         let speedup = arm.effective_speedup.iter().find(|speedup| speedup.axis == of_axis.axis);
@@ -51,6 +59,12 @@ pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<Ax
             bootstrap_low: low(difference.bootstrap_interval.as_ref()),
             bootstrap_high: high(difference.bootstrap_interval.as_ref()),
             sign_consistency: difference.sign_consistency,
+            split: of_axis.split.name(),
+            num_documents: documents.map(|documents| documents.num_documents),
+            documents_low: documents.map(|documents| documents.interval.low),
+            documents_high: documents.map(|documents| documents.interval.high),
+            documents_and_seeds_low: low(with_seeds),
+            documents_and_seeds_high: high(with_seeds),
             verdict: of_axis.verdict.word(),
             seeds_to_decide: of_axis.seeds_to_decide,
             time_to_loss: time.map(|estimate| estimate.geometric_mean),

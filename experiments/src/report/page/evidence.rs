@@ -106,12 +106,13 @@ pub(super) fn runs(content: &Content) -> Section {
 
 fn run_table(rows: &[RunRow]) -> Table {
     type Cell = fn(&RunRow) -> String;
-    let columns: [(&str, Cell); 13] = [
+    let columns: [(&str, Cell); 14] = [
         ("run", |run| run.run.clone()),
         ("arm", |run| run.arm.clone()),
         ("seed", |run| run.seed.to_string()),
         ("steps", |run| grouped(run.num_steps)),
         ("final loss (nats)", |run| or_absent(run.final_loss_nats, nats)),
+        ("test loss (nats)", |run| or_absent(run.final_test_loss_nats, nats)),
         ("bits per byte", |run| or_absent(run.final_bits_per_byte, nats)),
         ("tokens", |run| or_absent(run.tokens, |tokens| scaled(tokens as f64, ""))),
         ("passes over the data", |run| or_absent(run.data_passes, |passes| format!("{passes:.2}"))),
