@@ -4,7 +4,7 @@
 //! | question | module |
 //! |---|---|
 //! | what the user wrote | [`mod@file`] |
-//! | which arms that makes, held equal | [`arms`], solved in [`equality`] |
+//! | which arms that makes, held equal | [`arms`], solved in [`equality`]; memory by [`measured_memory`] |
 //! | which runs, and what tells them from any other | [`matrix`], [`identity`] |
 //! | what it will cost | [`calibration`], [`forecast`] |
 //! | what was asked and answered before | [`protocol`], [`history`] |
@@ -24,6 +24,7 @@ mod forecast;
 mod history;
 mod identity;
 mod matrix;
+mod measured_memory;
 mod outcome;
 mod pairs;
 mod protocol;
@@ -55,6 +56,7 @@ pub(crate) use forecast::Forecast;
 pub(crate) use history::{History, register};
 pub(crate) use identity::{CodeIdentity, DataIdentities};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
+pub(crate) use measured_memory::equalised;
 pub(crate) use outcome::{FinishedRun, finished_runs};
 pub(crate) use protocol::Protocol;
 

@@ -22,7 +22,7 @@ use crate::study::result::{DivergedRun, Provenance, StudyResult};
 use crate::study::{
     Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, History,
     LoadedStudy, Orders, PlannedRun, Protocol, RunSettings, Stage, StudyFolder, StudyMatrix, analyse,
-    finished_runs, register, resolve_arms, run_all, run_missing,
+    equalised, finished_runs, register, resolve_arms, run_all, run_missing,
 };
 use crate::whole_file;
 
@@ -35,6 +35,7 @@ fn run_unless(args: &CompareArgs, path: &Path, stop: &Arc<AtomicBool>) -> Result
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
+    let arms = equalised(&loaded, arms, folder.root(), &CodeIdentity::of_this_program(), stop)?;
     if args.register {
         let protocol = Protocol::of(&loaded, &arms);
         say!("{}", register(folder.root(), &protocol, &sha256_hex(&loaded.text))?);
@@ -191,6 +192,7 @@ impl<'a> Session<'a> {
             arms: self.arms,
             learning_rates: &self.learning_rates,
             finished: &finished,
+            calibration: &self.calibration,
             budget_steps: &budget_steps,
             stopping: if self.history.has_seeds_added(&self.protocol) {
                 Stopping::Open

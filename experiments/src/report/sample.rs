@@ -177,6 +177,7 @@ fn arm_result(model: &ArmModel) -> ArmResult {
         active_params: 12_400_000,
         training_flops_per_token: model.flops_per_token as u64,
         memory_bytes: model.total_params * 16,
+        measured_peak_bytes: None,
         equality: 1.0,
         learning_rate: 1e-3,
         learning_rate_grid: vec![(5e-4, Some(2.68)), (1e-3, Some(2.64)), (2e-3, None)],

@@ -86,6 +86,7 @@ impl Evidence<'_> {
             active_params: arm.plan.counts.active_params,
             training_flops_per_token: arm.plan.counts.training_flops_per_token,
             memory_bytes: arm.plan.memory.total_bytes(),
+            measured_peak_bytes: arm.measured_peak_bytes,
             equality: arm.equality,
             learning_rate: self.learning_rates[index],
             learning_rate_grid: arm.learning_rates.iter().map(|&rate| (rate, pilot_loss(rate))).collect(),

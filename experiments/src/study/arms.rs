@@ -25,6 +25,8 @@ pub(crate) struct Arm {
     pub(crate) plan: RunPlan,
     /// The quantity held equal, over the baseline's.
     pub(crate) equality: f64,
+    /// Most memory resident in a process that trained it; `None` unless memory is held equal.
+    pub(crate) measured_peak_bytes: Option<u64>,
     /// Learning rates to choose from, at least one.
     pub(crate) learning_rates: Vec<f64>,
 }
@@ -87,7 +89,8 @@ pub(crate) fn written_arm(
         [] => vec![config.train.adamw.learning_rate],
         given => given.to_vec(),
     };
-    Ok(Arm { label: arm.label.clone(), overrides, config, plan, equality: 1.0, learning_rates })
+    let (label, equality) = (arm.label.clone(), 1.0);
+    Ok(Arm { label, overrides, config, plan, equality, measured_peak_bytes: None, learning_rates })
 }
 
 fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Result<Arm, Failure> {
@@ -107,6 +110,21 @@ fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Resul
     if config.set.iter().any(names_key) {
         return written_arm(loaded, config, Vec::new()).map(with_equality);
     }
+    solved_for(loaded, config, baseline, target).map(with_equality)
+}
+
+/// The arm at the width at which the quantity held equal is nearest to `target`.
+///
+/// # Errors
+/// A mistake in the recipe or an override; a target that no width reaches.
+pub(super) fn solved_for(
+    loaded: &LoadedStudy,
+    config: &ArmConfig,
+    baseline: &Arm,
+    target: f64,
+) -> Result<Arm, Failure> {
+    let study = &loaded.study;
+    let key = key_to_solve(loaded, config)?;
     let arm_at = |width: usize| written_arm(loaded, config, vec![format!("{key}={width}")]);
     let multiple = width_multiple(study, &arm_at(study.width_multiple * 64)?.config);
     let width = nearest_width(target, multiple, |width| {
@@ -123,7 +141,7 @@ fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Resul
             held_equal_words(study.held_equal),
         )));
     };
-    arm_at(width).map(with_equality)
+    arm_at(width)
 }
 
 /// Experts are cut into `granularity` parts, which must come out even.
@@ -175,7 +193,7 @@ pub(crate) fn held_equal_words(held_equal: HeldEqual) -> &'static str {
     match held_equal {
         HeldEqual::ActiveFlops => "active training FLOPs",
         HeldEqual::TotalParams => "total parameters, and tokens",
-        HeldEqual::Memory => "estimated training memory, and tokens",
+        HeldEqual::Memory => "measured training memory, and tokens",
         HeldEqual::WallClock => "predicted seconds of training",
         HeldEqual::Tokens => "training tokens",
     }

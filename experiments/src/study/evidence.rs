@@ -1,6 +1,7 @@
 //! What an analysis starts from.
 
 use super::arms::Arm;
+use super::calibration::Calibration;
 use super::file::LoadedStudy;
 use super::matrix::Stage;
 use super::outcome::FinishedRun;
@@ -21,6 +22,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) learning_rates: &'a [f64],
     /// Its finished runs, pilots included.
     pub(crate) finished: &'a [(Stage, FinishedRun)],
+    /// What a step of each arm takes.
+    pub(crate) calibration: &'a Calibration,
     /// Planned steps of each arm at each budget, ascending.
     pub(crate) budget_steps: &'a [Vec<u64>],
     /// Whether seeds were added after a look at the result.

@@ -96,7 +96,8 @@ pub(crate) enum HeldEqual {
     ActiveFlops,
     /// All parameters, and tokens.
     TotalParams,
-    /// Estimated training memory, and tokens.
+    /// Measured training memory, and tokens: the estimate chooses the width, and is corrected by
+    /// the peak of a process that trains it.
     Memory,
     /// Predicted seconds of training.
     WallClock,
@@ -119,6 +120,10 @@ pub(crate) struct ArmResult {
     pub(crate) training_flops_per_token: u64,
     /// Estimated memory of training.
     pub(crate) memory_bytes: u64,
+    /// Most memory resident in a process that trained it for some steps; `None` unless memory is
+    /// held equal.
+    #[serde(default)]
+    pub(crate) measured_peak_bytes: Option<u64>,
     /// The held-equal quantity of this arm over the baseline's; 1 is equal.
     pub(crate) equality: f64,
     /// Learning rate that the grid's pilot seed found best; that of the runs below.

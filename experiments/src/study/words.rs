@@ -4,7 +4,7 @@ use super::evidence::{AXES, Evidence};
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
 };
-use crate::statistics::{Interval, PairedDifference, Stopping, Verdict};
+use crate::statistics::{Interval, PairedDifference, RatioEstimate, Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
 /// open can reach 5 %.
@@ -103,7 +103,14 @@ pub(crate) fn unequal(arms: &[ArmResult]) -> Vec<String> {
             arm.training_flops_per_token as f64,
             baseline.training_flops_per_token as f64,
         );
-        line("estimated training memory (bytes)", arm.memory_bytes as f64, baseline.memory_bytes as f64);
+        match arm.measured_peak_bytes.zip(baseline.measured_peak_bytes) {
+            Some((mine, theirs)) => line("measured peak memory (bytes)", mine as f64, theirs as f64),
+            None => line(
+                "estimated training memory (bytes)",
+                arm.memory_bytes as f64,
+                baseline.memory_bytes as f64,
+            ),
+        }
         line("learning rate", arm.learning_rate, baseline.learning_rate);
         line(
             "training tokens of the longest run",
@@ -310,6 +317,9 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         }
     };
     let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
+    if study.held_equal == HeldEqual::WallClock {
+        notes.extend(evidence.arms[1..].iter().filter_map(|arm| step_ratio(&arm.label, evidence)));
+    }
     if study.held_equal != HeldEqual::ActiveFlops && study.budget.num_steps.len() > 3 {
         notes.push(
             "The gauge compares at equal active FLOPs: where an arm's run takes others than the baseline's, the baseline's loss \
@@ -322,6 +332,20 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
             .into(),
     );
     notes
+}
+
+/// How long a step of an arm takes, as its number of steps was made from.
+fn step_ratio(label: &str, evidence: &Evidence<'_>) -> Option<String> {
+    let measured = evidence.calibration.arms.get(label)?;
+    let RatioEstimate { geometric_mean, interval } = measured.ratio()?;
+    Some(format!(
+        "A step of `{label}` takes {geometric_mean:.3} times one of `{}` [{:.3}, {:.3}], timed in turn in {} rounds: by as much \
+         as this interval the seconds may differ.",
+        evidence.arms[0].label,
+        interval.low,
+        interval.high,
+        measured.ratios.len()
+    ))
 }
 
 fn edge_of_grid(label: &str, grid: &[f64], chosen: f64) -> Option<String> {
