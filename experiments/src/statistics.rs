@@ -7,6 +7,8 @@
 mod anytime;
 mod bootstrap;
 mod components;
+#[cfg(test)]
+mod coverage_tests;
 mod curve;
 mod documents;
 mod gauge;
@@ -26,7 +28,7 @@ pub(crate) use components::SeedComponents;
 pub(crate) use curve::LossCurve;
 pub(crate) use documents::DocumentDifference;
 pub(crate) use gauge::{Crossing, CrossingInterval, Gauge, GaugePoint, GaugeSample};
-pub(crate) use holm::holm;
+pub(crate) use holm::{Adjusted, holm};
 pub(crate) use interval::Interval;
 pub(crate) use moments::standard_deviation_of;
 pub(crate) use paired::PairedDifference;

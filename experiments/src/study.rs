@@ -9,7 +9,7 @@
 //! | what it will cost | [`calibration`], [`forecast`] |
 //! | what was asked and answered before | [`protocol`], [`history`] |
 //! | run what is missing | [`execute`] |
-//! | what came out | [`outcome`] (rows of the runs), [`analysis`], [`family`], [`words`] and [`table`], into [`result`] |
+//! | what came out | [`outcome`] (rows of the runs), [`judged`] (which losses are compared), [`analysis`], [`family`], [`trust`], [`words`] and [`table`], into [`result`] |
 
 mod analysis;
 mod arms;
@@ -23,6 +23,7 @@ mod finished;
 mod forecast;
 mod history;
 mod identity;
+mod judged;
 mod matrix;
 mod measured_memory;
 mod outcome;
@@ -30,6 +31,7 @@ mod pairs;
 mod protocol;
 pub(crate) mod result;
 mod table;
+mod trust;
 mod words;
 
 use std::fs;

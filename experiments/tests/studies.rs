@@ -470,6 +470,11 @@ fn equal_wall_clock_time_gives_each_arm_its_own_steps() {
     let steps = |arm: usize| result["arms"][arm]["runs"][0]["num_steps"].as_u64().unwrap();
     assert_eq!(steps(0), 40);
     assert!(steps(1) < 40, "a mixture that is far wider takes longer per step: {}", steps(1));
+    // Equal by construction, so that the last losses are what is compared at equal seconds.
+    let last = |arm: usize| result["arms"][arm]["runs"][0]["final_loss_nats"].as_f64().unwrap();
+    let axes = result["comparisons"][0]["axes"].as_array().unwrap();
+    let seconds = axes.iter().find(|on| on["axis"] == "seconds").unwrap();
+    assert!((seconds["difference"]["mean"].as_f64().unwrap() - (last(1) - last(0))).abs() < 1e-12);
 }
 
 #[test]

@@ -176,6 +176,11 @@ impl<'a> Session<'a> {
         {
             finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
         }
+        if let Some(step_secs) =
+            self.calibration.step_secs_held_equal(self.loaded.study.held_equal, self.arms)
+        {
+            finished.iter_mut().for_each(|(_, run)| run.calibrated_step_secs = Some(step_secs[run.arm]));
+        }
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
         let mut diverged: Vec<(usize, DivergedRun)> = Vec::new();
         for run in &main_runs {
@@ -185,6 +190,7 @@ impl<'a> Session<'a> {
                 diverged.push((run.arm, DivergedRun { seed, num_steps, reason }));
             }
         }
+        let num_missing = main_runs.len() - num_finished - diverged.len();
         let provenance = self.provenance(&finished)?;
         let budget_steps = self.budget_steps();
         let evidence = Evidence {
@@ -194,13 +200,13 @@ impl<'a> Session<'a> {
             finished: &finished,
             calibration: &self.calibration,
             budget_steps: &budget_steps,
-            stopping: if self.history.has_seeds_added(&self.protocol) {
+            stopping: if num_missing > 0 || self.history.has_seeds_added(&self.protocol) {
                 Stopping::Open
             } else {
                 Stopping::Planned
             },
             history_notes: &self.history.notes(&self.protocol),
-            num_missing: main_runs.len() - num_finished - diverged.len(),
+            num_missing,
             diverged: &diverged,
         };
         let result = analyse(&evidence, provenance);
@@ -218,7 +224,6 @@ impl<'a> Session<'a> {
             })
             .collect();
         // On record before anybody has seen it.
-        let num_missing = evidence.num_missing;
         self.history.record(&self.protocol, &result, num_missing)?;
         self.save(&result, &series)?;
         if self.args.json {

@@ -3,6 +3,7 @@
 mod evidence;
 mod findings;
 mod overview;
+mod trust;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use switchyard_ground::printable::printable;

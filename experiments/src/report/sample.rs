@@ -3,7 +3,8 @@
 use super::axes::AXES;
 use super::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
 use crate::statistics::{
-    Gauge, GaugeSample, PairedDifference, RatioEstimate, SignedRankInterval, Stopping, Verdict,
+    DocumentDifference, Gauge, GaugeSample, PairedDifference, RatioEstimate, SeedComponents,
+    SignedRankInterval, Stopping, Verdict,
 };
 use crate::study::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, JudgedSplit, Provenance,
@@ -202,9 +203,11 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             seeds: SEEDS.to_vec(),
             p_value: difference.p_value(MARGIN, Stopping::Planned),
             adjusted_p_value: difference.p_value(MARGIN, Stopping::Planned),
+            adjusted_interval: difference.interval_at(0.975, Stopping::Planned),
+            reasons: Vec::new(),
             signed_rank: SignedRankInterval::new(&gaps, 0.95),
             split: JudgedSplit::Validation,
-            documents: None,
+            documents: DocumentDifference::new(&[vec![-4.0, 1.0, -2.0]], &[90, 40, 60], 0.95),
             verdict,
             seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95, Stopping::Planned),
             sentence: format!("The mean difference is {:+.3} nats over five seeds.", difference.mean),
@@ -231,7 +234,7 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             .to_vec(),
         gauge: Gauge::new(&samples, 0.95),
         noise_floor_nats: Some(0.002),
-        seed_components: None,
+        seed_components: SeedComponents::new(&[vec![-0.04, -0.03], vec![-0.05, -0.045]]),
     }
 }
 

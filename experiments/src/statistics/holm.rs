@@ -3,16 +3,27 @@
 /// `p_values` adjusted by Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979):
 /// those that are at most alpha are rejected together with a probability of at most alpha that any
 /// of them is wrong, whatever the comparisons have in common. In the order given.
-pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
+pub(crate) fn holm(p_values: &[f64]) -> Vec<Adjusted> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
-    let mut adjusted = vec![1.0; p_values.len()];
+    let mut adjusted = vec![Adjusted { p_value: 1.0, num_left: 1 }; p_values.len()];
     let mut largest = 0.0_f64;
     for (rank, &index) in order.iter().enumerate() {
-        largest = largest.max((p_values.len() - rank) as f64 * p_values[index]);
-        adjusted[index] = largest.min(1.0);
+        let num_left = p_values.len() - rank;
+        largest = largest.max(num_left as f64 * p_values[index]);
+        adjusted[index] = Adjusted { p_value: largest.min(1.0), num_left };
     }
     adjusted
+}
+
+/// A comparison among several.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Adjusted {
+    /// Its p-value, adjusted.
+    pub(crate) p_value: f64,
+    /// Comparisons, itself included, that are still to be judged when it is its turn: it is judged
+    /// at a level so many times smaller.
+    pub(crate) num_left: usize,
 }
 
 #[cfg(test)]
@@ -29,10 +40,12 @@ mod tests {
         let adjusted = holm(&[0.0073, 0.0013, 0.0096, 0.0248, 0.0197, 0.0673]);
         let expected = [0.0365, 0.0078, 0.0384, 0.0591, 0.0591, 0.0673];
         for (adjusted, expected) in adjusted.iter().zip(expected) {
-            assert!((adjusted - expected).abs() < 1e-9, "{adjusted} {expected}");
+            assert!((adjusted.p_value - expected).abs() < 1e-9, "{adjusted:?} {expected}");
         }
-        assert_eq!(holm(&[]), [0.0; 0]);
-        assert_eq!(holm(&[0.03]), [0.03]);
+        let num_left: Vec<usize> = adjusted.iter().map(|adjusted| adjusted.num_left).collect();
+        assert_eq!(num_left, [5, 6, 4, 2, 3, 1]);
+        assert_eq!(holm(&[]), []);
+        assert_eq!(holm(&[0.03]), [Adjusted { p_value: 0.03, num_left: 1 }]);
     }
 
     /// Three arms, none of them better: three seeds are judged by Student's test, and as long as no arm
@@ -49,7 +62,7 @@ mod tests {
                     .collect();
                 let p_values: Vec<f64> = arms.iter().map(|arm| test(arm, 0.0).unwrap()).collect();
                 let is_ahead = |arm: &Vec<f64>| arm.iter().sum::<f64>() < 0.0;
-                arms.iter().zip(holm(&p_values)).any(|(arm, p)| is_ahead(arm) && p <= 0.05)
+                arms.iter().zip(holm(&p_values)).any(|(arm, p)| is_ahead(arm) && p.p_value <= 0.05)
             };
             by_rule += u64::from(wins(3, t_test) || (4..=20).any(|n| wins(n, anytime_p_value)));
             by_student += u64::from((3..=20).any(|n| wins(n, t_test)));
@@ -77,7 +90,8 @@ mod tests {
                     u64::from(arms.iter().zip(p_values).any(|(arm, &p)| is_ahead(arm) && p <= 0.05))
                 };
                 alone += wins(&p_values);
-                together += wins(&holm(&p_values));
+                let adjusted: Vec<f64> = holm(&p_values).iter().map(|adjusted| adjusted.p_value).collect();
+                together += wins(&adjusted);
                 true
             });
             let share = |count: u64| count as f64 / num_studies as f64;

@@ -66,6 +66,18 @@ impl PairedDifference {
         }
     }
 
+    /// The interval that would decide at another `confidence`; `None` where it is unbounded.
+    pub(crate) fn interval_at(&self, confidence: f64, stopping: Stopping) -> Option<Interval> {
+        match stopping {
+            Stopping::Planned => {
+                let num_pairs = self.differences.len() as u64;
+                let half = mean_half_width(self.standard_deviation?, num_pairs, confidence)?;
+                Interval::around(self.mean, half)
+            }
+            Stopping::Open => anytime_interval(&self.differences, confidence),
+        }
+    }
+
     /// Wins if the whole interval is below `-margin`, loses if it is above `margin`; undecided in
     /// between and without an interval. A lower loss is better.
     pub(crate) fn verdict(&self, margin: f64, stopping: Stopping) -> Verdict {

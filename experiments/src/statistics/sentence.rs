@@ -17,6 +17,7 @@ impl PairedDifference {
         match self.verdict(margin, stopping) {
             Verdict::Wins => format!("{arm} wins against {baseline}: {evidence}."),
             Verdict::Loses => format!("{arm} loses against {baseline}: {evidence}."),
+            // Fragile is what a study says, which knows how much the last bits decide.
             Verdict::Undecided | Verdict::Fragile => {
                 let outlook = self.outlook(margin, confidence, stopping);
                 format!("{arm} against {baseline} is undecided: {evidence}. {outlook}")
@@ -25,21 +26,21 @@ impl PairedDifference {
     }
 
     /// Mean, interval and signs.
-    fn evidence(&self, confidence: f64, stopping: Stopping) -> String {
+    pub(crate) fn evidence(&self, confidence: f64, stopping: Stopping) -> String {
         let num_pairs = self.differences.len();
         let mean = format!("its loss differs by {:+.4} nats", self.mean);
         let Some(interval) = self.interval(stopping) else {
             return match num_pairs {
                 1 => format!("{mean} in the one pair of runs"),
                 _ => format!(
-                    "{mean}; seeds were added after a look, and {num_pairs} pairs are too few for an interval that holds \
-                     then"
+                    "{mean}; the number of seeds is not the planned one, and {num_pairs} pairs are too few for an interval \
+                     that holds whenever one looks"
                 ),
             };
         };
         let kind = match stopping {
             Stopping::Planned => "interval",
-            Stopping::Open => "interval, which holds although seeds were added after a look,",
+            Stopping::Open => "interval, which holds whenever one looks,",
         };
         let same_sign = (self.sign_consistency * num_pairs as f64).round();
         format!(

@@ -9,7 +9,8 @@ pub(crate) enum Stopping {
     /// After a number that was chosen before: Student's interval decides.
     #[default]
     Planned,
-    /// Pairs were added after a look: the interval of the confidence sequence decides.
+    /// Pairs were added after a look, or not all are there yet: the interval of the confidence
+    /// sequence decides, which holds whenever one looks.
     Open,
 }
 

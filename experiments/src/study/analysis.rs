@@ -2,18 +2,16 @@
 
 use super::evidence::{AXES, Evidence};
 use super::family;
+use super::judged::{Judged, is_comparable, over_documents};
 use super::matrix::Stage;
-use super::outcome::FinishedRun;
 use super::pairs::Pair;
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, JudgedSplit, Provenance, Question,
     StudyResult, TimeToLoss,
 };
+use super::trust::call_fragile;
 use super::words;
-use crate::statistics::{
-    DocumentDifference, Gauge, GaugeSample, Interval, LossCurve, PairedDifference, RatioEstimate,
-    SeedComponents, SignedRankInterval, Stopping, Verdict, standard_deviation_of,
-};
+use crate::statistics::{Gauge, GaugeSample, PairedDifference, RatioEstimate, SignedRankInterval, Verdict};
 
 /// How far beyond its smallest and largest budget the baseline's loss is still read.
 const BEYOND_BUDGETS: f64 = 1.3;
@@ -25,13 +23,17 @@ pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyR
     let arms: Vec<ArmResult> = (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
     let mut comparisons: Vec<ArmComparison> =
         (1..evidence.arms.len()).map(|index| evidence.comparison(index, &question)).collect();
-    family::adjust(&mut comparisons, &question);
+    family::adjust(&mut comparisons, &question, evidence.stopping);
+    let baseline = &study.arms[0].label;
     for (index, comparison) in (1..).zip(&mut comparisons) {
         evidence.withhold_verdicts(index, comparison);
         call_fragile(comparison, &question, evidence.stopping);
+        let arm = &comparison.arm;
+        for on in &mut comparison.axes {
+            on.sentence = words::axis_sentence([arm, baseline], on, &question, evidence.stopping);
+        }
     }
     let verdict = overall(&comparisons, question.axis);
-    let baseline = study.arms[0].label.clone();
     StudyResult {
         study: study.name.clone(),
         headline: words::headline(&comparisons, &arms, verdict, &question),
@@ -41,7 +43,7 @@ pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyR
         stopping: evidence.stopping,
         held_equal: study.held_equal,
         question,
-        baseline,
+        baseline: baseline.clone(),
         arms,
         comparisons,
         provenance,
@@ -109,15 +111,9 @@ impl Evidence<'_> {
 
     fn comparison(&self, arm: usize, question: &Question) -> ArmComparison {
         let pairs = self.pairs(arm, self.num_budgets() - 1);
-        let label = &self.arms[arm].label;
         ArmComparison {
-            arm: label.clone(),
-            axes: AXES
-                .iter()
-                .filter_map(|&axis| {
-                    self.axis_comparison(arm, axis, &pairs, [label, &self.arms[0].label], question)
-                })
-                .collect(),
+            arm: self.arms[arm].label.clone(),
+            axes: AXES.iter().filter_map(|&axis| self.axis_comparison(arm, axis, &pairs, question)).collect(),
             time_to_loss: AXES
                 .iter()
                 .map(|&axis| self.time_to_loss(arm, axis, &pairs, question.confidence))
@@ -130,52 +126,6 @@ impl Evidence<'_> {
             noise_floor_nats: self.noise_floor(arm),
             seed_components: self.seed_components(arm),
         }
-    }
-
-    /// The split that last losses are taken from: the test split if every run for the result has one.
-    fn judged_split(&self) -> JudgedSplit {
-        let mut runs = (0..self.arms.len()).flat_map(|arm| self.main_runs(arm));
-        let has_test = |run: &FinishedRun| run.result.final_test_loss_nats.is_some();
-        if runs.all(has_test) { JudgedSplit::Test } else { JudgedSplit::Validation }
-    }
-
-    /// What initial values and data order decide of the difference, from the square of crossed
-    /// seeds; `None` without it, or while one of its runs is missing.
-    fn seed_components(&self, arm: usize) -> Option<SeedComponents> {
-        let study = &self.loaded.study;
-        let seeds = &study.seeds[..study.crossed_seeds as usize];
-        let split = self.judged_split();
-        let loss = |arm: usize, seed: u64, data_seed: u64| {
-            if seed == data_seed {
-                return self.outcome(arm, self.num_budgets() - 1, seed)??.final_loss(split);
-            }
-            let mut crossed = self.finished.iter().filter(|(stage, run)| {
-                *stage == Stage::Crossed && run.arm == arm && run.data_seed == Some(data_seed)
-            });
-            crossed.find(|(_, run)| run.result.seed == seed).and_then(|(_, run)| run.final_loss(split))
-        };
-        let difference = |seed, data_seed| Some(loss(arm, seed, data_seed)? - loss(0, seed, data_seed)?);
-        let row = |&seed: &u64| seeds.iter().map(|&data_seed| difference(seed, data_seed)).collect();
-        let square: Option<Vec<Vec<f64>>> = seeds.iter().map(row).collect();
-        SeedComponents::new(&square?)
-    }
-
-    /// Deviation of the difference of two single runs that last bits decide: both arms' runs of the
-    /// first seed and their repeats.
-    fn noise_floor(&self, arm: usize) -> Option<f64> {
-        let split = self.judged_split();
-        let deviation = |arm: usize| {
-            let losses: Vec<f64> = self
-                .finished
-                .iter()
-                .filter(|(stage, run)| *stage == Stage::Noise && run.arm == arm)
-                .filter_map(|(_, run)| run.final_loss(split))
-                .collect();
-            let seed = *self.loaded.study.seeds.first()?;
-            let main = self.outcome(arm, self.num_budgets() - 1, seed)??.final_loss(split)?;
-            standard_deviation_of(&[&losses[..], &[main]].concat())
-        };
-        Some(deviation(arm)?.hypot(deviation(0)?))
     }
 
     /// Takes back the verdicts that the finished runs alone do not carry: an arm whose bad seeds
@@ -204,7 +154,7 @@ impl Evidence<'_> {
                 _ => continue,
             };
             on.verdict = Verdict::Undecided;
-            on.sentence = format!("{} But no verdict: {reason}.", on.sentence);
+            on.reasons.push(format!("No verdict follows: {reason}."));
         }
     }
 
@@ -262,7 +212,6 @@ impl Evidence<'_> {
         arm: usize,
         axis: Axis,
         pairs: &[Pair<'_>],
-        [label, baseline]: [&str; 2],
         question: &Question,
     ) -> Option<AxisComparison> {
         let of_split = |split| Judged::new(self, arm, axis, pairs, split);
@@ -272,7 +221,6 @@ impl Evidence<'_> {
         let verdict = difference.verdict(question.margin_nats, self.stopping);
         let seeds_to_decide =
             difference.pairs_to_decide(question.margin_nats, question.confidence, self.stopping);
-        let sentence = words::axis_sentence([label, baseline], axis, &difference, question, self.stopping);
         let documents =
             is_of_last_models.then(|| over_documents(&pairs, split, question.confidence)).flatten();
         Some(AxisComparison {
@@ -280,13 +228,15 @@ impl Evidence<'_> {
             seeds: pairs.iter().map(|[run, _]| run.result.seed).collect(),
             p_value: difference.p_value(question.margin_nats, self.stopping),
             adjusted_p_value: None,
+            adjusted_interval: None,
             signed_rank: SignedRankInterval::new(&differences, question.confidence),
             difference,
             split,
             documents,
             verdict,
             seeds_to_decide,
-            sentence,
+            reasons: Vec::new(),
+            sentence: String::new(),
         })
     }
 
@@ -313,39 +263,6 @@ impl Evidence<'_> {
         }
         let estimate = if is_whole { estimate(&ratios, confidence) } else { None };
         TimeToLoss { axis, seeds, targets_nats, estimate, ratios }
-    }
-
-    /// The loss on a split that an arm can have at each x, with the seed of `run`. On the test split
-    /// runs have one loss each, their last.
-    fn curve_of(&self, split: JudgedSplit, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
-        match split {
-            JudgedSplit::Validation => self.best_curve(arm, run, axis),
-            JudgedSplit::Test => self.curve_of_ends(split, arm, run, axis),
-        }
-    }
-
-    /// The last losses of the arm's finished runs of all budgets with the seed of `run`.
-    fn curve_of_ends(
-        &self,
-        split: JudgedSplit,
-        arm: usize,
-        run: &FinishedRun,
-        axis: Axis,
-    ) -> Option<LossCurve> {
-        let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
-        let ends: Option<Vec<(f64, f64)>> =
-            runs.map(|run| Some((run.curve(axis)?.last_x(), run.final_loss(split)?))).collect();
-        LossCurve::new(ends?)
-    }
-
-    /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs
-    /// of all budgets, whose schedules have all come to their end; with one budget, that of the
-    /// run's own evaluations.
-    fn best_curve(&self, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
-        if self.num_budgets() == 1 {
-            return run.curve(axis);
-        }
-        self.curve_of_ends(JudgedSplit::Validation, arm, run, axis)
     }
 
     /// The gap in final loss over the budgets, at equal FLOPs; none of arms of which a run diverged,
@@ -376,104 +293,6 @@ impl Evidence<'_> {
         };
         Some(GaugeSample { compute, seed: pair.seed, gap: run.final_loss(split)? - nats })
     }
-}
-
-/// Calls a verdict fragile that is nearer to its margin than the noise floor.
-fn call_fragile(comparison: &mut ArmComparison, question: &Question, stopping: Stopping) {
-    let Some(floor) = comparison.noise_floor_nats.filter(|floor| *floor > 0.0) else { return };
-    for on in &mut comparison.axes {
-        let Some(&Interval { low, high }) = on.difference.interval(stopping) else { continue };
-        let to_win = (high + question.margin_nats).abs();
-        let to_lose = (low - question.margin_nats).abs();
-        let distance = match on.verdict {
-            Verdict::Wins => to_win,
-            Verdict::Loses => to_lose,
-            Verdict::Undecided | Verdict::Fragile => to_win.min(to_lose),
-        };
-        if distance < floor {
-            on.sentence = format!(
-                "{} Fragile: the interval ends {distance:.5} nats from where the verdict would change, and the last bits of \
-                 the initial values alone move a difference by {floor:.4} nats.",
-                on.sentence
-            );
-            on.verdict = Verdict::Fragile;
-        }
-    }
-}
-
-/// The losses of an arm and the baseline at equal x, on one split.
-struct Judged<'a> {
-    split: JudgedSplit,
-    /// The runs, the arm's first.
-    pairs: Vec<[&'a FinishedRun; 2]>,
-    /// Arm minus baseline, in nats.
-    differences: Vec<f64>,
-    /// Whether all losses are those of the runs' last models.
-    is_of_last_models: bool,
-}
-
-impl<'a> Judged<'a> {
-    /// `None` if a pair has no x in common on this axis and split.
-    fn new(
-        evidence: &Evidence<'_>,
-        arm: usize,
-        axis: Axis,
-        pairs: &[Pair<'a>],
-        split: JudgedSplit,
-    ) -> Option<Self> {
-        let mut judged = Self { split, pairs: Vec::new(), differences: Vec::new(), is_of_last_models: true };
-        for [run, baseline] in pairs.iter().filter_map(Pair::both) {
-            if !is_comparable(axis, [run, baseline]) {
-                return None;
-            }
-            let mine = evidence.curve_of(split, arm, run, axis)?;
-            let theirs = evidence.curve_of(split, 0, baseline, axis)?;
-            // Budgets are whole steps: within half a step of each other they are equal, and both
-            // schedules have come to their end.
-            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
-            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, half_step)?;
-            judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];
-            judged.differences.push(mine_nats - theirs_nats);
-            judged.pairs.push([run, baseline]);
-        }
-        Some(judged)
-    }
-}
-
-/// The difference of the last models over the documents of a split, where all runs have the same.
-fn over_documents(
-    pairs: &[[&FinishedRun; 2]],
-    split: JudgedSplit,
-    confidence: f64,
-) -> Option<DocumentDifference> {
-    let mut tokens_d: Option<Vec<u64>> = None;
-    let mut nats_sd = Vec::new();
-    for [run, baseline] in pairs {
-        let (mine, theirs) = (run.documents_of(split)?, baseline.documents_of(split)?);
-        for losses in [mine, theirs] {
-            let tokens: Vec<u64> = losses.iter().map(|loss| loss.num_tokens).collect();
-            if tokens_d.get_or_insert_with(|| tokens.clone()) != &tokens {
-                return None;
-            }
-        }
-        nats_sd.push(mine.iter().zip(theirs).map(|(mine, theirs)| mine.nats - theirs.nats).collect());
-    }
-    DocumentDifference::new(&nats_sd, &tokens_d?, confidence)
-}
-
-/// Seconds of two machines are not seconds of two arms.
-fn is_comparable(axis: Axis, [run, baseline]: [&FinishedRun; 2]) -> bool {
-    axis != Axis::Seconds || run.manifest.host.hostname == baseline.manifest.host.hostname
-}
-
-/// The final losses of two curves that end at the same x but for the share `rounding`, else the
-/// losses at the largest x of both; `None` if they have none in common.
-fn losses_at_equal_x(mine: &LossCurve, theirs: &LossCurve, rounding: f64) -> Option<[f64; 2]> {
-    let (larger, smaller) = (mine.last_x().max(theirs.last_x()), mine.last_x().min(theirs.last_x()));
-    if larger - smaller <= rounding * larger {
-        return Some([mine.final_loss(), theirs.final_loss()]);
-    }
-    Some([mine.loss_at(smaller)?, theirs.loss_at(smaller)?])
 }
 
 /// A mean over seeds, unless one of them is censored: leaving it out would favour the arm.
@@ -514,28 +333,5 @@ mod tests {
         let mut comparison = ArmComparison::of_differences(&[0.0]);
         comparison.axes[0].verdict = verdict;
         comparison
-    }
-
-    /// The published case: an interval that ends 0.00002 nats beyond its margin, with a noise floor
-    /// of 0.0025 nats.
-    #[test]
-    fn a_verdict_nearer_to_its_margin_than_the_last_bits_is_fragile() {
-        let question = Question { axis: Axis::Tokens, margin_nats: 0.005, confidence: 0.95 };
-        let judged = |floor: Option<f64>, differences: &[f64]| {
-            let difference = PairedDifference::new(differences, 0.95).unwrap();
-            let mut arm = comparison(difference.verdict(0.005, Stopping::Planned));
-            arm.axes[0].difference = difference;
-            arm.noise_floor_nats = floor;
-            call_fragile(&mut arm, &question, Stopping::Planned);
-            arm.axes.remove(0)
-        };
-        // Mean -0.0248, interval [-0.0446, -0.00503].
-        let published = [-0.0094, -0.01141, -0.03915, -0.02002, -0.04403];
-        assert_eq!(judged(None, &published).verdict, Verdict::Wins);
-        let fragile = judged(Some(0.0025), &published);
-        assert_eq!(fragile.verdict, Verdict::Fragile);
-        assert!(fragile.sentence.contains("Fragile: the interval ends 0.000"), "{}", fragile.sentence);
-        let clear = [-0.05, -0.055, -0.06, -0.052, -0.058];
-        assert_eq!(judged(Some(0.0025), &clear).verdict, Verdict::Wins);
     }
 }

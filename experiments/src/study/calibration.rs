@@ -171,13 +171,23 @@ impl Calibration {
             HeldEqual::ActiveFlops => return arms.iter().map(|arm| 1.0 / arm.equality).collect(),
             HeldEqual::TotalParams | HeldEqual::Memory | HeldEqual::Tokens => return vec![1.0; arms.len()],
         }
-        // The mean of the logarithms: the rounds of a ratio multiply.
-        let ratio = |arm: &Arm| {
-            let ratios = self.arms.get(&arm.label).map_or(&[][..], |measured| &measured.ratios);
-            let logarithms: f64 = ratios.iter().map(|ratio| ratio.ln()).sum();
-            (logarithms / ratios.len().max(1) as f64).exp()
-        };
-        arms.iter().map(|arm| 1.0 / ratio(arm)).collect()
+        arms.iter().map(|arm| 1.0 / self.ratio_to_baseline(&arm.label)).collect()
+    }
+
+    /// Seconds of a step of each arm, by which wall-clock time is held equal; nothing where it is
+    /// not. Measured seconds of single runs hold what else the machine did, so that runs which are
+    /// equal by construction would look unequal.
+    pub(crate) fn step_secs_held_equal(&self, held_equal: HeldEqual, arms: &[Arm]) -> Option<Vec<f64>> {
+        let baseline = self.arms.get(&arms.first()?.label)?.step_secs;
+        let step_secs = |arm: &Arm| baseline * self.ratio_to_baseline(&arm.label);
+        (held_equal == HeldEqual::WallClock).then(|| arms.iter().map(step_secs).collect())
+    }
+
+    /// Geometric mean of an arm's ratios; 1 of the baseline, which has none.
+    fn ratio_to_baseline(&self, label: &str) -> f64 {
+        let ratios = self.arms.get(label).map_or(&[][..], |measured| &measured.ratios);
+        let logarithms: f64 = ratios.iter().map(|ratio| ratio.ln()).sum();
+        (logarithms / ratios.len().max(1) as f64).exp()
     }
 }
 
@@ -225,6 +235,9 @@ mod tests {
         assert_eq!(factors[0], 1.0);
         assert!((factors[1] - 2.0_f64.powf(-0.5)).abs() < 1e-12, "{factors:?}");
         assert_eq!(calibration.step_factors(HeldEqual::Tokens, &arms), [1.0, 1.0]);
+        let step_secs = calibration.step_secs_held_equal(HeldEqual::WallClock, &arms).unwrap();
+        assert!((step_secs[1] * factors[1] - step_secs[0]).abs() < 1e-12, "equal by construction");
+        assert_eq!(calibration.step_secs_held_equal(HeldEqual::Tokens, &arms), None);
     }
 
     /// The published case: five calibrations of one arm against the same dense one.

@@ -26,7 +26,7 @@ pub(crate) struct Evidence<'a> {
     pub(crate) calibration: &'a Calibration,
     /// Planned steps of each arm at each budget, ascending.
     pub(crate) budget_steps: &'a [Vec<u64>],
-    /// Whether seeds were added after a look at the result.
+    /// Whether the seeds are those that were planned, no more and no fewer.
     pub(crate) stopping: Stopping,
     /// What was registered and printed before.
     pub(crate) history_notes: &'a [String],

@@ -2,12 +2,12 @@
 
 use super::evidence::AXES;
 use super::result::{ArmComparison, AxisComparison, Question};
-use crate::statistics::{Verdict, holm};
+use crate::statistics::{Adjusted, Stopping, Verdict, holm};
 
-/// On each axis, adjusts the p-values of `comparisons` for their number, and takes back the verdicts
-/// that do not survive.
-pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question) {
-    let num_arms = comparisons.len();
+/// On each axis, adjusts the p-values and the intervals of `comparisons` for their number, and takes
+/// back the verdicts that do not survive.
+pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, stopping: Stopping) {
+    let (num_arms, level) = (comparisons.len(), 1.0 - question.confidence);
     for axis in AXES {
         let mut of_axis: Vec<&mut AxisComparison> = comparisons
             .iter_mut()
@@ -15,15 +15,15 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question) {
             .filter(|on| on.p_value.is_some())
             .collect();
         let p_values: Vec<f64> = of_axis.iter().filter_map(|on| on.p_value).collect();
-        for (on, adjusted) in of_axis.iter_mut().zip(holm(&p_values)) {
-            on.adjusted_p_value = Some(adjusted);
-            if on.verdict.is_decided() && adjusted > 1.0 - question.confidence {
+        for (on, Adjusted { p_value, num_left }) in of_axis.iter_mut().zip(holm(&p_values)) {
+            on.adjusted_p_value = Some(p_value);
+            on.adjusted_interval = on.difference.interval_at(1.0 - level / num_left as f64, stopping);
+            if on.verdict.is_decided() && p_value > level {
+                on.reasons.push(format!(
+                    "That {} for one arm by itself, but not among {num_arms} (p = {p_value:.3} by Holm's procedure).",
+                    on.verdict.word()
+                ));
                 on.verdict = Verdict::Undecided;
-                on.sentence = format!(
-                    "{} That is for one arm by itself; among {num_arms} arms it is undecided (p = {adjusted:.3} by Holm's \
-                     procedure).",
-                    on.sentence
-                );
             }
         }
     }
@@ -40,7 +40,7 @@ mod tests {
         let narrow = || ArmComparison::of_differences(&[-0.01, -0.02, -0.03, -0.005, -0.012, 0.002]);
         let clear = || ArmComparison::of_differences(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]);
         let verdicts = |mut arms: Vec<ArmComparison>| {
-            adjust(&mut arms, &question);
+            adjust(&mut arms, &question, Stopping::Planned);
             arms.iter().map(|arm| arm.axes[0].verdict).collect::<Vec<_>>()
         };
         assert_eq!(verdicts(vec![narrow()]), [Verdict::Wins]);

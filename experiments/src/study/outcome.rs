@@ -34,6 +34,8 @@ pub(crate) struct FinishedRun {
     pub(crate) records: Vec<Record>,
     /// Training FLOPs of a token.
     pub(crate) flops_per_token: u64,
+    /// Seconds of a step as they were held equal; `None` where measured seconds count.
+    pub(crate) calibrated_step_secs: Option<f64>,
 }
 
 impl FinishedRun {
@@ -48,7 +50,10 @@ impl FinishedRun {
             Axis::Steps => row.step as f64,
             Axis::Tokens => row.tokens_seen as f64,
             Axis::ActiveFlops => row.tokens_seen as f64 * self.flops_per_token as f64,
-            Axis::Seconds => row.elapsed_secs,
+            Axis::Seconds => match self.calibrated_step_secs {
+                Some(step_secs) => row.step as f64 * step_secs,
+                None => row.elapsed_secs,
+            },
         }
     }
 
@@ -118,6 +123,7 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
         alarms,
         records,
         flops_per_token: run.plan.counts.training_flops_per_token,
+        calibrated_step_secs: None,
         manifest,
     })
 }

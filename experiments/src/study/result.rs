@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::{
-    DocumentDifference, Gauge, PairedDifference, RatioEstimate, SeedComponents, SignedRankInterval, Stopping,
-    Verdict,
+    DocumentDifference, Gauge, Interval, PairedDifference, RatioEstimate, SeedComponents, SignedRankInterval,
+    Stopping, Verdict,
 };
 
 /// A finished (or partly finished) study.
@@ -22,7 +22,8 @@ pub(crate) struct StudyResult {
     pub(crate) verdict: Verdict,
     /// What was asked.
     pub(crate) question: Question,
-    /// Whether seeds were added after a look at the result.
+    /// Whether the seeds are those that were planned: `open` after seeds were added to those that a
+    /// result was seen of, and while runs are missing.
     #[serde(default)]
     pub(crate) stopping: Stopping,
     /// What the arms were made to have in common.
@@ -62,7 +63,8 @@ pub(crate) enum Axis {
     Tokens,
     /// Floating-point operations of the active parameters, forward and backward.
     ActiveFlops,
-    /// Wall-clock seconds of training, evaluations and checkpoints included.
+    /// Wall-clock seconds of training, evaluations and checkpoints included; where they are held
+    /// equal, the calibrated seconds of the training steps.
     Seconds,
 }
 
@@ -220,6 +222,8 @@ impl ArmComparison {
             seeds: (0..differences.len() as u64).collect(),
             p_value: difference.p_value(0.0, Stopping::Planned),
             adjusted_p_value: None,
+            adjusted_interval: None,
+            reasons: Vec::new(),
             signed_rank: None,
             split: JudgedSplit::Validation,
             documents: None,
@@ -256,6 +260,9 @@ pub(crate) struct AxisComparison {
     /// The same, adjusted for the number of arms (Holm): a verdict needs it to be small.
     #[serde(default)]
     pub(crate) adjusted_p_value: Option<f64>,
+    /// The interval of the mean at the level at which this arm is judged among all (Holm).
+    #[serde(default)]
+    pub(crate) adjusted_interval: Option<Interval>,
     /// An interval that does not take the differences to be normal; `None` if they are too few.
     #[serde(default)]
     pub(crate) signed_rank: Option<SignedRankInterval>,
@@ -270,6 +277,9 @@ pub(crate) struct AxisComparison {
     pub(crate) verdict: Verdict,
     /// Seeds in all that would probably decide, if undecided.
     pub(crate) seeds_to_decide: Option<u64>,
+    /// Why the verdict is another than this arm's interval by itself would give.
+    #[serde(default)]
+    pub(crate) reasons: Vec<String>,
     /// The verdict in words.
     pub(crate) sentence: String,
 }

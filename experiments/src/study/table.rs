@@ -16,7 +16,7 @@ impl StudyResult {
             text.push_str(&arm_line(arm, &seeds, split));
         }
         for comparison in &self.comparisons {
-            text.push_str(&comparison_lines(comparison, &self.baseline));
+            text.push_str(&comparison_lines(comparison, &self.baseline, self.comparisons.len()));
         }
         text.push('\n');
         for line in
@@ -93,17 +93,17 @@ fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
     format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
 }
 
-fn comparison_lines(comparison: &ArmComparison, baseline: &str) -> String {
+fn comparison_lines(comparison: &ArmComparison, baseline: &str, num_arms: usize) -> String {
     let mut text = format!("\n{} against {baseline}\n", comparison.arm);
     for on in &comparison.axes {
-        let interval = on
-            .difference
-            .t_interval
-            .as_ref()
-            .map_or(String::new(), |interval| format!(" [{:+.4}, {:+.4}]", interval.low, interval.high));
+        let bracketed = |Interval { low, high }: &Interval| format!(" [{low:+.4}, {high:+.4}]");
+        let interval = on.difference.t_interval.as_ref().map_or(String::new(), bracketed);
+        let among = on.adjusted_interval.as_ref().filter(|_| num_arms > 1);
+        let among =
+            among.map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
         let _ = writeln!(
             text,
-            "  at equal {:<20} {:+.4}{interval} nats of {} text   {}",
+            "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}",
             axis_words(on.axis),
             on.difference.mean,
             on.split.name(),

@@ -4,7 +4,7 @@ use super::evidence::{AXES, Evidence};
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
 };
-use crate::statistics::{Interval, PairedDifference, RatioEstimate, Stopping, Verdict};
+use crate::statistics::{Interval, RatioEstimate, Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
 /// open can reach 5 %.
@@ -20,18 +20,22 @@ pub(crate) fn axis_words(axis: Axis) -> &'static str {
     }
 }
 
-/// The verdict of one arm on one axis.
+/// The verdict of one arm on one axis, and why it is another than that of its interval.
 pub(crate) fn axis_sentence(
     [arm, baseline]: [&str; 2],
-    axis: Axis,
-    difference: &PairedDifference,
+    on: &AxisComparison,
     question: &Question,
     stopping: Stopping,
 ) -> String {
     let Question { margin_nats, confidence, .. } = *question;
     let (arm, baseline) = (format!("`{arm}`"), format!("`{baseline}`"));
-    let verdict = difference.sentence([&arm, &baseline], margin_nats, confidence, stopping);
-    format!("At equal {}, {verdict}", axis_words(axis))
+    let verdict = if on.reasons.is_empty() {
+        on.difference.sentence([&arm, &baseline], margin_nats, confidence, stopping)
+    } else {
+        let (word, evidence) = (on.verdict.word(), on.difference.evidence(confidence, stopping));
+        format!("{arm} against {baseline} is {word}: {evidence}. {}", on.reasons.join(" "))
+    };
+    format!("At equal {}, {verdict}", axis_words(on.axis))
 }
 
 /// The first thing that a reader sees: the arm that is furthest ahead, and what its loss is worth.
@@ -159,7 +163,8 @@ fn what_is_missing(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Ve
     let mut notes = Vec::new();
     if evidence.num_missing > 0 {
         notes.push(format!(
-            "Not finished: {} run(s) are missing, and pairs without both are left out.",
+            "Not finished: {} run(s) are missing, and pairs without both are left out. Until they are there, verdicts rest on \
+             an interval that holds whenever one looks, which is wider.",
             evidence.num_missing
         ));
     }
@@ -291,8 +296,9 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
     let study = &evidence.loaded.study;
     let held_equal = match study.held_equal {
         HeldEqual::WallClock => {
-            "Held equal are the predicted seconds: the steps of each arm follow from its measured time per step, and the \
-             schedule is stretched over them."
+            "Held equal are the seconds of training steps, and the seconds of the axis are those: the steps of each arm follow \
+             from its time per step beside the baseline's, and the schedule is stretched over them. What each run took, \
+             whatever else the machine did, is in runs.csv."
         }
         HeldEqual::ActiveFlops => {
             "Held equal are the active training FLOPs: an arm whose tokens cost more does fewer steps, so that all schedules \
@@ -367,14 +373,23 @@ mod tests {
     #[test]
     fn the_sentence_names_the_axis_before_the_verdict() {
         let question = Question { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 };
-        let difference = PairedDifference::new(&[-0.10, -0.11, -0.12], 0.95).unwrap();
-        let sentence =
-            axis_sentence(["e8k2", "dense"], Axis::Tokens, &difference, &question, Stopping::Planned);
+        let mut on = ArmComparison::of_differences(&[-0.10, -0.11, -0.12]).axes.remove(0);
+        let sentence = axis_sentence(["e8k2", "dense"], &on, &question, Stopping::Planned);
         assert!(
             sentence.starts_with(
                 "At equal training tokens, `e8k2` wins against `dense`: its loss differs by -0.1100 nats"
             ),
             "{sentence}"
+        );
+        // A verdict that was taken back does not begin with the one that it was.
+        on.verdict = Verdict::Fragile;
+        on.reasons = vec!["It hangs on the last bits.".into()];
+        let sentence = axis_sentence(["e8k2", "dense"], &on, &question, Stopping::Planned);
+        assert!(
+            sentence.starts_with("At equal training tokens, `e8k2` against `dense` is fragile: its loss")
+        );
+        assert!(
+            sentence.ends_with("have this sign). It hangs on the last bits.") && !sentence.contains("wins")
         );
     }
 

@@ -2,6 +2,7 @@
 
 use maud::{Markup, html};
 
+use super::trust::trust;
 use super::{Section, figure, table_or};
 use crate::report::axes::name;
 use crate::report::content::Content;
@@ -70,6 +71,7 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
             summary { "The verdicts in words" }
             ul { @for (arm, axis) in sentences { li { (arm) ", " (name(axis.axis)) ": " (with_code(&axis.sentence)) } } }
         }
+        (trust(result))
         h3 { "Time to the baseline's loss" }
         p {
             "What an arm needed to reach the final loss of the baseline, as a share of what the baseline needed: \

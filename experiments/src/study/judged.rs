@@ -1,0 +1,131 @@
+//! Which losses of a study's runs are compared: of which split, and at equal x.
+
+use super::evidence::Evidence;
+use super::outcome::FinishedRun;
+use super::pairs::Pair;
+use super::result::{Axis, JudgedSplit};
+use crate::statistics::{DocumentDifference, LossCurve};
+
+impl Evidence<'_> {
+    /// The split that last losses are taken from: the test split if every run for the result has one.
+    pub(super) fn judged_split(&self) -> JudgedSplit {
+        let mut runs = (0..self.arms.len()).flat_map(|arm| self.main_runs(arm));
+        let has_test = |run: &FinishedRun| run.result.final_test_loss_nats.is_some();
+        if runs.all(has_test) { JudgedSplit::Test } else { JudgedSplit::Validation }
+    }
+
+    /// The loss on a split that an arm can have at each x, with the seed of `run`. On the test split
+    /// runs have one loss each, their last.
+    pub(super) fn curve_of(
+        &self,
+        split: JudgedSplit,
+        arm: usize,
+        run: &FinishedRun,
+        axis: Axis,
+    ) -> Option<LossCurve> {
+        match split {
+            JudgedSplit::Validation => self.best_curve(arm, run, axis),
+            JudgedSplit::Test => self.curve_of_ends(split, arm, run, axis),
+        }
+    }
+
+    /// The last losses of the arm's finished runs of all budgets with the seed of `run`.
+    pub(super) fn curve_of_ends(
+        &self,
+        split: JudgedSplit,
+        arm: usize,
+        run: &FinishedRun,
+        axis: Axis,
+    ) -> Option<LossCurve> {
+        let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
+        let ends: Option<Vec<(f64, f64)>> =
+            runs.map(|run| Some((run.curve(axis)?.last_x(), run.final_loss(split)?))).collect();
+        LossCurve::new(ends?)
+    }
+
+    /// The loss that an arm can have at each x, with the seed of `run`: that of its finished runs
+    /// of all budgets, whose schedules have all come to their end; with one budget, that of the
+    /// run's own evaluations.
+    pub(super) fn best_curve(&self, arm: usize, run: &FinishedRun, axis: Axis) -> Option<LossCurve> {
+        if self.num_budgets() == 1 {
+            return run.curve(axis);
+        }
+        self.curve_of_ends(JudgedSplit::Validation, arm, run, axis)
+    }
+}
+
+/// The losses of an arm and the baseline at equal x, on one split.
+pub(super) struct Judged<'a> {
+    pub(super) split: JudgedSplit,
+    /// The runs, the arm's first.
+    pub(super) pairs: Vec<[&'a FinishedRun; 2]>,
+    /// Arm minus baseline, in nats.
+    pub(super) differences: Vec<f64>,
+    /// Whether all losses are those of the runs' last models.
+    pub(super) is_of_last_models: bool,
+}
+
+impl<'a> Judged<'a> {
+    /// `None` if a pair has no x in common on this axis and split.
+    pub(super) fn new(
+        evidence: &Evidence<'_>,
+        arm: usize,
+        axis: Axis,
+        pairs: &[Pair<'a>],
+        split: JudgedSplit,
+    ) -> Option<Self> {
+        let mut judged = Self { split, pairs: Vec::new(), differences: Vec::new(), is_of_last_models: true };
+        for [run, baseline] in pairs.iter().filter_map(Pair::both) {
+            if !is_comparable(axis, [run, baseline]) {
+                return None;
+            }
+            let mine = evidence.curve_of(split, arm, run, axis)?;
+            let theirs = evidence.curve_of(split, 0, baseline, axis)?;
+            // Budgets are whole steps: within half a step of each other they are equal, and both
+            // schedules have come to their end.
+            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
+            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, half_step)?;
+            judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];
+            judged.differences.push(mine_nats - theirs_nats);
+            judged.pairs.push([run, baseline]);
+        }
+        Some(judged)
+    }
+}
+
+/// The difference of the last models over the documents of a split, where all runs have the same.
+pub(super) fn over_documents(
+    pairs: &[[&FinishedRun; 2]],
+    split: JudgedSplit,
+    confidence: f64,
+) -> Option<DocumentDifference> {
+    let mut tokens_d: Option<Vec<u64>> = None;
+    let mut nats_sd = Vec::new();
+    for [run, baseline] in pairs {
+        let (mine, theirs) = (run.documents_of(split)?, baseline.documents_of(split)?);
+        for losses in [mine, theirs] {
+            let tokens: Vec<u64> = losses.iter().map(|loss| loss.num_tokens).collect();
+            if tokens_d.get_or_insert_with(|| tokens.clone()) != &tokens {
+                return None;
+            }
+        }
+        nats_sd.push(mine.iter().zip(theirs).map(|(mine, theirs)| mine.nats - theirs.nats).collect());
+    }
+    DocumentDifference::new(&nats_sd, &tokens_d?, confidence)
+}
+
+/// Seconds of two machines are not seconds of two arms.
+pub(super) fn is_comparable(axis: Axis, [run, baseline]: [&FinishedRun; 2]) -> bool {
+    let are_calibrated = [run, baseline].iter().all(|run| run.calibrated_step_secs.is_some());
+    axis != Axis::Seconds || are_calibrated || run.manifest.host.hostname == baseline.manifest.host.hostname
+}
+
+/// The final losses of two curves that end at the same x but for the share `rounding`, else the
+/// losses at the largest x of both; `None` if they have none in common.
+fn losses_at_equal_x(mine: &LossCurve, theirs: &LossCurve, rounding: f64) -> Option<[f64; 2]> {
+    let (larger, smaller) = (mine.last_x().max(theirs.last_x()), mine.last_x().min(theirs.last_x()));
+    if larger - smaller <= rounding * larger {
+        return Some([mine.final_loss(), theirs.final_loss()]);
+    }
+    Some([mine.loss_at(smaller)?, theirs.loss_at(smaller)?])
+}
