@@ -9,6 +9,7 @@ mod bootstrap;
 mod coordinates;
 mod expert_saturation;
 mod fit;
+mod flops;
 mod form;
 mod held_out;
 mod law;
@@ -26,13 +27,10 @@ mod planted;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use fit::{Coefficient, Fit, FitOptions};
+pub(crate) use flops::approximate_training_flops;
 pub(crate) use form::{Form, Refusal};
 pub(crate) use held_out::HeldOut;
 pub(crate) use report::ScalingReport;
-
-/// Floating-point operations of training per active parameter and token: two forward, four
-/// backward.
-const FLOPS_PER_PARAM_TOKEN: f64 = 6.0;
 
 /// The shape and length of a run: all that a form may depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -50,6 +48,9 @@ pub(crate) struct Point {
     pub(crate) granularity: f64,
     /// Training tokens.
     pub(crate) tokens: f64,
+    /// Floating-point operations of training, forward and backward, as `switchyard plan` counts
+    /// them.
+    pub(crate) training_flops: f64,
 }
 
 impl Point {
@@ -64,16 +65,17 @@ impl Point {
         (self.num_experts / self.granularity).max(1.0)
     }
 
-    /// Training operations, six per active parameter and token.
-    pub(crate) fn training_flops(&self) -> f64 {
-        FLOPS_PER_PARAM_TOKEN * self.active_params * self.tokens
-    }
-
     /// Whether every number can enter a logarithm.
     fn is_usable(&self) -> bool {
-        [self.active_params, self.inner_params(), self.num_experts, self.granularity, self.tokens]
-            .iter()
-            .all(|value| value.is_finite() && *value > 0.0)
+        let numbers = [
+            self.active_params,
+            self.inner_params(),
+            self.num_experts,
+            self.granularity,
+            self.tokens,
+            self.training_flops,
+        ];
+        numbers.iter().all(|value| value.is_finite() && *value > 0.0)
     }
 }
 
@@ -82,6 +84,8 @@ impl Point {
 pub(crate) struct Observation {
     #[serde(flatten)]
     pub(crate) point: Point,
+    /// Whether the run recorded its training FLOPs; otherwise they are [`approximate_training_flops`].
+    pub(crate) has_counted_flops: bool,
     /// Final validation loss, in nats per token.
     pub(crate) loss_nats: f64,
     /// Factor of this run's Huber loss; 1 counts it once.

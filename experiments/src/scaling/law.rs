@@ -157,6 +157,7 @@ mod tests {
             num_experts,
             granularity,
             tokens,
+            training_flops: 6.0 * params * tokens,
         }
     }
 

@@ -73,6 +73,7 @@ pub(super) fn point(active_params: f64, expansion_rate: f64, granularity: f64, t
         num_experts: expansion_rate * granularity,
         granularity,
         tokens,
+        training_flops: 6.0 * active_params * tokens,
     }
 }
 
@@ -93,6 +94,7 @@ pub(super) fn observe(points: &[Point], loss: fn(&Point) -> f64, noise: f64) -> 
     let mut normal = || (0..12).map(|_| random.random_range(-0.5..0.5)).sum::<f64>();
     let observe = |(index, point): (usize, &Point)| Observation {
         point: *point,
+        has_counted_flops: true,
         loss_nats: loss(point) * (noise * normal()).exp(),
         weight: 1.0,
         label: format!("run {index}"),
