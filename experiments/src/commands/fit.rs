@@ -69,12 +69,9 @@ fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
 fn point_of(plan: &Value, tokens: u64, counted_flops: Option<f64>) -> Option<Point> {
     let count = |key: &str| plan["counts"][key].as_u64().map(|count| count as f64);
     let parts = &plan["counts"]["params"];
-    let (num_experts, granularity) = match first_mixture(&plan["model"]) {
-        // The dense block of the same cost is as wide as all experts of a token together.
-        Some(Mixture { num_experts, d_expert, d_shared, top_k }) => {
-            (num_experts + d_shared / d_expert, (top_k * d_expert + d_shared) / d_expert)
-        }
-        None => (1.0, 1.0),
+    let experts = match first_mixture(&plan["model"]) {
+        Some(mixture) => ExpertShape::of(&mixture, number(&plan["model"]["d_model"])?),
+        None => ExpertShape::DENSE,
     };
     let (active_params, tokens) = (count("active_params")?, tokens as f64);
     Some(Point {
@@ -84,11 +81,38 @@ fn point_of(plan: &Value, tokens: u64, counted_flops: Option<f64>) -> Option<Poi
             .iter()
             .filter_map(|part| number(&parts[*part]))
             .sum(),
-        num_experts,
-        granularity,
+        num_experts: experts.num_experts,
+        granularity: experts.granularity,
+        shared_ratio: experts.shared_ratio,
+        width_granularity: experts.width_granularity,
         tokens,
         training_flops: counted_flops.unwrap_or_else(|| approximate_training_flops(active_params, tokens)),
     })
+}
+
+/// A mixture's shape as scaling laws see it; the fields are those of [`Point`].
+struct ExpertShape {
+    num_experts: f64,
+    granularity: f64,
+    shared_ratio: f64,
+    width_granularity: f64,
+}
+
+impl ExpertShape {
+    const DENSE: Self =
+        Self { num_experts: 1.0, granularity: 1.0, shared_ratio: 0.0, width_granularity: 1.0 };
+
+    fn of(mixture: &Mixture, d_model: f64) -> Self {
+        let Mixture { num_experts, d_expert, d_shared, top_k } = *mixture;
+        // The dense block of the same cost is as wide as all experts of a token together.
+        let width = top_k * d_expert + d_shared;
+        Self {
+            num_experts: num_experts + d_shared / d_expert,
+            granularity: width / d_expert,
+            shared_ratio: d_shared / width,
+            width_granularity: 2.0 * d_model / d_expert,
+        }
+    }
 }
 
 /// Sizes of a mixture.
@@ -139,9 +163,10 @@ mod tests {
         let experts = json!({ "num_experts": 32, "d_expert": 64, "shared": { "d_expert": 128 } });
         let ffn = json!({ "moe": { "experts": experts, "router": { "config": { "top_k": 6 } } } });
         let layers = json!([{ "ffn": { "dense": {} } }, { "ffn": ffn }]);
-        for model in [json!({ "moe": moe }), json!({ "layers": layers })] {
+        for model in [json!({ "d_model": 96, "moe": moe }), json!({ "d_model": 96, "layers": layers })] {
             let point = point_of(&json!({ "counts": counts, "model": model }), 1000, Some(5e4)).unwrap();
             assert_eq!((point.num_experts, point.granularity, point.tokens), (34.0, 8.0, 1000.0));
+            assert_eq!((point.shared_ratio, point.width_granularity), (0.25, 3.0));
             assert!((point.training_flops - 5e4).abs() < 1e-9);
             assert_eq!((point.inner_params(), point.expansion_rate()), (35.0, 34.0 / 8.0));
         }

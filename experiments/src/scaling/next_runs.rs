@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::flops::FlopsPerToken;
-use super::form::{Form, is_same_size};
+use super::form::Form;
+use super::variety::is_same_size;
 use super::{Fit, Observation, Point};
 
 /// Largest training compute recommended, in units of the study's largest.
@@ -71,7 +72,9 @@ fn most_telling(candidates: &[Candidate]) -> Option<&Candidate> {
 impl Point {
     /// Whether the two have the same experts.
     fn has_layers_of(&self, other: &Self) -> bool {
-        is_same_size(self.num_experts, other.num_experts) && is_same_size(self.granularity, other.granularity)
+        is_same_size(self.num_experts, other.num_experts)
+            && is_same_size(self.granularity, other.granularity)
+            && is_same_size(1.0 + self.shared_ratio, 1.0 + other.shared_ratio)
     }
 
     /// Whether the two are one configuration.
@@ -96,7 +99,8 @@ impl Candidate {
             loss_nats: fit.predict(&point),
             interval: fit.prediction_interval(&point),
         };
-        Self { point, predicted: fits.iter().filter(|fit| fit.covers(&point)).map(prediction).collect() }
+        let describes = |fit: &&Fit| fit.form.covers_any_allocation() && fit.covers(&point);
+        Self { point, predicted: fits.iter().filter(describes).map(prediction).collect() }
     }
 
     /// Log ratio of the highest to the lowest expectation; 0 with one form.
@@ -172,6 +176,8 @@ fn distinct_and_double(observations: &[&Observation], value: fn(&Point) -> f64) 
 struct Layers {
     num_experts: f64,
     granularity: f64,
+    shared_ratio: f64,
+    width_granularity: f64,
     /// Total parameters over active ones, less 1.
     idle: f64,
     /// Parameters outside the blocks over active ones.
@@ -187,6 +193,8 @@ impl Layers {
             outer_params: active_params * self.outer,
             num_experts: self.num_experts,
             granularity: self.granularity,
+            shared_ratio: self.shared_ratio,
+            width_granularity: self.width_granularity,
             tokens: 0.0,
             training_flops: 0.0,
         }
@@ -202,8 +210,12 @@ impl Layers {
     /// Twice as many experts of half the width.
     fn with_finer_experts(&self) -> Option<Self> {
         let is_sparse = self.num_experts > self.granularity;
-        let (num_experts, granularity) = (2.0 * self.num_experts, 2.0 * self.granularity);
-        is_sparse.then_some(Self { num_experts, granularity, ..*self })
+        is_sparse.then_some(Self {
+            num_experts: 2.0 * self.num_experts,
+            granularity: 2.0 * self.granularity,
+            width_granularity: 2.0 * self.width_granularity,
+            ..*self
+        })
     }
 }
 
@@ -217,6 +229,8 @@ fn layers(observations: &[&Observation]) -> Vec<Layers> {
             layers.push(Layers {
                 num_experts: point.num_experts,
                 granularity: point.granularity,
+                shared_ratio: point.shared_ratio,
+                width_granularity: point.width_granularity,
                 idle,
                 outer,
             });
@@ -249,7 +263,7 @@ mod tests {
         let options = FitOptions { num_bootstrap_samples: 50, seed: 1 };
         let fits: Vec<Fit> =
             Form::ALL.iter().filter_map(|&form| Fit::new(form, observations, &options).ok()).collect();
-        assert_eq!(fits.len(), 3);
+        assert_eq!(fits.len(), 4);
         let observations: Vec<&Observation> = observations.iter().collect();
         recommend(&fits, &observations, &FlopsPerToken::of(&observations))
     }
@@ -263,9 +277,19 @@ mod tests {
         for run in &runs {
             assert!(run.point.training_flops <= COMPUTE_REACH * largest, "{run:?}");
             assert!(!observations.iter().any(|known| known.point.is_like(&run.point)), "{run:?}");
+            assert!(run.predicted.iter().all(|prediction| prediction.form != Form::Leverage), "{run:?}");
             assert!(!run.predicted.is_empty() && run.why.contains("the largest measured compute"), "{run:?}");
         }
     }
+
+    const DENSE: Layers = Layers {
+        num_experts: 1.0,
+        granularity: 1.0,
+        shared_ratio: 0.0,
+        width_granularity: 1.0,
+        idle: 0.0,
+        outer: 0.0,
+    };
 
     /// Half of the parameters multiply, so that six per parameter and token is twice the count.
     #[test]
@@ -304,7 +328,7 @@ mod tests {
     fn the_cheaper_of_two_equally_telling_runs_is_preferred() {
         let candidate = |tokens: f64, highest: f64| {
             let predict = |form, loss_nats| Prediction { form, loss_nats, interval: None };
-            let point = Layers { num_experts: 1.0, granularity: 1.0, idle: 0.0, outer: 0.0 }.shape(1e7);
+            let point = DENSE.shape(1e7);
             let point = Point { tokens, training_flops: 6e7 * tokens, ..point };
             Candidate { point, predicted: vec![predict(Form::Dense, 2.0), predict(Form::Joint, highest)] }
         };
@@ -315,7 +339,7 @@ mod tests {
     #[test]
     fn twice_the_experts_hold_the_idle_parameters_of_their_number() {
         // Two thirds of the active parameters in each expert.
-        let layers = Layers { num_experts: 4.0, granularity: 1.0, idle: 2.0, outer: 0.0 };
+        let layers = Layers { num_experts: 4.0, idle: 2.0, ..DENSE };
         assert!((layers.with_twice_the_experts().unwrap().idle - 14.0 / 3.0).abs() < 1e-12);
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::flops::FlopsPerToken;
 use super::next_runs::{NextRun, Prediction, recommend};
 use super::table::{aligned, four_digits};
-use super::{Coefficient, Fit, FitOptions, Form, HeldOut, Observation, Refusal};
+use super::{Coefficient, Fit, FitOptions, Form, HeldOut, Leverage, Observation, Refusal};
 
 /// The forms fitted to a study; its JSON form is `fit.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,7 +87,31 @@ impl Fit {
         );
         let held_out: String = self.held_out.iter().map(HeldOut::to_line).collect();
         let notes: String = self.notes.iter().map(|note| format!("- {note}\n")).collect();
-        [heading, aligned(&rows), quality, held_out, notes].concat()
+        [heading, aligned(&rows), leverages_text(&self.leverages), quality, held_out, notes].concat()
+    }
+}
+
+fn leverages_text(leverages: &[Leverage]) -> String {
+    if leverages.is_empty() {
+        return String::new();
+    }
+    let heading =
+        ["activation ratio", "granularity", "FLOPs", "efficiency leverage", "95% interval", "measured"];
+    let rows: Vec<Vec<String>> =
+        [heading.map(String::from).to_vec()].into_iter().chain(leverages.iter().map(Leverage::row)).collect();
+    aligned(&rows)
+}
+
+impl Leverage {
+    fn row(&self) -> Vec<String> {
+        vec![
+            four_digits(self.activation_ratio),
+            four_digits(self.width_granularity),
+            format!("{:.2e}", self.training_flops),
+            four_digits(self.value),
+            interval_text(self.interval),
+            four_digits(self.measured),
+        ]
     }
 }
 
@@ -172,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_study_fits_one_form_and_refuses_three() {
+    fn a_dense_study_fits_one_form_and_refuses_the_others() {
         let report = report(|_| {});
         assert_eq!(report.fits.iter().map(|fit| fit.form).collect::<Vec<_>>(), [Form::Dense]);
         let refused: Vec<Form> = report.refusals.iter().map(|refusal| refusal.form).collect();
-        assert_eq!(refused, [Form::Clark, Form::Krajewski, Form::Joint]);
+        assert_eq!(refused, Form::ALL[1..]);
         assert!(report.notes.is_empty());
     }
 
