@@ -502,7 +502,9 @@ fn fit_and_report_read_the_runs_of_a_study() {
     let (fit, _) = desk.ok(&["fit", "out", "--json", "--bootstrap", "10"]);
     let fit: Value = serde_json::from_str(&fit).unwrap();
     assert_eq!(fit["num_observations"], NUM_RUNS - 2, "the pilots are no observations");
-    assert_eq!(fit["fits"].as_array().unwrap().len() + fit["refusals"].as_array().unwrap().len(), 4);
+    assert_eq!(fit["fits"].as_array().unwrap().len() + fit["refusals"].as_array().unwrap().len(), 6);
+    let flops = fit["flops"].as_str().unwrap();
+    assert!(flops.starts_with("FLOPs are those of training as `switchyard plan`"), "{flops}");
 
     let runs = desk.runs();
     let run = format!("out/runs/{}", runs[0]);

@@ -80,7 +80,8 @@ pub(crate) struct SweepArgs {
 
 pub(super) const FIT_HELP: &str = "\
 Reads every finished run at and below the folders. Fitted are the forms that the runs allow: dense (arXiv:2203.15556), Clark \
-(arXiv:2202.01169), Krajewski (arXiv:2402.07871) and joint (arXiv:2502.05172); the others say what they lack.
+(arXiv:2202.01169), Krajewski (arXiv:2402.07871), joint (arXiv:2502.05172), five-factor (arXiv:2509.23678) and the efficiency \
+leverage of mixtures (arXiv:2507.17702); the others say what they lack.
 
 Example:
   switchyard fit runs/experts";

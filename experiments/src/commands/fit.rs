@@ -10,7 +10,7 @@ use super::{print_json, print_text};
 use crate::cli::FitArgs;
 use crate::failure::Failure;
 use crate::run_folders::{read_each, run_folders};
-use crate::scaling::{FitOptions, Observation, Point, ScalingReport};
+use crate::scaling::{FitOptions, Observation, Point, ScalingReport, approximate_training_flops};
 use crate::study::{read_result, run_of_study};
 
 pub(super) fn run(args: &FitArgs) -> Result<(), Failure> {
@@ -53,32 +53,66 @@ fn observation(folder: &Path) -> Result<Option<Observation>, Failure> {
     if manifest.status != RunStatus::Finished {
         return Ok(None);
     }
-    let Some(point) = point_of(&manifest.plan, manifest.tokens_seen) else { return Ok(None) };
-    Ok(Some(Observation { point, loss_nats, weight: 1.0, label: shape_of(&manifest.plan, &point) }))
+    // A run of zero FLOPs is one that did not count them.
+    let counted_flops = (manifest.active_flops > 0.0).then_some(manifest.active_flops);
+    let Some(point) = point_of(&manifest.plan, manifest.tokens_seen, counted_flops) else { return Ok(None) };
+    Ok(Some(Observation {
+        point,
+        has_counted_flops: counted_flops.is_some(),
+        loss_nats,
+        weight: 1.0,
+        label: shape_of(&manifest.plan, &point),
+    }))
 }
 
 /// Sizes of the model in `plan`, and what it was trained on.
-fn point_of(plan: &Value, tokens: u64) -> Option<Point> {
+fn point_of(plan: &Value, tokens: u64, counted_flops: Option<f64>) -> Option<Point> {
     let count = |key: &str| plan["counts"][key].as_u64().map(|count| count as f64);
     let parts = &plan["counts"]["params"];
-    let (num_experts, granularity) = match first_mixture(&plan["model"]) {
-        // The dense block of the same cost is as wide as all experts of a token together.
-        Some(Mixture { num_experts, d_expert, d_shared, top_k }) => {
-            (num_experts + d_shared / d_expert, (top_k * d_expert + d_shared) / d_expert)
-        }
-        None => (1.0, 1.0),
+    let experts = match first_mixture(&plan["model"]) {
+        Some(mixture) => ExpertShape::of(&mixture, number(&plan["model"]["d_model"])?),
+        None => ExpertShape::DENSE,
     };
+    let (active_params, tokens) = (count("active_params")?, tokens as f64);
     Some(Point {
-        active_params: count("active_params")?,
+        active_params,
         total_params: count("total_params")?,
         outer_params: ["embedding", "position", "router", "head"]
             .iter()
             .filter_map(|part| number(&parts[*part]))
             .sum(),
-        num_experts,
-        granularity,
-        tokens: tokens as f64,
+        num_experts: experts.num_experts,
+        granularity: experts.granularity,
+        shared_ratio: experts.shared_ratio,
+        width_granularity: experts.width_granularity,
+        tokens,
+        training_flops: counted_flops.unwrap_or_else(|| approximate_training_flops(active_params, tokens)),
     })
+}
+
+/// A mixture's shape as scaling laws see it; the fields are those of [`Point`].
+struct ExpertShape {
+    num_experts: f64,
+    granularity: f64,
+    shared_ratio: f64,
+    width_granularity: f64,
+}
+
+impl ExpertShape {
+    const DENSE: Self =
+        Self { num_experts: 1.0, granularity: 1.0, shared_ratio: 0.0, width_granularity: 1.0 };
+
+    fn of(mixture: &Mixture, d_model: f64) -> Self {
+        let Mixture { num_experts, d_expert, d_shared, top_k } = *mixture;
+        // The dense block of the same cost is as wide as all experts of a token together.
+        let width = top_k * d_expert + d_shared;
+        Self {
+            num_experts: num_experts + d_shared / d_expert,
+            granularity: width / d_expert,
+            shared_ratio: d_shared / width,
+            width_granularity: 2.0 * d_model / d_expert,
+        }
+    }
 }
 
 /// Sizes of a mixture.
@@ -129,12 +163,15 @@ mod tests {
         let experts = json!({ "num_experts": 32, "d_expert": 64, "shared": { "d_expert": 128 } });
         let ffn = json!({ "moe": { "experts": experts, "router": { "config": { "top_k": 6 } } } });
         let layers = json!([{ "ffn": { "dense": {} } }, { "ffn": ffn }]);
-        for model in [json!({ "moe": moe }), json!({ "layers": layers })] {
-            let point = point_of(&json!({ "counts": counts, "model": model }), 1000).unwrap();
+        for model in [json!({ "d_model": 96, "moe": moe }), json!({ "d_model": 96, "layers": layers })] {
+            let point = point_of(&json!({ "counts": counts, "model": model }), 1000, Some(5e4)).unwrap();
             assert_eq!((point.num_experts, point.granularity, point.tokens), (34.0, 8.0, 1000.0));
+            assert_eq!((point.shared_ratio, point.width_granularity), (0.25, 3.0));
+            assert!((point.training_flops - 5e4).abs() < 1e-9);
             assert_eq!((point.inner_params(), point.expansion_rate()), (35.0, 34.0 / 8.0));
         }
-        let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000).unwrap();
+        let dense = point_of(&json!({ "counts": counts, "model": {} }), 1000, None).unwrap();
         assert_eq!((dense.num_experts, dense.granularity), (1.0, 1.0));
+        assert!((dense.training_flops - 6e4).abs() < 1e-9, "six per active parameter and token");
     }
 }

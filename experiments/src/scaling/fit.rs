@@ -6,6 +6,7 @@ use super::bootstrap::{TAIL, percentile_interval, refits};
 use super::form::{Form, Refusal};
 use super::held_out::{HeldOut, held_out};
 use super::law::Law;
+use super::leverage::{Leverage, leverages};
 use super::optimizer::{Search, search};
 use super::scope::Scope;
 use super::{Observation, Point};
@@ -44,6 +45,9 @@ pub(crate) struct Fit {
     pub(crate) in_sample_relative_error: f64,
     /// Errors on runs left out; empty if the study is too small for that.
     pub(crate) held_out: Vec<HeldOut>,
+    /// Of the study's mixtures, each at its largest compute; empty but in [`Form::Leverage`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) leverages: Vec<Leverage>,
     /// Searches made, each from another starting point.
     pub(crate) starts: usize,
     /// Searches that ended at the best loss.
@@ -83,7 +87,10 @@ impl Fit {
             refits(&law, &covered, &found.best.parameters, options.num_bootstrap_samples, options.seed);
         let mut fit = Self::from_search(law, scope, found, refits, &covered);
         fit.held_out = held_out(form, &covered, options.seed);
-        fit.notes = fit.notes(observations.len(), options);
+        if form == Form::Leverage {
+            fit.leverages = leverages(&fit.law, &fit.parameters, &fit.refits, &covered);
+        }
+        fit.notes = fit.notes(&covered, observations.len(), options);
         Ok(fit)
     }
 
@@ -103,6 +110,7 @@ impl Fit {
             r_squared: r_squared(&law, &best.parameters, covered),
             in_sample_relative_error: mean_relative_error(&law, &best.parameters, covered),
             held_out: Vec::new(),
+            leverages: Vec::new(),
             starts,
             converged_starts,
             notes: Vec::new(),
@@ -130,7 +138,7 @@ impl Fit {
         self.scope.covers(point)
     }
 
-    fn notes(&self, num_given: usize, options: &FitOptions) -> Vec<String> {
+    fn notes(&self, covered: &[&Observation], num_given: usize, options: &FitOptions) -> Vec<String> {
         let mut notes = Vec::new();
         if self.num_observations < num_given {
             notes.push(format!(
@@ -139,6 +147,7 @@ impl Fit {
                 parenthesised(&self.scope.in_words())
             ));
         }
+        notes.extend(self.leverage_notes(covered));
         notes.extend(self.held_note());
         notes.extend(self.bound_notes());
         notes.extend(self.zero_notes());
@@ -157,19 +166,50 @@ impl Fit {
 
     fn held_note(&self) -> Option<String> {
         let held = &self.coefficients[self.law.num_free..];
-        let values: Vec<String> =
-            held.iter().map(|held| format!("{} = {:.4}", held.name, held.value)).collect();
-        let (source, lacking) = match self.form {
-            Form::Dense => return None,
-            Form::Clark | Form::Joint => ("arXiv:2502.05172", "4 numbers of experts"),
-            Form::Krajewski => ("arXiv:2402.07871", "3 granularities"),
+        let values = |held: &[Coefficient]| {
+            let values: Vec<String> =
+                held.iter().map(|held| format!("{} = {:.4}", held.name, held.value)).collect();
+            values.join(" and ")
         };
-        (!held.is_empty()).then(|| {
-            format!(
-                "{} held as published in {source}: fitting takes {lacking} and enough runs",
-                values.join(" and ")
-            )
-        })
+        let as_published = |held: &[Coefficient], source: &str, lacking: &str| {
+            format!("{} held as published in {source}: fitting takes {lacking} and enough runs", values(held))
+        };
+        let without_granularity = "beta and gamma left out, so that `a` is that of this granularity: fitting takes 3 \
+                                   granularities and 4 numbers of experts";
+        match (self.form, held) {
+            (_, []) | (Form::Dense | Form::FiveFactor, _) => None,
+            (Form::Clark | Form::Joint, held) => {
+                Some(as_published(held, "arXiv:2502.05172", "4 numbers of experts"))
+            }
+            (Form::Krajewski, held) => Some(as_published(held, "arXiv:2402.07871", "3 granularities")),
+            (Form::Leverage, [start, _, _]) => {
+                let start =
+                    as_published(std::slice::from_ref(start), "arXiv:2507.17702", "4 numbers of experts");
+                Some(format!("{start}; {without_granularity}"))
+            }
+            (Form::Leverage, _) => Some(without_granularity.into()),
+        }
+    }
+
+    /// What the leverage takes for granted, and how far the study is from it; empty in other forms.
+    fn leverage_notes(&self, covered: &[&Observation]) -> Vec<String> {
+        if self.form != Form::Leverage {
+            return Vec::new();
+        }
+        let dense: Vec<&Observation> = covered.iter().copied().filter(|run| !run.point.is_sparse()).collect();
+        let largest = dense.iter().map(|run| run.point.training_flops).fold(0.0, f64::max);
+        let is_beyond = |leverage: &&Leverage| leverage.value * leverage.training_flops > largest;
+        let num_beyond = self.leverages.iter().filter(is_beyond).count();
+        let allocation = format!(
+            "a loss is taken to follow from compute alone, of runs that share it between size and tokens by one \
+             rule: dense runs are off by {:.2}% in the mean",
+            100.0 * mean_relative_error(&self.law, &self.parameters, &dense)
+        );
+        let extrapolation = format!(
+            "the dense compute of equal loss lies beyond the largest dense run for {num_beyond} of {} leverages",
+            self.leverages.len()
+        );
+        [Some(allocation), (num_beyond > 0).then_some(extrapolation)].into_iter().flatten().collect()
     }
 
     fn bound_notes(&self) -> impl Iterator<Item = String> {

@@ -1,9 +1,10 @@
-//! The four forms: what each needs of a study and which of its runs it can describe.
+//! The six forms: what each needs of a study and which of its runs it can describe.
 
 use std::fmt;
 
 use serde::Serialize;
 
+use super::variety::{Quantity, counts_in_words};
 use super::{Observation, Point};
 
 /// A published scaling law.
@@ -19,6 +20,12 @@ pub(crate) enum Form {
     Krajewski,
     /// Ludziejewski et al., arXiv:2502.05172: active size, tokens and number of experts.
     Joint,
+    /// Zhao et al., arXiv:2509.23678: total and active size, tokens, number of active experts and
+    /// share of the shared ones among them.
+    FiveFactor,
+    /// Tian et al., arXiv:2507.17702: compute, activation ratio and granularity, against dense
+    /// models.
+    Leverage,
 }
 
 /// Why a form was not fitted.
@@ -34,22 +41,23 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Relative difference below which two sizes are one: a router's weights do not make another size.
-const SAME_SIZE: f64 = 0.02;
-
-/// Distinct expansion rates from which E_start and E_max follow; fewer leave a family of equal
-/// fits, since the factors and exponents absorb any shift and stretch of ln E_hat.
+/// Distinct expansion rates from which E_start and E_max, or A_start, follow; fewer leave a family
+/// of equal fits, since the factors and exponents absorb any shift and stretch of ln E_hat.
 const EXPANSION_RATES_OF_A_TRANSFORM: usize = 4;
 
 /// Distinct granularities from which gamma follows; with two, `a`, `g` and `gamma` have a family of
 /// equal fits.
 const GRANULARITIES_OF_AN_EXPONENT: usize = 3;
 
+/// Distinct granularities from which a parabola in ln G follows.
+const GRANULARITIES_OF_A_PARABOLA: usize = 3;
+
 /// Observations beyond the number of coefficients, below which the residuals would say nothing.
 const SPARE_OBSERVATIONS: usize = 2;
 
 impl Form {
-    pub(crate) const ALL: [Self; 4] = [Self::Dense, Self::Clark, Self::Krajewski, Self::Joint];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Dense, Self::Clark, Self::Krajewski, Self::Joint, Self::FiveFactor, Self::Leverage];
 
     /// Its name in tables.
     pub(crate) fn name(self) -> &'static str {
@@ -58,6 +66,8 @@ impl Form {
             Self::Clark => "Clark",
             Self::Krajewski => "Krajewski",
             Self::Joint => "joint",
+            Self::FiveFactor => "five-factor",
+            Self::Leverage => "leverage",
         }
     }
 
@@ -75,6 +85,15 @@ impl Form {
                 "L = a E_hat^delta N^(alpha + gamma ln E_hat) + b E_hat^omega D^(beta + zeta ln E_hat) + c, N active \
                  (arXiv:2502.05172)"
             }
+            Self::FiveFactor => {
+                "L = (e G + f/G + m S^2 + n S) (1/N^alpha + k/N_a^alpha + h N_a/N) + a/N^alpha + b/D^beta + c/N_a^alpha \
+                 + epsilon, N total, N_a active (arXiv:2509.23678)"
+            }
+            Self::Leverage => {
+                "L = alpha_D (EL C)^-beta_D, EL = 1 of dense models and (A + A_start)^(a + d ln C + beta ln G + gamma \
+                 ln^2 G) of mixtures, C training FLOPs, A active experts over all, G = 2 d_model/d_expert \
+                 (arXiv:2507.17702)"
+            }
         }
     }
 
@@ -87,6 +106,8 @@ impl Form {
             Self::Joint => {
                 &["c", "a", "alpha", "b", "beta", "delta", "gamma", "omega", "zeta", "E_start", "E_max"]
             }
+            Self::FiveFactor => &["epsilon", "a", "alpha", "b", "beta", "c", "k", "h", "e", "f", "m", "n"],
+            Self::Leverage => &["alpha_D", "beta_D", "a", "d", "A_start", "beta", "gamma"],
         }
     }
 
@@ -94,18 +115,38 @@ impl Form {
     pub(super) fn params(self, point: &Point) -> f64 {
         match self {
             Self::Krajewski => point.inner_params(),
-            Self::Dense | Self::Clark | Self::Joint => point.active_params,
+            Self::FiveFactor => point.total_params,
+            Self::Dense | Self::Clark | Self::Joint | Self::Leverage => point.active_params,
         }
     }
 
     /// Distinct values that a fit needs at least, per quantity.
-    fn needs(self) -> Variety {
+    fn needs(self) -> &'static [(Quantity, usize)] {
         match self {
-            Self::Dense => Variety { sizes: 3, tokens: 3, ..Variety::ONE },
-            Self::Clark => Variety { sizes: 2, expansion_rates: 2, ..Variety::ONE },
-            Self::Krajewski => Variety { sizes: 3, tokens: 3, granularities: 2, ..Variety::ONE },
-            Self::Joint => Variety { sizes: 3, tokens: 3, expansion_rates: 2, ..Variety::ONE },
+            Self::Dense => &[(Quantity::Sizes, 3), (Quantity::Tokens, 3)],
+            Self::Clark => &[(Quantity::Sizes, 2), (Quantity::ExpansionRates, 2)],
+            Self::Krajewski => &[(Quantity::Sizes, 3), (Quantity::Tokens, 3), (Quantity::Granularities, 2)],
+            Self::Joint => &[(Quantity::Sizes, 3), (Quantity::Tokens, 3), (Quantity::ExpansionRates, 2)],
+            // Two shares of shared experts would leave m and n a family of equal fits, two numbers
+            // of active experts e, f and a.
+            Self::FiveFactor => &[
+                (Quantity::Sizes, 3),
+                (Quantity::ActiveShares, 3),
+                (Quantity::Tokens, 3),
+                (Quantity::ActiveExperts, 3),
+                (Quantity::SharedRatios, 3),
+            ],
+            // The dense runs are the measure of the mixtures.
+            Self::Leverage => {
+                &[(Quantity::DenseBudgets, 3), (Quantity::MixtureBudgets, 3), (Quantity::ExpansionRates, 3)]
+            }
         }
+    }
+
+    /// Whether it tells the losses of runs that divide their compute between size and tokens in
+    /// different ways; the leverage does not look at the two.
+    pub(super) fn covers_any_allocation(self) -> bool {
+        self != Self::Leverage
     }
 
     /// Coefficients that `observations`, all of which the form must cover, can determine.
@@ -113,103 +154,49 @@ impl Form {
     /// # Errors
     /// What the observations lack.
     pub(super) fn num_fitted(self, observations: &[&Observation]) -> Result<usize, String> {
-        let (needs, has) = (self.needs(), Variety::of(self, observations));
-        let num_free = self.num_free(&has, observations.len());
+        let count = |quantity: Quantity| self.count(quantity, observations);
+        let has: Vec<(Quantity, usize)> =
+            self.needs().iter().map(|&(quantity, _)| (quantity, count(quantity))).collect();
+        let is_rich = self.needs().iter().zip(&has).all(|((_, needed), (_, count))| count >= needed);
+        let num_free = self.num_free(observations);
         let num_needed = num_free + SPARE_OBSERVATIONS;
-        if observations.len() < num_needed || !has.reaches(&needs) {
+        if observations.len() < num_needed || !is_rich {
             return Err(format!(
                 "needs at least {num_needed} observations with {}; the study has {} with {}",
-                needs.in_words(&needs),
+                counts_in_words(self.needs()),
                 observations.len(),
-                has.in_words(&needs),
+                counts_in_words(&has),
             ));
         }
         Ok(num_free)
     }
 
-    /// Coefficients that `variety` determines; the form's last ones are held.
-    fn num_free(self, variety: &Variety, num_observations: usize) -> usize {
+    /// Coefficients that the distinct values of `observations` determine; the form's last ones are
+    /// held.
+    fn num_free(self, observations: &[&Observation]) -> usize {
+        let count = |quantity: Quantity| self.count(quantity, observations);
+        let has_transform = || count(Quantity::ExpansionRates) >= EXPANSION_RATES_OF_A_TRANSFORM;
         let all = self.coefficient_names().len();
         let (is_determined, num_held) = match self {
-            Self::Dense => (true, 0),
-            Self::Clark | Self::Joint => (variety.expansion_rates >= EXPANSION_RATES_OF_A_TRANSFORM, 2),
-            Self::Krajewski => (variety.granularities >= GRANULARITIES_OF_AN_EXPONENT, 1),
+            Self::Dense | Self::FiveFactor => (true, 0),
+            Self::Clark | Self::Joint => (has_transform(), 2),
+            Self::Krajewski => (count(Quantity::Granularities) >= GRANULARITIES_OF_AN_EXPONENT, 1),
+            Self::Leverage if self.has_granularity_terms(observations) => return all,
+            Self::Leverage => return if has_transform() { all - 2 } else { all - 3 },
         };
-        if is_determined && num_observations >= all + SPARE_OBSERVATIONS { all } else { all - num_held }
-    }
-}
-
-/// How many distinct values the runs have.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Variety {
-    sizes: usize,
-    tokens: usize,
-    expansion_rates: usize,
-    granularities: usize,
-}
-
-impl Variety {
-    const ONE: Self = Self { sizes: 1, tokens: 1, expansion_rates: 1, granularities: 1 };
-
-    fn of(form: Form, observations: &[&Observation]) -> Self {
-        let count = |value: &dyn Fn(&Point) -> f64| {
-            num_distinct(observations.iter().map(|run| value(&run.point)).collect())
-        };
-        Self {
-            sizes: count(&|point| form.params(point)),
-            tokens: count(&|point| point.tokens),
-            expansion_rates: count(&Point::expansion_rate),
-            granularities: count(&|point| point.granularity),
-        }
+        if is_determined && observations.len() >= all + SPARE_OBSERVATIONS { all } else { all - num_held }
     }
 
-    fn reaches(&self, needs: &Self) -> bool {
-        self.sizes >= needs.sizes
-            && self.tokens >= needs.tokens
-            && self.expansion_rates >= needs.expansion_rates
-            && self.granularities >= needs.granularities
+    fn count(self, quantity: Quantity, observations: &[&Observation]) -> usize {
+        quantity.count(|point| self.params(point), observations)
     }
 
-    /// The quantities of which `needs` asks several.
-    fn in_words(&self, needs: &Self) -> String {
-        let quantities = [
-            (needs.sizes, self.sizes, "model size"),
-            (needs.tokens, self.tokens, "token count"),
-            (needs.expansion_rates, self.expansion_rates, "number of experts"),
-            (needs.granularities, self.granularities, "granularity"),
-        ];
-        let asked: Vec<String> = quantities
-            .iter()
-            .filter(|(needed, ..)| *needed > 1)
-            .map(|&(_, count, name)| counted(count, name))
-            .collect();
-        match asked.split_last() {
-            Some((last, [])) => last.clone(),
-            Some((last, others)) => format!("{} and {last}", others.join(", ")),
-            None => String::new(),
-        }
+    /// Whether `observations` tell the granularity's effect on the leverage from that of the
+    /// activation ratio. A study that does not is fitted at one granularity.
+    pub(super) fn has_granularity_terms(self, observations: &[&Observation]) -> bool {
+        self.count(Quantity::WidthGranularities, observations) >= GRANULARITIES_OF_A_PARABOLA
+            && self.count(Quantity::ExpansionRates, observations) >= EXPANSION_RATES_OF_A_TRANSFORM
     }
-}
-
-/// "1 granularity", "2 granularities".
-fn counted(count: usize, name: &str) -> String {
-    match (count, name) {
-        (1, _) => format!("1 {name}"),
-        (_, "granularity") => format!("{count} granularities"),
-        (_, "number of experts") => format!("{count} numbers of experts"),
-        _ => format!("{count} {name}s"),
-    }
-}
-
-/// Whether two sizes count as one.
-pub(super) fn is_same_size(one: f64, other: f64) -> bool {
-    (one / other).ln().abs() <= SAME_SIZE
-}
-
-/// How many of `values` differ from the ones below them by more than [`SAME_SIZE`].
-fn num_distinct(mut values: Vec<f64>) -> usize {
-    values.sort_by(f64::total_cmp);
-    values.chunk_by(|one, next| is_same_size(*next, *one)).count()
 }
 
 #[cfg(test)]
@@ -241,13 +228,7 @@ mod tests {
     #[test]
     fn an_empty_study_is_refused_by_every_form() {
         for form in Form::ALL {
-            assert!(refusal(form, &[]).contains("the study has 0 with 0 model sizes"), "{form:?}");
+            assert!(refusal(form, &[]).contains("the study has 0 with 0 "), "{form:?}");
         }
-    }
-
-    #[test]
-    fn sizes_that_differ_by_a_router_are_one() {
-        assert_eq!(num_distinct(vec![1.01e7, 1e7, 3e7, 1e9]), 3);
-        assert_eq!(num_distinct(Vec::new()), 0);
     }
 }

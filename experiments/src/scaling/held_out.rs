@@ -81,7 +81,7 @@ impl HeldOut {
 
 /// Training operations of the largest run.
 fn flops(observations: &[&Observation]) -> f64 {
-    observations.iter().map(|run| run.point.training_flops()).fold(0.0, f64::max)
+    observations.iter().map(|run| run.point.training_flops).fold(0.0, f64::max)
 }
 
 /// Errors on `left_out` of the form fitted to `fitted`; `None` if those are too few for it.

@@ -7,8 +7,10 @@ use std::f64::consts::LN_10;
 
 use super::coordinates::{Centre, Coordinates};
 use super::expert_saturation::ExpertSaturation;
+use super::five_factor::{five_factor_coefficients, five_factor_term};
 use super::form::Form;
-use super::parameters::{CLARK, JOINT, KRAJEWSKI, Parameter};
+use super::leverage_terms::{leverage_coefficients, leverage_term, log_dense_flops, log_leverage};
+use super::parameters::{CLARK, FIVE_FACTOR, JOINT, KRAJEWSKI, LEVERAGE, Parameter};
 use super::terms::{
     LogTerm, MAX_PARAMETERS, Row, chinchilla_terms, clark_term, joint_terms, krajewski_terms, log_sum_exp,
 };
@@ -40,6 +42,8 @@ impl Law {
             Form::Clark => &CLARK,
             Form::Krajewski => &KRAJEWSKI,
             Form::Joint => &JOINT,
+            Form::FiveFactor => &FIVE_FACTOR,
+            Form::Leverage => &LEVERAGE,
         }
     }
 
@@ -71,9 +75,22 @@ impl Law {
             Form::Clark => clark_term(at, &row, self.centre.log_experts),
             Form::Krajewski => log_sum_exp(&krajewski_terms(at, &row)),
             Form::Joint => log_sum_exp(&joint_terms(at, &row, self.centre.log_experts)),
+            Form::FiveFactor => five_factor_term(at, &row),
+            Form::Leverage => leverage_term(at, &row),
         };
         sum.value += self.centre.log_loss;
         sum
+    }
+
+    /// Efficiency leverage of a model at `point`; the form must be [`Form::Leverage`].
+    pub(super) fn leverage(&self, point: &Point, free: &[f64]) -> f64 {
+        log_leverage(&self.centre.coordinates(self.form, point), &self.row(free)).value.exp()
+    }
+
+    /// Compute that the dense models need for `loss_nats`; the form must be [`Form::Leverage`].
+    pub(super) fn dense_flops(&self, loss_nats: f64, free: &[f64]) -> f64 {
+        let log_loss = loss_nats.ln() - self.centre.log_loss;
+        (log_dense_flops(log_loss, &self.row(free)) + self.centre.log_flops).exp()
     }
 
     /// The published coefficients, fitted and held, each with its name.
@@ -83,6 +100,8 @@ impl Law {
             Form::Dense | Form::Krajewski => self.krajewski_coefficients(&row),
             Form::Clark => self.clark_coefficients(&row),
             Form::Joint => self.joint_coefficients(&row),
+            Form::FiveFactor => five_factor_coefficients(&self.centre, &row),
+            Form::Leverage => leverage_coefficients(&self.centre, &row),
         };
         self.form.coefficient_names().iter().copied().zip(values).collect()
     }
@@ -106,8 +125,20 @@ impl Law {
 
     fn joint_coefficients(&self, row: &Row) -> Row {
         let centre = &self.centre;
-        let [log_floor, log_a, log_alpha, log_b, log_beta, delta, gamma, omega, zeta, log_start, log_ratio] =
-            *row;
+        let [
+            log_floor,
+            log_a,
+            log_alpha,
+            log_b,
+            log_beta,
+            delta,
+            gamma,
+            omega,
+            zeta,
+            log_start,
+            log_ratio,
+            ..,
+        ] = *row;
         let power = |log_factor: f64, log_exponent: f64, of_experts: f64, interaction: f64, log_size: f64| {
             let exponent = -log_exponent.exp() - interaction * centre.log_experts;
             let of_experts = of_experts - interaction * log_size;
@@ -120,7 +151,7 @@ impl Law {
         let (b, beta, omega) = power(log_b, log_beta, omega, zeta, centre.log_tokens);
         let saturation = ExpertSaturation::from_logs(log_start, log_ratio);
         let floor = (log_floor + centre.log_loss).exp();
-        [floor, a, alpha, b, beta, delta, gamma, omega, zeta, saturation.start, saturation.max]
+        [floor, a, alpha, b, beta, delta, gamma, omega, zeta, saturation.start, saturation.max, 0.0]
     }
 
     /// In base 10, as arXiv:2202.01169 states them: its published cutoff 10^(-b/c) is right in that
@@ -142,7 +173,22 @@ mod tests {
     use super::*;
     use crate::scaling::parameters::starting_points;
 
-    const NO_CENTRE: Centre = Centre { log_params: 0.0, log_tokens: 0.0, log_experts: 0.0, log_loss: 0.0 };
+    fn no_centre() -> Centre {
+        Centre::default()
+    }
+
+    fn centre() -> Centre {
+        Centre {
+            log_params: 18.0,
+            log_active: 16.5,
+            log_tokens: 21.0,
+            log_flops: 39.0,
+            log_experts: 1.7,
+            log_active_experts: 1.2,
+            log_width_granularity: 0.8,
+            log_loss: 1.1,
+        }
+    }
 
     fn law(form: Form, centre: Centre) -> Law {
         Law { form, centre, num_free: form.coefficient_names().len() }
@@ -156,17 +202,30 @@ mod tests {
             outer_params: 0.0,
             num_experts,
             granularity,
+            shared_ratio: 0.0,
+            width_granularity: granularity,
             tokens,
+            training_flops: 6.0 * params * tokens,
         }
     }
 
     #[test]
     fn gradients_match_central_differences() {
-        let at = Coordinates { params: 1.3, tokens: -0.8, log_granularity: 1.4, expansion_rate: 8.0 };
-        let centre = Centre { log_params: 18.0, log_tokens: 21.0, log_experts: 1.7, log_loss: 1.1 };
+        let at = Coordinates {
+            params: 1.3,
+            active_params: 0.9,
+            tokens: -0.8,
+            flops: 0.6,
+            log_granularity: 1.4,
+            active_experts: 0.5,
+            shared_ratio: 0.25,
+            width_granularity: -0.4,
+            expansion_rate: 8.0,
+            is_sparse: true,
+        };
         let step = 1e-6;
         for form in Form::ALL {
-            let law = law(form, centre);
+            let law = law(form, centre());
             // Off the starts, where some parameters are zero and hide errors.
             let start: Vec<f64> =
                 starting_points(law.parameters())[1].iter().map(|value| value + 0.07).collect();
@@ -208,7 +267,7 @@ mod tests {
             (16.0, 19.0159, -0.1617, 167.5073, -0.2494),
             (32.0, 16.5424, -0.1557, 234.6726, -0.2652),
         ];
-        let law = law(Form::Joint, NO_CENTRE);
+        let law = law(Form::Joint, no_centre());
         for (experts, m, mu, n, nu) in reduced {
             let (params, tokens) = (1e9_f64, 2e10_f64);
             let published = m * params.powf(mu) + n * tokens.powf(nu) + 1.3637;
@@ -222,7 +281,7 @@ mod tests {
     #[test]
     fn the_krajewski_form_gives_the_published_losses() {
         let free = [0.47, 18.1, 0.115, 30.8, 0.147, 2.1, 0.58].map(f64::ln);
-        let law = law(Form::Krajewski, NO_CENTRE);
+        let law = law(Form::Krajewski, no_centre());
         let published = [
             (100e6, 4.37e9, 8.0, 3.133),
             (1e9, 28.94e9, 16.0, 2.491),
@@ -240,7 +299,7 @@ mod tests {
     fn in_the_clark_form_experts_stop_helping_at_the_cutoff() {
         let (a, b, c, d) = (-0.082, -0.108, 0.009, 1.104);
         let free = [d * LN_10, a, b, c / LN_10, 1.847_f64.ln(), (314.478_f64 / 1.847).ln()];
-        let law = law(Form::Clark, NO_CENTRE);
+        let law = law(Form::Clark, no_centre());
         let loss = |params: f64, experts: f64| law.loss_nats(&point(params, experts, 1.0, 1e10), &free);
         let cutoff = 10_f64.powf(-b / c);
         assert!((loss(cutoff, 1.0) / loss(cutoff, 256.0) - 1.0).abs() < 1e-9);
@@ -250,10 +309,9 @@ mod tests {
 
     #[test]
     fn the_centre_does_not_change_what_the_coefficients_mean() {
-        let centre = Centre { log_params: 18.0, log_tokens: 21.0, log_experts: 1.7, log_loss: 1.1 };
-        let point = point(3e8, 8.0, 4.0, 5e9);
+        let point = Point { total_params: 9e8, shared_ratio: 0.25, ..point(3e8, 8.0, 4.0, 5e9) };
         for form in Form::ALL {
-            let (law, plain) = (law(form, centre), law(form, NO_CENTRE));
+            let (law, plain) = (law(form, centre()), law(form, no_centre()));
             let start: Vec<f64> =
                 starting_points(law.parameters())[1].iter().map(|value| value + 0.07).collect();
             let values: Vec<f64> = law.coefficients(&start).iter().map(|&(_, value)| value).collect();
@@ -271,6 +329,11 @@ mod tests {
                     let logs = values[..5].iter().map(|value| value.abs().ln());
                     let last = [values[9].ln(), (values[10] / values[9]).ln()];
                     logs.chain(values[5..9].iter().copied()).chain(last).collect()
+                }
+                Form::FiveFactor => values[..11].iter().map(|value| value.ln()).chain([values[11]]).collect(),
+                Form::Leverage => {
+                    let [alpha_d, beta_d, a, d, start, beta, gamma] = values[..] else { unreachable!() };
+                    vec![alpha_d.ln(), beta_d.ln(), a, d, start.ln(), beta, gamma]
                 }
             };
             let (centred, direct) = (law.loss_nats(&point, &start), plain.loss_nats(&point, &back));

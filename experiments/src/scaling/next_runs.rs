@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::form::{Form, is_same_size};
+use super::flops::FlopsPerToken;
+use super::form::Form;
+use super::variety::is_same_size;
 use super::{Fit, Observation, Point};
 
 /// Largest training compute recommended, in units of the study's largest.
@@ -19,7 +21,6 @@ const AS_TELLING: f64 = 0.9;
 pub(crate) struct NextRun {
     #[serde(flatten)]
     pub(crate) point: Point,
-    pub(crate) training_flops: f64,
     /// What it would decide.
     pub(crate) why: String,
     /// What the forms that cover it expect.
@@ -37,11 +38,15 @@ pub(crate) struct Prediction {
 
 /// Up to four runs within four times the measured compute, the most telling first, each of another
 /// number of experts or granularity. Empty without fits.
-pub(super) fn recommend(fits: &[Fit], observations: &[Observation]) -> Vec<NextRun> {
-    let usable: Vec<&Observation> = observations.iter().filter(|run| run.is_usable()).collect();
-    let largest = usable.iter().map(|run| run.point.training_flops()).fold(0.0, f64::max);
-    let mut left: Vec<Candidate> = candidates(&usable, largest * COMPUTE_REACH)
+pub(super) fn recommend(
+    fits: &[Fit],
+    observations: &[&Observation],
+    flops_per_token: &FlopsPerToken,
+) -> Vec<NextRun> {
+    let largest = observations.iter().map(|run| run.point.training_flops).fold(0.0, f64::max);
+    let mut left: Vec<Candidate> = candidates(observations, flops_per_token)
         .into_iter()
+        .filter(|point| point.training_flops <= COMPUTE_REACH * largest)
         .map(|point| Candidate::new(point, fits))
         .filter(|candidate| candidate.score() > 0.0)
         .collect();
@@ -57,7 +62,7 @@ pub(super) fn recommend(fits: &[Fit], observations: &[Observation]) -> Vec<NextR
 /// The cheapest of those that tell about as much as the best.
 fn most_telling(candidates: &[Candidate]) -> Option<&Candidate> {
     let best = candidates.iter().map(Candidate::score).fold(0.0, f64::max);
-    let flops = |candidate: &Candidate| candidate.point.training_flops();
+    let flops = |candidate: &Candidate| candidate.point.training_flops;
     candidates
         .iter()
         .filter(|candidate| candidate.score() >= AS_TELLING * best)
@@ -67,7 +72,9 @@ fn most_telling(candidates: &[Candidate]) -> Option<&Candidate> {
 impl Point {
     /// Whether the two have the same experts.
     fn has_layers_of(&self, other: &Self) -> bool {
-        is_same_size(self.num_experts, other.num_experts) && is_same_size(self.granularity, other.granularity)
+        is_same_size(self.num_experts, other.num_experts)
+            && is_same_size(self.granularity, other.granularity)
+            && is_same_size(1.0 + self.shared_ratio, 1.0 + other.shared_ratio)
     }
 
     /// Whether the two are one configuration.
@@ -92,7 +99,8 @@ impl Candidate {
             loss_nats: fit.predict(&point),
             interval: fit.prediction_interval(&point),
         };
-        Self { point, predicted: fits.iter().filter(|fit| fit.covers(&point)).map(prediction).collect() }
+        let describes = |fit: &&Fit| fit.form.covers_any_allocation() && fit.covers(&point);
+        Self { point, predicted: fits.iter().filter(describes).map(prediction).collect() }
     }
 
     /// Log ratio of the highest to the lowest expectation; 0 with one form.
@@ -117,10 +125,9 @@ impl Candidate {
     }
 
     fn into_run(self, largest_flops: f64) -> NextRun {
-        let training_flops = self.point.training_flops();
-        let why =
-            format!("{}; {:.2}x the largest measured compute", self.reason(), training_flops / largest_flops);
-        NextRun { point: self.point, training_flops, why, predicted: self.predicted }
+        let share = self.point.training_flops / largest_flops;
+        let why = format!("{}; {share:.2}x the largest measured compute", self.reason());
+        NextRun { point: self.point, why, predicted: self.predicted }
     }
 
     fn reason(&self) -> String {
@@ -138,16 +145,21 @@ impl Candidate {
     }
 }
 
-/// Configurations not yet measured, of at most `most_flops`: the study's sizes, lengths and experts
-/// in every combination, and twice the largest of each.
-fn candidates(observations: &[&Observation], most_flops: f64) -> Vec<Point> {
+/// Configurations not yet measured: the study's sizes, lengths and experts in every combination,
+/// and twice the largest of each.
+fn candidates(observations: &[&Observation], flops_per_token: &FlopsPerToken) -> Vec<Point> {
     let sizes = distinct_and_double(observations, |point| point.active_params);
     let lengths = distinct_and_double(observations, |point| point.tokens);
     let layers = layers(observations);
-    let shapes = layers.iter().flat_map(|layers| sizes.iter().map(|&size| layers.point(size)));
-    let points = shapes.flat_map(|shape| lengths.iter().map(move |&tokens| Point { tokens, ..shape }));
+    let shapes = layers.iter().flat_map(|layers| sizes.iter().map(|&size| layers.shape(size)));
+    let points = shapes.flat_map(|shape| {
+        lengths.iter().map(move |&tokens| {
+            let training_flops = flops_per_token.at(shape.active_params) * tokens;
+            Point { tokens, training_flops, ..shape }
+        })
+    });
     let is_measured = |point: &Point| observations.iter().any(|run| run.point.is_like(point));
-    points.filter(|point| point.training_flops() <= most_flops && !is_measured(point)).collect()
+    points.filter(|point| !is_measured(point)).collect()
 }
 
 /// The distinct values in ascending order and twice the last.
@@ -164,6 +176,8 @@ fn distinct_and_double(observations: &[&Observation], value: fn(&Point) -> f64) 
 struct Layers {
     num_experts: f64,
     granularity: f64,
+    shared_ratio: f64,
+    width_granularity: f64,
     /// Total parameters over active ones, less 1.
     idle: f64,
     /// Parameters outside the blocks over active ones.
@@ -171,14 +185,18 @@ struct Layers {
 }
 
 impl Layers {
-    fn point(&self, active_params: f64) -> Point {
+    /// The model of `active_params`, which no training has yet made a run.
+    fn shape(&self, active_params: f64) -> Point {
         Point {
             active_params,
             total_params: active_params * (1.0 + self.idle),
             outer_params: active_params * self.outer,
             num_experts: self.num_experts,
             granularity: self.granularity,
-            tokens: 1.0,
+            shared_ratio: self.shared_ratio,
+            width_granularity: self.width_granularity,
+            tokens: 0.0,
+            training_flops: 0.0,
         }
     }
 
@@ -192,8 +210,12 @@ impl Layers {
     /// Twice as many experts of half the width.
     fn with_finer_experts(&self) -> Option<Self> {
         let is_sparse = self.num_experts > self.granularity;
-        let (num_experts, granularity) = (2.0 * self.num_experts, 2.0 * self.granularity);
-        is_sparse.then_some(Self { num_experts, granularity, ..*self })
+        is_sparse.then_some(Self {
+            num_experts: 2.0 * self.num_experts,
+            granularity: 2.0 * self.granularity,
+            width_granularity: 2.0 * self.width_granularity,
+            ..*self
+        })
     }
 }
 
@@ -201,12 +223,14 @@ impl Layers {
 fn layers(observations: &[&Observation]) -> Vec<Layers> {
     let mut layers: Vec<Layers> = Vec::new();
     for point in observations.iter().map(|run| &run.point) {
-        if !layers.iter().any(|known| known.point(point.active_params).has_layers_of(point)) {
+        if !layers.iter().any(|known| known.shape(point.active_params).has_layers_of(point)) {
             let idle = point.total_params / point.active_params - 1.0;
             let outer = point.outer_params / point.active_params;
             layers.push(Layers {
                 num_experts: point.num_experts,
                 granularity: point.granularity,
+                shared_ratio: point.shared_ratio,
+                width_granularity: point.width_granularity,
                 idle,
                 outer,
             });
@@ -235,30 +259,59 @@ mod tests {
         observe(&grid(&layers, &[2e8, 1e9, 5e9]), loss, 2e-3)
     }
 
-    fn recommended() -> Vec<NextRun> {
-        let observations = study();
+    fn recommended(observations: &[Observation]) -> Vec<NextRun> {
         let options = FitOptions { num_bootstrap_samples: 50, seed: 1 };
         let fits: Vec<Fit> =
-            Form::ALL.iter().filter_map(|&form| Fit::new(form, &observations, &options).ok()).collect();
-        assert_eq!(fits.len(), 3);
-        recommend(&fits, &observations)
+            Form::ALL.iter().filter_map(|&form| Fit::new(form, observations, &options).ok()).collect();
+        assert_eq!(fits.len(), 4);
+        let observations: Vec<&Observation> = observations.iter().collect();
+        recommend(&fits, &observations, &FlopsPerToken::of(&observations))
     }
 
     #[test]
     fn recommended_runs_are_new_and_within_reach() {
-        let (runs, observations) = (recommended(), study());
-        let largest = observations.iter().map(|run| run.point.training_flops()).fold(0.0, f64::max);
+        let observations = study();
+        let runs = recommended(&observations);
+        let largest = observations.iter().map(|run| run.point.training_flops).fold(0.0, f64::max);
         assert!(!runs.is_empty() && runs.len() <= MOST_RUNS);
         for run in &runs {
-            assert!(run.training_flops <= COMPUTE_REACH * largest, "{run:?}");
+            assert!(run.point.training_flops <= COMPUTE_REACH * largest, "{run:?}");
             assert!(!observations.iter().any(|known| known.point.is_like(&run.point)), "{run:?}");
+            assert!(run.predicted.iter().all(|prediction| prediction.form != Form::Leverage), "{run:?}");
             assert!(!run.predicted.is_empty() && run.why.contains("the largest measured compute"), "{run:?}");
+        }
+    }
+
+    const DENSE: Layers = Layers {
+        num_experts: 1.0,
+        granularity: 1.0,
+        shared_ratio: 0.0,
+        width_granularity: 1.0,
+        idle: 0.0,
+        outer: 0.0,
+    };
+
+    /// Half of the parameters multiply, so that six per parameter and token is twice the count.
+    #[test]
+    fn the_flops_of_a_recommended_run_are_those_that_the_runs_counted() {
+        let mut observations = study();
+        for run in &mut observations {
+            run.point.training_flops = (3.0 * run.point.active_params + 4e6) * run.point.tokens;
+        }
+        let largest = observations.iter().map(|run| run.point.training_flops).fold(0.0, f64::max);
+        for NextRun { point, why, .. } in recommended(&observations) {
+            let counted = (3.0 * point.active_params + 4e6) * point.tokens;
+            assert!((point.training_flops / counted - 1.0).abs() < 1e-9, "{point:?}");
+            assert!(
+                why.ends_with(&format!("; {:.2}x the largest measured compute", counted / largest)),
+                "{why}"
+            );
         }
     }
 
     #[test]
     fn recommended_runs_have_different_experts() {
-        let runs = recommended();
+        let runs = recommended(&study());
         for (index, run) in runs.iter().enumerate() {
             assert!(!runs[..index].iter().any(|other| other.point.has_layers_of(&run.point)));
         }
@@ -266,15 +319,17 @@ mod tests {
 
     #[test]
     fn without_fits_nothing_is_recommended() {
-        assert_eq!(recommend(&[], &study()), []);
+        let observations = study();
+        let observations: Vec<&Observation> = observations.iter().collect();
+        assert_eq!(recommend(&[], &observations, &FlopsPerToken::of(&observations)), []);
     }
 
     #[test]
     fn the_cheaper_of_two_equally_telling_runs_is_preferred() {
         let candidate = |tokens: f64, highest: f64| {
             let predict = |form, loss_nats| Prediction { form, loss_nats, interval: None };
-            let point = Layers { num_experts: 1.0, granularity: 1.0, idle: 0.0, outer: 0.0 }.point(1e7);
-            let point = Point { tokens, ..point };
+            let point = DENSE.shape(1e7);
+            let point = Point { tokens, training_flops: 6e7 * tokens, ..point };
             Candidate { point, predicted: vec![predict(Form::Dense, 2.0), predict(Form::Joint, highest)] }
         };
         let candidates = [candidate(4e9, 2.2), candidate(2e9, 2.195), candidate(1e9, 2.02)];
@@ -284,7 +339,7 @@ mod tests {
     #[test]
     fn twice_the_experts_hold_the_idle_parameters_of_their_number() {
         // Two thirds of the active parameters in each expert.
-        let layers = Layers { num_experts: 4.0, granularity: 1.0, idle: 2.0, outer: 0.0 };
+        let layers = Layers { num_experts: 4.0, idle: 2.0, ..DENSE };
         assert!((layers.with_twice_the_experts().unwrap().idle - 14.0 / 3.0).abs() < 1e-12);
     }
 }

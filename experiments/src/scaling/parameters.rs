@@ -98,7 +98,7 @@ pub(super) const CLARK: [Parameter; 6] = [
 
 /// ln c, ln a, ln -alpha, ln b, ln -beta, delta, gamma, omega, zeta, ln E_start, ln(E_max /
 /// E_start).
-pub(super) const JOINT: [Parameter; MAX_PARAMETERS] = [
+pub(super) const JOINT: [Parameter; 11] = [
     Parameter::new(FLOOR, &[-1.6, -0.4]),
     Parameter::new(TERM, &[-1.5]),
     Parameter::new(EXPONENT, &[-2.3, -0.9]),
@@ -110,6 +110,40 @@ pub(super) const JOINT: [Parameter; MAX_PARAMETERS] = [
     Parameter::new(INTERACTION, &[0.0]),
     LOG_START,
     LOG_RATIO,
+];
+
+/// Logarithm of a term that may be much smaller than the loss: a millionth to four times.
+const SMALL_TERM: [f64; 2] = [-13.8, 1.4];
+
+/// ln epsilon, ln a, ln alpha, ln b, ln beta, ln c, ln k, ln h, ln e, ln f, ln m, n.
+pub(super) const FIVE_FACTOR: [Parameter; MAX_PARAMETERS] = [
+    Parameter::new(FLOOR, &[-1.6, -0.4]),
+    Parameter::new(TERM, &[-2.3]),
+    Parameter::new(EXPONENT, &[-2.3, -0.9]),
+    Parameter::new(TERM, &[-1.5]),
+    Parameter::new(EXPONENT, &[-2.3, -0.9]),
+    Parameter::new(TERM, &[-2.3]),
+    // Over 1/N^alpha: a thousandth to a hundred times.
+    Parameter::new([-6.9, 4.6], &[-1.5]),
+    Parameter::new([-6.9, 4.6], &[-0.5]),
+    Parameter::new(SMALL_TERM, &[-5.0]),
+    Parameter::new(SMALL_TERM, &[-5.0]),
+    Parameter::new(SMALL_TERM, &[-4.0]),
+    Parameter::new([-1.0, 1.0], &[-0.01]),
+];
+
+/// ln alpha_D, ln beta_D, a, d, ln A_start, beta, gamma. A_start is held as published in
+/// arXiv:2507.17702, Table 2; without other granularities beta and gamma are zero and a has their
+/// effect.
+pub(super) const LEVERAGE: [Parameter; 7] = [
+    Parameter::new([-1.0, 1.0], &[0.0]),
+    Parameter::new(EXPONENT, &[-3.5, -2.3]),
+    Parameter::new([-3.0, 3.0], &[-0.2, -0.8]),
+    Parameter::new(INTERACTION, &[0.0]),
+    // 0.0001 to 1.
+    Parameter::new([-9.2, 0.0], &[-4.1]).held_at(-4.116_590),
+    Parameter::new([-2.0, 2.0], &[0.0]),
+    Parameter::new([-1.0, 1.0], &[0.0]),
 ];
 
 #[cfg(test)]
@@ -141,6 +175,11 @@ mod tests {
         let held = ExpertSaturation::from_logs(LOG_START.held, LOG_RATIO.held);
         assert!((held.start - ExpertSaturation::PUBLISHED.start).abs() < 1e-4);
         assert!((held.max - ExpertSaturation::PUBLISHED.max).abs() < 1e-2);
+    }
+
+    #[test]
+    fn the_held_start_of_the_activation_ratio_is_the_published_one() {
+        assert!((LEVERAGE[4].held.exp() - 1.63e-2).abs() < 1e-7);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
+use super::flops::FlopsPerToken;
 use super::next_runs::{NextRun, Prediction, recommend};
 use super::table::{aligned, four_digits};
-use super::{Coefficient, Fit, FitOptions, Form, HeldOut, Observation, Refusal};
+use super::{Coefficient, Fit, FitOptions, Form, HeldOut, Leverage, Observation, Refusal};
 
 /// The forms fitted to a study; its JSON form is `fit.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -17,15 +18,11 @@ pub(crate) struct ScalingReport {
     pub(crate) refusals: Vec<Refusal>,
     /// The most telling first.
     pub(crate) next_runs: Vec<NextRun>,
-    /// How the compute of the next runs and of those left out is counted.
-    pub(crate) flops: &'static str,
+    /// How the compute of the runs and of the next ones is counted.
+    pub(crate) flops: String,
     /// What concerns all forms.
     pub(crate) notes: Vec<String>,
 }
-
-/// A run that is not there has sizes but no layers whose products could be counted.
-const FLOPS: &str = "FLOPs are six per active parameter, embeddings included, and training token (6 N D); `switchyard plan` and \
-                     the runs' logs count the products of the model's layers instead";
 
 impl ScalingReport {
     /// Every form fitted to `observations`, or refused.
@@ -37,10 +34,12 @@ impl ScalingReport {
                 Err(refusal) => refusals.push(refusal),
             }
         }
+        let usable: Vec<&Observation> = observations.iter().filter(|run| run.is_usable()).collect();
+        let flops_per_token = FlopsPerToken::of(&usable);
         Self {
             num_observations: observations.len(),
-            next_runs: recommend(&fits, observations),
-            flops: FLOPS,
+            next_runs: recommend(&fits, &usable, &flops_per_token),
+            flops: flops_per_token.in_words(&usable),
             fits,
             refusals,
             notes: notes(observations),
@@ -53,7 +52,8 @@ impl ScalingReport {
         let refusals: String =
             self.refusals.iter().map(|refusal| format!("not fitted: {refusal}\n")).collect();
         let notes: String = self.notes.iter().map(|note| format!("- {note}\n")).collect();
-        [fits, refusals, next_runs_text(&self.next_runs), notes].concat()
+        let flops = format!("{}\n", self.flops);
+        [fits, refusals, next_runs_text(&self.next_runs), flops, notes].concat()
     }
 }
 
@@ -87,7 +87,31 @@ impl Fit {
         );
         let held_out: String = self.held_out.iter().map(HeldOut::to_line).collect();
         let notes: String = self.notes.iter().map(|note| format!("- {note}\n")).collect();
-        [heading, aligned(&rows), quality, held_out, notes].concat()
+        [heading, aligned(&rows), leverages_text(&self.leverages), quality, held_out, notes].concat()
+    }
+}
+
+fn leverages_text(leverages: &[Leverage]) -> String {
+    if leverages.is_empty() {
+        return String::new();
+    }
+    let heading =
+        ["activation ratio", "granularity", "FLOPs", "efficiency leverage", "95% interval", "measured"];
+    let rows: Vec<Vec<String>> =
+        [heading.map(String::from).to_vec()].into_iter().chain(leverages.iter().map(Leverage::row)).collect();
+    aligned(&rows)
+}
+
+impl Leverage {
+    fn row(&self) -> Vec<String> {
+        vec![
+            four_digits(self.activation_ratio),
+            four_digits(self.width_granularity),
+            format!("{:.2e}", self.training_flops),
+            four_digits(self.value),
+            interval_text(self.interval),
+            four_digits(self.measured),
+        ]
     }
 }
 
@@ -122,11 +146,11 @@ fn next_runs_text(runs: &[NextRun]) -> String {
     if runs.is_empty() {
         return String::new();
     }
-    let heading = ["next run", "active", "total", "experts", "granularity", "tokens", "6 N D FLOPs"];
+    let heading = ["next run", "active", "total", "experts", "granularity", "tokens", "FLOPs"];
     let heading = vec![heading.map(String::from).to_vec()];
     let rows: Vec<Vec<String>> = heading.into_iter().chain(runs.iter().zip(1..).map(next_run_row)).collect();
     let reasons: String = runs.iter().zip(1..).map(reason_text).collect();
-    format!("{}{reasons}{FLOPS}\n", aligned(&rows))
+    format!("{}{reasons}", aligned(&rows))
 }
 
 fn next_run_row((run, number): (&NextRun, usize)) -> Vec<String> {
@@ -138,7 +162,7 @@ fn next_run_row((run, number): (&NextRun, usize)) -> Vec<String> {
         point.num_experts.to_string(),
         point.granularity.to_string(),
         format!("{:.3e}", point.tokens),
-        format!("{:.2e}", run.training_flops),
+        format!("{:.2e}", run.point.training_flops),
     ]
 }
 
@@ -172,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_study_fits_one_form_and_refuses_three() {
+    fn a_dense_study_fits_one_form_and_refuses_the_others() {
         let report = report(|_| {});
         assert_eq!(report.fits.iter().map(|fit| fit.form).collect::<Vec<_>>(), [Form::Dense]);
         let refused: Vec<Form> = report.refusals.iter().map(|refusal| refusal.form).collect();
-        assert_eq!(refused, [Form::Clark, Form::Krajewski, Form::Joint]);
+        assert_eq!(refused, Form::ALL[1..]);
         assert!(report.notes.is_empty());
     }
 
@@ -190,8 +214,8 @@ mod tests {
             "left out the largest fifth",
             "not fitted: Clark",
             "next run",
-            "6 N D FLOPs",
-            "six per active parameter, embeddings included",
+            "FLOPs are those of training as `switchyard plan`",
+            "6.000 N per token",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

@@ -1,6 +1,7 @@
 //! The runs of a study that a form describes: it has no term for what it holds fixed.
 
-use super::form::{Form, is_same_size};
+use super::form::Form;
+use super::variety::is_same_size;
 use super::{Observation, Point};
 
 /// What a fitted form holds fixed.
@@ -9,20 +10,35 @@ pub(super) struct Scope {
     expansion_rate: Option<f64>,
     /// Of sparse models; a dense one has none.
     granularity: Option<f64>,
+    /// Of sparse models, too.
+    width_granularity: Option<f64>,
     tokens: Option<f64>,
+    /// Whether dense models are left out.
+    only_sparse: bool,
 }
 
 impl Scope {
     /// The scope that keeps most of `observations`.
     pub(super) fn of(form: Form, observations: &[&Observation]) -> Self {
-        let any = Self { expansion_rate: None, granularity: None, tokens: None };
+        let any = Self {
+            expansion_rate: None,
+            granularity: None,
+            width_granularity: None,
+            tokens: None,
+            only_sparse: false,
+        };
         let sparse: Vec<&Observation> =
-            observations.iter().copied().filter(|run| is_sparse(&run.point)).collect();
+            observations.iter().copied().filter(|run| run.point.is_sparse()).collect();
         let granularity = most_frequent(&sparse, &|point| point.granularity);
         match form {
             Form::Dense => Self { expansion_rate: Some(1.0), ..any },
             Form::Krajewski => Self { expansion_rate: most_frequent(&sparse, &Point::expansion_rate), ..any },
             Form::Joint => Self { granularity, ..any },
+            Form::FiveFactor => Self { only_sparse: true, ..any },
+            Form::Leverage if form.has_granularity_terms(observations) => any,
+            Form::Leverage => {
+                Self { width_granularity: most_frequent(&sparse, &|point| point.width_granularity), ..any }
+            }
             Form::Clark => {
                 let at_granularity = Self { granularity, ..any };
                 let covered = at_granularity.select(observations);
@@ -36,7 +52,12 @@ impl Scope {
         let agrees = |fixed: Option<f64>, value: f64| fixed.is_none_or(|fixed| is_same_size(fixed, value));
         agrees(self.expansion_rate, point.expansion_rate())
             && agrees(self.tokens, point.tokens)
-            && (!is_sparse(point) || agrees(self.granularity, point.granularity))
+            && if point.is_sparse() {
+                agrees(self.granularity, point.granularity)
+                    && agrees(self.width_granularity, point.width_granularity)
+            } else {
+                !self.only_sparse
+            }
     }
 
     /// Those of `observations` that the form describes.
@@ -49,16 +70,14 @@ impl Scope {
         let fixed = [
             (self.expansion_rate, "expansion rate"),
             (self.granularity, "granularity"),
+            (self.width_granularity, "granularity 2 d_model/d_expert"),
             (self.tokens, "tokens"),
         ];
+        let numbers = fixed.iter().filter_map(|&(value, name)| Some(format!("{name} {}", short(value?))));
         let words: Vec<String> =
-            fixed.iter().filter_map(|&(value, name)| Some(format!("{name} {}", short(value?)))).collect();
+            self.only_sparse.then(|| "several experts".to_string()).into_iter().chain(numbers).collect();
         words.join(", ")
     }
-}
-
-fn is_sparse(point: &Point) -> bool {
-    !is_same_size(point.expansion_rate(), 1.0)
 }
 
 /// Whole where it is small, otherwise with an exponent.
@@ -116,5 +135,19 @@ mod tests {
         assert!(scope(Form::Joint).covers(&point(1e8, 1.0, 1.0, 1e9)));
         assert!(scope(Form::Joint).covers(&point(1e8, 64.0, 1.0, 1e9)));
         assert!(!scope(Form::Joint).covers(&point(1e8, 8.0, 4.0, 1e9)));
+    }
+
+    #[test]
+    fn the_five_factor_form_leaves_dense_runs_out() {
+        assert!(!scope(Form::FiveFactor).covers(&point(1e8, 1.0, 1.0, 1e9)));
+        assert!(scope(Form::FiveFactor).covers(&point(1e8, 8.0, 4.0, 1e9)));
+        assert_eq!(scope(Form::FiveFactor).in_words(), "several experts");
+    }
+
+    #[test]
+    fn leverage_of_few_granularities_is_that_of_the_commonest() {
+        assert!(scope(Form::Leverage).covers(&point(1e8, 1.0, 1.0, 1e9)));
+        assert!(scope(Form::Leverage).covers(&point(1e8, 32.0, 1.0, 1e9)));
+        assert!(!scope(Form::Leverage).covers(&point(1e8, 8.0, 4.0, 1e9)));
     }
 }

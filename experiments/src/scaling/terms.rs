@@ -7,8 +7,8 @@
 use super::coordinates::Coordinates;
 use super::expert_saturation::{ExpertSaturation, LogEffectiveExperts};
 
-/// Parameters of the largest form, joint.
-pub(super) const MAX_PARAMETERS: usize = 11;
+/// Parameters of the largest form, the five-factor one.
+pub(super) const MAX_PARAMETERS: usize = 12;
 
 /// One number per parameter; those that a form lacks are zero.
 pub(super) type Row = [f64; MAX_PARAMETERS];
@@ -60,7 +60,7 @@ pub(super) fn krajewski_terms(at: &Coordinates, row: &Row) -> [LogTerm; 4] {
 /// arXiv:2502.05172, eq. 6: the logarithms of its three terms.
 pub(super) fn joint_terms(at: &Coordinates, row: &Row, log_experts_centre: f64) -> [LogTerm; 3] {
     let [floor, size, tokens] = chinchilla_terms(at, row);
-    let [_, _, _, _, _, delta, gamma, omega, zeta, log_start, log_ratio] = *row;
+    let [_, _, _, _, _, delta, gamma, omega, zeta, log_start, log_ratio, ..] = *row;
     let experts = log_experts(at, log_start, log_ratio, log_experts_centre);
     [
         floor,
@@ -95,7 +95,7 @@ fn log_experts(at: &Coordinates, log_start: f64, log_ratio: f64, centre: f64) ->
 }
 
 /// A term of the given slopes.
-fn term(value: f64, slopes: &[(usize, f64)]) -> LogTerm {
+pub(super) fn term(value: f64, slopes: &[(usize, f64)]) -> LogTerm {
     let mut gradient = [0.0; MAX_PARAMETERS];
     for &(parameter, slope) in slopes {
         gradient[parameter] = slope;
@@ -105,7 +105,7 @@ fn term(value: f64, slopes: &[(usize, f64)]) -> LogTerm {
 
 /// A power of a size with a negative exponent; its factor is parameter `first`, its exponent the
 /// next.
-fn falling(log_factor: f64, log_exponent: f64, log_size: f64, first: usize) -> LogTerm {
+pub(super) fn falling(log_factor: f64, log_exponent: f64, log_size: f64, first: usize) -> LogTerm {
     let decline = log_exponent.exp() * log_size;
     term(log_factor - decline, &[(first, 1.0), (first + 1, -decline)])
 }
