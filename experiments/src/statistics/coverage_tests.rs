@@ -8,21 +8,51 @@ const NUM_STUDIES: u64 = 2_000;
 const TRUTH: f64 = -0.02;
 
 /// What a kind of interval is held to.
+#[derive(Clone, Copy)]
 enum Promise {
     /// 0.94 to 0.96, with three standard errors of 2,000 studies beyond.
     Exact,
     /// At least 0.94: said to be wider than it need be.
     Conservative,
+    /// At least this, which the documents state: it leans on the normal distribution, and the
+    /// differences have another.
+    Told(f64),
 }
 
-/// One line of the table.
-fn judged(name: &str, promise: &Promise, mut covers: impl FnMut(&mut NormalNoise) -> bool) -> String {
-    let covered = coverage(NUM_STUDIES, &mut covers);
-    let holds = match promise {
-        Promise::Exact => (0.935..=0.965).contains(&covered),
-        Promise::Conservative => covered >= 0.935,
-    };
-    format!("{} {name:<64} {covered:.4}", if holds { "  " } else { "!!" })
+/// Counts how often each of several intervals covers its truth, all of the same studies.
+struct Tally<const N: usize> {
+    names: [(&'static str, Promise); N],
+    covered: [u64; N],
+}
+
+impl<const N: usize> Tally<N> {
+    fn new(
+        names: [(&'static str, Promise); N],
+        mut covers: impl FnMut(&mut NormalNoise) -> [bool; N],
+    ) -> Self {
+        let mut covered = [0; N];
+        coverage(NUM_STUDIES, |noise| {
+            for (covered, hit) in covered.iter_mut().zip(covers(noise)) {
+                *covered += u64::from(hit);
+            }
+            true
+        });
+        Self { names, covered }
+    }
+
+    /// A line for each interval; one that breaks its promise is marked.
+    fn lines(&self, design: &str) -> Vec<String> {
+        let line = |((name, promise), covered): (&(&str, Promise), &u64)| {
+            let share = *covered as f64 / NUM_STUDIES as f64;
+            let holds = match promise {
+                Promise::Exact => (0.935..=0.965).contains(&share),
+                Promise::Conservative => share >= 0.935,
+                Promise::Told(low) => share >= *low,
+            };
+            format!("{} {name:<32} {design:<24} {share:.4}", if holds { "  " } else { "!!" })
+        };
+        self.names.iter().zip(&self.covered).map(line).collect()
+    }
 }
 
 fn contains(interval: Option<Interval>, value: f64) -> bool {
@@ -61,50 +91,49 @@ fn samples(num_seeds: u64, noise: &mut NormalNoise) -> Vec<GaugeSample> {
 
 /// `cargo test --release --bin switchyard -- --ignored --nocapture every_printed_interval`
 #[test]
-#[ignore = "half an hour of resampling without optimisation; the command stands above"]
+#[ignore = "minutes of resampling; the command stands above"]
 fn every_printed_interval_covers_the_truth_as_often_as_it_says() {
-    use Promise::{Conservative, Exact};
+    use Promise::{Conservative, Exact, Told};
     let mut table = Vec::new();
     for num_pairs in [6, 8, 12] {
-        for shape in ["normal", "t5", "skewed"] {
-            // A skew moves the mean's interval; that is what the signed-rank interval stands beside.
-            let of_mean = if shape == "normal" { &Exact } else { &Conservative };
-            let name = |kind: &str| format!("{kind}, {num_pairs} pairs, {shape}");
-            let pairs = |noise: &mut NormalNoise| {
-                PairedDifference::new(&differences(num_pairs, shape, noise), 0.95).unwrap()
-            };
-            table.push(judged(&name("Student t"), of_mean, |noise| contains(pairs(noise).t_interval, TRUTH)));
-            table.push(judged(&name("bootstrap"), of_mean, |noise| {
-                contains(pairs(noise).bootstrap_interval, TRUTH)
-            }));
-            table.push(judged(&name("confidence sequence, one look"), &Conservative, |noise| {
-                contains(pairs(noise).anytime_interval, TRUTH)
-            }));
-            if shape == "skewed" {
-                continue; // Its centre of symmetry, which the interval is of, is not its mean.
-            }
-            table.push(judged(&name("signed rank"), &Conservative, |noise| {
-                let found = SignedRankInterval::new(&differences(num_pairs, shape, noise), 0.95);
-                contains(found.map(|found| found.interval), TRUTH)
-            }));
+        for (shape, of_mean) in [("normal", Exact), ("t5", Exact), ("skewed", Told(0.85))] {
+            let names = [
+                ("Student t", of_mean),
+                ("bootstrap", of_mean),
+                ("confidence sequence, one look", Conservative),
+                // It is of the centre of symmetry, which a skewed distribution does not have.
+                ("signed rank", if shape == "skewed" { Told(0.0) } else { Conservative }),
+            ];
+            let tally = Tally::new(names, |noise| {
+                let differences = differences(num_pairs, shape, noise);
+                let pairs = PairedDifference::new(&differences, 0.95).unwrap();
+                let signed_rank = SignedRankInterval::new(&differences, 0.95).map(|found| found.interval);
+                [pairs.t_interval, pairs.bootstrap_interval, pairs.anytime_interval, signed_rank]
+                    .map(|interval| contains(interval, TRUTH))
+            });
+            table.extend(tally.lines(&format!("{num_pairs} pairs, {shape}")));
         }
     }
     for num_seeds in [6, 8, 12] {
-        let gauge = |noise: &mut NormalNoise| Gauge::new(&samples(num_seeds, noise), 0.95).unwrap();
-        let name = |kind: &str| format!("{kind}, {num_seeds} seeds, 4 budgets");
-        table
-            .push(judged(&name("gauge: slope"), &Exact, |noise| contains(gauge(noise).slope_interval, 0.02)));
-        table.push(judged(&name("gauge: last doubling"), &Exact, |noise| {
-            contains(gauge(noise).straightness.map(|found| found.last_interval), 0.02)
-        }));
-        table.push(judged(&name("gauge: gap at the largest budget"), &Exact, |noise| {
-            contains(gauge(noise).points.last().and_then(|point| point.interval), TRUTH)
-        }));
-        table.push(judged(&name("ratio over seeds"), &Exact, |noise| {
+        let names = [
+            ("gauge: slope", Exact),
+            ("gauge: last doubling", Exact),
+            ("gauge: gap at the largest budget", Exact),
+            ("ratio over seeds", Exact),
+        ];
+        let tally = Tally::new(names, |noise| {
+            let gauge = Gauge::new(&samples(num_seeds, noise), 0.95).unwrap();
+            let last_gap = gauge.points.last().and_then(|point| point.interval);
             let ratios: Vec<f64> = (0..num_seeds).map(|_| (TRUTH + 0.05 * noise.next()).exp()).collect();
-            let estimate = RatioEstimate::new(&ratios, 0.95);
-            contains(estimate.map(|estimate| estimate.interval), TRUTH.exp())
-        }));
+            let ratio = RatioEstimate::new(&ratios, 0.95).map(|estimate| estimate.interval);
+            [
+                contains(gauge.slope_interval, 0.02),
+                contains(gauge.straightness.map(|found| found.last_interval), 0.02),
+                contains(last_gap, TRUTH),
+                contains(ratio, TRUTH.exp()),
+            ]
+        });
+        table.extend(tally.lines(&format!("{num_seeds} seeds, 4 budgets")));
     }
     for line in &table {
         println!("{line}");
