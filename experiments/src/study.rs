@@ -61,6 +61,7 @@ pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use measured_memory::equalised;
 pub(crate) use outcome::{FinishedRun, finished_runs};
 pub(crate) use protocol::Protocol;
+pub(crate) use words::small_nats;
 
 /// The result in a study's folder; `None` if the folder is not a study's, or it has none yet.
 ///

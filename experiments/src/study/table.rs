@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, JudgedSplit, RunResult, StudyResult};
-use super::words::axis_words;
+use super::words::{axis_words, small_nats};
 use crate::statistics::{DocumentDifference, Interval, RatioEstimate, SeedComponents};
 
 impl StudyResult {
@@ -127,7 +127,7 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str, num_arms: usize)
         );
     }
     if let Some(floor) = comparison.noise_floor_nats {
-        let _ = writeln!(text, "  last bits alone move a difference by {floor:.4} nats");
+        let _ = writeln!(text, "  last bits alone move a difference by {} nats", small_nats(floor));
     }
     if let Some(SeedComponents { crossed_seeds, initial_values, data_order, both_together }) =
         comparison.seed_components
@@ -135,7 +135,10 @@ fn comparison_lines(comparison: &ArmComparison, baseline: &str, num_arms: usize)
         let _ = writeln!(
             text,
             "  of the difference of one seed, {crossed_seeds} by {crossed_seeds} crossed: initial values decide \
-             {initial_values:.4} nats, data order {data_order:.4}, both together {both_together:.4}"
+             {} nats, data order {}, both together {}",
+            small_nats(initial_values),
+            small_nats(data_order),
+            small_nats(both_together)
         );
     }
     if let Some(gauge) = &comparison.gauge {

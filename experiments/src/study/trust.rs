@@ -4,6 +4,7 @@
 use super::evidence::Evidence;
 use super::matrix::Stage;
 use super::result::{ArmComparison, Question};
+use super::words::small_nats;
 use crate::statistics::{Interval, SeedComponents, Stopping, Verdict, standard_deviation_of};
 
 impl Evidence<'_> {
@@ -63,7 +64,8 @@ pub(super) fn call_fragile(comparison: &mut ArmComparison, question: &Question, 
         if distance < floor {
             on.reasons.push(format!(
                 "The interval by which it is judged ends {distance:.5} nats from where the verdict would change, and the last \
-                 bits of the initial values alone move a difference by {floor:.4} nats."
+                 bits of the initial values alone move a difference by {} nats.",
+                small_nats(floor)
             ));
             on.verdict = Verdict::Fragile;
         }

@@ -20,6 +20,15 @@ pub(crate) fn axis_words(axis: Axis) -> &'static str {
     }
 }
 
+/// A deviation in nats that may be far below the losses' digits.
+pub(crate) fn small_nats(nats: f64) -> String {
+    match nats {
+        0.0 => "0".into(),
+        small if small < 1e-4 => format!("{small:.1e}"),
+        _ => format!("{nats:.4}"),
+    }
+}
+
 /// The verdict of one arm on one axis, and why it is another than that of its interval.
 pub(crate) fn axis_sentence(
     [arm, baseline]: [&str; 2],
@@ -391,6 +400,11 @@ mod tests {
         assert!(
             sentence.ends_with("have this sign). It hangs on the last bits.") && !sentence.contains("wins")
         );
+    }
+
+    #[test]
+    fn what_is_small_is_not_said_to_be_nothing() {
+        assert_eq!([0.0, 2.79e-5, 0.00132].map(small_nats), ["0", "2.8e-5", "0.0013"]);
     }
 
     #[test]

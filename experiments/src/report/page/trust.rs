@@ -3,9 +3,10 @@
 use maud::{Markup, html};
 
 use super::table_or;
-use crate::report::numbers::{interval, nats, or_absent, percent};
+use crate::report::numbers::{interval, or_absent, percent};
 use crate::report::table::Table;
 use crate::study::result::{ArmComparison, StudyResult};
+use crate::study::small_nats;
 
 /// What the study measured of it; nothing if it measured nothing.
 pub(super) fn trust(result: &StudyResult) -> Markup {
@@ -50,10 +51,10 @@ fn table(arms: &[&ArmComparison], result: &StudyResult) -> Table {
             interval(documents.and_then(|documents| documents.interval_with_seeds.as_ref())),
             or_absent(documents, |documents| documents.num_documents.to_string()),
             or_absent(documents, |documents| percent(documents.share_ahead)),
-            or_absent(arm.noise_floor_nats, nats),
-            or_absent(parts, |parts| nats(parts.initial_values)),
-            or_absent(parts, |parts| nats(parts.data_order)),
-            or_absent(parts, |parts| nats(parts.both_together)),
+            or_absent(arm.noise_floor_nats, small_nats),
+            or_absent(parts, |parts| small_nats(parts.initial_values)),
+            or_absent(parts, |parts| small_nats(parts.data_order)),
+            or_absent(parts, |parts| small_nats(parts.both_together)),
         ]
     };
     Table::new("What else moves the difference", 2, &head).with_rows(arms.iter().map(row))
