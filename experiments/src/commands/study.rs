@@ -167,29 +167,9 @@ impl<'a> Session<'a> {
     /// Judge what is there, write the result and its report, and print it.
     fn conclude(mut self) -> Result<(), Failure> {
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
-        let price = self.loaded.study.price_per_device_hour;
-        let mut finished: Vec<(Stage, FinishedRun)> = Vec::new();
-        let further = self.further_runs()?;
-        let further = further.iter().map(|(stage, runs)| (*stage, runs));
-        for (stage, runs) in
-            [(Stage::Pilot, &self.pilots), (Stage::Main, &main_runs)].into_iter().chain(further)
-        {
-            finished.extend(finished_runs(&self.folder, runs, price)?.into_iter().map(|run| (stage, run)));
-        }
-        if let Some(step_secs) =
-            self.calibration.step_secs_held_equal(self.loaded.study.held_equal, self.arms)
-        {
-            finished.iter_mut().for_each(|(_, run)| run.calibrated_step_secs = Some(step_secs[run.arm]));
-        }
+        let finished = self.finished(&main_runs)?;
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
-        let mut diverged: Vec<(usize, DivergedRun)> = Vec::new();
-        for run in &main_runs {
-            if let Some(reason) = self.folder.divergence(run)? {
-                let RunSettings { seed, num_steps, .. } = run.settings;
-                let reason = format!("`{}`: {reason}", run.folder);
-                diverged.push((run.arm, DivergedRun { seed, num_steps, reason }));
-            }
-        }
+        let diverged = self.diverged(&main_runs)?;
         let num_missing = main_runs.len() - num_finished - diverged.len();
         let provenance = self.provenance(&finished)?;
         let budget_steps = self.budget_steps();
@@ -231,6 +211,36 @@ impl<'a> Session<'a> {
         } else {
             print_text(&result.to_text())
         }
+    }
+
+    /// The runs that are finished, of every stage.
+    fn finished(&mut self, main_runs: &[PlannedRun]) -> Result<Vec<(Stage, FinishedRun)>, Failure> {
+        let further = self.further_runs()?;
+        let further = further.iter().map(|(stage, runs)| (*stage, &runs[..]));
+        let all = [(Stage::Pilot, &self.pilots[..]), (Stage::Main, main_runs)].into_iter().chain(further);
+        let mut finished = Vec::new();
+        for (stage, runs) in all {
+            let of_stage = finished_runs(&self.folder, runs, self.loaded.study.price_per_device_hour)?;
+            finished.extend(of_stage.into_iter().map(|run| (stage, run)));
+        }
+        let held_equal = self.loaded.study.held_equal;
+        if let Some(step_secs) = self.calibration.step_secs_held_equal(held_equal, self.arms) {
+            finished.iter_mut().for_each(|(_, run)| run.calibrated_step_secs = Some(step_secs[run.arm]));
+        }
+        Ok(finished)
+    }
+
+    /// The runs for the result that diverged, each with its arm.
+    fn diverged(&self, main_runs: &[PlannedRun]) -> Result<Vec<(usize, DivergedRun)>, Failure> {
+        let mut diverged = Vec::new();
+        for run in main_runs {
+            if let Some(reason) = self.folder.divergence(run)? {
+                let RunSettings { seed, num_steps, .. } = run.settings;
+                let reason = format!("`{}`: {reason}", run.folder);
+                diverged.push((run.arm, DivergedRun { seed, num_steps, reason }));
+            }
+        }
+        Ok(diverged)
     }
 
     fn budget_steps(&self) -> Vec<Vec<u64>> {

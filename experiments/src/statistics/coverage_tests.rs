@@ -92,6 +92,7 @@ fn samples(num_seeds: u64, noise: &mut NormalNoise) -> Vec<GaugeSample> {
 /// `cargo test --release --bin switchyard -- --ignored --nocapture every_printed_interval`
 #[test]
 #[ignore = "minutes of resampling; the command stands above"]
+#[expect(clippy::print_stdout, reason = "it is a measurement, whose numbers are wanted")]
 fn every_printed_interval_covers_the_truth_as_often_as_it_says() {
     use Promise::{Conservative, Exact, Told};
     let mut table = Vec::new();

@@ -270,14 +270,13 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
         ),
         None => {}
     }
-    if let Some(documents) = on_axis().find_map(|(_, on)| on.documents.as_ref()) {
-        if documents.effective_documents < FEW_DOCUMENTS {
-            notes.push(format!(
-                "The text has {} documents, which weigh as much as {:.0} of one length: the interval over them is wide, and \
-                 other text may tell another story.",
-                documents.num_documents, documents.effective_documents
-            ));
-        }
+    let documents = on_axis().find_map(|(_, on)| on.documents.as_ref());
+    if let Some(documents) = documents.filter(|documents| documents.effective_documents < FEW_DOCUMENTS) {
+        notes.push(format!(
+            "The text has {} documents, which weigh as much as {:.0} of one length: the interval over them is wide, and other \
+             text may tell another story.",
+            documents.num_documents, documents.effective_documents
+        ));
     }
     notes.extend(on_axis().filter_map(|(arm, on)| other_text(&arm.arm, on, evidence)));
     notes

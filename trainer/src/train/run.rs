@@ -263,7 +263,7 @@ impl<'a> Run<'a> {
         self.evaluate(&self.dataset.validation, max_tokens)
     }
 
-    /// Remember the loss of each document, for [`Self::write_document_losses`].
+    /// Remember the loss of each document, for [`Self::measure_held_out_text`].
     fn keep_documents(&mut self, evaluation: &mut Evaluation) {
         let documents = evaluation.documents.take().filter(|_| evaluation.whole_split);
         self.validation_documents = documents.map(|documents| (self.parts.state.step, documents));
