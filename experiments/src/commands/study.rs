@@ -66,6 +66,7 @@ struct Session<'a> {
     pilots: Vec<PlannedRun>,
     /// Known once the pilots are done; until then each arm's first.
     learning_rates: Vec<f64>,
+    has_chosen_rates: bool,
 }
 
 impl<'a> Session<'a> {
@@ -94,11 +95,16 @@ impl<'a> Session<'a> {
             matrix,
             pilots,
             learning_rates,
+            has_chosen_rates: false,
         })
     }
 
     /// Say what will be done and what it will cost.
     fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+        let num_pilots = finished_runs(&self.folder, &self.pilots, None)?.len();
+        if num_pilots > 0 && num_pilots == self.pilots.len() {
+            self.choose_learning_rates()?;
+        }
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
         let data = prepare(&self.arms[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
         let further = self.further_runs()?.into_iter().flat_map(|(_, runs)| runs);
@@ -143,8 +149,11 @@ impl<'a> Session<'a> {
         Ok([(Stage::Noise, noise), (Stage::Crossed, crossed)])
     }
 
-    /// Of each arm the learning rate with the lowest pilot loss.
+    /// Of each arm the learning rate with the lowest pilot loss; said once.
     fn choose_learning_rates(&mut self) -> Result<(), Failure> {
+        if std::mem::replace(&mut self.has_chosen_rates, true) {
+            return Ok(());
+        }
         let finished = finished_runs(&self.folder, &self.pilots, None)?;
         for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
             let of_arm = finished.iter().filter(|run| run.arm == index);
@@ -180,7 +189,7 @@ impl<'a> Session<'a> {
             finished: &finished,
             calibration: &self.calibration,
             budget_steps: &budget_steps,
-            stopping: if num_missing > 0 || self.history.has_seeds_added(&self.protocol) {
+            stopping: if num_missing > 0 || self.history.has_seeds_chosen_late(&self.protocol) {
                 Stopping::Open
             } else {
                 Stopping::Planned

@@ -207,9 +207,10 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
             reasons: Vec::new(),
             signed_rank: SignedRankInterval::new(&gaps, 0.95),
             split: JudgedSplit::Validation,
+            reads_unfinished_schedules: false,
             documents: DocumentDifference::new(&[vec![-4.0, 1.0, -2.0]], &[90, 40, 60], 0.95),
             verdict,
-            seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95, Stopping::Planned),
+            seeds_to_decide: difference.pairs_to_decide(MARGIN, 0.95),
             sentence: format!("The mean difference is {:+.3} nats over five seeds.", difference.mean),
             difference,
         }

@@ -2,8 +2,9 @@
 //! beside that over seeds.
 //!
 //! A loss is a ratio, nats over tokens, so the mean of a document counts by its tokens. The error of
-//! a ratio of sums over documents is that of its residuals (Cochran, Sampling Techniques, 1977,
-//! section 6.4), and that over seeds and documents together is at most the sum of both variances:
+//! a ratio of sums over documents is that of the jackknife, which leaves out one document after the
+//! other (Cochran, Sampling Techniques, 1977, section 6.17), with as many degrees of freedom as there
+//! would be documents of one length. That over seeds and documents together is at most the sum of both variances:
 //! two-way clustered errors (Cameron, Gelbach and Miller, 2011, doi:10.1198/jbes.2010.07136) without
 //! the term that is taken off for being counted twice, so that the interval is conservative.
 
@@ -42,37 +43,50 @@ impl DocumentDifference {
             .map(|document| nats_sd.iter().map(|nats_d| nats_d[document]).sum::<f64>() / seeds)
             .collect();
         let mean = nats_d.iter().sum::<f64>() / tokens;
-        let document_error = ratio_error(&nats_d, tokens_d, mean);
-        let reach = student_t_reach(confidence, num_documents - 1)?;
+        let document_error = ratio_error(&nats_d, tokens_d);
         let squares: f64 = tokens_d.iter().map(|&tokens| (tokens as f64).powi(2)).sum();
+        let effective_documents = tokens * tokens / squares;
+        let reach = student_t_reach(confidence, degrees_of_freedom(effective_documents))?;
         let ahead = nats_d.iter().filter(|nats| **nats < 0.0).count();
         let means: Vec<f64> = nats_sd.iter().map(|nats_d| nats_d.iter().sum::<f64>() / tokens).collect();
         Some(Self {
             num_documents,
-            effective_documents: tokens * tokens / squares,
+            effective_documents,
             share_ahead: ahead as f64 / num_documents as f64,
             interval: Interval::around(mean, reach * document_error)?,
-            interval_with_seeds: with_seeds(&means, document_error, num_documents, confidence),
+            interval_with_seeds: with_seeds(&means, document_error, effective_documents, confidence),
         })
     }
 }
 
-/// Standard error of the ratio of the sums of `nats_d` and `tokens_d`.
-fn ratio_error(nats_d: &[f64], tokens_d: &[u64], mean: f64) -> f64 {
-    let tokens: f64 = tokens_d.iter().map(|&tokens| tokens as f64).sum();
-    let residual = |(nats, &tokens): (&f64, &u64)| (nats - mean * tokens as f64).powi(2);
-    let squares: f64 = nats_d.iter().zip(tokens_d).map(residual).sum();
-    let count = nats_d.len() as f64;
-    (squares * count / (count - 1.0)).sqrt() / tokens
+/// Standard error of the ratio of the sums of `nats_d` and `tokens_d`, by the jackknife.
+fn ratio_error(nats_d: &[f64], tokens_d: &[u64]) -> f64 {
+    let (nats, tokens) = (nats_d.iter().sum::<f64>(), tokens_d.iter().sum::<u64>() as f64);
+    let without = |(own_nats, &own_tokens): (&f64, &u64)| (nats - own_nats) / (tokens - own_tokens as f64);
+    let ratios: Vec<f64> = nats_d.iter().zip(tokens_d).map(without).collect();
+    let count = ratios.len() as f64;
+    let mean = ratios.iter().sum::<f64>() / count;
+    let squares: f64 = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum();
+    (squares * (count - 1.0) / count).sqrt()
+}
+
+/// Those of the error over documents.
+fn degrees_of_freedom(effective_documents: f64) -> usize {
+    ((effective_documents - 1.0).floor() as usize).max(1)
 }
 
 /// The interval of the mean of `means`, one of each seed, with the error over documents added. Of
 /// the two numbers of degrees of freedom the smaller counts.
-fn with_seeds(means: &[f64], document_error: f64, num_documents: usize, confidence: f64) -> Option<Interval> {
+fn with_seeds(
+    means: &[f64],
+    document_error: f64,
+    effective_documents: f64,
+    confidence: f64,
+) -> Option<Interval> {
     let count = means.len();
     let mean = super::moments::mean(means)?;
     let seed_error = super::moments::standard_deviation(means, mean)? / (count as f64).sqrt();
-    let reach = student_t_reach(confidence, (count - 1).min(num_documents - 1))?;
+    let reach = student_t_reach(confidence, (count - 1).min(degrees_of_freedom(effective_documents)))?;
     Interval::around(mean, reach * seed_error.hypot(document_error))
 }
 
@@ -87,9 +101,9 @@ mod tests {
         let found = DocumentDifference::new(&[vec![-10.0, 5.0]], &[90, 10], 0.95).unwrap();
         let mean = 0.5 * (found.interval.low + found.interval.high);
         assert!((mean + 0.05).abs() < 1e-12, "{mean}");
-        // Residuals -10 + 4.5 and 5 + 0.5, so an error of sqrt(2 * 60.5) / 100.
+        // Without the first 5 / 10, without the second -10 / 90: half their distance is the error.
         let half = 0.5 * (found.interval.high - found.interval.low);
-        assert!((half - 12.706_204_7 * 0.11).abs() < 1e-6, "{half}");
+        assert!((half - 12.706_204_7 * 0.5 * (0.5 + 10.0 / 90.0)).abs() < 1e-6, "{half}");
         assert_eq!((found.share_ahead, found.interval_with_seeds), (0.5, None));
         assert!((found.effective_documents - 100.0_f64.powi(2) / 8200.0).abs() < 1e-12);
     }
@@ -104,10 +118,11 @@ mod tests {
     const NUM_SEEDS: usize = 6;
     const TRUTH: f64 = -0.02;
 
-    /// A study of 60 documents of very different lengths, each with an effect of its own, and of six
+    /// A study of documents whose lengths have a `spread`, each with an effect of its own, and of six
     /// seeds with theirs; also the mean over all documents of those seeds.
-    fn simulated(noise: &mut NormalNoise) -> (DocumentDifference, f64) {
-        let tokens_d: Vec<u64> = (0..60).map(|_| (200.0 * (0.8 * noise.next()).exp()) as u64 + 1).collect();
+    fn simulated(num_documents: usize, spread: f64, noise: &mut NormalNoise) -> (DocumentDifference, f64) {
+        let length = |noise: &mut NormalNoise| (200.0 * (spread * noise.next()).exp()) as u64 + 1;
+        let tokens_d: Vec<u64> = (0..num_documents).map(|_| length(noise)).collect();
         let effect_d: Vec<f64> = tokens_d.iter().map(|_| 0.05 * noise.next()).collect();
         let effect_s: Vec<f64> = (0..NUM_SEEDS).map(|_| 0.01 * noise.next()).collect();
         let mut nats_of = |of_seed: &f64| {
@@ -124,15 +139,18 @@ mod tests {
     #[test]
     fn the_intervals_cover_what_they_speak_of() {
         let contains = |interval: &Interval, value: f64| interval.low <= value && value <= interval.high;
-        let over_documents = coverage(2000, |noise| {
-            let (found, of_seeds) = simulated(noise);
-            contains(&found.interval, of_seeds)
-        });
-        assert!((0.93..=0.965).contains(&over_documents), "{over_documents}");
-        let over_both = coverage(2000, |noise| {
-            let (found, _) = simulated(noise);
-            contains(&found.interval_with_seeds.unwrap(), TRUTH)
-        });
-        assert!((0.94..=0.99).contains(&over_both), "{over_both}");
+        // The second has about as many documents of one length as a real split was found to have.
+        for (num_documents, spread) in [(60, 0.8), (36, 1.5)] {
+            let over_documents = coverage(2000, |noise| {
+                let (found, of_seeds) = simulated(num_documents, spread, noise);
+                contains(&found.interval, of_seeds)
+            });
+            assert!((0.93..=0.975).contains(&over_documents), "{num_documents}: {over_documents}");
+            let over_both = coverage(2000, |noise| {
+                let (found, _) = simulated(num_documents, spread, noise);
+                contains(&found.interval_with_seeds.unwrap(), TRUTH)
+            });
+            assert!((0.94..=0.995).contains(&over_both), "{num_documents}: {over_both}");
+        }
     }
 }

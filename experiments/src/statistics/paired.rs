@@ -9,7 +9,7 @@ use super::moments::{mean, mean_half_width, standard_deviation};
 use super::verdict::{Stopping, Verdict};
 
 /// Largest answer of [`PairedDifference::pairs_to_decide`]; it stands for that many or more.
-pub(super) const MOST_PAIRS: u64 = 10_000;
+pub(super) const MOST_PAIRS: u64 = 1_000;
 
 /// The mean of paired differences, with what is known about its error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,32 +97,26 @@ impl PairedDifference {
         }
     }
 
-    /// Pairs in all, those at hand included, at which an interval of the same mean and standard
-    /// deviation would decide, at most [`MOST_PAIRS`]. An even bet: new pairs move the mean. `None`
-    /// if it is decided, if no number decides since the mean is within the margin, or with one
-    /// pair.
-    pub(crate) fn pairs_to_decide(&self, margin: f64, confidence: f64, stopping: Stopping) -> Option<u64> {
+    /// Pairs in all at which an interval at `confidence` of the same mean and standard deviation
+    /// would decide, at most [`MOST_PAIRS`]: that of the confidence sequence, since pairs that are
+    /// added have been asked for by a look. An even bet: new pairs move the mean. `None` if no number
+    /// decides since the mean is within the margin, or with one pair.
+    pub(crate) fn pairs_to_decide(&self, margin: f64, confidence: f64) -> Option<u64> {
         let deviation = self.standard_deviation?;
         let beyond_margin = self.mean.abs() - margin;
-        if self.verdict(margin, stopping) != Verdict::Undecided || beyond_margin <= 0.0 {
+        if beyond_margin <= 0.0 {
             return None;
         }
-        let decides = |pairs| {
-            let half_width = match stopping {
-                Stopping::Planned => mean_half_width(deviation, pairs, confidence)?,
-                Stopping::Open => {
-                    let reach = anytime_reach(confidence, pairs as usize).unwrap_or(f64::INFINITY);
-                    reach * deviation / (pairs as f64).sqrt()
-                }
-            };
-            Some(half_width < beyond_margin)
+        let decides = |pairs: u64| {
+            let reach = anytime_reach(confidence, pairs as usize).unwrap_or(f64::INFINITY);
+            reach * deviation / (pairs as f64).sqrt() < beyond_margin
         };
         // The half-width falls with the number of pairs, so the first that decides is found by
         // bisection.
         let (mut too_few, mut enough) = (self.differences.len() as u64, MOST_PAIRS);
         while enough.saturating_sub(too_few) > 1 {
             let middle = u64::midpoint(too_few, enough);
-            if decides(middle)? { enough = middle } else { too_few = middle }
+            if decides(middle) { enough = middle } else { too_few = middle }
         }
         Some(enough)
     }

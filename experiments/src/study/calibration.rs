@@ -121,7 +121,18 @@ impl Calibration {
         for _ in 0..num_rounds {
             for (index, arm) in arms.iter().enumerate() {
                 let against = (index > 0).then(|| case(&arms[0]));
-                let report = benchmark_step(case(arm), against, repetitions, stop)?;
+                let report = match benchmark_step(case(arm), against, repetitions, stop) {
+                    Err(error) if error.non_finite().is_some() && held_equal != HeldEqual::WallClock => {
+                        // The study says what comes of it; only its forecast does without.
+                        say!("{}: its steps diverge, so that they cannot be timed: {error}", arm.label);
+                        continue;
+                    }
+                    Err(error) if error.non_finite().is_some() => {
+                        let reason = format!("arm `{}`: its steps cannot be timed: {error}", arm.label);
+                        return Err(Failure::Mistake(reason));
+                    }
+                    other => other?,
+                };
                 let (step_secs, forward_secs) = (report.step_ms_median / 1e3, report.forward_ms_median / 1e3);
                 let first = ArmCalibration { step_secs, forward_secs, ratios: Vec::new() };
                 let of_arm = measured.entry(arm.label.clone()).or_insert(first);

@@ -7,17 +7,20 @@ use crate::statistics::{Adjusted, Stopping, Verdict, holm};
 /// On each axis, adjusts the p-values and the intervals of `comparisons` for their number, and takes
 /// back the verdicts that do not survive.
 pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, stopping: Stopping) {
-    let (num_arms, level) = (comparisons.len(), 1.0 - question.confidence);
+    let level = 1.0 - question.confidence;
     for axis in AXES {
         let mut of_axis: Vec<&mut AxisComparison> = comparisons
             .iter_mut()
             .filter_map(|comparison| comparison.axes.iter_mut().find(|on| on.axis == axis))
             .filter(|on| on.p_value.is_some())
             .collect();
+        let num_arms = of_axis.len();
         let p_values: Vec<f64> = of_axis.iter().filter_map(|on| on.p_value).collect();
         for (on, Adjusted { p_value, num_left }) in of_axis.iter_mut().zip(holm(&p_values)) {
             on.adjusted_p_value = Some(p_value);
-            on.adjusted_interval = on.difference.interval_at(1.0 - level / num_left as f64, stopping);
+            let confidence = 1.0 - level / num_left as f64;
+            on.adjusted_interval = on.difference.interval_at(confidence, stopping);
+            on.seeds_to_decide = on.difference.pairs_to_decide(question.margin_nats, confidence);
             if on.verdict.is_decided() && p_value > level {
                 on.reasons.push(format!(
                     "That {} for one arm by itself, but not among {num_arms} (p = {p_value:.3} by Holm's procedure).",

@@ -86,8 +86,8 @@ pub(crate) struct BudgetConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PilotConfig {
-    /// Seed of the pilot runs; default one above the study's largest, so that no run is judged on a
-    /// seed that it was chosen by.
+    /// Seed of the pilot runs; default 1000003, or the next number that is none of `seeds`, so that
+    /// no run is judged on a seed that it was chosen by, and more seeds choose nothing anew.
     pub(crate) seed: Option<u64>,
     /// Steps of the pilot runs; default the smallest budget.
     pub(crate) num_steps: Option<u64>,
@@ -215,13 +215,16 @@ impl LoadedStudy {
     }
 }
 
+/// Seed of the pilots unless the study names one: far from those that people give.
+const PILOT_SEED: u64 = 1_000_003;
 /// Repeats beyond these would change more than last bits.
 const MOST_NOISE_REPEATS: u64 = 64;
 
 impl StudyFile {
     /// Seed of the pilot runs.
     pub(crate) fn pilot_seed(&self) -> u64 {
-        self.pilot.seed.unwrap_or_else(|| self.seeds.iter().max().map_or(0, |seed| seed.saturating_add(1)))
+        let is_free = |seed: &u64| !self.seeds.contains(seed);
+        self.pilot.seed.unwrap_or_else(|| (PILOT_SEED..).find(is_free).unwrap_or(PILOT_SEED))
     }
 
     /// Steps of the pilot runs.
@@ -357,7 +360,7 @@ label = "e8k2"
     #[test]
     fn what_is_not_written_has_its_documented_default() {
         let study = parse(STUDY).unwrap();
-        assert_eq!((study.pilot_seed(), study.pilot_steps(), study.budget.evaluations), (3, 60, 20));
+        assert_eq!((study.pilot_seed(), study.pilot_steps(), study.budget.evaluations), (PILOT_SEED, 60, 20));
         assert_eq!((study.question.axis, study.question.confidence), (Axis::ActiveFlops, 0.95));
         assert_eq!((study.width_multiple, study.keep_checkpoints), (8, false));
     }

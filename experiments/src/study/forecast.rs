@@ -82,7 +82,7 @@ impl Forecast<'_> {
             duration(secs),
             self.calibration.hostname
         );
-        let _ = writeln!(text, "  {}", power_words(self.study.seeds.len(), self.study.question.confidence));
+        let _ = writeln!(text, "  {}", power_words(self.study));
         if let Some(price) = self.study.price_per_device_hour {
             let _ = writeln!(text, "  cost: about {:.2} at {price} per hour", secs / 3600.0 * price);
         }
@@ -96,14 +96,19 @@ fn own_change<'a>(arm: &'a Arm, study: &StudyFile) -> &'a str {
 }
 
 /// The smallest difference that so many seeds find, in words.
-fn power_words(num_seeds: usize, confidence: f64) -> String {
+fn power_words(study: &StudyFile) -> String {
     const POWER: f64 = 0.8;
+    let (num_seeds, num_arms) = (study.seeds.len(), study.arms.len() - 1);
+    // The level of Holm's first step: the arm that is furthest ahead is judged by it.
+    let confidence = 1.0 - (1.0 - study.question.confidence) / num_arms as f64;
     let Some(smallest) = smallest_found(num_seeds, confidence, POWER) else {
         return "power: one seed decides nothing".into();
     };
+    let among = if num_arms > 1 { format!(" of one among {num_arms} arms") } else { String::new() };
     format!(
-        "power: {num_seeds} seeds find a difference of {smallest:.2} standard deviations (of the difference between two runs of \
-         a seed) in {:.0} % of studies; with a deviation of 0.02 nats, which small models have, {:.3} nats",
+        "power: {num_seeds} seeds find a difference{among} of {smallest:.2} standard deviations (of the difference between two \
+         runs of a seed) beyond the margin in {:.0} % of studies; with a deviation of 0.02 nats, which small models have, {:.3} \
+         nats",
         100.0 * POWER,
         0.02 * smallest
     )

@@ -13,7 +13,7 @@ use switchyard_trainer::host::Commit;
 use switchyard_trainer::run_folder::now_rfc3339;
 
 use super::protocol::Protocol;
-use super::result::StudyResult;
+use super::result::{JudgedSplit, StudyResult};
 use crate::failure::Failure;
 use crate::statistics::{Interval, Verdict};
 
@@ -76,6 +76,9 @@ pub(crate) struct ArmOutcome {
     pub(crate) mean: f64,
     /// Student t interval of it.
     pub(crate) interval: Option<Interval>,
+    /// The text that it is of; `None` in entries of earlier versions.
+    #[serde(default)]
+    pub(crate) split: Option<JudgedSplit>,
     /// The verdict.
     pub(crate) verdict: Verdict,
 }
@@ -86,6 +89,8 @@ pub(crate) struct History {
     path: PathBuf,
     entries: Vec<Entry>,
     registration: Option<Registration>,
+    /// What is odd about the file itself.
+    oddities: Vec<String>,
 }
 
 impl History {
@@ -107,16 +112,29 @@ impl History {
                 ))
             })
         };
-        let entries = whole.lines().enumerate().map(entry).collect::<Result<_, _>>()?;
+        let entries: Vec<Entry> = whole.lines().enumerate().map(entry).collect::<Result<_, _>>()?;
         let registration = read_registration(folder)?;
-        Ok(Self { path, entries, registration })
+        let mut oddities = Vec::new();
+        if whole.len() < text.len() {
+            oddities.push(
+                "The last line of history.jsonl is torn: what it held of an earlier plan or result is lost."
+                    .into(),
+            );
+        }
+        let has_result = entries.iter().any(|entry| matches!(entry, Entry::Result { .. }));
+        if !has_result && folder.join("result.json").exists() {
+            oddities.push(
+                "There was a result.json before this result, and history.jsonl knows of none: it was removed or cut.".into(),
+            );
+        }
+        Ok(Self { path, entries, registration, oddities })
     }
 
-    /// Whether seeds were added to `protocol` after a result was seen.
-    pub(crate) fn has_seeds_added(&self, protocol: &Protocol) -> bool {
+    /// Whether the seeds of `protocol` were chosen after a result of some of them was seen.
+    pub(crate) fn has_seeds_chosen_late(&self, protocol: &Protocol) -> bool {
         self.entries.iter().any(|entry| {
             matches!(entry, Entry::Result { protocol: before, arms, .. }
-                if !arms.is_empty() && before.is_extended_by(protocol))
+                if !arms.is_empty() && before.shares_seeds_with(protocol))
         })
     }
 
@@ -156,6 +174,7 @@ impl History {
                     seeds: on.seeds.clone(),
                     mean: on.difference.mean,
                     interval: on.difference.t_interval,
+                    split: Some(on.split),
                     verdict: on.verdict,
                 })
             })
@@ -178,7 +197,7 @@ impl History {
 
     /// What a reader of the next result must know of those before it.
     pub(crate) fn notes(&self, protocol: &Protocol) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.oddities.clone();
         if let Some(Registration { at, study_sha256, protocol: registered }) = &self.registration {
             let changes = protocol.changes_since(registered);
             let kept = if changes.is_empty() {
@@ -235,7 +254,8 @@ impl ArmOutcome {
             .interval
             .map_or(String::new(), |interval| format!(" [{:+.4}, {:+.4}]", interval.low, interval.high));
         let (num_seeds, verdict) = (self.seeds.len(), self.verdict.word());
-        format!("`{}` {:+.4}{interval} over {num_seeds} seeds, {verdict}", self.arm, self.mean)
+        let text = self.split.map_or(String::new(), |split| format!(" on {} text", split.name()));
+        format!("`{}` {:+.4}{interval}{text} over {num_seeds} seeds, {verdict}", self.arm, self.mean)
     }
 }
 
@@ -329,7 +349,9 @@ mod tests {
                 label: "dense".into(),
                 overrides: Vec::new(),
                 learning_rates: vec![0.1],
+                recipe_sha256: Some("a".into()),
             }],
+            procedure: None,
         }
     }
 
@@ -346,6 +368,7 @@ mod tests {
                 seeds: protocol.seeds.clone(),
                 mean: -0.02,
                 interval: None,
+                split: None,
                 verdict: Verdict::Undecided,
             }],
         }
@@ -355,14 +378,19 @@ mod tests {
     fn seeds_added_after_a_result_are_noticed_and_other_changes_are_another_question() {
         let folder = tempfile::tempdir().unwrap();
         let mut history = History::read(folder.path()).unwrap();
-        assert!(!history.has_seeds_added(&protocol(&[0, 1, 2])));
+        assert!(!history.has_seeds_chosen_late(&protocol(&[0, 1, 2])));
         history.append(result_entry(&protocol(&[0, 1]))).unwrap();
         let history = History::read(folder.path()).unwrap();
-        assert!(history.has_seeds_added(&protocol(&[0, 1, 2])));
-        assert!(!history.has_seeds_added(&protocol(&[0, 1])), "the same seeds once more");
-        assert!(!history.has_seeds_added(&protocol(&[2, 3, 4])), "other seeds");
+        assert!(history.has_seeds_chosen_late(&protocol(&[0, 1, 2])));
+        assert!(!history.has_seeds_chosen_late(&protocol(&[0, 1])), "the same seeds once more");
+        assert!(!history.has_seeds_chosen_late(&protocol(&[2, 3, 4])), "other seeds");
+        assert!(history.has_seeds_chosen_late(&protocol(&[0, 2])), "one exchanged");
+        assert!(history.has_seeds_chosen_late(&protocol(&[0])), "one dropped");
+        let mut renamed = protocol(&[0, 1, 2]);
+        renamed.arms[0].label = "other".into();
+        assert!(history.has_seeds_chosen_late(&renamed));
         let other = Protocol { num_steps: vec![200], ..protocol(&[0, 1, 2]) };
-        assert!(!history.has_seeds_added(&other));
+        assert!(!history.has_seeds_chosen_late(&other));
         let notes = history.notes(&other);
         assert!(
             notes[0].contains("1 in all") && notes[0].contains("budgets: [100] before, [200] now"),
@@ -398,6 +426,10 @@ mod tests {
             panic!("registered")
         };
         assert!(message.contains("seeds: [0, 1] before, [0, 1, 2] now"), "{message}");
+        let mut edited = first.clone();
+        edited.arms[0].recipe_sha256 = Some("b".into());
+        let notes = History::read(folder.path()).unwrap().notes(&edited);
+        assert!(notes[0].contains("arm `dense`: its base recipe was changed"), "{notes:?}");
         let notes = History::read(folder.path()).unwrap().notes(&protocol(&[0, 1, 2]));
         assert!(notes[0].contains("changed afterwards (seeds: "), "{notes:?}");
         let late = tempfile::tempdir().unwrap();

@@ -3,10 +3,23 @@
 use super::evidence::Evidence;
 use super::outcome::FinishedRun;
 use super::pairs::Pair;
-use super::result::{Axis, JudgedSplit};
+use super::result::{Axis, HeldEqual, JudgedSplit};
 use crate::statistics::{DocumentDifference, LossCurve};
 
+/// Share by which two quantities may differ and count as equal where nothing made them so.
+const EQUAL: f64 = 0.005;
+
 impl Evidence<'_> {
+    /// Share of x by which the ends of two runs may differ and count as equal. Where steps were made
+    /// to end at equal x they did so to half a step, and both schedules have come to their end.
+    pub(super) fn rounding(&self, [run, baseline]: [&FinishedRun; 2]) -> f64 {
+        let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
+        match self.loaded.study.held_equal {
+            HeldEqual::ActiveFlops | HeldEqual::WallClock => half_step,
+            HeldEqual::TotalParams | HeldEqual::Memory | HeldEqual::Tokens => EQUAL,
+        }
+    }
+
     /// The split that last losses are taken from: the test split if every run for the result has one.
     pub(super) fn judged_split(&self) -> JudgedSplit {
         let mut runs = (0..self.arms.len()).flat_map(|arm| self.main_runs(arm));
@@ -81,10 +94,8 @@ impl<'a> Judged<'a> {
             }
             let mine = evidence.curve_of(split, arm, run, axis)?;
             let theirs = evidence.curve_of(split, 0, baseline, axis)?;
-            // Budgets are whole steps: within half a step of each other they are equal, and both
-            // schedules have come to their end.
-            let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
-            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, half_step)?;
+            let rounding = evidence.rounding([run, baseline]);
+            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, rounding)?;
             judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];
             judged.differences.push(mine_nats - theirs_nats);
             judged.pairs.push([run, baseline]);

@@ -6,6 +6,7 @@
 //! what the estimate is asked for.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -33,8 +34,8 @@ const MOST_ROUNDS: usize = 3;
 /// Share by which two peaks may differ and be equal.
 const EQUAL: f64 = 0.02;
 /// Steps of a measurement: the first has no moments of the optimizer yet.
-const NUM_STEPS: &str = "3";
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const NUM_STEPS: u64 = 3;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Bytes of a file of measurements that are read.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -162,37 +163,46 @@ fn above(peak_bytes: u64, process_bytes: u64) -> f64 {
     peak_bytes.saturating_sub(process_bytes).max(1) as f64
 }
 
-/// Most memory resident in a new process of this program that does some steps of `config`.
+/// Most memory resident in a new process of this program that trains `config` for some steps.
 fn peak_bytes(config: &RunConfig, folder: &Path, stop: &AtomicBool) -> Result<u64, Failure> {
     let place = tempfile::tempdir_in(folder)
         .with_context(|| format!("cannot create a folder in {}", folder.display()))
         .map_err(Failure::Fault)?;
+    let mut config = config.clone();
+    config.train.num_steps = NUM_STEPS;
+    config.train.checkpoint_every_steps = None;
+    config.sample.num_tokens = 0;
     let recipe = place.path().join("recipe.toml");
-    std::fs::write(&recipe, config_file::to_toml(config))
+    std::fs::write(&recipe, config_file::to_toml(&config))
         .with_context(|| format!("cannot write {}", recipe.display()))
         .map_err(Failure::Fault)?;
-    let text = output_of_bench(&recipe, stop)?;
-    let report: serde_json::Value =
-        serde_json::from_slice(&text).context("no report of a step's memory").map_err(Failure::Fault)?;
-    report["peak_rss_bytes"].as_u64().ok_or_else(|| {
+    peak_of_training(&recipe, &place.path().join("run"), stop)?.ok_or_else(|| {
         Failure::Mistake(
             "this system does not tell how much memory a process takes: hold something else equal".into(),
         )
     })
 }
 
-fn output_of_bench(recipe: &Path, stop: &AtomicBool) -> Result<Vec<u8>, Failure> {
+/// Trains `recipe` in a process of its own, and watches its memory; `None` if that cannot be seen.
+fn peak_of_training(recipe: &Path, out: &Path, stop: &AtomicBool) -> Result<Option<u64>, Failure> {
     let failed = |error: std::io::Error| Failure::Fault(anyhow!("cannot measure memory: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
+    let mut said = tempfile::tempfile().map_err(failed)?;
     let mut child = Command::new(program)
-        .args(["bench", "step", "--json", "--warmup", "0", "--steps", NUM_STEPS])
-        .arg(recipe)
+        .args(["train", "--out"])
+        .args([out, recipe])
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(said.try_clone().map_err(failed)?)
         .spawn()
         .map_err(failed)?;
-    while child.try_wait().map_err(failed)?.is_none() {
+    let mut peak = None;
+    let status = loop {
+        // It only grows, so that the last look before the end has seen nearly all of it.
+        peak = peak.max(peak_of_process(child.id()));
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break status;
+        }
         if stop.load(Ordering::SeqCst) {
             // The signal has reached the child too, or this does.
             drop(child.kill());
@@ -200,14 +210,22 @@ fn output_of_bench(recipe: &Path, stop: &AtomicBool) -> Result<Vec<u8>, Failure>
             return Err(TrainError::Interrupted.into());
         }
         std::thread::sleep(LOOK_EVERY);
+    };
+    if status.success() {
+        return Ok(peak);
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().last().unwrap_or("it said nothing");
+    let mut text = String::new();
+    said.rewind().and_then(|()| said.read_to_string(&mut text)).map_err(failed)?;
+    let last = text.lines().last().unwrap_or("it said nothing");
     Err(Failure::Mistake(format!("the memory of an arm cannot be measured: {last}")))
+}
+
+/// Most memory that the process had resident so far, as Linux tells it.
+fn peak_of_process(id: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// Tells the measurements of these arms by this program from any other.

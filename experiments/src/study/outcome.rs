@@ -114,16 +114,41 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
         cost: price.map(|price| manifest.train_secs / 3600.0 * price),
         num_alarms: alarms.len(),
     };
+    let documents = read_document_losses(&paths.document_losses())?;
+    check_sums(&paths, &documents, &result)?;
     Ok(FinishedRun {
         arm: run.arm,
         result,
         learning_rate: run.settings.learning_rate,
         data_seed: run.settings.data_seed,
-        documents: read_document_losses(&paths.document_losses())?,
+        documents,
         alarms,
         records,
         flops_per_token: run.plan.counts.training_flops_per_token,
         calibrated_step_secs: None,
         manifest,
     })
+}
+
+/// Share by which the losses of the documents and of their split may differ: both are sums in f32.
+const SAME_SUM: f64 = 1e-4;
+
+/// Ok if the losses of the documents are parts of the run's own.
+fn check_sums(paths: &RunPaths, splits: &[SplitLosses], result: &RunResult) -> Result<(), Failure> {
+    for split in [JudgedSplit::Validation, JudgedSplit::Test] {
+        let of_split = splits.iter().find(|losses| losses.split == split.name());
+        let Some((losses, whole)) = of_split.zip(result.final_loss(split)) else { continue };
+        let nats: f64 = losses.documents.iter().map(|document| document.nats).sum();
+        let tokens: u64 = losses.documents.iter().map(|document| document.num_tokens).sum();
+        let mean = nats / tokens as f64;
+        if !((mean / whole - 1.0).abs() <= SAME_SUM) {
+            return Err(Failure::Mistake(format!(
+                "{}: the losses of the {} documents have a mean of {mean:.4} nats, and run.json says {whole:.4}: the file is \
+                 damaged or of another step. Delete the run's folder to train it anew",
+                paths.document_losses().display(),
+                split.name()
+            )));
+        }
+    }
+    Ok(())
 }

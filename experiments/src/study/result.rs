@@ -226,6 +226,7 @@ impl ArmComparison {
             reasons: Vec::new(),
             signed_rank: None,
             split: JudgedSplit::Validation,
+            reads_unfinished_schedules: false,
             documents: None,
             verdict: difference.verdict(0.0, Stopping::Planned),
             difference,
@@ -269,13 +270,18 @@ pub(crate) struct AxisComparison {
     /// The text that the losses are of.
     #[serde(default)]
     pub(crate) split: JudgedSplit,
+    /// Whether losses were read while a schedule had not come to its end: with one budget, where the
+    /// runs of a pair end at different x.
+    #[serde(default)]
+    pub(crate) reads_unfinished_schedules: bool,
     /// The difference over the documents of that text; `None` where they are not known, not the same
     /// for every seed, or where losses were read between evaluations.
     #[serde(default)]
     pub(crate) documents: Option<DocumentDifference>,
     /// The verdict on this axis.
     pub(crate) verdict: Verdict,
-    /// Seeds in all that would probably decide, if undecided.
+    /// Seeds in all at which the confidence sequence would decide, at this arm's level among all, were
+    /// mean and spread to stay.
     pub(crate) seeds_to_decide: Option<u64>,
     /// Why the verdict is another than this arm's interval by itself would give.
     #[serde(default)]

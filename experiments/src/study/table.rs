@@ -16,7 +16,7 @@ impl StudyResult {
             text.push_str(&arm_line(arm, &seeds, split));
         }
         for comparison in &self.comparisons {
-            text.push_str(&comparison_lines(comparison, &self.baseline, self.comparisons.len()));
+            text.push_str(&self.comparison_lines(comparison));
         }
         text.push('\n');
         for line in
@@ -93,58 +93,61 @@ fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
     format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
 }
 
-fn comparison_lines(comparison: &ArmComparison, baseline: &str, num_arms: usize) -> String {
-    let mut text = format!("\n{} against {baseline}\n", comparison.arm);
-    for on in &comparison.axes {
-        let bracketed = |Interval { low, high }: &Interval| format!(" [{low:+.4}, {high:+.4}]");
-        let interval = on.difference.t_interval.as_ref().map_or(String::new(), bracketed);
-        let among = on.adjusted_interval.as_ref().filter(|_| num_arms > 1);
-        let among =
-            among.map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
-        let _ = writeln!(
-            text,
-            "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}",
-            axis_words(on.axis),
-            on.difference.mean,
-            on.split.name(),
-            on.verdict.word()
-        );
-        if let Some(documents) = &on.documents {
-            let _ = writeln!(text, "{:31}{}", "", document_words(documents));
+impl StudyResult {
+    fn comparison_lines(&self, comparison: &ArmComparison) -> String {
+        let mut text = format!("\n{} against {}\n", comparison.arm, self.baseline);
+        for on in &comparison.axes {
+            let bracketed = |Interval { low, high }: &Interval| format!(" [{low:+.4}, {high:+.4}]");
+            let interval = on.difference.interval(self.stopping).map_or(String::new(), bracketed);
+            let num_arms = self.comparisons.iter().filter(|other| other.on(on.axis).is_some()).count();
+            let among = on.adjusted_interval.as_ref().filter(|_| num_arms > 1);
+            let among = among
+                .map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
+            let _ = writeln!(
+                text,
+                "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}",
+                axis_words(on.axis),
+                on.difference.mean,
+                on.split.name(),
+                on.verdict.word()
+            );
+            if let Some(documents) = &on.documents {
+                let _ = writeln!(text, "{:31}{}", "", document_words(documents));
+            }
         }
-    }
-    for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
-        if time.axis == Axis::Tokens {
-            continue; // The same as steps.
+        for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
+            if time.axis == Axis::Tokens {
+                continue; // The same as steps.
+            }
+            let _ = writeln!(
+                text,
+                "  to its loss, of its {:<18} {}   effective speedup {} at {} steps",
+                axis_words(time.axis),
+                ratio_words(time.estimate.as_ref(), &time.ratios, "not reached"),
+                speedup_words(speedup),
+                speedup.num_steps,
+            );
         }
-        let _ = writeln!(
-            text,
-            "  to its loss, of its {:<18} {}   effective speedup {} at {} steps",
-            axis_words(time.axis),
-            ratio_words(time.estimate.as_ref(), &time.ratios, "not reached"),
-            speedup_words(speedup),
-            speedup.num_steps,
-        );
-    }
-    if let Some(floor) = comparison.noise_floor_nats {
-        let _ = writeln!(text, "  last bits alone move a difference by {} nats", small_nats(floor));
-    }
-    if let Some(SeedComponents { crossed_seeds, initial_values, data_order, both_together }) =
-        comparison.seed_components
-    {
-        let _ = writeln!(
-            text,
-            "  of the difference of one seed, {crossed_seeds} by {crossed_seeds} crossed: initial values decide \
+        if let Some(floor) = comparison.noise_floor_nats {
+            let _ = writeln!(text, "  last bits alone move a difference by {} nats", small_nats(floor));
+        }
+        if let Some(SeedComponents { crossed_seeds, initial_values, data_order, both_together }) =
+            comparison.seed_components
+        {
+            let _ = writeln!(
+                text,
+                "  of the difference of one seed, {crossed_seeds} by {crossed_seeds} crossed: initial values decide \
              {} nats, data order {}, both together {}",
-            small_nats(initial_values),
-            small_nats(data_order),
-            small_nats(both_together)
-        );
+                small_nats(initial_values),
+                small_nats(data_order),
+                small_nats(both_together)
+            );
+        }
+        if let Some(gauge) = &comparison.gauge {
+            let _ = writeln!(text, "  gauge: {}", gauge.sentence);
+        }
+        text
     }
-    if let Some(gauge) = &comparison.gauge {
-        let _ = writeln!(text, "  gauge: {}", gauge.sentence);
-    }
-    text
 }
 
 /// The spread over documents.
@@ -191,8 +194,10 @@ fn speedup_words(speedup: &EffectiveSpeedup) -> String {
         Some(_) => ratio_words(speedup.estimate.as_ref(), &speedup.ratios, ""),
         None if speedup.ratios.is_empty() => "not measured".into(),
         None if speedup.at_most.contains(&true) => {
-            let most = speedup.ratios.iter().flatten().fold(0.0_f64, |most, &ratio| most.max(ratio));
-            format!("below {most:.2}")
+            let num_bounded = speedup.at_most.iter().filter(|at_most| **at_most).count();
+            let known: Vec<String> =
+                speedup.ratios.iter().flatten().map(|ratio| format!("{ratio:.2}")).collect();
+            format!("{}, upper bounds in {num_bounded} of {}", known.join(" "), speedup.at_most.len())
         }
         None if !speedup.ratios.contains(&None) => ratio_words(None, &speedup.ratios, ""),
         None => {

@@ -1,6 +1,7 @@
 //! A result in words.
 
 use super::evidence::{AXES, Evidence};
+use super::outcome::FinishedRun;
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
 };
@@ -8,7 +9,7 @@ use crate::statistics::{Interval, RatioEstimate, Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
 /// open can reach 5 %.
-const SEEDS_FOR_A_CLAIM: usize = 6;
+pub(super) const SEEDS_FOR_A_CLAIM: usize = 6;
 
 /// What is said of an axis after "at equal".
 pub(crate) fn axis_words(axis: Axis) -> &'static str {
@@ -39,7 +40,8 @@ pub(crate) fn axis_sentence(
     let Question { margin_nats, confidence, .. } = *question;
     let (arm, baseline) = (format!("`{arm}`"), format!("`{baseline}`"));
     let verdict = if on.reasons.is_empty() {
-        on.difference.sentence([&arm, &baseline], margin_nats, confidence, stopping)
+        let seeds = on.seeds_to_decide;
+        on.difference.sentence([&arm, &baseline], margin_nats, confidence, stopping, seeds)
     } else {
         let (word, evidence) = (on.verdict.word(), on.difference.evidence(confidence, stopping));
         format!("{arm} against {baseline} is {word}: {evidence}. {}", on.reasons.join(" "))
@@ -62,8 +64,13 @@ pub(crate) fn headline(
         .min_by(|(_, a), (_, b)| a.difference.mean.total_cmp(&b.difference.mean))
         .or_else(|| compared().next());
     let Some((comparison, on)) = best else {
+        let num_diverged: usize = arms.iter().map(|arm| arm.diverged.len()).sum();
+        let diverged = match num_diverged {
+            0 => String::new(),
+            count => format!(" {count} run(s) diverged."),
+        };
         return format!(
-            "No verdict: `{baseline}` and another arm have no pair of finished runs with {} in common.",
+            "No verdict: `{baseline}` and another arm have no pair of finished runs with {} in common.{diverged}",
             axis_words(question.axis)
         );
     };
@@ -83,13 +90,7 @@ pub(crate) fn headline(
             estimate.interval.high
         )
     });
-    let preliminary = match on.seeds.len() {
-        num_seeds @ 2..SEEDS_FOR_A_CLAIM if on.verdict.is_decided() => {
-            format!(" With {num_seeds} seeds this is a first look: a claim needs {SEEDS_FOR_A_CLAIM}.")
-        }
-        _ => String::new(),
-    };
-    on.sentence + &worth.unwrap_or_default() + &preliminary
+    on.sentence + &worth.unwrap_or_default()
 }
 
 /// Quantities in which an arm is not the baseline's equal, by 1 % or more.
@@ -125,6 +126,11 @@ pub(crate) fn unequal(arms: &[ArmResult]) -> Vec<String> {
             ),
         }
         line("learning rate", arm.learning_rate, baseline.learning_rate);
+        line(
+            "active FLOPs of the longest run",
+            longest(arm, |run| run.active_flops),
+            longest(baseline, |run| run.active_flops),
+        );
         line(
             "training tokens of the longest run",
             longest(arm, |run| run.tokens as f64),
@@ -279,7 +285,43 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
         ));
     }
     notes.extend(on_axis().filter_map(|(arm, on)| other_text(&arm.arm, on, evidence)));
+    notes.extend(runs_without_what_others_have(evidence));
+    notes.extend(evidence.arms.iter().enumerate().filter_map(|(index, arm)| {
+        let key = evidence.sees_later_tokens(index)?;
+        Some(format!(
+            "`{}` sees later tokens (`{key}`): none of its numbers, ratios and gauge included, compares with those of an arm \
+             that does not.",
+            arm.label
+        ))
+    }));
+    if evidence.loaded.study.new_corpus_per_seed {
+        notes.push(
+            "Every seed has a generated corpus of its own: the interval speaks of such corpora, and there is none over documents, \
+             which are not the same."
+                .into(),
+        );
+    }
     notes
+}
+
+/// Runs that lack a number which others have, so that all are judged without it.
+fn runs_without_what_others_have(evidence: &Evidence<'_>) -> Vec<String> {
+    let runs: Vec<_> = (0..evidence.arms.len()).flat_map(|arm| evidence.main_runs(arm)).collect();
+    let named = |what: &str, has: &dyn Fn(&FinishedRun) -> bool| {
+        let without: Vec<&str> =
+            runs.iter().filter(|run| !has(run)).map(|run| run.result.run.as_str()).collect();
+        let is_told = !without.is_empty() && without.len() < runs.len();
+        is_told.then(|| {
+            format!(
+                "{} run(s) have no {what}, so that none is judged by it: {}.",
+                without.len(),
+                without.join(", ")
+            )
+        })
+    };
+    let test_loss = named("loss on the test split", &|run| run.result.final_test_loss_nats.is_some());
+    let documents = named("losses of documents", &|run| !run.documents.is_empty());
+    test_loss.into_iter().chain(documents).collect()
 }
 
 /// A word on a verdict that the documents at hand carry and their spread does not.
@@ -310,7 +352,7 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         }
         HeldEqual::ActiveFlops => {
             "Held equal are the active training FLOPs: an arm whose tokens cost more does fewer steps, so that all schedules \
-             end at equal FLOPs. For the same seed all arms see the same tokens in the same order as far as they come, and \
+             end at equal FLOPs, to half a step. For the same seed all arms see the same tokens in the same order as far as they come, and \
              parts of the same name and shape start from the same values; evaluation is dropless and covers the whole \
              validation split."
         }

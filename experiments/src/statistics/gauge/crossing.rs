@@ -61,12 +61,16 @@ impl Crossing {
         }
         let decades = -fit.line.at_largest / fit.line.slope;
         let by_line = fit.compute_at(decades);
-        let measured = measured_crossing(points, trend);
-        match measured {
-            Some(_) if !bent && decades <= 0.0 && decades >= -fit.span_decades => {
+        match measured_crossing(points, trend) {
+            // The line is believed where the measured gaps agree with it.
+            Some(Bracket { budgets: [before, after], .. })
+                if !bent && before <= by_line && by_line <= after =>
+            {
                 Self::WithinRange { compute: by_line, interval: CrossingInterval::of(fit, confidence) }
             }
-            Some(compute) => Self::WithinRange { compute, interval: decided_around(points, compute) },
+            Some(Bracket { compute, .. }) => {
+                Self::WithinRange { compute, interval: decided_around(points, compute) }
+            }
             None if !bent && decades > 0.0 && decades <= REACH_DECADES && by_line.is_finite() => {
                 Self::Extrapolated { compute: by_line, interval: CrossingInterval::of(fit, confidence) }
             }
@@ -75,15 +79,22 @@ impl Crossing {
     }
 }
 
-/// Where the mean gap last changes its sign in the direction of `trend`: between the two budgets, as
-/// if it were straight there.
-fn measured_crossing(points: &[GaugePoint], trend: Trend) -> Option<f64> {
+/// Two neighbouring budgets between which the mean gap changes its sign.
+struct Bracket {
+    budgets: [f64; 2],
+    /// Where it does, if it is straight between them.
+    compute: f64,
+}
+
+/// Where the mean gap last changes its sign in the direction of `trend`.
+fn measured_crossing(points: &[GaugePoint], trend: Trend) -> Option<Bracket> {
     let sign = if trend == Trend::ArmLosesGround { 1.0 } else { -1.0 };
     let changes = |pair: &&[GaugePoint]| sign * pair[0].mean_gap < 0.0 && sign * pair[1].mean_gap >= 0.0;
     let pair = points.windows(2).rev().find(changes)?;
     let [before, after] = [&pair[0], &pair[1]];
     let share = before.mean_gap / (before.mean_gap - after.mean_gap);
-    Some(before.compute * (after.compute / before.compute).powf(share))
+    let compute = before.compute * (after.compute / before.compute).powf(share);
+    Some(Bracket { budgets: [before.compute, after.compute], compute })
 }
 
 /// The nearest budgets around `compute` whose intervals leave zero out.

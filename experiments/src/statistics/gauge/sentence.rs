@@ -1,18 +1,48 @@
 //! The gauge in words.
 
-use super::{Crossing, CrossingInterval, Gauge, SlopeMethod, Straightness, Trend};
+use super::{Crossing, CrossingInterval, Gauge, GaugePoint, SlopeMethod, Straightness, Trend};
+use crate::statistics::interval::Interval;
+
+/// Where the arm stands at the largest budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Ahead,
+    Behind,
+    Undecided,
+}
 
 impl Gauge {
-    /// The trend, the gap at the largest budget, and the crossing.
+    /// The trend, the gap measured at the largest budget, and the crossing.
     pub(super) fn words(&self, confidence: f64) -> String {
-        let (what, gap) = self.gap_at_largest(confidence);
-        let place = if gap < 0.0 { "ahead" } else { "behind" };
         format!(
-            "{} {}. At the largest budget the {what} gap is {gap:+.4} nats: the arm is {place}. {}",
-            self.trend_words(gap),
+            "{} {}. {} {}",
+            self.trend_words(),
             self.slope_words(confidence),
+            self.largest_words(confidence),
             self.crossing_words(confidence),
         )
+    }
+
+    /// What was measured at the largest budget: the fitted line may lie elsewhere.
+    fn largest_words(&self, confidence: f64) -> String {
+        let Some(GaugePoint { mean_gap, interval, .. }) = self.points.last() else { return String::new() };
+        let interval = interval.map_or(String::new(), |Interval { low, high }| {
+            format!(" ({:.0}% interval {low:+.4} to {high:+.4})", 100.0 * confidence)
+        });
+        let place = match self.place() {
+            Place::Ahead => "the arm is ahead",
+            Place::Behind => "the arm is behind",
+            Place::Undecided => "which of the two is ahead is undecided there",
+        };
+        format!("At the largest budget the mean gap is {mean_gap:+.4} nats{interval}: {place}.")
+    }
+
+    fn place(&self) -> Place {
+        match self.points.last().and_then(|point| Some((point.mean_gap, point.interval?))) {
+            Some((_, Interval { high, .. })) if high < 0.0 => Place::Ahead,
+            Some((_, Interval { low, .. })) if low > 0.0 => Place::Behind,
+            _ => Place::Undecided,
+        }
     }
 
     /// What the last budgets say, where no line fits.
@@ -20,21 +50,15 @@ impl Gauge {
         self.straightness.filter(|found| found.is_bent(confidence))
     }
 
-    fn gap_at_largest(&self, confidence: f64) -> (&'static str, f64) {
-        match (self.bent(confidence), self.points.last()) {
-            (Some(_), Some(last)) => ("mean", last.mean_gap),
-            _ => ("fitted", self.intercept_at_largest),
-        }
-    }
-
-    fn trend_words(&self, gap: f64) -> &'static str {
-        let ahead = gap < 0.0;
-        match self.trend {
-            Trend::ArmGains if ahead => "The arm's advantage grows with compute:",
-            Trend::ArmGains => "The arm catches up with compute:",
-            Trend::ArmLosesGround if ahead => "The arm's advantage shrinks with compute:",
-            Trend::ArmLosesGround => "The arm falls further behind with compute:",
-            Trend::Undecided => "Whether the gap changes with compute is undecided:",
+    fn trend_words(&self) -> &'static str {
+        match (self.trend, self.place()) {
+            (Trend::ArmGains, Place::Ahead) => "The arm's advantage grows with compute:",
+            (Trend::ArmGains, Place::Behind) => "The arm catches up with compute:",
+            (Trend::ArmGains, Place::Undecided) => "The gap moves in the arm's favour with compute:",
+            (Trend::ArmLosesGround, Place::Ahead) => "The arm's advantage shrinks with compute:",
+            (Trend::ArmLosesGround, Place::Behind) => "The arm falls further behind with compute:",
+            (Trend::ArmLosesGround, Place::Undecided) => "The gap moves against the arm with compute:",
+            (Trend::Undecided, _) => "Whether the gap changes with compute is undecided:",
         }
     }
 
@@ -65,7 +89,13 @@ impl Gauge {
         match self.crossing {
             Crossing::WithinRange { compute, interval } => {
                 let interval = interval_words(interval);
-                format!("Within the range measured the arm {event}, at {compute:.2e} FLOPs ({interval}).")
+                let doubt = match self.place() {
+                    Place::Undecided => ", as far as the mean gaps say: no larger budget shows it yet",
+                    Place::Ahead | Place::Behind => "",
+                };
+                format!(
+                    "Within the range measured the arm {event}, at {compute:.2e} FLOPs ({interval}){doubt}."
+                )
             }
             Crossing::Extrapolated { compute, interval } => {
                 let times = compute / self.largest_compute();

@@ -308,13 +308,43 @@ fn the_sentence_warns_of_the_end_of_an_advantage() {
     assert_eq!(
         gauge.sentence,
         "The arm's advantage shrinks with compute: it changes by +0.0200 nats per decade (95% interval +0.0200 to \
-         +0.0200, from resampled seeds). At the largest budget the fitted gap is -0.0200 nats: the arm is ahead. If this \
-         went on, it loses its advantage at 1.00e18 FLOPs (interval 1.00e18 to 1.00e18), 10.0 times the largest budget."
+         +0.0200, from resampled seeds). At the largest budget the mean gap is -0.0200 nats (95% interval -0.0200 to \
+         -0.0200): the arm is ahead. If this went on, it loses its advantage at 1.00e18 FLOPs (interval 1.00e18 to \
+         1.00e18), 10.0 times the largest budget."
     );
     let inside = Planted::exact(-0.02, 2e16).gauge(1, 0);
     assert!(inside.sentence.ends_with(
-        "Within the range measured the arm overtakes the baseline, at 2.00e16 FLOPs (no interval: too few seeds)."
+        "Within the range measured the arm overtakes the baseline, at 2.00e16 FLOPs (no interval: too few seeds), as far \
+         as the mean gaps say: no larger budget shows it yet."
     ));
+}
+
+/// Gaps of six seeds that scatter widely at the small budgets, as those of 8 experts on text: their
+/// line lies below what was measured at the largest budget, and crosses zero elsewhere.
+#[test]
+fn the_gauge_says_what_was_measured_and_not_what_its_line_says() {
+    let gaps = [[0.40, 0.35, 0.02, -0.05], [0.10, -0.10, 0.03, 0.02], [0.30, 0.40, 0.01, -0.04]];
+    let samples: Vec<GaugeSample> = (0..6_u64)
+        .flat_map(|seed| {
+            let of_seed = gaps[seed as usize % 3];
+            [1e11, 2e11, 4e11, 8e11].into_iter().zip(of_seed).map(move |(compute, gap)| {
+                let gap = gap + 0.002 * (seed as f64 - 2.5);
+                GaugeSample { compute, seed, gap }
+            })
+        })
+        .collect();
+    let gauge = Gauge::new(&samples, 0.95).unwrap();
+    let last = gauge.points.last().unwrap();
+    assert!(last.interval.unwrap().high > 0.0 && last.mean_gap < 0.0);
+    assert!((gauge.intercept_at_largest - last.mean_gap).abs() > 0.01, "{}", gauge.intercept_at_largest);
+    assert!(gauge.sentence.contains("which of the two is ahead is undecided there"), "{}", gauge.sentence);
+    assert!(!gauge.sentence.contains("advantage"), "{}", gauge.sentence);
+    // The mean gap changes its sign between the last two budgets, and so the crossing lies there.
+    if let Crossing::WithinRange { compute, .. } = gauge.crossing {
+        assert!((4e11..=8e11).contains(&compute), "{compute}");
+    } else {
+        assert_eq!(gauge.trend, Trend::Undecided, "{}", gauge.sentence);
+    }
 }
 
 #[test]
