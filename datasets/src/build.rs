@@ -92,6 +92,7 @@ impl Survey {
     fn empty_split(&self, split: Split) -> DatasetError {
         DatasetError::EmptySplit {
             split: split.name(),
+            left_out: self.left_out.len(),
             num_documents: self.num_documents,
             rule: self.rule.description(),
         }

@@ -167,12 +167,13 @@ pub enum DatasetError {
 
     /// A split without a single token.
     #[error(
-        "the {split} split is empty: {num_documents} document(s) split by {rule}. For few or long documents use the end \
-         of the text: [data.split.tail] with `validation_fraction = 0.1`; otherwise change the fraction"
+        "the {split} split is empty: {num_documents} document(s) split by {rule}. {}", way_out(*left_out)
     )]
     EmptySplit {
-        /// `train` or `validation`.
+        /// `train`, `validation` or `test`.
         split: &'static str,
+        /// Held-out documents that `max_overlap` left out.
+        left_out: usize,
         /// Documents in both splits together.
         num_documents: u64,
         /// The rule, in words.
@@ -236,6 +237,19 @@ pub enum DatasetError {
     /// The prefetch thread ended without handing out the next batch.
     #[error("the thread that prefetches batches stopped unexpectedly: its panic message is above")]
     LoaderStopped,
+}
+
+/// What to do about an empty split.
+fn way_out(left_out: usize) -> String {
+    if left_out > 0 {
+        return format!(
+            "{left_out} held-out document(s) were left out because the train split has too much of them: raise `max_overlap`, or \
+             hold out more"
+        );
+    }
+    "For few or long documents use the end of the text: [data.split.tail] with `validation_fraction = 0.1`; otherwise \
+     change the fraction"
+        .to_owned()
 }
 
 impl DatasetError {

@@ -304,6 +304,13 @@ fn held_out_documents_that_train_too_are_counted_and_left_out_on_request() {
     assert_eq!(left_out, overlap.near_duplicates);
     assert_eq!(without.manifest.validation.num_documents, overlap.documents - left_out);
     assert_eq!(ids(&without.train), ids(&dataset.train), "training is untouched");
+
+    // Nothing but near-duplicates: the key that leaves them out is what is named.
+    let twin = passage(0).collect::<String>();
+    let lines: String = (0..200).map(|index| format!("{{\"text\": \"{twin}{index}\"}}\n")).collect();
+    std::fs::write(&path, lines).unwrap();
+    let message = silent(&config(Some(0.5))).unwrap_err().to_string();
+    assert!(message.contains("were left out because") && message.contains("`max_overlap`"), "{message}");
 }
 
 #[test]

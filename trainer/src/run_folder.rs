@@ -317,6 +317,15 @@ impl RunFolder {
         self.replace(&self.paths.document_losses(), lines)
     }
 
+    /// Removes `document_losses.jsonl`, if it is there.
+    ///
+    /// # Errors
+    /// As [`RunFolder::write_manifest`].
+    pub fn remove_document_losses(&self) -> Result<(), RunFolderError> {
+        self.check_held()?;
+        content::remove_file(&self.paths.document_losses())
+    }
+
     fn replace(&self, path: &Path, text: &str) -> Result<(), RunFolderError> {
         self.check_held()?;
         durable::replace(path, text.as_bytes()).map_err(RunFolderError::io("write", path))

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::json;
+use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_checkpoint, read_state};
-use switchyard_trainer::metrics::{LayerRecord, Record};
+use switchyard_trainer::metrics::{LayerRecord, Record, read_document_losses};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
 
 use super::flight_report::FlightReport;
@@ -27,6 +28,8 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
 fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
     let manifest = RunManifest::read(&paths.manifest())?;
     let records = read_records(paths)?;
+    // Nothing of it is shown; a damaged one is told.
+    read_document_losses(&paths.document_losses()).map_err(TrainError::from)?;
     if let Some(folder) = &args.figures {
         return write_figures(folder, &args.path, &records);
     }

@@ -189,7 +189,7 @@ pub(super) fn entry_names(path: &Path) -> Result<Vec<String>, RunFolderError> {
         .map_err(RunFolderError::io("read", path))
 }
 
-fn remove_file(path: &Path) -> Result<(), RunFolderError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), RunFolderError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(RunFolderError::io("remove", path)),

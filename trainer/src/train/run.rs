@@ -78,6 +78,10 @@ impl<'a> Run<'a> {
         if let Some(state) = from {
             restore_best_validation(&mut manifest, state, &rows);
         }
+        if resumed {
+            // Of a model that this run is about to leave behind.
+            folder.remove_document_losses()?;
+        }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
         observers.note(&notes::on_passes(plan, &dataset));

@@ -85,10 +85,11 @@ fn a_run_that_is_stopped_before_its_test_makes_it_at_the_next_start() {
     let resumed = tiny::run(&config, &parts, OpenMode::Resume).unwrap().manifest;
     assert_eq!(resumed.final_test_cross_entropy_nats, whole_run.final_test_cross_entropy_nats);
     assert_eq!(documents(&parts), documents(&whole));
-    // A run that goes on forgets what it knew.
+    // A run that goes on forgets what it knew, and leaves no losses of an earlier model.
     config.train.num_steps = 2;
     let stopped = tiny::run_with_stop(&config, &parts, OpenMode::Resume, true).unwrap().manifest;
     assert_eq!(stopped.final_test_cross_entropy_nats, None);
+    assert!(!parts.join("document_losses.jsonl").exists());
 }
 
 #[test]
