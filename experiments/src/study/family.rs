@@ -23,7 +23,7 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, sto
             on.seeds_to_decide = on.difference.pairs_to_decide(question.margin_nats, confidence);
             if on.verdict.is_decided() && p_value > level {
                 on.reasons.push(format!(
-                    "That {} for one arm by itself, but not among {num_arms} (p = {p_value:.3} by Holm's procedure).",
+                    "By itself it {}, but not among {num_arms} arms (p = {p_value:.3} by Holm's procedure).",
                     on.verdict.word()
                 ));
                 on.verdict = Verdict::Undecided;

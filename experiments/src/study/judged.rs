@@ -6,16 +6,16 @@ use super::pairs::Pair;
 use super::result::{Axis, HeldEqual, JudgedSplit};
 use crate::statistics::{DocumentDifference, LossCurve};
 
-/// Share by which two quantities may differ and count as equal where nothing made them so.
+/// Share by which two quantities may differ and count as equal.
 const EQUAL: f64 = 0.005;
 
 impl Evidence<'_> {
     /// Share of x by which the ends of two runs may differ and count as equal. Where steps were made
-    /// to end at equal x they did so to half a step, and both schedules have come to their end.
+    /// to end at equal x they did so to half a step.
     pub(super) fn rounding(&self, [run, baseline]: [&FinishedRun; 2]) -> f64 {
         let half_step = 0.5 / run.result.num_steps.min(baseline.result.num_steps).max(1) as f64;
         match self.loaded.study.held_equal {
-            HeldEqual::ActiveFlops | HeldEqual::WallClock => half_step,
+            HeldEqual::ActiveFlops | HeldEqual::WallClock => half_step.max(EQUAL),
             HeldEqual::TotalParams | HeldEqual::Memory | HeldEqual::Tokens => EQUAL,
         }
     }
