@@ -338,7 +338,7 @@ fn the_verdict_is_of_text_that_nothing_was_chosen_by_over_seeds_and_documents() 
 
     // No pilot knows the test split, and the crossed runs have their own order.
     let runs = desk.runs();
-    let is_pilot = |run: &&String| run.contains("-s3-");
+    let is_pilot = |run: &&String| run.contains("-s1000003-");
     assert_eq!(runs.iter().filter(is_pilot).count(), 2);
     for pilot in runs.iter().filter(is_pilot) {
         let manifest = desk.json(&format!("out/runs/{pilot}/run.json"));

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::result::{ArmComparison, ArmResult, Axis, EffectiveSpeedup, JudgedSplit, RunResult, StudyResult};
+use super::result::{
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, JudgedSplit, RunResult, StudyResult,
+};
 use super::words::{axis_words, small_nats};
 use crate::statistics::{DocumentDifference, Interval, RatioEstimate, SeedComponents};
 
@@ -72,49 +74,10 @@ impl StudyResult {
         }
     }
 
-    /// Seeds of all arms' runs at their largest budgets, ascending.
-    fn seeds_of_largest_budget(&self) -> Vec<u64> {
-        let of_arm = |arm: &ArmResult| {
-            let most = arm.most_steps();
-            let finished = arm.runs.iter().map(|run| (run.seed, run.num_steps));
-            let diverged = arm.diverged.iter().map(|run| (run.seed, run.num_steps));
-            let of_most = finished.chain(diverged).filter(|(_, steps)| Some(*steps) == most);
-            of_most.map(|(seed, _)| seed).collect::<Vec<_>>()
-        };
-        let seeds: BTreeSet<u64> = self.arms.iter().flat_map(of_arm).collect();
-        seeds.into_iter().collect()
-    }
-}
-
-/// The losses by seed, in the same columns for all arms.
-fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
-    let losses: Vec<String> =
-        seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, split))).collect();
-    format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
-}
-
-impl StudyResult {
+    /// An arm against the baseline: each axis, ratios, what else moves the difference, the gauge.
     fn comparison_lines(&self, comparison: &ArmComparison) -> String {
         let mut text = format!("\n{} against {}\n", comparison.arm, self.baseline);
-        for on in &comparison.axes {
-            let bracketed = |Interval { low, high }: &Interval| format!(" [{low:+.4}, {high:+.4}]");
-            let interval = on.difference.interval(self.stopping).map_or(String::new(), bracketed);
-            let num_arms = self.comparisons.iter().filter(|other| other.on(on.axis).is_some()).count();
-            let among = on.adjusted_interval.as_ref().filter(|_| num_arms > 1);
-            let among = among
-                .map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
-            let _ = writeln!(
-                text,
-                "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}",
-                axis_words(on.axis),
-                on.difference.mean,
-                on.split.name(),
-                on.verdict.word()
-            );
-            if let Some(documents) = &on.documents {
-                let _ = writeln!(text, "{:31}{}", "", document_words(documents));
-            }
-        }
+        comparison.axes.iter().for_each(|on| text.push_str(&self.axis_lines(on)));
         for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
             if time.axis == Axis::Tokens {
                 continue; // The same as steps.
@@ -148,17 +111,61 @@ impl StudyResult {
         }
         text
     }
+
+    /// The difference on an axis with the interval that decides, and its spread over documents.
+    fn axis_lines(&self, on: &AxisComparison) -> String {
+        let interval = on.difference.interval(self.stopping).map_or(String::new(), bracketed);
+        let num_arms = self.comparisons.iter().filter(|other| other.on(on.axis).is_some()).count();
+        let among = on.adjusted_interval.as_ref().filter(|_| num_arms > 1);
+        let among =
+            among.map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
+        let mut text = format!(
+            "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}\n",
+            axis_words(on.axis),
+            on.difference.mean,
+            on.split.name(),
+            on.verdict.word()
+        );
+        if let Some(documents) = &on.documents {
+            let _ = writeln!(text, "{:31}{}", "", document_words(documents));
+        }
+        text
+    }
+
+    /// Seeds of all arms' runs at their largest budgets, ascending.
+    fn seeds_of_largest_budget(&self) -> Vec<u64> {
+        let of_arm = |arm: &ArmResult| {
+            let most = arm.most_steps();
+            let finished = arm.runs.iter().map(|run| (run.seed, run.num_steps));
+            let diverged = arm.diverged.iter().map(|run| (run.seed, run.num_steps));
+            let of_most = finished.chain(diverged).filter(|(_, steps)| Some(*steps) == most);
+            of_most.map(|(seed, _)| seed).collect::<Vec<_>>()
+        };
+        let seeds: BTreeSet<u64> = self.arms.iter().flat_map(of_arm).collect();
+        seeds.into_iter().collect()
+    }
+}
+
+/// The losses by seed, in the same columns for all arms.
+fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
+    let losses: Vec<String> =
+        seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, split))).collect();
+    format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
+}
+
+/// An interval after a space.
+fn bracketed(Interval { low, high }: &Interval) -> String {
+    format!(" [{low:+.4}, {high:+.4}]")
 }
 
 /// The spread over documents.
 fn document_words(documents: &DocumentDifference) -> String {
-    let interval = |Interval { low, high }: &Interval| format!("[{low:+.4}, {high:+.4}]");
     let with_seeds = documents.interval_with_seeds.as_ref();
-    let with_seeds = with_seeds.map_or(String::new(), |both| format!("; with seeds {}", interval(both)));
+    let with_seeds = with_seeds.map_or(String::new(), |both| format!("; with seeds{}", bracketed(both)));
     format!(
-        "over {} documents {}{with_seeds}; ahead on {:.0} %",
+        "over {} documents{}{with_seeds}; ahead on {:.0} %",
         documents.num_documents,
-        interval(&documents.interval),
+        bracketed(&documents.interval),
         100.0 * documents.share_ahead
     )
 }
