@@ -184,7 +184,7 @@ mod tests {
     fn every_key_of_a_path_is_listed() {
         let texts = [
             "text.path = \"a\"\ntokenizer.file.path = \"d\"",
-            "tokens = { train = \"b\", validation = \"c\", vocab_size = 9 }",
+            "tokens = { train = \"b\", validation = \"c\", test = \"e\", vocab_size = 9 }",
         ];
         let data = texts.map(|text| toml::from_str::<DataConfig>(text).unwrap());
         let mut keys: Vec<&str> = data.iter().flat_map(data_paths).map(|(key, _)| key).collect();

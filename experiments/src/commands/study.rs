@@ -195,6 +195,7 @@ impl<'a> Session<'a> {
                 Stopping::Planned
             },
             history_notes: &self.history.notes(&self.protocol),
+            num_looks: self.history.num_results(),
             num_missing,
             diverged: &diverged,
         };

@@ -39,6 +39,12 @@ fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
             let bits = manifest.final_validation_bits_per_byte;
             let (secs, loss) = (manifest.train_secs, loss_words::loss(nats, bits));
             say!("finished: {steps} steps in {secs:.1} s, validation cross-entropy {loss}");
+            if let Some(nats) = manifest.final_test_cross_entropy_nats {
+                say!(
+                    "test split: cross-entropy {}",
+                    loss_words::loss(nats, manifest.final_test_bits_per_byte)
+                );
+            }
             if let Some(validation) = validation {
                 let num_targets = loss_words::targets_of_whole_windows(seq_len, validation);
                 say!("validated on {}", loss_words::extent(num_targets, seq_len, validation));

@@ -11,6 +11,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::interval::{Interval, student_t_reach};
+use super::paired::PairedDifference;
+use super::verdict::Stopping;
 
 /// A difference over the documents of a split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +58,21 @@ impl DocumentDifference {
             interval: Interval::around(mean, reach * document_error)?,
             interval_with_seeds: with_seeds(&means, document_error, effective_documents, confidence),
         })
+    }
+}
+
+impl DocumentDifference {
+    /// The same, with the interval over seeds and documents that holds under `stopping`: where the
+    /// number of seeds is open, both intervals' widths are added as errors are, which is wider.
+    pub(crate) fn judged_at(self, difference: &PairedDifference, stopping: Stopping) -> Self {
+        if stopping == Stopping::Planned {
+            return self;
+        }
+        let half_width = |interval: &Interval| 0.5 * (interval.high - interval.low);
+        let both = difference.interval(stopping).and_then(|over_seeds| {
+            Interval::around(difference.mean, half_width(over_seeds).hypot(half_width(&self.interval)))
+        });
+        Self { interval_with_seeds: both, ..self }
     }
 }
 
@@ -106,6 +123,19 @@ mod tests {
         assert!((half - 12.706_204_7 * 0.5 * (0.5 + 10.0 / 90.0)).abs() < 1e-6, "{half}");
         assert_eq!((found.share_ahead, found.interval_with_seeds), (0.5, None));
         assert!((found.effective_documents - 100.0_f64.powi(2) / 8200.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_open_number_of_seeds_widens_the_interval_over_both_too() {
+        let differences = [-0.02, -0.03, -0.01, -0.025, -0.015, -0.02, -0.03];
+        let nats_sd: Vec<Vec<f64>> =
+            differences.iter().map(|of| vec![of * 90.0, of * 110.0 + 0.1, of * 100.0 - 0.1]).collect();
+        let found = DocumentDifference::new(&nats_sd, &[90, 110, 100], 0.95).unwrap();
+        let seeds = PairedDifference::new(&differences, 0.95).unwrap();
+        assert_eq!(found.clone().judged_at(&seeds, Stopping::Planned), found);
+        let open = found.judged_at(&seeds, Stopping::Open).interval_with_seeds.unwrap();
+        let alone = seeds.anytime_interval.unwrap();
+        assert!(open.low < alone.low && alone.high < open.high, "{open:?} {alone:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The sentence that carries a verdict.
 
+use super::interval::Interval;
 use super::paired::{MOST_PAIRS, PairedDifference};
 use super::verdict::{Stopping, Verdict};
 
@@ -55,6 +56,12 @@ impl PairedDifference {
     /// What would decide an undecided comparison.
     fn outlook(&self, margin: f64, pairs_to_decide: Option<u64>) -> String {
         let num_pairs = self.differences.len() as u64;
+        let is_inside = |interval: &Interval| interval.low >= -margin && interval.high <= margin;
+        if self.t_interval.as_ref().is_some_and(is_inside) {
+            return format!(
+                "The whole interval is within the margin of {margin} nats: no difference that matters."
+            );
+        }
         match pairs_to_decide {
             Some(MOST_PAIRS) => "No affordable number of seeds would decide it.".into(),
             Some(pairs) => {

@@ -132,6 +132,10 @@ impl Evidence<'_> {
     fn withhold_verdicts(&self, arm: usize, comparison: &mut ArmComparison) {
         for on in &mut comparison.axes {
             let reasons = self.against_a_verdict(arm, on);
+            if on.verdict.is_decided() || !reasons.is_empty() || on.reads_unfinished_schedules {
+                // More seeds would change nothing about it.
+                on.seeds_to_decide = None;
+            }
             if !reasons.is_empty() && on.verdict.is_decided() {
                 on.verdict = Verdict::Undecided;
             }
@@ -251,6 +255,7 @@ impl Evidence<'_> {
         let verdict = difference.verdict(question.margin_nats, self.stopping);
         let documents =
             is_of_last_models.then(|| over_documents(&pairs, split, question.confidence)).flatten();
+        let documents = documents.map(|documents| documents.judged_at(&difference, self.stopping));
         Some(AxisComparison {
             axis,
             seeds: pairs.iter().map(|[run, _]| run.result.seed).collect(),

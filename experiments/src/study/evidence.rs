@@ -30,6 +30,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) stopping: Stopping,
     /// What was registered and printed before.
     pub(crate) history_notes: &'a [String],
+    /// How many results were printed before.
+    pub(crate) num_looks: usize,
     /// Runs for the result that are not finished.
     pub(crate) num_missing: usize,
     /// Runs for the result that diverged, each with its arm.

@@ -74,7 +74,7 @@ pub(crate) struct ArmOutcome {
     pub(crate) seeds: Vec<u64>,
     /// Mean difference, in nats.
     pub(crate) mean: f64,
-    /// Student t interval of it.
+    /// The interval of it that decided.
     pub(crate) interval: Option<Interval>,
     /// The text that it is of; `None` in entries of earlier versions.
     #[serde(default)]
@@ -173,7 +173,7 @@ impl History {
                     arm: comparison.arm.clone(),
                     seeds: on.seeds.clone(),
                     mean: on.difference.mean,
-                    interval: on.difference.t_interval,
+                    interval: on.difference.interval(result.stopping).copied(),
                     split: Some(on.split),
                     verdict: on.verdict,
                 })
@@ -227,6 +227,11 @@ impl History {
             ));
         }
         notes
+    }
+
+    /// Results that were printed before.
+    pub(crate) fn num_results(&self) -> usize {
+        self.results().count()
     }
 
     fn results(&self) -> impl DoubleEndedIterator<Item = (&str, &Protocol, &Vec<ArmOutcome>)> {

@@ -99,8 +99,8 @@ impl StudyResult {
         {
             let _ = writeln!(
                 text,
-                "  of the difference of one seed, {crossed_seeds} by {crossed_seeds} crossed: initial values decide \
-             {} nats, data order {}, both together {}",
+                "  deviation of one pair's difference, from {crossed_seeds} by {crossed_seeds} crossed seeds: initial values \
+             {} nats, data order {}, their interaction {}",
                 small_nats(initial_values),
                 small_nats(data_order),
                 small_nats(both_together)
@@ -124,7 +124,7 @@ impl StudyResult {
             axis_words(on.axis),
             on.difference.mean,
             on.split.name(),
-            on.verdict.word()
+            if on.reads_unfinished_schedules { "undecided (the runs end apart)" } else { on.verdict.word() }
         );
         if let Some(documents) = &on.documents {
             let _ = writeln!(text, "{:31}{}", "", document_words(documents));

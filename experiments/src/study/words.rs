@@ -1,10 +1,13 @@
 //! A result in words.
 
+use super::arms::Arm;
 use super::evidence::{AXES, Evidence};
 use super::outcome::FinishedRun;
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
 };
+use switchyard_ground::units::bytes;
+
 use crate::statistics::{Interval, RatioEstimate, Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
@@ -259,11 +262,18 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
     let on_axis = || comparisons.iter().filter_map(|arm| Some((arm, arm.on(axis)?)));
     let mut notes = Vec::new();
     match on_axis().map(|(_, on)| on.split).min_by_key(|split| *split == JudgedSplit::Test) {
-        Some(JudgedSplit::Test) => notes.push(
-            "The verdict is of the test split, which no choice was made by and no pilot looked at; curves, times to a loss and \
-             speedups are of the validation split."
-                .into(),
-        ),
+        Some(JudgedSplit::Test) => {
+            let looks = match evidence.num_looks {
+                0 => String::new(),
+                count => format!(
+                    " Results on it were printed {count} time(s) before: what was chosen since may have been chosen by it."
+                ),
+            };
+            notes.push(format!(
+                "The verdict is of the test split, which no learning rate is chosen by; curves, times to a loss and speedups are \
+                 of the validation split.{looks}"
+            ));
+        }
         Some(JudgedSplit::Validation) if evidence.arms[0].config.data.has_test_split() => notes.push(format!(
             "At equal {} the runs do not end, so that the verdict is of the validation split; the test split was measured at \
              their ends only.",
@@ -279,8 +289,7 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
     let documents = on_axis().find_map(|(_, on)| on.documents.as_ref());
     if let Some(documents) = documents.filter(|documents| documents.effective_documents < FEW_DOCUMENTS) {
         notes.push(format!(
-            "The text has {} documents, which weigh as much as {:.0} of one length: the interval over them is wide, and other \
-             text may tell another story.",
+            "The text has {} documents of unequal length, which count as about {:.0}: few to speak for other text.",
             documents.num_documents, documents.effective_documents
         ));
     }
@@ -373,6 +382,9 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         }
     };
     let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
+    if study.held_equal == HeldEqual::Memory {
+        notes.extend(evidence.arms[1..].iter().filter_map(|arm| measured_peaks(arm, evidence)));
+    }
     if study.held_equal == HeldEqual::WallClock {
         notes.extend(evidence.arms[1..].iter().filter_map(|arm| step_ratio(&arm.label, evidence)));
     }
@@ -388,6 +400,22 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
             .into(),
     );
     notes
+}
+
+/// What was measured of an arm's memory beside the baseline's.
+fn measured_peaks(arm: &Arm, evidence: &Evidence<'_>) -> Option<String> {
+    let baseline = &evidence.arms[0];
+    let process = arm.plan.memory.total_bytes() - arm.plan.memory.run_bytes();
+    Some(format!(
+        "The peak of a process that trains `{}` was {}, of one that trains `{}` {}; without the {} that such a process takes by \
+         itself that is {:.3} times as much.",
+        arm.label,
+        bytes(arm.measured_peak_bytes?),
+        baseline.label,
+        bytes(baseline.measured_peak_bytes?),
+        bytes(process),
+        arm.equality
+    ))
 }
 
 /// How long a step of an arm takes, as its number of steps was made from.

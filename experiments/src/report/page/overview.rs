@@ -65,7 +65,7 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
     let arms = content.comparisons();
     let sentences = arms.iter().flat_map(|arm| arm.axes.iter().map(|axis| (arm.arm.as_str(), axis)));
     let body = html! {
-        (table_or(&differences(arms, &result.baseline), "No arm could be compared with the baseline yet."))
+        (table_or(&differences(arms, result), "No arm could be compared with the baseline yet."))
         @if let Some(gap) = &figures.gap { (figure(gap)) }
         details {
             summary { "The verdicts in words" }
@@ -91,12 +91,13 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
     Section { id: "comparisons", heading: "Against the baseline", body }
 }
 
-fn differences(arms: &[ArmComparison], baseline: &str) -> Table {
+fn differences(arms: &[ArmComparison], result: &StudyResult) -> Table {
     let head = [
         "arm",
         "at equal",
         "verdict",
-        "difference in nats [t interval]",
+        "difference in nats [interval that decides]",
+        "t interval",
         "bootstrap interval",
         "signed-rank interval",
         "p, adjusted",
@@ -110,7 +111,8 @@ fn differences(arms: &[ArmComparison], baseline: &str) -> Table {
             arm.to_string(),
             name(axis.axis).into(),
             format!("{} {}", verdict_glyph(axis.verdict), axis.verdict.word()),
-            difference(paired.mean, paired.t_interval.as_ref()),
+            difference(paired.mean, paired.interval(result.stopping)),
+            interval(paired.t_interval.as_ref()),
             interval(paired.bootstrap_interval.as_ref()),
             interval(axis.signed_rank.as_ref().map(|found| &found.interval)),
             or_absent(axis.adjusted_p_value, |p| format!("{p:.4}")),
@@ -120,8 +122,12 @@ fn differences(arms: &[ArmComparison], baseline: &str) -> Table {
         ]
     };
     let rows = arms.iter().flat_map(|arm| arm.axes.iter().map(move |axis| row(&arm.arm, axis)));
-    Table::new(format!("Loss of an arm minus loss of {baseline}: below zero the arm is better"), 3, &head)
-        .with_rows(rows)
+    Table::new(
+        format!("Loss of an arm minus loss of {}: below zero the arm is better", result.baseline),
+        3,
+        &head,
+    )
+    .with_rows(rows)
 }
 
 fn times(arms: &[ArmComparison]) -> Table {

@@ -38,7 +38,7 @@ fn table(arms: &[&ArmComparison], result: &StudyResult) -> Table {
         "last bits",
         "initial values",
         "data order",
-        "both together",
+        "interaction",
     ];
     let row = |arm: &&ArmComparison| {
         let on = arm.on(result.question.axis);
