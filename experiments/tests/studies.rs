@@ -389,6 +389,7 @@ fn memory_is_held_equal_by_measuring_it() {
     desk.write("study.toml", &study);
     let (_, log) = desk.ok(&["compare", "study.toml", "--out", "out"]);
     assert!(log.contains("measuring the memory of each arm"), "{log}");
+    assert!(log.contains("there will be no verdict at equal active FLOPs"), "{log}");
     let result = desk.json("out/result.json");
     for arm in 0..2 {
         let peak = result["arms"][arm]["measured_peak_bytes"].as_u64().unwrap();

@@ -117,6 +117,9 @@ impl<'a> Session<'a> {
             validation_tokens: data.manifest.validation.num_tokens,
         };
         say!("{}", forecast.describe(&self.folder).trim_end());
+        if let Some(warning) = forecast.undecidable() {
+            say!("  {warning}");
+        }
         let strangers = self.folder.num_strangers(&runs.iter().collect::<Vec<_>>());
         // With a choice of learning rates, runs at those chosen later are not strangers.
         if strangers > 0 && self.pilots.is_empty() {

@@ -9,7 +9,10 @@ use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
 use super::execute::StudyFolder;
 use super::file::StudyFile;
+use super::judged::EQUAL;
 use super::matrix::PlannedRun;
+use super::result::{Axis, HeldEqual};
+use super::words::axis_words;
 
 /// The plan of a study, for a person to read.
 #[derive(Debug)]
@@ -36,6 +39,28 @@ impl Forecast<'_> {
         let forward_passes = self.validation_tokens as f64 / run.plan.tokens_per_step as f64;
         run.plan.num_steps as f64 * measured.step_secs
             + evaluations as f64 * forward_passes * measured.forward_secs
+    }
+
+    /// A word on a question that no number of seeds can decide: with one budget, on an axis on which
+    /// the runs end apart.
+    pub(crate) fn undecidable(&self) -> Option<String> {
+        let StudyFile { held_equal, question, budget, .. } = self.study;
+        let end_together = match question.axis {
+            Axis::ActiveFlops => self.arms.iter().all(|arm| {
+                let [mine, theirs] = [arm, &self.arms[0]].map(|arm| arm.plan.counts.training_flops_per_token);
+                *held_equal == HeldEqual::ActiveFlops || (mine as f64 / theirs as f64 - 1.0).abs() <= EQUAL
+            }),
+            Axis::Seconds => *held_equal == HeldEqual::WallClock,
+            Axis::Steps | Axis::Tokens => *held_equal != HeldEqual::WallClock,
+        };
+        (budget.num_steps.len() == 1 && !end_together).then(|| {
+            format!(
+                "there will be no verdict at equal {}: with one budget the runs end apart there. Give several budgets, hold that \
+                 equal, or ask at equal {} with `question.axis`",
+                axis_words(question.axis),
+                axis_words(if *held_equal == HeldEqual::WallClock { Axis::Seconds } else { Axis::Tokens })
+            )
+        })
     }
 
     /// The plan as text: a line per arm, then the sums of what is missing in `folder`.

@@ -7,7 +7,7 @@ use super::result::{Axis, HeldEqual, JudgedSplit};
 use crate::statistics::{DocumentDifference, LossCurve};
 
 /// Share by which two quantities may differ and count as equal.
-const EQUAL: f64 = 0.005;
+pub(super) const EQUAL: f64 = 0.005;
 
 impl Evidence<'_> {
     /// Share of x by which the ends of two runs may differ and count as equal. Where steps were made

@@ -141,7 +141,8 @@ fn check_sums(paths: &RunPaths, splits: &[SplitLosses], result: &RunResult) -> R
         let nats: f64 = losses.documents.iter().map(|document| document.nats).sum();
         let tokens: u64 = losses.documents.iter().map(|document| document.num_tokens).sum();
         let mean = nats / tokens as f64;
-        if !((mean / whole - 1.0).abs() <= SAME_SUM) {
+        let is_part = (mean / whole - 1.0).abs() <= SAME_SUM;
+        if !is_part {
             return Err(Failure::Mistake(format!(
                 "{}: the losses of the {} documents have a mean of {mean:.4} nats, and run.json says {whole:.4}: the file is \
                  damaged or of another step. Delete the run's folder to train it anew",
