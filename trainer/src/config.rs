@@ -235,7 +235,7 @@ pub struct EvalConfig {
     pub test_at_end: bool,
 }
 
-fn is_false(value: &bool) -> bool {
+pub(crate) fn is_false(value: &bool) -> bool {
     !value
 }
 

@@ -72,12 +72,8 @@ pub struct EvaluationPlan {
     /// always takes all.
     pub max_tokens: Option<u64>,
     /// Whether the last model is measured on the test split.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "crate::config::is_false")]
     pub test_at_end: bool,
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// When to write a checkpoint, and which to keep.

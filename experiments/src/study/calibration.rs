@@ -13,13 +13,12 @@ use switchyard_ground::{regular_file, say};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use switchyard_ground::digest::sha256_hex;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::benchmark::{Repetitions, StepCase, Timed, benchmark_step};
 
 use super::arms::Arm;
 use super::file::LoadedStudy;
-use super::identity::{CodeIdentity, placeless_hash};
+use super::identity::{CodeIdentity, hash_of_arms};
 use super::result::HeldEqual;
 use crate::failure::Failure;
 use crate::lock_file::LockFile;
@@ -83,8 +82,8 @@ impl Calibration {
         code: &CodeIdentity,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
-        let path =
-            folder.join(format!("calibration-{}.json", &hash_of(arms, loaded.study.held_equal, code)[..12]));
+        let path = folder
+            .join(format!("calibration-{}.json", &hash_of_arms(arms, loaded.study.held_equal, code)[..12]));
         let lock = path.with_extension("lock");
         // Of several processes that start together one measures, undisturbed, and its numbers hold
         // for all.
@@ -210,15 +209,6 @@ fn case(arm: &Arm) -> StepCase<'_> {
 /// Ok if the user has not interrupted.
 fn check_go_on(stop: &AtomicBool) -> Result<(), Failure> {
     if stop.load(Ordering::SeqCst) { Err(TrainError::Interrupted.into()) } else { Ok(()) }
-}
-
-/// Tells the calibration of these arms by this program from any other. It is kept, because with
-/// wall-clock time held equal it decides how many steps each arm does, and a study that is
-/// continued must not change its mind.
-fn hash_of(arms: &[Arm], held_equal: HeldEqual, code: &CodeIdentity) -> String {
-    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, placeless_hash(&arm.config)));
-    let lines: Vec<String> = arms.chain([format!("{held_equal:?}"), code.as_str().to_string()]).collect();
-    sha256_hex(lines.join("\n"))
 }
 
 #[cfg(test)]

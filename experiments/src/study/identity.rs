@@ -13,6 +13,8 @@ use switchyard_trainer::config_file::config_hash;
 use switchyard_trainer::host::training_code_sha256;
 use switchyard_trainer::moved_data::with_missing_path;
 
+use super::arms::Arm;
+use super::result::HeldEqual;
 use crate::failure::Failure;
 
 /// The code that trains, in the program that is running.
@@ -23,11 +25,6 @@ impl CodeIdentity {
     /// That of this process: see [`training_code_sha256`].
     pub(crate) fn of_this_program() -> Self {
         Self(training_code_sha256().into())
-    }
-
-    /// In hexadecimal.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
@@ -75,6 +72,15 @@ fn with_advice(error: DatasetError, data: &DataConfig) -> Failure {
 /// for the content.
 pub(crate) fn run_identity(config: &RunConfig, data: &str, code: &CodeIdentity) -> String {
     sha256_hex([placeless_hash(config).as_str(), data, code.0.as_str()].join(" "))
+}
+
+/// Tells measurements of these arms by this program, for what is held equal, from any other. They are
+/// kept, because they decide what the runs of a study are, and one that is continued must not change
+/// its mind.
+pub(super) fn hash_of_arms(arms: &[Arm], held_equal: HeldEqual, code: &CodeIdentity) -> String {
+    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, placeless_hash(&arm.config)));
+    let lines: Vec<String> = arms.chain([format!("{held_equal:?}"), code.0.clone()]).collect();
+    sha256_hex(lines.join("\n"))
 }
 
 /// The hash of `config` without the places of its data.

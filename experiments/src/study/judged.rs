@@ -27,21 +27,6 @@ impl Evidence<'_> {
         if runs.all(has_test) { JudgedSplit::Test } else { JudgedSplit::Validation }
     }
 
-    /// The loss on a split that an arm can have at each x, with the seed of `run`. On the test split
-    /// runs have one loss each, their last.
-    pub(super) fn curve_of(
-        &self,
-        split: JudgedSplit,
-        arm: usize,
-        run: &FinishedRun,
-        axis: Axis,
-    ) -> Option<LossCurve> {
-        match split {
-            JudgedSplit::Validation => self.best_curve(arm, run, axis),
-            JudgedSplit::Test => self.curve_of_ends(split, arm, run, axis),
-        }
-    }
-
     /// The last losses of the arm's finished runs of all budgets with the seed of `run`.
     pub(super) fn curve_of_ends(
         &self,
@@ -92,8 +77,12 @@ impl<'a> Judged<'a> {
             if !is_comparable(axis, [run, baseline]) {
                 return None;
             }
-            let mine = evidence.curve_of(split, arm, run, axis)?;
-            let theirs = evidence.curve_of(split, 0, baseline, axis)?;
+            // On the test split runs have one loss each, their last.
+            let curve = |arm, run| match split {
+                JudgedSplit::Validation => evidence.best_curve(arm, run, axis),
+                JudgedSplit::Test => evidence.curve_of_ends(split, arm, run, axis),
+            };
+            let (mine, theirs) = (curve(arm, run)?, curve(0, baseline)?);
             let rounding = evidence.rounding([run, baseline]);
             let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, rounding)?;
             judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];

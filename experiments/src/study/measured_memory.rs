@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::{regular_file, say};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
@@ -24,7 +23,7 @@ use switchyard_trainer::config_file;
 use super::arms::{Arm, solved_for, written_arm};
 use super::equality::quantity;
 use super::file::LoadedStudy;
-use super::identity::{CodeIdentity, placeless_hash};
+use super::identity::{CodeIdentity, hash_of_arms};
 use super::result::HeldEqual;
 use crate::failure::Failure;
 use crate::whole_file;
@@ -67,7 +66,7 @@ pub(crate) fn equalised(
     if loaded.study.held_equal != HeldEqual::Memory {
         return Ok(arms);
     }
-    let path = folder.join(format!("memory-{}.json", &hash_of(&arms, code)[..12]));
+    let path = folder.join(format!("memory-{}.json", &hash_of_arms(&arms, HeldEqual::Memory, code)[..12]));
     let measurements = if path.is_file() {
         read(&path)?
     } else {
@@ -155,7 +154,7 @@ fn solved_part(arm: &Arm, loaded: &LoadedStudy, num_own: usize) -> Vec<String> {
 
 /// Memory of the process around a run, which is the same for each arm: with it, small arms would
 /// look equal.
-fn process_bytes(arm: &Arm) -> u64 {
+pub(super) fn process_bytes(arm: &Arm) -> u64 {
     arm.plan.memory.total_bytes() - arm.plan.memory.run_bytes()
 }
 
@@ -226,11 +225,4 @@ fn peak_of_process(id: u32) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
-}
-
-/// Tells the measurements of these arms by this program from any other.
-fn hash_of(arms: &[Arm], code: &CodeIdentity) -> String {
-    let arms = arms.iter().map(|arm| format!("{} {}", arm.label, placeless_hash(&arm.config)));
-    let lines: Vec<String> = arms.chain([code.as_str().to_string()]).collect();
-    sha256_hex(lines.join("\n"))
 }

@@ -2,6 +2,7 @@
 
 use super::arms::Arm;
 use super::evidence::{AXES, Evidence};
+use super::measured_memory::process_bytes;
 use super::outcome::FinishedRun;
 use super::result::{
     ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, HeldEqual, JudgedSplit, Question,
@@ -405,7 +406,6 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
 /// What was measured of an arm's memory beside the baseline's.
 fn measured_peaks(arm: &Arm, evidence: &Evidence<'_>) -> Option<String> {
     let baseline = &evidence.arms[0];
-    let process = arm.plan.memory.total_bytes() - arm.plan.memory.run_bytes();
     Some(format!(
         "The peak of a process that trains `{}` was {}, of one that trains `{}` {}; without the {} that such a process takes by \
          itself that is {:.3} times as much.",
@@ -413,7 +413,7 @@ fn measured_peaks(arm: &Arm, evidence: &Evidence<'_>) -> Option<String> {
         bytes(arm.measured_peak_bytes?),
         baseline.label,
         bytes(baseline.measured_peak_bytes?),
-        bytes(process),
+        bytes(process_bytes(arm)),
         arm.equality
     ))
 }

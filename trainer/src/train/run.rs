@@ -1,23 +1,23 @@
 //! A run in progress: the loop, and what it leaves on disk.
 
+mod held_out;
+
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader, TokenStore};
+use switchyard_datasets::{Dataset, Loader};
 
-use super::{TrainRequest, loader_config, notes, test_split};
+use super::{TrainRequest, loader_config, notes};
 use crate::TrainError;
 use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
-use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
 use crate::generate::{GenerationSettings, generate};
-use crate::metrics::{DocumentLoss, Record, SplitLosses, document_loss_lines};
+use crate::metrics::{DocumentLoss, Record};
 use crate::moving_parts::MovingParts;
 use crate::observers::{Observers, OpenedObservers};
 use crate::plan::RunPlan;
@@ -77,8 +77,6 @@ impl<'a> Run<'a> {
             FlightRecorder::open(folder.paths(), plan, from, &dataset, masks, &device)?;
         if let Some(state) = from {
             restore_best_validation(&mut manifest, state, &rows);
-        }
-        if resumed {
             // Of a model that this run is about to leave behind.
             folder.remove_document_losses()?;
         }
@@ -261,67 +259,6 @@ impl<'a> Run<'a> {
         self.observers.sync()?;
         self.manifest.record_validation(self.parts.state.step, evaluation.cross_entropy_nats);
         Ok(Some(evaluation.cross_entropy_nats))
-    }
-
-    fn evaluate_validation(&self, max_tokens: Option<u64>) -> Result<Option<Evaluation>, TrainError> {
-        self.evaluate(&self.dataset.validation, max_tokens)
-    }
-
-    /// Remember the loss of each document, for [`Self::measure_held_out_text`].
-    fn keep_documents(&mut self, evaluation: &mut Evaluation) {
-        let documents = evaluation.documents.take().filter(|_| evaluation.whole_split);
-        self.validation_documents = documents.map(|documents| (self.parts.state.step, documents));
-    }
-
-    /// The last model's loss on the test split, if it is asked for, and on each document. False if
-    /// the run is asked to stop before all is done.
-    fn measure_held_out_text(&mut self) -> Result<bool, TrainError> {
-        let step = self.parts.state.step;
-        let mut splits = Vec::new();
-        let mut keep = |split: &str, documents: Option<Vec<DocumentLoss>>| {
-            splits.extend(documents.map(|documents| SplitLosses { split: split.to_owned(), documents }));
-        };
-        match self.validation_documents.take().filter(|(of, _)| *of == step) {
-            Some((_, documents)) => keep("validation", Some(documents)),
-            None if self.dataset.validation.num_documents() == 0 => {}
-            // The process that made the evaluation is gone.
-            None => match self.evaluate_validation(None)? {
-                Some(evaluation) => keep("validation", evaluation.documents),
-                None => return Ok(false),
-            },
-        }
-        if self.plan.evaluation.test_at_end {
-            let Some(evaluation) = self.evaluate(test_split(&self.dataset)?, None)? else { return Ok(false) };
-            if !evaluation.cross_entropy_nats.is_finite() {
-                return Err(TrainError::NoNumbers { what: "the loss on the test split is NaN or infinite" });
-            }
-            self.manifest.final_test_cross_entropy_nats = Some(evaluation.cross_entropy_nats);
-            keep("test", evaluation.documents);
-        }
-        if !splits.is_empty() {
-            let written = self.folder.write_document_losses(&document_loss_lines(&splits));
-            self.tolerate(written.map_err(TrainError::from))?;
-        }
-        Ok(true)
-    }
-
-    fn evaluate(
-        &self,
-        store: &Arc<TokenStore>,
-        max_tokens: Option<u64>,
-    ) -> Result<Option<Evaluation>, TrainError> {
-        let settings = EvaluationSettings {
-            seq_len: self.plan.seq_len,
-            sequences_per_batch: self.plan.sequences_per_micro_batch,
-            max_tokens,
-            mask_documents: self.config.data.mask_documents,
-            // Only what is found at the end is kept.
-            by_document: self.is_at_its_end() && max_tokens.is_none(),
-        };
-        match evaluate_unless(self.stop, self.parts.model.get(), store, &settings, &self.device) {
-            Err(TrainError::Interrupted) => Ok(None),
-            other => other.map(Some),
-        }
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
