@@ -1,107 +1,103 @@
 //! `[model]`: from what is written to what is built.
 
-use switchyard_experts::{
-    BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
-};
+mod attention;
+mod ffn;
+mod limits;
+mod position;
+
+use switchyard_ground::key_checks::{below_one, in_range, not_negative, positive};
 use switchyard_ground::key_error::KeyError;
-use switchyard_model::{
-    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerNormConfig, LayerSpec, MixerSpec, ModelConfig,
-    ModelSpec, NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
+
+use crate::{
+    LayerNormConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, NormConfig, NormKind, RmsNormConfig,
 };
-use switchyard_router::{RouterConfig, Selection};
+use limits::{MAX_D_MODEL, MAX_LAYERS};
 
-use super::checks::{
-    MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, below_one, in_range,
-    not_negative, not_zero, optional_in_range, positive,
-};
-use super::router;
+pub use limits::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};
 
-/// Which block a layer has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LayerKind {
-    Dense,
-    Moe,
-    BlockSparse,
-}
-
-/// The network of `config` for a vocabulary and a sequence length.
-///
-/// # Errors
-/// The first key under `model` whose value cannot be used.
-pub(super) fn resolve(
-    config: &ModelConfig,
-    vocab_size: usize,
-    max_seq_len: usize,
-    notes: &mut Vec<String>,
-) -> Result<ModelSpec, KeyError> {
-    in_range("model.num_layers", config.num_layers, 1..=MAX_LAYERS)?;
-    in_range("model.d_model", config.d_model, 1..=MAX_D_MODEL)?;
-    below_one("model.dropout", config.dropout)?;
-    not_negative("model.init.std", config.init.std)?;
-    let position = resolve_position(&config.position.clone().unwrap_or_default())?;
-    let mixer = MixerSpec::Attention(resolve_attention(&config.attention, config.d_model, position)?);
-    let layers = resolve_ffn(config, max_seq_len, notes)?
-        .into_iter()
-        .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn, residual: config.residual })
-        .collect();
-    let spec = ModelSpec {
-        vocab_size,
-        max_seq_len,
-        d_model: config.d_model,
-        layers,
-        norm: resolve_norm(&config.norm.clone().unwrap_or_default())?,
-        position,
-        tie_embeddings: config.tie_embeddings,
-        dropout: config.dropout,
-        init: config.init.clone(),
-    };
-    let mixtures = spec.mixture_uses();
-    notes.extend(mixtures.iter().filter_map(router::note_on_causality));
-    check_capacity(config.ffn.moe.as_ref(), &mixtures, notes)?;
-    Ok(spec)
-}
-
-/// A capacity that no layer heeds is an error, one that some do not heed a note.
-fn check_capacity(
-    written: Option<&MoeConfig>,
-    mixtures: &[FfnUse<'_>],
-    notes: &mut Vec<String>,
-) -> Result<(), KeyError> {
-    let Some(capacity) = written.and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
-    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, KeyError)> = mixtures
-        .iter()
-        .filter_map(|used| {
-            let router = used.ffn.router()?;
-            Some((used, router, capacity.validate_selection(&router.config, &router.key).err()?))
-        })
-        .collect();
-    match refusals.first() {
-        Some((.., refusal)) if refusals.len() == mixtures.len() => {
-            Err(refusal.clone().under("model.ffn.moe.capacity"))
-        }
-        _ => {
-            notes.extend(refusals.iter().map(|(used, router, _)| {
-                format!(
-                    "`model.ffn.moe.capacity` has no effect in {}, where `{}.selection` decides by itself how many tokens \
-                     an expert takes",
-                    used.layers_in_words(),
-                    router.key
-                )
-            }));
-            Ok(())
-        }
+impl ModelConfig {
+    /// The network for a tokenizer's ids and sequences of a length, and notes on keys that hardly
+    /// have the intended effect.
+    ///
+    /// # Errors
+    /// The first key under `model` whose value cannot be used.
+    pub fn resolve(
+        &self,
+        num_ids: usize,
+        seq_len: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<ModelSpec, KeyError> {
+        in_range("model.num_layers", self.num_layers, 1..=MAX_LAYERS)?;
+        in_range("model.d_model", self.d_model, 1..=MAX_D_MODEL)?;
+        below_one("model.dropout", self.dropout)?;
+        not_negative("model.init.std", self.init.std)?;
+        self.check_multipliers()?;
+        let position = position::resolve_position(&self.position.clone().unwrap_or_default())?;
+        let attentions = attention::resolve_attention(self, &position)?;
+        let layers = ffn::resolve_ffn(self, seq_len, notes)?
+            .into_iter()
+            .zip(attentions)
+            .map(|(ffn, it)| LayerSpec { mixer: MixerSpec::Attention(it), ffn, residual: self.residual })
+            .collect();
+        let vocab_size = self.checked_vocab_size(num_ids)?;
+        let spec = ModelSpec {
+            vocab_size,
+            max_seq_len: seq_len,
+            num_positions: self.checked_positions(seq_len)?,
+            d_model: self.d_model,
+            layers,
+            norm: resolve_norm(&self.norm.clone().unwrap_or_default())?,
+            position,
+            tie_embeddings: self.tie_embeddings,
+            dropout: self.dropout,
+            init: self.init.clone(),
+            multipliers: self.multipliers,
+            head_bias: self.head_bias,
+            padding_id: self.checked_padding(vocab_size)?,
+        };
+        let mixtures = spec.mixture_uses();
+        notes.extend(mixtures.iter().filter_map(ffn::note_on_causality));
+        ffn::check_capacity(self.ffn.moe.as_ref(), &mixtures, notes)?;
+        Ok(spec)
     }
-}
 
-fn resolve_position(config: &PositionConfig) -> Result<PositionKind, KeyError> {
-    match *config {
-        PositionConfig::Rope(RopeConfig { theta }) => {
-            positive("model.position.rope.theta", theta)?;
-            Ok(PositionKind::Rope { theta })
+    fn check_multipliers(&self) -> Result<(), KeyError> {
+        let factors = self.multipliers;
+        let factors =
+            [("embedding", factors.embedding), ("residual", factors.residual), ("logits", factors.logits)];
+        factors.iter().try_for_each(|(key, value)| positive(&format!("model.multipliers.{key}"), *value))
+    }
+
+    fn checked_vocab_size(&self, num_ids: usize) -> Result<usize, KeyError> {
+        let Some(vocab_size) = self.vocab_size else { return Ok(num_ids) };
+        if !(num_ids..=MAX_VOCAB_SIZE).contains(&vocab_size) {
+            let problem = format!("is {vocab_size}, but the tokenizer has {num_ids} ids");
+            let remedy = format!("use {num_ids}..={MAX_VOCAB_SIZE}, or remove the key");
+            return Err(KeyError::new("model.vocab_size", problem, remedy));
         }
-        PositionConfig::Learned {} => Ok(PositionKind::Learned),
-        PositionConfig::Sinusoidal {} => Ok(PositionKind::Sinusoidal),
-        PositionConfig::Alibi {} => Ok(PositionKind::Alibi),
+        Ok(vocab_size)
+    }
+
+    /// The positions, where they are more than the sequence has.
+    fn checked_positions(&self, seq_len: usize) -> Result<Option<usize>, KeyError> {
+        let Some(positions) = self.num_positions else { return Ok(None) };
+        if !(seq_len..=MAX_SEQ_LEN).contains(&positions) {
+            let problem = format!("is {positions}, but `train.seq_len` is {seq_len}");
+            let remedy = format!("use {seq_len}..={MAX_SEQ_LEN}, or remove the key");
+            return Err(KeyError::new("model.num_positions", problem, remedy).naming("train.seq_len"));
+        }
+        Ok(Some(positions).filter(|positions| *positions != seq_len))
+    }
+
+    fn checked_padding(&self, vocab_size: usize) -> Result<Option<usize>, KeyError> {
+        match self.padding_id {
+            Some(id) if id >= vocab_size => {
+                let problem = format!("is {id}, but the vocabulary has {vocab_size} ids");
+                let remedy = format!("use 0..={}, or remove the key", vocab_size - 1);
+                Err(KeyError::new("model.padding_id", problem, remedy))
+            }
+            id => Ok(id),
+        }
     }
 }
 
@@ -116,234 +112,4 @@ fn resolve_norm(config: &NormConfig) -> Result<NormKind, KeyError> {
             Ok(NormKind::Layer { epsilon, bias })
         }
     }
-}
-
-fn resolve_attention(
-    config: &AttentionConfig,
-    d_model: usize,
-    position: PositionKind,
-) -> Result<AttentionSpec, KeyError> {
-    let num_heads = config.num_heads;
-    in_range("model.attention.num_heads", num_heads, 1..=MAX_HEADS)?;
-    let num_kv_heads = config.num_kv_heads.unwrap_or(num_heads);
-    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        let problem =
-            format!("is {num_kv_heads}, which does not divide `model.attention.num_heads` = {num_heads}");
-        return Err(KeyError::new("model.attention.num_kv_heads", problem, "use a divisor"));
-    }
-    let d_head = match config.d_head {
-        Some(d_head) => d_head,
-        None if d_model.is_multiple_of(num_heads) => d_model / num_heads,
-        None => {
-            let problem = format!("is {num_heads}, which does not divide `model.d_model` = {d_model}");
-            let remedy = "use a divisor, or set `model.attention.d_head`";
-            return Err(KeyError::new("model.attention.num_heads", problem, remedy));
-        }
-    };
-    in_range("model.attention.d_head", d_head, 1..=MAX_D_HEAD)?;
-    if matches!(position, PositionKind::Rope { .. }) && !d_head.is_multiple_of(2) {
-        return Err(odd_head(config, d_head));
-    }
-    if let Some(settings) = config.qk_norm.settings() {
-        positive("model.attention.qk_norm.epsilon", settings.epsilon)?;
-    }
-    Ok(AttentionSpec { num_heads, num_kv_heads, d_head, qk_norm: config.qk_norm, bias: config.bias })
-}
-
-fn odd_head(config: &AttentionConfig, d_head: usize) -> KeyError {
-    let reason = "but rotary positions turn pairs of elements";
-    match config.d_head {
-        Some(_) => {
-            let problem = format!("is {d_head}, {reason}");
-            KeyError::new("model.attention.d_head", problem, "use an even width")
-        }
-        None => {
-            let problem = format!("is {}, which makes heads of width {d_head}, {reason}", config.num_heads);
-            KeyError::new("model.attention.num_heads", problem, "make the width even")
-        }
-    }
-}
-
-/// The feed-forward block of each layer, first layer first.
-fn resolve_ffn(
-    config: &ModelConfig,
-    max_seq_len: usize,
-    notes: &mut Vec<String>,
-) -> Result<Vec<FfnSpec>, KeyError> {
-    let ffn = &config.ffn;
-    let activation = ffn.activation;
-    let kinds = resolve_kinds(ffn, config.num_layers)?;
-    check_block_sparse(ffn, config.d_model)?;
-    let moe = ffn.moe.as_ref().map(|moe| resolve_moe(moe, &kinds)).transpose()?;
-    let d_ff = resolve_width(ffn, &kinds, notes)?;
-    let mut layers = Vec::with_capacity(kinds.len());
-    for (layer, kind) in kinds.into_iter().enumerate() {
-        layers.push(match (kind, &moe, &ffn.block_sparse) {
-            (LayerKind::Moe, Some(moe), _) => {
-                checked_mixture(FfnSpec::mixture(moe, layer, activation, max_seq_len))?
-            }
-            (LayerKind::BlockSparse, _, Some(matrices)) => {
-                FfnSpec::BlockSparse(BlockSparseSpec { activation, matrices: matrices.clone() })
-            }
-            _ => FfnSpec::Dense(DenseSpec { activation, d_ff, bias: ffn.bias }),
-        });
-    }
-    Ok(layers)
-}
-
-/// The mixture, if its sequences are not cut into too many slots.
-fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, KeyError> {
-    if let FfnSpec::SoftMoe(SoftMoeSpec { router, slots_per_expert, .. }) = &ffn {
-        // Written out or not: as many as the sequence's length asks for can be too many, too.
-        let key = format!("{}.selection.soft.slots_per_expert", router.key);
-        in_range(&key, *slots_per_expert, 1..=MAX_HIDDEN_WIDTH)?;
-    }
-    Ok(ffn)
-}
-
-/// Kind of each layer, first layer first.
-fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, KeyError> {
-    if ffn.block_sparse.is_some() {
-        return Ok(vec![LayerKind::BlockSparse; num_layers]);
-    }
-    let Some(moe) = &ffn.moe else {
-        return Ok(vec![LayerKind::Dense; num_layers]);
-    };
-    let is_moe = |layer: usize| match &moe.layers {
-        None => true,
-        Some(MoeLayersConfig::Every(every)) => (layer + 1).is_multiple_of(*every),
-        Some(MoeLayersConfig::List(list)) => list.contains(&layer),
-    };
-    if let Some(layers) = &moe.layers {
-        check_layer_choice(layers, num_layers)?;
-    }
-    Ok((0..num_layers).map(|layer| if is_moe(layer) { LayerKind::Moe } else { LayerKind::Dense }).collect())
-}
-
-fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), KeyError> {
-    const LIST_KEY: &str = "model.ffn.moe.layers.list";
-    match layers {
-        MoeLayersConfig::Every(every) => in_range("model.ffn.moe.layers.every", *every, 1..=num_layers),
-        MoeLayersConfig::List(list) if list.is_empty() => {
-            let remedy = "name at least one layer, or remove `model.ffn.moe` for a dense model";
-            Err(KeyError::new(LIST_KEY, "is empty", remedy))
-        }
-        MoeLayersConfig::List(list) => {
-            let mut seen = vec![false; num_layers];
-            for &layer in list {
-                if layer >= num_layers {
-                    let problem = format!("holds {layer}, but the model has {num_layers} layers");
-                    return Err(KeyError::new(LIST_KEY, problem, format!("use 0..={}", num_layers - 1)));
-                }
-                if std::mem::replace(&mut seen[layer], true) {
-                    let problem = format!("holds {layer} twice");
-                    return Err(KeyError::new(LIST_KEY, problem, "name each layer once"));
-                }
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Hidden width of the dense blocks; 0 in a model without.
-fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>) -> Result<usize, KeyError> {
-    let first_dense = layers.iter().position(|kind| *kind == LayerKind::Dense);
-    match (ffn.d_ff, first_dense) {
-        (Some(d_ff), Some(_)) => {
-            in_range("model.ffn.d_ff", d_ff, 1..=MAX_HIDDEN_WIDTH)?;
-            Ok(d_ff)
-        }
-        (None, Some(layer)) => {
-            let problem = format!("is missing, but layer {layer} is dense");
-            Err(KeyError::new("model.ffn.d_ff", problem, "give the hidden width of the dense block"))
-        }
-        (d_ff, None) => {
-            let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
-            for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
-                let kind = if ffn.block_sparse.is_some() { "block-sparse" } else { "MoE" };
-                notes.push(format!("`model.ffn.{key}` has no effect: every layer is {kind}"));
-            }
-            Ok(0)
-        }
-    }
-}
-
-fn check_block_sparse(ffn: &FfnConfig, d_model: usize) -> Result<(), KeyError> {
-    let Some(block_sparse) = &ffn.block_sparse else { return Ok(()) };
-    if ffn.moe.is_some() {
-        let problem = "is given beside `model.ffn.moe`";
-        return Err(KeyError::new("model.ffn.block_sparse", problem, "keep one of them"));
-    }
-    in_range("model.ffn.block_sparse.d_ff", block_sparse.d_ff, 1..=MAX_HIDDEN_WIDTH)?;
-    block_sparse.validate(d_model).map_err(|error| error.under("model.ffn.block_sparse"))
-}
-
-/// The mixture with its granularity applied.
-fn resolve_moe(written: &MoeConfig, layers: &[LayerKind]) -> Result<MoeConfig, KeyError> {
-    for (key, size) in [("num_experts", written.num_experts), ("d_expert", written.d_expert)] {
-        not_zero(&format!("model.ffn.moe.{key}"), size == 0, "")?;
-    }
-    let of_moe = |error: KeyError| error.under("model.ffn.moe");
-    let moe = written.with_granularity_applied().map_err(of_moe)?;
-    moe.validate().map_err(of_moe)?;
-    check_router_sizes("model.ffn.moe.router", &moe.router)?;
-    for (index, rule) in moe.router_overrides.iter().enumerate() {
-        check_router_sizes(&format!("model.ffn.moe.router_overrides[{index}].router"), &rule.router)?;
-    }
-    in_range("model.ffn.moe.num_experts", moe.num_experts, 1..=MAX_EXPERTS)?;
-    in_range("model.ffn.moe.d_expert", moe.d_expert, 1..=MAX_HIDDEN_WIDTH)?;
-    optional_in_range(
-        "model.ffn.moe.d_shared_expert",
-        moe.d_shared_expert,
-        1..=MAX_HIDDEN_WIDTH,
-        "for no shared expert",
-    )?;
-    check_router_overrides(&moe, layers)?;
-    Ok(moe)
-}
-
-/// Upper bounds that are the model's and not the router's own.
-fn check_router_sizes(key: &str, router: &RouterConfig) -> Result<(), KeyError> {
-    if let Selection::Soft(soft) = &router.selection {
-        optional_in_range(
-            &format!("{key}.selection.soft.slots_per_expert"),
-            soft.slots_per_expert,
-            1..=MAX_HIDDEN_WIDTH,
-            "for as much work as of `top_k` experts",
-        )?;
-    }
-    match &router.cosine {
-        Some(cosine) => {
-            in_range(&format!("{key}.cosine.d_projection"), cosine.d_projection, 1..=MAX_HIDDEN_WIDTH)
-        }
-        None => Ok(()),
-    }
-}
-
-/// Ok if each override names mixtures, and each mixture is named once at most.
-fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), KeyError> {
-    let mut seen = vec![false; layers.len()];
-    for (index, rule) in moe.router_overrides.iter().enumerate() {
-        let key = format!("model.ffn.moe.router_overrides[{index}].layers");
-        if rule.layers.is_empty() {
-            return Err(KeyError::new(key, "is empty", "name at least one layer, or remove the override"));
-        }
-        for &layer in &rule.layers {
-            let (problem, remedy) = match layers.get(layer) {
-                None => (
-                    format!("but the model has {} layers", layers.len()),
-                    format!("use 0..={}", layers.len() - 1),
-                ),
-                Some(LayerKind::Dense | LayerKind::BlockSparse) => {
-                    ("which is dense".into(), "name layers that are mixtures".into())
-                }
-                Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
-                    ("which has a router of its own already".into(), "name each layer once".into())
-                }
-                Some(LayerKind::Moe) => continue,
-            };
-            return Err(KeyError::new(key, format!("holds {layer}, {problem}"), remedy));
-        }
-    }
-    Ok(())
 }
