@@ -55,6 +55,8 @@ mod encoded;
 mod encoder;
 mod error;
 mod evaluation;
+#[cfg(test)]
+mod exactness;
 mod guard;
 mod hash;
 mod loader;
@@ -67,6 +69,7 @@ mod prepare;
 mod progress;
 mod remarks;
 mod sampler;
+mod seams;
 mod shard;
 mod source;
 mod split;
@@ -81,7 +84,7 @@ mod words;
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
-    OnTrouble, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig, TextConfig, TokenDtype,
+    OnTrouble, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig, TextConfig, TokenDtype, TokenName,
     TokenizerConfig, TokensConfig,
 };
 pub use dataset::Dataset;
