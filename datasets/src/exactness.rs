@@ -202,6 +202,7 @@ fn bert_normalizer() -> Value {
 }
 
 /// Every kind of tokenizer in use, and odd ones; with the seams that it is to have.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn tokenizers_of_each_kind() -> Vec<(&'static str, Seams, Value)> {
     use Seams::{Nowhere, Spaces, Words};
     let null = Value::Null;
