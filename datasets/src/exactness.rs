@@ -462,10 +462,10 @@ fn streamed_text_is_the_crates_own_decoding() {
     }
 }
 
-/// The crate stops splitting where its regular expression gives up. A text with so much white space
-/// is handed to it whole, so that it gives up in the same place.
+/// Where a regular expression gives up, the crate stops splitting: a text with that much white space
+/// is handed to it whole.
 #[test]
-fn white_space_that_is_too_long_for_the_expression_changes_nothing() {
+fn long_runs_of_white_space_change_nothing() {
     let gpt_2 = trained_byte_level(Value::Null, byte_level(false, true));
     let split = sequence("pretokenizers", &[split(LLAMA_3, "Isolated"), byte_level(false, false)]);
     for file in [gpt_2, trained_byte_level(Value::Null, split)] {
