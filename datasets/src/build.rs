@@ -9,7 +9,7 @@ use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::manifest::{Repeats, ShardManifest, SplitManifest};
 use crate::overlap::{OverlapMeter, Overlaps};
-use crate::pieces::{TextPiece, pieces};
+use crate::pieces::TextPiece;
 use crate::progress::{Progress, Stage};
 use crate::remarks::Remarks;
 use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
@@ -161,6 +161,13 @@ pub(crate) fn make_tokenizer(
     Ok(tokenizer)
 }
 
+/// What is put around documents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marks {
+    pub(crate) begin: Option<u32>,
+    pub(crate) end: Option<u32>,
+}
+
 /// Facts about what has been written.
 pub(crate) struct Written {
     pub(crate) train: SplitManifest,
@@ -172,12 +179,13 @@ pub(crate) struct Written {
 
 /// Writes the shards of all splits to `folder`; returns the facts about them.
 ///
-/// `end_mark` follows each document of text that ends in its split; ids bring their own.
+/// `marks` are put around the documents of text that begin and end in their split; ids bring their
+/// own.
 pub(crate) fn write_shards(
     source: &Source,
     survey: &Survey,
     tokenizer: &Tokenizer,
-    end_mark: Option<u32>,
+    marks: Marks,
     folder: &Path,
     progress: &Progress,
 ) -> Result<Written, DatasetError> {
@@ -190,7 +198,7 @@ pub(crate) fn write_shards(
         batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
         for writer in &mut writers {
             let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split).collect();
-            writer.add(&parts, tokenizer, end_mark, &stage)?;
+            writer.add(&parts, tokenizer, marks, &stage)?;
         }
         Ok(())
     })?;
@@ -292,12 +300,12 @@ impl SplitWriter {
         &mut self,
         parts: &[&Part],
         tokenizer: &Tokenizer,
-        end_mark: Option<u32>,
+        marks: Marks,
         stage: &Stage,
     ) -> Result<(), DatasetError> {
-        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part)).collect();
+        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part, tokenizer)).collect();
         for batch in work.chunks(BATCH_PIECES) {
-            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, end_mark)?) {
+            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, marks)?) {
                 self.append(piece, &encoded)?;
             }
             stage.advance(batch.iter().map(|piece| piece.content.len()).sum())?;
@@ -385,7 +393,7 @@ enum PieceContent<'a> {
 impl PieceContent<'_> {
     fn len(&self) -> u64 {
         match self {
-            Self::Text(piece) => piece.text().len() as u64,
+            Self::Text(piece) => piece.text.len() as u64,
             Self::Ids(ids) => ids.len() as u64,
         }
     }
@@ -401,19 +409,24 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Ids of each piece, with the end mark where a document of text ends.
+/// Ids of each piece, with the marks where a document of text begins and ends.
 fn encode_all(
     pieces: &[Piece<'_>],
     tokenizer: &Tokenizer,
-    end_mark: Option<u32>,
+    marks: Marks,
 ) -> Result<Vec<Encoded>, DatasetError> {
     let texts: Vec<TextPiece<'_>> = pieces.iter().map(Piece::text).collect();
     let mut encoded = tokenizer.encode_all(&texts).map_err(|error| in_document(error, pieces, tokenizer))?;
     for (piece, Encoded { ids, .. }) in pieces.iter().zip(&mut encoded) {
-        match piece.content {
-            PieceContent::Ids(own) => ids.extend_from_slice(own),
-            PieceContent::Text(_) if piece.is_last && piece.part.is_end => ids.extend(end_mark),
-            PieceContent::Text(_) => {}
+        if let PieceContent::Ids(own) = piece.content {
+            ids.extend_from_slice(own);
+            continue;
+        }
+        if piece.is_first && piece.part.is_begin {
+            ids.splice(..0, marks.begin);
+        }
+        if piece.is_last && piece.part.is_end {
+            ids.extend(marks.end);
         }
     }
     Ok(encoded)
@@ -435,12 +448,12 @@ fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer)
     first.unwrap_or(error)
 }
 
-fn split_into_pieces(part: &Part) -> Vec<Piece<'_>> {
+fn split_into_pieces<'a>(part: &'a Part, tokenizer: &Tokenizer) -> Vec<Piece<'a>> {
     let contents: Vec<PieceContent<'_>> = match &part.document.content {
-        Content::Text(text) => pieces(text).map(PieceContent::Text).collect(),
+        Content::Text(text) => tokenizer.pieces(text).into_iter().map(PieceContent::Text).collect(),
         Content::Ids(ids) => vec![PieceContent::Ids(ids)],
     };
-    let last = contents.len() - 1;
+    let last = contents.len().saturating_sub(1);
     let piece = |(index, content)| Piece { part, content, is_first: index == 0, is_last: index == last };
     contents.into_iter().enumerate().map(piece).collect()
 }
