@@ -69,6 +69,7 @@ mod passes;
 mod pieces;
 mod prepare;
 mod progress;
+mod published;
 mod remarks;
 mod sampler;
 mod seams;

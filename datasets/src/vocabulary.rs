@@ -149,6 +149,17 @@ impl Vocabulary {
         Self { min_piece_bytes, ..self }
     }
 
+    /// How a token is written; `None` if there is none of this id.
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The vocabulary as other programs read it, without the marks that are ours. `None` if the crate
+    /// cannot write what it has read.
+    pub(crate) fn published_json(&self) -> Option<Vec<u8>> {
+        self.inner.to_string(true).ok().map(String::into_bytes)
+    }
+
     pub(crate) fn begin_of_document(&self) -> Option<u32> {
         self.begin_of_document
     }

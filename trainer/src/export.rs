@@ -2,7 +2,6 @@
 //! same, a model card, and a certificate of how far the written model is from the checkpoint.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
@@ -65,8 +64,11 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     config.num_positions = Some(plan.model.num_positions());
     config.attention.d_head.get_or_insert(config.d_model / config.attention.num_heads.max(1));
     let family = family_for(&config, *family)?;
-    let end = checkpoint.tokenizer.end_of_document().map(|id| id as usize);
-    let special_ids = SpecialIds { begin: None, end: end.into_iter().collect() };
+    let id = |id: Option<u32>| id.map(|id| id as usize);
+    let special_ids = SpecialIds {
+        begin: id(checkpoint.tokenizer.begin_of_document()),
+        end: id(checkpoint.tokenizer.end_of_document()).into_iter().collect(),
+    };
     durable::create_dir_all(to).map_err(io("create", to))?;
     let parameters = checkpoint.parameters()?;
     let request = ExportRequest {
@@ -83,7 +85,7 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     let certificate = certify(checkpoint, to, family)?;
     write_json(&to.join("parity.json"), &certificate)?;
     let card = model_card(checkpoint, &certificate);
-    fs::write(to.join("README.md"), card).map_err(io("write", to))?;
+    durable::replace(&to.join("README.md"), card.as_bytes()).map_err(io("write", to))?;
     Ok(certificate)
 }
 
@@ -125,15 +127,18 @@ fn logits(network: &Transformer, input: &ModelInput) -> Vec<f32> {
 }
 
 fn write_tokenizer(checkpoint: &Checkpoint, to: &Path) -> Result<(), TrainError> {
-    let json = checkpoint.tokenizer.to_published_json();
+    // Data that is ids stands for no text.
+    let tokenizer = &checkpoint.tokenizer;
+    let Some(json) = tokenizer.to_published_json() else { return Ok(()) };
     let path = to.join("tokenizer.json");
-    fs::write(&path, json).map_err(io("write", &path))?;
-    let end = checkpoint.tokenizer.end_of_document_text();
+    durable::replace(&path, &json).map_err(io("write", &path))?;
+    let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.published_token(id));
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.plan.model.num_positions(),
         "clean_up_tokenization_spaces": false,
-        "eos_token": end,
+        "bos_token": text_of(tokenizer.begin_of_document()),
+        "eos_token": text_of(tokenizer.end_of_document()),
     });
     Ok(write_json(&to.join("tokenizer_config.json"), &config)?)
 }
@@ -141,7 +146,10 @@ fn write_tokenizer(checkpoint: &Checkpoint, to: &Path) -> Result<(), TrainError>
 /// `README.md`: what the model is, and what its run measured.
 fn model_card(checkpoint: &Checkpoint, certificate: &Certificate) -> String {
     let plan = &checkpoint.plan;
-    let losses = checkpoint.state.last_evaluation_words();
+    let losses = checkpoint.state.best_validation.map_or_else(String::new, |best| {
+        let nats = best.cross_entropy_nats;
+        format!("Lowest validation loss: {nats:.4} nats per token, at step {}.\n\n", best.step)
+    });
     format!(
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {}\n\nTrained with Switchyard: step {} of \
          {}, {} tokens, {} parameters of which {} are active per token.\n\n{losses}Written as `{}`; on an input of {} x {} \

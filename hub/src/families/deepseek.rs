@@ -23,6 +23,8 @@ pub(super) fn read_v2(keys: &Keys) -> Result<ModelConfig, HubError> {
         routed_scaling: keys.number("routed_scaling_factor")?.unwrap_or(1.0),
         ..RouterConfig::top_k(top_k)
     };
+    // The class does not read it: gates are never renormalised.
+    keys.has("norm_topk_prob");
     let method = keys.text("topk_method")?.unwrap_or_else(|| "greedy".into());
     match method.as_str() {
         "greedy" | "gready" => {}

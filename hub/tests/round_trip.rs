@@ -1,0 +1,100 @@
+//! What is written is read back bit for bit, in every family and form.
+
+use std::path::{Path, PathBuf};
+
+use switchyard_hub::export::{ExpertForm, ExportRequest, expresses, family_for, write_model};
+use switchyard_hub::tensor_files::Element;
+use switchyard_hub::{HubError, Located, PublishedModel};
+use switchyard_model::ParameterName;
+
+fn fixtures() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/tests/fixtures");
+    let folders = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<PathBuf> = folders.filter(|path| path.join("io.safetensors").exists()).collect();
+    folders.sort();
+    folders
+}
+
+fn parameters(published: &PublishedModel, located: &Located) -> Vec<(ParameterName, Vec<u32>)> {
+    let values = |name| published.values(located, name).unwrap();
+    let bits = |name| values(name).iter().map(|value| value.to_bits()).collect();
+    located.names().map(|(name, _)| (name, bits(name))).collect()
+}
+
+#[test]
+fn what_is_written_is_read_back_bit_for_bit() {
+    for folder in fixtures() {
+        let published = PublishedModel::open(&folder).unwrap();
+        let spec = published.spec(8).unwrap();
+        let located = published.locate(&spec).unwrap();
+        let before = parameters(&published, &located);
+        for (experts, max_shard_bytes) in [(ExpertForm::Published, usize::MAX), (ExpertForm::Fused, 20_000)] {
+            let target = tempfile::tempdir().unwrap();
+            let request = ExportRequest {
+                family: published.family,
+                config: &published.config,
+                spec: &spec,
+                element: Element::F32,
+                experts,
+                special_ids: &published.special_ids,
+                max_shard_bytes,
+            };
+            write_model::<HubError>(&request, target.path(), |name| published.values(&located, name)).unwrap();
+            let written = PublishedModel::open(target.path()).unwrap();
+            assert_eq!(written.family, published.family);
+            assert_eq!(written.special_ids, published.special_ids);
+            assert_eq!(written.unknown_keys, [], "{folder:?}");
+            assert_eq!(written.spec(8).unwrap(), spec, "{folder:?}");
+            let again = written.locate(&spec).unwrap();
+            assert_eq!(parameters(&written, &again), before, "{folder:?} {experts:?}");
+            let is_sharded = target.path().join("model.safetensors.index.json").exists();
+            assert_eq!(is_sharded, experts == ExpertForm::Fused);
+        }
+    }
+}
+
+#[test]
+fn a_family_expresses_its_own_models_and_not_all_others() {
+    for folder in fixtures() {
+        let published = PublishedModel::open(&folder).unwrap();
+        assert!(expresses(published.family, &published.config), "{folder:?}");
+        assert_eq!(family_for(&published.config, Some(published.family)).unwrap(), published.family);
+    }
+    let with_sinks = PublishedModel::open(fixtures().iter().find(|path| path.ends_with("gpt_oss")).unwrap());
+    let mut config = with_sinks.unwrap().config;
+    config.tie_embeddings = true;
+    config.residual = switchyard_model::Residual::OutputNorm;
+    assert!(family_for(&config, None).unwrap_err().to_string().contains("no published family"));
+}
+
+/// Writes every reference model to the folder `EXPORTS`, in both forms of experts, each beside the
+/// reference's outputs, for `load_hf.py` of the references to load with transformers:
+/// `EXPORTS=DIR cargo test --test round_trip -- --ignored`.
+#[test]
+#[ignore = "for transformers to load"]
+fn written_models_for_transformers() {
+    let target = PathBuf::from(std::env::var_os("EXPORTS").expect("EXPORTS names a folder"));
+    for folder in fixtures() {
+        let published = PublishedModel::open(&folder).unwrap();
+        let spec = published.spec(8).unwrap();
+        let located = published.locate(&spec).unwrap();
+        for experts in [ExpertForm::Published, ExpertForm::Fused] {
+            let name = folder.file_name().unwrap().to_string_lossy();
+            let target = target.join(format!("{name}-{experts:?}").to_lowercase());
+            std::fs::create_dir_all(&target).unwrap();
+            let request = ExportRequest {
+                family: published.family,
+                config: &published.config,
+                spec: &spec,
+                element: Element::F32,
+                experts,
+                special_ids: &published.special_ids,
+                max_shard_bytes: usize::MAX,
+            };
+            write_model::<HubError>(&request, &target, |name| published.values(&located, name)).unwrap();
+            for file in ["io.safetensors", "train.safetensors"] {
+                let _ = std::fs::copy(folder.join(file), target.join(file));
+            }
+        }
+    }
+}
