@@ -160,13 +160,19 @@ pub struct CratesConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
-    /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, or a folder of them.
+    /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, a `.parquet` file, or a folder of
+    /// them.
     pub path: PathBuf,
     /// Field that holds the text in each line of a `.jsonl` file, `a.b` for field `b` of the object
     /// `a`; absent is `text`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jsonl_key: Option<String>,
-    /// What to do with a line of a `.jsonl` file that has no usable text; absent is `stop`.
+    /// Column of a `.parquet` file that holds the text, `a.b` for field `b` of the struct `a`; absent
+    /// is `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    /// What to do with a line of a `.jsonl` file, or a row of a `.parquet` file, that has no usable
+    /// text; absent is `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_bad_line: Option<OnTrouble>,
     /// Text between two documents of a plain file, such as `<|endoftext|>`; it is in neither.
@@ -290,6 +296,7 @@ impl TextConfig {
             jsonl_key: None,
             on_bad_line: None,
             separator: None,
+            column: None,
             max_document_bytes: None,
         }
     }
@@ -308,6 +315,9 @@ impl TextConfig {
         }
         if self.max_document_bytes == Some(0) {
             let remedy = "use at least 1, or leave it out";
+        if self.column.as_deref() == Some("") {
+            return Err(KeyError::new("text.column", "is empty", "name a column, or leave it out"));
+        }
             return Err(KeyError::new("text.max_document_bytes", "is 0", remedy));
         }
         Ok(())

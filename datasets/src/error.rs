@@ -71,8 +71,8 @@ pub enum DatasetError {
 
     /// A path to read text from has a type that is not known.
     #[error(
-        "`{}` is not text that Switchyard reads: use a .txt, .md or .jsonl file, each also .gz or .zst, or a folder of \
-         them",
+        "`{}` is not text that Switchyard reads: use a .txt, .md, .jsonl or .parquet file, the first three also .gz or \
+         .zst, or a folder of them",
         path.display()
     )]
     UnknownFileType {
@@ -151,6 +151,15 @@ pub enum DatasetError {
         /// Line number from 1.
         line: u64,
         /// What is wrong and what is expected.
+        problem: String,
+    },
+
+    /// A Parquet file that cannot be read, or has no usable text where it is looked for.
+    #[error("`{}` {problem}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
         problem: String,
     },
 
