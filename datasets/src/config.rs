@@ -7,7 +7,7 @@
 
 mod split;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub enum SourceConfig {
     Text(TextConfig),
     /// A generated mixture of hidden domains with a known entropy floor.
     Synthetic(SyntheticConfig),
-    /// Files of token ids, as nanoGPT writes them.
+    /// Files of token ids, as nanoGPT, llm.c and Megatron-LM write them.
     Tokens(TokensConfig),
 }
 
@@ -90,7 +90,7 @@ struct DataTables {
     /// Source: a generated mixture of hidden domains with a known entropy floor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     synthetic: Option<SyntheticConfig>,
-    /// Source: files of token ids, as nanoGPT writes them.
+    /// Source: files of token ids, as nanoGPT, llm.c and Megatron-LM write them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokens: Option<TokensConfig>,
     /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids
@@ -224,11 +224,13 @@ pub enum TokenDtype {
     U32,
 }
 
-/// `[data.tokens]`: little-endian ids, raw or behind the header of llm.c, read where they lie.
+/// `[data.tokens]`: little-endian ids, raw or behind the header of llm.c, or those of a Megatron
+/// dataset, read where they lie.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensConfig {
-    /// Ids to train on.
+    /// Ids to train on: a file of them, or the `.idx` of a Megatron dataset, which says where the
+    /// documents are.
     pub train: PathBuf,
     /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of
     /// `train`.
@@ -294,9 +296,9 @@ impl TextConfig {
         Self {
             path: path.into(),
             jsonl_key: None,
+            column: None,
             on_bad_line: None,
             separator: None,
-            column: None,
             max_document_bytes: None,
         }
     }
@@ -313,11 +315,11 @@ impl TextConfig {
         if self.jsonl_key.as_deref() == Some("") {
             return Err(KeyError::new("text.jsonl_key", "is empty", "name a field, or leave it out"));
         }
-        if self.max_document_bytes == Some(0) {
-            let remedy = "use at least 1, or leave it out";
         if self.column.as_deref() == Some("") {
             return Err(KeyError::new("text.column", "is empty", "name a column, or leave it out"));
         }
+        if self.max_document_bytes == Some(0) {
+            let remedy = "use at least 1, or leave it out";
             return Err(KeyError::new("text.max_document_bytes", "is 0", remedy));
         }
         Ok(())
@@ -394,9 +396,10 @@ impl DataConfig {
         if tokens.dtype == Some(TokenDtype::U16) {
             require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_16_BIT_VOCAB_SIZE)?;
         }
-        if self.mask_documents {
+        if self.mask_documents && !tokens.have_documents() {
             let problem = "is true, but files of token ids carry no document borders";
-            return Err(KeyError::new("mask_documents", problem, "set it to false"));
+            let remedy = "set it to false, or name the `.idx` files of a Megatron dataset";
+            return Err(KeyError::new("mask_documents", problem, remedy));
         }
         if tokens.test.is_some() && tokens.validation.is_none() {
             let problem = "is given without `tokens.validation`";
@@ -422,6 +425,19 @@ impl DataConfig {
             }
         }
     }
+}
+
+impl TokensConfig {
+    /// Whether every file comes with the borders of its documents.
+    pub(crate) fn have_documents(&self) -> bool {
+        let files = [Some(&self.train), self.validation.as_ref(), self.test.as_ref()];
+        files.into_iter().flatten().all(|path| is_megatron_index(path))
+    }
+}
+
+/// Whether `path` names the index of a Megatron dataset: by its ending.
+pub(crate) fn is_megatron_index(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("idx"))
 }
 
 impl SyntheticConfig {

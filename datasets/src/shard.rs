@@ -255,6 +255,11 @@ impl TokenFile {
         Self { file, path, width, vocab_size: vocab_size as u64, offset, num_tokens, documents: None }
     }
 
+    /// The same, with documents that begin at these tokens, of no known domain.
+    pub(crate) fn with_documents(self, starts: Vec<u64>) -> Self {
+        Self { documents: Some(DocumentTable { starts, domains: Vec::new() }), ..self }
+    }
+
     pub(crate) fn num_tokens(&self) -> usize {
         self.num_tokens
     }
