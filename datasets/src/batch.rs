@@ -18,6 +18,9 @@ pub struct TokenBatch {
     pub segment_ids: Option<Vec<i32>>,
     /// `[num_sequences]`: domain of each sequence's first token; 0 where no domains are known.
     pub domains: Vec<u16>,
+    /// `[num_sequences]`: index of each sequence's source in
+    /// [`Dataset::sources`](crate::Dataset::sources); 0 where there is one.
+    pub source_ids_b: Vec<u16>,
     /// Rows.
     pub num_sequences: usize,
     /// Columns.
@@ -47,9 +50,33 @@ impl TokenBatch {
             target_ids,
             segment_ids: mask_documents.then(segments),
             domains: starts.iter().map(|start| store.domain(*start)).collect(),
+            source_ids_b: vec![0; starts.len()],
             num_sequences: starts.len(),
             seq_len,
         })
+    }
+
+    /// The rows of `batches`, one below the other; `None` without any.
+    ///
+    /// # Panics
+    /// If their rows differ in length, or only some have segments.
+    pub(crate) fn stacked(batches: Vec<Self>) -> Option<Self> {
+        let mut batches = batches.into_iter();
+        let mut all = batches.next()?;
+        for batch in batches {
+            assert_eq!(batch.seq_len, all.seq_len, "rows of one length");
+            all.input_ids.extend(batch.input_ids);
+            all.target_ids.extend(batch.target_ids);
+            match (&mut all.segment_ids, batch.segment_ids) {
+                (Some(all), Some(segments)) => all.extend(segments),
+                (None, None) => {}
+                _ => panic!("only some rows have segments"),
+            }
+            all.domains.extend(batch.domains);
+            all.source_ids_b.extend(batch.source_ids_b);
+            all.num_sequences += batch.num_sequences;
+        }
+        Some(all)
     }
 
     /// Number of targets: `num_sequences * seq_len`.

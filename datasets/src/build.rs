@@ -133,14 +133,25 @@ pub(crate) fn make_tokenizer(
     if let Source::Synthetic(_) = source {
         return Ok(Tokenizer::Ids { vocab_size: config.vocab_size()?, end_of_document: Some(0) });
     }
-    let bpe = match &config.tokenizer {
-        Some(TokenizerConfig::Bpe(bpe)) => bpe,
-        Some(TokenizerConfig::File(file)) => return Tokenizer::of_config(file),
-        Some(TokenizerConfig::Bytes {}) | None => return Ok(Tokenizer::Bytes),
-    };
+    match &config.tokenizer {
+        Some(TokenizerConfig::Bpe(bpe)) => {
+            let mut counts = WordCounts::default();
+            count_words(source, survey, &mut counts, progress)?;
+            train_tokenizer(counts, bpe.vocab_size, progress)
+        }
+        Some(TokenizerConfig::File(file)) => Tokenizer::of_config(file),
+        Some(TokenizerConfig::Bytes {}) | None => Ok(Tokenizer::Bytes),
+    }
+}
 
+/// Adds the words of the training split of `source` to `counts`.
+pub(crate) fn count_words(
+    source: &Source,
+    survey: &Survey,
+    counts: &mut WordCounts,
+    progress: &Progress,
+) -> Result<(), DatasetError> {
     let stage = progress.stage("counting words", Some(survey.total_len));
-    let mut counts = WordCounts::default();
     for_each_batch(source, survey, &mut |batch| {
         let texts = batch.iter().filter(|part| part.split == Split::Train).map(|part| &part.document.content);
         counts.add(texts.filter_map(|content| match content {
@@ -150,10 +161,18 @@ pub(crate) fn make_tokenizer(
         stage.advance(batch.iter().map(|part| part.document.len()).sum())
     })?;
     stage.finish();
+    Ok(())
+}
 
+/// A byte-pair encoding of `vocab_size` ids, trained on words that have been counted.
+pub(crate) fn train_tokenizer(
+    counts: WordCounts,
+    vocab_size: usize,
+    progress: &Progress,
+) -> Result<Tokenizer, DatasetError> {
     let stage = progress.stage("training the tokenizer", None);
     let mut num_merges = 0;
-    let tokenizer = bpe::train_on_words(counts, bpe.vocab_size, &mut || {
+    let tokenizer = bpe::train_on_words(counts, vocab_size, &mut || {
         num_merges += 1;
         if num_merges % MERGES_PER_CHECK == 0 { stage.advance(0) } else { Ok(()) }
     })?;

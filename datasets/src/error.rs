@@ -239,8 +239,19 @@ pub enum DatasetError {
         name: &'static str,
     },
 
+    /// What stopped one of several sources.
+    #[error("source `{name}`: {error}")]
+    OfSource {
+        /// Its name.
+        name: String,
+        /// What stopped it.
+        error: Box<Self>,
+    },
+
     /// The stop flag was set.
-    #[error("interrupted: nothing half-made was kept, run the command again to start over")]
+    #[error(
+        "interrupted: nothing half-made was kept, run the command again to start over"
+    )]
     Interrupted,
 
     /// The prefetch thread ended without handing out the next batch.
@@ -283,6 +294,7 @@ impl DatasetError {
                     | io::ErrorKind::QuotaExceeded
                     | io::ErrorKind::Unsupported
             ),
+            Self::OfSource { error, .. } => error.is_users_mistake(),
             Self::Interrupted | Self::LoaderStopped => false,
             _ => true,
         }
@@ -291,6 +303,14 @@ impl DatasetError {
     /// The error of a key of [`DataConfig`](crate::DataConfig).
     pub(crate) fn of_key(error: KeyError) -> Self {
         Self::Config(Box::new(error.under("data")))
+    }
+
+    /// The same, of the source with this name; an interruption is of none.
+    pub(crate) fn in_source(self, name: &str) -> Self {
+        match self {
+            Self::Interrupted => self,
+            error => Self::OfSource { name: name.to_owned(), error: Box::new(error) },
+        }
     }
 
     /// A closure for `map_err` that attaches what was attempted, and where.

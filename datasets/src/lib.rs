@@ -8,8 +8,8 @@
 //!
 //! # The path of a document
 //! 1. A **source** yields it, in an order that never changes: a file of one of the crates that
-//!    Switchyard is built from (`[data.crates]`), a text file or a line of a `.jsonl` file
-//!    (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
+//!    Switchyard is built from (`[data.crates]`), a text file, a line of a `.jsonl` file or a row of a
+//!    `.parquet` file (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
 //!    carries the number of its domain. Files of ids (`[data.tokens]`) skip all of this and are
 //!    read where they lie.
 //! 2. The **split** sends it to training, validation or test by the hash of its content, or cuts the
@@ -24,6 +24,10 @@
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
 //!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
 //!    [`EvaluationWindows`] go over a split once.
+//!
+//! Several sources (`[[data.sources]]`) each take this path on their own, with one tokenizer. A
+//! [`MixtureSchedule`] says, from the seed and the position alone, which of them a training sequence
+//! comes from.
 //!
 //! # Example
 //! ```
@@ -57,8 +61,10 @@ mod error;
 mod evaluation;
 mod guard;
 mod hash;
+mod join;
 mod loader;
 mod manifest;
+mod mixture;
 mod notes;
 mod overlap;
 mod passes;
@@ -67,6 +73,7 @@ mod prepare;
 mod progress;
 mod remarks;
 mod sampler;
+mod samples;
 mod shard;
 mod source;
 mod split;
@@ -81,16 +88,17 @@ mod words;
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
-    OnTrouble, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig, TextConfig, TokenDtype,
-    TokenizerConfig, TokensConfig,
+    MixtureSourceConfig, OnTrouble, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
+    SyntheticConfig, TextConfig, TokenDtype, TokenizerConfig, TokensConfig, WeightChange,
 };
-pub use dataset::Dataset;
+pub use dataset::{Dataset, DatasetSource};
 pub use decode::DecodeStream;
 pub use error::DatasetError;
 pub use evaluation::EvaluationWindows;
 pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
 pub use manifest::{FORMAT_VERSION, Manifest, Overlap, Repeats, ShardManifest, SplitManifest};
+pub use mixture::{Draw, MAX_EXCESS, MixtureSchedule};
 pub use passes::{passes, passes_note};
 pub use prepare::prepare;
 pub use progress::{Progress, stderr_draw_target};

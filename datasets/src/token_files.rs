@@ -69,7 +69,7 @@ pub(crate) fn open(
         notes,
     };
     let (train, validation, test) = (train_store, validation_store, test_store);
-    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None })
+    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None, sources: Vec::new() })
 }
 
 /// Where the ids of each split lie: in a file each, or one after the other in that of `train`.

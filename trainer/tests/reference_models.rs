@@ -465,6 +465,7 @@ impl Reference {
             target_ids: shifted(1),
             segment_ids: None,
             domains: vec![0; num_sequences],
+            source_ids_b: vec![0; num_sequences],
             num_sequences,
             seq_len,
         };

@@ -134,6 +134,7 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             target_ids: (1..65).map(token).collect(),
             segment_ids: None,
             domains: vec![0; 4],
+            source_ids_b: vec![0; 4],
             num_sequences: 4,
             seq_len: 16,
         };
@@ -187,6 +188,7 @@ fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
         target_ids: (1..17).collect(),
         segment_ids: None,
         domains: vec![0],
+        source_ids_b: vec![0],
         num_sequences: 1,
         seq_len: 16,
     };
@@ -213,6 +215,7 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         target_ids: range.clone().map(|i| (i * 11 + 14) % 32).collect(),
         segment_ids: None,
         domains: vec![0; range.len() / 16],
+        source_ids_b: vec![0; range.len() / 16],
         num_sequences: range.len() / 16,
         seq_len: 16,
     };
@@ -251,6 +254,7 @@ fn parameters_are_updated_where_they_lie() {
         target_ids: (0..32).rev().collect(),
         segment_ids: None,
         domains: vec![0; 2],
+        source_ids_b: vec![0; 2],
         num_sequences: 2,
         seq_len: 16,
     };
