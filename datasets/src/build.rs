@@ -1,27 +1,25 @@
 //! From documents to the files of a prepared folder.
 
+mod split_writer;
+
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::bpe::{self, WordCounts};
 use crate::config::{DataConfig, TokenizerConfig};
-use crate::encoded::Encoded;
 use crate::error::DatasetError;
-use crate::manifest::{Repeats, ShardManifest, SplitManifest};
+use crate::manifest::{Repeats, SplitManifest};
 use crate::overlap::{OverlapMeter, Overlaps};
-use crate::pieces::{TextPiece, pieces};
-use crate::progress::{Progress, Stage};
+use crate::progress::Progress;
 use crate::remarks::Remarks;
-use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitKind, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
-use switchyard_ground::digest::hex;
+use split_writer::SplitWriter;
+pub(crate) use split_writer::remove_progress;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;
-/// Pieces of text whose ids are in memory at a time.
-const BATCH_PIECES: usize = 512;
 /// Merges between two looks at the stop flag.
 const MERGES_PER_CHECK: usize = 64;
 /// Different documents that are remembered while repeats are counted: half a gigabyte at most.
@@ -189,7 +187,8 @@ pub(crate) struct Written {
     pub(crate) repeats: Repeats,
 }
 
-/// Writes the shards of all splits to `folder`; returns the facts about them.
+/// Writes the shards of all splits to `folder`; returns the facts about them. Shards that an
+/// interrupted preparation has finished there are checked and kept.
 ///
 /// `end_mark` follows each document of text that ends in its split; ids bring their own.
 pub(crate) fn write_shards(
@@ -201,14 +200,14 @@ pub(crate) fn write_shards(
     progress: &Progress,
 ) -> Result<Written, DatasetError> {
     let num_domains = source.domain_names().len();
-    let writer = |split: &Split| SplitWriter::new(folder, *split, tokenizer, num_domains);
-    let mut writers: Vec<SplitWriter> = survey.rule.splits().iter().map(writer).collect();
+    let writer = |split: &Split| SplitWriter::open(folder, *split, tokenizer, num_domains, progress);
+    let mut writers = survey.rule.splits().iter().map(writer).collect::<Result<Vec<_>, _>>()?;
     let mut seen = Seen::default();
     let stage = progress.stage("tokenizing", Some(survey.total_len));
     for_each_batch(source, survey, &mut |batch| {
         batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
         for writer in &mut writers {
-            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split).collect();
+            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split()).collect();
             writer.add(&parts, tokenizer, end_mark, &stage)?;
         }
         Ok(())
@@ -216,7 +215,7 @@ pub(crate) fn write_shards(
     stage.finish();
     let mut manifests = Vec::new();
     for writer in writers {
-        let split = writer.split;
+        let split = writer.split();
         let manifest = writer.finish()?;
         if manifest.num_tokens == 0 {
             return Err(survey.empty_split(split));
@@ -276,190 +275,4 @@ fn for_each_batch(
         work(&std::mem::take(&mut batch))
     })?;
     work(&batch)
-}
-
-/// Writes one split.
-struct SplitWriter {
-    folder: PathBuf,
-    split: Split,
-    vocab_size: u64,
-    tokenizer_hash: [u8; 32],
-    shard: Option<ShardWriter>,
-    /// The id that stands for text which the vocabulary cannot spell.
-    unknown_id: Option<u32>,
-    /// Tokens of the current document.
-    document_tokens: u64,
-    manifest: SplitManifest,
-}
-
-impl SplitWriter {
-    fn new(folder: &Path, split: Split, tokenizer: &Tokenizer, num_domains: usize) -> Self {
-        Self {
-            folder: folder.to_path_buf(),
-            split,
-            vocab_size: tokenizer.vocab_size() as u64,
-            tokenizer_hash: tokenizer.hash_bytes(),
-            shard: None,
-            unknown_id: tokenizer.unknown_id(),
-            document_tokens: 0,
-            manifest: SplitManifest { tokens_per_domain: vec![0; num_domains], ..SplitManifest::default() },
-        }
-    }
-
-    /// Adds documents: pieces of text are encoded on all cores, and written in order.
-    fn add(
-        &mut self,
-        parts: &[&Part],
-        tokenizer: &Tokenizer,
-        end_mark: Option<u32>,
-        stage: &Stage,
-    ) -> Result<(), DatasetError> {
-        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part)).collect();
-        for batch in work.chunks(BATCH_PIECES) {
-            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, end_mark)?) {
-                self.append(piece, &encoded)?;
-            }
-            stage.advance(batch.iter().map(|piece| piece.content.len()).sum())?;
-        }
-        Ok(())
-    }
-
-    fn append(
-        &mut self,
-        piece: &Piece<'_>,
-        Encoded { ids, lost_bytes }: &Encoded,
-    ) -> Result<(), DatasetError> {
-        let domain = piece.part.document.domain;
-        if piece.is_first {
-            self.begin_document(domain)?;
-        }
-        if let Content::Text(_) = piece.part.document.content {
-            self.manifest.num_bytes += piece.content.len();
-        }
-        let facts = &mut self.manifest;
-        facts.num_tokens += ids.len() as u64;
-        facts.lost_bytes += lost_bytes;
-        facts.unknown_tokens += ids.iter().filter(|id| Some(**id) == self.unknown_id).count() as u64;
-        self.document_tokens += ids.len() as u64;
-        facts.largest_document_tokens = facts.largest_document_tokens.max(self.document_tokens);
-        self.manifest.tokens_per_domain[usize::from(domain)] += ids.len() as u64;
-        match &mut self.shard {
-            Some(shard) => shard.append(ids),
-            None => Ok(()),
-        }
-    }
-
-    fn begin_document(&mut self, domain: u16) -> Result<(), DatasetError> {
-        if self.shard.as_ref().is_some_and(|shard| shard.num_tokens() >= MAX_SHARD_TOKENS) {
-            self.finish_shard()?;
-        }
-        if self.shard.is_none() {
-            let path = self.folder.join(self.shard_name());
-            self.shard = Some(ShardWriter::create(&path, self.vocab_size, self.tokenizer_hash)?);
-        }
-        if let Some(shard) = &mut self.shard {
-            shard.begin_document(domain);
-        }
-        self.manifest.num_documents += 1;
-        self.document_tokens = 0;
-        Ok(())
-    }
-
-    fn shard_name(&self) -> String {
-        format!("{}-{:05}.shard", self.split.name(), self.manifest.shards.len())
-    }
-
-    fn finish_shard(&mut self) -> Result<(), DatasetError> {
-        let file = self.shard_name();
-        if let Some(shard) = self.shard.take() {
-            let finished = shard.finish()?;
-            self.manifest.shards.push(ShardManifest {
-                file,
-                num_tokens: finished.num_tokens,
-                sha256: hex(&finished.checksum),
-            });
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<SplitManifest, DatasetError> {
-        self.finish_shard()?;
-        Ok(self.manifest)
-    }
-}
-
-/// What one core encodes at a time.
-struct Piece<'a> {
-    part: &'a Part,
-    content: PieceContent<'a>,
-    is_first: bool,
-    is_last: bool,
-}
-
-enum PieceContent<'a> {
-    Text(TextPiece<'a>),
-    Ids(&'a [u32]),
-}
-
-impl PieceContent<'_> {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Text(piece) => piece.text().len() as u64,
-            Self::Ids(ids) => ids.len() as u64,
-        }
-    }
-}
-
-impl<'a> Piece<'a> {
-    /// The text, empty for ids.
-    fn text(&self) -> TextPiece<'a> {
-        match self.content {
-            PieceContent::Text(piece) => piece,
-            PieceContent::Ids(_) => TextPiece::whole(""),
-        }
-    }
-}
-
-/// Ids of each piece, with the end mark where a document of text ends.
-fn encode_all(
-    pieces: &[Piece<'_>],
-    tokenizer: &Tokenizer,
-    end_mark: Option<u32>,
-) -> Result<Vec<Encoded>, DatasetError> {
-    let texts: Vec<TextPiece<'_>> = pieces.iter().map(Piece::text).collect();
-    let mut encoded = tokenizer.encode_all(&texts).map_err(|error| in_document(error, pieces, tokenizer))?;
-    for (piece, Encoded { ids, .. }) in pieces.iter().zip(&mut encoded) {
-        match piece.content {
-            PieceContent::Ids(own) => ids.extend_from_slice(own),
-            PieceContent::Text(_) if piece.is_last && piece.part.is_end => ids.extend(end_mark),
-            PieceContent::Text(_) => {}
-        }
-    }
-    Ok(encoded)
-}
-
-/// `error` with the document that has the text in it: the words of many documents are encoded
-/// together.
-fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer) -> DatasetError {
-    if !matches!(error, DatasetError::Unspellable { .. }) {
-        return error;
-    }
-    let first = pieces.iter().find_map(|piece| match tokenizer.encode_all(&[piece.text()]) {
-        Err(DatasetError::Unspellable { problem, .. }) => {
-            let document = Some(piece.part.document.name.clone());
-            Some(DatasetError::Unspellable { document, problem })
-        }
-        _ => None,
-    });
-    first.unwrap_or(error)
-}
-
-fn split_into_pieces(part: &Part) -> Vec<Piece<'_>> {
-    let contents: Vec<PieceContent<'_>> = match &part.document.content {
-        Content::Text(text) => pieces(text).map(PieceContent::Text).collect(),
-        Content::Ids(ids) => vec![PieceContent::Ids(ids)],
-    };
-    let last = contents.len() - 1;
-    let piece = |(index, content)| Piece { part, content, is_first: index == 0, is_last: index == last };
-    contents.into_iter().enumerate().map(piece).collect()
 }

@@ -250,7 +250,7 @@ pub enum DatasetError {
 
     /// The stop flag was set.
     #[error(
-        "interrupted: nothing half-made was kept, run the command again to start over"
+        "interrupted: nothing half-made was kept, run the command again: it goes on after the shards that were finished"
     )]
     Interrupted,
 

@@ -20,7 +20,7 @@ use crate::manifest::{
 };
 use crate::notes;
 use crate::progress::Progress;
-use crate::shard::TokenFile;
+use crate::shard::{TokenFile, parse_checksum};
 use crate::source::{CratesSource, Source, SyntheticSource, TextSource};
 use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
@@ -37,8 +37,8 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// The cache is keyed by all that determines the tokens: the content of the source, the tokenizer,
 /// the split and the rules by which they are applied. What is in the corpus, and what was passed
 /// over on the way, is said through `progress` each time. Preparation happens in a temporary folder
-/// that is renamed when complete, so an interrupted one leaves no corpus, and the next start
-/// removes what it left. Of two processes that want the same corpus one prepares it while the other
+/// that is renamed when complete, so an interrupted one leaves no corpus; the next preparation of the
+/// same corpus goes on after the shards that it finished. Of two processes that want the same corpus one prepares it while the other
 /// waits.
 ///
 /// # Errors
@@ -240,6 +240,7 @@ impl<'a> OpenSource<'a> {
             test.overlap = Some(overlaps.test);
         }
         tokenizer.save(&folder.join(TOKENIZER_NAME))?;
+        build::remove_progress(folder)?;
         let (entropy_floor_nats, domain_uncertainty_nats) = match source {
             Source::Synthetic(source) => {
                 (Some(source.entropy_floor_nats()), Some(source.domain_uncertainty_nats()))
@@ -286,7 +287,11 @@ fn prepared(
             locked.commit()
         });
         if let Err(error) = built {
-            locked.discard();
+            // After a stop or trouble with the disk the same input is prepared again.
+            if !matches!(error, DatasetError::Interrupted | DatasetError::Io { .. }) {
+                locked.discard();
+            }
+            locked.discard_unfinished();
             return Err(error);
         }
     }
@@ -327,10 +332,4 @@ fn open_tokenizer(folder: &Path, hash: &str) -> Result<Tokenizer, DatasetError> 
         return Err(DatasetError::damaged(&path, "is not the tokenizer that the manifest names"));
     }
     Tokenizer::from_json(json).map_err(|problem| DatasetError::Tokenizer { path: Some(path), problem })
-}
-
-fn parse_checksum(text: &str) -> Option<[u8; 32]> {
-    let digits: Option<Vec<u8>> = text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect();
-    let bytes: Vec<u8> = digits?.as_chunks::<2>().0.iter().map(|[high, low]| high << 4 | low).collect();
-    bytes.try_into().ok()
 }
