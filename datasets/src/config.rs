@@ -42,12 +42,32 @@ pub struct DataConfig {
     pub cache_dir: Option<PathBuf>,
     /// Give the model the documents' borders, so that no token attends across one; default false.
     pub mask_documents: bool,
+    /// How training sequences are made of documents.
+    pub packing: Packing,
     /// Where the text comes from.
     pub source: SourceConfig,
     /// How text becomes ids; absent is bytes. Not for sources of ids.
     pub tokenizer: Option<TokenizerConfig>,
     /// Which part validates; absent is 5 % of the documents, chosen by their hash.
     pub split: Option<SplitConfig>,
+}
+
+/// How training sequences are made of documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// All documents one after the other, cut every `seq_len` tokens.
+    #[default]
+    Concatenate,
+    /// Whole documents where they fit best, each seen alone; the rest of a sequence is padding, which
+    /// does not count (arXiv:2404.10830). Longer documents are cut.
+    BestFit,
+}
+
+impl Packing {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the text of a run comes from.
@@ -81,6 +101,10 @@ struct DataTables {
     /// Give the model the documents' borders, so that no token attends across one; default false.
     #[serde(default)]
     mask_documents: bool,
+    /// How training sequences are made of documents: `concatenate` (default), or `best_fit` for whole
+    /// documents with padding.
+    #[serde(default, skip_serializing_if = "Packing::is_default")]
+    packing: Packing,
     /// Source: the archives of the crates that Switchyard itself is built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crates: Option<CratesConfig>,
@@ -111,7 +135,7 @@ impl TryFrom<DataTables> for DataConfig {
     type Error = &'static str;
 
     fn try_from(tables: DataTables) -> Result<Self, Self::Error> {
-        let DataTables { cache_dir, mask_documents, crates, text, synthetic, tokens, .. } = tables;
+        let DataTables { cache_dir, mask_documents, packing, crates, text, synthetic, tokens, .. } = tables;
         let has_one = crates.is_some() || text.is_some() || synthetic.is_some() || tokens.is_some();
         let source = match tables.sources {
             Some(_) if has_one => None,
@@ -120,16 +144,27 @@ impl TryFrom<DataTables> for DataConfig {
         };
         let source =
             source.ok_or("wanted exactly one of `crates`, `text`, `synthetic`, `tokens`, `sources`")?;
-        Ok(Self { cache_dir, mask_documents, source, tokenizer: tables.tokenizer, split: tables.split })
+        let (tokenizer, split) = (tables.tokenizer, tables.split);
+        Ok(Self { cache_dir, mask_documents, packing, source, tokenizer, split })
     }
 }
 
 impl From<DataConfig> for DataTables {
     fn from(config: DataConfig) -> Self {
-        let DataConfig { cache_dir, mask_documents, source, tokenizer, split } = config;
+        let DataConfig { cache_dir, mask_documents, packing, source, tokenizer, split } = config;
         let (crates, text, synthetic, tokens, sources) = (None, None, None, None, None);
-        let tables =
-            Self { cache_dir, mask_documents, crates, text, synthetic, tokens, sources, tokenizer, split };
+        let tables = Self {
+            cache_dir,
+            mask_documents,
+            packing,
+            crates,
+            text,
+            synthetic,
+            tokens,
+            sources,
+            tokenizer,
+            split,
+        };
         match source {
             SourceConfig::Crates(crates) => Self { crates: Some(crates), ..tables },
             SourceConfig::Text(text) => Self { text: Some(text), ..tables },
@@ -187,13 +222,21 @@ impl SourceConfig {
         }
     }
 
-    /// Nothing, if the values of a single source make sense under `split`.
-    fn validate(&self, split: Option<&SplitConfig>, mask_documents: bool) -> Result<(), KeyError> {
+    /// Nothing, if the values of a single source make sense in `data` under `split`.
+    fn validate(&self, split: Option<&SplitConfig>, data: &DataConfig) -> Result<(), KeyError> {
+        if let Self::Tokens(tokens) = self
+            && !data.packing.is_default()
+            && !tokens.have_documents()
+        {
+            let problem = "is \"best_fit\", but files of token ids carry no document borders";
+            let remedy = "leave it out, or name the `.idx` files of a Megatron dataset";
+            return Err(KeyError::new("packing", problem, remedy));
+        }
         match self {
             Self::Crates(crates) => crates.validate(),
             Self::Text(text) => text.validate(),
             Self::Synthetic(synthetic) => synthetic.validate(),
-            Self::Tokens(tokens) => tokens.validate(split, mask_documents),
+            Self::Tokens(tokens) => tokens.validate(split, data.mask_documents),
             Self::Mixture(_) => Ok(()),
         }
     }
@@ -268,7 +311,8 @@ impl TokenizerConfig {
 impl DataConfig {
     /// The text of `source`, as bytes, with the default split and cache.
     pub fn new(source: SourceConfig) -> Self {
-        Self { cache_dir: None, mask_documents: false, source, tokenizer: None, split: None }
+        let packing = Packing::default();
+        Self { cache_dir: None, mask_documents: false, packing, source, tokenizer: None, split: None }
     }
 
     /// Whether some of the text is kept for the last word; of several sources, of any.
@@ -289,7 +333,7 @@ impl DataConfig {
         self.split.as_ref().map_or(Ok(()), SplitConfig::validate)?;
         match &self.source {
             SourceConfig::Mixture(sources) => mixture::validate(sources, self),
-            source => source.validate(self.split.as_ref(), self.mask_documents),
+            source => source.validate(self.split.as_ref(), self),
         }
     }
 
@@ -380,6 +424,9 @@ mod tests {
         assert!(parse(&format!("split.tail.validation_fraction = 0.1\n{tokens}")).validate().is_ok());
         let both = format!("split.tail.validation_fraction = 0.1\n{tokens}validation = 'b.bin'\n");
         assert!(message(&both).starts_with("`split` is given beside"));
+        let packed = format!("packing = 'best_fit'\n{tokens}validation = 'b.bin'\n");
+        assert!(message(&packed).starts_with("`packing` is \"best_fit\", but files of token ids"));
+        assert!(parse(&packed.replace(".bin", ".idx")).validate().is_ok());
     }
 
     #[test]

@@ -232,6 +232,16 @@ pub enum DatasetError {
         seq_len: usize,
     },
 
+    /// No document that a sequence could be packed from.
+    #[error(
+        "none of the {num_documents} documents of the train split has two tokens: use other data, or leave out \
+         `data.packing`"
+    )]
+    NothingToPack {
+        /// Documents there are.
+        num_documents: usize,
+    },
+
     /// A size of zero, where at least one is needed.
     #[error("`{name}` is 0: use at least 1")]
     Zero {

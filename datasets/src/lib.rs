@@ -24,6 +24,8 @@
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
 //!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
 //!    [`EvaluationWindows`] go over a split once.
+//!    With `packing = "best_fit"` sequences hold whole documents and padding, which
+//!    [`TokenBatch::target_mask`] tells apart.
 //!
 //! Several sources (`[[data.sources]]`) each take this path on their own, with one tokenizer. A
 //! [`MixtureSchedule`] says, from the seed and the position alone, which of them a training sequence
@@ -31,7 +33,7 @@
 //!
 //! # Example
 //! ```
-//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Progress, SourceConfig, SyntheticConfig, prepare};
+//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Packing, Progress, SourceConfig, SyntheticConfig, prepare};
 //!
 //! # fn main() -> Result<(), switchyard_datasets::DatasetError> {
 //! # let cache = tempfile::tempdir().expect("a temporary folder");
@@ -40,7 +42,9 @@
 //! });
 //! let config = DataConfig { cache_dir: Some(cache.path().to_path_buf()), ..DataConfig::new(source) };
 //! let dataset = prepare(&config, &Progress::silent())?;
-//! let loader_config = LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false };
+//! let packing = Packing::Concatenate;
+//! let loader_config =
+//!     LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false, packing };
 //! let mut loader = Loader::new(dataset.train.clone(), loader_config, 0)?;
 //! let batch = loader.next_batch()?;
 //! assert_eq!(batch.input_ids.len(), 8 * 32);
@@ -67,6 +71,7 @@ mod manifest;
 mod mixture;
 mod notes;
 mod overlap;
+mod packing;
 mod passes;
 mod pieces;
 mod prepare;
@@ -76,6 +81,7 @@ mod sampler;
 mod samples;
 mod shard;
 mod source;
+mod span;
 mod split;
 mod stats;
 mod store;
@@ -88,7 +94,7 @@ mod words;
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
-    MixtureSourceConfig, OnTrouble, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
+    MixtureSourceConfig, OnTrouble, Packing, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
     SyntheticConfig, TextConfig, TokenDtype, TokenizerConfig, TokensConfig, WeightChange,
 };
 pub use dataset::{Dataset, DatasetSource};
@@ -99,6 +105,7 @@ pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
 pub use manifest::{FORMAT_VERSION, Manifest, Overlap, Repeats, ShardManifest, SplitManifest};
 pub use mixture::{Draw, MAX_EXCESS, MixtureSchedule};
+pub use packing::PackingFacts;
 pub use passes::{passes, passes_note};
 pub use prepare::prepare;
 pub use progress::{Progress, stderr_draw_target};

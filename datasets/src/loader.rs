@@ -5,8 +5,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::batch::TokenBatch;
+use crate::config::Packing;
 use crate::dataset::DatasetSource;
 use crate::error::DatasetError;
+use crate::packing::PackingFacts;
 use crate::samples::{Cut, Samples};
 use crate::store::TokenStore;
 
@@ -22,13 +24,16 @@ pub struct LoaderConfig {
     pub sequences_per_batch: usize,
     /// Seed of the order; see [`Sampler`].
     pub seed: u64,
-    /// Fill [`TokenBatch::segment_ids`].
+    /// Fill [`TokenBatch::segment_ids`]; packed sequences always have them.
     pub mask_documents: bool,
+    /// How sequences are made of documents; [`Packing::BestFit`] needs their borders.
+    pub packing: Packing,
 }
 
 impl LoaderConfig {
     fn cut(&self) -> Cut {
-        Cut { seq_len: self.seq_len, mask_documents: self.mask_documents }
+        let Self { seq_len, mask_documents, packing, .. } = *self;
+        Cut { seq_len, mask_documents, packing }
     }
 }
 
@@ -115,6 +120,11 @@ impl Loader {
         self.cursor
     }
 
+    /// What packing makes of each source, padding among it; `None` where documents are concatenated.
+    pub fn packing_per_source(&self) -> Vec<Option<PackingFacts>> {
+        self.samples.packing()
+    }
+
     /// How many sequences of each source have been handed out, from the run's first on: a function of
     /// the cursor, so a resumed loader knows it too.
     pub fn sequences_per_source(&self) -> Vec<u64> {
@@ -140,7 +150,13 @@ mod tests {
     use crate::store::tests::counting_store;
 
     fn config(seq_len: usize, sequences_per_batch: usize) -> LoaderConfig {
-        LoaderConfig { seq_len, sequences_per_batch, seed: 3, mask_documents: true }
+        LoaderConfig {
+            seq_len,
+            sequences_per_batch,
+            seed: 3,
+            mask_documents: true,
+            packing: Packing::default(),
+        }
     }
 
     #[test]

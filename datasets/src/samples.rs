@@ -6,10 +6,11 @@ use sha2::{Digest, Sha256};
 use switchyard_ground::digest::split_mix;
 
 use crate::batch::TokenBatch;
-use crate::config::SourceWeights;
+use crate::config::{Packing, SourceWeights};
 use crate::dataset::DatasetSource;
 use crate::error::DatasetError;
 use crate::mixture::{Draw, MixtureSchedule};
+use crate::packing::{PackedSequences, PackingFacts};
 use crate::sampler::Sampler;
 use crate::store::TokenStore;
 
@@ -18,6 +19,7 @@ use crate::store::TokenStore;
 pub(crate) struct Cut {
     pub(crate) seq_len: usize,
     pub(crate) mask_documents: bool,
+    pub(crate) packing: Packing,
 }
 
 /// The training sequences of a run, by position.
@@ -31,7 +33,16 @@ pub(crate) struct Samples {
 #[derive(Debug, Clone)]
 struct SourceSamples {
     store: Arc<TokenStore>,
-    sampler: Sampler,
+    order: Order,
+}
+
+/// What the i-th sequence of a source is.
+#[derive(Debug, Clone)]
+enum Order {
+    /// A window of the concatenated documents.
+    Windows(Sampler),
+    /// One of the packed sequences, all of them once in each pass; `None` orders a single one.
+    Packed(PackedSequences, Option<Sampler>),
 }
 
 impl Samples {
@@ -75,19 +86,26 @@ impl Samples {
     /// # Errors
     /// If their tokens cannot be read.
     pub(crate) fn read(&self, positions: std::ops::Range<u64>) -> Result<TokenBatch, DatasetError> {
-        let Cut { seq_len, mask_documents } = self.cut;
-        if let [source] = self.sources.as_slice() {
-            let starts: Vec<usize> = positions.map(|position| source.sampler.sample(position)).collect();
-            return TokenBatch::read(&source.store, &starts, seq_len, mask_documents);
+        if let [SourceSamples { store, order: Order::Windows(sampler) }] = self.sources.as_slice() {
+            let starts: Vec<usize> = positions.map(|position| sampler.sample(position)).collect();
+            return TokenBatch::read(store, &starts, self.cut.seq_len, self.cut.mask_documents);
         }
         let row = |position: u64| {
             let Draw { source, index } = self.schedule.draw(position);
-            let SourceSamples { store, sampler } = &self.sources[source];
-            let batch = TokenBatch::read(store, &[sampler.sample(index)], seq_len, mask_documents)?;
+            let batch = self.sources[source].read(index, self.cut)?;
             Ok(TokenBatch { source_ids_b: vec![source as u16], ..batch })
         };
         let rows = positions.map(row).collect::<Result<Vec<_>, DatasetError>>()?;
         TokenBatch::stacked(rows).ok_or(DatasetError::Zero { name: "sequences_per_batch" })
+    }
+
+    /// What packing makes of each source; `None` where documents are concatenated.
+    pub(crate) fn packing(&self) -> Vec<Option<PackingFacts>> {
+        let facts = |source: &SourceSamples| match &source.order {
+            Order::Windows(_) => None,
+            Order::Packed(packed, _) => Some(packed.facts()),
+        };
+        self.sources.iter().map(facts).collect()
     }
 
     /// How many sequences of each source come before `position`.
@@ -99,8 +117,31 @@ impl Samples {
 impl SourceSamples {
     fn new(store: Arc<TokenStore>, cut: Cut, seed: u64) -> Result<Self, DatasetError> {
         store.require_sequence(cut.seq_len)?;
-        let sampler = Sampler::new(store.len(), cut.seq_len, seed)?;
-        Ok(Self { store, sampler })
+        let order = match cut.packing {
+            Packing::Concatenate => Order::Windows(Sampler::new(store.len(), cut.seq_len, seed)?),
+            Packing::BestFit => {
+                let packed = PackedSequences::new(&store, cut.seq_len)?;
+                let num_sequences = packed.num_sequences() as usize;
+                // Windows of one sequence: a pass is a permutation of all.
+                let sampler =
+                    (num_sequences > 1).then(|| Sampler::new(num_sequences, 1, seed)).transpose()?;
+                Order::Packed(packed, sampler)
+            }
+        };
+        Ok(Self { store, order })
+    }
+
+    /// The sequence with this index as a batch of one row.
+    fn read(&self, index: u64, cut: Cut) -> Result<TokenBatch, DatasetError> {
+        match &self.order {
+            Order::Windows(sampler) => {
+                TokenBatch::read(&self.store, &[sampler.sample(index)], cut.seq_len, cut.mask_documents)
+            }
+            Order::Packed(packed, sampler) => {
+                let number = sampler.as_ref().map_or(0, |sampler| sampler.sample(index) as u64);
+                TokenBatch::packed(&self.store, &packed.spans(&self.store, number), cut.seq_len)
+            }
+        }
     }
 }
 

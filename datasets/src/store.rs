@@ -1,5 +1,6 @@
 //! One split's tokens: shards, one after the other, addressed as if they were one array.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::DatasetError;
@@ -97,6 +98,18 @@ impl TokenStore {
         let file = self.file_of(position);
         let within = self.files[file].document_at(position - self.file_starts[file])?;
         Some(self.documents_before[file] + within)
+    }
+
+    /// The positions of the document with this index.
+    ///
+    /// # Panics
+    /// If there is no such document.
+    pub fn document_span(&self, document: usize) -> Range<usize> {
+        assert!(document < self.num_documents, "document {document} of {}", self.num_documents);
+        let file = self.documents_before.partition_point(|before| *before <= document) - 1;
+        let within = document - self.documents_before[file];
+        let position = |index: usize| self.file_starts[file] + self.files[file].document_start(index);
+        position(within)..position(within + 1)
     }
 
     /// The documents that the `len` tokens from position `start` on belong to, in order, each with

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use switchyard_datasets::{
     BpeTokenizerConfig, DataConfig, Dataset, DatasetError, EvaluationWindows, Loader, LoaderConfig,
-    MixtureSchedule, MixtureSourceConfig, Progress, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
-    TextConfig, TokenStore, TokenizerConfig, TokensConfig, WeightChange, prepare,
+    MixtureSchedule, MixtureSourceConfig, Packing, Progress, SourceConfig, SourceWeights, SplitConfig,
+    SplitFractions, TextConfig, TokenStore, TokenizerConfig, TokensConfig, WeightChange, prepare,
 };
 
 const SEQ_LEN: usize = 16;
@@ -37,7 +37,13 @@ fn two(folder: &Path) -> Vec<MixtureSourceConfig> {
 }
 
 fn loader_config(sequences_per_batch: usize) -> LoaderConfig {
-    LoaderConfig { seq_len: SEQ_LEN, sequences_per_batch, seed: 5, mask_documents: true }
+    LoaderConfig {
+        seq_len: SEQ_LEN,
+        sequences_per_batch,
+        seed: 5,
+        mask_documents: true,
+        packing: Packing::default(),
+    }
 }
 
 fn ids(store: &TokenStore) -> Vec<i32> {
@@ -184,4 +190,43 @@ fn errors_of_a_source_name_it() {
     let long = LoaderConfig { seq_len: 1 << 20, ..loader_config(1) };
     let message = Loader::of_sources(&dataset.sources, long, 1, 0).unwrap_err().to_string();
     assert!(message.starts_with("source `a`: the train split has"), "{message}");
+}
+
+#[test]
+fn packed_sequences_resume_from_their_position_and_say_how_much_is_padding() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = silent(&config(folder.path(), two(folder.path()))).unwrap();
+    let config = LoaderConfig { seq_len: 128, packing: Packing::BestFit, ..loader_config(3) };
+    let open = |cursor| Loader::of_sources(&dataset.sources, config.clone(), 6, cursor).unwrap();
+    let mut loader = open(0);
+    let (mut counted, mut places) = (0, 0);
+    for _ in 0..40 {
+        let cursor = loader.cursor();
+        let batch = loader.next_batch().unwrap();
+        counted += batch.num_counted_targets();
+        places += batch.num_tokens();
+        assert_eq!(open(cursor).next_batch().unwrap(), batch);
+        let (mask, segments) = (batch.target_mask.unwrap(), batch.segment_ids.unwrap());
+        for row in 0..3 {
+            let row = row * 128..(row + 1) * 128;
+            let num_counted = mask[row.clone()].iter().filter(|counts| **counts).count();
+            assert!(mask[row.clone()][..num_counted].iter().all(|counts| *counts), "padding is at the end");
+            assert!(segments[row.clone()].is_sorted());
+            // Each document ends with its mark, which is a target only.
+            let marks = batch.target_ids[row.clone()][..num_counted].iter().filter(|id| **id == 0).count();
+            assert_eq!(marks as i32, segments[row.clone()][num_counted - 1] + 1);
+            assert!(!batch.input_ids[row][..num_counted].contains(&0));
+        }
+    }
+    let facts: Vec<_> = loader.packing_per_source().into_iter().flatten().collect();
+    let share = facts.iter().map(|facts| facts.padding_share).sum::<f64>() / 2.0;
+    assert!((1.0 - counted as f64 / places as f64 - share).abs() < 0.1, "{facts:?}");
+    assert_eq!(
+        facts[0].num_targets,
+        dataset.sources[0].manifest.train.num_tokens - facts_documents(&dataset)
+    );
+}
+
+fn facts_documents(dataset: &Dataset) -> u64 {
+    dataset.sources[0].manifest.train.num_documents
 }

@@ -464,6 +464,7 @@ impl Reference {
             input_ids: shifted(0),
             target_ids: shifted(1),
             segment_ids: None,
+            target_mask: None,
             domains: vec![0; num_sequences],
             source_ids_b: vec![0; num_sequences],
             num_sequences,

@@ -191,11 +191,10 @@ pub(super) fn validate(sources: &[MixtureSourceConfig], data: &DataConfig) -> Re
         }
         source.split.as_ref().map_or(Ok(()), SplitConfig::validate).map_err(at)?;
         let is_own = |error: &KeyError| source.split.is_some() || !error.path.starts_with("split");
+        let is_of_all = |error: &KeyError| ["mask_documents", "packing"].contains(&error.path.as_str());
         let split = source.split_in(data.split.as_ref());
-        let valid = source.source.validate(split, data.mask_documents);
-        valid.map_err(
-            |error| if error.path != "mask_documents" && is_own(&error) { at(error) } else { error },
-        )?;
+        let valid = source.source.validate(split, data);
+        valid.map_err(|error| if !is_of_all(&error) && is_own(&error) { at(error) } else { error })?;
     }
     validate_weights(sources)?;
     validate_vocabularies(sources, data)
