@@ -15,11 +15,14 @@ use crate::remarks::Remarks;
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitKind, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
+use crate::unfinished::{note, noted};
 use split_writer::SplitWriter;
-pub(crate) use split_writer::remove_progress;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;
+/// Names of the notes in a folder in the making; those of shards have the names of splits.
+const OVERLAP_NOTE: &str = "overlap";
+const TOKENIZER_NOTE: &str = "tokenizer";
 /// Merges between two looks at the stop flag.
 const MERGES_PER_CHECK: usize = 64;
 /// Different documents that are remembered while repeats are counted: half a gigabyte at most.
@@ -98,12 +101,17 @@ impl Survey {
 }
 
 /// How much of the held-out text the training split has too; with `max_overlap`, `survey` leaves out
-/// from now on what has too much of it.
+/// from now on what has too much of it. Noted in `folder`, so that it is measured once.
 pub(crate) fn measure_overlap(
     source: &Source,
     survey: &mut Survey,
+    folder: &Path,
     progress: &Progress,
 ) -> Result<Overlaps, DatasetError> {
+    if let Some(overlaps) = noted::<Overlaps>(folder, OVERLAP_NOTE) {
+        survey.left_out.clone_from(&overlaps.left_out);
+        return Ok(overlaps);
+    }
     let stage = progress.stage("looking for text in two splits", Some(2 * survey.total_len));
     let max_overlap = survey.rule.max_overlap;
     let mut meter = OverlapMeter::new(survey.held_out_len, max_overlap.is_some());
@@ -118,14 +126,17 @@ pub(crate) fn measure_overlap(
     let overlaps = meter.finish(max_overlap);
     stage.finish();
     survey.left_out.clone_from(&overlaps.left_out);
+    note(folder, OVERLAP_NOTE, &overlaps)?;
     Ok(overlaps)
 }
 
-/// The tokenizer that `config` asks for; a trained one sees the training split only.
+/// The tokenizer that `config` asks for; a trained one sees the training split only, and is noted in
+/// `folder`, so that it is trained once.
 pub(crate) fn make_tokenizer(
     config: &DataConfig,
     source: &Source,
     survey: &Survey,
+    folder: &Path,
     progress: &Progress,
 ) -> Result<Tokenizer, DatasetError> {
     if let Source::Synthetic(_) = source {
@@ -133,9 +144,15 @@ pub(crate) fn make_tokenizer(
     }
     match &config.tokenizer {
         Some(TokenizerConfig::Bpe(bpe)) => {
+            let json = noted::<String>(folder, TOKENIZER_NOTE);
+            if let Some(Ok(tokenizer)) = json.map(|json| Tokenizer::from_json(json.into_bytes())) {
+                return Ok(tokenizer.with_vocab_size(bpe.vocab_size));
+            }
             let mut counts = WordCounts::default();
             count_words(source, survey, &mut counts, progress)?;
-            train_tokenizer(counts, bpe.vocab_size, progress)
+            let tokenizer = train_tokenizer(counts, bpe.vocab_size, progress)?;
+            note(folder, TOKENIZER_NOTE, &String::from_utf8_lossy(&tokenizer.to_json()))?;
+            Ok(tokenizer)
         }
         Some(TokenizerConfig::File(file)) => Tokenizer::of_config(file),
         Some(TokenizerConfig::Bytes {}) | None => Ok(Tokenizer::Bytes),

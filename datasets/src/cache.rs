@@ -17,12 +17,10 @@ use switchyard_ground::{durable, regular_file};
 use crate::error::DatasetError;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME};
 use crate::progress::Progress;
+use crate::unfinished::has_notes;
 use switchyard_ground::digest::hex;
 
 const RETRY: Duration = Duration::from_millis(50);
-
-/// Ending of the file in a folder in the making that says which of its parts are finished.
-pub(crate) const PROGRESS_ENDING: &str = "progress";
 
 /// Unfinished work of other corpora is kept for so long.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -106,7 +104,7 @@ impl LockedEntry {
     pub(crate) fn start(&self) -> Result<PathBuf, DatasetError> {
         self.remove_leftovers();
         let folder = self.temporary();
-        if has_finished_parts(&folder) {
+        if has_notes(&folder) {
             return Ok(folder);
         }
         remove_folder(&folder).map_err(DatasetError::io("remove", &folder))?;
@@ -137,7 +135,7 @@ impl LockedEntry {
 
     /// Removes what was prepared so far, unless something of it is finished.
     pub(crate) fn discard_unfinished(&self) {
-        if !has_finished_parts(&self.temporary()) {
+        if !has_notes(&self.temporary()) {
             self.discard();
         }
     }
@@ -156,7 +154,7 @@ impl LockedEntry {
             };
             let is_ours = name == self.entry.name;
             let is_entry_name = name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_ours || !is_entry_name || has_finished_parts(&path) && is_recent(&path) {
+            if is_ours || !is_entry_name || has_notes(&path) && is_recent(&path) {
                 continue;
             }
             let lock = lock_path(&self.entry.root, name);
@@ -171,14 +169,6 @@ impl LockedEntry {
             }
         }
     }
-}
-
-/// Whether `folder`, in the making, holds parts that a later preparation can use.
-fn has_finished_parts(folder: &Path) -> bool {
-    let Ok(entries) = std::fs::read_dir(folder) else { return false };
-    entries.filter_map(Result::ok).any(|entry| {
-        Path::new(&entry.file_name()).extension().is_some_and(|ending| ending == PROGRESS_ENDING)
-    })
 }
 
 /// Whether `folder` was worked on within the time that unfinished work is kept.

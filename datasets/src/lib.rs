@@ -88,6 +88,7 @@ mod store;
 mod token_files;
 mod token_width;
 mod tokenizer;
+mod unfinished;
 mod vocabulary;
 mod words;
 

@@ -26,6 +26,7 @@ use crate::split::{Split, SplitRule};
 use crate::store::TokenStore;
 use crate::token_files;
 use crate::tokenizer::Tokenizer;
+use crate::unfinished;
 use switchyard_ground::digest::hex;
 
 const TOKENIZER_NAME: &str = "tokenizer.json";
@@ -227,10 +228,10 @@ impl<'a> OpenSource<'a> {
         let Self { config, source, .. } = self;
         let rule = self.rule();
         let mut survey = Survey::of(source, rule, progress)?;
-        let overlaps = build::measure_overlap(source, &mut survey, progress)?;
+        let overlaps = build::measure_overlap(source, &mut survey, folder, progress)?;
         let tokenizer = match shared {
             Some(shared) => shared.clone(),
-            None => build::make_tokenizer(config, source, &survey, progress)?,
+            None => build::make_tokenizer(config, source, &survey, folder, progress)?,
         };
         // A single text has no end that matters: its bytes are its tokens, nothing more.
         let end_mark = if survey.num_documents > 1 { tokenizer.end_of_document() } else { None };
@@ -240,7 +241,7 @@ impl<'a> OpenSource<'a> {
             test.overlap = Some(overlaps.test);
         }
         tokenizer.save(&folder.join(TOKENIZER_NAME))?;
-        build::remove_progress(folder)?;
+        unfinished::remove_notes(folder)?;
         let (entropy_floor_nats, domain_uncertainty_nats) = match source {
             Source::Synthetic(source) => {
                 (Some(source.entropy_floor_nats()), Some(source.domain_uncertainty_nats()))

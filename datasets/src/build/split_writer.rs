@@ -1,12 +1,9 @@
 //! The shards of one split, written once: what is finished survives an interruption.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use switchyard_ground::digest::hex;
-use switchyard_ground::{durable, regular_file};
 
-use crate::cache::PROGRESS_ENDING;
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::manifest::{ShardManifest, SplitManifest};
@@ -16,12 +13,10 @@ use crate::shard::{MAX_SHARD_TOKENS, ShardWriter, TokenFile, parse_checksum};
 use crate::source::Content;
 use crate::split::{Part, Split};
 use crate::tokenizer::Tokenizer;
+use crate::unfinished::{note, noted};
 
 /// Pieces of text whose ids are in memory at a time.
 const BATCH_PIECES: usize = 512;
-/// Far more than such notes have.
-const MAX_PROGRESS_BYTES: u64 = 256 << 20;
-
 /// Writes one split, and goes on where an interrupted preparation has stopped.
 ///
 /// With each shard that is finished, the facts about the split so far are noted beside it. A later
@@ -155,11 +150,7 @@ impl SplitWriter {
                 num_tokens: finished.num_tokens,
                 sha256: hex(&finished.checksum),
             });
-            let path = progress_path(&self.folder, self.split);
-            let noted = serde_json::to_vec(&self.manifest)
-                .map_err(std::io::Error::from)
-                .and_then(|facts| durable::replace(&path, &facts));
-            noted.map_err(DatasetError::io("write", &path))?;
+            note(&self.folder, self.split.name(), &self.manifest)?;
         }
         Ok(())
     }
@@ -171,24 +162,6 @@ impl SplitWriter {
     }
 }
 
-/// Where the facts about the finished shards of `split` are noted while `folder` is in the making.
-fn progress_path(folder: &Path, split: Split) -> PathBuf {
-    folder.join(format!("{}.{PROGRESS_ENDING}", split.name()))
-}
-
-/// Removes the notes about finished shards from `folder`, which is complete but for its manifest.
-pub(crate) fn remove_progress(folder: &Path) -> Result<(), DatasetError> {
-    for path in Split::ALL.map(|split| progress_path(folder, split)) {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(DatasetError::io("remove", &path)(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// The facts about the shards of `split` that are finished in `folder`; `None` if there are none, or
 /// one of them is not what was noted: then all are written anew.
 fn finished(
@@ -197,8 +170,7 @@ fn finished(
     num_domains: usize,
     progress: &Progress,
 ) -> Result<Option<SplitManifest>, DatasetError> {
-    let noted = regular_file::read(&progress_path(folder, split), MAX_PROGRESS_BYTES).ok();
-    let facts = noted.and_then(|json| serde_json::from_slice::<SplitManifest>(&json).ok());
+    let facts: Option<SplitManifest> = noted(folder, split.name());
     let Some(facts) = facts.filter(|facts| facts.tokens_per_domain.len() == num_domains) else {
         return Ok(None);
     };
@@ -302,6 +274,7 @@ mod tests {
     use crate::config::SyntheticConfig;
     use crate::source::{Source, SyntheticSource};
     use crate::split::SplitRule;
+    use crate::unfinished::{has_notes, remove_notes};
 
     fn source() -> Source {
         Source::Synthetic(SyntheticSource::new(&SyntheticConfig {
@@ -363,7 +336,7 @@ mod tests {
         let unbroken = write(whole.path(), &Progress::silent()).unwrap();
         assert!(unbroken.train.shards.len() > 20, "{}", unbroken.train.shards.len());
         let folder = stopped();
-        assert!(progress_path(folder.path(), Split::Train).exists());
+        assert!(has_notes(folder.path()));
         let kept = shards(folder.path());
         let resumed = write(folder.path(), &Progress::silent()).unwrap();
         assert_eq!((resumed.train, resumed.validation), (unbroken.train, unbroken.validation));
@@ -373,8 +346,8 @@ mod tests {
         let noted = kept.iter().filter(|shard| now.contains(shard)).count();
         // The one that was just renamed when the flag was set may not have been noted.
         assert!(noted + 1 >= kept.len() && noted >= 3, "{noted} of {}", kept.len());
-        remove_progress(folder.path()).unwrap();
-        assert!(!progress_path(folder.path(), Split::Train).exists());
+        remove_notes(folder.path()).unwrap();
+        assert!(!has_notes(folder.path()));
     }
 
     #[test]
