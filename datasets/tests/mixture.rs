@@ -18,7 +18,7 @@ fn silent(config: &DataConfig) -> Result<Dataset, DatasetError> {
 fn write_letters(folder: &Path, letter: char) -> SourceConfig {
     let path = folder.join(format!("{letter}.jsonl"));
     let document = |n: usize| format!("{{\"text\": \"{} {n}\"}}\n", letter.to_string().repeat(40 + n % 7));
-    std::fs::write(&path, (0..200).map(document).collect::<String>()).unwrap();
+    std::fs::write(&path, (0..200).map(document).collect::<String>()).expect("a file is written");
     SourceConfig::Text(TextConfig::new(path))
 }
 
@@ -48,7 +48,7 @@ fn loader_config(sequences_per_batch: usize) -> LoaderConfig {
 
 fn ids(store: &TokenStore) -> Vec<i32> {
     let mut ids = vec![0; store.len()];
-    store.read(0, &mut ids).unwrap();
+    store.read(0, &mut ids).expect("prepared tokens are read");
     ids
 }
 

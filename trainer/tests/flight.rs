@@ -279,7 +279,13 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     let device = device::select("cpu").unwrap();
     let model = checkpoint.model(&device.clone().autodiff()).unwrap();
     let data = switchyard_datasets::prepare(&checkpoint.config.data, &Progress::silent()).unwrap();
-    let config = LoaderConfig { seq_len: 16, sequences_per_batch: 4, seed: 7, mask_documents: false, packing: Packing::default() };
+    let config = LoaderConfig {
+        seq_len: 16,
+        sequences_per_batch: 4,
+        seed: 7,
+        mask_documents: false,
+        packing: Packing::default(),
+    };
     let mut loader = Loader::new(data.train, config, checkpoint.state.data_cursor).unwrap();
     let batches = (0..2).map(|_| loader.next_batch().unwrap()).collect();
     let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None };

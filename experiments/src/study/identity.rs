@@ -92,7 +92,9 @@ fn clear_places(source: &mut SourceConfig) {
             tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
             tokens.test = tokens.test.as_ref().map(|_| PathBuf::new());
         }
-        SourceConfig::Mixture(sources) => sources.iter_mut().for_each(|source| clear_places(&mut source.source)),
+        SourceConfig::Mixture(sources) => {
+            sources.iter_mut().for_each(|source| clear_places(&mut source.source))
+        }
         SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
     }
 }
