@@ -15,10 +15,12 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::encoded::vocabulary_error;
 use crate::error::DatasetError;
-use crate::pieces::{TextPiece, pieces};
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::END_OF_DOCUMENT;
-use crate::words::{byte_level_chars, words};
+use crate::words::{byte_level_chars, cut_before_word, words};
+
+/// Shortest part of a text that one core counts, and longest.
+const PIECE_BYTES: std::ops::Range<usize> = 1 << 16..1 << 20;
 
 type Pair = (u32, u32);
 
@@ -29,7 +31,7 @@ pub(crate) struct WordCounts(HashMap<String, u64>);
 impl WordCounts {
     /// Counts the words of `texts`, on all cores.
     pub(crate) fn add<'a>(&mut self, texts: impl Iterator<Item = &'a str>) -> Result<(), DatasetError> {
-        let pieces: Vec<&str> = texts.flat_map(pieces).map(|piece: TextPiece<'a>| piece.text()).collect();
+        let pieces: Vec<&str> = texts.flat_map(pieces).collect();
         let count_words = |mut counts: HashMap<&'a str, u64>, piece| {
             for word in words(piece)? {
                 *counts.entry(word).or_default() += 1;
@@ -49,6 +51,20 @@ impl WordCounts {
         }
         Ok(())
     }
+}
+
+/// `text` in parts whose words are its words. A longer word than one part may be falls into several:
+/// a vocabulary learns nothing from it.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let head = &rest[..rest.floor_char_boundary(PIECE_BYTES.end)];
+        let cut =
+            if head.len() > PIECE_BYTES.start { cut_before_word(head, PIECE_BYTES.start) } else { None };
+        let (piece, after) = rest.split_at(cut.unwrap_or(head.len()));
+        rest = after;
+        Some(piece).filter(|piece| !piece.is_empty())
+    })
 }
 
 /// The vocabulary of at most `vocab_size` ids trained on `texts`.

@@ -195,6 +195,13 @@ pub(crate) fn train_tokenizer(
     Ok(tokenizer)
 }
 
+/// What is put around documents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marks {
+    pub(crate) begin: Option<u32>,
+    pub(crate) end: Option<u32>,
+}
+
 /// Facts about what has been written.
 pub(crate) struct Written {
     pub(crate) train: SplitManifest,
@@ -207,12 +214,13 @@ pub(crate) struct Written {
 /// Writes the shards of all splits to `folder`; returns the facts about them. Shards that an
 /// interrupted preparation has finished there are checked and kept.
 ///
-/// `end_mark` follows each document of text that ends in its split; ids bring their own.
+/// `marks` are put around the documents of text that begin and end in their split; ids bring their
+/// own.
 pub(crate) fn write_shards(
     source: &Source,
     survey: &Survey,
     tokenizer: &Tokenizer,
-    end_mark: Option<u32>,
+    marks: Marks,
     folder: &Path,
     progress: &Progress,
 ) -> Result<Written, DatasetError> {
@@ -225,7 +233,7 @@ pub(crate) fn write_shards(
         batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
         for writer in &mut writers {
             let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split()).collect();
-            writer.add(&parts, tokenizer, end_mark, &stage)?;
+            writer.add(&parts, tokenizer, marks, &stage)?;
         }
         Ok(())
     })?;

@@ -268,20 +268,39 @@ pub struct BpeTokenizerConfig {
 pub struct FileTokenizerConfig {
     /// The `tokenizer.json`.
     pub path: PathBuf,
-    /// The token that ends a document, such as `[EOS]`; absent is the first of the usual names that
-    /// the vocabulary has.
+    /// The token that begins each document, such as `<s>`, or its id; absent is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_of_document: Option<String>,
+    pub begin_of_document: Option<TokenName>,
+    /// The token that ends each document, such as `[EOS]`, or its id; absent is the first of the
+    /// usual names that the vocabulary has, where a source has several documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of_document: Option<TokenName>,
     /// What to do with text for which the vocabulary has no id, not even one for unknown text;
     /// absent is `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unknown_text: Option<OnTrouble>,
 }
 
+/// A token of a vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "the text of a token or its id is expected")]
+pub enum TokenName {
+    /// Its id.
+    Id(u32),
+    /// Its text.
+    Text(String),
+}
+
+impl From<&str> for TokenName {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
 impl FileTokenizerConfig {
     /// The `tokenizer.json` at `path`, with the defaults.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), end_of_document: None, on_unknown_text: None }
+        Self { path: path.into(), begin_of_document: None, end_of_document: None, on_unknown_text: None }
     }
 }
 

@@ -74,8 +74,11 @@ fn joined_manifest(sources: &[MixtureSourceConfig], corpora: &[Dataset], tokeniz
         manifest.notes.iter().map(|note| format!("{name}: {note}")).collect::<Vec<_>>()
     };
     let splits = |of: &dyn Fn(&Manifest) -> Option<&SplitManifest>| joined_split(corpora, of);
-    let mut ends: Vec<Option<u32>> = corpora.iter().map(|corpus| corpus.manifest.end_of_document).collect();
-    ends.dedup();
+    let mark_of_all = |of: &dyn Fn(&Manifest) -> Option<u32>| {
+        let mut marks = corpora.iter().map(|corpus| of(&corpus.manifest));
+        let first = marks.next().flatten();
+        first.filter(|_| marks.all(|mark| mark == first))
+    };
     Manifest {
         format_version: FORMAT_VERSION,
         key: hex(&hasher.finalize()),
@@ -84,7 +87,8 @@ fn joined_manifest(sources: &[MixtureSourceConfig], corpora: &[Dataset], tokeniz
         tokenizer: tokenizer.kind().to_owned(),
         tokenizer_hash: tokenizer.hash(),
         vocab_size: corpora.iter().map(|corpus| corpus.manifest.vocab_size).max().unwrap_or(0),
-        end_of_document: if let [end] = ends[..] { end } else { None },
+        begin_of_document: mark_of_all(&|manifest| manifest.begin_of_document),
+        end_of_document: mark_of_all(&|manifest| manifest.end_of_document),
         entropy_floor_nats: None,
         domain_uncertainty_nats: None,
         domain_names: named().flat_map(domain_names).collect(),

@@ -15,9 +15,11 @@
 //! 2. The **split** sends it to training, validation or test by the hash of its content, or cuts the
 //!    end off the corpus. How much of the held-out text the training split has too is measured.
 //! 3. The **tokenizer** turns it into ids: bytes, a byte-pair encoding trained on the training
-//!    split, or a `tokenizer.json`. Where a source has several documents, each is followed by the
+//!    split, or a `tokenizer.json`, whose ids are those that the crate `tokenizers` gives the whole
+//!    document in one call. Where a source has several documents, each is followed by the
 //!    end-of-document mark: the id of `<|endoftext|>` or of another name for it, or byte 0. A
-//!    single text gets none, so its bytes are exactly its tokens.
+//!    single text gets none, so its bytes are exactly its tokens. Marks that the configuration
+//!    names are put around every document.
 //! 4. [`prepare()`] writes the ids to **shards** in the cache and opens them: a [`TokenStore`] for
 //!    each split. The same configuration and content finds them there the next
 //!    time.
@@ -63,6 +65,8 @@ mod encoded;
 mod encoder;
 mod error;
 mod evaluation;
+#[cfg(test)]
+mod exactness;
 mod guard;
 mod hash;
 mod join;
@@ -79,6 +83,7 @@ mod progress;
 mod remarks;
 mod sampler;
 mod samples;
+mod seams;
 mod shard;
 mod source;
 mod span;
@@ -96,7 +101,7 @@ pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
     MixtureSourceConfig, OnTrouble, Packing, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
-    SyntheticConfig, TextConfig, TokenDtype, TokenizerConfig, TokensConfig, WeightChange,
+    SyntheticConfig, TextConfig, TokenDtype, TokenName, TokenizerConfig, TokensConfig, WeightChange,
 };
 pub use dataset::{Dataset, DatasetSource};
 pub use decode::DecodeStream;

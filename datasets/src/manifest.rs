@@ -41,6 +41,9 @@ pub struct Manifest {
     pub tokenizer_hash: String,
     /// Number of ids that the model needs.
     pub vocab_size: usize,
+    /// The id in front of each document; `None` unless one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin_of_document: Option<u32>,
     /// The id after each document; `None` where documents are not marked, as in a single text.
     pub end_of_document: Option<u32>,
     /// Expected loss, in nats per token, of a predictor that knows how the data is generated and
@@ -94,9 +97,9 @@ pub struct SplitManifest {
     pub num_documents: u64,
     /// Bytes of text; 0 for sources made of ids.
     pub num_bytes: u64,
-    /// Tokens, end marks included.
+    /// Tokens, marks included.
     pub num_tokens: u64,
-    /// Tokens of the largest document, end mark included; 0 where no borders are known.
+    /// Tokens of the largest document, marks included; 0 where no borders are known.
     pub largest_document_tokens: u64,
     /// Tokens that stand for text which the vocabulary cannot spell.
     pub unknown_tokens: u64,

@@ -46,7 +46,8 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
 }
 
 fn unmarked_documents(num_documents: u64, manifest: &Manifest) -> Option<String> {
-    (num_documents > 1 && manifest.end_of_document.is_none()).then(|| {
+    let has_mark = manifest.begin_of_document.is_some() || manifest.end_of_document.is_some();
+    (num_documents > 1 && !has_mark).then(|| {
         format!(
             "the {num_documents} documents follow each other without a mark between them: the tokenizer has no token of a known \
              name for it; name one with `data.tokenizer.file.end_of_document`"

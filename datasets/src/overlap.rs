@@ -209,7 +209,7 @@ mod tests {
 
     fn part(split: Split, text: &str) -> Part {
         let document = Document { content: Content::Text(text.to_owned()), domain: 0, name: String::new() };
-        Part { split, document, is_end: true, is_whole: true }
+        Part { split, document, is_begin: true, is_end: true, is_whole: true }
     }
 
     /// Text without a repeated passage.

@@ -1,64 +1,43 @@
 //! Long text in pieces, which give the same ids as the whole.
 
-use crate::words::cut_before_word;
+use crate::seams::{Seams, has_long_blank};
 
-/// Longest text handed to a vocabulary in one piece; see [`pieces`].
-pub(crate) const MAX_PIECE_BYTES: usize = 1 << 20;
-const MIN_PIECE_BYTES: usize = 1 << 16;
+/// Shortest piece of a text that goes on behind it.
+pub(crate) const MIN_PIECE_BYTES: usize = 1 << 16;
 
-/// Text in front of a piece that a vocabulary sees with it: enough for one word.
-const MAX_CONTEXT_BYTES: usize = 32;
-
-/// A part of a text, with a little of what is in front of it.
-///
-/// Tokenizers after SentencePiece put a mark in front of a text, and look at whether a word is the
-/// first. With its context, a piece is not taken for the beginning; the ids of the context are
-/// dropped.
+/// A text, or a part of one that is encoded on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TextPiece<'a> {
-    /// The context and the piece.
-    pub(crate) with_context: &'a str,
-    pub(crate) context_len: usize,
+    pub(crate) text: &'a str,
+    /// Whether text lies in front, so that nothing is to be put in front of this piece.
+    pub(crate) continues: bool,
 }
 
 impl<'a> TextPiece<'a> {
     /// A text in one piece.
     pub(crate) fn whole(text: &'a str) -> Self {
-        Self { with_context: text, context_len: 0 }
-    }
-
-    /// The piece alone.
-    pub(crate) fn text(&self) -> &'a str {
-        &self.with_context[self.context_len..]
+        Self { text, continues: false }
     }
 }
 
-/// `text` in pieces that are encoded on their own, so that a long document needs bounded memory and
-/// several cores.
+/// `text` in pieces that are encoded on their own, so that a long document is shared among cores and
+/// takes little memory.
 ///
-/// A piece ends where GPT-2's pattern ends a word anyhow: cutting there changes no id of a
-/// byte-level vocabulary, nor of one whose tokens hold no space but in front. Text without such a
-/// place is cut at [`MAX_PIECE_BYTES`].
-pub(crate) fn pieces(text: &str) -> impl Iterator<Item = TextPiece<'_>> {
+/// A piece ends at the first seam behind `min_len` bytes. Without one the text stays whole, however
+/// long it is: a cut elsewhere could change ids.
+pub(crate) fn pieces(text: &str, seams: Seams, min_len: usize) -> impl Iterator<Item = TextPiece<'_>> {
+    let seams = if text.len() > min_len && has_long_blank(text) { Seams::Nowhere } else { seams };
     let mut start = 0;
     std::iter::from_fn(move || {
         if start == text.len() {
             return None;
         }
-        let end = start + piece_len(&text[start..]);
-        let context_start = text.floor_char_boundary(start.saturating_sub(MAX_CONTEXT_BYTES));
-        let piece = TextPiece { with_context: &text[context_start..end], context_len: start - context_start };
-        start = end;
+        let rest = &text[start..];
+        let len = seams.next(rest, min_len).unwrap_or(rest.len());
+        let piece = TextPiece { text: &rest[..len], continues: start > 0 };
+        start += len;
         Some(piece)
     })
-}
-
-fn piece_len(text: &str) -> usize {
-    let head = &text[..text.floor_char_boundary(MAX_PIECE_BYTES)];
-    if head.len() <= MIN_PIECE_BYTES {
-        return head.len();
-    }
-    cut_before_word(head, MIN_PIECE_BYTES).unwrap_or(head.len())
 }
 
 #[cfg(test)]
@@ -66,19 +45,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_join_to_the_text_and_know_what_is_in_front() {
-        let text = "the cat's hat\n\n  and   12 bats, ünd the… ".repeat(6000);
-        let cut: Vec<TextPiece<'_>> = pieces(&text).collect();
-        assert!(cut.len() > 2);
-        let mut joined = String::new();
-        for piece in cut {
-            assert!(joined.ends_with(&piece.with_context[..piece.context_len]));
-            assert_eq!(piece.context_len == 0, joined.is_empty());
-            joined.push_str(piece.text());
+    fn pieces_join_to_the_text_and_know_that_they_continue() {
+        let text = "the cat's hat\n\n  and   12 bats, ünd the… 数据。数据，和\n".repeat(60);
+        for seams in [Seams::Nowhere, Seams::Spaces, Seams::Words, Seams::Anywhere] {
+            let cut: Vec<TextPiece<'_>> = pieces(&text, seams, 30).collect();
+            assert_eq!(cut.len() > 20, seams != Seams::Nowhere, "{seams:?}");
+            let mut joined = String::new();
+            for piece in cut {
+                assert_eq!(piece.continues, !joined.is_empty());
+                joined.push_str(piece.text);
+            }
+            assert_eq!(joined, text);
         }
-        assert_eq!(joined, text);
-        let solid = "é".repeat(MAX_PIECE_BYTES);
-        let lens: Vec<usize> = pieces(&solid).map(|piece| piece.text().len()).collect();
-        assert_eq!(lens, [MAX_PIECE_BYTES, MAX_PIECE_BYTES]);
+    }
+
+    #[test]
+    fn text_without_a_seam_and_text_with_a_long_blank_stay_whole() {
+        let solid = "é".repeat(3 * MIN_PIECE_BYTES);
+        let blank = "a word and ".repeat(MIN_PIECE_BYTES) + &" ".repeat(MIN_PIECE_BYTES + 1);
+        for (text, seams) in [(&solid, Seams::Words), (&blank, Seams::Spaces)] {
+            let cut: Vec<TextPiece<'_>> = pieces(text, seams, MIN_PIECE_BYTES).collect();
+            assert_eq!(cut, [TextPiece::whole(text)]);
+        }
     }
 }

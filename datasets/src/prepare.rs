@@ -9,7 +9,7 @@ use switchyard_ground::key_error::KeyError;
 use switchyard_ground::regular_file;
 
 use crate::bpe::WordCounts;
-use crate::build::{self, Survey};
+use crate::build::{self, Marks, Survey};
 use crate::cache::{self, CacheEntry};
 use crate::config::{DataConfig, MixtureSourceConfig, SourceConfig, TokenizerConfig};
 use crate::dataset::Dataset;
@@ -207,9 +207,9 @@ impl<'a> OpenSource<'a> {
             (Some(TokenizerConfig::Bpe(bpe)), None) => hasher.update(format!("bpe {}\n", bpe.vocab_size)),
             (Some(TokenizerConfig::File(file)), None) => {
                 let tokenizer = Tokenizer::of_config(file)?;
-                // The number is that of the rules by which such a tokenizer is applied.
+                let rules = tokenizer.rules();
                 let on_unknown_text = file.on_unknown_text.unwrap_or_default();
-                hasher.update(format!("file 2 on_unknown_text={on_unknown_text:?}\n"));
+                hasher.update(format!("file {rules} on_unknown_text={on_unknown_text:?}\n"));
                 hasher.update(tokenizer.to_json());
             }
             (Some(TokenizerConfig::Bytes {}) | None, None) => hasher.update("bytes or ids\n"),
@@ -233,9 +233,12 @@ impl<'a> OpenSource<'a> {
             Some(shared) => shared.clone(),
             None => build::make_tokenizer(config, source, &survey, folder, progress)?,
         };
-        // A single text has no end that matters: its bytes are its tokens, nothing more.
-        let end_mark = if survey.num_documents > 1 { tokenizer.end_of_document() } else { None };
-        let mut written = build::write_shards(source, &survey, &tokenizer, end_mark, folder, progress)?;
+        // A single text has no end that matters: its bytes are its tokens, nothing more, unless asked
+        // for.
+        let has_end = survey.num_documents > 1 || tokenizer.is_end_named();
+        let end = if has_end { tokenizer.end_of_document() } else { None };
+        let marks = Marks { begin: tokenizer.begin_of_document(), end };
+        let mut written = build::write_shards(source, &survey, &tokenizer, marks, folder, progress)?;
         written.validation.overlap = Some(overlaps.validation);
         if let Some(test) = &mut written.test {
             test.overlap = Some(overlaps.test);
@@ -256,7 +259,8 @@ impl<'a> OpenSource<'a> {
             tokenizer: tokenizer.kind().to_owned(),
             tokenizer_hash: tokenizer.hash(),
             vocab_size: tokenizer.vocab_size(),
-            end_of_document: end_mark,
+            begin_of_document: marks.begin,
+            end_of_document: marks.end,
             entropy_floor_nats,
             domain_uncertainty_nats,
             domain_names: source.domain_names(),

@@ -119,6 +119,8 @@ impl SplitRule {
 pub(crate) struct Part {
     pub(crate) split: Split,
     pub(crate) document: Document,
+    /// Whether the document begins here; the parts of a cut one behind the first do not.
+    pub(crate) is_begin: bool,
     /// Whether the document ends here; the parts of a cut one before the last do not.
     pub(crate) is_end: bool,
     /// Whether this is all of the document.
@@ -147,7 +149,7 @@ impl Splitter {
         match self.rule.kind {
             SplitKind::ByDocumentHash => {
                 let split = self.split_of_hash(hash_share(&document));
-                vec![Part { split, document, is_end: true, is_whole: true }]
+                vec![Part { split, document, is_begin: true, is_end: true, is_whole: true }]
             }
             SplitKind::Tail => self.cut_at_borders(document),
         }
@@ -166,7 +168,8 @@ impl Splitter {
 
     fn cut_at_borders(&mut self, document: Document) -> Vec<Part> {
         let (mut parts, mut rest) = (Vec::new(), document);
-        let part = |split, document| Part { split, document, is_end: false, is_whole: false };
+        let part =
+            |split, document, is_begin| Part { split, document, is_begin, is_end: false, is_whole: false };
         let mut last = Split::Test;
         for (split, left) in &mut self.left {
             if rest.len() <= *left {
@@ -176,12 +179,12 @@ impl Splitter {
             }
             let (head, tail) = cut(rest, std::mem::take(left) as usize);
             if head.len() > 0 {
-                parts.push(part(*split, head));
+                parts.push(part(*split, head, parts.is_empty()));
             }
             rest = tail;
         }
         let is_whole = parts.is_empty();
-        parts.push(Part { is_end: true, is_whole, ..part(last, rest) });
+        parts.push(Part { is_end: true, is_whole, ..part(last, rest, is_whole) });
         parts
     }
 }
@@ -248,9 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_document_ends_in_its_last_part() {
+    fn a_cut_document_begins_in_its_first_part_and_ends_in_its_last() {
         let parts = Splitter::new(tail(0.25, 0.25), 8).assign(text("abcdefgh"));
         assert_eq!(parts.iter().map(|part| part.is_end).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(parts.iter().map(|part| part.is_begin).collect::<Vec<_>>(), [true, false, false]);
         assert!(parts.iter().all(|part| !part.is_whole));
         assert!(Splitter::new(tail(0.5, 0.0), 8).assign(text("abcd"))[0].is_whole);
     }

@@ -58,6 +58,7 @@ pub(crate) fn open(
         tokenizer: tokenizer.kind().to_owned(),
         tokenizer_hash: tokenizer.hash(),
         vocab_size: *vocab_size,
+        begin_of_document: None,
         end_of_document: None,
         entropy_floor_nats: None,
         domain_uncertainty_nats: None,

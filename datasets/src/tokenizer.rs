@@ -14,8 +14,9 @@ use crate::config::{
 };
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
-use crate::pieces::TextPiece;
-use crate::vocabulary::{Vocabulary, with_end_mark};
+use crate::pieces::{MIN_PIECE_BYTES, TextPiece, pieces};
+use crate::seams::Seams;
+use crate::vocabulary::{Mark, Vocabulary, name_mark};
 
 /// Far more than any `tokenizer.json` has.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -88,25 +89,27 @@ impl Tokenizer {
         Self::from_json(read(path)?).map_err(|problem| in_file(path, problem))
     }
 
-    /// The tokenizer that `config` names, with the end mark and the rule for unknown text that it
+    /// The tokenizer that `config` names, with the marks and the rule for unknown text that it
     /// asks for.
     pub(crate) fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
-        let FileTokenizerConfig { path, end_of_document, on_unknown_text } = config;
+        let FileTokenizerConfig { path, begin_of_document, end_of_document, on_unknown_text } = config;
         let mut json = read(path)?;
-        if let Some(name) = end_of_document {
-            let marked = parse(&json).and_then(|parsed| with_end_mark(parsed, name));
-            json = marked.map_err(|problem| in_file(path, problem))?;
+        let marks = [(Mark::Begin, begin_of_document), (Mark::End, end_of_document)];
+        let mut named = marks.iter().filter_map(|(mark, name)| Some((*mark, name.as_ref()?))).peekable();
+        let first_named = named.peek().map(|(mark, _)| *mark);
+        if first_named.is_some() {
+            let mut parsed = parse(&json).map_err(|problem| in_file(path, problem))?;
+            named
+                .try_for_each(|(mark, name)| name_mark(&mut parsed, mark, name))
+                .map_err(|problem| in_file(path, problem))?;
+            json = parsed.to_string().into_bytes();
         }
-        match (Self::from_json(json).map_err(|problem| in_file(path, problem))?, end_of_document) {
+        match (Self::from_json(json).map_err(|problem| in_file(path, problem))?, first_named) {
             (Self::Vocabulary(vocabulary), _) => {
                 Ok(Self::Vocabulary(vocabulary.on_unknown_text(on_unknown_text.unwrap_or_default())))
             }
             (other, None) => Ok(other),
-            (_, Some(_)) => {
-                let problem =
-                    "it has no named tokens: remove `data.tokenizer.file.end_of_document`".to_owned();
-                Err(in_file(path, problem))
-            }
+            (_, Some(mark)) => Err(in_file(path, format!("it has no named tokens: remove `{}`", mark.key()))),
         }
     }
 
@@ -180,12 +183,47 @@ impl Tokenizer {
         }
     }
 
+    /// The id that begins a document; `None` unless the configuration names one.
+    pub fn begin_of_document(&self) -> Option<u32> {
+        match self {
+            Self::Vocabulary(vocabulary) => vocabulary.begin_of_document(),
+            Self::Bytes | Self::Ids { .. } => None,
+        }
+    }
+
     /// The id that ends a document; `None` if the vocabulary has no such id.
     pub fn end_of_document(&self) -> Option<u32> {
         match self {
             Self::Bytes => Some(0),
             Self::Vocabulary(vocabulary) => vocabulary.end_of_document(),
             Self::Ids { end_of_document, .. } => *end_of_document,
+        }
+    }
+
+    /// Whether the configuration names the id that ends a document.
+    pub(crate) fn is_end_named(&self) -> bool {
+        matches!(self, Self::Vocabulary(vocabulary) if vocabulary.is_end_named())
+    }
+
+    /// The number of the rules by which a tokenizer of a file is applied: another number where
+    /// another version may have found other ids.
+    ///
+    /// Rules 2 cut a long text before a space between two words, and any text after a megabyte
+    /// without one. Of tokenizers with all seams, that changed only what the second cut split.
+    pub(crate) fn rules(&self) -> u32 {
+        match self {
+            Self::Vocabulary(vocabulary) if vocabulary.seams() != Seams::Words => 3,
+            // Rules 2 gave no end mark to a single document.
+            Self::Vocabulary(vocabulary) if vocabulary.is_end_named() => 3,
+            Self::Vocabulary(_) | Self::Bytes | Self::Ids { .. } => 2,
+        }
+    }
+
+    /// `text` in pieces whose ids, one after the other, are those of the text.
+    pub(crate) fn pieces<'t>(&self, text: &'t str) -> Vec<TextPiece<'t>> {
+        match self {
+            Self::Vocabulary(vocabulary) => vocabulary.pieces(text).collect(),
+            Self::Bytes | Self::Ids { .. } => pieces(text, Seams::Anywhere, MIN_PIECE_BYTES).collect(),
         }
     }
 
@@ -215,8 +253,9 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text`. Text never yields the end-of-document mark of a vocabulary, even where it
-    /// spells it.
+    /// Ids of `text`, without the marks of a document: of a vocabulary, those that the crate
+    /// `tokenizers` gives the whole text in one call. Text never yields a special token of a
+    /// vocabulary, such as the end-of-document mark, even where it spells it.
     ///
     /// # Errors
     /// If the vocabulary has no id for some of the text, or, for ids, if a word is not an id.
@@ -236,7 +275,7 @@ impl Tokenizer {
         match self {
             Self::Vocabulary(vocabulary) => vocabulary.encode_all(texts),
             Self::Bytes | Self::Ids { .. } => {
-                texts.par_iter().map(|piece| self.encode(piece.text()).map(Encoded::of_ids)).collect()
+                texts.par_iter().map(|piece| self.encode(piece.text).map(Encoded::of_ids)).collect()
             }
         }
     }

@@ -8,12 +8,13 @@ use serde_json::Value;
 use switchyard_ground::printable::excerpt;
 use tokenizers::models::ModelWrapper;
 
-use crate::config::{MAX_VOCAB_SIZE, OnTrouble};
+use crate::config::{MAX_VOCAB_SIZE, OnTrouble, TokenName};
 use crate::encoded::{Encoded, vocabulary_error};
 use crate::encoder::{Encoder, MAX_GROWTH};
 use crate::error::DatasetError;
 use crate::guard::guarded;
-use crate::pieces::{TextPiece, pieces};
+use crate::pieces::{MIN_PIECE_BYTES, TextPiece, pieces};
+use crate::seams::{Seams, has_long_blank};
 use crate::words::words;
 
 /// What ends a document in a trained vocabulary.
@@ -38,8 +39,30 @@ const END_MARK_NAMES: [&str; 15] = [
     "<|EOT|>",
 ];
 
-/// Field of a `tokenizer.json` in which Switchyard keeps an end mark that the user named.
-const END_MARK_FIELD: &str = "switchyard_end_of_document";
+/// A mark of a document that the user names in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    Begin,
+    End,
+}
+
+impl Mark {
+    /// Field of a `tokenizer.json` in which Switchyard keeps the mark.
+    fn field(self) -> &'static str {
+        match self {
+            Self::Begin => "switchyard_begin_of_document",
+            Self::End => "switchyard_end_of_document",
+        }
+    }
+
+    /// Key of the configuration that names it.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Begin => "data.tokenizer.file.begin_of_document",
+            Self::End => "data.tokenizer.file.end_of_document",
+        }
+    }
+}
 
 /// Longest text that a normalizer or a decoder may put in the place of another: those in use put a
 /// few bytes.
@@ -53,42 +76,51 @@ pub struct Vocabulary {
     inner: Arc<tokenizers::Tokenizer>,
     json: Arc<[u8]>,
     vocab_size: usize,
+    /// The id that begins a document; none unless the user named one.
+    begin_of_document: Option<u32>,
     end_of_document: Option<u32>,
+    /// Whether the user named the id that ends a document.
+    is_end_named: bool,
     /// The id that stands for text which the vocabulary cannot spell.
     unknown_id: Option<u32>,
     /// What is done with text that it cannot spell and has no id for.
     on_unknown_text: OnTrouble,
     /// Whether the ids of a text are those of its [`words`], one after the other.
     is_word_by_word: bool,
+    /// Where a text may be cut without a change of its ids.
+    seams: Seams,
+    /// Shortest piece of a text that is cut: small in tests, so that every place is tried.
+    min_piece_bytes: usize,
 }
 
 impl Vocabulary {
     /// The vocabulary that a `tokenizer.json` defines; `parsed` is the content of `json`.
     pub(crate) fn from_json(json: Vec<u8>, mut parsed: Value) -> Result<Self, String> {
-        let end_mark = take_end_mark(&mut parsed)?;
+        let [begin_mark, end_mark] =
+            [take_mark(&mut parsed, Mark::Begin)?, take_mark(&mut parsed, Mark::End)?];
         check_growth(&parsed)?;
-        let stripped = if end_mark.is_some() { parsed.to_string().into_bytes() } else { Vec::new() };
-        let bytes = if end_mark.is_some() { &stripped } else { &json };
-        let inner = load(bytes)?;
+        let has_marks = begin_mark.is_some() || end_mark.is_some();
+        let stripped = if has_marks { parsed.to_string().into_bytes() } else { Vec::new() };
+        let inner = load(if has_marks { &stripped } else { &json })?;
         let max_id = inner.get_vocab(true).into_values().max().ok_or("the vocabulary is empty")?;
         if max_id as usize >= MAX_VOCAB_SIZE {
             return Err(format!("it holds the id {max_id}; ids below {MAX_VOCAB_SIZE} are expected"));
         }
-        let end_of_document = match &end_mark {
-            Some(name) => Some(inner.token_to_id(name).ok_or_else(|| {
-                format!(
-                    "it has no token `{}`: set `data.tokenizer.file.end_of_document` to a token of the vocabulary",
-                    excerpt(name, SHOWN_CHARS)
-                )
-            })?),
-            None => END_MARK_NAMES.iter().find_map(|name| inner.token_to_id(name)),
-        };
+        let named =
+            |mark: Mark, name: Option<TokenName>| name.map(|name| id_of(&inner, mark, &name)).transpose();
+        let begin_of_document = named(Mark::Begin, begin_mark)?;
+        let named_end = named(Mark::End, end_mark)?;
+        let usual_end = || END_MARK_NAMES.iter().find_map(|name| inner.token_to_id(name));
         Ok(Self {
             vocab_size: max_id as usize + 1,
-            end_of_document,
+            begin_of_document,
+            end_of_document: named_end.or_else(usual_end),
+            is_end_named: named_end.is_some(),
             unknown_id: unknown_id(&parsed, &inner),
             on_unknown_text: OnTrouble::Stop,
             is_word_by_word: is_word_by_word(&parsed),
+            seams: Seams::of(&inner),
+            min_piece_bytes: MIN_PIECE_BYTES,
             inner: Arc::new(inner),
             json: json.into(),
         })
@@ -111,18 +143,41 @@ impl Vocabulary {
         Self { on_unknown_text, ..self }
     }
 
+    /// The same vocabulary, which cuts texts after fewer bytes.
+    #[cfg(test)]
+    pub(crate) fn with_min_piece_bytes(self, min_piece_bytes: usize) -> Self {
+        Self { min_piece_bytes, ..self }
+    }
+
+    pub(crate) fn begin_of_document(&self) -> Option<u32> {
+        self.begin_of_document
+    }
+
     pub(crate) fn end_of_document(&self) -> Option<u32> {
         self.end_of_document
+    }
+
+    pub(crate) fn is_end_named(&self) -> bool {
+        self.is_end_named
+    }
+
+    pub(crate) fn seams(&self) -> Seams {
+        self.seams
     }
 
     pub(crate) fn unknown_id(&self) -> Option<u32> {
         self.unknown_id
     }
 
-    /// Ids of a text of any length.
+    /// `text` in pieces whose ids join to those of the whole.
+    pub(crate) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = TextPiece<'t>> + use<'t> {
+        pieces(text, self.seams, self.min_piece_bytes)
+    }
+
+    /// Ids of a text of any length: those that the crate `tokenizers` gives it in one call.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, DatasetError> {
         let mut ids = Vec::new();
-        for piece in pieces(text) {
+        for piece in self.pieces(text) {
             ids.extend(self.encode_piece(piece)?.ids);
         }
         Ok(ids)
@@ -130,7 +185,7 @@ impl Vocabulary {
 
     /// Ids of each of `pieces`, on all cores.
     pub(crate) fn encode_all(&self, pieces: &[TextPiece<'_>]) -> Result<Vec<Encoded>, DatasetError> {
-        if self.is_word_by_word {
+        if self.is_word_by_word && !pieces.iter().any(|piece| has_long_blank(piece.text)) {
             self.encode_by_words(pieces)
         } else {
             pieces.par_iter().map(|piece| self.encode_piece(*piece)).collect()
@@ -141,7 +196,7 @@ impl Vocabulary {
     fn encode_by_words(&self, pieces: &[TextPiece<'_>]) -> Result<Vec<Encoded>, DatasetError> {
         let words_of_piece: Vec<Vec<&str>> = pieces
             .par_iter()
-            .map(|piece| words(piece.text()).map_err(vocabulary_error))
+            .map(|piece| words(piece.text).map_err(vocabulary_error))
             .collect::<Result<_, _>>()?;
         let merge = |left: HashSet<_>, right: HashSet<_>| {
             let (mut larger, smaller) = if left.len() < right.len() { (right, left) } else { (left, right) };
@@ -171,14 +226,8 @@ impl Vocabulary {
 
     /// Ids of one piece, as they are within its text.
     pub(crate) fn encode_piece(&self, piece: TextPiece<'_>) -> Result<Encoded, DatasetError> {
-        let encoded = guarded(|| {
-            Encoder::new(&self.inner, self.on_unknown_text, piece.context_len).encode(piece.with_context)
-        });
-        match encoded.unwrap_or_else(|panic| Err(crate_failed(&panic)))? {
-            Some(encoded) => Ok(encoded),
-            // Context and piece grew together.
-            None => self.encode_piece(TextPiece::whole(piece.text())),
-        }
+        let encoder = || Encoder::new(&self.inner, self.on_unknown_text, piece.continues);
+        guarded(|| encoder().encode(piece.text)).unwrap_or_else(|panic| Err(crate_failed(&panic)))
     }
 
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, DatasetError> {
@@ -187,19 +236,33 @@ impl Vocabulary {
     }
 }
 
-/// The content of a `tokenizer.json` in which the token that ends a document is named.
-pub(crate) fn with_end_mark(mut parsed: Value, name: &str) -> Result<Vec<u8>, String> {
+/// Names the token for `mark` in the content of a `tokenizer.json`.
+pub(crate) fn name_mark(parsed: &mut Value, mark: Mark, name: &TokenName) -> Result<(), String> {
     let object = parsed.as_object_mut().ok_or("it is no object")?;
-    object.insert(END_MARK_FIELD.to_owned(), Value::String(name.to_owned()));
-    Ok(parsed.to_string().into_bytes())
+    let name = match name {
+        TokenName::Text(text) => Value::from(text.as_str()),
+        TokenName::Id(id) => Value::from(*id),
+    };
+    object.insert(mark.field().to_owned(), name);
+    Ok(())
 }
 
-fn take_end_mark(parsed: &mut Value) -> Result<Option<String>, String> {
-    match parsed.as_object_mut().and_then(|object| object.remove(END_MARK_FIELD)) {
-        None => Ok(None),
-        Some(Value::String(name)) => Ok(Some(name)),
-        Some(_) => Err(format!("its field `{END_MARK_FIELD}` is not the name of a token")),
-    }
+fn take_mark(parsed: &mut Value, mark: Mark) -> Result<Option<TokenName>, String> {
+    let Some(named) = parsed.as_object_mut().and_then(|object| object.remove(mark.field())) else {
+        return Ok(None);
+    };
+    let problem = |_| format!("its field `{}` is not the name of a token", mark.field());
+    serde_json::from_value(named).map(Some).map_err(problem)
+}
+
+/// Id of the token that the user named.
+fn id_of(inner: &tokenizers::Tokenizer, mark: Mark, name: &TokenName) -> Result<u32, String> {
+    let (id, shown) = match name {
+        TokenName::Text(text) => (inner.token_to_id(text), excerpt(text, SHOWN_CHARS).to_string()),
+        TokenName::Id(id) => (inner.id_to_token(*id).map(|_| *id), id.to_string()),
+    };
+    let key = mark.key();
+    id.ok_or_else(|| format!("it has no token `{shown}`: set `{key}` to a token of the vocabulary"))
 }
 
 /// The tokenizer in `json`, without what would make its ids depend on anything but the text.
@@ -306,7 +369,6 @@ mod tests {
 
     use super::*;
     use crate::bpe;
-    use crate::pieces::MAX_PIECE_BYTES;
     use crate::tokenizer::Tokenizer;
 
     fn trained() -> Vocabulary {
@@ -338,68 +400,6 @@ mod tests {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
         })
-    }
-
-    #[test]
-    fn pieces_give_the_ids_of_the_whole_text() {
-        let text = "the cat's hat\n\n  and   12 bats, ünd the… ".repeat(6000);
-        let vocabulary = trained();
-        let whole = vocabulary.encode_piece(TextPiece::whole(&text)).unwrap();
-        assert_eq!(vocabulary.encode(&text).unwrap(), whole.ids);
-    }
-
-    /// After SentencePiece, whose tokenizers put a mark in front of the text.
-    #[test]
-    fn pieces_give_the_ids_of_the_whole_text_where_a_mark_is_put_in_front() {
-        let mark = "\u{2581}";
-        let merges =
-            [[mark, "t"], ["\u{2581}t", "h"], ["\u{2581}th", "e"], [mark, "c"], ["a", "t"], [mark, mark]];
-        let plain = with_model(&bpe_of("\u{2581}abcdefghijklmnopqrstuvwxyz.\n数据", &merges));
-        let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": split});
-        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": mark});
-        let prepend =
-            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": mark}, replace]});
-        let kinds = [
-            (prepend, Value::Null),
-            (Value::Null, metaspace("first", true)),
-            (Value::Null, metaspace("always", true)),
-            (Value::Null, metaspace("always", false)),
-            (Value::Null, metaspace("never", true)),
-        ];
-        let spaced = "the cat sat.\n\nthe  bat at the mat ".repeat(9000);
-        let unspaced = "数据\n".repeat(200_000);
-        for (normalizer, pre_tokenizer) in kinds {
-            let mut tokenizer = plain.clone();
-            tokenizer["normalizer"] = normalizer;
-            tokenizer["pre_tokenizer"] = pre_tokenizer;
-            let vocabulary = load(&tokenizer).unwrap();
-            for text in [&spaced, &unspaced] {
-                assert!(pieces(text).count() > 1, "{} bytes", text.len());
-                let whole = vocabulary.encode_piece(TextPiece::whole(text)).unwrap();
-                let cut: Vec<TextPiece<'_>> = pieces(text).collect();
-                let joined: Vec<u32> = vocabulary
-                    .encode_all(&cut)
-                    .unwrap()
-                    .into_iter()
-                    .flat_map(|encoded| encoded.ids)
-                    .collect();
-                assert!(joined == whole.ids, "{tokenizer}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_added_token_across_a_cut_is_not_lost() {
-        let mut tokenizer = with_model(&bpe_of("ab", &[]));
-        tokenizer["added_tokens"] = json!([{
-            "id": 2, "content": "aabb", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            "special": false,
-        }]);
-        let vocabulary = load(&tokenizer).unwrap();
-        let piece = TextPiece { with_context: "baabba", context_len: 3 };
-        assert_eq!(vocabulary.encode_piece(piece).unwrap().ids, [1, 1, 0], "the piece alone");
-        let piece = TextPiece { with_context: "baabba", context_len: 1 };
-        assert_eq!(vocabulary.encode_piece(piece).unwrap().ids, [2, 0]);
     }
 
     #[test]
@@ -518,13 +518,18 @@ mod tests {
         assert_eq!(load(&with_model(&model)).unwrap().end_of_document(), None);
         model["vocab"]["</s>"] = json!(2);
         model["vocab"]["[MY END]"] = json!(3);
-        let json = with_end_mark(with_model(&model), "[MY END]").unwrap();
+        let with_end_mark = |name: &str| {
+            let mut parsed = with_model(&model);
+            name_mark(&mut parsed, Mark::End, &TokenName::Text(name.to_owned())).unwrap();
+            parsed.to_string().into_bytes()
+        };
+        let json = with_end_mark("[MY END]");
         let vocabulary = Vocabulary::from_json(json.clone(), serde_json::from_slice(&json).unwrap()).unwrap();
         assert_eq!(vocabulary.end_of_document(), Some(3));
         let again = vocabulary.json().to_vec();
         let again = Vocabulary::from_json(again.clone(), serde_json::from_slice(&again).unwrap()).unwrap();
         assert_eq!(again.end_of_document(), Some(3), "what was saved still knows it");
-        let json = with_end_mark(with_model(&model), "[NONE]").unwrap();
+        let json = with_end_mark("[NONE]");
         let message =
             Vocabulary::from_json(json.clone(), serde_json::from_slice(&json).unwrap()).unwrap_err();
         assert!(
@@ -565,24 +570,5 @@ mod tests {
             let message = result.expect_err(name);
             assert!(message.len() < 500, "{name}: {message}");
         }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn a_context_changes_nothing_of_the_piece_but_its_beginning(text in "[a-c 数\n]{0,40}", cut in 0_usize..40) {
-            let tokenizer = with_model(&bpe_of("abc数\n", &[["a", "b"]]));
-            let vocabulary = load(&tokenizer).unwrap();
-            let cut = text.floor_char_boundary(cut.min(text.len()));
-            let behind = TextPiece { with_context: &text, context_len: cut };
-            let alone = vocabulary.encode_piece(TextPiece::whole(behind.text())).unwrap();
-            proptest::prop_assert_eq!(vocabulary.encode_piece(behind).unwrap(), alone);
-        }
-    }
-
-    #[test]
-    fn solid_text_is_encoded_in_pieces_of_bounded_size() {
-        let solid = "é".repeat(MAX_PIECE_BYTES);
-        let ids = trained().encode(&solid).unwrap();
-        assert_eq!(trained().decode(&ids).unwrap(), solid);
     }
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use switchyard_datasets::{
-    BpeTokenizerConfig, DataConfig, Dataset, DatasetError, EvaluationWindows, Loader, LoaderConfig,
-    MixtureSchedule, MixtureSourceConfig, Packing, Progress, SourceConfig, SourceWeights, SplitConfig,
-    SplitFractions, TextConfig, TokenStore, TokenizerConfig, TokensConfig, WeightChange, prepare,
+    BpeTokenizerConfig, DataConfig, Dataset, DatasetError, EvaluationWindows, FileTokenizerConfig, Loader,
+    LoaderConfig, MixtureSchedule, MixtureSourceConfig, Packing, Progress, SourceConfig, SourceWeights,
+    SplitConfig, SplitFractions, TextConfig, TokenName, TokenStore, TokenizerConfig, TokensConfig,
+    WeightChange, prepare,
 };
 
 const SEQ_LEN: usize = 16;
@@ -143,6 +144,58 @@ fn one_tokenizer_is_trained_on_the_training_splits_of_all_and_found_again() {
     other.push(MixtureSourceConfig::new("c", 1.0, write_letters(folder.path(), 'c')));
     let other = silent(&DataConfig { source: SourceConfig::Mixture(other), ..config }).unwrap();
     assert_ne!(other.sources[0].manifest.key, again.sources[0].manifest.key);
+}
+
+#[test]
+fn documents_of_all_sources_have_the_marks_that_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let bpe = Some(TokenizerConfig::Bpe(BpeTokenizerConfig { vocab_size: 266 }));
+    let trained =
+        silent(&DataConfig { tokenizer: bpe, ..config(folder.path(), two(folder.path())) }).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    trained.tokenizer.save(&path).unwrap();
+    // A single document has no mark that is not named.
+    std::fs::write(folder.path().join("c.txt"), "c is a text of one document\n".repeat(60)).unwrap();
+    let mut sources = two(folder.path());
+    let single = SourceConfig::Text(TextConfig::new(folder.path().join("c.txt")));
+    let tail = SplitConfig::Tail(SplitFractions::of_validation(0.2));
+    sources.push(MixtureSourceConfig { split: Some(tail), ..MixtureSourceConfig::new("c", 1.0, single) });
+    let (begin, end) = (trained.tokenizer.encode("^").unwrap()[0], trained.tokenizer.encode("$").unwrap()[0]);
+    let named = FileTokenizerConfig {
+        begin_of_document: Some(TokenName::Id(begin)),
+        end_of_document: Some("$".into()),
+        ..FileTokenizerConfig::new(&path)
+    };
+    let of = |file: FileTokenizerConfig| {
+        let tokenizer = Some(TokenizerConfig::File(file));
+        silent(&DataConfig { tokenizer, ..config(folder.path(), sources.clone()) }).unwrap()
+    };
+    let marked = of(named);
+    let corpora = marked.sources.iter().map(|source| &source.manifest).chain([&marked.manifest]);
+    for manifest in corpora {
+        assert_eq!((manifest.begin_of_document, manifest.end_of_document), (Some(begin), Some(end)));
+        assert_eq!(manifest.tokenizer_hash, marked.tokenizer.hash());
+    }
+    let tokens = ids(&marked.train);
+    let mark = |position: usize| tokens[position];
+    for document in 0..marked.train.num_documents() {
+        let span = marked.train.document_span(document);
+        assert_eq!(mark(span.start), begin as i32);
+        // That of the single document ends in the validation split.
+        let is_cut = document + 1 == marked.train.num_documents();
+        assert_eq!(mark(span.end - 1) == end as i32, !is_cut);
+    }
+    let is_mark = |id: &&i32| [begin as i32, end as i32].contains(id);
+    assert_eq!(tokens.iter().filter(is_mark).count(), 2 * marked.train.num_documents() - 1);
+    assert_eq!(ids(&marked.validation).last(), Some(&(end as i32)));
+    let plain = of(FileTokenizerConfig::new(&path));
+    let ends: Vec<_> = plain.sources.iter().map(|source| source.manifest.end_of_document).collect();
+    let usual = trained.tokenizer.end_of_document();
+    assert_eq!(ends, [usual, usual, None]);
+    assert_eq!((plain.manifest.begin_of_document, plain.manifest.end_of_document), (None, None));
+    for (plain, marked) in plain.sources.iter().zip(&marked.sources) {
+        assert_ne!(plain.manifest.key, marked.manifest.key);
+    }
 }
 
 #[test]

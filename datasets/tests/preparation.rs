@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use switchyard_datasets::{
     BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows,
     FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Packing, Progress, SourceConfig, SplitConfig,
-    SplitFractions, SyntheticConfig, TextConfig, TokenStore, TokenizerConfig, TokensConfig, prepare,
+    SplitFractions, SyntheticConfig, TextConfig, TokenName, TokenStore, TokenizerConfig, TokensConfig,
+    prepare,
 };
 
 const CHILD_CACHE: &str = "SWITCHYARD_DATASETS_TEST_CACHE";
@@ -497,6 +498,99 @@ fn text_that_a_tokenizer_cannot_spell_is_refused_with_file_and_character() {
     let missing = FileTokenizerConfig { end_of_document: Some("[END]".into()), ..marked };
     let message = silent(&with_tokenizer(config, missing)).unwrap_err().to_string();
     assert!(message.contains("tokenizer.json`: it has no token `[END]`: set"), "{message}");
+}
+
+/// Documents of each split, by the borders that the shards keep.
+fn documents(store: &TokenStore) -> Vec<Vec<i32>> {
+    let mut documents: Vec<(usize, Vec<i32>)> = Vec::new();
+    for (position, id) in ids(store).into_iter().enumerate() {
+        let index = store.document_index(position).expect("text has documents");
+        match documents.last_mut().filter(|(last, _)| *last == index) {
+            Some((_, ids)) => ids.push(id),
+            None => documents.push((index, vec![id])),
+        }
+    }
+    documents.into_iter().map(|(_, ids)| ids).collect()
+}
+
+#[test]
+fn documents_begin_and_end_with_the_marks_that_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (corpus, path) = (folder.path().join("corpus"), folder.path().join("tokenizer.json"));
+    write_texts(&corpus, [3; 30]);
+    letters_tokenizer(&path, "line ofdcumt0123456789\na^$", |_| {});
+    let config = DataConfig { split: tail(0.5), ..text(&folder.path().join("cache"), &corpus) };
+    let by_text = FileTokenizerConfig {
+        begin_of_document: Some("^".into()),
+        end_of_document: Some("$".into()),
+        ..FileTokenizerConfig::new(&path)
+    };
+    let dataset = silent(&with_tokenizer(config.clone(), by_text.clone())).unwrap();
+    let (begin, end) =
+        (dataset.manifest.begin_of_document.unwrap(), dataset.manifest.end_of_document.unwrap());
+    assert_eq!(dataset.tokenizer.begin_of_document(), Some(begin));
+    let (train, validation) = (documents(&dataset.train), documents(&dataset.validation));
+    let (begin_id, end_id) = (begin as i32, end as i32);
+    // The split parts within a document: its front has no end, and its rest no beginning.
+    let (last, whole) = train.split_last().unwrap();
+    assert_eq!((last[0], last.last() == Some(&end_id)), (begin_id, false));
+    assert_eq!((validation[0][0] == begin_id, validation[0].last()), (false, Some(&end_id)));
+    for document in whole.iter().chain(&validation[1..]) {
+        assert_eq!((document[0], document.last()), (begin_id, Some(&end_id)));
+        let inside = &document[1..document.len() - 1];
+        assert!(!inside.contains(&begin_id) && !inside.contains(&end_id));
+    }
+    let by_id = FileTokenizerConfig {
+        begin_of_document: Some(TokenName::Id(begin)),
+        end_of_document: Some(TokenName::Id(end)),
+        ..FileTokenizerConfig::new(&path)
+    };
+    let same = silent(&with_tokenizer(config.clone(), by_id)).unwrap();
+    assert_eq!((ids(&same.train), ids(&same.validation)), (ids(&dataset.train), ids(&dataset.validation)));
+    let without = silent(&with_tokenizer(config.clone(), FileTokenizerConfig::new(&path))).unwrap();
+    assert_eq!((without.manifest.begin_of_document, without.manifest.end_of_document), (None, None));
+    assert_ne!(without.manifest.key, dataset.manifest.key);
+    for (missing, shown) in [(TokenName::from("[BEGIN]"), "[BEGIN]"), (TokenName::Id(500), "500")] {
+        let named = FileTokenizerConfig { begin_of_document: Some(missing), ..by_text.clone() };
+        let message = silent(&with_tokenizer(config.clone(), named)).unwrap_err().to_string();
+        let expected = format!("it has no token `{shown}`: set `data.tokenizer.file.begin_of_document`");
+        assert!(message.contains(&expected), "{message}");
+    }
+}
+
+#[test]
+fn a_single_document_gets_the_marks_that_are_named_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, path) = (folder.path().join("cache"), folder.path().join("tokenizer.json"));
+    let file = folder.path().join("text.txt");
+    std::fs::write(&file, "line of a document\n".repeat(40)).unwrap();
+    letters_tokenizer(&path, "line ofdcumt\na^", |model| model["vocab"]["</s>"] = 100.into());
+    let config = DataConfig { split: tail(0.5), ..text(&cache, &file) };
+    let plain = silent(&with_tokenizer(config.clone(), FileTokenizerConfig::new(&path))).unwrap();
+    assert_eq!(plain.tokenizer.end_of_document(), Some(100));
+    assert!(!ids(&plain.validation).contains(&100));
+    let named = FileTokenizerConfig {
+        begin_of_document: Some("^".into()),
+        end_of_document: Some("</s>".into()),
+        ..FileTokenizerConfig::new(&path)
+    };
+    let marked = silent(&with_tokenizer(config, named)).unwrap();
+    assert_eq!(ids(&marked.validation), [ids(&plain.validation), vec![100]].concat());
+    assert_eq!(ids(&marked.train)[1..], ids(&plain.train));
+}
+
+#[test]
+fn marks_are_written_as_a_text_or_an_id() {
+    let parse = |text: &str| toml::from_str::<FileTokenizerConfig>(text);
+    let config = parse("path = \"a\"\nbegin_of_document = \"<s>\"\nend_of_document = 2").unwrap();
+    assert_eq!(config.begin_of_document, Some("<s>".into()));
+    assert_eq!(config.end_of_document, Some(TokenName::Id(2)));
+    let written = toml::to_string(&config).unwrap();
+    assert_eq!(parse(&written).unwrap(), config);
+    for odd in ["true", "-1", "[1]", "5000000000"] {
+        let message = parse(&format!("path = \"a\"\nbegin_of_document = {odd}")).unwrap_err().to_string();
+        assert!(message.contains("the text of a token or its id is expected"), "{message}");
+    }
 }
 
 #[test]

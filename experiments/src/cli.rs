@@ -2,6 +2,7 @@
 //! what they are for.
 
 mod bench;
+mod hub;
 mod look;
 mod run;
 mod study;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use bench::{BenchArgs, BenchCommand, BenchLayerArgs, BenchStepArgs};
+pub(crate) use hub::{DtypeArg, ExpertsArg, ExportArgs, ImportArgs, ParityArgs};
 pub(crate) use look::{
     AskedDrop, BisectArgs, DiffArgs, InspectArgs, ReplayArgs, RunsArgs, WatchArgs, WhatIfArgs,
 };
@@ -52,6 +54,15 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Continue a text with a trained model
     Generate(GenerateArgs),
+    /// Read a published model, such as one of Hugging Face's, and say what it is
+    #[command(after_help = hub::IMPORT_HELP)]
+    Import(ImportArgs),
+    /// Write a checkpoint as other people's tools read models
+    #[command(after_help = hub::EXPORT_HELP)]
+    Export(ExportArgs),
+    /// Hold an imported model to the reference outputs that lie beside it
+    #[command(after_help = hub::PARITY_HELP)]
+    Parity(ParityArgs),
     /// Show what a configuration would do: parameters, FLOPs, memory, schedule; allocates nothing
     Plan(PlanArgs),
     /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use switchyard_datasets::DatasetError;
 use switchyard_ground::printable::printable;
 use switchyard_ground::say;
+use switchyard_hub::HubError;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::CheckpointError;
 use switchyard_trainer::config_file::ConfigError;
@@ -130,6 +131,12 @@ impl From<CheckpointError> for Failure {
     }
 }
 
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        TrainError::from(error).into()
+    }
+}
+
 impl From<MetricsError> for Failure {
     fn from(error: MetricsError) -> Self {
         TrainError::from(error).into()
@@ -146,6 +153,7 @@ impl From<TrainError> for Failure {
             TrainError::RunFolder(RunFolderError::Io { ref source, .. }) => {
                 of(error.is_users_mistake() || is_of_a_bad_path(source), &error)
             }
+            TrainError::Hub(HubError::Io { ref source, .. }) => of(is_of_a_bad_path(source), &error),
             error => of(error.is_users_mistake(), &error),
         }
     }

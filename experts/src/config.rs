@@ -28,6 +28,12 @@ pub struct MoeConfig {
     /// default false.
     #[serde(default)]
     pub shared_expert_gate: bool,
+    /// Biases on the projections of the shared expert (ERNIE 4.5); default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_expert_bias: bool,
+    /// Biases on the projections of the routed experts (gpt-oss); default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expert_bias: bool,
     /// How tokens choose experts.
     pub router: RouterConfig,
     /// Other routers for some of the layers.
@@ -121,10 +127,13 @@ impl MoeConfig {
                 return Err(KeyError::new(key, "is 0", format!("use at least 1{alternative}")));
             }
         }
-        if self.shared_expert_gate && self.d_shared_expert.is_none() {
+        let of_shared = [
+            ("shared_expert_gate", self.shared_expert_gate),
+            ("shared_expert_bias", self.shared_expert_bias),
+        ];
+        if let Some((key, _)) = of_shared.iter().find(|(_, given)| *given && self.d_shared_expert.is_none()) {
             let problem = "is true, but there is no shared expert";
-            let error =
-                KeyError::new("shared_expert_gate", problem, "set `d_shared_expert`, or remove the key");
+            let error = KeyError::new(*key, problem, "set `d_shared_expert`, or remove the key");
             return Err(error.naming("d_shared_expert"));
         }
         self.check_routers(|router| router.validate(self.num_experts))?;
@@ -159,6 +168,8 @@ mod tests {
             granularity: None,
             d_shared_expert: None,
             shared_expert_gate: false,
+            shared_expert_bias: false,
+            expert_bias: false,
             router,
             router_overrides: Vec::new(),
             capacity: None,

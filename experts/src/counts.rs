@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_kernels::Activation;
 use switchyard_router::{RouterConfig, Selection, expert_capacity};
 
-use crate::{BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec};
+use crate::{BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec, MoeSpec};
 
 /// What a forward pass goes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,20 +21,20 @@ pub struct PassSize {
 /// Parameters of a feed-forward block by part, or of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FfnParams {
-    /// Dense blocks: m d f, with biases.
+    /// Dense blocks: m d f, and biases.
     pub dense: u64,
     /// Block-sparse blocks: m n b b for n blocks of side b.
     pub block_sparse: u64,
     /// Routers: d e for a linear gate, twice that with learned noise, d e p for soft mixing, d c +
-    /// c e + 1 for a cosine gate of width c, nothing where nothing is learned; with a gated shared
-    /// expert d more. An expert bias, which is not learned, is not counted.
+    /// c e + 1 for a cosine gate of width c, nothing where nothing is learned; biases of logits e,
+    /// with a gated shared expert d more. An expert bias, which is not learned, is not counted.
     pub router: u64,
-    /// Routed experts: e m d f.
+    /// Routed experts: e m d f, and biases.
     pub routed_experts: u64,
     /// Those of them that take part in one token's pass. Where experts choose tokens, the mean over
     /// the tokens of a micro-batch; where tokens are mixed softly, all.
     pub active_experts: u64,
-    /// Shared experts: m d f.
+    /// Shared experts: m d f, and biases.
     pub shared_experts: u64,
 }
 
@@ -111,7 +111,7 @@ impl FfnSpec {
                 let router = gate_params(&moe.router.config, d_model, moe.experts.num_experts);
                 let one = moe.experts.params_of_one(d_model);
                 let active = self.expert_work(pass).map_or(0, |work| work.cost_per_token(one));
-                moe.experts.params(d_model, router + log_scale(&moe.router.config), active)
+                moe.experts.params(d_model, router + gate_vectors(moe), active)
             }
             Self::SoftMoe(soft) => {
                 let all = soft.experts.num_experts as u64 * soft.experts.params_of_one(d_model);
@@ -123,21 +123,23 @@ impl FfnSpec {
     /// Operations of one token in the forward pass.
     pub fn forward_flops(&self, d_model: usize, pass: PassSize) -> FfnFlops {
         let params = self.params(d_model, pass);
-        let (scale, num_slots, one) = match self {
+        let (vectors, num_slots, experts) = match self {
             Self::Dense(dense) => {
                 return FfnFlops { dense: 2 * dense.matrix_params(d_model), ..FfnFlops::default() };
             }
             Self::BlockSparse(_) => {
                 return FfnFlops { block_sparse: 2 * params.block_sparse, ..FfnFlops::default() };
             }
-            Self::Moe(moe) => (log_scale(&moe.router.config), 0, moe.experts.params_of_one(d_model)),
-            Self::SoftMoe(soft) => (0, soft.num_slots(), soft.experts.params_of_one(d_model)),
+            Self::Moe(moe) => (gate_vectors(moe), 0, &moe.experts),
+            Self::SoftMoe(soft) => (0, soft.num_slots(), &soft.experts),
         };
+        let one = experts.matrix_params_of_one(d_model);
+        let shared = experts.shared_block().map_or(0, |block| block.matrix_params(d_model));
         FfnFlops {
-            router: 2 * (params.router - scale),
+            router: 2 * (params.router - vectors),
             routed_experts: self.expert_work(pass).map_or(0, |work| work.cost_per_token(2 * one)),
             soft_mixing: 4 * d_model as u64 * num_slots,
-            shared_experts: 2 * params.shared_experts,
+            shared_experts: 2 * shared,
             ..FfnFlops::default()
         }
     }
@@ -149,8 +151,8 @@ impl DenseSpec {
     }
 
     fn params(&self, d_model: usize) -> u64 {
-        let biases = (matrices(self.activation) - 1) * self.d_ff as u64 + d_model as u64;
-        self.matrix_params(d_model) + if self.bias { biases } else { 0 }
+        let biases = if self.bias { bias_params(self.activation, d_model, self.d_ff) } else { 0 };
+        self.matrix_params(d_model) + biases
     }
 }
 
@@ -162,23 +164,39 @@ impl BlockSparseSpec {
 }
 
 impl ExpertsSpec {
+    /// Parameters of the matrices of one routed expert.
+    fn matrix_params_of_one(&self, d_model: usize) -> u64 {
+        matrices(self.activation) * (d_model * self.d_expert) as u64
+    }
+
     /// Parameters of one routed expert.
     fn params_of_one(&self, d_model: usize) -> u64 {
-        matrices(self.activation) * (d_model * self.d_expert) as u64
+        let biases = if self.bias { bias_params(self.activation, d_model, self.d_expert) } else { 0 };
+        self.matrix_params_of_one(d_model) + biases
+    }
+
+    /// The shared expert as the dense block that it is.
+    fn shared_block(&self) -> Option<DenseSpec> {
+        let shared = self.shared.as_ref()?;
+        Some(DenseSpec { activation: self.activation, d_ff: shared.d_expert, bias: shared.bias })
     }
 
     fn params(&self, d_model: usize, gate: u64, active_experts: u64) -> FfnParams {
         let d = d_model as u64;
-        let shared = |width: usize| matrices(self.activation) * d * width as u64;
         let shared_gate = if self.shared.as_ref().is_some_and(|shared| shared.is_gated) { d } else { 0 };
         FfnParams {
             router: gate + shared_gate,
             routed_experts: self.num_experts as u64 * self.params_of_one(d_model),
             active_experts,
-            shared_experts: self.shared.as_ref().map_or(0, |expert| shared(expert.d_expert)),
+            shared_experts: self.shared_block().map_or(0, |block| block.params(d_model)),
             ..FfnParams::default()
         }
     }
+}
+
+/// Biases of all projections of a block.
+fn bias_params(activation: Activation, d_model: usize, d_hidden: usize) -> u64 {
+    (matrices(activation) - 1) * d_hidden as u64 + d_model as u64
 }
 
 /// Matrices of a feed-forward block.
@@ -200,9 +218,11 @@ fn gate_params(router: &RouterConfig, d_model: usize, num_experts: usize) -> u64
     }
 }
 
-/// The one parameter of a gate that is no matrix.
-fn log_scale(router: &RouterConfig) -> u64 {
-    u64::from(router.cosine.is_some())
+/// The parameters of a gate that are no matrix: a cosine gate's factor, or biases of the logits.
+fn gate_vectors(moe: &MoeSpec) -> u64 {
+    let router = &moe.router.config;
+    let biases = if router.gate_bias { moe.experts.num_experts as u64 } else { 0 };
+    u64::from(router.cosine.is_some()) + biases
 }
 
 fn soft_gate_params(num_slots: u64, d_model: usize) -> u64 {

@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Activation, DispatchPlan, ExpertMatrices, expert_ffn};
+use switchyard_kernels::{Activation, DispatchPlan, ExpertBiases, ExpertMatrices, expert_ffn};
 
 /// Initial values of [`Experts`].
 #[derive(Debug, Clone)]
@@ -16,9 +16,11 @@ pub struct ExpertsWeights {
     pub w_up_edf: Tensor<3>,
     /// Down projections `[e, f, d]`.
     pub w_down_efd: Tensor<3>,
+    /// Biases; all or none.
+    pub biases: Option<ExpertBiases>,
 }
 
-/// E feed-forward blocks without biases, each applied to its own tokens.
+/// E feed-forward blocks, each applied to its own tokens.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// Gate projections `[e, d, f]`; `None` unless the activation is gated.
@@ -27,6 +29,12 @@ pub struct Experts {
     pub w_up_edf: Param<Tensor<3>>,
     /// Down projections `[e, f, d]`.
     pub w_down_efd: Param<Tensor<3>>,
+    /// Biases of the gate projections `[e, f]`.
+    pub b_gate_ef: Option<Param<Tensor<2>>>,
+    /// Biases of the up projections `[e, f]`.
+    pub b_up_ef: Option<Param<Tensor<2>>>,
+    /// Biases of the down projections `[e, d]`.
+    pub b_down_ed: Option<Param<Tensor<2>>>,
     #[module(skip)]
     activation: Activation,
 }
@@ -42,10 +50,17 @@ impl Experts {
             "{activation:?} with gate projections = {}",
             weights.w_gate_edf.is_some()
         );
+        let (b_up_ef, b_down_ed, b_gate_ef) = match weights.biases {
+            Some(biases) => (Some(biases.b_up_ef), Some(biases.b_down_ed), biases.b_gate_ef),
+            None => (None, None, None),
+        };
         Self {
             w_gate_edf: weights.w_gate_edf.map(Param::from_tensor),
             w_up_edf: Param::from_tensor(weights.w_up_edf),
             w_down_efd: Param::from_tensor(weights.w_down_efd),
+            b_gate_ef: b_gate_ef.map(Param::from_tensor),
+            b_up_ef: b_up_ef.map(Param::from_tensor),
+            b_down_ed: b_down_ed.map(Param::from_tensor),
             activation,
         }
     }
@@ -64,10 +79,19 @@ impl Experts {
     /// # Panics
     /// If `plan` does not fit the tokens, the gates or the number of experts.
     pub fn forward(&self, x_td: Tensor<2>, gates_tk: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
+        let biases = match (&self.b_up_ef, &self.b_down_ed) {
+            (Some(b_up_ef), Some(b_down_ed)) => Some(ExpertBiases {
+                b_gate_ef: self.b_gate_ef.as_ref().map(Param::val),
+                b_up_ef: b_up_ef.val(),
+                b_down_ed: b_down_ed.val(),
+            }),
+            _ => None,
+        };
         let matrices = ExpertMatrices {
             w_gate_edf: self.w_gate_edf.as_ref().map(Param::val),
             w_up_edf: self.w_up_edf.val(),
             w_down_efd: self.w_down_efd.val(),
+            biases,
         };
         expert_ffn(x_td, gates_tk, matrices, self.activation, plan)
     }

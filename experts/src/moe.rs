@@ -108,8 +108,17 @@ impl MoeLayer {
         let routing = self.router.forward(input);
         let within_capacity_tk =
             self.capacity_factor(pass).map(|(capacity, factor)| routing.slots_within(capacity, factor));
-        let Routing { choice, gates_tk, host_logits_te, num_experts, statistics, losses, balance, .. } =
-            routing;
+        let Routing {
+            choice,
+            gates_tk,
+            host_logits_te,
+            num_experts,
+            statistics,
+            losses,
+            pooled_balance,
+            balance,
+            ..
+        } = routing;
         let num_dropped = |kept_tk: &Vec<bool>| {
             let num_kept = kept_tk.iter().filter(|kept| **kept).count() as u64;
             statistics.tokens_per_expert().iter().sum::<u64>() - num_kept
@@ -123,6 +132,7 @@ impl MoeLayer {
         let aux = MoeAux {
             losses,
             statistics: statistics.with_dropped(num_dropped),
+            pooled_balance,
             balance,
             route: Some(Route { logits_te: host_logits_te, choice, kept_tk }),
         };

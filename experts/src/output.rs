@@ -3,7 +3,7 @@
 //! Shape letters: t tokens, d model width, e experts, k slots per token.
 
 use burn::tensor::Tensor;
-use switchyard_router::{AuxLoss, BalanceCount, Choice, RouterStatistics};
+use switchyard_router::{AuxLoss, BalanceCount, Choice, PooledBalance, RouterStatistics};
 
 /// What the layer returns.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct MoeAux {
     pub losses: Vec<AuxLoss>,
     /// Counts, gate statistics and dropped assignments.
     pub statistics: RouterStatistics,
+    /// The layer's part in a load-balancing loss of all layers; only while training with one.
+    pub pooled_balance: Option<PooledBalance>,
     /// What the router's bias is updated by; only while training a router with a bias.
     pub balance: Option<BalanceCount>,
     /// Who went where and why; `None` where tokens are mixed softly.

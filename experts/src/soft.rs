@@ -36,8 +36,13 @@ pub(crate) fn forward(
     let ones = Tensor::ones([b * q, 1], (&slots_bqd.device(), slots_bqd.dtype()));
     let outputs_bqd = experts.forward(slots_bqd.reshape([b * q, d]), ones, &plan).reshape([b, q, d]);
     let hidden_td = combine_bsq.matmul(outputs_bqd).reshape([t, d]);
-    let aux =
-        MoeAux { losses: Vec::new(), statistics: statistics(&logits_bsq, e), balance: None, route: None };
+    let aux = MoeAux {
+        losses: Vec::new(),
+        statistics: statistics(&logits_bsq, e),
+        pooled_balance: None,
+        balance: None,
+        route: None,
+    };
     (hidden_td, aux)
 }
 

@@ -75,6 +75,9 @@ pub struct ExpertsSpec {
     /// As how many fine-grained experts one was written; applied already, and kept for people to
     /// read.
     pub granularity: Option<usize>,
+    /// Biases on the routed experts' projections.
+    #[serde(default)]
+    pub bias: bool,
     /// The expert that sees every token; `None` without one.
     pub shared: Option<SharedExpertSpec>,
 }
@@ -86,6 +89,9 @@ pub struct SharedExpertSpec {
     pub d_expert: usize,
     /// Whether a sigmoid gate weighs its output.
     pub is_gated: bool,
+    /// Biases on its projections.
+    #[serde(default)]
+    pub bias: bool,
 }
 
 /// A router, and where it is written.
@@ -113,9 +119,12 @@ impl FfnSpec {
             num_experts: written.num_experts,
             d_expert: written.d_expert,
             granularity: written.granularity,
-            shared: written
-                .d_shared_expert
-                .map(|d_expert| SharedExpertSpec { d_expert, is_gated: written.shared_expert_gate }),
+            bias: written.expert_bias,
+            shared: written.d_shared_expert.map(|d_expert| SharedExpertSpec {
+                d_expert,
+                is_gated: written.shared_expert_gate,
+                bias: written.shared_expert_bias,
+            }),
         };
         let config = written.router_of(layer).clone();
         let key = format!("model.ffn.moe.{}", written.router_key_of(layer));

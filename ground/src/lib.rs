@@ -13,12 +13,14 @@
 //! | [`advice`] | what to do about an error of the file system |
 //! | [`units`] | numbers as a person reads them: prefixes, bytes, durations |
 //! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
+//! | [`key_checks`] | rules about one value at a time |
 //! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod advice;
 pub mod aside;
 pub mod digest;
 pub mod durable;
+pub mod key_checks;
 pub mod key_error;
 pub mod line_file;
 pub mod open_choice;

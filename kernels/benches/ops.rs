@@ -125,13 +125,15 @@ fn linear(bencher: Bencher, pass: Pass) {
 fn causal_attention<const SEQ_LEN: usize>(bencher: Bencher, pass: Pass) {
     let rows = || pass.input([NUM_TOKENS, D_MODEL]);
     let (q_tq, k_tg, v_tg) = (rows(), rows(), rows());
-    let heads = ops::Heads { num_heads: NUM_HEADS, num_kv_heads: NUM_HEADS, alibi: false };
+    let heads = ops::Heads::new(NUM_HEADS, NUM_HEADS);
     let mask = ops::CausalMask::new(SEQ_LEN, &pass.device());
-    let table = ops::RotaryTable::new(SEQ_LEN, D_HEAD, 10_000.0, &pass.device());
+    let frequencies: Vec<f64> =
+        (0..D_HEAD / 2).map(|pair| 10_000f64.powf(-2.0 * pair as f64 / D_HEAD as f64)).collect();
+    let table = ops::RotaryTable::new(SEQ_LEN, &frequencies, 1.0, &pass.device());
     // A position sees (s + 1) / 2 others on average, for the scores and for their weighted sum.
     let work = pass.flops(2 * NUM_TOKENS * D_MODEL * (SEQ_LEN + 1));
     pass.time(bencher, work, || {
-        ops::causal_attention(q_tq.clone(), k_tg.clone(), v_tg.clone(), heads, &mask, Some(&table))
+        ops::causal_attention(q_tq.clone(), k_tg.clone(), v_tg.clone(), None, heads, &mask, Some(&table))
     });
 }
 
@@ -159,6 +161,7 @@ fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
         w_gate_edf: Some(pass.input([num_experts, D_MODEL, d_expert])),
         w_up_edf: pass.input([num_experts, D_MODEL, d_expert]),
         w_down_efd: pass.input([num_experts, d_expert, D_MODEL]),
+        biases: None,
     };
     // An odd factor permutes the powers of two: balanced, and neighbours go to different experts.
     let ids: Vec<u32> = (0..NUM_TOKENS * top_k).map(|slot| (slot * 1_237 % num_experts) as u32).collect();

@@ -29,11 +29,12 @@ mod square_sum;
 mod tensor_list;
 
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
-pub use attention::{CausalMask, Heads, attention_elements_per_thread, causal_attention};
+pub use attention::{Alibi, CausalMask, Heads, attention_elements_per_thread, causal_attention};
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
 pub use feed_forward::{
-    Activation, DenseBiases, DenseMatrices, ExpertMatrices, dense_ffn, expert_ffn, ffn_elements_per_thread,
+    Activation, DenseBiases, DenseMatrices, ExpertBiases, ExpertMatrices, dense_ffn, expert_ffn,
+    ffn_elements_per_thread,
 };
 pub use head_loss::{HeadLoss, HeadLossOptions, head_loss, num_logits_held};
 pub use linear::linear;

@@ -14,21 +14,43 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Table for positions `0..seq_len`; the angle of pair i at position p is `p * theta^(-2i/d)`.
-    ///
-    /// # Panics
-    /// If `d_head` is odd.
-    pub fn new(seq_len: usize, d_head: usize, theta: f64, device: &burn::tensor::Device) -> Self {
-        assert!(d_head.is_multiple_of(2), "rotary embedding needs an even head width, not {d_head}");
-        let half = d_head / 2;
-        let angles: Vec<f64> = (0..seq_len)
-            .flat_map(|p| (0..half).map(move |i| p as f64 * theta.powf(-2.0 * i as f64 / d_head as f64)))
+    /// Table for positions `0..seq_len` of heads with a pair of elements for each frequency: the
+    /// angle of pair i at position p is `p * frequencies[i]`, and pairs with the frequency 0 are
+    /// left as they are. The others' cosines and sines are multiplied by `factor`.
+    pub fn new(seq_len: usize, frequencies: &[f64], factor: f64, device: &burn::tensor::Device) -> Self {
+        let half = frequencies.len();
+        let turns = |f: &f64| (*f, if *f == 0.0 { 1.0 } else { factor });
+        let angles: Vec<(f64, f64)> = (0..seq_len)
+            .flat_map(|p| frequencies.iter().map(turns).map(move |(f, factor)| (p as f64 * f, factor)))
             .collect();
         let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|&a| f(a) as f32).collect();
+            let values: Vec<f32> = angles.iter().map(|&(angle, factor)| (factor * f(angle)) as f32).collect();
             Tensor::<2>::from_data(TensorData::new(values, [seq_len, half]), device)
         };
         Self { cos_sp: table(f64::cos), sin_sp: table(f64::sin) }
+    }
+}
+
+impl RotaryTable {
+    /// Every head of `x_thr` turned by the position of its token, where sequences have `seq_len`
+    /// tokens: for heads of which only a part is turned, before they are put together.
+    ///
+    /// # Shapes
+    /// - `x_thr`: `[batch * seq_len, heads, r]` of a table for r channels; returns the same
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn turn(&self, x_thr: Tensor<3>, seq_len: usize) -> Tensor<3> {
+        let ([t, h, r], [_, half]) = (x_thr.dims(), self.cos_sp.dims());
+        assert!(r == 2 * half, "{r} channels do not fit a table of {half} pairs");
+        let at_positions =
+            |table_sp: &Tensor<2>| table_sp.clone().narrow(0, 0, seq_len).reshape([1, seq_len, 1, half]);
+        let (cos, sin) = (at_positions(&self.cos_sp), at_positions(&self.sin_sp));
+        let x_bshr = x_thr.reshape([t / seq_len, seq_len, h, r]);
+        let (a, b) = (x_bshr.clone().narrow(3, 0, half), x_bshr.narrow(3, half, half));
+        let turned_a = a.clone() * cos.clone() - b.clone() * sin.clone();
+        let turned_b = b * cos + a * sin;
+        Tensor::cat(vec![turned_a, turned_b], 3).reshape([t, h, r])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::backend::{Backend, ExtensionType, tensor::FloatTensor};
 
-/// One to seven tensors of one backend.
+/// One to eight tensors of one backend.
 #[derive(Debug, Clone, ExtensionType)]
 pub(crate) enum TensorList<B: Backend> {
     One(FloatTensor<B>),
@@ -20,13 +20,23 @@ pub(crate) enum TensorList<B: Backend> {
         FloatTensor<B>,
         FloatTensor<B>,
     ),
+    Eight(
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+        FloatTensor<B>,
+    ),
 }
 
 impl<B: Backend> TensorList<B> {
     /// The tensors of a vector.
     ///
     /// # Panics
-    /// If there are none or more than seven.
+    /// If there are none or more than eight.
     pub(crate) fn from_vec(tensors: Vec<FloatTensor<B>>) -> Self {
         let num_tensors = tensors.len();
         let mut tensors = tensors.into_iter();
@@ -39,6 +49,7 @@ impl<B: Backend> TensorList<B> {
             5 => Self::Five(next(), next(), next(), next(), next()),
             6 => Self::Six(next(), next(), next(), next(), next(), next()),
             7 => Self::Seven(next(), next(), next(), next(), next(), next(), next()),
+            8 => Self::Eight(next(), next(), next(), next(), next(), next(), next(), next()),
             _ => panic!("a list of {num_tensors} tensors"),
         }
     }
@@ -53,6 +64,7 @@ impl<B: Backend> TensorList<B> {
             Self::Five(a, b, c, d, e) => vec![a, b, c, d, e],
             Self::Six(a, b, c, d, e, f) => vec![a, b, c, d, e, f],
             Self::Seven(a, b, c, d, e, f, g) => vec![a, b, c, d, e, f, g],
+            Self::Eight(a, b, c, d, e, f, g, h) => vec![a, b, c, d, e, f, g, h],
         }
     }
 }

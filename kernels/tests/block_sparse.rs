@@ -165,6 +165,7 @@ fn a_dropless_mixture_is_a_block_diagonal_layer() {
             w_gate_edf: None,
             w_up_edf: tensor(&ups, [NUM_EXPERTS, D_MODEL, D_EXPERT]),
             w_down_efd: tensor(&downs, [NUM_EXPERTS, D_EXPERT, D_MODEL]),
+            biases: None,
         },
         Activation::Relu,
         &plan,

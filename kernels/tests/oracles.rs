@@ -8,7 +8,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, CausalMask, GateSoftmax, HeadLossOptions, Heads, RotaryTable, adamw_update,
+    AdamWState, AdamWStep, Alibi, CausalMask, GateSoftmax, HeadLossOptions, Heads, RotaryTable, adamw_update,
     causal_attention, embedding, head_loss, layer_norm, rms_norm, top_k_gates,
 };
 
@@ -215,7 +215,11 @@ struct AttentionCase {
     b: usize,
     s: usize,
     d: usize,
+    /// Width of a head of the values.
+    v: usize,
     heads: Heads,
+    /// Whether heads have a score without a key.
+    sinks: bool,
     /// Document of each position of each sequence.
     segments: Option<Vec<usize>>,
     /// Base of the rotary angles.
@@ -241,26 +245,31 @@ impl AttentionCase {
 
     /// One query head at a time, one position at a time.
     fn oracle(&self, inputs: &[Vec<f64>]) -> Vec<f64> {
-        let Self { b, s, d, heads: Heads { num_heads: h, num_kv_heads: g, alibi }, .. } = *self;
-        let mut out = vec![0.0; b * s * h * d];
+        let Self { b, s, d, v, heads, .. } = *self;
+        let (h, g) = (heads.num_heads, heads.num_kv_heads);
+        let scale = heads.scale.map_or(1.0 / (d as f64).sqrt(), f64::from);
+        let mut out = vec![0.0; b * s * h * v];
         for (batch, head, i) in (0..b * h * s).map(|n| (n / (h * s), n / s % h, n % s)) {
             let kv = head / (h / g);
             let query = self.vector(&inputs[0], h, [batch, i, head]);
             let sees =
                 |j: &usize| self.segments.as_ref().is_none_or(|ids| ids[batch * s + i] == ids[batch * s + j]);
-            let visible: Vec<usize> = (0..=i).filter(sees).collect();
+            let is_near = |j: &usize| heads.window.is_none_or(|window| i - j < window);
+            let visible: Vec<usize> = (0..=i).filter(sees).filter(is_near).collect();
             let weight_of = |j: usize| {
                 let key = self.vector(&inputs[1], g, [batch, j, kv]);
-                let score = query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt();
+                let score = query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() * scale;
                 // Heads are 1, 2 or 4 wherever ALiBi is on: slopes 2^(-8/h), 2^(-16/h), ...
-                let slope = if alibi { 2f64.powf(-8.0 * (head + 1) as f64 / h as f64) } else { 0.0 };
+                let slope =
+                    if heads.alibi.is_some() { 2f64.powf(-8.0 * (head + 1) as f64 / h as f64) } else { 0.0 };
                 (score - slope * (i - j) as f64).exp()
             };
-            let total: f64 = visible.iter().map(|&j| weight_of(j)).sum();
+            let sink = if self.sinks { inputs[3][head].exp() } else { 0.0 };
+            let total = visible.iter().map(|&j| weight_of(j)).sum::<f64>() + sink;
             for &j in &visible {
-                for c in 0..d {
-                    out[((batch * s + i) * h + head) * d + c] +=
-                        weight_of(j) / total * inputs[2][((batch * s + j) * g + kv) * d + c];
+                for c in 0..v {
+                    out[((batch * s + i) * h + head) * v + c] +=
+                        weight_of(j) / total * inputs[2][((batch * s + j) * g + kv) * v + c];
                 }
             }
         }
@@ -268,14 +277,16 @@ impl AttentionCase {
     }
 
     fn check(&self, what: &str) {
-        let Self { b, s, d, heads, .. } = *self;
+        let Self { b, s, d, v: d_value, heads, .. } = *self;
         let device = Device::flex().autodiff();
-        let shape = |num_heads| [b * s, num_heads * d];
-        let (q_shape, kv_shape) = (shape(heads.num_heads), shape(heads.num_kv_heads));
-        let random_rows = |seed, [t, width]: [usize; 2]| random(seed, t * width);
-        let inputs = [random_rows(5, q_shape), random_rows(6, kv_shape), random_rows(7, kv_shape)];
-        let (q, k, v) =
-            (tensor(&inputs[0], q_shape), tensor(&inputs[1], kv_shape), tensor(&inputs[2], kv_shape));
+        let (h, g) = (heads.num_heads, heads.num_kv_heads);
+        let shapes = [h * d, g * d, g * d_value].map(|width| [b * s, width]);
+        let mut inputs: Vec<Vec<f64>> =
+            (5..).zip(shapes).map(|(seed, [t, width])| random(seed, t * width)).collect();
+        let [q, k, v] = [0, 1, 2].map(|i| tensor(&inputs[i], shapes[i]));
+        let sinks = self.sinks.then(|| random(9, h));
+        let sinks_h = sinks.as_ref().map(|sinks| tensor(sinks, [h]));
+        inputs.extend(sinks);
         let mask = match &self.segments {
             Some(ids) => {
                 let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
@@ -284,16 +295,25 @@ impl AttentionCase {
             None => CausalMask::new(s, &device),
         };
         // A longer table than the sequence: positions start at zero all the same.
-        let rotary = self.theta.map(|theta| RotaryTable::new(s + 3, d, theta, &device));
-        let y = causal_attention(q.clone(), k.clone(), v.clone(), heads, &mask, rotary.as_ref());
-        let gradients =
-            |t: &_| [&q, &k, &v].map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient"))).to_vec();
+        let frequencies =
+            |theta: f64| (0..d / 2).map(|pair| theta.powf(-2.0 * pair as f64 / d as f64)).collect();
+        let rotary = self.theta.map(|theta| {
+            let frequencies: Vec<f64> = frequencies(theta);
+            RotaryTable::new(s + 3, &frequencies, 1.0, &device)
+        });
+        let [q_leaf, k_leaf, v_leaf] = [&q, &k, &v].map(Clone::clone);
+        let y = causal_attention(q_leaf, k_leaf, v_leaf, sinks_h.clone(), heads, &mask, rotary.as_ref());
+        let gradients = |t: &_| {
+            let of_sinks = sinks_h.as_ref().map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient")));
+            let of_rows = [&q, &k, &v].map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient")));
+            of_rows.into_iter().chain(of_sinks).collect()
+        };
         check(what, y, gradients, &|inputs| self.oracle(inputs), &inputs);
     }
 }
 
 fn heads(num_heads: usize, num_kv_heads: usize, alibi: bool) -> Heads {
-    Heads { num_heads, num_kv_heads, alibi }
+    Heads { alibi: alibi.then_some(Alibi::Distance), ..Heads::new(num_heads, num_kv_heads) }
 }
 
 #[test]
@@ -302,7 +322,8 @@ fn attention_agrees_with_its_oracle_causal_grouped_and_masked_by_document() {
     for (heads, segments) in
         [(heads(2, 2, false), None), (heads(4, 2, false), None), (heads(3, 1, false), Some(segments))]
     {
-        AttentionCase { b: 2, s: 5, d: 4, heads, segments, theta: None }.check(&format!("{heads:?}"));
+        AttentionCase { b: 2, s: 5, d: 4, v: 4, heads, sinks: false, segments, theta: None }
+            .check(&format!("{heads:?}"));
     }
 }
 
@@ -312,7 +333,8 @@ fn attention_with_rotary_positions_and_with_alibi_agrees_with_its_oracle() {
         [(heads(2, 1, false), Some(100.0)), (heads(4, 4, true), None), (heads(2, 2, true), Some(10_000.0))]
     {
         let segments = Some(vec![0, 0, 0, 0, 0, 1, 1]);
-        AttentionCase { b: 1, s: 7, d: 6, heads, segments, theta }.check(&format!("{heads:?} {theta:?}"));
+        AttentionCase { b: 1, s: 7, d: 6, v: 6, heads, sinks: false, segments, theta }
+            .check(&format!("{heads:?} {theta:?}"));
     }
 }
 
@@ -320,8 +342,22 @@ fn attention_with_rotary_positions_and_with_alibi_agrees_with_its_oracle() {
 fn attention_of_one_position_and_of_more_than_one_block_of_queries_agrees_with_its_oracle() {
     for s in [1, 2, 67] {
         let heads = heads(1, 1, false);
-        AttentionCase { b: 1, s, d: 2, heads, segments: None, theta: Some(10.0) }
+        AttentionCase { b: 1, s, d: 2, v: 2, heads, sinks: false, segments: None, theta: Some(10.0) }
             .check(&format!("{s} positions"));
+    }
+}
+
+#[test]
+fn attention_with_windows_sinks_a_scale_and_narrow_values_agrees_with_its_oracle() {
+    for (window, sinks, scale, v) in [
+        (Some(3), false, None, 4),
+        (None, true, Some(0.3), 3),
+        (Some(1), true, None, 6),
+        (Some(70), true, None, 1),
+    ] {
+        let heads = Heads { window, scale, ..heads(4, 2, window == Some(3)) };
+        let case = AttentionCase { b: 2, s: 6, d: 4, v, heads, sinks, segments: None, theta: Some(50.0) };
+        case.check(&format!("{heads:?}, sinks {sinks}, values of width {v}"));
     }
 }
 

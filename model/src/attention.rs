@@ -1,70 +1,61 @@
-//! Grouped-query causal self-attention.
+//! Causal self-attention: heads of queries on shared heads of keys and values, projected directly
+//! or through a latent vector.
+//!
+//! Shape letters: b batch, s sequence, t = b * s tokens, d model width, h query heads, q all query
+//! heads, g all key heads, v all value heads.
+
+mod latent;
+mod projection;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention, linear, rms_norm};
+use switchyard_kernels::{Alibi, CausalMask, Heads, RotaryTable, causal_attention};
 
-use crate::{AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
+use crate::{AttentionPart, AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
+use projection::{Projection, normalise};
 
-/// A projection `x W + b`.
+pub(crate) use latent::LatentAttention;
+
+/// Attention of one layer.
 #[derive(Module, Debug)]
-struct Projection {
-    weight_io: Param<Tensor<2>>,
-    bias_o: Option<Param<Tensor<1>>>,
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per layer, and burn derives modules of plain variants only"
+)]
+pub enum Attention {
+    /// Queries, keys and values by a projection each.
+    Direct(DirectAttention),
+    /// Through latent vectors.
+    Latent(LatentAttention),
 }
 
-impl Projection {
-    fn new(key: &str, shape: [usize; 2], std: f64, bias: bool, source: &ParameterSource) -> Self {
-        Self {
-            weight_io: Param::from_tensor(source.normal(key, shape, std)),
-            bias_o: bias.then(|| Param::from_tensor(source.zeros(shape[1]))),
-        }
-    }
-
-    fn forward(&self, x_ti: Tensor<2>) -> Tensor<2> {
-        linear(x_ti, self.weight_io.val(), self.bias_o.as_ref().map(Param::val))
-    }
-}
-
-/// Multi-head attention with grouped key/value heads, optional QK-norm and rotary positions.
+/// A projection each for queries, keys and values, optionally normalised and clamped.
 #[derive(Module, Debug)]
-pub struct Attention {
+pub struct DirectAttention {
     query: Projection,
     key: Projection,
     value: Projection,
     output: Projection,
     query_norm_k: Option<Param<Tensor<1>>>,
     key_norm_k: Option<Param<Tensor<1>>>,
+    /// A score of each head that has no value, `[h]`.
+    sinks_h: Option<Param<Tensor<1>>>,
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
     qk_norm: QkNorm,
+    #[module(skip)]
+    clip: Option<f64>,
 }
 
 impl Attention {
     /// The attention `spec` of one layer of `model`; `key` is its place there, such as
     /// `blocks.0.attention`.
     pub fn new(spec: &AttentionSpec, model: &ModelSpec, key: &str, source: &ParameterSource) -> Self {
-        let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
-        let projection =
-            |name: &str, shape, std| Projection::new(&format!("{key}.{name}"), shape, std, spec.bias, source);
-        let scale = |width| match spec.qk_norm.scale_width(width, spec.d_head) {
-            0 => None,
-            width => Some(Param::from_tensor(source.ones(width))),
-        };
-        Self {
-            query: projection("query", [d, d_q], model.init.std),
-            key: projection("key", [d, d_kv], model.init.std),
-            value: projection("value", [d, d_kv], model.init.std),
-            output: projection("output", [d_q, d], model.residual_std()),
-            query_norm_k: scale(d_q),
-            key_norm_k: scale(d_kv),
-            heads: Heads {
-                num_heads: spec.num_heads,
-                num_kv_heads: spec.num_kv_heads,
-                alibi: matches!(model.position, PositionKind::Alibi),
-            },
-            qk_norm: spec.qk_norm,
+        let heads = heads(spec, model);
+        match &spec.latent {
+            Some(latent) => Self::Latent(LatentAttention::new((spec, latent), heads, model, key, source)),
+            None => Self::Direct(DirectAttention::new(spec, heads, model, key, source)),
         }
     }
 
@@ -73,21 +64,86 @@ impl Attention {
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     pub fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
+        match self {
+            Self::Direct(direct) => direct.forward(x_td, rotary, mask),
+            Self::Latent(latent) => latent.forward(x_td, rotary, mask),
+        }
+    }
+}
+
+impl DirectAttention {
+    fn new(
+        spec: &AttentionSpec,
+        heads: Heads,
+        model: &ModelSpec,
+        key: &str,
+        source: &ParameterSource,
+    ) -> Self {
+        let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
+        let projection = |name: &str, part, shape, std| {
+            Projection::new(&format!("{key}.{name}"), shape, std, spec.has_bias(part), source)
+        };
+        let std = model.init.std;
+        let scale = |width| match spec.qk_norm.scale_width(width, spec.d_head) {
+            0 => None,
+            width => Some(Param::from_tensor(source.ones(width))),
+        };
+        Self {
+            query: projection("query", AttentionPart::Query, [d, d_q], std),
+            key: projection("key", AttentionPart::Key, [d, d_kv], std),
+            value: projection("value", AttentionPart::Value, [d, d_kv], std),
+            output: projection("output", AttentionPart::Output, [d_q, d], model.residual_std()),
+            query_norm_k: scale(d_q),
+            key_norm_k: scale(d_kv),
+            sinks_h: spec.sinks.then(|| Param::from_tensor(source.zeros(spec.num_heads))),
+            heads,
+            qk_norm: spec.qk_norm,
+            clip: spec.clip_qkv,
+        }
+    }
+
+    fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
+        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td);
+        let sinks_h = self.sinks_h.as_ref().map(Param::val);
+        self.output.forward(causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary))
+    }
+
+    /// Queries, `[t, q]`, keys and values, `[t, g]`.
+    fn queries_keys_values(&self, x_td: Tensor<2>) -> [Tensor<2>; 3] {
+        let epsilon = self.qk_norm.settings().map_or(0.0, |settings| settings.epsilon);
         let normalised = |x_to: Tensor<2>, scale_k: Option<&Param<Tensor<1>>>| match scale_k {
-            Some(scale_k) => self.normalise(x_to, scale_k.val()),
+            Some(scale_k) => normalise(x_to, scale_k.val(), epsilon),
+            None => x_to,
+        };
+        let clamped = |x_to: Tensor<2>| match self.clip {
+            Some(clip) => x_to.clamp(-clip, clip),
             None => x_to,
         };
         let q_tq = normalised(self.query.forward(x_td.clone()), self.query_norm_k.as_ref());
         let k_tg = normalised(self.key.forward(x_td.clone()), self.key_norm_k.as_ref());
         let v_tg = self.value.forward(x_td);
-        self.output.forward(causal_attention(q_tq, k_tg, v_tg, self.heads, mask, rotary))
+        [q_tq, k_tg, v_tg].map(clamped)
     }
+}
 
-    /// Each row, in pieces as wide as the scale, RMS-normalised.
-    fn normalise(&self, x_to: Tensor<2>, scale_k: Tensor<1>) -> Tensor<2> {
-        let Some(settings) = self.qk_norm.settings() else { return x_to };
-        let ([t, width], [piece]) = (x_to.dims(), scale_k.dims());
-        let pieces = x_to.reshape([t * width / piece, piece]);
-        rms_norm(pieces, scale_k, settings.epsilon).reshape([t, width])
+fn heads(spec: &AttentionSpec, model: &ModelSpec) -> Heads {
+    let alibi = match &model.position {
+        PositionKind::FalconAlibi => Some(Alibi::Falcon),
+        PositionKind::Alibi => Some(Alibi::Distance),
+        PositionKind::Rope { .. } | PositionKind::Learned | PositionKind::Sinusoidal => None,
+    };
+    let scale = match (spec.scale, &model.position) {
+        (Some(scale), _) => Some(scale),
+        (None, PositionKind::Rope { scaling: Some(scaling), .. }) if spec.latent.is_some() => {
+            Some(scaling.latent_score_factor() / (spec.d_head as f64).sqrt())
+        }
+        (None, _) => None,
+    };
+    Heads {
+        num_heads: spec.num_heads,
+        num_kv_heads: spec.num_kv_heads,
+        alibi,
+        window: spec.window,
+        scale: scale.map(|scale| scale as f32),
     }
 }

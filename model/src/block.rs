@@ -9,12 +9,12 @@ use switchyard_experts::{
     DenseSpec, Experts, ExpertsSpec, ExpertsWeights, FfnSpec, MoeAux, MoeInput, MoeLayer, MoeOutput, MoeSpec,
     RouterSpec, SoftMoeSpec,
 };
-use switchyard_kernels::{CausalMask, RotaryTable};
+use switchyard_kernels::{CausalMask, ExpertBiases, RotaryTable};
 use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
 };
 
-use crate::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass};
+use crate::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass, Residual};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]
@@ -31,8 +31,8 @@ pub enum FeedForward {
     BlockSparse(BlockSparseFfn),
 }
 
-/// One pre-norm Transformer block (arXiv:2002.04745, figure 1b), or one with both halves side by
-/// side.
+/// One Transformer block: attention and a feed-forward block, joined to the residual stream as
+/// [`Residual`] says.
 #[derive(Module, Debug)]
 pub struct Block {
     attention_norm: Norm,
@@ -40,6 +40,11 @@ pub struct Block {
     /// `None` if the feed-forward block reads what attention reads.
     ffn_norm: Option<Norm>,
     ffn: FeedForward,
+    #[module(skip)]
+    residual: Residual,
+    /// Factor on what each half adds.
+    #[module(skip)]
+    multiplier: f64,
     #[module(skip)]
     dropout: f64,
     #[module(skip)]
@@ -54,8 +59,21 @@ struct FfnInput {
     x_td: Tensor<2>,
     /// The residual stream that the feed-forward block belongs to.
     residual_td: Tensor<2>,
-    /// The same normalised: what the feed-forward block works on.
+    /// What the feed-forward block works on.
     normed_td: Tensor<2>,
+}
+
+impl FfnInput {
+    /// For a block that works on the stream as it is.
+    fn of_stream(x_td: Tensor<2>) -> Self {
+        Self { residual_td: x_td.clone(), normed_td: x_td.clone(), x_td }
+    }
+}
+
+/// What attention read and gave.
+struct Mixed {
+    read_td: Tensor<2>,
+    mixed_td: Tensor<2>,
 }
 
 /// What every block of one forward pass reads beside the residual stream.
@@ -102,12 +120,15 @@ impl Block {
         let MixerSpec::Attention(attention) = &spec.layers[layer].mixer;
         let attention = Attention::new(attention, spec, &format!("{key}.attention"), source);
         let ffn = FeedForward::new(spec, layer, &format!("{key}.ffn"), source);
+        let residual = spec.layers[layer].residual;
         let norm = || Norm::new(spec.norm, spec.d_model, source);
         Self {
             attention_norm: norm(),
             attention,
-            ffn_norm: spec.layers[layer].residual.is_sequential().then(norm),
+            ffn_norm: (residual != Residual::Parallel).then(norm),
             ffn,
+            residual,
+            multiplier: spec.multipliers.residual,
             dropout: spec.dropout,
             layer,
             key,
@@ -119,34 +140,75 @@ impl Block {
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<MoeAux>) {
-        let pass = context.pass;
-        let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td.clone(), context.rotary, context.mask);
-        let mixed_td = self.drop_out("attention", mixed_td, pass);
-        let FfnInput { x_td, residual_td, normed_td } = self.ffn_input(x_td, normed_td, mixed_td);
+        let mixed = self.mix(x_td.clone(), context);
+        let input = self.ffn_input(x_td, mixed, context.pass);
         let (hidden_td, aux) = match &self.ffn {
-            FeedForward::Dense(ffn) => (ffn.forward(normed_td), None),
-            FeedForward::BlockSparse(ffn) => (ffn.forward(normed_td), None),
+            FeedForward::Dense(ffn) => (ffn.forward(input.normed_td), None),
+            FeedForward::BlockSparse(ffn) => (ffn.forward(input.normed_td), None),
             FeedForward::Moe(moe) => {
-                let output = self.forward_moe(moe, residual_td, normed_td, context);
+                let output = self.forward_moe(moe, input.residual_td, input.normed_td, context);
                 (output.hidden_td, Some(output.aux))
             }
         };
-        (x_td + self.drop_out("ffn", hidden_td, pass), aux)
+        (self.add_ffn(input.x_td, hidden_td, context.pass), aux)
+    }
+
+    /// What attention gives to this residual stream, and what it read.
+    ///
+    /// # Shapes
+    /// - `x_td`: `[batch * seq, d_model]`; returns the same
+    fn mix(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> Mixed {
+        let read_td = match self.residual {
+            Residual::Sequential | Residual::Parallel | Residual::ParallelNorms => {
+                self.attention_norm.forward(x_td)
+            }
+            Residual::OutputNorm | Residual::PostNorm => x_td,
+        };
+        let mixed_td = self.attention.forward(read_td.clone(), context.rotary, context.mask);
+        Mixed { read_td, mixed_td }
     }
 
     /// What is there once attention is done.
     ///
     /// # Shapes
     /// - all: `[batch * seq, d_model]`
-    fn ffn_input(&self, x_td: Tensor<2>, normed_td: Tensor<2>, mixed_td: Tensor<2>) -> FfnInput {
-        match &self.ffn_norm {
-            Some(norm) => {
-                let x_td = x_td + mixed_td;
-                FfnInput { residual_td: x_td.clone(), normed_td: norm.forward(x_td.clone()), x_td }
+    fn ffn_input(&self, x_td: Tensor<2>, mixed: Mixed, pass: Pass<'_>) -> FfnInput {
+        let Mixed { read_td, mixed_td } = mixed;
+        let added = |mixed_td| self.scaled(self.drop_out("attention", mixed_td, pass));
+        let normed = |x_td: Tensor<2>| match &self.ffn_norm {
+            Some(norm) => norm.forward(x_td),
+            None => x_td,
+        };
+        match self.residual {
+            Residual::Sequential => {
+                let x_td = x_td + added(mixed_td);
+                FfnInput { residual_td: x_td.clone(), normed_td: normed(x_td.clone()), x_td }
             }
-            None => FfnInput { x_td: x_td.clone() + mixed_td, residual_td: x_td, normed_td },
+            Residual::Parallel => {
+                FfnInput { x_td: x_td.clone() + added(mixed_td), residual_td: x_td, normed_td: read_td }
+            }
+            Residual::ParallelNorms => FfnInput {
+                normed_td: normed(x_td.clone()),
+                x_td: x_td.clone() + added(mixed_td),
+                residual_td: x_td,
+            },
+            Residual::OutputNorm => FfnInput::of_stream(x_td + added(self.attention_norm.forward(mixed_td))),
+            Residual::PostNorm => FfnInput::of_stream(self.attention_norm.forward(x_td + added(mixed_td))),
         }
+    }
+
+    /// The residual stream with what the feed-forward block gives.
+    fn add_ffn(&self, x_td: Tensor<2>, hidden_td: Tensor<2>, pass: Pass<'_>) -> Tensor<2> {
+        let added = |hidden_td| self.scaled(self.drop_out("ffn", hidden_td, pass));
+        match (self.residual, &self.ffn_norm) {
+            (Residual::OutputNorm, Some(norm)) => x_td + added(norm.forward(hidden_td)),
+            (Residual::PostNorm, Some(norm)) => norm.forward(x_td + added(hidden_td)),
+            _ => x_td + added(hidden_td),
+        }
+    }
+
+    fn scaled(&self, x_td: Tensor<2>) -> Tensor<2> {
+        if self.multiplier == 1.0 { x_td } else { x_td.mul_scalar(self.multiplier) }
     }
 
     fn forward_moe(
@@ -254,9 +316,14 @@ fn moe_layer(
             .then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
         w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
         w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], model.residual_std()),
+        biases: experts.bias.then(|| ExpertBiases {
+            b_gate_ef: activation.is_gated().then(|| source.zeros_per_expert(e, f)),
+            b_up_ef: source.zeros_per_expert(e, f),
+            b_down_ed: source.zeros_per_expert(e, d),
+        }),
     };
     let shared_expert = experts.shared.as_ref().map(|shared| {
-        let dense = DenseSpec { activation, d_ff: shared.d_expert, bias: false };
+        let dense = DenseSpec { activation, d_ff: shared.d_expert, bias: shared.bias };
         dense_ffn(model, &dense, &format!("{key}.shared_expert"), source)
     });
     let layer = MoeLayer::new(router, Experts::new(weights, activation), shared_expert, capacity.cloned());
@@ -279,6 +346,7 @@ fn router(
     let weights = GateWeights {
         weight_de: (config.learns() && config.cosine.is_none())
             .then(|| source.normal(key, [d, num_columns], std)),
+        logit_bias_e: config.gate_bias.then(|| source.zeros(e)),
         noise_weight_de: matches!(config.selection, Selection::Noisy(_))
             .then(|| Tensor::zeros([d, e], source.device())),
         cosine: config.cosine.as_ref().map(|cosine| CosineWeights {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 use switchyard_ground::open_choice::OpenChoice;
 
-use crate::QkNorm;
+use crate::{AttentionBias, QkNorm, RopeScaling};
 
 /// A decoder-only Transformer language model. The vocabulary comes from the tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +41,51 @@ pub struct ModelConfig {
     /// Initial parameter values.
     #[serde(default)]
     pub init: InitConfig,
+    /// Rows of the embedding and columns of the head, at least as many as the tokenizer has ids;
+    /// absent is as many. Published models often have more, for the sake of round numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+    /// Tokens of the longest sequence that the positions allow, at least `train.seq_len`; absent is
+    /// `train.seq_len`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_positions: Option<usize>,
+    /// Fixed factors inside the network; each is 1 by default.
+    #[serde(default, skip_serializing_if = "MultipliersConfig::is_default")]
+    pub multipliers: MultipliersConfig,
+    /// Bias on the scores of the head; default false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub head_bias: bool,
+    /// Id of the padding token, whose row of the embedding no lookup moves; absent is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding_id: Option<usize>,
+}
+
+/// `[model.multipliers]`: fixed factors (Granite; arXiv:2408.13359, section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MultipliersConfig {
+    /// Factor on the embedding of tokens; the 2017 Transformer has the root of `d_model`.
+    pub embedding: f64,
+    /// Factor on what each half of a block adds to the residual stream.
+    pub residual: f64,
+    /// Factor on the scores of the head.
+    pub logits: f64,
+}
+
+impl Default for MultipliersConfig {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0 }
+    }
+}
+
+impl MultipliersConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How the two halves of a block are joined to the residual stream.
@@ -51,8 +96,16 @@ pub enum Residual {
     /// norm of its own.
     #[default]
     Sequential,
-    /// Both on the same normalised stream (Falcon; GPT-J), with one norm.
+    /// Both on the same normalised stream (Falcon-7B; GPT-J), with one norm.
     Parallel,
+    /// Both on the same stream, each after a norm of its own (GPT-NeoX; Falcon-40B).
+    ParallelNorms,
+    /// One after the other on the stream as it is; what each gives is normalised before it is added
+    /// (OLMo 2, arXiv:2501.00656, section 3.2).
+    OutputNorm,
+    /// One after the other; the stream itself is normalised after each addition (the 2017
+    /// Transformer, arXiv:1706.03762, section 3.1). There is no norm before the head.
+    PostNorm,
 }
 
 impl Residual {
@@ -79,9 +132,58 @@ pub struct AttentionConfig {
     /// says more; default false.
     #[serde(default)]
     pub qk_norm: QkNorm,
-    /// Biases on the four projections (GPT-2); default false.
+    /// Biases on the four projections (GPT-2), or `"qkv"`: on those of queries, keys and values
+    /// (Qwen2); default false.
     #[serde(default)]
-    pub bias: bool,
+    pub bias: AttentionBias,
+    /// See only the nearest tokens, in all layers or some; absent is all earlier tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowConfig>,
+    /// A learned score per head that takes part in the softmax and has no value, so that a head
+    /// need not look at anything (gpt-oss; arXiv:2309.17453, section 3.3); default false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sinks: bool,
+    /// Clamp queries, keys and values to this magnitude (OLMoE, `clip_qkv`); absent does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_qkv: Option<f64>,
+    /// Factor of the scores; absent is `1 / sqrt(d_head)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Divide the scores of layer l, counted from 1, by l (GPT-2's
+    /// `scale_attn_by_inverse_layer_idx`); default false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub scale_by_layer: bool,
+    /// Keys and values made of a narrow latent vector (multi-head latent attention,
+    /// arXiv:2405.04434, section 2.1); absent projects them directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentConfig>,
+}
+
+/// `[model.attention.window]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WindowConfig {
+    /// Tokens that a token sees, itself included.
+    pub len: usize,
+    /// In these layers, counted from 0; absent is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+/// `[model.attention.latent]`. A query head of `d_head` channels ends with `d_rope` of them that
+/// are turned by position; all heads share the turned channels of their keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LatentConfig {
+    /// Width of the latent vector of queries; absent projects queries directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_query: Option<usize>,
+    /// Width of the latent vector of keys and values.
+    pub d_key_value: usize,
+    /// Channels of a head that are turned by position, an even number.
+    pub d_rope: usize,
+    /// Width of one head of the values.
+    pub d_value: usize,
 }
 
 /// Feed-forward blocks.
@@ -154,13 +256,23 @@ pub enum PositionConfig {
     /// Subtract from each attention score the key's distance times the head's slope (ALiBi,
     /// arXiv:2108.12409, section 3): head i of n has the slope `2^(-8 i / n)`, for an n that is no
     /// power of two as in the authors' code.
-    Alibi {},
+    Alibi(AlibiConfig),
 }
 
 impl Default for PositionConfig {
     fn default() -> Self {
-        Self::Rope(RopeConfig { theta: default_theta() })
+        Self::Rope(RopeConfig { theta: default_theta(), d_rotary: None, scaling: None })
     }
+}
+
+/// `[model.position.alibi]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlibiConfig {
+    /// As Falcon's published code has it: what is added is divided by `sqrt(d_head)` and rounded to
+    /// bfloat16; default false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub as_falcon: bool,
 }
 
 /// `[model.position.rope]`.
@@ -170,6 +282,14 @@ pub struct RopeConfig {
     /// Base of the wavelengths; default 10000.
     #[serde(default = "default_theta")]
     pub theta: f64,
+    /// Channels of a head that are turned, an even number, from the first on (GPT-NeoX); absent is
+    /// all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_rotary: Option<usize>,
+    /// How the angles are changed for sequences longer than those of pre-training; absent leaves
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<RopeScaling>,
 }
 
 /// Initial parameter values: normal with mean 0; norms start at one and biases at zero.

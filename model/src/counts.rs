@@ -8,7 +8,9 @@
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
 
-use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind};
+use crate::{
+    AttentionPart, AttentionSpec, LatentConfig, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind,
+};
 
 /// Size and cost of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,22 +127,29 @@ impl ModelCounts {
 
 impl ParameterBreakdown {
     fn of(spec: &ModelSpec, of_blocks: &FfnParams) -> Self {
-        let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
+        let (d, v) = (spec.d_model as u64, spec.vocab_size as u64);
         let norm_params = match spec.norm {
             NormKind::Rms { .. } | NormKind::Layer { bias: false, .. } => d,
             NormKind::Layer { bias: true, .. } => 2 * d,
         };
+        let num_norms =
+            spec.layers.iter().map(LayerSpec::num_norms).sum::<u64>() + u64::from(spec.has_final_norm());
+        let head_bias = if spec.head_bias { v } else { 0 };
         Self {
             embedding: v * d,
-            position: if matches!(spec.position, PositionKind::Learned) { s * d } else { 0 },
+            position: if matches!(spec.position, PositionKind::Learned) {
+                spec.num_positions() as u64 * d
+            } else {
+                0
+            },
             attention: attentions(spec).map(|attention| attention_params(attention, d)).sum(),
-            norm: (spec.layers.iter().map(LayerSpec::num_norms).sum::<u64>() + 1) * norm_params,
+            norm: num_norms * norm_params,
             dense_ffn: of_blocks.dense,
             block_sparse_ffn: of_blocks.block_sparse,
             router: of_blocks.router,
             routed_experts: of_blocks.routed_experts,
             shared_experts: of_blocks.shared_experts,
-            head: if spec.tie_embeddings { 0 } else { d * v },
+            head: if spec.tie_embeddings { head_bias } else { d * v + head_bias },
         }
     }
 
@@ -161,10 +170,9 @@ impl ParameterBreakdown {
 impl ForwardFlops {
     fn of(spec: &ModelSpec, pass: PassSize) -> Self {
         let (d, v, s) = (spec.d_model as u64, spec.vocab_size as u64, spec.max_seq_len as u64);
-        let widths = |attention: &AttentionSpec| 2 * (attention.query_width() + attention.key_width()) as u64;
         let mut flops = Self {
-            attention_projections: attentions(spec).map(|attention| 2 * d * widths(attention)).sum(),
-            attention_mixing: attentions(spec).map(|it| 2 * it.query_width() as u64 * (s + 1)).sum(),
+            attention_projections: attentions(spec).map(|it| 2 * projection_params(it, d)).sum(),
+            attention_mixing: attentions(spec).map(|it| mixing_flops(it, s)).sum(),
             dense_ffn: 0,
             block_sparse_ffn: 0,
             router: 0,
@@ -210,11 +218,54 @@ fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
 }
 
 pub(crate) fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
-    let (d_query, d_kv) = (attention.query_width() as u64, attention.key_width() as u64);
-    let biases = if attention.bias { d_query + 2 * d_kv + d } else { 0 };
+    let projections = projections(attention, d);
+    let biases = projections.iter().filter(|(part, _)| attention.has_bias(*part));
+    let biases: u64 = biases.map(|(_, [_, output])| output).sum();
     let scale_width = |width: usize| attention.qk_norm.scale_width(width, attention.d_head) as u64;
-    let scales = scale_width(attention.query_width()) + scale_width(attention.key_width());
-    d * (2 * d_query + 2 * d_kv) + biases + scales
+    let scales = match &attention.latent {
+        Some(latent) => (latent.d_query.unwrap_or(0) + latent.d_key_value) as u64,
+        None => scale_width(attention.query_width()) + scale_width(attention.key_width()),
+    };
+    let sinks = if attention.sinks { attention.num_heads as u64 } else { 0 };
+    projection_params(attention, d) + biases + scales + sinks
+}
+
+/// Parameters of the matrices.
+fn projection_params(attention: &AttentionSpec, d: u64) -> u64 {
+    projections(attention, d).iter().map(|(_, [input, output])| input * output).sum()
+}
+
+/// Input and output width of each projection.
+fn projections(attention: &AttentionSpec, d: u64) -> Vec<(AttentionPart, [u64; 2])> {
+    let (q, g) = (attention.query_width() as u64, attention.key_width() as u64);
+    let output = (AttentionPart::Output, [attention.mixed_width() as u64, d]);
+    let Some(latent) = &attention.latent else {
+        let direct = [AttentionPart::Query, AttentionPart::Key, AttentionPart::Value];
+        let direct = direct.into_iter().zip([q, g, g]).map(|(part, width)| (part, [d, width]));
+        return direct.chain([output]).collect();
+    };
+    let LatentConfig { d_query, d_key_value: l, d_rope: r, .. } = *latent;
+    let (l, r) = (l as u64, r as u64);
+    let heads = g - attention.num_kv_heads as u64 * r + attention.value_width() as u64;
+    let query_latent = d_query.map(|width| (AttentionPart::QueryLatent, [d, width as u64]));
+    let others = [
+        (AttentionPart::Query, [d_query.map_or(d, |width| width as u64), q]),
+        (AttentionPart::KeyValueLatent, [d, l + r]),
+        (AttentionPart::KeyValue, [l, heads]),
+        output,
+    ];
+    query_latent.into_iter().chain(others).collect()
+}
+
+/// Scores and mixture of a token, the mean over a sequence of s: each sees itself and those before
+/// it, or those in its window.
+fn mixing_flops(attention: &AttentionSpec, s: u64) -> u64 {
+    let window = attention.window.map_or(s, |window| s.min(window as u64));
+    // The first `window` tokens see 1, 2, ... of them, the others `window`; twice the mean, so that
+    // it is whole without a window.
+    let twice_seen = window * (window + 1) + 2 * (s - window) * window;
+    let widths = (attention.query_width() + attention.mixed_width()) as u64;
+    (u128::from(twice_seen) * u128::from(widths) / u128::from(s)) as u64
 }
 
 /// Parameters of all feed-forward blocks.
@@ -239,11 +290,10 @@ mod tests {
     use switchyard_router::RouterConfig;
 
     use super::*;
-    use crate::{InitConfig, QkNorm, QkNormConfig, Residual};
+    use crate::{AttentionBias, InitConfig, MultipliersConfig, QkNorm, QkNormConfig, Residual};
 
     fn with_layers(layers: impl IntoIterator<Item = FfnSpec>) -> ModelSpec {
-        let attention =
-            AttentionSpec { num_heads: 1, num_kv_heads: 1, d_head: 2, qk_norm: QkNorm::Off, bias: false };
+        let attention = AttentionSpec::new(1, 1, 2);
         let mixer = MixerSpec::Attention(attention);
         let layers = layers
             .into_iter()
@@ -259,6 +309,10 @@ mod tests {
             tie_embeddings: false,
             dropout: 0.0,
             init: InitConfig::default(),
+            num_positions: None,
+            multipliers: MultipliersConfig::default(),
+            head_bias: false,
+            padding_id: None,
         }
     }
 
@@ -278,7 +332,8 @@ mod tests {
             num_experts: 4,
             d_expert: 3,
             granularity: None,
-            shared: Some(SharedExpertSpec { d_expert: 1, is_gated: false }),
+            bias: false,
+            shared: Some(SharedExpertSpec { d_expert: 1, is_gated: false, bias: false }),
         };
         let router = RouterSpec { key: "model.ffn.moe.router".into(), config: RouterConfig::top_k(top_k) };
         FfnSpec::Moe(MoeSpec { experts, router, capacity: None })
@@ -333,7 +388,7 @@ mod tests {
     fn biases_positions_and_norms_counted_by_hand() {
         let mut layers = with_layers([dense_block(true)]).layers;
         let MixerSpec::Attention(attention) = &mut layers[0].mixer;
-        (attention.bias, attention.qk_norm) = (true, QkNorm::On(QkNormConfig::default()));
+        (attention.bias, attention.qk_norm) = (AttentionBias::All, QkNorm::On(QkNormConfig::default()));
         let spec = ModelSpec {
             layers,
             tie_embeddings: true,

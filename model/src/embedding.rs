@@ -13,6 +13,11 @@ pub struct Embedding {
     position_sd: Option<Param<Tensor<2>>>,
     #[module(skip)]
     sinusoidal: bool,
+    /// Factor on the rows of tokens.
+    #[module(skip)]
+    multiplier: f64,
+    #[module(skip)]
+    padding_id: Option<usize>,
 }
 
 impl Embedding {
@@ -27,10 +32,12 @@ impl Embedding {
                 std,
             )),
             position_sd: learned.then(|| {
-                let shape = [spec.max_seq_len, spec.d_model];
+                let shape = [spec.num_positions(), spec.d_model];
                 Param::from_tensor(source.normal("embedding.position", shape, std))
             }),
             sinusoidal: matches!(spec.position, PositionKind::Sinusoidal),
+            multiplier: spec.multipliers.embedding,
+            padding_id: spec.padding_id,
         }
     }
 
@@ -40,12 +47,27 @@ impl Embedding {
     /// - `input_ids_bs`: `[batch, seq]`; returns `[batch * seq, d_model]`
     pub fn forward(&self, input_ids_bs: Tensor<2, Int>) -> Tensor<2> {
         let [b, s] = input_ids_bs.dims();
-        let x_td = embedding(self.token_vd.val(), input_ids_bs.reshape([b * s]));
+        let x_td = self.rows(input_ids_bs.reshape([b * s]));
         let d = x_td.dims()[1];
         let Some(position_sd) = self.position_vectors(s, d, &x_td.device()) else {
             return x_td;
         };
         (x_td.reshape([b, s, d]) + position_sd.unsqueeze::<3>()).reshape([b * s, d])
+    }
+
+    /// The rows of these ids. That of the padding token gets no gradient: it is not there to mean
+    /// anything.
+    fn rows(&self, ids_t: Tensor<1, Int>) -> Tensor<2> {
+        let [t] = ids_t.dims();
+        let x_td = embedding(self.token_vd.val(), ids_t.clone());
+        let x_td = match self.padding_id {
+            Some(id) => {
+                let is_padding = ids_t.equal_elem(id as i64).reshape([t, 1]).expand(x_td.dims());
+                x_td.clone().mask_where(is_padding, x_td.detach())
+            }
+            None => x_td,
+        };
+        if self.multiplier == 1.0 { x_td } else { x_td.mul_scalar(self.multiplier) }
     }
 
     /// The embedding as the head's matrix.

@@ -12,7 +12,7 @@ use switchyard_experts::{Footprint, PassSize};
 use switchyard_kernels::{attention_elements_per_thread, num_logits_held};
 
 use crate::counts::attention_params;
-use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec};
+use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, Residual};
 
 /// Bytes of one f32, the type of tensors.
 const F32_BYTES: f64 = 4.0;
@@ -105,7 +105,7 @@ impl LayerFootprint {
             .saturating_add(params.shared_experts);
         // The norm keeps its input, and the block the norm's output. Halves side by side share
         // both.
-        let norm_widths = if layer.residual.is_sequential() { 2.0 } else { 0.0 };
+        let norm_widths = if layer.residual == Residual::Parallel { 0.0 } else { 2.0 };
         let mask_widths = if spec.dropout > 0.0 { 1.0 } else { 0.0 };
         let block = layer.ffn.footprint(spec.d_model, pass);
         let stream_bytes = F32_BYTES * t * d * (norm_widths + mask_widths);
@@ -130,7 +130,8 @@ impl AttentionSpec {
         Footprint {
             kept_bytes: F32_BYTES * num_tokens * (2.0 * q + 2.0 * g + h + before_norm),
             backward_bytes: F32_BYTES * num_tokens * (2.0 * q + 2.0 * g),
-            thread_bytes: F32_BYTES * attention_elements_per_thread(spec.max_seq_len, self.d_head) as f64,
+            thread_bytes: F32_BYTES
+                * attention_elements_per_thread(spec.max_seq_len, self.d_head, self.d_value()) as f64,
             largest_param_bytes: F32_BYTES * spec.d_model as f64 * q,
             ..Footprint::default()
         }

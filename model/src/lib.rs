@@ -6,8 +6,9 @@
 //! | question | module |
 //! |---|---|
 //! | what did the user write in `[model]` | `config` |
-//! | what is each layer | `spec` |
+//! | what is each layer | `spec`; from what is written: `resolve` |
 //! | the network | `transformer`, of `embedding`, `block`, `attention`, `norm`; what it goes over: `pass` |
+//! | how rotary angles are stretched | `rope_scaling` |
 //! | where initial values and the noise of a step come from | [`random`] |
 //! | what is a parameter called, and what is it for | `names`, `parameters` |
 //! | how large is it, what does a token cost | `counts` |
@@ -15,6 +16,7 @@
 //! | where did a NaN come from | `non_finite` |
 
 mod attention;
+mod attention_bias;
 mod block;
 mod config;
 mod counts;
@@ -27,14 +29,17 @@ mod parameters;
 mod pass;
 mod qk_norm;
 pub mod random;
+mod resolve;
+mod rope_scaling;
 mod spec;
 mod transformer;
 
 pub use attention::Attention;
+pub use attention_bias::AttentionBias;
 pub use block::{Block, BlockContext, FeedForward};
 pub use config::{
-    AttentionConfig, FfnConfig, InitConfig, LayerNormConfig, ModelConfig, NormConfig, PositionConfig,
-    Residual, RmsNormConfig, RopeConfig,
+    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LatentConfig, LayerNormConfig, ModelConfig,
+    MultipliersConfig, NormConfig, PositionConfig, Residual, RmsNormConfig, RopeConfig, WindowConfig,
 };
 pub use counts::{ForwardFlops, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
@@ -50,6 +55,10 @@ pub use parameters::{
 pub use pass::{ModelInput, Pass};
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
+pub use resolve::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};
+pub use rope_scaling::{
+    DynamicScaling, LinearScaling, Llama3Scaling, LongropeScaling, RopeScaling, YarnScaling,
+};
 pub use spec::{
     AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
 };

@@ -25,8 +25,10 @@ pub enum Role {
     Norm(NormPlace, Affine),
     /// A projection of attention, and its bias.
     Attention(AttentionPart, Affine),
-    /// Scale of the norm of queries or keys.
+    /// Scale of the norm of queries, keys or a latent vector.
     QkNorm(AttentionPart),
+    /// The score of each head without a key.
+    AttentionSinks,
     /// A matrix of a dense feed-forward block.
     Dense(FfnMatrix),
     /// The bias of one.
@@ -37,12 +39,18 @@ pub enum Role {
     Router(RouterPart),
     /// A matrix of every routed expert, stacked.
     Expert(FfnMatrix),
+    /// The bias of one, of every routed expert, stacked.
+    ExpertBias(FfnMatrix),
     /// A matrix of the shared expert.
     Shared(FfnMatrix),
+    /// The bias of one.
+    SharedBias(FfnMatrix),
     /// What weighs the shared expert's output.
     SharedGate,
     /// The matrix of the logits, where it is not the embedding.
     Head,
+    /// The bias of the logits.
+    HeadBias,
 }
 
 /// A part of the embedding.
@@ -77,7 +85,7 @@ pub enum Affine {
 /// A projection of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AttentionPart {
-    /// Model to query heads.
+    /// Model, or the latent vector of queries, to query heads.
     Query,
     /// Model to key heads.
     Key,
@@ -85,6 +93,12 @@ pub enum AttentionPart {
     Value,
     /// Heads back to the model.
     Output,
+    /// Model to the latent vector of queries.
+    QueryLatent,
+    /// Model to the latent vector of keys and values, and to the part of the keys that is turned.
+    KeyValueLatent,
+    /// The latent vector of keys and values to the heads of both.
+    KeyValue,
 }
 
 /// A matrix of a feed-forward block.
@@ -103,6 +117,8 @@ pub enum FfnMatrix {
 pub enum RouterPart {
     /// The matrix of the logits.
     Weight,
+    /// The bias of the logits.
+    Bias,
     /// The matrix of the noise's standard deviations.
     Noise,
     /// Part of a cosine gate.
@@ -124,8 +140,8 @@ pub enum CosinePart {
 
 /// Every role with its name, in a layer the part after `blocks.N.`, and its path through the fields
 /// of the Rust modules.
-const ROLES: [(Role, &str, &str); 41] = {
-    use AttentionPart::{Key, Output, Query, Value};
+const ROLES: [(Role, &str, &str); 58] = {
+    use AttentionPart::{Key, KeyValue, KeyValueLatent, Output, Query, QueryLatent, Value};
     use CosinePart::{Directions, LogScale, Projection};
     use FfnMatrix::{Down, Gate, Up};
     [
@@ -145,6 +161,39 @@ const ROLES: [(Role, &str, &str); 41] = {
         (Role::Attention(Value, Affine::Bias), "attention.value.bias", "attention.value.bias_o"),
         (Role::Attention(Output, Affine::Weight), "attention.output.weight", "attention.output.weight_io"),
         (Role::Attention(Output, Affine::Bias), "attention.output.bias", "attention.output.bias_o"),
+        (
+            Role::Attention(QueryLatent, Affine::Weight),
+            "attention.query_latent.weight",
+            "attention.query_latent.weight_io",
+        ),
+        (
+            Role::Attention(QueryLatent, Affine::Bias),
+            "attention.query_latent.bias",
+            "attention.query_latent.bias_o",
+        ),
+        (
+            Role::Attention(KeyValueLatent, Affine::Weight),
+            "attention.key_value_latent.weight",
+            "attention.key_value_latent.weight_io",
+        ),
+        (
+            Role::Attention(KeyValueLatent, Affine::Bias),
+            "attention.key_value_latent.bias",
+            "attention.key_value_latent.bias_o",
+        ),
+        (
+            Role::Attention(KeyValue, Affine::Weight),
+            "attention.key_value.weight",
+            "attention.key_value.weight_io",
+        ),
+        (Role::Attention(KeyValue, Affine::Bias), "attention.key_value.bias", "attention.key_value.bias_o"),
+        (Role::QkNorm(QueryLatent), "attention.query_latent_norm.weight", "attention.query_latent_norm_l"),
+        (
+            Role::QkNorm(KeyValueLatent),
+            "attention.key_value_latent_norm.weight",
+            "attention.key_value_latent_norm_l",
+        ),
+        (Role::AttentionSinks, "attention.sinks", "attention.sinks_h"),
         (Role::QkNorm(Query), "attention.query_norm.weight", "attention.query_norm_k"),
         (Role::QkNorm(Key), "attention.key_norm.weight", "attention.key_norm_k"),
         (Role::Dense(Gate), "ffn.gate.weight", "ffn.w_gate_df"),
@@ -157,6 +206,7 @@ const ROLES: [(Role, &str, &str); 41] = {
         (Role::BlockSparse(Up), "ffn.up.blocks", "ffn.up_nbb"),
         (Role::BlockSparse(Down), "ffn.down.blocks", "ffn.down_nbb"),
         (Role::Router(RouterPart::Weight), "ffn.router.weight", "ffn.router.weight_de"),
+        (Role::Router(RouterPart::Bias), "ffn.router.bias", "ffn.router.logit_bias_e"),
         (Role::Router(RouterPart::Noise), "ffn.router.noise", "ffn.router.noise_weight_de"),
         (
             Role::Router(RouterPart::Cosine(Projection)),
@@ -177,11 +227,18 @@ const ROLES: [(Role, &str, &str); 41] = {
         (Role::Expert(Gate), "ffn.experts.gate", "ffn.experts.w_gate_edf"),
         (Role::Expert(Up), "ffn.experts.up", "ffn.experts.w_up_edf"),
         (Role::Expert(Down), "ffn.experts.down", "ffn.experts.w_down_efd"),
+        (Role::ExpertBias(Gate), "ffn.experts.gate_bias", "ffn.experts.b_gate_ef"),
+        (Role::ExpertBias(Up), "ffn.experts.up_bias", "ffn.experts.b_up_ef"),
+        (Role::ExpertBias(Down), "ffn.experts.down_bias", "ffn.experts.b_down_ed"),
+        (Role::SharedBias(Gate), "ffn.shared_expert.gate_bias", "ffn.shared_expert.b_gate_f"),
+        (Role::SharedBias(Up), "ffn.shared_expert.up_bias", "ffn.shared_expert.b_up_f"),
+        (Role::SharedBias(Down), "ffn.shared_expert.down_bias", "ffn.shared_expert.b_down_d"),
         (Role::Shared(Gate), "ffn.shared_expert.gate", "ffn.shared_expert.w_gate_df"),
         (Role::Shared(Up), "ffn.shared_expert.up", "ffn.shared_expert.w_up_df"),
         (Role::Shared(Down), "ffn.shared_expert.down", "ffn.shared_expert.w_down_fd"),
         (Role::SharedGate, "ffn.shared_gate", "ffn.shared_gate_d1"),
         (Role::Head, "head", "head_dv"),
+        (Role::HeadBias, "head_bias", "head_bias_v"),
     ]
 };
 
@@ -244,7 +301,7 @@ impl fmt::Display for ParameterName {
 impl Role {
     /// Whether each layer has a parameter of this role of its own.
     pub fn is_in_layers(self) -> bool {
-        !matches!(self, Self::Embedding(_) | Self::Norm(NormPlace::Final, _) | Self::Head)
+        !matches!(self, Self::Embedding(_) | Self::Norm(NormPlace::Final, _) | Self::Head | Self::HeadBias)
     }
 
     /// Whether it is a vector: a bias, or what scales a norm or a gate. Vectors do not decay.
@@ -253,8 +310,14 @@ impl Role {
             Self::Norm(..)
             | Self::QkNorm(_)
             | Self::DenseBias(_)
+            | Self::ExpertBias(_)
+            | Self::SharedBias(_)
+            | Self::AttentionSinks
+            | Self::HeadBias
             | Self::Attention(_, Affine::Bias)
-            | Self::Router(RouterPart::Cosine(CosinePart::LogScale) | RouterPart::SelectionBias) => true,
+            | Self::Router(
+                RouterPart::Bias | RouterPart::Cosine(CosinePart::LogScale) | RouterPart::SelectionBias,
+            ) => true,
             Self::Embedding(_)
             | Self::Attention(_, Affine::Weight)
             | Self::Dense(_)
@@ -286,22 +349,37 @@ mod tests {
     /// Every role there is, made without the table.
     fn all_roles() -> Vec<Role> {
         let matrices = [FfnMatrix::Gate, FfnMatrix::Up, FfnMatrix::Down];
-        let projections =
-            [AttentionPart::Query, AttentionPart::Key, AttentionPart::Value, AttentionPart::Output];
+        let latent = [AttentionPart::QueryLatent, AttentionPart::KeyValueLatent];
+        let projections = [
+            AttentionPart::Query,
+            AttentionPart::Key,
+            AttentionPart::Value,
+            AttentionPart::Output,
+            AttentionPart::KeyValue,
+        ];
+        let projections = projections.into_iter().chain(latent);
         let cosine = [CosinePart::Projection, CosinePart::Directions, CosinePart::LogScale];
         let affine = [Affine::Weight, Affine::Bias];
         let norms = [NormPlace::Attention, NormPlace::Ffn, NormPlace::Final];
-        let of_matrix: [fn(FfnMatrix) -> Role; 5] =
-            [Role::Dense, Role::DenseBias, Role::BlockSparse, Role::Expert, Role::Shared];
-        let router = [RouterPart::Weight, RouterPart::Noise, RouterPart::SelectionBias];
+        let of_matrix: [fn(FfnMatrix) -> Role; 7] = [
+            Role::Dense,
+            Role::DenseBias,
+            Role::BlockSparse,
+            Role::Expert,
+            Role::ExpertBias,
+            Role::Shared,
+            Role::SharedBias,
+        ];
+        let router = [RouterPart::Weight, RouterPart::Bias, RouterPart::Noise, RouterPart::SelectionBias];
         let embedding = [EmbeddingPart::Token, EmbeddingPart::Position].map(Role::Embedding);
         let affine_of = |role: &dyn Fn(Affine) -> Role| affine.map(role);
-        [Role::SharedGate, Role::Head]
+        [Role::SharedGate, Role::Head, Role::HeadBias, Role::AttentionSinks]
             .into_iter()
             .chain(embedding)
             .chain([AttentionPart::Query, AttentionPart::Key].map(Role::QkNorm))
+            .chain(latent.map(Role::QkNorm))
             .chain(norms.iter().flat_map(|&place| affine_of(&|part| Role::Norm(place, part))))
-            .chain(projections.iter().flat_map(|&it| affine_of(&|part| Role::Attention(it, part))))
+            .chain(projections.flat_map(|it| affine_of(&|part| Role::Attention(it, part))))
             .chain(of_matrix.iter().flat_map(|role| matrices.map(role)))
             .chain(router.map(Role::Router))
             .chain(cosine.map(|part| Role::Router(RouterPart::Cosine(part))))

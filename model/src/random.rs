@@ -58,6 +58,11 @@ impl ParameterSource {
         Tensor::ones([width], &self.device)
     }
 
+    /// Zeros, where the biases of stacked experts start.
+    pub fn zeros_per_expert(&self, num_experts: usize, width: usize) -> Tensor<2> {
+        Tensor::zeros([num_experts, width], &self.device)
+    }
+
     /// Zeros, where a bias starts.
     pub fn zeros(&self, width: usize) -> Tensor<1> {
         Tensor::zeros([width], &self.device)

@@ -3,15 +3,20 @@
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
-use crate::{InitConfig, QkNorm, Residual};
+use crate::{
+    AttentionBias, AttentionPart, InitConfig, LatentConfig, MultipliersConfig, QkNorm, Residual, RopeScaling,
+};
 
 /// A decoder-only Transformer, every default filled in and every rule checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
     /// Rows of the embedding and columns of the head.
     pub vocab_size: usize,
-    /// Longest sequence the positions allow.
+    /// Tokens of the longest training sequence, and the positions unless there are more.
     pub max_seq_len: usize,
+    /// Tokens of the longest sequence that the positions allow, where they are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_positions: Option<usize>,
     /// Width of the residual stream.
     pub d_model: usize,
     /// The blocks, first layer first.
@@ -26,6 +31,15 @@ pub struct ModelSpec {
     pub dropout: f64,
     /// Initial parameter values.
     pub init: InitConfig,
+    /// Fixed factors.
+    #[serde(default)]
+    pub multipliers: MultipliersConfig,
+    /// Bias on the head's scores.
+    #[serde(default)]
+    pub head_bias: bool,
+    /// Row of the embedding that lookups do not move.
+    #[serde(default)]
+    pub padding_id: Option<usize>,
 }
 
 /// One Transformer block.
@@ -60,32 +74,99 @@ pub struct AttentionSpec {
     /// Normalisation of queries and keys.
     pub qk_norm: QkNorm,
     /// Biases on the projections.
-    pub bias: bool,
+    pub bias: AttentionBias,
+    /// Tokens that a token sees, itself included; `None` sees all earlier ones.
+    #[serde(default)]
+    pub window: Option<usize>,
+    /// A learned score of each head that has no value.
+    #[serde(default)]
+    pub sinks: bool,
+    /// Largest magnitude of queries, keys and values.
+    #[serde(default)]
+    pub clip_qkv: Option<f64>,
+    /// Factor of the scores; `None` is `1 / sqrt(d_head)`.
+    #[serde(default)]
+    pub scale: Option<f64>,
+    /// Keys and values made of a latent vector; `None` projects them directly.
+    #[serde(default)]
+    pub latent: Option<LatentConfig>,
 }
 
 impl LayerSpec {
     /// Norms of the block's width.
     pub fn num_norms(&self) -> u64 {
         match self.residual {
-            Residual::Sequential => 2,
             Residual::Parallel => 1,
+            Residual::Sequential | Residual::ParallelNorms | Residual::OutputNorm | Residual::PostNorm => 2,
         }
     }
 }
 
 impl AttentionSpec {
+    /// Heads that see all earlier tokens, and nothing else.
+    pub fn new(num_heads: usize, num_kv_heads: usize, d_head: usize) -> Self {
+        Self {
+            num_heads,
+            num_kv_heads,
+            d_head,
+            qk_norm: QkNorm::Off,
+            bias: AttentionBias::Off,
+            window: None,
+            sinks: false,
+            clip_qkv: None,
+            scale: None,
+            latent: None,
+        }
+    }
+
+    /// Whether this projection has a bias. Of latent attention, those from and to the model have.
+    pub fn has_bias(&self, part: AttentionPart) -> bool {
+        let is_inside = matches!(part, AttentionPart::Query | AttentionPart::KeyValue);
+        self.bias.is_on(part) && !(self.latent.is_some() && is_inside)
+    }
+
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.num_heads * self.d_head
     }
 
-    /// Width of all key (or value) heads together.
+    /// Width of all key heads together.
     pub fn key_width(&self) -> usize {
         self.num_kv_heads * self.d_head
+    }
+
+    /// Width of one head of the values.
+    pub fn d_value(&self) -> usize {
+        self.latent.as_ref().map_or(self.d_head, |latent| latent.d_value)
+    }
+
+    /// Width of all value heads together.
+    pub fn value_width(&self) -> usize {
+        self.num_kv_heads * self.d_value()
+    }
+
+    /// Width of what the output projection reads.
+    pub fn mixed_width(&self) -> usize {
+        self.num_heads * self.d_value()
+    }
+
+    /// Channels of a head that can be turned by position.
+    pub fn d_rotary(&self) -> usize {
+        self.latent.as_ref().map_or(self.d_head, |latent| latent.d_rope)
     }
 }
 
 impl ModelSpec {
+    /// Tokens of the longest sequence that the positions allow.
+    pub fn num_positions(&self) -> usize {
+        self.num_positions.unwrap_or(self.max_seq_len)
+    }
+
+    /// Whether a norm stands before the head.
+    pub fn has_final_norm(&self) -> bool {
+        self.layers.last().is_none_or(|layer| layer.residual != Residual::PostNorm)
+    }
+
     /// Number of Transformer blocks.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
@@ -170,13 +251,19 @@ pub enum NormKind {
 }
 
 /// Token order with its constants.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PositionKind {
     /// Rotary embedding.
     Rope {
         /// Base of the wavelengths.
         theta: f64,
+        /// Channels of a head that are turned; `None` is all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        d_rotary: Option<usize>,
+        /// How the angles are stretched.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scaling: Option<RopeScaling>,
     },
     /// One learned vector per position.
     Learned,
@@ -184,4 +271,13 @@ pub enum PositionKind {
     Sinusoidal,
     /// Scores that fall with the distance.
     Alibi,
+    /// The same as Falcon's published code has it.
+    FalconAlibi,
+}
+
+impl PositionKind {
+    /// A rotary embedding of all channels.
+    pub fn rope(theta: f64) -> Self {
+        Self::Rope { theta, d_rotary: None, scaling: None }
+    }
 }

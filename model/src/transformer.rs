@@ -8,11 +8,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use switchyard_experts::{MoeAux, MoeLayer};
 use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
-use switchyard_router::BalanceCount;
+use switchyard_router::{BalanceCount, PooledBalance};
 
 use crate::{
     Block, BlockContext, Embedding, MixerSpec, ModelInput, ModelSpec, Norm, ParameterSource, Pass,
-    PositionKind,
+    PositionKind, rope_scaling::frequencies,
 };
 
 /// What a forward pass returns; nothing else leaves the model.
@@ -30,8 +30,11 @@ pub struct ModelOutput {
 pub struct Transformer {
     embedding: Embedding,
     blocks: Vec<Block>,
-    final_norm: Norm,
+    /// `None` where each block ends with a norm.
+    final_norm: Option<Norm>,
     head_dv: Option<Param<Tensor<2>>>,
+    /// Bias of the head's scores, `[v]`.
+    head_bias_v: Option<Param<Tensor<1>>>,
     #[module(skip)]
     spec: ModelSpec,
 }
@@ -45,8 +48,9 @@ impl Transformer {
         Self {
             embedding: Embedding::new(spec, &source),
             blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),
-            final_norm: Norm::new(spec.norm, spec.d_model, &source),
+            final_norm: spec.has_final_norm().then(|| Norm::new(spec.norm, spec.d_model, &source)),
             head_dv: (!spec.tie_embeddings).then(head),
+            head_bias_v: spec.head_bias.then(|| Param::from_tensor(source.zeros(spec.vocab_size))),
             spec: spec.clone(),
         }
     }
@@ -59,17 +63,35 @@ impl Transformer {
     /// The normalised hidden rows at every position, with the MoE layers' losses and statistics.
     ///
     /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
+    /// If the sequence is longer than the positions allow.
     pub fn forward(&self, input: &ModelInput, pass: Pass) -> ModelOutput {
+        self.run(input, pass, |_| ())
+    }
+
+    /// As [`Transformer::forward`], and the residual stream before each block and after the last.
+    ///
+    /// # Panics
+    /// As [`Transformer::forward`].
+    pub fn forward_with_streams(&self, input: &ModelInput, pass: Pass) -> (Vec<Tensor<2>>, ModelOutput) {
+        let mut streams = Vec::with_capacity(self.blocks.len() + 1);
+        let output = self.run(input, pass, |x_td| streams.push(x_td.clone()));
+        (streams, output)
+    }
+
+    /// The pass, each residual stream shown on the way.
+    fn run(&self, input: &ModelInput, pass: Pass, mut show: impl FnMut(&Tensor<2>)) -> ModelOutput {
         self.in_context(input, pass, |context| {
             let mut x_td = self.embed(input, pass);
             let mut moe_layers = Vec::new();
             for (layer, block) in self.blocks.iter().enumerate() {
+                show(&x_td);
                 let (next_td, aux) = block.forward(x_td, context);
                 x_td = next_td;
                 moe_layers.extend(aux.map(|aux| (layer, aux)));
             }
-            ModelOutput { hidden_td: self.final_norm.forward(x_td), moe_layers }
+            show(&x_td);
+            balance_all_layers(&mut moe_layers);
+            ModelOutput { hidden_td: self.head_input(x_td), moe_layers }
         })
     }
 
@@ -81,7 +103,7 @@ impl Transformer {
         work: impl FnOnce(&BlockContext<'_>) -> R,
     ) -> R {
         let [_, seq_len] = input.input_ids_bs.dims();
-        let max = self.spec.max_seq_len;
+        let max = self.spec.num_positions();
         assert!(seq_len <= max, "a sequence of {seq_len} tokens, but the model's positions end at {max}");
         let device = input.input_ids_bs.device();
         let mask = match &input.segment_ids_bs {
@@ -97,6 +119,14 @@ impl Transformer {
             seq_len,
             pass,
         })
+    }
+
+    /// What the head reads of the residual stream.
+    fn head_input(&self, x_td: Tensor<2>) -> Tensor<2> {
+        match &self.final_norm {
+            Some(norm) => norm.forward(x_td),
+            None => x_td,
+        }
     }
 
     fn embed(&self, input: &ModelInput, pass: Pass<'_>) -> Tensor<2> {
@@ -136,7 +166,8 @@ impl Transformer {
     /// - `hidden_td`: `[num_rows, d_model]`, rows of [`ModelOutput::hidden_td`]; returns
     ///   `[num_rows, vocab_size]`
     pub fn logits(&self, hidden_td: Tensor<2>) -> Tensor<2> {
-        hidden_td.matmul(self.head_matrix())
+        let (rows, matrix) = self.head_factors(hidden_td);
+        rows.matmul(matrix)
     }
 
     /// The loss of these rows' scores against the tokens that came next; the scores are not kept.
@@ -153,7 +184,25 @@ impl Transformer {
         z_loss_weight: Option<f64>,
     ) -> HeadLoss {
         let options = HeadLossOptions { ignored_target: None, z_loss_weight };
-        head_loss(hidden_td, self.head_matrix(), target_ids_t, options)
+        let (rows, matrix) = self.head_factors(hidden_td);
+        head_loss(rows, matrix, target_ids_t, options)
+    }
+
+    /// Two factors whose product are the scores of these rows. A bias is one more row of the matrix,
+    /// and one more column of ones.
+    fn head_factors(&self, hidden_td: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let matrix_dv = self.head_matrix();
+        let ([t, _], [_, v]) = (hidden_td.dims(), matrix_dv.dims());
+        let (rows, matrix) = match &self.head_bias_v {
+            Some(bias_v) => {
+                let ones_t1 = Tensor::ones([t, 1], (&hidden_td.device(), hidden_td.dtype()));
+                let rows = Tensor::cat(vec![hidden_td, ones_t1], 1);
+                (rows, Tensor::cat(vec![matrix_dv, bias_v.val().reshape([1, v])], 0))
+            }
+            None => (hidden_td, matrix_dv),
+        };
+        let multiplier = self.spec.multipliers.logits;
+        (if multiplier == 1.0 { rows } else { rows.mul_scalar(multiplier) }, matrix)
     }
 
     fn head_matrix(&self) -> Tensor<2> {
@@ -164,13 +213,27 @@ impl Transformer {
     }
 
     fn rotary_table(&self, seq_len: usize, device: &Device) -> Option<RotaryTable> {
-        match self.spec.position {
-            PositionKind::Rope { theta } => {
-                // Every layer has heads of the same width: the configuration knows one.
-                let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer;
-                Some(RotaryTable::new(seq_len, attention.d_head, theta, device))
-            }
-            PositionKind::Learned | PositionKind::Sinusoidal | PositionKind::Alibi => None,
-        }
+        let PositionKind::Rope { theta, d_rotary, scaling } = &self.spec.position else { return None };
+        // Every layer has heads of the same width: the configuration knows one.
+        let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer;
+        let (all, theta) = (attention.d_rotary(), *theta);
+        let turned = d_rotary.unwrap_or(all);
+        let (mut frequencies, factor) = match scaling {
+            Some(scaling) => (scaling.frequencies(turned, theta, seq_len), scaling.attention_factor(seq_len)),
+            None => (frequencies(turned, theta), 1.0),
+        };
+        // The pairs that are not turned.
+        frequencies.resize(all / 2, 0.0);
+        Some(RotaryTable::new(seq_len, &frequencies, factor, device))
+    }
+}
+
+/// Gives each mixture its loss against the loads of all, where the configuration asks for it.
+fn balance_all_layers(moe_layers: &mut [(usize, MoeAux)]) {
+    let of_layers = moe_layers.iter_mut().enumerate();
+    let (indices, pooled): (Vec<usize>, Vec<PooledBalance>) =
+        of_layers.filter_map(|(index, (_, aux))| Some((index, aux.pooled_balance.take()?))).unzip();
+    for (index, loss) in indices.into_iter().zip(PooledBalance::losses(&pooled)) {
+        moe_layers[index].1.losses.push(loss);
     }
 }

@@ -83,6 +83,7 @@ impl RouterConfig {
                 Selection::Noisy(_)
                 | Selection::RandomSecond(_)
                 | Selection::Sinkhorn(_)
+                | Selection::SparseMixer(_)
                 | Selection::ExpertChoice(_),
                 _,
             ) => best(logits_te),

@@ -31,6 +31,13 @@ pub struct RouterConfig {
     /// Has no effect with `softmax = "after_selection"`, whose gates already sum to one.
     #[serde(default = "enabled")]
     pub renormalise: bool,
+    /// Factor on all gates, after they are renormalised (`routed_scaling_factor` of DeepSeek-V2);
+    /// default 1. Beside `sigmoid` it is `sigmoid.routed_scaling`.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub routed_scaling: f64,
+    /// Bias on the linear gate's logits (gpt-oss); default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gate_bias: bool,
     /// Sigmoid scores in place of the softmax (DeepSeek-V3, arXiv:2412.19437, eq. 12-15).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sigmoid: Option<SigmoidConfig>,
@@ -85,6 +92,8 @@ impl RouterConfig {
             top_k,
             softmax: SoftmaxOrder::default(),
             renormalise: enabled(),
+            routed_scaling: one(),
+            gate_bias: false,
             sigmoid: None,
             cosine: None,
             groups: None,
@@ -99,6 +108,11 @@ impl RouterConfig {
             z_loss_weight: None,
             entropy_weight: None,
         }
+    }
+
+    /// Factor on all gates.
+    pub fn gate_scale(&self) -> f64 {
+        self.sigmoid.as_ref().map_or(self.routed_scaling, |sigmoid| sigmoid.routed_scaling)
     }
 
     /// Whether a token's experts depend on no later token.
@@ -143,6 +157,8 @@ pub enum BiasRule {
     Proportional(BiasRateConfig),
     /// The bias that would have balanced the step's tokens (quantile balancing).
     Quantile {},
+    /// The bias stays as it is: that of an imported model.
+    Fixed {},
 }
 
 /// `[model.ffn.moe.router.bias.sign]` and `.proportional`.
@@ -178,6 +194,9 @@ pub enum Selection {
     Hash(HashConfig),
     /// Every expert works on weighted means of the tokens (Soft MoE, arXiv:2308.00951). Not causal.
     Soft(SoftConfig),
+    /// Two experts in turn, each weighed by a softmax over those close to it (SparseMixer-v2 of
+    /// Phi-3.5-MoE, arXiv:2409.12136, as its published code evaluates); gates can add up to 2.
+    SparseMixer(SparseMixerConfig),
     /// Experts at random, drawn anew each step: a control.
     Random {},
     /// Experts in turn, by position: a control with perfect balance.
@@ -188,6 +207,16 @@ impl Selection {
     fn is_top_k(&self) -> bool {
         *self == Self::TopK
     }
+}
+
+/// `[model.ffn.moe.router.selection.sparse_mixer]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SparseMixerConfig {
+    /// Experts whose logit is further than twice this below the pick's, relative to the larger of
+    /// its magnitude and the pick's logit, have no part in the pick's softmax; default 0.01.
+    #[serde(default = "default_sparse_mixer_jitter")]
+    pub jitter: f64,
 }
 
 /// `[model.ffn.moe.router.selection.noisy]`.
@@ -282,6 +311,9 @@ pub enum BalancingScope {
     /// Each micro-batch alone.
     #[default]
     MicroBatch,
+    /// Each micro-batch alone, the rows of all layers as if they were one layer's (Hugging Face's
+    /// loss of Mixtral and others).
+    AllLayers,
     /// The step's micro-batches so far (arXiv:2501.11873, section 3): loads add up over gradient
     /// accumulation.
     GlobalBatch,
@@ -323,6 +355,14 @@ fn enabled() -> bool {
 
 fn one() -> f64 {
     1.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+fn default_sparse_mixer_jitter() -> f64 {
+    0.01
 }
 
 fn default_temperature() -> f64 {

@@ -24,6 +24,8 @@ pub struct GateWeights {
     pub noise_weight_de: Option<Tensor<2>>,
     /// Cosine gate.
     pub cosine: Option<CosineWeights>,
+    /// Bias of the linear gate's logits, `[num_experts]`.
+    pub logit_bias_e: Option<Tensor<1>>,
     /// Bias of each expert in the selection.
     pub bias_e: Option<Tensor<1>>,
 }

@@ -22,6 +22,7 @@ mod router;
 mod second_expert;
 mod selection;
 mod sinkhorn;
+mod sparse_mixer;
 mod statistics;
 mod validate;
 
@@ -31,7 +32,7 @@ pub use choice::Choice;
 pub use config::{
     BalancingScope, BiasRateConfig, BiasRule, CapacityConfig, CosineConfig, DropPolicy, ExpertChoiceConfig,
     GatePrecision, GenerationRule, HashConfig, NoisyConfig, RandomSecondConfig, RouterConfig, RouterSource,
-    Selection, SigmoidConfig, SoftConfig, SoftmaxOrder,
+    Selection, SigmoidConfig, SoftConfig, SoftmaxOrder, SparseMixerConfig,
 };
 pub use control::{forced_uniform_experts, random_experts};
 pub use expert_choice::{ExpertChoice, expert_choice};
@@ -39,11 +40,12 @@ pub use gate::{CosineGate, CosineWeights, GateWeights};
 pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
 pub use input::{RouterInput, RouterPass};
-pub use losses::{AuxLoss, AuxLossKind, load_balancing_loss, router_z_loss};
+pub use losses::{AuxLoss, AuxLossKind, PooledBalance, load_balancing_loss, router_z_loss};
 pub use noise::RouterNoise;
 pub use quantile::QuantileHistogram;
 pub use router::{BalanceCount, Router, Routing};
 pub use second_expert::{keep_second_at_random, sample_second_expert};
 pub use selection::select_top_k;
 pub use sinkhorn::{SinkhornConfig, sinkhorn_plan};
+pub use sparse_mixer::sparse_mixer_gates;
 pub use statistics::{RouterStatistics, RouterSummary};

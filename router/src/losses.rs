@@ -8,7 +8,7 @@ use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 use crate::gate::{GateNoise, GateOutput};
 use crate::host::read_to_host;
-use crate::{BalancingScope, Choice, RouterConfig, Selection};
+use crate::{BalancingScope, Choice, RouterConfig, Selection, select_top_k};
 
 /// Which loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,8 @@ impl RouterConfig {
         let mut add = |kind, weight: Option<f64>, value: &dyn Fn() -> Tensor<1>| {
             losses.extend(weight.map(|weight| AuxLoss { kind, value_1: value(), weight }));
         };
-        add(AuxLossKind::LoadBalancing, self.load_balancing_weight, &|| {
+        let own_weight = self.load_balancing_weight.filter(|_| !self.balances_all_layers());
+        add(AuxLossKind::LoadBalancing, own_weight, &|| {
             balancing_in_scope(log_scores_te(), self.load_balancing_scope, input)
         });
         add(AuxLossKind::RouterZ, self.z_loss_weight, &|| router_z_loss(logits_te.clone()));
@@ -92,12 +93,58 @@ impl RouterConfig {
         }
         losses
     }
+
+    /// What the loss of all layers together needs of this one; `None` if each has its own.
+    pub(crate) fn pooled_balance(
+        &self,
+        logits_te: &Tensor<2>,
+        host_logits_te: &[f64],
+    ) -> Option<PooledBalance> {
+        let weight = self.load_balancing_weight.filter(|_| self.balances_all_layers())?;
+        let [num_tokens, num_experts] = logits_te.dims();
+        let mut tokens_per_expert = vec![0; num_experts];
+        for expert in select_top_k(host_logits_te, num_experts, self.top_k) {
+            tokens_per_expert[expert as usize] += 1;
+        }
+        (num_tokens > 0).then(|| PooledBalance { logits_te: logits_te.clone(), tokens_per_expert, weight })
+    }
+
+    fn balances_all_layers(&self) -> bool {
+        self.load_balancing_scope == BalancingScope::AllLayers
+    }
+}
+
+/// One layer's part in a load-balancing loss of all layers together: the rows of all of them
+/// count as one layer's. It goes by the logits alone, whatever bias or groups the choice heeds, as
+/// Hugging Face's `load_balancing_loss_func` does, which reports `top_k` times this value.
+#[derive(Debug, Clone)]
+pub struct PooledBalance {
+    logits_te: Tensor<2>,
+    tokens_per_expert: Vec<u64>,
+    weight: f64,
+}
+
+impl PooledBalance {
+    /// The loss of each layer against the loads of all; their mean is the loss of all layers.
+    pub fn losses(layers: &[Self]) -> Vec<AuxLoss> {
+        let num_experts = layers.iter().map(|layer| layer.tokens_per_expert.len()).max().unwrap_or(0);
+        let mut loads = vec![0; num_experts];
+        for layer in layers {
+            loads.iter_mut().zip(&layer.tokens_per_expert).for_each(|(sum, load)| *sum += load);
+        }
+        let of_layer = |layer: &Self| AuxLoss {
+            kind: AuxLossKind::LoadBalancing,
+            value_1: load_balancing_loss(layer.logits_te.clone(), &loads),
+            weight: layer.weight,
+        };
+        layers.iter().map(of_layer).collect()
+    }
 }
 
 fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &LossInput<'_>) -> Tensor<1> {
     let counts = input.tokens_per_expert;
     match scope {
-        BalancingScope::MicroBatch => load_balancing_loss(log_scores_te, counts),
+        BalancingScope::MicroBatch | BalancingScope::AllLayers => load_balancing_loss(log_scores_te, counts),
         BalancingScope::GlobalBatch if input.earlier_tokens_per_expert.is_empty() => {
             load_balancing_loss(log_scores_te, counts)
         }

@@ -16,8 +16,8 @@ use crate::losses::LossInput;
 use crate::noise::Purpose;
 use crate::{
     AuxLoss, BiasRule, BiasUpdate, CapacityConfig, Choice, CosineGate, DropPolicy, GateWeights,
-    QuantileHistogram, RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics, Selection,
-    SoftmaxOrder, expert_capacity, keep_earliest, keep_largest_gates, keep_random,
+    PooledBalance, QuantileHistogram, RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics,
+    Selection, SoftmaxOrder, expert_capacity, keep_earliest, keep_largest_gates, keep_random, sparse_mixer,
 };
 
 /// A gate and the choice of experts by what it says.
@@ -25,6 +25,8 @@ use crate::{
 pub struct Router {
     /// Linear gate, `[d_model, num_experts]`.
     pub weight_de: Option<Param<Tensor<2>>>,
+    /// Bias of the linear gate's logits, `[num_experts]`.
+    pub logit_bias_e: Option<Param<Tensor<1>>>,
     /// Gate of the noise's size, `[d_model, num_experts]`.
     pub noise_weight_de: Option<Param<Tensor<2>>>,
     /// Cosine gate.
@@ -58,6 +60,8 @@ pub struct Routing {
     pub statistics: RouterStatistics,
     /// Losses with a weight; only while training.
     pub losses: Vec<AuxLoss>,
+    /// The layer's part in a load-balancing loss of all layers; only while training with one.
+    pub pooled_balance: Option<PooledBalance>,
     /// What [`Router::rebalanced`] needs; only while training a router with a bias.
     pub balance: Option<BalanceCount>,
     noise: RouterNoise,
@@ -103,17 +107,28 @@ impl RouterConfig {
             "cannot choose {} of {num_experts} experts",
             self.top_k
         );
-        let GateWeights { weight_de, noise_weight_de, cosine, bias_e } = weights;
+        let GateWeights { weight_de, logit_bias_e, noise_weight_de, cosine, bias_e } = weights;
         let needed = (
             self.learns() && self.cosine.is_none(),
+            self.gate_bias,
             matches!(self.selection, Selection::Noisy(_)),
             self.cosine.is_some(),
             self.bias.is_some(),
         );
-        let given = (weight_de.is_some(), noise_weight_de.is_some(), cosine.is_some(), bias_e.is_some());
-        assert!(needed == given, "linear, noise, cosine and bias: {needed:?} needed, {given:?} given");
+        let given = (
+            weight_de.is_some(),
+            logit_bias_e.is_some(),
+            noise_weight_de.is_some(),
+            cosine.is_some(),
+            bias_e.is_some(),
+        );
+        assert!(
+            needed == given,
+            "linear, its bias, noise, cosine and selection bias: {needed:?} needed, {given:?} given"
+        );
         Router {
             weight_de: weight_de.map(Param::from_tensor),
+            logit_bias_e: logit_bias_e.map(Param::from_tensor),
             noise_weight_de: noise_weight_de.map(Param::from_tensor),
             cosine: cosine.map(CosineGate::new),
             bias_e: bias_e.map(|bias_e| Param::from_tensor(bias_e).set_require_grad(false)),
@@ -155,7 +170,7 @@ impl Router {
             HostScores { logits_te: &logits_te, bias_e: bias_e.as_deref(), num_experts: self.num_experts };
         let choice = self.config.choose(scores, &input);
         let gates_tk = match &gate {
-            Some(gate) => self.gates(gate.logits_te.clone(), &choice),
+            Some(gate) => self.gates(gate.logits_te.clone(), &logits_te, &choice),
             None => {
                 Tensor::full([num_tokens, choice.slots_per_token], 1.0 / self.config.top_k as f64, &device)
             }
@@ -180,6 +195,10 @@ impl Router {
             }
             _ => Vec::new(),
         };
+        let pooled_balance = gate
+            .as_ref()
+            .filter(|_| noise.is_some())
+            .and_then(|gate| self.config.pooled_balance(&gate.logits_te, &logits_te));
         let tokens_per_expert = statistics.tokens_per_expert().to_vec();
         let balance =
             bias_e.filter(|_| noise.is_some()).map(|_| BalanceCount { tokens_per_expert, required_biases });
@@ -192,6 +211,7 @@ impl Router {
             top_k: self.config.top_k,
             statistics,
             losses,
+            pooled_balance,
             balance,
             noise: noise.unwrap_or(RouterNoise::new(0)),
         }
@@ -226,29 +246,37 @@ impl Router {
     }
 
     /// The gate of each slot.
-    fn gates(&self, logits_te: Tensor<2>, choice: &Choice) -> Tensor<2> {
+    fn gates(&self, logits_te: Tensor<2>, host_logits_te: &[f64], choice: &Choice) -> Tensor<2> {
         let ids = choice.expert_ids_tk.as_slice();
         if ids.is_empty() {
             let shape_tk = [0, choice.slots_per_token];
             return Tensor::zeros(shape_tk, (&logits_te.device(), logits_te.dtype()));
         }
+        self.unscaled_gates(logits_te, host_logits_te, choice).mul_scalar(self.config.gate_scale())
+    }
+
+    /// As [`Router::gates`], before the factor on all of them.
+    fn unscaled_gates(&self, logits_te: Tensor<2>, host_logits_te: &[f64], choice: &Choice) -> Tensor<2> {
+        let ids = choice.expert_ids_tk.as_slice();
+        if let Selection::SparseMixer(config) = &self.config.selection {
+            return sparse_mixer::gates(logits_te, host_logits_te, ids, config.jitter);
+        }
         // An expert that picks its tokens weighs each by its own score: the token's other experts
         // do not matter.
         let among_chosen = !matches!(self.config.selection, Selection::ExpertChoice(_));
-        let Some(sigmoid_config) = &self.config.sigmoid else {
+        if self.config.sigmoid.is_none() {
             let sums_to_one = self.config.renormalise || self.config.softmax == SoftmaxOrder::AfterSelection;
             let softmax =
                 if among_chosen && sums_to_one { GateSoftmax::OverChosen } else { GateSoftmax::OverAll };
             return top_k_gates(logits_te, ids, softmax);
-        };
-        let gates_tk = if among_chosen && self.config.renormalise {
+        }
+        if among_chosen && self.config.renormalise {
             // Sigmoids over their sum, which would round to 0 / 0 where all logits are low.
             top_k_gates(log_sigmoid(logits_te), ids, GateSoftmax::OverChosen)
         } else {
             let ids_tk = choice.upload(&logits_te.device());
             sigmoid(logits_te.gather(1, ids_tk))
-        };
-        gates_tk.mul_scalar(sigmoid_config.routed_scaling)
+        }
     }
 
     /// The bias of each expert; `None` without one.
@@ -278,6 +306,7 @@ impl Router {
             }
             (BiasRule::Quantile {}, Some(required)) => bias_e = required.solve(),
             (BiasRule::Quantile {}, None) => panic!("quantile balancing without a histogram"),
+            (BiasRule::Fixed {}, _) => return self,
         }
         let bias_e = self.bias_e.map(|param| {
             param.map(|old_e| {

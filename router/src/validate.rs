@@ -40,6 +40,7 @@ impl RouterConfig {
             let remedy = format!("use a number other than 0{WITHOUT_LOSS}");
             return Err(KeyError::new("entropy_weight", format!("is {weight}"), remedy));
         }
+        positive("routed_scaling", Some(self.routed_scaling), "")?;
         positive("sigmoid.routed_scaling", self.sigmoid.as_ref().map(|s| s.routed_scaling), "")?;
         positive("cosine.temperature", self.cosine.as_ref().map(|c| c.temperature), "")?;
         match &self.cosine {
@@ -60,6 +61,14 @@ impl RouterConfig {
                 let problem = format!("needs two experts per token, but `top_k` is {}", self.top_k);
                 let remedy = "set it to 2, or remove the table";
                 Err(KeyError::new("selection.random_second", problem, remedy).naming("top_k"))
+            }
+            Selection::SparseMixer(_) if self.top_k != 2 => {
+                let problem = format!("needs two experts per token, but `top_k` is {}", self.top_k);
+                let remedy = "set it to 2, or remove the table";
+                Err(KeyError::new("selection.sparse_mixer", problem, remedy).naming("top_k"))
+            }
+            Selection::SparseMixer(config) => {
+                positive("selection.sparse_mixer.jitter", Some(config.jitter), "")
             }
             Selection::Sinkhorn(SinkhornConfig { max_iterations: 0, .. }) => {
                 Err(zero("selection.sinkhorn.max_iterations", ""))
@@ -91,15 +100,31 @@ impl RouterConfig {
             ("sigmoid", self.sigmoid.is_some()),
             ("cosine", self.cosine.is_some()),
             ("softmax", self.softmax == SoftmaxOrder::AfterSelection),
+            ("gate_bias", self.gate_bias),
+            ("routed_scaling", self.routed_scaling != 1.0),
         ];
         let (keys, reason) = self.selection.without_effect();
         let mut idle = given.iter().filter(|(key, given)| *given && keys.contains(key));
         if let Some((key, _)) = idle.next() {
             return Err(KeyError::new(*key, reason, "remove it, or `selection`").naming("selection"));
         }
+        if self.gate_bias && self.cosine.is_some() {
+            let problem = "is true, but a cosine gate has no bias";
+            return Err(KeyError::new("gate_bias", problem, "remove it, or `cosine`").naming("cosine"));
+        }
+        if self.routed_scaling != 1.0 && self.sigmoid.is_some() {
+            let problem = format!("is {}, which has no effect on sigmoid scores", self.routed_scaling);
+            let error = KeyError::new("routed_scaling", problem, "set `sigmoid.routed_scaling` instead");
+            return Err(error.naming("sigmoid"));
+        }
         if self.softmax == SoftmaxOrder::AfterSelection && self.sigmoid.is_some() {
             let problem = "is \"after_selection\", which has no effect on sigmoid scores";
             return Err(KeyError::new("softmax", problem, "remove it, or `sigmoid`").naming("sigmoid"));
+        }
+        if self.load_balancing_scope == BalancingScope::AllLayers && self.sigmoid.is_some() {
+            let problem = "is \"all_layers\", which goes by the softmax of the logits, not by sigmoid scores";
+            let error = KeyError::new("load_balancing_scope", problem, "use another scope");
+            return Err(error.naming("sigmoid"));
         }
         if self.load_balancing_scope != BalancingScope::MicroBatch && self.load_balancing_weight.is_none() {
             let problem = "has no effect without `load_balancing_weight`";
@@ -139,7 +164,7 @@ impl RouterConfig {
                 let problem = "cannot balance experts that compete within groups";
                 Err(KeyError::new("bias.quantile", problem, "remove it, or `groups`").naming("groups"))
             }
-            Some(BiasRule::Quantile {}) | None => Ok(()),
+            Some(BiasRule::Quantile {} | BiasRule::Fixed {}) | None => Ok(()),
         }
     }
 }
@@ -152,6 +177,7 @@ impl Selection {
             Self::TopK => (&[], IDLE),
             Self::Noisy(_) => (&["bias", "groups", "sigmoid"], "does not go with noisy gating"),
             Self::RandomSecond(_) | Self::Sinkhorn(_) => (&["bias", "groups"], IDLE),
+            Self::SparseMixer(_) => (&["bias", "groups", "sigmoid", "softmax"], IDLE),
             Self::ExpertChoice(_) => (
                 &["bias", "groups", "softmax", "load_balancing_weight"],
                 "has no effect where experts take equally many tokens by their own scores",
@@ -166,6 +192,8 @@ impl Selection {
                     "sigmoid",
                     "cosine",
                     "softmax",
+                    "gate_bias",
+                    "routed_scaling",
                 ],
                 "has no effect on soft mixing, which selects nothing",
             ),
@@ -180,6 +208,8 @@ impl Selection {
                     "sigmoid",
                     "cosine",
                     "softmax",
+                    "gate_bias",
+                    "routed_scaling",
                 ],
                 "has no effect, because the selection learns nothing",
             ),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use switchyard_datasets::DatasetError;
+use switchyard_hub::HubError;
 use switchyard_model::NonFinite;
 
 use crate::available_memory::TooLargeForMemory;
@@ -151,6 +152,9 @@ pub enum TrainError {
         /// What is no number.
         what: &'static str,
     },
+    /// A published model could not be read or written.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceReadError),
@@ -186,6 +190,7 @@ impl TrainError {
             | Self::Setting(_)
             | Self::Question(_)
             | Self::Upcycle(_) => true,
+            Self::Hub(error) => !matches!(error, HubError::Io { .. }),
             Self::Data(error) => error.is_users_mistake(),
             Self::RunFolder(error) => error.is_users_mistake(),
             Self::Checkpoint(error) => error.is_users_mistake(),

@@ -8,6 +8,7 @@
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
+//! | a published model made a network, held to its reference, and the way back | [`import`], [`parity`], [`export`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
 //! | where the data lies, if it has moved | [`moved_data`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
@@ -24,9 +25,11 @@ pub mod device;
 pub mod energy;
 mod error;
 pub mod evaluate;
+pub mod export;
 pub mod flight;
 pub mod generate;
 pub mod host;
+pub mod import;
 pub mod loss;
 pub mod memory;
 pub mod metrics;
@@ -35,6 +38,7 @@ mod moving_parts;
 pub mod norms;
 mod observers;
 pub mod optimizer;
+pub mod parity;
 pub mod plan;
 mod provenance;
 mod readings;

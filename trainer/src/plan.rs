@@ -1,16 +1,16 @@
 //! What will happen: a [`RunConfig`] with all arithmetic done and every rule between its keys
 //! checked.
 
-mod checks;
 mod describe;
-mod model;
 mod router;
 mod training;
 
-pub(crate) use checks::MAX_THREADS;
+pub(crate) use training::MAX_THREADS;
+
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
+use switchyard_model::MAX_VOCAB_SIZE;
 use switchyard_model::{ModelCounts, ModelSpec};
 
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
@@ -102,11 +102,11 @@ impl RunPlan {
             .data
             .vocab_size()
             .map_err(|error| KeyError::new("data.tokenizer", "cannot be used", error.to_string()))?;
-        if !(2..=checks::MAX_VOCAB_SIZE).contains(&vocab_size) {
-            let remedy = format!("use 2..={}", checks::MAX_VOCAB_SIZE);
+        if !(2..=MAX_VOCAB_SIZE).contains(&vocab_size) {
+            let remedy = format!("use 2..={MAX_VOCAB_SIZE}");
             return Err(KeyError::new("data.tokenizer", format!("gives {vocab_size} ids"), remedy));
         }
-        let model = model::resolve(&config.model, vocab_size, config.train.seq_len, &mut notes)?;
+        let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
@@ -155,8 +155,8 @@ impl RunPlan {
             .checked_mul(sequences_per_micro_batch)
             .and_then(|sequences| sequences.checked_mul(seq_len));
         let adds_up = tokens == Some(tokens_per_step)
-            && (1..=checks::MAX_BATCH_TOKENS).contains(&tokens_per_step)
-            && self.num_steps <= checks::MAX_STEPS;
+            && (1..=training::MAX_BATCH_TOKENS).contains(&tokens_per_step)
+            && self.num_steps <= training::MAX_STEPS;
         if adds_up {
             return Ok(());
         }

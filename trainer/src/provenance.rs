@@ -15,7 +15,7 @@ fn first_non_finite_parameter(model: &Transformer) -> Option<NonFinite> {
         let values: Vec<f32> = parameter.value.iter::<f32>().collect();
         let index = values.iter().position(|value| !value.is_finite())?;
         let num_rows = parameter.value.shape().as_slice().first().map_or(1, |&rows| rows);
-        let is_of_experts = matches!(parameter.name.role, Role::Expert(_));
+        let is_of_experts = matches!(parameter.name.role, Role::Expert(_) | Role::ExpertBias(_));
         Some(NonFinite {
             layer: parameter.name.layer,
             expert: is_of_experts.then(|| index / (values.len() / num_rows)),

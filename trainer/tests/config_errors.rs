@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use switchyard_datasets::{SourceConfig, TextConfig, TokenizerConfig};
-use switchyard_model::PositionConfig;
+use switchyard_model::{AlibiConfig, PositionConfig};
 use switchyard_router::{NoisyConfig, Selection};
 use switchyard_trainer::config::{DecayConfig, ScheduleConfig, ScheduleShapeConfig};
 use switchyard_trainer::config_file::{LoadedConfig, Override, load};
@@ -238,7 +238,7 @@ fn a_choice_is_overridden_key_by_key_or_as_a_whole_table() {
     assert_eq!(data.source, SourceConfig::Text(TextConfig::new("a.txt")));
     assert_eq!((data.tokenizer, data.split), (Some(TokenizerConfig::Bytes {}), None));
     let model = config(&["model.norm={}", "model.position={ alibi = {} }"]).model;
-    assert_eq!((model.norm, model.position), (None, Some(PositionConfig::Alibi {})));
+    assert_eq!((model.norm, model.position), (None, Some(PositionConfig::Alibi(AlibiConfig::default()))));
 }
 
 #[test]

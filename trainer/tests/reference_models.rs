@@ -22,9 +22,9 @@ use switchyard_experts::{
 };
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_model::{
-    Attention, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput, ModelSpec, Norm,
-    NormKind, ParameterSource, Pass, PositionKind, QkNorm, QkNormConfig, QkNormOver, Residual, StepNoise,
-    Transformer, parameter_data, parameter_gradients, update_parameters,
+    Attention, AttentionBias, AttentionSpec, Embedding, InitConfig, LayerSpec, MixerSpec, ModelInput,
+    ModelSpec, MultipliersConfig, Norm, NormKind, ParameterSource, Pass, PositionKind, QkNorm, QkNormConfig,
+    QkNormOver, Residual, StepNoise, Transformer, parameter_data, parameter_gradients, update_parameters,
 };
 use switchyard_router::{
     AuxLossKind, GateWeights, RouterConfig, RouterInput, RouterPass, Routing, SoftmaxOrder,
@@ -54,7 +54,7 @@ fn llama_has_the_reference_logits_loss_and_gradients() {
 #[test]
 fn gpt2_has_the_reference_logits_loss_and_gradients() {
     let reference = Reference::open("gpt2", gpt2_place);
-    let attention = AttentionSpec { num_kv_heads: 4, bias: true, ..llama_attention() };
+    let attention = AttentionSpec { num_kv_heads: 4, bias: AttentionBias::All, ..llama_attention() };
     let ffn = DenseSpec { activation: Activation::GeluTanh, d_ff: 128, bias: true };
     let spec = ModelSpec {
         max_seq_len: 32,
@@ -70,10 +70,8 @@ fn gpt2_has_the_reference_logits_loss_and_gradients() {
 fn mixtral_has_the_reference_logits_routing_losses_and_gradients() {
     let reference = Reference::open("mixtral", mixtral_place);
     let moe = moe_spec(4, 32, SoftmaxOrder::AfterSelection, 0.02);
-    let spec = ModelSpec {
-        position: PositionKind::Rope { theta: 1e6 },
-        ..spec(llama_attention(), FfnSpec::Moe(moe.clone()))
-    };
+    let spec =
+        ModelSpec { position: PositionKind::rope(1e6), ..spec(llama_attention(), FfnSpec::Moe(moe.clone())) };
     reference.check_moe(&spec, &moe);
 }
 
@@ -95,7 +93,7 @@ fn qwen3_has_the_reference_logits_loss_and_gradients() {
     let attention = AttentionSpec { d_head: 12, qk_norm, ..llama_attention() };
     let spec = ModelSpec {
         norm: NormKind::Rms { epsilon: 1e-3 },
-        position: PositionKind::Rope { theta: 1e6 },
+        position: PositionKind::rope(1e6),
         ..spec(attention, llama_ffn())
     };
     reference.check_dense(&spec);
@@ -134,7 +132,7 @@ fn llama_ffn() -> FfnSpec {
 }
 
 fn llama_attention() -> AttentionSpec {
-    AttentionSpec { num_heads: 4, num_kv_heads: 2, d_head: 8, qk_norm: QkNorm::Off, bias: false }
+    AttentionSpec::new(4, 2, 8)
 }
 
 /// Two layers of these, all else as in the reference's Llama.
@@ -148,10 +146,14 @@ fn spec(attention: AttentionSpec, ffn: FfnSpec) -> ModelSpec {
             2
         ],
         norm: NormKind::Rms { epsilon: 1e-5 },
-        position: PositionKind::Rope { theta: 1e4 },
+        position: PositionKind::rope(1e4),
         tie_embeddings: false,
         dropout: 0.0,
         init: InitConfig::default(),
+        num_positions: None,
+        multipliers: MultipliersConfig::default(),
+        head_bias: false,
+        padding_id: None,
     }
 }
 
@@ -164,6 +166,7 @@ fn moe_spec(num_experts: usize, d_expert: usize, softmax: SoftmaxOrder, balancin
             num_experts,
             d_expert,
             granularity: None,
+            bias: false,
             shared: None,
         },
         router: RouterSpec { key: "model.ffn.moe.router".into(), config },
@@ -558,6 +561,7 @@ impl OpenTransformer {
                 w_gate_edf: Some(Tensor::zeros([e, d, f], device)),
                 w_up_edf: Tensor::zeros([e, d, f], device),
                 w_down_efd: Tensor::zeros([e, f, d], device),
+                biases: None,
             };
             let experts = Experts::new(experts, moe.experts.activation);
             OpenBlock {
@@ -579,9 +583,12 @@ impl OpenTransformer {
     fn routings(&self, spec: &ModelSpec, input: &ModelInput) -> Vec<Routing> {
         let [_, seq_len] = input.input_ids_bs.dims();
         let device = input.input_ids_bs.device();
-        let PositionKind::Rope { theta } = spec.position else { panic!("{:?}", spec.position) };
+        let PositionKind::Rope { theta, .. } = spec.position else { panic!("{:?}", spec.position) };
         let MixerSpec::Attention(attention) = &spec.layers[0].mixer;
-        let rotary = RotaryTable::new(seq_len, attention.d_head, theta, &device);
+        let pairs = 0..attention.d_head / 2;
+        let frequencies: Vec<f64> =
+            pairs.map(|pair| theta.powf(-2.0 * pair as f64 / attention.d_head as f64)).collect();
+        let rotary = RotaryTable::new(seq_len, &frequencies, 1.0, &device);
         let mask = CausalMask::new(seq_len, &device);
         let mut x_td = self.embedding.forward(input.input_ids_bs.clone());
         let mut routings = Vec::new();

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use switchyard_ground::digest::hex;
 
+use super::Marks;
 use crate::encoded::Encoded;
 use crate::error::DatasetError;
 use crate::manifest::{ShardManifest, SplitManifest};
-use crate::pieces::{TextPiece, pieces};
+use crate::pieces::TextPiece;
 use crate::progress::{Progress, Stage};
 use crate::shard::{MAX_SHARD_TOKENS, ShardWriter, TokenFile, parse_checksum};
 use crate::source::Content;
@@ -80,15 +81,15 @@ impl SplitWriter {
         &mut self,
         parts: &[&Part],
         tokenizer: &Tokenizer,
-        end_mark: Option<u32>,
+        marks: Marks,
         stage: &Stage,
     ) -> Result<(), DatasetError> {
         let (kept, parts) = parts.split_at(self.num_kept.min(parts.len() as u64) as usize);
         self.num_kept -= kept.len() as u64;
         stage.advance(kept.iter().map(|part| part.document.len()).sum())?;
-        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part)).collect();
+        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part, tokenizer)).collect();
         for batch in work.chunks(BATCH_PIECES) {
-            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, end_mark)?) {
+            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, marks)?) {
                 self.append(piece, &encoded)?;
             }
             stage.advance(batch.iter().map(|piece| piece.content.len()).sum())?;
@@ -204,7 +205,7 @@ enum PieceContent<'a> {
 impl PieceContent<'_> {
     fn len(&self) -> u64 {
         match self {
-            Self::Text(piece) => piece.text().len() as u64,
+            Self::Text(piece) => piece.text.len() as u64,
             Self::Ids(ids) => ids.len() as u64,
         }
     }
@@ -220,19 +221,24 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Ids of each piece, with the end mark where a document of text ends.
+/// Ids of each piece, with the marks where a document of text begins and ends.
 fn encode_all(
     pieces: &[Piece<'_>],
     tokenizer: &Tokenizer,
-    end_mark: Option<u32>,
+    marks: Marks,
 ) -> Result<Vec<Encoded>, DatasetError> {
     let texts: Vec<TextPiece<'_>> = pieces.iter().map(Piece::text).collect();
     let mut encoded = tokenizer.encode_all(&texts).map_err(|error| in_document(error, pieces, tokenizer))?;
     for (piece, Encoded { ids, .. }) in pieces.iter().zip(&mut encoded) {
-        match piece.content {
-            PieceContent::Ids(own) => ids.extend_from_slice(own),
-            PieceContent::Text(_) if piece.is_last && piece.part.is_end => ids.extend(end_mark),
-            PieceContent::Text(_) => {}
+        if let PieceContent::Ids(own) = piece.content {
+            ids.extend_from_slice(own);
+            continue;
+        }
+        if piece.is_first && piece.part.is_begin {
+            ids.splice(..0, marks.begin);
+        }
+        if piece.is_last && piece.part.is_end {
+            ids.extend(marks.end);
         }
     }
     Ok(encoded)
@@ -254,12 +260,12 @@ fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer)
     first.unwrap_or(error)
 }
 
-fn split_into_pieces(part: &Part) -> Vec<Piece<'_>> {
+fn split_into_pieces<'a>(part: &'a Part, tokenizer: &Tokenizer) -> Vec<Piece<'a>> {
     let contents: Vec<PieceContent<'_>> = match &part.document.content {
-        Content::Text(text) => pieces(text).map(PieceContent::Text).collect(),
+        Content::Text(text) => tokenizer.pieces(text).into_iter().map(PieceContent::Text).collect(),
         Content::Ids(ids) => vec![PieceContent::Ids(ids)],
     };
-    let last = contents.len() - 1;
+    let last = contents.len().saturating_sub(1);
     let piece = |(index, content)| Piece { part, content, is_first: index == 0, is_last: index == last };
     contents.into_iter().enumerate().map(piece).collect()
 }
@@ -291,7 +297,7 @@ mod tests {
         let source = source();
         let survey = Survey::of(&source, SplitRule::new(None), &Progress::silent())?;
         let tokenizer = Tokenizer::Ids { vocab_size: 50, end_of_document: Some(0) };
-        write_shards(&source, &survey, &tokenizer, None, folder, progress)
+        write_shards(&source, &survey, &tokenizer, Marks { begin: None, end: None }, folder, progress)
     }
 
     /// Contents and times of the shards in `folder`, by name.

@@ -6,12 +6,15 @@ mod compare;
 mod data;
 mod diff;
 mod eval;
+mod export;
 mod fit;
 mod flight_report;
 mod generate;
+mod import;
 mod inspect;
 mod loss_words;
 mod next_command;
+mod parity;
 mod plan;
 mod replay;
 mod report;
@@ -45,6 +48,9 @@ pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), F
         Command::Upcycle(args) => upcycle::run(&args, interruption),
         Command::Eval(args) => eval::run(&args, interruption),
         Command::Generate(args) => generate::run(&args, interruption),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Parity(args) => parity::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Runs(args) => runs::run(&args),

@@ -105,6 +105,7 @@ pub(crate) fn layer(setup: &Setup, values: &Values, dtype: DType) -> MoeLayer {
         w_gate_edf: gated.then(|| tensor(&values.w_gate_edf, [e, d, f], dtype)),
         w_up_edf: tensor(&values.w_up_edf, [e, d, f], dtype),
         w_down_efd: tensor(&values.w_down_efd, [e, f, d], dtype),
+        biases: None,
     };
     let shared_expert = setup.d_shared_expert.map(|f| {
         let weights = DenseFfnWeights {
@@ -120,6 +121,7 @@ pub(crate) fn layer(setup: &Setup, values: &Values, dtype: DType) -> MoeLayer {
     let gate = || tensor(&values.router_de, [d, e * setup.slots_per_expert], dtype);
     let weights = GateWeights {
         weight_de: setup.router.learns().then(gate),
+        logit_bias_e: None,
         noise_weight_de: matches!(setup.router.selection, Selection::Noisy(_))
             .then(|| tensor(&vec![0.25; d * e], [d, e], dtype)),
         cosine: None,

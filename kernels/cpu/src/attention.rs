@@ -1,40 +1,27 @@
 //! Causal self-attention: blocks of queries against the keys that they see, without a `[seq, seq]`
 //! matrix.
 //!
-//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head
-//! width, q = h * d.
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d width of
+//! a head of queries and keys, v of one of values.
 
+mod heads;
 mod softmax;
+mod visibility;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::matrix::Matrix;
 use crate::panel_product::{Triangle, add_triangular_product, write_triangular_product};
 use crate::rotary::{Rotation, write_rotated};
+use crate::row_tiles::sum_rows;
+use crate::simd::dot;
 use crate::unwritten::{Unwritten, UnwrittenMatrix};
-use softmax::{dot, exponentials_of_seen, gradients_of_scores, write_divided};
+use softmax::{exponentials_of_seen, gradients_of_scores, write_divided};
+use visibility::Visibility;
 
-/// How the rows of tokens are cut into heads, and what attention knows of positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key/value heads: query head i reads head `i / (num_heads / num_kv_heads)`
-    /// (arXiv:2305.13245).
-    pub num_kv_heads: usize,
-    /// Subtract from each score the key's distance times the head's slope (ALiBi, arXiv:2108.12409,
-    /// section 3).
-    pub alibi: bool,
-}
-
-/// The slope of each head: the powers of `2^(-8/n)` from the first for n heads, n a power of two;
-/// for other numbers, those of the next lower power of two, then every other one of the next higher
-/// (arXiv:2108.12409, section 3 and the authors' code).
-pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
-    let powers = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64) as f32);
-    let lower = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
-    powers(lower).chain(powers(2 * lower).step_by(2)).take(num_heads).collect()
-}
+pub use heads::{Alibi, Heads, alibi_slopes};
 
 /// What attention is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +30,10 @@ pub struct Inputs<'a> {
     pub q: &'a [f32],
     /// Keys, `[t, g * d]`.
     pub k: &'a [f32],
-    /// Values, `[t, g * d]`.
+    /// Values, `[t, g * v]`.
     pub v: &'a [f32],
+    /// A score of each head without a key, `[h]`, which takes part in the softmax.
+    pub sinks: Option<&'a [f32]>,
     /// Angles that queries and keys are turned by.
     pub rotation: Option<Rotation<'a>>,
     /// Number of each token's document, `[b or 1, s]`: a token sees those before it with its own
@@ -54,6 +43,8 @@ pub struct Inputs<'a> {
     pub seq_len: usize,
     /// d.
     pub d_head: usize,
+    /// v.
+    pub d_value: usize,
     /// How rows are cut.
     pub heads: Heads,
 }
@@ -62,12 +53,25 @@ pub struct Inputs<'a> {
 /// output.
 #[derive(Debug, Clone, Copy)]
 pub struct Results<'a> {
-    /// The output, `[t, h * d]`.
+    /// The output, `[t, h * v]`.
     pub y: &'a [f32],
-    /// The gradient of the output, `[t, h * d]`.
+    /// The gradient of the output, `[t, h * v]`.
     pub dy: &'a [f32],
     /// Logarithm of each softmax's denominator, `[b, h, s]`.
     pub log_partition: &'a [f32],
+}
+
+/// Gradients of what attention is computed from, each in its shape.
+#[derive(Debug)]
+pub struct Gradients {
+    /// Of the queries.
+    pub q: Vec<f32>,
+    /// Of the keys.
+    pub k: Vec<f32>,
+    /// Of the values.
+    pub v: Vec<f32>,
+    /// Of the sinks; `None` without them.
+    pub sinks: Option<Vec<f32>>,
 }
 
 /// Most queries of one block: more are no faster (measured at 256 tokens: 64, 128 and 256 alike).
@@ -77,19 +81,19 @@ const MIN_BLOCK_QUERIES: usize = 64;
 /// About the scores of one block in between: they stay in the second-level cache.
 const BLOCK_SCORES: usize = 1 << 18;
 
-/// The output, `[t, q]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
+/// The output, `[t, h * v]`, and each query's logarithm of the softmax's denominator, `[b, h, s]`.
 ///
 /// # Panics
 /// If there are no tokens, or the lengths of `inputs` do not fit each other.
 pub fn forward(inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
     let reader = Reader::new(inputs);
-    let Reader { b, s, d, .. } = reader;
-    let (h, width) = (inputs.heads.num_heads, inputs.heads.num_heads * d);
+    let Reader { b, s, d_value: v, .. } = reader;
+    let (h, width) = (inputs.heads.num_heads, inputs.heads.num_heads * v);
     let mut y = Unwritten::new(b * s * width);
     let mut log_partition = vec![0.0; b * h * s];
-    let heads_of_y = y.whole().into_matrix(width).into_blocks(s, d);
+    let heads_of_y = y.whole().into_matrix(width).into_blocks(s, v);
     heads_of_y.into_par_iter().zip(log_partition.par_chunks_mut(s)).enumerate().for_each_init(
-        || BlockBuffers::new(s, d),
+        || BlockBuffers::new(s, v),
         |buffers, (index, (y, log_partition))| {
             reader.attend([index / h, index % h], buffers, y, log_partition);
         },
@@ -97,53 +101,38 @@ pub fn forward(inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
     (y.into_values(), log_partition)
 }
 
-/// Gradients of queries, `[t, q]`, keys and values, `[t, g * d]`. One task does all query heads
-/// that share a key/value head, in order.
+/// Gradients of the inputs. One task does all query heads that share a key/value head, in order.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> [Vec<f32>; 3] {
+pub fn gradients(inputs: Inputs<'_>, results: Results<'_>) -> Gradients {
     let reader = Reader::new(inputs);
-    let Reader { b, s, d, heads, .. } = reader;
-    let (g, sharing) = (heads.num_kv_heads, heads.num_heads / heads.num_kv_heads);
-    let [width, kv_width] = [heads.num_heads * d, g * d];
-    let mut buffers = [width, kv_width, kv_width].map(|width| Unwritten::new(b * s * width));
+    let Reader { b, s, d, d_value: v, heads, .. } = reader;
+    let (h, g, sharing) = (heads.num_heads, heads.num_kv_heads, heads.num_heads / heads.num_kv_heads);
+    let [width, k_width, v_width] = [h * d, g * d, g * v];
+    let mut buffers = [width, k_width, v_width].map(|width| Unwritten::new(b * s * width));
+    let mut dsinks_bh = vec![0.0; b * h];
     let [dq, dk, dv] = buffers.each_mut().map(Unwritten::whole);
     let dq = dq.into_matrix(width).into_blocks(s, sharing * d);
-    let dk = dk.into_matrix(kv_width).into_blocks(s, d);
-    let dv = dv.into_matrix(kv_width).into_blocks(s, d);
-    dq.into_par_iter().zip(dk).zip(dv).enumerate().for_each_init(
-        || GroupGradient::new(s, d),
-        |group, (index, ((dq, dk), dv))| {
-            reader.differentiate([index / g, index % g], &results, group, [dq, dk, dv]);
+    let dk = dk.into_matrix(k_width).into_blocks(s, d);
+    let dv = dv.into_matrix(v_width).into_blocks(s, v);
+    let parts = dq.into_par_iter().zip(dk).zip(dv).zip(dsinks_bh.par_chunks_mut(sharing));
+    parts.enumerate().for_each_init(
+        || GroupGradient::new(s, d, v),
+        |group, (index, (((dq, dk), dv), dsinks))| {
+            reader.differentiate([index / g, index % g], &results, group, [dq, dk, dv], dsinks);
         },
     );
-    buffers.map(Unwritten::into_values)
+    let [q, k, v] = buffers.map(Unwritten::into_values);
+    let sinks = inputs.sinks.map(|_| sum_rows(Matrix::row_major(&dsinks_bh, h)));
+    Gradients { q, k, v, sinks }
 }
 
 /// Elements of one task of the backward pass: a gradient of the group, and the head's keys and
 /// queries.
-pub fn elements_per_thread(s: usize, d: usize) -> usize {
+pub fn elements_per_thread(s: usize, d: usize, v: usize) -> usize {
     let block = QueryBlock::max_len(s).saturating_mul(s);
-    s.saturating_mul(d).saturating_mul(5).saturating_add(block.saturating_mul(2))
-}
-
-/// Which document each position belongs to; `None` for a sequence that is a single document.
-struct Documents {
-    of_sequence: Vec<Option<Vec<i64>>>,
-}
-
-impl Documents {
-    /// From the ids of `[batch or 1, seq]`.
-    fn new(ids: &[i64], seq_len: usize) -> Self {
-        let several = |ids: &[i64]| ids.iter().any(|id| *id != ids[0]);
-        let of_sequence = ids.chunks(seq_len).map(|ids| several(ids).then(|| ids.to_vec())).collect();
-        Self { of_sequence }
-    }
-
-    fn of(&self, batch: usize) -> Option<&[i64]> {
-        self.of_sequence[batch % self.of_sequence.len()].as_deref()
-    }
+    s.saturating_mul(d.saturating_mul(4).saturating_add(v)).saturating_add(block.saturating_mul(2))
 }
 
 /// What the tasks read of the inputs.
@@ -151,94 +140,125 @@ struct Reader<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
+    sinks: Option<&'a [f32]>,
     rotation: Option<Rotation<'a>>,
-    documents: Documents,
-    slopes: Option<Vec<f32>>,
+    visibility: Visibility,
     heads: Heads,
     b: usize,
     s: usize,
     d: usize,
+    d_value: usize,
 }
 
-/// The block of queries from `start`, and the keys up to its last query.
+/// The block of queries from `start`, and the keys from the first that one of them sees up to its
+/// last query.
 #[derive(Clone, Copy)]
 struct QueryBlock {
     start: usize,
     end: usize,
+    first_key: usize,
 }
 
 impl QueryBlock {
-    fn all(s: usize) -> impl Iterator<Item = Self> {
-        let len = Self::max_len(s);
-        (0..s).step_by(len).map(move |start| Self { start, end: s.min(start + len) })
-    }
-
     fn max_len(s: usize) -> usize {
         (BLOCK_SCORES / s).clamp(MIN_BLOCK_QUERIES, MAX_BLOCK_QUERIES).min(s)
     }
 
-    fn len(self) -> usize {
+    fn num_queries(self) -> usize {
         self.end - self.start
+    }
+
+    fn num_keys(self) -> usize {
+        self.end - self.first_key
+    }
+
+    fn num_scores(self) -> usize {
+        self.num_queries() * self.num_keys()
+    }
+
+    fn queries(self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    fn keys(self) -> Range<usize> {
+        self.first_key..self.end
+    }
+
+    /// Keys of the block up to a query's own.
+    fn num_seen(self, query: usize) -> usize {
+        query + 1 - self.first_key
+    }
+
+    /// The last key of the first query.
+    fn first(self) -> usize {
+        self.start - self.first_key
     }
 
     /// The triangle of a product that is scores, or gradients of weights: no query sees later keys.
     fn of_product(self) -> Triangle {
-        Triangle::Product { first: self.start }
+        Triangle::Product { first: self.first() }
     }
 
     /// That of a product of weights, or of gradients of scores.
     fn of_left(self) -> Triangle {
-        Triangle::Left { first: self.start }
+        Triangle::Left { first: self.first() }
     }
 
     /// That of a product of the same, transposed.
     fn of_left_transposed(self) -> Triangle {
-        Triangle::LeftTransposed { first: self.start }
+        Triangle::LeftTransposed { first: self.first() }
     }
 }
 
 impl<'a> Reader<'a> {
     fn new(inputs: Inputs<'a>) -> Self {
-        let Inputs { q, k, v, rotation, segment_ids, seq_len: s, d_head: d, heads } = inputs;
+        let Inputs { q, k, v, sinks, rotation, segment_ids, seq_len: s, d_head: d, d_value, heads } = inputs;
         let (h, g) = (heads.num_heads, heads.num_kv_heads);
         let b = q.len() / (s * h * d);
         assert!(
-            q.len() == b * s * h * d && k.len() == b * s * g * d && v.len() == b * s * g * d,
-            "{} elements of queries, {} of keys and {} of values in sequences of {s} and {heads:?} of width {d}",
+            q.len() == b * s * h * d
+                && k.len() == b * s * g * d
+                && v.len() == b * s * g * d_value
+                && sinks.is_none_or(|sinks| sinks.len() == h),
+            "{} elements of queries, {} of keys and {} of values in sequences of {s} and {heads:?} of widths {d} and \
+             {d_value}",
             q.len(),
             k.len(),
             v.len(),
         );
-        Self {
-            q,
-            k,
-            v,
-            rotation,
-            documents: Documents::new(segment_ids, s),
-            slopes: heads.alibi.then(|| alibi_slopes(h)),
-            heads,
-            b,
-            s,
-            d,
-        }
+        let visibility = Visibility::new(heads, segment_ids, s, d);
+        Self { q, k, v, sinks, rotation, visibility, heads, b, s, d, d_value }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = QueryBlock> {
+        let len = QueryBlock::max_len(self.s);
+        (0..self.s).step_by(len).map(move |start| {
+            let first_key = self.visibility.first_key(start);
+            QueryBlock { start, end: self.s.min(start + len), first_key }
+        })
     }
 
     /// The factor of the scores.
     fn scale(&self) -> f32 {
-        1.0 / (self.d as f32).sqrt()
+        self.heads.scale_of(self.d)
     }
 
     /// One head of one sequence, `[s, d]`, where it lies among `num_heads` in `rows`.
-    fn head<'r>(&self, rows: &'r [f32], num_heads: usize, batch: usize, head: usize) -> Matrix<'r> {
-        let width = num_heads * self.d;
-        let first = batch * self.s * width + head * self.d;
-        Matrix::strided(&rows[first..], [self.s, self.d], [width, 1])
+    fn head<'r>(&self, rows: &'r [f32], [num_heads, d]: [usize; 2], [batch, head]: [usize; 2]) -> Matrix<'r> {
+        let width = num_heads * d;
+        let first = batch * self.s * width + head * d;
+        Matrix::strided(&rows[first..], [self.s, d], [width, 1])
     }
 
-    /// A copy of one head, `[s, d]`, turned and times `factor`.
-    fn load(&self, rows: &[f32], num_heads: usize, batch: usize, head: usize, factor: f32) -> Vec<f32> {
+    /// The values of one head of one sequence, `[s, v]`.
+    fn values(&self, batch: usize, kv_head: usize) -> Matrix<'a> {
+        self.head(self.v, [self.heads.num_kv_heads, self.d_value], [batch, kv_head])
+    }
+
+    /// A copy of one head of queries or keys, `[s, d]`, turned and times `factor`.
+    fn load(&self, rows: &[f32], num_heads: usize, of: [usize; 2], factor: f32) -> Vec<f32> {
         let mut copy = Unwritten::new(self.s * self.d);
-        let head = self.head(rows, num_heads, batch, head);
+        let head = self.head(rows, [num_heads, self.d], of);
         write_rotated(copy.whole().into_matrix(self.d), head, self.rotation, 1.0, factor);
         copy.into_values()
     }
@@ -248,37 +268,13 @@ impl<'a> Reader<'a> {
         write_rotated(target, Matrix::row_major(gradient, self.d), self.rotation, -1.0, factor);
     }
 
-    /// The block's scores, `[block, block.end]`, minus infinity for keys of other documents. Scores
-    /// of later keys mean nothing.
-    fn scores(
-        &self,
-        [batch, head]: [usize; 2],
-        block: QueryBlock,
-        queries: &[f32],
-        keys: &[f32],
-        scores: &mut [f32],
-    ) {
-        let queries = Matrix::row_major(queries, self.d).rows(block.start..block.end);
-        let keys = Matrix::row_major(keys, self.d).rows(0..block.end);
+    /// The block's scores, `[queries, keys]`, minus infinity for keys that are not seen. Scores of
+    /// later keys mean nothing.
+    fn scores(&self, of: [usize; 2], block: QueryBlock, queries: &[f32], keys: &[f32], scores: &mut [f32]) {
+        let queries = Matrix::row_major(queries, self.d).rows(block.queries());
+        let keys = Matrix::row_major(keys, self.d).rows(block.keys());
         write_triangular_product(scores, queries, keys.transposed(), block.of_product());
-        let documents = self.documents.of(batch);
-        let slope = self.slopes.as_ref().map(|slopes| slopes[head]);
-        if documents.is_none() && slope.is_none() {
-            return;
-        }
-        for (i, row) in scores.chunks_exact_mut(block.end).enumerate() {
-            let query = block.start + i;
-            if let Some(slope) = slope {
-                for (key, score) in row[..=query].iter_mut().enumerate() {
-                    *score += slope * (key as f32 - query as f32);
-                }
-            }
-            if let Some(ids) = documents {
-                for (score, id) in row[..=query].iter_mut().zip(ids) {
-                    *score = if *id == ids[query] { *score } else { f32::NEG_INFINITY };
-                }
-            }
-        }
+        self.visibility.apply(of, block.start, block.keys(), scores);
     }
 
     /// One head of one sequence, forward.
@@ -291,26 +287,27 @@ impl<'a> Reader<'a> {
     ) {
         let (h, g) = (self.heads.num_heads, self.heads.num_kv_heads);
         let kv_head = head / (h / g);
-        let queries = self.load(self.q, h, batch, head, self.scale());
-        let keys = self.load(self.k, g, batch, kv_head, 1.0);
-        let values = self.head(self.v, g, batch, kv_head);
+        let queries = self.load(self.q, h, [batch, head], self.scale());
+        let keys = self.load(self.k, g, [batch, kv_head], 1.0);
+        let values = self.values(batch, kv_head);
+        let sink = self.sinks.map(|sinks| sinks[head]);
         let mut rest_of_y = y;
-        for block in QueryBlock::all(self.s) {
-            let scores = &mut buffers.scores[..block.len() * block.end];
+        for block in self.blocks() {
+            let scores = &mut buffers.scores[..block.num_scores()];
             self.scores([batch, head], block, &queries, &keys, scores);
-            let (mut max, mut sums) = ([0.0; MAX_BLOCK_QUERIES], [0.0; MAX_BLOCK_QUERIES]);
-            for (i, row) in scores.chunks_exact_mut(block.end).enumerate() {
-                (max[i], sums[i]) = exponentials_of_seen(row, block.start + i + 1);
+            let mut sums = [0.0; MAX_BLOCK_QUERIES];
+            for (i, row) in scores.chunks_exact_mut(block.num_keys()).enumerate() {
+                let query = block.start + i;
+                let (max, sum) = exponentials_of_seen(row, block.num_seen(query), sink);
+                sums[i] = sum;
+                log_partition[query] = max + sum.ln();
             }
-            let mixed = &mut buffers.mixed[..block.len() * self.d];
-            let weights = Matrix::row_major(scores, block.end);
-            write_triangular_product(mixed, weights, values.rows(0..block.end), block.of_left());
-            let (y, behind) = rest_of_y.split_rows_at(block.len());
+            let mixed = &mut buffers.mixed[..block.num_queries() * self.d_value];
+            let weights = Matrix::row_major(scores, block.num_keys());
+            write_triangular_product(mixed, weights, values.rows(block.keys()), block.of_left());
+            let (y, behind) = rest_of_y.split_rows_at(block.num_queries());
             rest_of_y = behind;
-            write_divided(y, Matrix::row_major(mixed, self.d), &sums);
-            for (i, target) in log_partition[block.start..block.end].iter_mut().enumerate() {
-                *target = max[i] + sums[i].ln();
-            }
+            write_divided(y, Matrix::row_major(mixed, self.d_value), &sums);
         }
     }
 
@@ -321,39 +318,40 @@ impl<'a> Reader<'a> {
         results: &Results<'_>,
         group: &mut GroupGradient,
         [dq, dk, dv]: [UnwrittenMatrix<'_>; 3],
+        dsinks: &mut [f32],
     ) {
         let (s, d, g) = (self.s, self.d, self.heads.num_kv_heads);
         let sharing = self.heads.num_heads / g;
-        let keys = self.load(self.k, g, batch, kv_head, 1.0);
+        let keys = self.load(self.k, g, [batch, kv_head], 1.0);
         group.dkeys.fill(0.0);
         group.dvalues.fill(0.0);
-        for (offset, dq) in dq.into_blocks(s, d).into_iter().enumerate() {
+        for (offset, (dq, dsink)) in dq.into_blocks(s, d).into_iter().zip(dsinks).enumerate() {
             let head = kv_head * sharing + offset;
-            group.add_head(self, [batch, head, kv_head], &keys, results);
+            *dsink = group.add_head(self, [batch, head, kv_head], &keys, results);
             self.store(dq, &group.dqueries, self.scale());
         }
         self.store(dk, &group.dkeys, 1.0);
-        dv.copy_from(Matrix::row_major(&group.dvalues, d));
+        dv.copy_from(Matrix::row_major(&group.dvalues, self.d_value));
     }
 }
 
 /// What one block of queries computes on its way to the output.
 struct BlockBuffers {
-    /// `[block, block.end]`.
+    /// `[queries, keys]`.
     scores: Vec<f32>,
-    /// Values mixed by weights that are not yet divided by their sum, `[block, d]`.
+    /// Values mixed by weights that are not yet divided by their sum, `[queries, v]`.
     mixed: Vec<f32>,
 }
 
 impl BlockBuffers {
-    fn new(s: usize, d: usize) -> Self {
+    fn new(s: usize, v: usize) -> Self {
         let queries = QueryBlock::max_len(s);
-        Self { scores: vec![0.0; queries * s], mixed: vec![0.0; queries * d] }
+        Self { scores: vec![0.0; queries * s], mixed: vec![0.0; queries * v] }
     }
 }
 
-/// Gradients of one key/value head of one sequence, and of the query head at hand, each `[s, d]`,
-/// before they are turned back.
+/// Gradients of one key/value head of one sequence, and of the query head at hand, each `[s, d]`
+/// or `[s, v]`, before they are turned back.
 struct GroupGradient {
     dqueries: Vec<f32>,
     dkeys: Vec<f32>,
@@ -364,63 +362,55 @@ struct GroupGradient {
 }
 
 impl GroupGradient {
-    fn new(s: usize, d: usize) -> Self {
-        let [dqueries, dkeys, dvalues] = [(); 3].map(|()| vec![0.0; s * d]);
+    fn new(s: usize, d: usize, v: usize) -> Self {
+        let [dqueries, dkeys, dvalues] = [d, d, v].map(|width| vec![0.0; s * width]);
         let [scores, dweights] = [(); 2].map(|()| vec![0.0; QueryBlock::max_len(s) * s]);
         Self { dqueries, dkeys, dvalues, scores, dweights }
     }
 
     /// Adds one query head's share to the gradients of keys and values, and replaces that of the
-    /// queries.
+    /// queries. Returns the gradient of the head's sink: its weight times what the other weights'
+    /// gradients lack without a value of its own.
     fn add_head(
         &mut self,
         reader: &Reader<'_>,
         [batch, head, kv_head]: [usize; 3],
         keys: &[f32],
         results: &Results<'_>,
-    ) {
-        let (s, d, Heads { num_heads: h, num_kv_heads: g, .. }) = (reader.s, reader.d, reader.heads);
-        let queries = reader.load(reader.q, h, batch, head, reader.scale());
-        let values = reader.head(reader.v, g, batch, kv_head);
-        let (y, dy) = (reader.head(results.y, h, batch, head), reader.head(results.dy, h, batch, head));
+    ) -> f32 {
+        let (s, d, v) = (reader.s, reader.d, reader.d_value);
+        let h = reader.heads.num_heads;
+        let queries = reader.load(reader.q, h, [batch, head], reader.scale());
+        let values = reader.values(batch, kv_head);
+        let [y, dy] = [results.y, results.dy].map(|rows| reader.head(rows, [h, v], [batch, head]));
         let log_partition = &results.log_partition[(batch * h + head) * s..][..s];
-        for block in QueryBlock::all(s) {
-            let scores = &mut self.scores[..block.len() * block.end];
-            let dweights = &mut self.dweights[..block.len() * block.end];
+        let sink = reader.sinks.map(|sinks| sinks[head]);
+        let mut dsink = 0.0;
+        for block in reader.blocks() {
+            let scores = &mut self.scores[..block.num_scores()];
+            let dweights = &mut self.dweights[..block.num_scores()];
             reader.scores([batch, head], block, &queries, keys, scores);
-            let (dy_block, seen) = (dy.rows(block.start..block.end), 0..block.end);
-            let values = values.rows(seen.clone());
-            write_triangular_product(dweights, dy_block, values.transposed(), block.of_product());
-            for (i, (scores, dweights)) in
-                scores.chunks_exact_mut(block.end).zip(dweights.chunks_exact_mut(block.end)).enumerate()
-            {
+            let dy_block = dy.rows(block.queries());
+            let seen_values = values.rows(block.keys());
+            write_triangular_product(dweights, dy_block, seen_values.transposed(), block.of_product());
+            let rows = scores.chunks_exact_mut(block.num_keys());
+            for (i, (scores, dweights)) in rows.zip(dweights.chunks_exact_mut(block.num_keys())).enumerate() {
                 let query = block.start + i;
                 let dy_times_y = dot(dy.row(query), y.row(query));
-                gradients_of_scores(scores, dweights, query + 1, log_partition[query], dy_times_y);
+                let num_seen = block.num_seen(query);
+                gradients_of_scores(scores, dweights, num_seen, log_partition[query], dy_times_y);
+                dsink -= sink.map_or(0.0, |sink| (sink - log_partition[query]).exp() * dy_times_y);
             }
-            let (weights, dscores) =
-                (Matrix::row_major(scores, block.end), Matrix::row_major(dweights, block.end));
-            let queries = Matrix::row_major(&queries, d).rows(block.start..block.end);
-            let [dvalues, dkeys] = [&mut self.dvalues, &mut self.dkeys].map(|all| &mut all[..block.end * d]);
+            let [weights, dscores] = [&*scores, dweights].map(|it| Matrix::row_major(it, block.num_keys()));
+            let queries = Matrix::row_major(&queries, d).rows(block.queries());
+            let dvalues = &mut self.dvalues[block.first_key * v..block.end * v];
             add_triangular_product(dvalues, weights.transposed(), dy_block, block.of_left_transposed());
+            let dkeys = &mut self.dkeys[block.first_key * d..block.end * d];
             add_triangular_product(dkeys, dscores.transposed(), queries, block.of_left_transposed());
             let dqueries = &mut self.dqueries[block.start * d..block.end * d];
-            let keys = Matrix::row_major(keys, d).rows(seen);
+            let keys = Matrix::row_major(keys, d).rows(block.keys());
             write_triangular_product(dqueries, dscores, keys, block.of_left());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn alibi_slopes_are_those_of_the_paper() {
-        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
-        let twelve = alibi_slopes(12);
-        assert_eq!(twelve[..8], alibi_slopes(8));
-        let expected = [1, 3, 5, 7].map(|i| 2f64.powf(-0.5 * f64::from(i)) as f32);
-        assert_eq!(twelve[8..], expected);
+        dsink
     }
 }

@@ -15,7 +15,8 @@ use crate::dispatch::{DispatchPlan, Groups, SlotMap};
 use crate::matrix::Matrix;
 use crate::panel_product::{add_product, fill_with_product};
 pub use crate::row_tiles::MAX_TILE_ROWS;
-use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows, weight_gradients};
+use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows_by_group, weight_gradients};
+use crate::simd::dot;
 use crate::unwritten::{Part, Unwritten};
 
 pub use operands::{Operands, Parts};
@@ -150,10 +151,13 @@ impl<'a> Reader<'a> {
             self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         let x = self.rows(self.operands.x, tile.rows.clone());
-        let up = project(up, x, matrix_of(w_up, self.f), up_bias);
-        let gate = w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), gate_bias));
+        let bias_of = |biases: Option<&'a [f32]>, width| bias_of(biases, tile.group, width);
+        let up = project(up, x, matrix_of(w_up, self.f), bias_of(up_bias, self.f));
+        let gate =
+            w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), bias_of(gate_bias, self.f)));
         let mut hidden = Unwritten::new(up.len());
         let hidden = hidden.whole().fill(|hidden| activation::activate(self.activation, hidden, up, gate));
+        let down_bias = bias_of(down_bias, self.d);
         project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
@@ -169,6 +173,11 @@ impl<'a> Reader<'a> {
         let len = self.d * self.f;
         Matrix::row_major(&stack[group * len..][..len], num_columns)
     }
+}
+
+/// The bias of one group among those of all, of this width.
+fn bias_of(biases: Option<&[f32]>, group: usize, width: usize) -> Option<&[f32]> {
+    biases.map(|biases| &biases[group * width..][..width])
 }
 
 /// `target = x w + bias`.
@@ -256,9 +265,11 @@ impl<'a> RowGradients<'a> {
             down: dw_down,
             gate: operands.gate.map(|_| next_stack()),
             gates: reader.slots.map(|slots| combine::by_slot(&self.dweight, slots)),
-            up_bias: operands.up_bias.map(|_| sum_rows(dup)),
-            down_bias: operands.down_bias.map(|_| sum_rows(dy)),
-            gate_bias: operands.gate_bias.map(|_| sum_rows(dgate)),
+            up_bias: operands.up_bias.map(|_| sum_rows_by_group(groups, dup, None)),
+            down_bias: operands
+                .down_bias
+                .map(|_| sum_rows_by_group(groups, dy, reader.row_weights().as_deref())),
+            gate_bias: operands.gate_bias.map(|_| sum_rows_by_group(groups, dgate, None)),
             x: match reader.slots {
                 Some(slots) => combine::sums(&self.dx, slots, *d),
                 None => self.dx,
@@ -287,12 +298,20 @@ impl Reader<'_> {
                 &mut dhidden[elements],
                 weight,
             );
+            if let Some(bias) = bias_of(self.operands.down_bias, tile.group, self.d) {
+                *dweight += dot(dy.row(i), bias);
+            }
         }
         let (dup, w_up) = (Matrix::row_major(up, self.f), matrix_of(w_up, self.f).transposed());
         let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up));
         if let Some(w_gate) = w_gate {
             add_product(dx, Matrix::row_major(gate, self.f), matrix_of(w_gate, self.f).transposed());
         }
+    }
+
+    /// The factors of all rows, [`Reader::weight_of`]; `None` if all are 1.
+    fn row_weights(&self) -> Option<Vec<f32>> {
+        self.slots.map(|slots| (0..slots.num_rows()).map(|row| self.weight_of(row)).collect())
     }
 
     /// The factor with which a row enters its token's output.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::dispatch::Groups;
 use crate::matrix::Matrix;
 use crate::panel_product::fill_with_product;
-use crate::simd::vectorised;
+use crate::simd::{multiply_add, vectorised};
 use crate::unwritten::{Part, Unwritten};
 
 /// Rows of one tile, or up to half as many more. Each product brings its matrix into order first:
@@ -153,13 +153,25 @@ impl GradientTask<'_> {
 
 /// The sum of all rows of `x`, from the first to the last.
 pub fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
-    let mut sums = vec![0.0; x.num_columns()];
-    sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
-        let first = block * SUM_COLUMNS;
-        let x = x.columns(first..first + sums.len());
-        for row in 0..x.num_rows() {
-            add(sums, x.row(row));
-        }
+    sum_rows_by_group(&Groups::new([0, x.num_rows()]), x, None)
+}
+
+/// The sums of each group's rows of `x`, from the first to the last, one group after the other;
+/// each row times its weight, if there are weights.
+pub(crate) fn sum_rows_by_group(groups: &Groups, x: Matrix<'_>, weights: Option<&[f32]>) -> Vec<f32> {
+    let width = x.num_columns();
+    let mut sums = vec![0.0; groups.num_groups() * width];
+    sums.par_chunks_mut(width.max(1)).enumerate().for_each(|(group, sums)| {
+        sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
+            let first = block * SUM_COLUMNS;
+            let x = x.columns(first..first + sums.len());
+            for row in groups.rows(group) {
+                match weights {
+                    Some(weights) => add_scaled(sums, x.row(row), weights[row]),
+                    None => add(sums, x.row(row)),
+                }
+            }
+        });
     });
     sums
 }
@@ -180,6 +192,18 @@ vectorised! {
 fn add_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += x;
+    }
+}
+
+vectorised! {
+    /// `y = y + factor x`.
+    fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) = add_each_scaled;
+}
+
+#[inline(always)]
+fn add_each_scaled<const FUSED: bool>(y: &mut [f32], x: &[f32], factor: f32) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = multiply_add::<FUSED>(factor, *x, *y);
     }
 }
 

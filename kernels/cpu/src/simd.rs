@@ -103,3 +103,24 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+vectorised! {
+    /// The sum of the products of two rows.
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_of_rows;
+}
+
+#[inline(always)]
+fn dot_of_rows<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = multiply_add::<FUSED>(a, b, *sum);
+        }
+    }
+    let mut sum = sums.iter().sum();
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
+    sum
+}

@@ -1,10 +1,11 @@
 //! Causal self-attention.
 //!
-//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d head
-//! width, q = h * d.
+//! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d width of
+//! a head of queries and keys, v of one of values.
 
 mod autodiff;
 mod cpu;
+mod operands;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -15,10 +16,11 @@ use burn::backend::{
 };
 use burn::tensor::{Int, Tensor};
 
-pub use switchyard_kernels_cpu::attention::Heads;
+pub use switchyard_kernels_cpu::attention::{Alibi, Heads};
 
 use crate::rotary::RotaryTable;
 use crate::tensor_list::TensorList;
+use operands::{Operands, Parts};
 
 /// Which earlier tokens a token may attend to. Build it once per forward pass; every layer shares
 /// it.
@@ -34,6 +36,11 @@ impl CausalMask {
         Self { segment_ids_bs: Tensor::zeros([1, seq_len], device) }
     }
 
+    /// Tokens of one sequence.
+    pub fn seq_len(&self) -> usize {
+        self.segment_ids_bs.dims()[1]
+    }
+
     /// As [`CausalMask::new`], and only within the token's own document.
     ///
     /// # Shapes
@@ -44,14 +51,14 @@ impl CausalMask {
 }
 
 /// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq.
-/// 1), of every head. With `rotary`, queries and keys are turned by their positions first. On the
-/// CPU the scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
+/// 1), of every head. With `rotary`, queries and keys are turned by their positions first. Of `sinks`
+/// each head has a score of its own that takes part in the softmax and has no value. On the CPU the scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
 /// arXiv:2205.14135).
 ///
 /// # Shapes
 /// - `q_tq`: `[batch * seq, num_heads * d_head]`, head by head
-/// - `k_tg`, `v_tg`: `[batch * seq, num_kv_heads * d_head]`
-/// - returns `[batch * seq, num_heads * d_head]`
+/// - `k_tg`: `[batch * seq, num_kv_heads * d_head]`; `v_tg`: `[batch * seq, num_kv_heads * d_value]`
+/// - `sinks_h`: `[num_heads]`; returns `[batch * seq, num_heads * d_value]`
 ///
 /// # Panics
 /// If the shapes do not fit each other, `heads`, `mask` or `rotary`.
@@ -59,6 +66,7 @@ pub fn causal_attention(
     q_tq: Tensor<2>,
     k_tg: Tensor<2>,
     v_tg: Tensor<2>,
+    sinks_h: Option<Tensor<1>>,
     heads: Heads,
     mask: &CausalMask,
     rotary: Option<&RotaryTable>,
@@ -70,7 +78,9 @@ pub fn causal_attention(
     assert!(
         q == h * d
             && k_tg.dims() == [t, g * d]
-            && v_tg.dims() == [t, g * d]
+            && v_tg.dims()[0] == t
+            && v_tg.dims()[1].is_multiple_of(g)
+            && sinks_h.as_ref().is_none_or(|sinks_h| sinks_h.dims() == [h])
             && t.is_multiple_of(s)
             && (mask_b == 1 || mask_b * s == t),
         "queries {:?}, keys {:?}, values {:?}, {h} and {g} heads and a mask of {mask_b} x {s} do not fit each other",
@@ -78,7 +88,6 @@ pub fn causal_attention(
         k_tg.dims(),
         v_tg.dims(),
     );
-    let mut inputs = vec![q_tq.into_dispatch(), k_tg.into_dispatch(), v_tg.into_dispatch()];
     if let Some(table) = rotary {
         let [table_len, half] = table.cos_sp.dims();
         assert!(
@@ -86,13 +95,28 @@ pub fn causal_attention(
             "{s} positions of head width {d} do not fit a table of {table_len} positions of width {}",
             2 * half,
         );
-        inputs.extend([table.cos_sp.clone().into_dispatch(), table.sin_sp.clone().into_dispatch()]);
     }
+    let operands = Operands {
+        q: q_tq.into_dispatch(),
+        k: k_tg.into_dispatch(),
+        v: v_tg.into_dispatch(),
+        sinks: sinks_h.map(Tensor::into_dispatch),
+        rotation: rotary
+            .map(|table| [&table.cos_sp, &table.sin_sp].map(|table_sp| table_sp.clone().into_dispatch())),
+    };
+    let call = Call { heads, parts: operands.parts() };
     Tensor::from_dispatch(Dispatch::causal_attention(
-        TensorList::from_vec(inputs),
+        TensorList::from_vec(operands.into_vec()),
         mask.segment_ids_bs.clone().into_dispatch(),
-        heads,
+        call,
     ))
+}
+
+/// What the operation does, besides its tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    heads: Heads,
+    parts: Parts,
 }
 
 /// What the gradients are computed from: inputs and results of the forward pass.
@@ -101,39 +125,40 @@ pub(crate) struct SavedForAttention<B: Backend> {
     y_tq: FloatTensor<B>,
     log_partition_bhs: FloatTensor<B>,
     segment_ids_bs: IntTensor<B>,
-    /// Queries, keys, values, and the rotary table's cosines and sines if there is one.
+    /// In the order of [`Operands::into_vec`].
     #[extension_type]
     inputs: TensorList<B>,
 }
 
-/// The operation and its gradients on one backend. `inputs` as in [`SavedForAttention`].
+/// The operation and its gradients on one backend. Tensors in the order of [`Operands::into_vec`].
 #[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub(crate) trait CausalAttention: Backend {
-    /// Attention's output, `[t, q]`.
+    /// Attention's output, `[t, h * v]`.
     fn causal_attention(
         #[extension_type] inputs: TensorList<Self>,
         segment_ids_bs: IntTensor<Self>,
-        heads: Heads,
+        call: Call,
     ) -> FloatTensor<Self> {
-        Self::causal_attention_and_partition(inputs, segment_ids_bs, heads).0
+        Self::causal_attention_and_partition(inputs, segment_ids_bs, call).0
     }
 
-    /// Attention's output, `[t, q]`, and the logarithm of each softmax's denominator, `[b, h, s]`.
+    /// Attention's output, `[t, h * v]`, and the logarithm of each softmax's denominator, `[b, h, s]`.
     fn causal_attention_and_partition(
         #[extension_type] inputs: TensorList<Self>,
         segment_ids_bs: IntTensor<Self>,
-        heads: Heads,
+        call: Call,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        stock::forward::<Self>(inputs, segment_ids_bs, heads)
+        stock::forward::<Self>(inputs, segment_ids_bs, call)
     }
 
-    /// Gradients of queries, keys and values, each in its shape, from that of the output.
+    /// Gradients of queries, keys, values and sinks, if there are any, each in its shape, from that
+    /// of the output.
     fn causal_attention_gradients(
         #[extension_type] saved: SavedForAttention<Self>,
         dy_tq: FloatTensor<Self>,
-        heads: Heads,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        stock::gradients::<Self>(saved, dy_tq, heads)
+        call: Call,
+    ) -> Vec<FloatTensor<Self>> {
+        stock::gradients::<Self>(saved, dy_tq, call)
     }
 }
 
@@ -142,6 +167,6 @@ impl CausalAttention for burn_cubecl::CubeBackend {}
 
 /// Elements that one thread holds of its own in the backward pass of [`causal_attention`] on the
 /// CPU, which holds more of them than the forward pass.
-pub fn attention_elements_per_thread(seq_len: usize, d_head: usize) -> usize {
-    switchyard_kernels_cpu::attention::elements_per_thread(seq_len, d_head)
+pub fn attention_elements_per_thread(seq_len: usize, d_head: usize, d_value: usize) -> usize {
+    switchyard_kernels_cpu::attention::elements_per_thread(seq_len, d_head, d_value)
 }

@@ -24,6 +24,8 @@ impl<B: FeedForward, C: CheckpointStrategy> FeedForward for Autodiff<B, C> {
             3 => tracked::<B, C, 3>(operands, block),
             4 => tracked::<B, C, 4>(operands, block),
             5 => tracked::<B, C, 5>(operands, block),
+            6 => tracked::<B, C, 6>(operands, block),
+            8 => tracked::<B, C, 8>(operands, block),
             7 => tracked::<B, C, 7>(operands, block),
             num_operands => unreachable!("{num_operands} operands with {:?}", block.parts),
         }

@@ -56,6 +56,19 @@ pub struct ExpertMatrices {
     pub w_up_edf: Tensor<3>,
     /// Down projections `[e, f, d]`.
     pub w_down_efd: Tensor<3>,
+    /// Biases; all or none.
+    pub biases: Option<ExpertBiases>,
+}
+
+/// Stacked biases of the experts.
+#[derive(Debug, Clone)]
+pub struct ExpertBiases {
+    /// Biases of the gate projections `[e, f]`, exactly for gated activations.
+    pub b_gate_ef: Option<Tensor<2>>,
+    /// Biases of the up projections `[e, f]`.
+    pub b_up_ef: Tensor<2>,
+    /// Biases of the down projections `[e, d]`; a slot's gate weighs them too.
+    pub b_down_ed: Tensor<2>,
 }
 
 /// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down` of every token.
@@ -115,7 +128,7 @@ pub fn expert_ffn(
     activation: Activation,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    let ExpertMatrices { w_gate_edf, w_up_edf, w_down_efd } = matrices;
+    let ExpertMatrices { w_gate_edf, w_up_edf, w_down_efd, biases } = matrices;
     let ([t, d], [e, _, f]) = (x_td.dims(), w_up_edf.dims());
     let DispatchPlan { groups, slots } = plan;
     assert!(
@@ -141,17 +154,24 @@ pub fn expert_ffn(
         slots.num_tokens(),
         slots.top_k(),
     );
-    let parts = Parts { gated: w_gate_edf.is_some(), routed: true, biased: false };
-    assert_gated(activation, parts.gated);
+    let biased = biases.is_some();
+    let (b_up, b_down, b_gate) =
+        biases.map_or((None, None, None), |b| (Some(b.b_up_ef), Some(b.b_down_ed), b.b_gate_ef));
+    for (bias, width) in [(&b_up, f), (&b_down, d), (&b_gate, f)] {
+        let dims = bias.as_ref().map_or([e, width], Tensor::dims);
+        assert!(dims == [e, width], "biases {dims:?} of {e} experts and width {width}");
+    }
+    let parts = Parts { gated: w_gate_edf.is_some(), routed: true, biased };
+    assert_gated(activation, parts.gated && (!biased || b_gate.is_some()));
     let operands = Operands {
         x: x_td.into_dispatch(),
         up: w_up_edf.into_dispatch(),
         down: w_down_efd.into_dispatch(),
         gate: w_gate_edf.map(Tensor::into_dispatch),
         gates: Some(gates_tk.into_dispatch()),
-        up_bias: None,
-        down_bias: None,
-        gate_bias: None,
+        up_bias: b_up.map(Tensor::into_dispatch),
+        down_bias: b_down.map(Tensor::into_dispatch),
+        gate_bias: b_gate.map(Tensor::into_dispatch),
     };
     let block = Block { activation, parts, plan: Some(plan.clone()) };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))

@@ -8,11 +8,11 @@ mod groups;
 mod permute;
 
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
-use burn::tensor::Shape;
+use switchyard_kernels_cpu::dispatch::Groups;
 use switchyard_kernels_cpu::feed_forward::{Block, Operands};
 
 use activation::{activate, gradients as activation_gradients};
-use groups::{multiply_groups, multiply_groups_transposed, weight_gradient};
+use groups::{bias_of_rows, multiply_groups, multiply_groups_transposed, sum_groups, weight_gradient};
 use permute::{combine_rows, gate_gradient, gather_rows, row_gradient, sum_slots};
 
 /// The block's output, and the up and gate projections of all rows.
@@ -27,11 +27,11 @@ pub(super) fn forward<B: Backend>(
         Some(plan) => gather_rows::<B>(x, &plan.slots),
         None => x,
     };
-    let gate_nf =
-        gate.map(|gate| add_bias::<B>(multiply_groups::<B>(rows_nd.clone(), gate, &groups), gate_bias));
-    let up_nf = add_bias::<B>(multiply_groups::<B>(rows_nd, up, &groups), up_bias);
+    let gate_nf = gate
+        .map(|gate| add_bias::<B>(multiply_groups::<B>(rows_nd.clone(), gate, &groups), gate_bias, &groups));
+    let up_nf = add_bias::<B>(multiply_groups::<B>(rows_nd, up, &groups), up_bias, &groups);
     let hidden_nf = activate::<B>(block.activation, up_nf.clone(), gate_nf.clone());
-    let y_nd = add_bias::<B>(multiply_groups::<B>(hidden_nf, down, &groups), down_bias);
+    let y_nd = add_bias::<B>(multiply_groups::<B>(hidden_nf, down, &groups), down_bias, &groups);
     let y_td = match (&block.plan, gates) {
         (Some(plan), Some(gates_tk)) => combine_rows::<B>(y_nd, gates_tk, &plan.slots),
         _ => y_nd,
@@ -56,6 +56,7 @@ pub(super) fn gradients<B: Backend>(
         (Some(plan), Some(gates_tk)) => {
             let slots = &plan.slots;
             let y_nd = multiply_groups::<B>(hidden_nf.clone(), down.clone(), &groups);
+            let y_nd = add_bias::<B>(y_nd, down_bias.clone(), &groups);
             let dgates_tk = gate_gradient::<B>(dy_td.clone(), y_nd, slots);
             (gather_rows::<B>(x, slots), row_gradient::<B>(dy_td, gates_tk, slots), Some(dgates_tk))
         }
@@ -83,23 +84,32 @@ pub(super) fn gradients<B: Backend>(
         down: gradient_of(hidden_nf, dy_nd.clone(), &down),
         gate: gate.zip(dgate_nf.clone()).map(|(gate, dgate_nf)| gradient_of(rows_nd, dgate_nf, &gate)),
         gates: dgates,
-        up_bias: up_bias.map(|bias| bias_gradient::<B>(dup_nf, bias)),
-        down_bias: down_bias.map(|bias| bias_gradient::<B>(dy_nd, bias)),
-        gate_bias: gate_bias.zip(dgate_nf).map(|(bias, dgate_nf)| bias_gradient::<B>(dgate_nf, bias)),
+        up_bias: up_bias.map(|bias| bias_gradient::<B>(dup_nf, bias, &groups)),
+        down_bias: down_bias.map(|bias| bias_gradient::<B>(dy_nd, bias, &groups)),
+        gate_bias: gate_bias
+            .zip(dgate_nf)
+            .map(|(bias, dgate_nf)| bias_gradient::<B>(dgate_nf, bias, &groups)),
     };
     gradients.into_vec()
 }
 
-fn add_bias<B: Backend>(y_nf: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatTensor<B> {
-    match bias {
-        Some(bias) => {
-            let width = bias.shape()[0];
-            B::float_add(y_nf, B::float_reshape(bias, Shape::new([1, width])))
-        }
+/// Each row plus the bias of its group: `[e, f]`, or `[f]` of one group.
+fn add_bias<B: Backend>(
+    y_nf: FloatTensor<B>,
+    biases: Option<FloatTensor<B>>,
+    groups: &Groups,
+) -> FloatTensor<B> {
+    match biases {
+        Some(biases) => B::float_add(y_nf, bias_of_rows::<B>(biases, groups)),
         None => y_nf,
     }
 }
 
-fn bias_gradient<B: Backend>(dy_nf: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_reshape(B::float_sum_dim(dy_nf, 0), bias.shape())
+/// The sum of each group's rows, in the shape of `biases`.
+fn bias_gradient<B: Backend>(
+    dy_nf: FloatTensor<B>,
+    biases: FloatTensor<B>,
+    groups: &Groups,
+) -> FloatTensor<B> {
+    B::float_reshape(sum_groups::<B>(dy_nf, groups), biases.shape())
 }

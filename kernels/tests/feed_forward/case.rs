@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Gradients, Tensor};
 use switchyard_kernels::{
-    Activation, DenseBiases, DenseMatrices, DispatchPlan, ExpertMatrices, dense_ffn, expert_ffn,
+    Activation, DenseBiases, DenseMatrices, DispatchPlan, ExpertBiases, ExpertMatrices, dense_ffn, expert_ffn,
 };
 
 use crate::tensors::{random, tensor, values};
@@ -57,6 +57,11 @@ impl Case {
         Self { activation, t: ids.len() / top_k, d, f, e, plan: Some(plan), biased: false }
     }
 
+    /// The same with biases.
+    pub(crate) fn with_biases(self) -> Self {
+        Self { biased: true, ..self }
+    }
+
     pub(crate) fn inputs(&self) -> Inputs {
         let Self { t, d, f, e, .. } = *self;
         let given = |present: bool, len: usize, seed: u64| random(if present { len } else { 0 }, seed);
@@ -67,9 +72,9 @@ impl Case {
             down: random(e * f * d, 3),
             gate: given(gated, e * d * f, 4),
             gates: given(self.plan.is_some(), self.plan.as_ref().map_or(0, |plan| t * plan.slots.top_k()), 5),
-            up_bias: given(self.biased, f, 6),
-            down_bias: given(self.biased, d, 7),
-            gate_bias: given(self.biased && gated, f, 8),
+            up_bias: given(self.biased, e * f, 6),
+            down_bias: given(self.biased, e * d, 7),
+            gate_bias: given(self.biased && gated, e * f, 8),
         }
     }
 
@@ -90,7 +95,14 @@ impl Case {
             .map(|plan| tensor(&inputs.gates, [t, plan.slots.top_k()], dtype).require_grad());
         let y = match (&self.plan, &gates) {
             (Some(plan), Some(gates)) => {
+                let [b_up, b_down, b_gate] = biases.clone();
+                let of_experts = |bias: Tensor<1>, width: usize| -> Tensor<2> { bias.reshape([e, width]) };
                 let matrices = ExpertMatrices {
+                    biases: b_up.zip(b_down).map(|(b_up, b_down)| ExpertBiases {
+                        b_gate_ef: b_gate.map(|b_gate| of_experts(b_gate, f)),
+                        b_up_ef: of_experts(b_up, f),
+                        b_down_ed: of_experts(b_down, d),
+                    }),
                     w_gate_edf: gate.clone(),
                     w_up_edf: up.clone().expect("a leaf has its tensor and gradient"),
                     w_down_efd: down.clone().expect("a leaf has its tensor and gradient"),

@@ -55,7 +55,9 @@ fn a_mixture_is_its_definition() {
             ([7, 3], vec![6, 0, 3, 1, 2, 5]),
             ([1, 1], vec![0, 0, 0]),
         ] {
-            check(&Case::mixture(activation, [3, 5], experts, &ids, None));
+            let case = Case::mixture(activation, [3, 5], experts, &ids, None);
+            check(&case);
+            check(&case.with_biases());
         }
     }
 }
@@ -70,6 +72,8 @@ proptest! {
         )),
     ) {
         let (top_k, ids, keep) = choices;
+        let case = Case::mixture(Activation::Swiglu, [2, 3], [5, top_k], &ids, Some(&keep));
+        check(&case.with_biases());
         check(&Case::mixture(Activation::Swiglu, [2, 3], [5, top_k], &ids, Some(&keep)));
     }
 }
@@ -134,7 +138,7 @@ fn a_token_whose_slots_were_all_dropped_gets_zero_and_an_idle_expert_no_gradient
 fn matrices(e: usize) -> ExpertMatrices {
     let stack = |seed| tensor(&random(e * 12, seed), [e, 3, 4], DType::F32);
     let w_down_efd = tensor(&random(e * 12, 3), [e, 4, 3], DType::F32);
-    ExpertMatrices { w_gate_edf: Some(stack(1)), w_up_edf: stack(2), w_down_efd }
+    ExpertMatrices { w_gate_edf: Some(stack(1)), w_up_edf: stack(2), w_down_efd, biases: None }
 }
 
 fn tokens() -> (Tensor<2>, Tensor<2>) {

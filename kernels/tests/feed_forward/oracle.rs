@@ -32,7 +32,7 @@ fn block(case: &Case, inputs: &Inputs, group: usize, token: usize) -> Vec<f64> {
     let (d, f) = (case.d, case.f);
     let x = |i: usize| inputs.x[token * d + i];
     let project = |w: &[f64], b: &[f64], j: usize| {
-        let bias = if b.is_empty() { 0.0 } else { b[j] };
+        let bias = if b.is_empty() { 0.0 } else { b[group * f + j] };
         (0..d).map(|i| x(i) * w[(group * d + i) * f + j]).sum::<f64>() + bias
     };
     let hidden = |j: usize| {
@@ -41,7 +41,7 @@ fn block(case: &Case, inputs: &Inputs, group: usize, token: usize) -> Vec<f64> {
     };
     let hidden: Vec<f64> = (0..f).map(hidden).collect();
     let output = |i: usize| {
-        let bias = if inputs.down_bias.is_empty() { 0.0 } else { inputs.down_bias[i] };
+        let bias = if inputs.down_bias.is_empty() { 0.0 } else { inputs.down_bias[group * d + i] };
         (0..f).map(|j| hidden[j] * inputs.down[(group * f + j) * d + i]).sum::<f64>() + bias
     };
     (0..d).map(output).collect()

@@ -14,13 +14,11 @@ impl Block {
         x_td: Tensor<2>,
         context: &BlockContext<'_>,
     ) -> Option<(Option<usize>, String)> {
-        let normed_td = self.attention_norm.forward(x_td.clone());
-        let mixed_td = self.attention.forward(normed_td.clone(), context.rotary, context.mask);
-        if !is_finite(&mixed_td) {
+        let mixed = self.mix(x_td.clone(), context);
+        if !is_finite(&mixed.mixed_td) {
             return Some((None, "the attention's output".into()));
         }
-        let mixed_td = self.drop_out("attention", mixed_td, context.pass);
-        let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, normed_td, mixed_td);
+        let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, mixed, context.pass);
         match &self.ffn {
             FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the feed-forward block's output".into())),

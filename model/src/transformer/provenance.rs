@@ -22,7 +22,7 @@ impl Transformer {
                 }
                 x_td = block.forward(x_td, context).0;
             }
-            let hidden_td = self.final_norm.forward(x_td);
+            let hidden_td = self.head_input(x_td);
             let place = if is_finite(&hidden_td) { "the head's loss" } else { "the final norm" };
             outside(place)
         })

@@ -24,7 +24,10 @@ impl Router {
         let dtype = x_td.dtype();
         let clean_logits_te = match (&self.cosine, &self.weight_de) {
             (Some(cosine), _) => cosine.logits_te(x_td.clone(), dtype),
-            (None, Some(weight_de)) => linear(x_td.clone(), weight_de.val().cast(dtype), None),
+            (None, Some(weight_de)) => {
+                let bias_e = self.logit_bias_e.as_ref().map(|bias_e| bias_e.val().cast(dtype));
+                linear(x_td.clone(), weight_de.val().cast(dtype), bias_e)
+            }
             (None, None) => return None,
         };
         let noise = self.noise_weight_de.as_ref().and_then(|noise_weight_de| {

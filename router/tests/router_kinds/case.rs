@@ -172,6 +172,7 @@ pub(crate) fn router(kind: &Kind, values: &Values, dtype: DType) -> Router {
     let linear = config.learns() && config.cosine.is_none();
     let weights = GateWeights {
         weight_de: linear.then(|| tensor(&values.weight_de, [D, e], dtype)),
+        logit_bias_e: config.gate_bias.then(|| tensor(&values.bias_e, [e], dtype)),
         noise_weight_de: matches!(config.selection, Selection::Noisy(_))
             .then(|| tensor(&values.noise_weight_de, [D, e], dtype)),
         cosine: config.cosine.as_ref().map(|_| CosineWeights {

@@ -11,8 +11,8 @@ use switchyard_experts::{
     RouterSpec,
 };
 use switchyard_model::{
-    AttentionSpec, FeedForward, InitConfig, LayerSpec, MixerSpec, ModelSpec, NormKind, ParameterSource,
-    PositionKind, QkNorm, Residual,
+    AttentionSpec, FeedForward, InitConfig, LayerSpec, MixerSpec, ModelSpec, MultipliersConfig, NormKind,
+    ParameterSource, PositionKind, Residual,
 };
 use switchyard_router::{RouterConfig, RouterNoise, RouterPass};
 
@@ -192,6 +192,7 @@ fn spec(case: &LayerCase) -> ModelSpec {
                 num_experts,
                 d_expert: case.d_ff,
                 granularity: None,
+                bias: false,
                 shared: None,
             },
             router: RouterSpec {
@@ -205,13 +206,7 @@ fn spec(case: &LayerCase) -> ModelSpec {
         }),
         None => FfnSpec::Dense(DenseSpec { activation, d_ff: case.d_ff, bias: false }),
     };
-    let attention = AttentionSpec {
-        num_heads: 1,
-        num_kv_heads: 1,
-        d_head: case.d_model,
-        qk_norm: QkNorm::Off,
-        bias: false,
-    };
+    let attention = AttentionSpec::new(1, 1, case.d_model);
     ModelSpec {
         vocab_size: 2,
         max_seq_len: case.num_tokens,
@@ -226,6 +221,10 @@ fn spec(case: &LayerCase) -> ModelSpec {
         tie_embeddings: false,
         dropout: 0.0,
         init: InitConfig::default(),
+        num_positions: None,
+        multipliers: MultipliersConfig::default(),
+        head_bias: false,
+        padding_id: None,
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) fn balancing_bound(
     };
     match config.load_balancing_scope {
         BalancingScope::MicroBatch => Some(bound(&layer.tokens_per_expert)),
+        // Other layers' tokens are in the loads.
+        BalancingScope::AllLayers => None,
         // The probabilities are those of this pass alone, so its tokens need not have made these
         // loads.
         BalancingScope::GlobalBatch => {

@@ -6,7 +6,7 @@ use std::iter;
 
 use switchyard_experts::Route;
 use switchyard_model::Transformer;
-use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
+use switchyard_router::{RouterConfig, Selection, SoftmaxOrder, sparse_mixer_gates};
 
 use crate::routed_pass::RoutedPass;
 use switchyard_flight::columns::ScoreRow;
@@ -120,17 +120,19 @@ fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
     let scores_e = config.log_scores(logits_e);
     let chosen: Vec<f64> = chosen.iter().map(|&expert| scores_e[expert as usize]).collect();
     let over_chosen = config.renormalise && !matches!(config.selection, Selection::ExpertChoice(_));
+    let scaling = config.gate_scale();
+    if let Selection::SparseMixer(mixer) = &config.selection {
+        let gates = sparse_mixer_gates(logits_e, mixer.jitter);
+        return gates.iter().map(|gate| (scaling * gate) as f32).collect();
+    }
     match &config.sigmoid {
-        Some(sigmoid) if !over_chosen => {
-            chosen.iter().map(|score| (sigmoid.routed_scaling * score.exp()) as f32).collect()
-        }
-        sigmoid => {
+        Some(_) if !over_chosen => chosen.iter().map(|score| (scaling * score.exp()) as f32).collect(),
+        _ => {
             let rivals = if over_chosen || config.softmax == SoftmaxOrder::AfterSelection {
                 chosen.as_slice()
             } else {
                 &*scores_e
             };
-            let scaling = sigmoid.as_ref().map_or(1.0, |sigmoid| sigmoid.routed_scaling);
             let max = rivals.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let partition: f64 = rivals.iter().map(|score| (score - max).exp()).sum();
             chosen.iter().map(|score| (scaling * (score - max).exp() / partition) as f32).collect()

@@ -178,6 +178,7 @@ fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
         Selection::ExpertChoice(_) => Some("selection.expert_choice"),
         Selection::Hash(_) => Some("selection.hash"),
         Selection::Soft(_) => Some("selection.soft"),
+        Selection::SparseMixer(_) => Some("selection.sparse_mixer"),
         Selection::Random {} => Some("selection.random"),
         Selection::ForcedUniform {} => Some("selection.forced_uniform"),
     }

@@ -76,6 +76,9 @@ impl RunPlan {
             let side = match layer.residual {
                 Residual::Sequential => "",
                 Residual::Parallel => ", beside the feed-forward block",
+                Residual::ParallelNorms => ", beside the feed-forward block, each after its own norm",
+                Residual::OutputNorm => ", normalised before it is added",
+                Residual::PostNorm => ", the sum normalised",
             };
             format!("{} heads of width {}{heads}{norm}{side}", attention.num_heads, attention.d_head)
         });
@@ -317,7 +320,7 @@ impl RunPlan {
             PositionKind::Rope { .. } => "rotary",
             PositionKind::Learned => "learned",
             PositionKind::Sinusoidal => "sinusoidal",
-            PositionKind::Alibi => "ALiBi",
+            PositionKind::Alibi | PositionKind::FalconAlibi => "ALiBi",
         }
     }
 

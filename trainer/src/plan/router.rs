@@ -1,7 +1,6 @@
 //! A router in words.
 
 use switchyard_experts::{ExpertWork, FfnSpec};
-use switchyard_model::FfnUse;
 use switchyard_router::{
     BalancingScope, BiasRateConfig, BiasRule, GatePrecision, RouterConfig, RouterSource, Selection,
     SoftmaxOrder,
@@ -16,22 +15,6 @@ pub(super) fn describe(ffn: &FfnSpec) -> String {
     let clauses =
         [selection(ffn, router), scores(router), groups(router), bias(router), losses(router), input(router)];
     clauses.concat().join(", ")
-}
-
-/// Warning printed for a router that is not causal; `None` if it is causal.
-pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
-    let router = used.ffn.router()?;
-    let (table, what) = match &router.config.selection {
-        Selection::ExpertChoice(_) => ("expert_choice", "a token's experts depend on later tokens"),
-        Selection::Soft(_) => ("soft", "later tokens are mixed into every output"),
-        _ => return None,
-    };
-    Some(format!(
-        "`{}.selection.{table}` in {} is not causal: {what}, so the validation loss sees what it should predict and does \
-         not compare with that of a causal router",
-        router.key,
-        used.layers_in_words()
-    ))
 }
 
 /// Experts of each token, in words that go on from what the experts are; `None` unless the block is
@@ -109,6 +92,7 @@ fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
             let slots = if let FfnSpec::SoftMoe(soft) = ffn { soft.slots_per_expert } else { 0 };
             vec![format!("soft mixing, {slots} slots per expert and sequence"), "not causal".into()]
         }
+        Selection::SparseMixer(_) => vec!["two in turn, each among those close to it".into()],
         Selection::Random {} => vec!["at random, a control".into()],
         Selection::ForcedUniform {} => vec!["in turn, a control".into()],
     }
@@ -127,8 +111,7 @@ fn scores(router: &RouterConfig) -> Vec<String> {
     };
     let renormalised = router.renormalise && among_chosen && router.softmax == SoftmaxOrder::BeforeSelection;
     let scores = if renormalised { format!("{scores} renormalised") } else { scores.into() };
-    let scaling =
-        router.sigmoid.as_ref().map(|sigmoid| sigmoid.routed_scaling).filter(|scaling| *scaling != 1.0);
+    let scaling = Some(router.gate_scale()).filter(|scaling| *scaling != 1.0);
     cosine
         .into_iter()
         .chain([scores])
@@ -151,6 +134,7 @@ fn bias(router: &RouterConfig) -> Vec<String> {
         Some(BiasRule::Sign(config)) => by_steps("sign", config),
         Some(BiasRule::Proportional(config)) => by_steps("proportion", config),
         Some(BiasRule::Quantile {}) => "quantile balancing".into(),
+        Some(BiasRule::Fixed {}) => "a fixed bias in the selection".into(),
     };
     vec![rule]
 }
@@ -159,6 +143,7 @@ fn losses(router: &RouterConfig) -> Vec<String> {
     let scope = match router.load_balancing_scope {
         BalancingScope::Sequence => " per sequence",
         BalancingScope::MicroBatch => "",
+        BalancingScope::AllLayers => " over all layers",
         BalancingScope::GlobalBatch => " over the whole step",
     };
     let (importance, load) = match &router.selection {

@@ -1,17 +1,22 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
+use switchyard_ground::key_checks::{
+    below_one, in_range, not_negative, not_zero, optional_in_range, positive,
+};
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
+use switchyard_model::MAX_SEQ_LEN;
 
-use super::checks::{
-    MAX_BATCH_TOKENS, MAX_SEQ_LEN, MAX_STEPS, MAX_THREADS, below_one, in_range, not_negative, not_zero,
-    optional_in_range, positive,
-};
 use crate::config::{
     AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig,
     TrainConfig, WsdConfig,
 };
 use crate::schedule::{Schedule, ScheduleShape};
+
+// Upper bounds, far above what anybody trains.
+pub(super) const MAX_BATCH_TOKENS: usize = 1 << 30;
+pub(super) const MAX_STEPS: u64 = 1_000_000_000;
+pub(crate) const MAX_THREADS: usize = 4096;
 
 /// Checks the keys that stand alone.
 ///

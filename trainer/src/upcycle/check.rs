@@ -116,8 +116,12 @@ pub(super) fn gate_sum(router: &RouterConfig) -> Option<f64> {
         _ => {}
     }
     match &router.sigmoid {
-        Some(sigmoid) => router.renormalise.then_some(sigmoid.routed_scaling),
-        None => (router.renormalise || router.softmax == SoftmaxOrder::AfterSelection).then_some(1.0),
+        _ if matches!(router.selection, Selection::SparseMixer(_)) => None,
+        Some(_) => router.renormalise.then_some(router.gate_scale()),
+        None => {
+            let sums_to_one = router.renormalise || router.softmax == SoftmaxOrder::AfterSelection;
+            sums_to_one.then_some(router.gate_scale())
+        }
     }
 }
 

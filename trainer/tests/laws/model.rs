@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::RouterOverride;
 use switchyard_model::{
-    ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer, parameter_data,
+    AttentionBias, ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer, parameter_data,
     update_parameters,
 };
 use switchyard_trainer::config::RunConfig;
@@ -45,7 +45,7 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     learned.model.position = Some(table("[learned]"));
     learned.model.norm = Some(table("[layer]\nbias = true"));
     learned.model.tie_embeddings = true;
-    learned.model.attention.bias = true;
+    learned.model.attention.bias = AttentionBias::All;
     learned.model.ffn = table("activation = \"gelu_tanh\"\nd_ff = 40\nbias = true");
     let mut sinusoidal = tiny::moe();
     sinusoidal.model.position = Some(table("[sinusoidal]"));

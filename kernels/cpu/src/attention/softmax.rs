@@ -3,16 +3,18 @@
 use crate::exp::{exp, exponentials_of_row};
 use crate::matrix::Matrix;
 use crate::panel_product::READ_BEYOND_DIAGONAL;
-use crate::simd::{LANES, max_of_row, multiply_add, vectorised, write_scaled};
+use crate::simd::{LANES, max_of_row, vectorised, write_scaled};
 use crate::unwritten::UnwrittenMatrix;
 
 /// Replaces the first `num_seen` scores by their exponentials relative to the largest, and those of
-/// the others that products read by zero. Returns the largest and the sum.
-pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize) -> (f32, f32) {
-    let max = max(&row[..num_seen]);
+/// the others that products read by zero. Returns the largest, the sink among them, and the sum
+/// with that of the sink.
+pub(super) fn exponentials_of_seen(row: &mut [f32], num_seen: usize, sink: Option<f32>) -> (f32, f32) {
+    let max = max(&row[..num_seen]).max(sink.unwrap_or(f32::NEG_INFINITY));
     let near = read_by_products(row, num_seen);
     near[num_seen..].fill(f32::NEG_INFINITY);
-    (max, exponentials(near, max))
+    let sum = exponentials(near, max);
+    (max, sink.map_or(sum, |sink| sum + (sink - max).exp()))
 }
 
 /// The part of a row that products read, and more to the end of a vector, which costs less than
@@ -81,25 +83,4 @@ fn write_divided_rows<const FUSED: bool>(mut to: UnwrittenMatrix<'_>, from: Matr
     }
     // SAFETY: the loop has written each row, as long as that of `from`.
     unsafe { to.assume_written() };
-}
-
-vectorised! {
-    /// The sum of the products of two rows.
-    pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_of_rows;
-}
-
-#[inline(always)]
-fn dot_of_rows<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = multiply_add::<FUSED>(a, b, *sum);
-        }
-    }
-    let mut sum = sums.iter().sum();
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        sum += a * b;
-    }
-    sum
 }

@@ -24,11 +24,11 @@ pub struct Operands<T> {
     pub gate: Option<T>,
     /// Gates of the slots, `[t, k]`.
     pub gates: Option<T>,
-    /// Bias `[f]`.
+    /// Biases `[e, f]`, or `[f]` of a dense block.
     pub up_bias: Option<T>,
-    /// Bias `[d]`.
+    /// Biases `[e, d]` or `[d]`.
     pub down_bias: Option<T>,
-    /// Bias `[f]`.
+    /// Biases, as those of the up projections.
     pub gate_bias: Option<T>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Shape letters: b batch, s sequence, h query heads, g key/value heads, d head width.
 
-use switchyard_kernels_cpu::attention::{self, Heads, Inputs, Results, alibi_slopes};
+use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, Results, alibi_slopes};
 use switchyard_kernels_cpu::rotary::Rotation;
 
 use crate::{Computed, check, irregular};
@@ -39,15 +39,18 @@ fn oracle(
             }
         };
         let (kv_head, q) = (head / (h / g), row(0, h, head, query));
-        let slope = if heads.alibi { f64::from(alibi_slopes(h)[head]) } else { 0.0 };
-        let seen = (0..=query).filter(|&key| ids[batch * s + key] == ids[batch * s + query]);
+        let slope = heads.alibi.map_or(0.0, |_| f64::from(alibi_slopes(h)[head]));
+        let seen = (0..=query).filter(|&key| {
+            let is_near = heads.window.is_none_or(|window| query - key < window);
+            is_near && ids[batch * s + key] == ids[batch * s + query]
+        });
         let weight = |key: usize| {
             let k = row(1, g, kv_head, key);
             let score = q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt();
             (score - slope * (query - key) as f64).exp()
         };
         let weights: Vec<(usize, f64)> = seen.map(|key| (key, weight(key))).collect();
-        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        let total = weights.iter().map(|(_, weight)| weight).sum::<f64>() + inputs[3][head].exp();
         for (key, weight) in weights {
             for (i, v) in row(2, g, kv_head, key).iter().enumerate() {
                 y[((batch * s + query) * h + head) * d + i] += weight / total * v;
@@ -65,7 +68,9 @@ fn attention_is_its_definition() {
         ([1, 7, 34], [1, 1], true, true),
         ([1, 19, 2], [2, 2], true, false),
     ] {
-        let heads = Heads { num_heads: h, num_kv_heads: g, alibi };
+        let alibi = alibi.then_some(Alibi::Distance);
+        let heads = Heads { alibi, window: turns.then_some(3), ..Heads::new(h, g) };
+        let sinks = irregular(5, h);
         let ids: Vec<i64> = (0..b * s).map(|i| (i / 4) as i64).collect();
         let angles = turns.then(|| angles(s, d));
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
@@ -78,17 +83,20 @@ fn attention_is_its_definition() {
             q: &q,
             k: &k,
             v: &v,
+            sinks: Some(&sinks),
             rotation: turns.then_some(Rotation { cos: &cos, sin: &sin }),
             segment_ids: &ids,
             seq_len: s,
             d_head: d,
+            d_value: d,
             heads,
         };
         let (y, log_partition) = attention::forward(inputs);
         let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
-        let gradients = attention::gradients(inputs, results);
+        let Gradients { q: dq, k: dk, v: dv, sinks: dsinks } = attention::gradients(inputs, results);
+        let gradients = [dq, dk, dv, dsinks.unwrap_or_default()];
         let computed = Computed { y: &y, dy: &dy, gradients: &gradients };
-        check(&format!("{heads:?}, {s} positions"), computed, &[&q, &k, &v], |inputs| {
+        check(&format!("{heads:?}, {s} positions"), computed, &[&q, &k, &v, &sinks], |inputs| {
             oracle(inputs, [b, s, d], heads, &ids, angles.as_deref())
         });
     }

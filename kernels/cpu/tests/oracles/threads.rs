@@ -2,7 +2,7 @@
 
 use rayon::ThreadPoolBuilder;
 use switchyard_kernels_cpu::activation::Activation;
-use switchyard_kernels_cpu::attention::{self, Heads, Inputs, Results};
+use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, Results};
 use switchyard_kernels_cpu::block_sparse::{self, BlockTopology, Direction};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
 use switchyard_kernels_cpu::feed_forward::{self, Block, Operands, Parts};
@@ -65,14 +65,25 @@ fn attention_does_not_depend_on_the_threads() {
     let [b, s, h, g, d] = [3, 137, 6, 2, 20];
     let [q, k, v] = [(1, h), (2, g), (3, g)].map(|(seed, heads)| irregular(seed, b * s * heads * d));
     let (dy, ids) = (irregular(4, q.len()), vec![0; s]);
-    let heads = Heads { num_heads: h, num_kv_heads: g, alibi: true };
-    let inputs =
-        Inputs { q: &q, k: &k, v: &v, rotation: None, segment_ids: &ids, seq_len: s, d_head: d, heads };
+    let heads = Heads { alibi: Some(Alibi::Distance), ..Heads::new(h, g) };
+    let sinks = irregular(5, h);
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        sinks: Some(&sinks),
+        rotation: None,
+        segment_ids: &ids,
+        seq_len: s,
+        d_head: d,
+        d_value: d,
+        heads,
+    };
     assert_same(|| {
         let (y, log_partition) = attention::forward(inputs);
         let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
-        let [dq, dk, dv] = attention::gradients(inputs, results);
-        vec![y, log_partition, dq, dk, dv]
+        let Gradients { q, k, v, sinks } = attention::gradients(inputs, results);
+        vec![y, log_partition, q, k, v, sinks.unwrap_or_default()]
     });
 }
 

@@ -47,6 +47,34 @@ pub(super) fn weight_gradient<B: Backend>(
     B::float_cat((0..groups.num_groups()).map(gradient_of).collect(), 0)
 }
 
+/// The bias of each row's group: `[n, f]`. The biases are `[e, f]`, or `[f]` of one group.
+pub(super) fn bias_of_rows<B: Backend>(biases: FloatTensor<B>, groups: &Groups) -> FloatTensor<B> {
+    let f = *biases.shape().last().expect("a bias has a width");
+    let biases_ef = B::float_reshape(biases, Shape::new([groups.num_groups(), f]));
+    let of_group = |(group, rows): (usize, Range<usize>)| {
+        let bias_1f = take_rows::<B>(&biases_ef, group..group + 1);
+        B::float_expand(bias_1f, Shape::new([rows.len(), f]))
+    };
+    let rows: Vec<_> = groups.occupied().map(of_group).collect();
+    if rows.is_empty() {
+        return B::float_zeros(Shape::new([0, f]), &biases_ef.device(), biases_ef.dtype().into());
+    }
+    B::float_cat(rows, 0)
+}
+
+/// The sum of each group's rows: `[e, f]`.
+pub(super) fn sum_groups<B: Backend>(dy_nf: FloatTensor<B>, groups: &Groups) -> FloatTensor<B> {
+    let f = dy_nf.shape()[1];
+    let sum_of = |group| {
+        let rows = groups.rows(group);
+        if rows.is_empty() {
+            return B::float_zeros(Shape::new([1, f]), &dy_nf.device(), dy_nf.dtype().into());
+        }
+        B::float_sum_dim(take_rows::<B>(&dy_nf, rows), 0)
+    };
+    B::float_cat((0..groups.num_groups()).map(sum_of).collect(), 0)
+}
+
 /// How a group's matrix enters the product.
 #[derive(Clone, Copy)]
 enum Orientation {

@@ -1,20 +1,14 @@
-//! `[model]`: from what is written to what is built.
+//! `[model.ffn]`: from what is written to the block of each layer.
 
 use switchyard_experts::{
     BlockSparseSpec, DenseSpec, FfnSpec, MoeConfig, MoeLayersConfig, RouterSpec, SoftMoeSpec,
 };
+use switchyard_ground::key_checks::{in_range, not_zero, optional_in_range};
 use switchyard_ground::key_error::KeyError;
-use switchyard_model::{
-    AttentionConfig, AttentionSpec, FfnConfig, FfnUse, LayerNormConfig, LayerSpec, MixerSpec, ModelConfig,
-    ModelSpec, NormConfig, NormKind, PositionConfig, PositionKind, RmsNormConfig, RopeConfig,
-};
 use switchyard_router::{RouterConfig, Selection};
 
-use super::checks::{
-    MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS, below_one, in_range,
-    not_negative, not_zero, optional_in_range, positive,
-};
-use super::router;
+use super::limits::{MAX_EXPERTS, MAX_HIDDEN_WIDTH};
+use crate::{FfnConfig, FfnUse, ModelConfig};
 
 /// Which block a layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,148 +18,8 @@ enum LayerKind {
     BlockSparse,
 }
 
-/// The network of `config` for a vocabulary and a sequence length.
-///
-/// # Errors
-/// The first key under `model` whose value cannot be used.
-pub(super) fn resolve(
-    config: &ModelConfig,
-    vocab_size: usize,
-    max_seq_len: usize,
-    notes: &mut Vec<String>,
-) -> Result<ModelSpec, KeyError> {
-    in_range("model.num_layers", config.num_layers, 1..=MAX_LAYERS)?;
-    in_range("model.d_model", config.d_model, 1..=MAX_D_MODEL)?;
-    below_one("model.dropout", config.dropout)?;
-    not_negative("model.init.std", config.init.std)?;
-    let position = resolve_position(&config.position.clone().unwrap_or_default())?;
-    let mixer = MixerSpec::Attention(resolve_attention(&config.attention, config.d_model, position)?);
-    let layers = resolve_ffn(config, max_seq_len, notes)?
-        .into_iter()
-        .map(|ffn| LayerSpec { mixer: mixer.clone(), ffn, residual: config.residual })
-        .collect();
-    let spec = ModelSpec {
-        vocab_size,
-        max_seq_len,
-        d_model: config.d_model,
-        layers,
-        norm: resolve_norm(&config.norm.clone().unwrap_or_default())?,
-        position,
-        tie_embeddings: config.tie_embeddings,
-        dropout: config.dropout,
-        init: config.init.clone(),
-    };
-    let mixtures = spec.mixture_uses();
-    notes.extend(mixtures.iter().filter_map(router::note_on_causality));
-    check_capacity(config.ffn.moe.as_ref(), &mixtures, notes)?;
-    Ok(spec)
-}
-
-/// A capacity that no layer heeds is an error, one that some do not heed a note.
-fn check_capacity(
-    written: Option<&MoeConfig>,
-    mixtures: &[FfnUse<'_>],
-    notes: &mut Vec<String>,
-) -> Result<(), KeyError> {
-    let Some(capacity) = written.and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
-    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, KeyError)> = mixtures
-        .iter()
-        .filter_map(|used| {
-            let router = used.ffn.router()?;
-            Some((used, router, capacity.validate_selection(&router.config, &router.key).err()?))
-        })
-        .collect();
-    match refusals.first() {
-        Some((.., refusal)) if refusals.len() == mixtures.len() => {
-            Err(refusal.clone().under("model.ffn.moe.capacity"))
-        }
-        _ => {
-            notes.extend(refusals.iter().map(|(used, router, _)| {
-                format!(
-                    "`model.ffn.moe.capacity` has no effect in {}, where `{}.selection` decides by itself how many tokens \
-                     an expert takes",
-                    used.layers_in_words(),
-                    router.key
-                )
-            }));
-            Ok(())
-        }
-    }
-}
-
-fn resolve_position(config: &PositionConfig) -> Result<PositionKind, KeyError> {
-    match *config {
-        PositionConfig::Rope(RopeConfig { theta }) => {
-            positive("model.position.rope.theta", theta)?;
-            Ok(PositionKind::Rope { theta })
-        }
-        PositionConfig::Learned {} => Ok(PositionKind::Learned),
-        PositionConfig::Sinusoidal {} => Ok(PositionKind::Sinusoidal),
-        PositionConfig::Alibi {} => Ok(PositionKind::Alibi),
-    }
-}
-
-fn resolve_norm(config: &NormConfig) -> Result<NormKind, KeyError> {
-    match *config {
-        NormConfig::Rms(RmsNormConfig { epsilon }) => {
-            positive("model.norm.rms.epsilon", epsilon)?;
-            Ok(NormKind::Rms { epsilon })
-        }
-        NormConfig::Layer(LayerNormConfig { epsilon, bias }) => {
-            positive("model.norm.layer.epsilon", epsilon)?;
-            Ok(NormKind::Layer { epsilon, bias })
-        }
-    }
-}
-
-fn resolve_attention(
-    config: &AttentionConfig,
-    d_model: usize,
-    position: PositionKind,
-) -> Result<AttentionSpec, KeyError> {
-    let num_heads = config.num_heads;
-    in_range("model.attention.num_heads", num_heads, 1..=MAX_HEADS)?;
-    let num_kv_heads = config.num_kv_heads.unwrap_or(num_heads);
-    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        let problem =
-            format!("is {num_kv_heads}, which does not divide `model.attention.num_heads` = {num_heads}");
-        return Err(KeyError::new("model.attention.num_kv_heads", problem, "use a divisor"));
-    }
-    let d_head = match config.d_head {
-        Some(d_head) => d_head,
-        None if d_model.is_multiple_of(num_heads) => d_model / num_heads,
-        None => {
-            let problem = format!("is {num_heads}, which does not divide `model.d_model` = {d_model}");
-            let remedy = "use a divisor, or set `model.attention.d_head`";
-            return Err(KeyError::new("model.attention.num_heads", problem, remedy));
-        }
-    };
-    in_range("model.attention.d_head", d_head, 1..=MAX_D_HEAD)?;
-    if matches!(position, PositionKind::Rope { .. }) && !d_head.is_multiple_of(2) {
-        return Err(odd_head(config, d_head));
-    }
-    if let Some(settings) = config.qk_norm.settings() {
-        positive("model.attention.qk_norm.epsilon", settings.epsilon)?;
-    }
-    Ok(AttentionSpec { num_heads, num_kv_heads, d_head, qk_norm: config.qk_norm, bias: config.bias })
-}
-
-fn odd_head(config: &AttentionConfig, d_head: usize) -> KeyError {
-    let reason = "but rotary positions turn pairs of elements";
-    match config.d_head {
-        Some(_) => {
-            let problem = format!("is {d_head}, {reason}");
-            KeyError::new("model.attention.d_head", problem, "use an even width")
-        }
-        None => {
-            let problem = format!("is {}, which makes heads of width {d_head}, {reason}", config.num_heads);
-            KeyError::new("model.attention.num_heads", problem, "make the width even")
-        }
-    }
-}
-
 /// The feed-forward block of each layer, first layer first.
-fn resolve_ffn(
+pub(super) fn resolve_ffn(
     config: &ModelConfig,
     max_seq_len: usize,
     notes: &mut Vec<String>,
@@ -346,4 +200,52 @@ fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), K
         }
     }
     Ok(())
+}
+
+/// A capacity that no layer heeds is an error, one that some do not heed a note.
+pub(super) fn check_capacity(
+    written: Option<&MoeConfig>,
+    mixtures: &[FfnUse<'_>],
+    notes: &mut Vec<String>,
+) -> Result<(), KeyError> {
+    let Some(capacity) = written.and_then(|moe| moe.capacity.as_ref()) else { return Ok(()) };
+    let refusals: Vec<(&FfnUse<'_>, &RouterSpec, KeyError)> = mixtures
+        .iter()
+        .filter_map(|used| {
+            let router = used.ffn.router()?;
+            Some((used, router, capacity.validate_selection(&router.config, &router.key).err()?))
+        })
+        .collect();
+    match refusals.first() {
+        Some((.., refusal)) if refusals.len() == mixtures.len() => {
+            Err(refusal.clone().under("model.ffn.moe.capacity"))
+        }
+        _ => {
+            notes.extend(refusals.iter().map(|(used, router, _)| {
+                format!(
+                    "`model.ffn.moe.capacity` has no effect in {}, where `{}.selection` decides by itself how many tokens \
+                     an expert takes",
+                    used.layers_in_words(),
+                    router.key
+                )
+            }));
+            Ok(())
+        }
+    }
+}
+
+/// Warning printed for a router that is not causal; `None` if it is causal.
+pub(super) fn note_on_causality(used: &FfnUse<'_>) -> Option<String> {
+    let router = used.ffn.router()?;
+    let (table, what) = match &router.config.selection {
+        Selection::ExpertChoice(_) => ("expert_choice", "a token's experts depend on later tokens"),
+        Selection::Soft(_) => ("soft", "later tokens are mixed into every output"),
+        _ => return None,
+    };
+    Some(format!(
+        "`{}.selection.{table}` in {} is not causal: {what}, so the validation loss sees what it should predict and does \
+         not compare with that of a causal router",
+        router.key,
+        used.layers_in_words()
+    ))
 }
