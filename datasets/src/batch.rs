@@ -1,6 +1,7 @@
 //! What the datasets hand to the trainer.
 
 use crate::error::DatasetError;
+use crate::span::Span;
 use crate::store::TokenStore;
 
 /// Sequences of tokens with their targets, in host memory.
@@ -10,14 +11,21 @@ pub struct TokenBatch {
     pub input_ids: Vec<i32>,
     /// `[num_sequences * seq_len]`, row-major: the token after each input. After the last token of
     /// a document that is the first of the next one; such targets are kept, and cost what
-    /// documents' beginnings cost.
+    /// documents' beginnings cost. Packed sequences have none of them: there the last token of a
+    /// document is a target only. Id 0 stands where `target_mask` is false.
     pub target_ids: Vec<i32>,
     /// `[num_sequences * seq_len]`, row-major: for each input, which document of its row it belongs
     /// to, from 0; present when documents are masked. A token may attend to tokens with its own
     /// number only.
     pub segment_ids: Option<Vec<i32>>,
+    /// `[num_sequences * seq_len]`, row-major: whether each target counts in the loss; `None` if all
+    /// do. Padding, at the end of packed sequences, does not; it has a segment of its own.
+    pub target_mask: Option<Vec<bool>>,
     /// `[num_sequences]`: domain of each sequence's first token; 0 where no domains are known.
     pub domains: Vec<u16>,
+    /// `[num_sequences]`: index of each sequence's source in
+    /// [`Dataset::sources`](crate::Dataset::sources); 0 where there is one.
+    pub source_ids_b: Vec<u16>,
     /// Rows.
     pub num_sequences: usize,
     /// Columns.
@@ -46,14 +54,80 @@ impl TokenBatch {
             input_ids,
             target_ids,
             segment_ids: mask_documents.then(segments),
+            target_mask: None,
             domains: starts.iter().map(|start| store.domain(*start)).collect(),
+            source_ids_b: vec![0; starts.len()],
             num_sequences: starts.len(),
             seq_len,
         })
     }
 
-    /// Number of targets: `num_sequences * seq_len`.
+    /// The packed sequence of `spans`, in this order, and padding after them.
+    pub(crate) fn packed(store: &TokenStore, spans: &[Span], seq_len: usize) -> Result<Self, DatasetError> {
+        let (mut input_ids, mut target_ids) = (vec![0; seq_len], vec![0; seq_len]);
+        // What no span covers is padding.
+        let mut segments = vec![spans.len() as i32; seq_len];
+        let mut mask = vec![false; seq_len];
+        let (mut window, mut place) = (Vec::new(), 0);
+        for (segment, Span { start, len }) in spans.iter().copied().enumerate() {
+            window.resize(len + 1, 0);
+            store.read(start, &mut window)?;
+            let places = place..place + len;
+            input_ids[places.clone()].copy_from_slice(&window[..len]);
+            target_ids[places.clone()].copy_from_slice(&window[1..]);
+            segments[places.clone()].fill(segment as i32);
+            mask[places].fill(true);
+            place += len;
+        }
+        Ok(Self {
+            input_ids,
+            target_ids,
+            segment_ids: Some(segments),
+            target_mask: Some(mask),
+            domains: vec![spans.first().map_or(0, |span| store.domain(span.start))],
+            source_ids_b: vec![0],
+            num_sequences: 1,
+            seq_len,
+        })
+    }
+
+    /// The rows of `batches`, one below the other; `None` without any.
+    ///
+    /// # Panics
+    /// If their rows differ in length, or only some have segments or masks.
+    pub(crate) fn stacked(batches: Vec<Self>) -> Option<Self> {
+        let mut batches = batches.into_iter();
+        let mut all = batches.next()?;
+        for batch in batches {
+            assert_eq!(batch.seq_len, all.seq_len, "rows of one length");
+            all.input_ids.extend(batch.input_ids);
+            all.target_ids.extend(batch.target_ids);
+            extend(&mut all.segment_ids, batch.segment_ids);
+            extend(&mut all.target_mask, batch.target_mask);
+            all.domains.extend(batch.domains);
+            all.source_ids_b.extend(batch.source_ids_b);
+            all.num_sequences += batch.num_sequences;
+        }
+        Some(all)
+    }
+
+    /// Number of places for targets: `num_sequences * seq_len`.
     pub fn num_tokens(&self) -> usize {
         self.target_ids.len()
+    }
+
+    /// Number of targets that count in the loss.
+    pub fn num_counted_targets(&self) -> usize {
+        let masked = |mask: &Vec<bool>| mask.iter().filter(|counts| **counts).count();
+        self.target_mask.as_ref().map_or(self.target_ids.len(), masked)
+    }
+}
+
+/// Adds `more` to `all`, where both are given or neither.
+fn extend<T>(all: &mut Option<Vec<T>>, more: Option<Vec<T>>) {
+    match (all, more) {
+        (Some(all), Some(more)) => all.extend(more),
+        (None, None) => {}
+        _ => panic!("only some rows have segments or masks"),
     }
 }

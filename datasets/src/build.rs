@@ -1,27 +1,28 @@
 //! From documents to the files of a prepared folder.
 
+mod split_writer;
+
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::bpe::{self, WordCounts};
 use crate::config::{DataConfig, TokenizerConfig};
-use crate::encoded::Encoded;
 use crate::error::DatasetError;
-use crate::manifest::{Repeats, ShardManifest, SplitManifest};
+use crate::manifest::{Repeats, SplitManifest};
 use crate::overlap::{OverlapMeter, Overlaps};
-use crate::pieces::TextPiece;
-use crate::progress::{Progress, Stage};
+use crate::progress::Progress;
 use crate::remarks::Remarks;
-use crate::shard::{MAX_SHARD_TOKENS, ShardWriter};
 use crate::source::{Content, Document, Source};
 use crate::split::{Part, Split, SplitKind, SplitRule, Splitter};
 use crate::tokenizer::Tokenizer;
-use switchyard_ground::digest::hex;
+use crate::unfinished::{note, noted};
+use split_writer::SplitWriter;
 
 /// Text that is gathered before all cores work on it.
 const BATCH_BYTES: u64 = 8 << 20;
-/// Pieces of text whose ids are in memory at a time.
-const BATCH_PIECES: usize = 512;
+/// Names of the notes in a folder in the making; those of shards have the names of splits.
+const OVERLAP_NOTE: &str = "overlap";
+const TOKENIZER_NOTE: &str = "tokenizer";
 /// Merges between two looks at the stop flag.
 const MERGES_PER_CHECK: usize = 64;
 /// Different documents that are remembered while repeats are counted: half a gigabyte at most.
@@ -100,12 +101,17 @@ impl Survey {
 }
 
 /// How much of the held-out text the training split has too; with `max_overlap`, `survey` leaves out
-/// from now on what has too much of it.
+/// from now on what has too much of it. Noted in `folder`, so that it is measured once.
 pub(crate) fn measure_overlap(
     source: &Source,
     survey: &mut Survey,
+    folder: &Path,
     progress: &Progress,
 ) -> Result<Overlaps, DatasetError> {
+    if let Some(overlaps) = noted::<Overlaps>(folder, OVERLAP_NOTE) {
+        survey.left_out.clone_from(&overlaps.left_out);
+        return Ok(overlaps);
+    }
     let stage = progress.stage("looking for text in two splits", Some(2 * survey.total_len));
     let max_overlap = survey.rule.max_overlap;
     let mut meter = OverlapMeter::new(survey.held_out_len, max_overlap.is_some());
@@ -120,27 +126,47 @@ pub(crate) fn measure_overlap(
     let overlaps = meter.finish(max_overlap);
     stage.finish();
     survey.left_out.clone_from(&overlaps.left_out);
+    note(folder, OVERLAP_NOTE, &overlaps)?;
     Ok(overlaps)
 }
 
-/// The tokenizer that `config` asks for; a trained one sees the training split only.
+/// The tokenizer that `config` asks for; a trained one sees the training split only, and is noted in
+/// `folder`, so that it is trained once.
 pub(crate) fn make_tokenizer(
     config: &DataConfig,
     source: &Source,
     survey: &Survey,
+    folder: &Path,
     progress: &Progress,
 ) -> Result<Tokenizer, DatasetError> {
     if let Source::Synthetic(_) = source {
         return Ok(Tokenizer::Ids { vocab_size: config.vocab_size()?, end_of_document: Some(0) });
     }
-    let bpe = match &config.tokenizer {
-        Some(TokenizerConfig::Bpe(bpe)) => bpe,
-        Some(TokenizerConfig::File(file)) => return Tokenizer::of_config(file),
-        Some(TokenizerConfig::Bytes {}) | None => return Ok(Tokenizer::Bytes),
-    };
+    match &config.tokenizer {
+        Some(TokenizerConfig::Bpe(bpe)) => {
+            let json = noted::<String>(folder, TOKENIZER_NOTE);
+            if let Some(Ok(tokenizer)) = json.map(|json| Tokenizer::from_json(json.into_bytes())) {
+                return Ok(tokenizer.with_vocab_size(bpe.vocab_size));
+            }
+            let mut counts = WordCounts::default();
+            count_words(source, survey, &mut counts, progress)?;
+            let tokenizer = train_tokenizer(counts, bpe.vocab_size, progress)?;
+            note(folder, TOKENIZER_NOTE, &String::from_utf8_lossy(&tokenizer.to_json()))?;
+            Ok(tokenizer)
+        }
+        Some(TokenizerConfig::File(file)) => Tokenizer::of_config(file),
+        Some(TokenizerConfig::Bytes {}) | None => Ok(Tokenizer::Bytes),
+    }
+}
 
+/// Adds the words of the training split of `source` to `counts`.
+pub(crate) fn count_words(
+    source: &Source,
+    survey: &Survey,
+    counts: &mut WordCounts,
+    progress: &Progress,
+) -> Result<(), DatasetError> {
     let stage = progress.stage("counting words", Some(survey.total_len));
-    let mut counts = WordCounts::default();
     for_each_batch(source, survey, &mut |batch| {
         let texts = batch.iter().filter(|part| part.split == Split::Train).map(|part| &part.document.content);
         counts.add(texts.filter_map(|content| match content {
@@ -150,10 +176,18 @@ pub(crate) fn make_tokenizer(
         stage.advance(batch.iter().map(|part| part.document.len()).sum())
     })?;
     stage.finish();
+    Ok(())
+}
 
+/// A byte-pair encoding of `vocab_size` ids, trained on words that have been counted.
+pub(crate) fn train_tokenizer(
+    counts: WordCounts,
+    vocab_size: usize,
+    progress: &Progress,
+) -> Result<Tokenizer, DatasetError> {
     let stage = progress.stage("training the tokenizer", None);
     let mut num_merges = 0;
-    let tokenizer = bpe::train_on_words(counts, bpe.vocab_size, &mut || {
+    let tokenizer = bpe::train_on_words(counts, vocab_size, &mut || {
         num_merges += 1;
         if num_merges % MERGES_PER_CHECK == 0 { stage.advance(0) } else { Ok(()) }
     })?;
@@ -177,7 +211,8 @@ pub(crate) struct Written {
     pub(crate) repeats: Repeats,
 }
 
-/// Writes the shards of all splits to `folder`; returns the facts about them.
+/// Writes the shards of all splits to `folder`; returns the facts about them. Shards that an
+/// interrupted preparation has finished there are checked and kept.
 ///
 /// `marks` are put around the documents of text that begin and end in their split; ids bring their
 /// own.
@@ -190,14 +225,14 @@ pub(crate) fn write_shards(
     progress: &Progress,
 ) -> Result<Written, DatasetError> {
     let num_domains = source.domain_names().len();
-    let writer = |split: &Split| SplitWriter::new(folder, *split, tokenizer, num_domains);
-    let mut writers: Vec<SplitWriter> = survey.rule.splits().iter().map(writer).collect();
+    let writer = |split: &Split| SplitWriter::open(folder, *split, tokenizer, num_domains, progress);
+    let mut writers = survey.rule.splits().iter().map(writer).collect::<Result<Vec<_>, _>>()?;
     let mut seen = Seen::default();
     let stage = progress.stage("tokenizing", Some(survey.total_len));
     for_each_batch(source, survey, &mut |batch| {
         batch.iter().filter(|part| part.is_whole).for_each(|part| seen.add(part));
         for writer in &mut writers {
-            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split).collect();
+            let parts: Vec<&Part> = batch.iter().filter(|part| part.split == writer.split()).collect();
             writer.add(&parts, tokenizer, marks, &stage)?;
         }
         Ok(())
@@ -205,7 +240,7 @@ pub(crate) fn write_shards(
     stage.finish();
     let mut manifests = Vec::new();
     for writer in writers {
-        let split = writer.split;
+        let split = writer.split();
         let manifest = writer.finish()?;
         if manifest.num_tokens == 0 {
             return Err(survey.empty_split(split));
@@ -265,195 +300,4 @@ fn for_each_batch(
         work(&std::mem::take(&mut batch))
     })?;
     work(&batch)
-}
-
-/// Writes one split.
-struct SplitWriter {
-    folder: PathBuf,
-    split: Split,
-    vocab_size: u64,
-    tokenizer_hash: [u8; 32],
-    shard: Option<ShardWriter>,
-    /// The id that stands for text which the vocabulary cannot spell.
-    unknown_id: Option<u32>,
-    /// Tokens of the current document.
-    document_tokens: u64,
-    manifest: SplitManifest,
-}
-
-impl SplitWriter {
-    fn new(folder: &Path, split: Split, tokenizer: &Tokenizer, num_domains: usize) -> Self {
-        Self {
-            folder: folder.to_path_buf(),
-            split,
-            vocab_size: tokenizer.vocab_size() as u64,
-            tokenizer_hash: tokenizer.hash_bytes(),
-            shard: None,
-            unknown_id: tokenizer.unknown_id(),
-            document_tokens: 0,
-            manifest: SplitManifest { tokens_per_domain: vec![0; num_domains], ..SplitManifest::default() },
-        }
-    }
-
-    /// Adds documents: pieces of text are encoded on all cores, and written in order.
-    fn add(
-        &mut self,
-        parts: &[&Part],
-        tokenizer: &Tokenizer,
-        marks: Marks,
-        stage: &Stage,
-    ) -> Result<(), DatasetError> {
-        let work: Vec<Piece<'_>> = parts.iter().flat_map(|part| split_into_pieces(part, tokenizer)).collect();
-        for batch in work.chunks(BATCH_PIECES) {
-            for (piece, encoded) in batch.iter().zip(encode_all(batch, tokenizer, marks)?) {
-                self.append(piece, &encoded)?;
-            }
-            stage.advance(batch.iter().map(|piece| piece.content.len()).sum())?;
-        }
-        Ok(())
-    }
-
-    fn append(
-        &mut self,
-        piece: &Piece<'_>,
-        Encoded { ids, lost_bytes }: &Encoded,
-    ) -> Result<(), DatasetError> {
-        let domain = piece.part.document.domain;
-        if piece.is_first {
-            self.begin_document(domain)?;
-        }
-        if let Content::Text(_) = piece.part.document.content {
-            self.manifest.num_bytes += piece.content.len();
-        }
-        let facts = &mut self.manifest;
-        facts.num_tokens += ids.len() as u64;
-        facts.lost_bytes += lost_bytes;
-        facts.unknown_tokens += ids.iter().filter(|id| Some(**id) == self.unknown_id).count() as u64;
-        self.document_tokens += ids.len() as u64;
-        facts.largest_document_tokens = facts.largest_document_tokens.max(self.document_tokens);
-        self.manifest.tokens_per_domain[usize::from(domain)] += ids.len() as u64;
-        match &mut self.shard {
-            Some(shard) => shard.append(ids),
-            None => Ok(()),
-        }
-    }
-
-    fn begin_document(&mut self, domain: u16) -> Result<(), DatasetError> {
-        if self.shard.as_ref().is_some_and(|shard| shard.num_tokens() >= MAX_SHARD_TOKENS) {
-            self.finish_shard()?;
-        }
-        if self.shard.is_none() {
-            let path = self.folder.join(self.shard_name());
-            self.shard = Some(ShardWriter::create(&path, self.vocab_size, self.tokenizer_hash)?);
-        }
-        if let Some(shard) = &mut self.shard {
-            shard.begin_document(domain);
-        }
-        self.manifest.num_documents += 1;
-        self.document_tokens = 0;
-        Ok(())
-    }
-
-    fn shard_name(&self) -> String {
-        format!("{}-{:05}.shard", self.split.name(), self.manifest.shards.len())
-    }
-
-    fn finish_shard(&mut self) -> Result<(), DatasetError> {
-        let file = self.shard_name();
-        if let Some(shard) = self.shard.take() {
-            let finished = shard.finish()?;
-            self.manifest.shards.push(ShardManifest {
-                file,
-                num_tokens: finished.num_tokens,
-                sha256: hex(&finished.checksum),
-            });
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<SplitManifest, DatasetError> {
-        self.finish_shard()?;
-        Ok(self.manifest)
-    }
-}
-
-/// What one core encodes at a time.
-struct Piece<'a> {
-    part: &'a Part,
-    content: PieceContent<'a>,
-    is_first: bool,
-    is_last: bool,
-}
-
-enum PieceContent<'a> {
-    Text(TextPiece<'a>),
-    Ids(&'a [u32]),
-}
-
-impl PieceContent<'_> {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Text(piece) => piece.text.len() as u64,
-            Self::Ids(ids) => ids.len() as u64,
-        }
-    }
-}
-
-impl<'a> Piece<'a> {
-    /// The text, empty for ids.
-    fn text(&self) -> TextPiece<'a> {
-        match self.content {
-            PieceContent::Text(piece) => piece,
-            PieceContent::Ids(_) => TextPiece::whole(""),
-        }
-    }
-}
-
-/// Ids of each piece, with the marks where a document of text begins and ends.
-fn encode_all(
-    pieces: &[Piece<'_>],
-    tokenizer: &Tokenizer,
-    marks: Marks,
-) -> Result<Vec<Encoded>, DatasetError> {
-    let texts: Vec<TextPiece<'_>> = pieces.iter().map(Piece::text).collect();
-    let mut encoded = tokenizer.encode_all(&texts).map_err(|error| in_document(error, pieces, tokenizer))?;
-    for (piece, Encoded { ids, .. }) in pieces.iter().zip(&mut encoded) {
-        if let PieceContent::Ids(own) = piece.content {
-            ids.extend_from_slice(own);
-            continue;
-        }
-        if piece.is_first && piece.part.is_begin {
-            ids.splice(..0, marks.begin);
-        }
-        if piece.is_last && piece.part.is_end {
-            ids.extend(marks.end);
-        }
-    }
-    Ok(encoded)
-}
-
-/// `error` with the document that has the text in it: the words of many documents are encoded
-/// together.
-fn in_document(error: DatasetError, pieces: &[Piece<'_>], tokenizer: &Tokenizer) -> DatasetError {
-    if !matches!(error, DatasetError::Unspellable { .. }) {
-        return error;
-    }
-    let first = pieces.iter().find_map(|piece| match tokenizer.encode_all(&[piece.text()]) {
-        Err(DatasetError::Unspellable { problem, .. }) => {
-            let document = Some(piece.part.document.name.clone());
-            Some(DatasetError::Unspellable { document, problem })
-        }
-        _ => None,
-    });
-    first.unwrap_or(error)
-}
-
-fn split_into_pieces<'a>(part: &'a Part, tokenizer: &Tokenizer) -> Vec<Piece<'a>> {
-    let contents: Vec<PieceContent<'_>> = match &part.document.content {
-        Content::Text(text) => tokenizer.pieces(text).into_iter().map(PieceContent::Text).collect(),
-        Content::Ids(ids) => vec![PieceContent::Ids(ids)],
-    };
-    let last = contents.len().saturating_sub(1);
-    let piece = |(index, content)| Piece { part, content, is_first: index == 0, is_last: index == last };
-    contents.into_iter().enumerate().map(piece).collect()
 }

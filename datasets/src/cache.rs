@@ -3,7 +3,8 @@
 //! `<cache>/<name>/` is a complete corpus, `<cache>/<name>.tmp/` one in the making,
 //! `<cache>/<name>.lock` the file whose lock its maker holds; the name is a hash of the corpus' key
 //! and of the version of the folder's layout. The system drops the lock when a process ends,
-//! however it ends: a `.tmp` folder whose lock can be taken is a leftover.
+//! however it ends: a `.tmp` folder whose lock can be taken is a leftover. One that holds finished
+//! parts is where the next preparation of the same corpus goes on.
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -16,9 +17,13 @@ use switchyard_ground::{durable, regular_file};
 use crate::error::DatasetError;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_NAME};
 use crate::progress::Progress;
+use crate::unfinished::has_notes;
 use switchyard_ground::digest::hex;
 
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Unfinished work of other corpora is kept for so long.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Hexadecimal digits of a folder's name.
 const NAME_LEN: usize = 16;
@@ -94,10 +99,14 @@ pub(crate) struct LockedEntry {
 }
 
 impl LockedEntry {
-    /// An empty folder to prepare in.
+    /// A folder to prepare in: empty, or with what an interrupted preparation of this corpus has
+    /// finished.
     pub(crate) fn start(&self) -> Result<PathBuf, DatasetError> {
         self.remove_leftovers();
         let folder = self.temporary();
+        if has_notes(&folder) {
+            return Ok(folder);
+        }
         remove_folder(&folder).map_err(DatasetError::io("remove", &folder))?;
         std::fs::create_dir(&folder).map_err(DatasetError::io("create", &folder))?;
         Ok(folder)
@@ -124,12 +133,19 @@ impl LockedEntry {
         }
     }
 
+    /// Removes what was prepared so far, unless something of it is finished.
+    pub(crate) fn discard_unfinished(&self) {
+        if !has_notes(&self.temporary()) {
+            self.discard();
+        }
+    }
+
     fn temporary(&self) -> PathBuf {
         self.entry.root.join(format!("{}.tmp", self.entry.name))
     }
 
     /// Removes what interrupted preparations of other corpora left behind. Those that another
-    /// process works on are locked and stay.
+    /// process works on are locked and stay; those that can go on stay for a week.
     fn remove_leftovers(&self) {
         let Ok(entries) = std::fs::read_dir(&self.entry.root) else { return };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -138,7 +154,7 @@ impl LockedEntry {
             };
             let is_ours = name == self.entry.name;
             let is_entry_name = name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_ours || !is_entry_name {
+            if is_ours || !is_entry_name || has_notes(&path) && is_recent(&path) {
                 continue;
             }
             let lock = lock_path(&self.entry.root, name);
@@ -153,6 +169,12 @@ impl LockedEntry {
             }
         }
     }
+}
+
+/// Whether `folder` was worked on within the time that unfinished work is kept.
+fn is_recent(folder: &Path) -> bool {
+    let changed = std::fs::metadata(folder).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEPT))
 }
 
 fn lock_path(root: &Path, name: &str) -> PathBuf {
@@ -215,6 +237,24 @@ mod tests {
         let locked = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
         std::fs::write(locked.start().unwrap().join("half"), "x").unwrap();
         assert_eq!(std::fs::read_dir(locked.start().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn finished_parts_are_found_again_and_outlive_other_preparations_for_a_week() {
+        let root = tempfile::tempdir().unwrap();
+        let locked = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        let folder = locked.start().unwrap();
+        std::fs::write(folder.join("train.progress"), "{}").unwrap();
+        locked.discard_unfinished();
+        drop(locked);
+        entry(root.path(), 'b').lock(&Progress::silent()).unwrap().start().unwrap();
+        let again = entry(root.path(), 'a').lock(&Progress::silent()).unwrap();
+        assert!(again.start().unwrap().join("train.progress").exists());
+        drop(again);
+        let long_ago = std::time::SystemTime::now() - KEPT - Duration::from_secs(60);
+        File::open(&folder).unwrap().set_modified(long_ago).unwrap();
+        entry(root.path(), 'c').lock(&Progress::silent()).unwrap().start().unwrap();
+        assert!(!folder.exists());
     }
 
     #[test]

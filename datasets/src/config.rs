@@ -1,10 +1,12 @@
 //! What the user writes in `[data]`.
 //!
-//! One source table, at most one tokenizer table and at most one split rule: closed choices are
+//! One source table or several sources in shares, at most one tokenizer table and at most one split rule: closed choices are
 //! externally tagged enums, each variant a table of its name. An error inside keeps its key and its
 //! position in the file, which an internally tagged enum (`type = "text"` beside the keys) would
 //! lose.
 
+mod mixture;
+mod source;
 mod split;
 
 use std::path::PathBuf;
@@ -14,27 +16,22 @@ use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::open_choice::OpenChoice;
 
+pub use mixture::{MixtureSourceConfig, SourceWeights, WeightChange};
+pub(crate) use source::is_megatron_index;
+pub use source::{CratesConfig, OnTrouble, SyntheticConfig, TextConfig, TokenDtype, TokensConfig};
 pub use split::{SplitConfig, SplitFractions};
 
 /// Share of the documents that validates when no split rule is given.
 pub const DEFAULT_VALIDATION_FRACTION: f64 = 0.05;
 
-/// Smallest trained vocabulary: every byte, and the end-of-document mark.
 /// Ids of the tokenizer whose ids are bytes.
 pub(crate) const BYTES_VOCAB_SIZE: usize = 256;
-/// One more than the bytes.
+/// Smallest trained vocabulary: every byte, and the end-of-document mark.
 const MIN_BPE_VOCAB_SIZE: usize = BYTES_VOCAB_SIZE + 1;
 const MAX_BPE_VOCAB_SIZE: usize = 1 << 18;
-/// What 16-bit ids can tell apart.
-const MAX_16_BIT_VOCAB_SIZE: usize = 1 << 16;
 /// More ids than any vocabulary has; what is beyond is a mistake, and would ask for gigabytes of
 /// embeddings.
 pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 24;
-/// Largest document, unless `data.text.max_document_bytes` says otherwise: a compressed file of a
-/// few kilobytes can unpack to more than the memory holds.
-const DEFAULT_MAX_DOCUMENT_BYTES: u64 = 2 << 30;
-/// Bound on the transition tables of the synthetic source: 8 bytes an entry, so half a gigabyte.
-const MAX_SYNTHETIC_TABLE_ENTRIES: usize = 1 << 26;
 
 /// Text and tokenizer of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,12 +42,32 @@ pub struct DataConfig {
     pub cache_dir: Option<PathBuf>,
     /// Give the model the documents' borders, so that no token attends across one; default false.
     pub mask_documents: bool,
+    /// How training sequences are made of documents.
+    pub packing: Packing,
     /// Where the text comes from.
     pub source: SourceConfig,
     /// How text becomes ids; absent is bytes. Not for sources of ids.
     pub tokenizer: Option<TokenizerConfig>,
     /// Which part validates; absent is 5 % of the documents, chosen by their hash.
     pub split: Option<SplitConfig>,
+}
+
+/// How training sequences are made of documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// All documents one after the other, cut every `seq_len` tokens.
+    #[default]
+    Concatenate,
+    /// Whole documents where they fit best, each seen alone; the rest of a sequence is padding, which
+    /// does not count (arXiv:2404.10830). Longer documents are cut.
+    BestFit,
+}
+
+impl Packing {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the text of a run comes from.
@@ -62,8 +79,10 @@ pub enum SourceConfig {
     Text(TextConfig),
     /// A generated mixture of hidden domains with a known entropy floor.
     Synthetic(SyntheticConfig),
-    /// Files of token ids, as nanoGPT writes them.
+    /// Files of token ids, as nanoGPT, llm.c and Megatron-LM write them.
     Tokens(TokensConfig),
+    /// Several of them, in shares.
+    Mixture(Vec<MixtureSourceConfig>),
 }
 
 /// Text and tokenizer of a run: [`DataConfig`] as it is written, the source beside the other keys.
@@ -71,7 +90,8 @@ pub enum SourceConfig {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)] // A misspelt key must stop the run, not prepare another corpus.
 #[schemars(extend("oneOf" = [
-    { "required": ["crates"] }, { "required": ["text"] }, { "required": ["synthetic"] }, { "required": ["tokens"] }
+    { "required": ["crates"] }, { "required": ["text"] }, { "required": ["synthetic"] }, { "required": ["tokens"] },
+    { "required": ["sources"] }
 ]))]
 struct DataTables {
     /// Folder of prepared corpora; absent is `SWITCHYARD_CACHE_DIR`, else `switchyard` in the
@@ -81,6 +101,10 @@ struct DataTables {
     /// Give the model the documents' borders, so that no token attends across one; default false.
     #[serde(default)]
     mask_documents: bool,
+    /// How training sequences are made of documents: `concatenate` (default), or `best_fit` for whole
+    /// documents with padding.
+    #[serde(default, skip_serializing_if = "Packing::is_default")]
+    packing: Packing,
     /// Source: the archives of the crates that Switchyard itself is built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crates: Option<CratesConfig>,
@@ -90,9 +114,12 @@ struct DataTables {
     /// Source: a generated mixture of hidden domains with a known entropy floor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     synthetic: Option<SyntheticConfig>,
-    /// Source: files of token ids, as nanoGPT writes them.
+    /// Source: files of token ids, as nanoGPT, llm.c and Megatron-LM write them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokens: Option<TokensConfig>,
+    /// Several sources in shares, each with a name, a weight and a source table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sources: Option<Vec<MixtureSourceConfig>>,
     /// How text becomes ids; absent is bytes. Not for `synthetic` and `tokens`, which are ids
     /// already.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "switchyard_ground::open_choice")]
@@ -108,32 +135,42 @@ impl TryFrom<DataTables> for DataConfig {
     type Error = &'static str;
 
     fn try_from(tables: DataTables) -> Result<Self, Self::Error> {
-        let DataTables { cache_dir, mask_documents, crates, text, synthetic, tokens, tokenizer, split } =
-            tables;
-        let sources = [
-            crates.map(SourceConfig::Crates),
-            text.map(SourceConfig::Text),
-            synthetic.map(SourceConfig::Synthetic),
-            tokens.map(SourceConfig::Tokens),
-        ];
-        let mut given = sources.into_iter().flatten();
-        match (given.next(), given.next()) {
-            (Some(source), None) => Ok(Self { cache_dir, mask_documents, source, tokenizer, split }),
-            _ => Err("wanted exactly one of `crates`, `text`, `synthetic`, `tokens`"),
-        }
+        let DataTables { cache_dir, mask_documents, packing, crates, text, synthetic, tokens, .. } = tables;
+        let has_one = crates.is_some() || text.is_some() || synthetic.is_some() || tokens.is_some();
+        let source = match tables.sources {
+            Some(_) if has_one => None,
+            Some(sources) => Some(SourceConfig::Mixture(sources)),
+            None => SourceConfig::only_one_of(crates, text, synthetic, tokens),
+        };
+        let source =
+            source.ok_or("wanted exactly one of `crates`, `text`, `synthetic`, `tokens`, `sources`")?;
+        let (tokenizer, split) = (tables.tokenizer, tables.split);
+        Ok(Self { cache_dir, mask_documents, packing, source, tokenizer, split })
     }
 }
 
 impl From<DataConfig> for DataTables {
     fn from(config: DataConfig) -> Self {
-        let DataConfig { cache_dir, mask_documents, source, tokenizer, split } = config;
-        let (crates, text, synthetic, tokens) = (None, None, None, None);
-        let tables = Self { cache_dir, mask_documents, crates, text, synthetic, tokens, tokenizer, split };
+        let DataConfig { cache_dir, mask_documents, packing, source, tokenizer, split } = config;
+        let (crates, text, synthetic, tokens, sources) = (None, None, None, None, None);
+        let tables = Self {
+            cache_dir,
+            mask_documents,
+            packing,
+            crates,
+            text,
+            synthetic,
+            tokens,
+            sources,
+            tokenizer,
+            split,
+        };
         match source {
             SourceConfig::Crates(crates) => Self { crates: Some(crates), ..tables },
             SourceConfig::Text(text) => Self { text: Some(text), ..tables },
             SourceConfig::Synthetic(synthetic) => Self { synthetic: Some(synthetic), ..tables },
             SourceConfig::Tokens(tokens) => Self { tokens: Some(tokens), ..tables },
+            SourceConfig::Mixture(sources) => Self { sources: Some(sources), ..tables },
         }
     }
 }
@@ -141,102 +178,68 @@ impl From<DataConfig> for DataTables {
 impl SourceConfig {
     /// Whether the source is made of ids, which no tokenizer here has made.
     pub fn is_of_ids(&self) -> bool {
-        matches!(self, Self::Synthetic(_) | Self::Tokens(_))
+        match self {
+            Self::Synthetic(_) | Self::Tokens(_) => true,
+            Self::Crates(_) | Self::Text(_) => false,
+            Self::Mixture(sources) => sources.iter().all(|source| source.source.is_of_ids()),
+        }
     }
-}
 
-/// `[data.crates]`: source code and documentation that every machine which built Switchyard already
-/// holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub struct CratesConfig {
-    /// Cut the corpus to at most this many bytes, a fair mixture of all crates; absent takes
-    /// everything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_bytes: Option<u64>,
-}
+    /// The name of its table.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Crates(_) => "crates",
+            Self::Text(_) => "text",
+            Self::Synthetic(_) => "synthetic",
+            Self::Tokens(_) => "tokens",
+            Self::Mixture(_) => "sources",
+        }
+    }
 
-/// `[data.text]`: a file, or a folder walked in sorted order.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TextConfig {
-    /// A `.txt`, `.md` or `.jsonl` file, each also `.gz` or `.zst`, or a folder of them.
-    pub path: PathBuf,
-    /// Field that holds the text in each line of a `.jsonl` file, `a.b` for field `b` of the object
-    /// `a`; absent is `text`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jsonl_key: Option<String>,
-    /// What to do with a line of a `.jsonl` file that has no usable text; absent is `stop`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on_bad_line: Option<OnTrouble>,
-    /// Text between two documents of a plain file, such as `<|endoftext|>`; it is in neither.
-    /// Absent: a file is a document.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub separator: Option<String>,
-    /// Largest document in bytes; absent is 2 GiB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_document_bytes: Option<u64>,
-}
+    /// The source that is given, unless it is none or several.
+    fn only_one_of(
+        crates: Option<CratesConfig>,
+        text: Option<TextConfig>,
+        synthetic: Option<SyntheticConfig>,
+        tokens: Option<TokensConfig>,
+    ) -> Option<Self> {
+        let sources = [
+            crates.map(Self::Crates),
+            text.map(Self::Text),
+            synthetic.map(Self::Synthetic),
+            tokens.map(Self::Tokens),
+        ];
+        let mut given = sources.into_iter().flatten();
+        given.next().filter(|_| given.next().is_none())
+    }
 
-/// What to do with input that cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum OnTrouble {
-    /// End with an error that names it.
-    #[default]
-    Stop,
-    /// Leave it out, count it, and say so.
-    Skip,
-}
+    /// For a single source of ids its table and the number of ids.
+    fn vocab_size_of_ids(&self) -> Option<(&'static str, usize)> {
+        match self {
+            Self::Synthetic(synthetic) => Some((self.name(), synthetic.vocab_size)),
+            Self::Tokens(tokens) => Some((self.name(), tokens.vocab_size)),
+            Self::Crates(_) | Self::Text(_) | Self::Mixture(_) => None,
+        }
+    }
 
-/// `[data.synthetic]`: documents of hidden domains, each domain a sparse random Markov chain.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SyntheticConfig {
-    /// Hidden domains; each document is drawn from one of them.
-    pub num_domains: usize,
-    /// Distinct ids, including id 0, the end-of-document mark.
-    pub vocab_size: usize,
-    /// Documents to generate, training and validation together.
-    pub num_documents: u64,
-    /// Mean tokens per document, its end mark included; lengths are geometric, at least 2.
-    pub document_tokens: usize,
-    /// Possible successors of each symbol within a domain.
-    pub branching: usize,
-    /// Seed of the chains and of the documents; default 0.
-    #[serde(default)]
-    pub seed: u64,
-}
-
-/// Width of the ids in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenDtype {
-    /// 16 bits, as nanoGPT writes them.
-    U16,
-    /// 32 bits.
-    U32,
-}
-
-/// `[data.tokens]`: little-endian ids, raw or behind the header of llm.c, read where they lie.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TokensConfig {
-    /// Ids to train on.
-    pub train: PathBuf,
-    /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of
-    /// `train`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<PathBuf>,
-    /// File of the test split, beside one of the validation split; absent makes none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test: Option<PathBuf>,
-    /// Number of distinct ids; each id in the files must be below it.
-    pub vocab_size: usize,
-    /// Width of the ids. Absent: as a header says, else 16 bits, unless they look like something
-    /// else.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<TokenDtype>,
+    /// Nothing, if the values of a single source make sense in `data` under `split`.
+    fn validate(&self, split: Option<&SplitConfig>, data: &DataConfig) -> Result<(), KeyError> {
+        if let Self::Tokens(tokens) = self
+            && !data.packing.is_default()
+            && !tokens.have_documents()
+        {
+            let problem = "is \"best_fit\", but files of token ids carry no document borders";
+            let remedy = "leave it out, or name the `.idx` files of a Megatron dataset";
+            return Err(KeyError::new("packing", problem, remedy));
+        }
+        match self {
+            Self::Crates(crates) => crates.validate(),
+            Self::Text(text) => text.validate(),
+            Self::Synthetic(synthetic) => synthetic.validate(),
+            Self::Tokens(tokens) => tokens.validate(split, data.mask_documents),
+            Self::Mixture(_) => Ok(()),
+        }
+    }
 }
 
 /// `[data.tokenizer]`: at most one of the tables.
@@ -301,38 +304,6 @@ impl FileTokenizerConfig {
     }
 }
 
-impl TextConfig {
-    /// The file or folder at `path`, with the defaults.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            jsonl_key: None,
-            on_bad_line: None,
-            separator: None,
-            max_document_bytes: None,
-        }
-    }
-
-    pub(crate) fn max_document_bytes(&self) -> u64 {
-        self.max_document_bytes.unwrap_or(DEFAULT_MAX_DOCUMENT_BYTES)
-    }
-
-    fn validate(&self) -> Result<(), KeyError> {
-        if self.separator.as_deref() == Some("") {
-            let remedy = "give the text between two documents, or leave it out";
-            return Err(KeyError::new("text.separator", "is empty", remedy));
-        }
-        if self.jsonl_key.as_deref() == Some("") {
-            return Err(KeyError::new("text.jsonl_key", "is empty", "name a field, or leave it out"));
-        }
-        if self.max_document_bytes == Some(0) {
-            let remedy = "use at least 1, or leave it out";
-            return Err(KeyError::new("text.max_document_bytes", "is 0", remedy));
-        }
-        Ok(())
-    }
-}
-
 impl TokenizerConfig {
     fn validate(&self) -> Result<(), KeyError> {
         match self {
@@ -359,11 +330,15 @@ impl TokenizerConfig {
 impl DataConfig {
     /// The text of `source`, as bytes, with the default split and cache.
     pub fn new(source: SourceConfig) -> Self {
-        Self { cache_dir: None, mask_documents: false, source, tokenizer: None, split: None }
+        let packing = Packing::default();
+        Self { cache_dir: None, mask_documents: false, packing, source, tokenizer: None, split: None }
     }
 
-    /// Whether some of the text is kept for the last word.
+    /// Whether some of the text is kept for the last word; of several sources, of any.
     pub fn has_test_split(&self) -> bool {
+        if let SourceConfig::Mixture(sources) = &self.source {
+            return sources.iter().any(|source| source.alone(self).has_test_split());
+        }
         let has_file = matches!(&self.source, SourceConfig::Tokens(tokens) if tokens.test.is_some());
         has_file || self.split.as_ref().is_some_and(|split| split.fractions().test_fraction > 0.0)
     }
@@ -376,86 +351,20 @@ impl DataConfig {
         self.validate_tokenizer()?;
         self.split.as_ref().map_or(Ok(()), SplitConfig::validate)?;
         match &self.source {
-            SourceConfig::Crates(CratesConfig { max_bytes: Some(0) }) => {
-                Err(KeyError::new("crates.max_bytes", "is 0", "use at least 1, or leave it out"))
-            }
-            SourceConfig::Crates(_) => Ok(()),
-            SourceConfig::Text(text) => text.validate(),
-            SourceConfig::Synthetic(synthetic) => synthetic.validate(),
-            SourceConfig::Tokens(tokens) => self.validate_tokens(tokens),
+            SourceConfig::Mixture(sources) => mixture::validate(sources, self),
+            source => source.validate(self.split.as_ref(), self),
         }
     }
 
     fn validate_tokenizer(&self) -> Result<(), KeyError> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
-        let source = match &self.source {
-            SourceConfig::Synthetic(_) => "synthetic",
-            SourceConfig::Tokens(_) => "tokens",
-            SourceConfig::Crates(_) | SourceConfig::Text(_) => return tokenizer.validate(),
-        };
+        if !self.source.is_of_ids() {
+            return tokenizer.validate();
+        }
+        let source = self.source.name();
         let path = format!("tokenizer.{}", tokenizer.name());
         let problem = format!("has no effect on `{source}`, which is made of ids already");
         Err(KeyError::new(path, problem, "remove it").naming(source))
-    }
-
-    fn validate_tokens(&self, tokens: &TokensConfig) -> Result<(), KeyError> {
-        require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_VOCAB_SIZE)?;
-        if tokens.dtype == Some(TokenDtype::U16) {
-            require_range("tokens.vocab_size", tokens.vocab_size, 2, MAX_16_BIT_VOCAB_SIZE)?;
-        }
-        if self.mask_documents {
-            let problem = "is true, but files of token ids carry no document borders";
-            return Err(KeyError::new("mask_documents", problem, "set it to false"));
-        }
-        if tokens.test.is_some() && tokens.validation.is_none() {
-            let problem = "is given without `tokens.validation`";
-            let remedy =
-                "name a validation file too, or take both from the end of `tokens.train` with `split.tail`";
-            let error = KeyError::new("tokens.test", problem, remedy).naming("tokens.validation");
-            return Err(error.naming("tokens.train").naming("split.tail"));
-        }
-        if self.split.as_ref().is_some_and(|split| split.fractions().max_overlap.is_some()) {
-            let problem = "is given, but files of token ids carry no documents that could be left out";
-            return Err(KeyError::new("split.tail.max_overlap", problem, "leave it out"));
-        }
-        match (&tokens.validation, &self.split) {
-            (Some(_), None) | (None, Some(SplitConfig::Tail(_))) => Ok(()),
-            (Some(_), Some(_)) => {
-                let problem = "is given beside `tokens.validation`, which is the validation split";
-                Err(KeyError::new("split", problem, "remove one of them").naming("tokens.validation"))
-            }
-            (None, _) => {
-                let remedy = "name a validation file, or take the end of `tokens.train` with `split.tail`";
-                let error = KeyError::new("tokens.validation", "is missing", remedy);
-                Err(error.naming("tokens.train").naming("split.tail"))
-            }
-        }
-    }
-}
-
-impl SyntheticConfig {
-    fn validate(&self) -> Result<(), KeyError> {
-        require_range("synthetic.num_domains", self.num_domains, 1, usize::from(u16::MAX))?;
-        require_range("synthetic.vocab_size", self.vocab_size, 3, MAX_VOCAB_SIZE)?;
-        require_range("synthetic.document_tokens", self.document_tokens, 2, 1 << 24)?;
-        require_range("synthetic.branching", self.branching, 1, self.vocab_size - 1)?;
-        if self.num_documents < 2 {
-            let problem = format!("is {}", self.num_documents);
-            let remedy = "use at least 2, one for each split";
-            return Err(KeyError::new("synthetic.num_documents", problem, remedy));
-        }
-        let entries = [self.num_domains, self.vocab_size, self.branching]
-            .iter()
-            .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
-        if entries.is_none_or(|entries| entries > MAX_SYNTHETIC_TABLE_ENTRIES) {
-            let problem = format!(
-                "asks for num_domains * vocab_size * branching = {} * {} * {} entries",
-                self.num_domains, self.vocab_size, self.branching
-            );
-            let remedy = format!("keep the product within {MAX_SYNTHETIC_TABLE_ENTRIES}");
-            return Err(KeyError::new("synthetic", problem, remedy));
-        }
-        Ok(())
     }
 }
 
@@ -534,6 +443,9 @@ mod tests {
         assert!(parse(&format!("split.tail.validation_fraction = 0.1\n{tokens}")).validate().is_ok());
         let both = format!("split.tail.validation_fraction = 0.1\n{tokens}validation = 'b.bin'\n");
         assert!(message(&both).starts_with("`split` is given beside"));
+        let packed = format!("packing = 'best_fit'\n{tokens}validation = 'b.bin'\n");
+        assert!(message(&packed).starts_with("`packing` is \"best_fit\", but files of token ids"));
+        assert!(parse(&packed.replace(".bin", ".idx")).validate().is_ok());
     }
 
     #[test]

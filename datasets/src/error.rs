@@ -71,8 +71,8 @@ pub enum DatasetError {
 
     /// A path to read text from has a type that is not known.
     #[error(
-        "`{}` is not text that Switchyard reads: use a .txt, .md or .jsonl file, each also .gz or .zst, or a folder of \
-         them",
+        "`{}` is not text that Switchyard reads: use a .txt, .md, .jsonl or .parquet file, the first three also .gz or \
+         .zst, or a folder of them",
         path.display()
     )]
     UnknownFileType {
@@ -154,6 +154,15 @@ pub enum DatasetError {
         problem: String,
     },
 
+    /// A Parquet file that cannot be read, or has no usable text where it is looked for.
+    #[error("`{}` {problem}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
     /// The source has no text at all.
     #[error("{description} holds no text{}: {advice}", skipped.iter().map(|note| format!("; {note}")).collect::<String>())]
     NoDocuments {
@@ -223,6 +232,16 @@ pub enum DatasetError {
         seq_len: usize,
     },
 
+    /// No document that a sequence could be packed from.
+    #[error(
+        "none of the {num_documents} documents of the train split has two tokens: use other data, or leave out \
+         `data.packing`"
+    )]
+    NothingToPack {
+        /// Documents there are.
+        num_documents: usize,
+    },
+
     /// A size of zero, where at least one is needed.
     #[error("`{name}` is 0: use at least 1")]
     Zero {
@@ -230,8 +249,19 @@ pub enum DatasetError {
         name: &'static str,
     },
 
+    /// What stopped one of several sources.
+    #[error("source `{name}`: {error}")]
+    OfSource {
+        /// Its name.
+        name: String,
+        /// What stopped it.
+        error: Box<Self>,
+    },
+
     /// The stop flag was set.
-    #[error("interrupted: nothing half-made was kept, run the command again to start over")]
+    #[error(
+        "interrupted: nothing half-made was kept, run the command again: it goes on after the shards that were finished"
+    )]
     Interrupted,
 
     /// The prefetch thread ended without handing out the next batch.
@@ -274,6 +304,7 @@ impl DatasetError {
                     | io::ErrorKind::QuotaExceeded
                     | io::ErrorKind::Unsupported
             ),
+            Self::OfSource { error, .. } => error.is_users_mistake(),
             Self::Interrupted | Self::LoaderStopped => false,
             _ => true,
         }
@@ -282,6 +313,14 @@ impl DatasetError {
     /// The error of a key of [`DataConfig`](crate::DataConfig).
     pub(crate) fn of_key(error: KeyError) -> Self {
         Self::Config(Box::new(error.under("data")))
+    }
+
+    /// The same, of the source with this name; an interruption is of none.
+    pub(crate) fn in_source(self, name: &str) -> Self {
+        match self {
+            Self::Interrupted => self,
+            error => Self::OfSource { name: name.to_owned(), error: Box::new(error) },
+        }
     }
 
     /// A closure for `map_err` that attaches what was attempted, and where.

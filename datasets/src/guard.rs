@@ -1,5 +1,5 @@
-//! Panics of the crate `tokenizers`, which trusts its input more than a file from elsewhere
-//! deserves, as errors.
+//! Panics of the crates `tokenizers` and `parquet`, which trust their input more than a file from
+//! elsewhere deserves, as errors.
 
 use std::any::Any;
 use std::cell::Cell;

@@ -8,8 +8,8 @@
 //!
 //! # The path of a document
 //! 1. A **source** yields it, in an order that never changes: a file of one of the crates that
-//!    Switchyard is built from (`[data.crates]`), a text file or a line of a `.jsonl` file
-//!    (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
+//!    Switchyard is built from (`[data.crates]`), a text file, a line of a `.jsonl` file or a row of a
+//!    `.parquet` file (`[data.text]`), or a sequence of ids drawn from a hidden domain (`[data.synthetic]`). It
 //!    carries the number of its domain. Files of ids (`[data.tokens]`) skip all of this and are
 //!    read where they lie.
 //! 2. The **split** sends it to training, validation or test by the hash of its content, or cuts the
@@ -26,10 +26,16 @@
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
 //!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
 //!    [`EvaluationWindows`] go over a split once.
+//!    With `packing = "best_fit"` sequences hold whole documents and padding, which
+//!    [`TokenBatch::target_mask`] tells apart.
+//!
+//! Several sources (`[[data.sources]]`) each take this path on their own, with one tokenizer. A
+//! [`MixtureSchedule`] says, from the seed and the position alone, which of them a training sequence
+//! comes from.
 //!
 //! # Example
 //! ```
-//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Progress, SourceConfig, SyntheticConfig, prepare};
+//! use switchyard_datasets::{DataConfig, Loader, LoaderConfig, Packing, Progress, SourceConfig, SyntheticConfig, prepare};
 //!
 //! # fn main() -> Result<(), switchyard_datasets::DatasetError> {
 //! # let cache = tempfile::tempdir().expect("a temporary folder");
@@ -38,7 +44,9 @@
 //! });
 //! let config = DataConfig { cache_dir: Some(cache.path().to_path_buf()), ..DataConfig::new(source) };
 //! let dataset = prepare(&config, &Progress::silent())?;
-//! let loader_config = LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false };
+//! let packing = Packing::Concatenate;
+//! let loader_config =
+//!     LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false, packing };
 //! let mut loader = Loader::new(dataset.train.clone(), loader_config, 0)?;
 //! let batch = loader.next_batch()?;
 //! assert_eq!(batch.input_ids.len(), 8 * 32);
@@ -61,10 +69,13 @@ mod evaluation;
 mod exactness;
 mod guard;
 mod hash;
+mod join;
 mod loader;
 mod manifest;
+mod mixture;
 mod notes;
 mod overlap;
+mod packing;
 mod passes;
 mod pieces;
 mod prepare;
@@ -72,31 +83,36 @@ mod progress;
 mod published;
 mod remarks;
 mod sampler;
+mod samples;
 mod seams;
 mod shard;
 mod source;
+mod span;
 mod split;
 mod stats;
 mod store;
 mod token_files;
 mod token_width;
 mod tokenizer;
+mod unfinished;
 mod vocabulary;
 mod words;
 
 pub use batch::TokenBatch;
 pub use config::{
     BpeTokenizerConfig, CratesConfig, DEFAULT_VALIDATION_FRACTION, DataConfig, FileTokenizerConfig,
-    OnTrouble, SourceConfig, SplitConfig, SplitFractions, SyntheticConfig, TextConfig, TokenDtype, TokenName,
-    TokenizerConfig, TokensConfig,
+    MixtureSourceConfig, OnTrouble, Packing, SourceConfig, SourceWeights, SplitConfig, SplitFractions,
+    SyntheticConfig, TextConfig, TokenDtype, TokenName, TokenizerConfig, TokensConfig, WeightChange,
 };
-pub use dataset::Dataset;
+pub use dataset::{Dataset, DatasetSource};
 pub use decode::DecodeStream;
 pub use error::DatasetError;
 pub use evaluation::EvaluationWindows;
 pub use guard::panic_becomes_error;
 pub use loader::{Loader, LoaderConfig};
 pub use manifest::{FORMAT_VERSION, Manifest, Overlap, Repeats, ShardManifest, SplitManifest};
+pub use mixture::{Draw, MAX_EXCESS, MixtureSchedule};
+pub use packing::PackingFacts;
 pub use passes::{passes, passes_note};
 pub use prepare::prepare;
 pub use progress::{Progress, stderr_draw_target};

@@ -5,8 +5,11 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::batch::TokenBatch;
+use crate::config::Packing;
+use crate::dataset::DatasetSource;
 use crate::error::DatasetError;
-use crate::sampler::Sampler;
+use crate::packing::PackingFacts;
+use crate::samples::{Cut, Samples};
 use crate::store::TokenStore;
 
 /// Batches read ahead: enough to hide a slow read behind a step.
@@ -21,8 +24,17 @@ pub struct LoaderConfig {
     pub sequences_per_batch: usize,
     /// Seed of the order; see [`Sampler`].
     pub seed: u64,
-    /// Fill [`TokenBatch::segment_ids`].
+    /// Fill [`TokenBatch::segment_ids`]; packed sequences always have them.
     pub mask_documents: bool,
+    /// How sequences are made of documents; [`Packing::BestFit`] needs their borders.
+    pub packing: Packing,
+}
+
+impl LoaderConfig {
+    fn cut(&self) -> Cut {
+        let Self { seq_len, mask_documents, packing, .. } = *self;
+        Cut { seq_len, mask_documents, packing }
+    }
 }
 
 /// An endless stream of training batches with a position that can be stored and resumed.
@@ -31,30 +43,51 @@ pub struct LoaderConfig {
 /// prefetch thread does.
 #[derive(Debug)]
 pub struct Loader {
+    samples: Arc<Samples>,
     batches: Option<Receiver<Result<TokenBatch, DatasetError>>>,
     thread: Option<JoinHandle<()>>,
     cursor: u64,
 }
 
 impl Loader {
-    /// A loader whose next batch begins with sample `cursor`, 0 for a fresh run.
+    /// A loader of a single store whose next batch begins with sample `cursor`, 0 for a fresh run.
     ///
     /// # Errors
     /// If the store is too short for one sequence, a size is 0, or no thread can be started.
     pub fn new(store: Arc<TokenStore>, config: LoaderConfig, cursor: u64) -> Result<Self, DatasetError> {
-        let LoaderConfig { seq_len, sequences_per_batch, seed, mask_documents } = config;
+        let samples = Samples::of_store(store, config.cut(), config.seed)?;
+        Self::of_samples(samples, config.sequences_per_batch, cursor)
+    }
+
+    /// A loader of all `sources` of a corpus in the shares of their weights, whose next batch begins
+    /// with sample `cursor`. Of a single source it has the batches of [`Loader::new`].
+    ///
+    /// `sequences_per_step` places the steps at which weights change.
+    ///
+    /// # Errors
+    /// If a source is too short for one sequence, a size is 0, or no thread can be started.
+    pub fn of_sources(
+        sources: &[DatasetSource],
+        config: LoaderConfig,
+        sequences_per_step: usize,
+        cursor: u64,
+    ) -> Result<Self, DatasetError> {
+        let samples = Samples::of_sources(sources, config.cut(), sequences_per_step, config.seed)?;
+        Self::of_samples(samples, config.sequences_per_batch, cursor)
+    }
+
+    fn of_samples(samples: Samples, sequences_per_batch: usize, cursor: u64) -> Result<Self, DatasetError> {
         if sequences_per_batch == 0 {
             return Err(DatasetError::Zero { name: "sequences_per_batch" });
         }
-        store.require_sequence(seq_len)?;
-        let sampler = Sampler::new(store.len(), seq_len, seed)?;
         let (sender, receiver) = sync_channel(PREFETCHED_BATCHES);
+        let samples = Arc::new(samples);
+        let of_thread = samples.clone();
         let prefetch = move || {
             let mut next = cursor;
             loop {
                 let end = next + sequences_per_batch as u64;
-                let starts: Vec<usize> = (next..end).map(|index| sampler.sample(index)).collect();
-                let batch = TokenBatch::read(&store, &starts, seq_len, mask_documents);
+                let batch = of_thread.read(next..end);
                 let is_last = batch.is_err();
                 // Nobody listens any more once the loader is dropped.
                 if sender.send(batch).is_err() || is_last {
@@ -67,7 +100,7 @@ impl Loader {
             .name("prefetch".to_owned())
             .spawn(prefetch)
             .map_err(DatasetError::io("start the thread", "prefetch".as_ref()))?;
-        Ok(Self { batches: Some(receiver), thread: Some(thread), cursor })
+        Ok(Self { samples, batches: Some(receiver), thread: Some(thread), cursor })
     }
 
     /// The next batch.
@@ -85,6 +118,17 @@ impl Loader {
     /// loader that is started with this cursor continues with the same batches.
     pub fn cursor(&self) -> u64 {
         self.cursor
+    }
+
+    /// What packing makes of each source, padding among it; `None` where documents are concatenated.
+    pub fn packing_per_source(&self) -> Vec<Option<PackingFacts>> {
+        self.samples.packing()
+    }
+
+    /// How many sequences of each source have been handed out, from the run's first on: a function of
+    /// the cursor, so a resumed loader knows it too.
+    pub fn sequences_per_source(&self) -> Vec<u64> {
+        self.samples.drawn_before(self.cursor)
     }
 }
 
@@ -106,7 +150,13 @@ mod tests {
     use crate::store::tests::counting_store;
 
     fn config(seq_len: usize, sequences_per_batch: usize) -> LoaderConfig {
-        LoaderConfig { seq_len, sequences_per_batch, seed: 3, mask_documents: true }
+        LoaderConfig {
+            seq_len,
+            sequences_per_batch,
+            seed: 3,
+            mask_documents: true,
+            packing: Packing::default(),
+        }
     }
 
     #[test]

@@ -140,6 +140,44 @@ impl Overlap {
     }
 }
 
+/// What is said of a tokenizer that several sources share, where a corpus has its [`Manifest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoredTokenizer {
+    /// sha256, in hexadecimal, of all that determines it.
+    pub(crate) key: String,
+    /// sha256 of its file, in hexadecimal.
+    pub(crate) tokenizer_hash: String,
+}
+
+impl StoredTokenizer {
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), DatasetError> {
+        let path = folder.join(MANIFEST_NAME);
+        let written = serde_json::to_vec_pretty(self)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| durable::write_synced(&path, &bytes));
+        written.map_err(DatasetError::io("write", &path))
+    }
+
+    /// What is said in `folder`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or not of `key`.
+    pub(crate) fn read(folder: &Path, key: &str) -> Result<Self, DatasetError> {
+        let path = folder.join(MANIFEST_NAME);
+        let json = regular_file::read(&path, MAX_BYTES).map_err(DatasetError::io("read", &path))?;
+        let stored: Self = serde_json::from_slice(&json)
+            .map_err(|error| DatasetError::damaged(&path, format!("is not of a tokenizer ({error})")))?;
+        if stored.key != key {
+            return Err(DatasetError::damaged(
+                &path,
+                format!("is of another tokenizer (key {})", stored.key),
+            ));
+        }
+        Ok(stored)
+    }
+}
+
 /// One file of tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

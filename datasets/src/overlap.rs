@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::DatasetError;
 use crate::manifest::Overlap;
@@ -63,6 +64,7 @@ impl Hasher for AlreadyMixed {
 }
 
 /// What was found.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Overlaps {
     pub(crate) validation: Overlap,
     pub(crate) test: Overlap,

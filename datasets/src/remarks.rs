@@ -69,7 +69,7 @@ impl Remark {
             Self::OtherType => (
                 "file",
                 "files",
-                "of other types passed over (text is .txt, .md or .jsonl, each also .gz or .zst)",
+                "of other types passed over (text is .parquet, or .txt, .md or .jsonl, each also .gz or .zst)",
             ),
             Self::LongWindow => (
                 "compressed file",
@@ -77,8 +77,8 @@ impl Remark {
                 "made with a long window, which takes as much memory to read",
             ),
             Self::BadLine => (
-                "line",
-                "lines",
+                "line or row",
+                "lines or rows",
                 "without usable text passed over, as `data.text.on_bad_line = \"skip\"` says",
             ),
             Self::BlankDocument => ("document", "documents", "of nothing but white space passed over"),

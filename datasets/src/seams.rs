@@ -126,13 +126,13 @@ fn is_behind_ideograph(text: &str, at: usize) -> bool {
 /// Whether no added token reaches across a seam or looks across one. Special tokens are not searched
 /// for, but hide others where both fit.
 fn added_tokens_stay_on_one_side(inner: &tokenizers::Tokenizer) -> bool {
-    inner.get_added_tokens_decoder().values().all(|token| {
-        let crosses = || token.content.chars().zip(token.content.chars().skip(1));
-        !crosses().any(|(left, right)| is_plain(left) && right == ' ')
-            && !token.content.ends_with(is_plain)
-            && !(token.single_word && token.content.starts_with(' '))
+    !inner.get_added_tokens_decoder().values().any(|token| {
+        let mut neighbours = token.content.chars().zip(token.content.chars().skip(1));
+        neighbours.any(|(left, right)| is_plain(left) && right == ' ')
+            || token.content.ends_with(is_plain)
+            || (token.single_word && token.content.starts_with(' '))
             // The text that such a token is compared with is not the one that is cut.
-            && !(token.normalized && inner.get_normalizer().is_some())
+            || (token.normalized && inner.get_normalizer().is_some())
     })
 }
 

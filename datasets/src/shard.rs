@@ -38,7 +38,8 @@ const HEADER_BYTES: usize = 128;
 const CHECKED_HEADER_BYTES: usize = 72;
 
 /// A shard is closed at the first document border after this many tokens.
-pub(crate) const MAX_SHARD_TOKENS: u64 = 1 << 27;
+// So many tokens at most are encoded again after an interruption. Tests close them early.
+pub(crate) const MAX_SHARD_TOKENS: u64 = if cfg!(test) { 1 << 12 } else { 1 << 27 };
 
 /// Writes one shard. The file has its name only once it is complete and on disk.
 pub(crate) struct ShardWriter {
@@ -147,6 +148,13 @@ impl ShardWriter {
     }
 }
 
+/// The checksum that `text` writes in hexadecimal; `None` if it writes none.
+pub(crate) fn parse_checksum(text: &str) -> Option<[u8; 32]> {
+    let digits: Option<Vec<u8>> = text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect();
+    let bytes: Vec<u8> = digits?.as_chunks::<2>().0.iter().map(|[high, low]| high << 4 | low).collect();
+    bytes.try_into().ok()
+}
+
 /// Tokens in a file that stays open: a shard, or a span of raw ids without documents.
 #[derive(Debug)]
 pub(crate) struct TokenFile {
@@ -253,6 +261,11 @@ impl TokenFile {
     ) -> Self {
         let path = path.to_path_buf();
         Self { file, path, width, vocab_size: vocab_size as u64, offset, num_tokens, documents: None }
+    }
+
+    /// The same, with documents that begin at these tokens, of no known domain.
+    pub(crate) fn with_documents(self, starts: Vec<u64>) -> Self {
+        Self { documents: Some(DocumentTable { starts, domains: Vec::new() }), ..self }
     }
 
     pub(crate) fn num_tokens(&self) -> usize {

@@ -1,5 +1,8 @@
 //! One split's tokens: shards, one after the other, addressed as if they were one array.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::error::DatasetError;
 use crate::shard::TokenFile;
 use crate::split::Split;
@@ -9,7 +12,9 @@ use crate::split::Split;
 pub struct TokenStore {
     /// Which one.
     split: Split,
-    files: Vec<TokenFile>,
+    files: Vec<Arc<TokenFile>>,
+    /// Number of the first domain of each file.
+    first_domains: Vec<u16>,
     /// First position of each file, and the number of tokens.
     file_starts: Vec<usize>,
     /// Number of documents before each file.
@@ -19,6 +24,25 @@ pub struct TokenStore {
 
 impl TokenStore {
     pub(crate) fn new(split: Split, files: Vec<TokenFile>) -> Self {
+        let first_domains = vec![0; files.len()];
+        Self::of_files(split, files.into_iter().map(Arc::new).collect(), first_domains)
+    }
+
+    /// The same tokens, with domains that are numbered from `first_domain` on; what is beyond the
+    /// last number shares it.
+    pub(crate) fn with_first_domain(&self, first_domain: u16) -> Self {
+        let first_domains = self.first_domains.iter().map(|first| first.saturating_add(first_domain));
+        Self::of_files(self.split, self.files.clone(), first_domains.collect())
+    }
+
+    /// The tokens of `stores`, one after the other, in the files that are open already.
+    pub(crate) fn joined(split: Split, stores: &[&Self]) -> Self {
+        let files = stores.iter().flat_map(|store| store.files.iter().cloned()).collect();
+        let first_domains = stores.iter().flat_map(|store| store.first_domains.iter().copied()).collect();
+        Self::of_files(split, files, first_domains)
+    }
+
+    fn of_files(split: Split, files: Vec<Arc<TokenFile>>, first_domains: Vec<u16>) -> Self {
         let mut file_starts = vec![0];
         let mut documents_before = Vec::new();
         let (mut num_tokens, mut num_documents) = (0, 0);
@@ -28,7 +52,7 @@ impl TokenStore {
             num_documents += file.num_documents();
             file_starts.push(num_tokens);
         }
-        Self { split, files, file_starts, documents_before, num_documents }
+        Self { split, files, first_domains, file_starts, documents_before, num_documents }
     }
 
     /// Number of tokens.
@@ -76,6 +100,18 @@ impl TokenStore {
         Some(self.documents_before[file] + within)
     }
 
+    /// The positions of the document with this index.
+    ///
+    /// # Panics
+    /// If there is no such document.
+    pub fn document_span(&self, document: usize) -> Range<usize> {
+        assert!(document < self.num_documents, "document {document} of {}", self.num_documents);
+        let file = self.documents_before.partition_point(|before| *before <= document) - 1;
+        let within = document - self.documents_before[file];
+        let position = |index: usize| self.file_starts[file] + self.files[file].document_start(index);
+        position(within)..position(within + 1)
+    }
+
     /// The documents that the `len` tokens from position `start` on belong to, in order, each with
     /// how many of them are its; `None` where no borders are known.
     ///
@@ -97,7 +133,8 @@ impl TokenStore {
     pub fn domain(&self, position: usize) -> u16 {
         let file = self.file_of(position);
         let document = self.files[file].document_at(position - self.file_starts[file]);
-        document.map_or(0, |document| self.files[file].domain(document))
+        let within = document.map_or(0, |document| self.files[file].domain(document));
+        within.saturating_add(self.first_domains[file])
     }
 
     /// For each of `len` tokens from `start` on, how many documents of this row begin before it: 0
@@ -179,6 +216,18 @@ pub(crate) mod tests {
             let expected: Vec<i32> = (0..23).map(|offset| (start as i32 + offset) % 10).collect();
             assert_eq!(ids.as_slice(), expected);
         }
+    }
+
+    #[test]
+    fn joined_stores_read_as_one_after_the_other_with_domains_of_their_own() {
+        let (one, two) = (counting_store(&[&[3, 2]]), counting_store(&[&[4], &[1]]));
+        let joined = TokenStore::joined(Split::Train, &[&one, &two.with_first_domain(2)]);
+        let mut ids = [0; 12];
+        joined.read(0, &mut ids).unwrap();
+        assert_eq!(ids, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]);
+        let domains: Vec<u16> = (0..10).map(|position| joined.domain(position)).collect();
+        assert_eq!(domains, [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]);
+        assert_eq!(joined.document_index(9), Some(3));
     }
 
     #[test]

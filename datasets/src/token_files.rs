@@ -1,39 +1,25 @@
-//! Files of token ids as nanoGPT and llm.c write them: nothing to prepare, read where they lie.
+//! Files of token ids as nanoGPT, llm.c and Megatron-LM write them: nothing to prepare, read where
+//! they lie.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+mod check;
+mod id_file;
+mod layout;
+mod megatron;
+
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
-use switchyard_ground::regular_file;
-
-use crate::config::{TokenDtype, TokensConfig};
-use crate::dataset::Dataset;
-use crate::error::DatasetError;
-use crate::hash::for_each_block;
-use crate::manifest::{FORMAT_VERSION, Manifest, Repeats, SplitManifest};
-use crate::progress::Progress;
-use crate::shard::TokenFile;
-use crate::split::{Split, SplitRule};
-use crate::store::TokenStore;
-use crate::token_width::TokenWidth;
-use crate::tokenizer::Tokenizer;
 use switchyard_ground::digest::hex;
 
-/// The header that llm.c and those who took its format over write: 256 numbers of 32 bits.
-const LLM_C_HEADER_BYTES: u64 = 1024;
-/// Its first number says how wide the ids are.
-const LLM_C_MAGIC_16_BIT: u32 = 20_240_520;
-const LLM_C_MAGIC_32_BIT: u32 = 20_240_801;
-
-const NUMPY_MAGIC: &[u8] = b"\x93NUMPY";
-
-/// Ids below which nothing is concluded from how they look.
-const MIN_TELLING_IDS: usize = 16;
-/// The upper half of a 32-bit id is at most this in any vocabulary of half a million.
-const MAX_UPPER_HALF: u32 = 7;
+use crate::config::TokensConfig;
+use crate::dataset::Dataset;
+use crate::error::DatasetError;
+use crate::manifest::{FORMAT_VERSION, Manifest, Repeats};
+use crate::progress::Progress;
+use crate::split::{Split, SplitRule};
+use crate::tokenizer::Tokenizer;
+use id_file::IdFile;
 
 /// The corpus in the files of `tokens`; every id is compared with the vocabulary size.
 ///
@@ -84,7 +70,7 @@ pub(crate) fn open(
         notes,
     };
     let (train, validation, test) = (train_store, validation_store, test_store);
-    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None })
+    Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None, sources: Vec::new() })
 }
 
 /// Where the ids of each split lie: in a file each, or one after the other in that of `train`.
@@ -122,247 +108,16 @@ fn key(tokens: &TokensConfig, rule: SplitRule, train: &IdFile, held_out: [Option
     hasher.update(format!("tokens vocab_size={} {}\n", tokens.vocab_size, rule.key()));
     for file in [Some(train)].into_iter().chain(held_out).flatten() {
         hasher.update(file.sha256);
-        if file.layout != Layout::default() {
-            hasher.update(format!("{:?}\n", file.layout));
-        }
+        hasher.update(&file.layout_key);
     }
     hex(&hasher.finalize())
 }
 
-/// Where and how wide the ids in a file are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Layout {
-    header_bytes: u64,
-    dtype: TokenDtype,
-}
-
-impl Default for Layout {
-    /// nanoGPT's.
-    fn default() -> Self {
-        Self { header_bytes: 0, dtype: TokenDtype::U16 }
-    }
-}
-
-impl TokenDtype {
-    fn width(self) -> TokenWidth {
-        match self {
-            Self::U16 => TokenWidth::Two,
-            Self::U32 => TokenWidth::Four,
-        }
-    }
-
-    fn num_bytes(self) -> u64 {
-        self.width().bytes() as u64
-    }
-
-    fn num_bits(self) -> u64 {
-        8 * self.num_bytes()
-    }
-}
-
-/// A file of ids, all of them looked at.
-struct IdFile {
-    path: PathBuf,
-    layout: Layout,
-    num_tokens: usize,
-    sha256: [u8; 32],
-    /// What was found out about it.
-    note: Option<String>,
-}
-
-impl IdFile {
-    fn open(path: &Path, tokens: &TokensConfig, progress: &Progress) -> Result<Self, DatasetError> {
-        let broken = |problem: String| DatasetError::TokenFile { path: path.to_path_buf(), problem };
-        let mut file = regular_file::open(path).map_err(DatasetError::io("read", path))?;
-        let (head, num_bytes) = head_of(&mut file).map_err(DatasetError::io("read", path))?;
-        let (layout, note) = layout(&head, num_bytes, tokens.dtype).map_err(broken)?;
-        let mut check = Check { layout, vocab_size: tokens.vocab_size, position: 0, ..Check::default() };
-        let (mut hasher, mut to_skip) = (Sha256::new(), layout.header_bytes as usize);
-        for_each_block(&mut file, path, progress, &mut |block| {
-            hasher.update(block);
-            let header_len = to_skip.min(block.len());
-            to_skip -= header_len;
-            check.add(&block[header_len..]).map_err(broken)
-        })?;
-        check.finish(tokens.dtype).map_err(broken)?;
-        let note = note.map(|note| format!("`{}` {note}", path.display()));
-        Ok(Self {
-            path: path.to_path_buf(),
-            layout,
-            num_tokens: check.position,
-            sha256: hasher.finalize().into(),
-            note,
-        })
-    }
-
-    /// The ids in `span` as a split.
-    fn store(
-        &self,
-        split: Split,
-        span: Range<usize>,
-        vocab_size: usize,
-    ) -> Result<(Arc<TokenStore>, SplitManifest), DatasetError> {
-        if span.is_empty() {
-            let problem = format!(
-                "leaves the {} split without tokens: name a larger file, or change the fraction",
-                split.name()
-            );
-            return Err(DatasetError::TokenFile { path: self.path.clone(), problem });
-        }
-        let file = regular_file::open(&self.path).map_err(DatasetError::io("read", &self.path))?;
-        let offset = self.layout.header_bytes + span.start as u64 * self.layout.dtype.num_bytes();
-        let file =
-            TokenFile::raw((file, &self.path), self.layout.dtype.width(), vocab_size, offset, span.len());
-        let facts = SplitManifest { num_tokens: span.len() as u64, ..SplitManifest::default() };
-        Ok((Arc::new(TokenStore::new(split, vec![file])), facts))
-    }
-}
-
-/// The first bytes of `file`, as many as a header has, and its size; reading goes on from the
-/// start.
-fn head_of(file: &mut File) -> std::io::Result<(Vec<u8>, u64)> {
-    let mut head = Vec::new();
-    file.by_ref().take(LLM_C_HEADER_BYTES).read_to_end(&mut head)?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok((head, file.metadata()?.len()))
-}
-
-/// The layout of a file of `num_bytes` that begins with `head`, with what there is to say about it.
-fn layout(
-    head: &[u8],
-    num_bytes: u64,
-    configured: Option<TokenDtype>,
-) -> Result<(Layout, Option<String>), String> {
-    if head.starts_with(NUMPY_MAGIC) {
-        return Err("is a file of NumPy's own format: write the ids alone, as by \
-                    `array.astype('uint16').tofile(path)`"
-            .to_owned());
-    }
-    let number = |index: usize| head.as_chunks::<4>().0.get(index).map(|bytes| u32::from_le_bytes(*bytes));
-    let dtype = match number(0) {
-        Some(LLM_C_MAGIC_16_BIT) => TokenDtype::U16,
-        Some(LLM_C_MAGIC_32_BIT) => TokenDtype::U32,
-        _ => {
-            let layout = Layout { header_bytes: 0, dtype: configured.unwrap_or(TokenDtype::U16) };
-            return Ok((layout, None));
-        }
-    };
-    let num_tokens = u64::from(number(2).unwrap_or(0));
-    if num_bytes != LLM_C_HEADER_BYTES + num_tokens * dtype.num_bytes() {
-        return match configured {
-            // Two ids can happen to look like the first number of a header.
-            Some(dtype) => Ok((Layout { header_bytes: 0, dtype }, None)),
-            None => Err(format!(
-                "begins like a file of llm.c, whose header promises {num_tokens} ids of {} bits, but has {num_bytes} bytes: it \
-                 is cut or damaged. If it has no header, say so with `data.tokens.dtype = \"u16\"` or \"u32\"",
-                dtype.num_bits()
-            )),
-        };
-    }
-    if configured.is_some_and(|configured| configured != dtype) {
-        return Err(format!(
-            "has the header of llm.c for ids of {} bits: remove `data.tokens.dtype`",
-            dtype.num_bits()
-        ));
-    }
-    let note =
-        format!("has the header of llm.c: read as {num_tokens} ids of {} bits after it", dtype.num_bits());
-    Ok((Layout { header_bytes: LLM_C_HEADER_BYTES, dtype }, Some(note)))
-}
-
-/// Looks at every id of a file.
-#[derive(Default)]
-struct Check {
-    layout: Layout,
-    vocab_size: usize,
-    /// Ids seen.
-    position: usize,
-    /// The bytes of an id of which a block held only the first.
-    rest: Vec<u8>,
-    /// Largest id at even and at odd positions.
-    largest: [u32; 2],
-}
-
-impl Check {
-    fn add(&mut self, block: &[u8]) -> Result<(), String> {
-        let width = self.layout.dtype.width().bytes();
-        let num_missing = if self.rest.is_empty() { 0 } else { width - self.rest.len() };
-        let (first, block) = block.split_at(num_missing.min(block.len()));
-        self.rest.extend_from_slice(first);
-        if self.rest.len() == width {
-            let first = std::mem::take(&mut self.rest);
-            self.ids(&first)?;
-        }
-        let (whole, rest) = block.split_at(block.len() - block.len() % width);
-        self.rest.extend_from_slice(rest);
-        self.ids(whole)
-    }
-
-    /// Looks at `bytes`, which are whole ids.
-    fn ids(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let mut ids = vec![0; bytes.len() / self.layout.dtype.width().bytes()];
-        self.layout.dtype.width().read(bytes, &mut ids);
-        for id in ids {
-            let id = id as u32;
-            if id as usize >= self.vocab_size {
-                return Err(format!(
-                    "holds id {id} at position {}, not below `data.tokens.vocab_size` = {}: raise it, or name a file of raw \
-                     little-endian {}-bit ids{}",
-                    self.position,
-                    self.vocab_size,
-                    self.layout.dtype.num_bits(),
-                    self.guess().map_or(String::new(), |guess| format!(". {guess}"))
-                ));
-            }
-            let largest = &mut self.largest[self.position % 2];
-            *largest = id.max(*largest);
-            self.position += 1;
-        }
-        Ok(())
-    }
-
-    fn finish(&self, configured: Option<TokenDtype>) -> Result<(), String> {
-        if !self.rest.is_empty() {
-            return Err(match self.layout.dtype {
-                TokenDtype::U16 => "has an odd number of bytes: 16-bit ids are expected".to_owned(),
-                TokenDtype::U32 => {
-                    "has a number of bytes that is no multiple of 4: 32-bit ids are expected".to_owned()
-                }
-            });
-        }
-        match self.guess() {
-            Some(guess) if configured.is_none() || self.layout.dtype == TokenDtype::U32 => {
-                Err(format!("does not look like {}-bit ids. {guess}", self.layout.dtype.num_bits()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What the ids look like instead; nothing if they look right.
-    fn guess(&self) -> Option<&'static str> {
-        let [even, odd] = self.largest;
-        let are_halves = self.layout.header_bytes == 0
-            && self.position >= MIN_TELLING_IDS
-            && even > 0
-            && (odd == 0 || odd <= MAX_UPPER_HALF && even > 0xff);
-        match self.layout.dtype {
-            _ if !are_halves => None,
-            TokenDtype::U16 => Some(
-                "Every second number is (nearly) zero, as in a file of 32-bit ids: set `data.tokens.dtype = \"u32\"`, or \
-                 \"u16\" if it is right as it is",
-            ),
-            TokenDtype::U32 if odd == 0 => Some(
-                "Every second number is zero, as in a file of 64-bit ids, which are not read: write them with \
-                 `array.astype('uint32').tofile(path)`",
-            ),
-            TokenDtype::U32 => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::layout::{LLM_C_HEADER_BYTES, LLM_C_MAGIC_16_BIT, LLM_C_MAGIC_32_BIT};
     use super::*;
+    use crate::config::TokenDtype;
 
     fn open_bytes(
         bytes: &[u8],
@@ -446,17 +201,63 @@ mod tests {
         );
     }
 
-    #[test]
-    fn blocks_may_end_within_an_id() {
-        let bytes = u32s([1, 70_000, 3, 4]);
-        for split in 0..bytes.len() {
-            let layout = Layout { header_bytes: 0, dtype: TokenDtype::U32 };
-            let mut check = Check { layout, vocab_size: 70_001, ..Check::default() };
-            let (head, tail) = bytes.split_at(split);
-            let (middle, tail) = tail.split_at(tail.len().min(1));
-            [head, middle, tail].iter().for_each(|block| check.add(block).unwrap());
-            check.finish(None).unwrap();
-            assert_eq!((check.position, check.largest), (4, [3, 70_000]));
+    /// A Megatron dataset of one sequence for each document, after its published layout.
+    fn write_megatron(stem: &Path, dtype: (u8, usize), documents: &[&[u32]]) {
+        let mut index = b"MMIDIDX\0\0\x01\0\0\0\0\0\0\0".to_vec();
+        index.push(dtype.0);
+        let num_documents = documents.len() as u64;
+        index.extend([num_documents, num_documents + 1].map(u64::to_le_bytes).concat());
+        documents.iter().for_each(|ids| index.extend((ids.len() as i32).to_le_bytes()));
+        let mut pointer = 0;
+        for ids in documents {
+            index.extend(i64::to_le_bytes(pointer));
+            pointer += (ids.len() * dtype.1) as i64;
         }
+        (0..=num_documents).for_each(|border| index.extend(border.to_le_bytes()));
+        let ids = documents.iter().flat_map(|ids| ids.iter());
+        let data: Vec<u8> = ids.flat_map(|id| id.to_le_bytes()[..dtype.1].to_vec()).collect();
+        std::fs::write(stem.with_extension("idx"), index).unwrap();
+        std::fs::write(stem.with_extension("bin"), data).unwrap();
+    }
+
+    #[test]
+    fn a_megatron_dataset_is_read_with_its_documents_and_cut_between_splits() {
+        let folder = tempfile::tempdir().unwrap();
+        let stem = folder.path().join("corpus_text_document");
+        let documents: [&[u32]; 4] = [&[1, 2, 3, 0], &[4, 5, 0], &[], &[6, 7, 0]];
+        let path = stem.with_extension("idx");
+        let mut tokens =
+            TokensConfig { train: path, validation: None, test: None, vocab_size: 8, dtype: None };
+        let rule = SplitRule::new(Some(&crate::config::SplitConfig::Tail(
+            crate::config::SplitFractions::of_validation(0.5),
+        )));
+        let mut keys = Vec::new();
+        for dtype in [(1, 1), (8, 2), (4, 4)] {
+            write_megatron(&stem, dtype, &documents);
+            let dataset = open(&tokens, rule, &Progress::silent()).unwrap();
+            let (train, validation) = (&dataset.train, &dataset.validation);
+            let mut ids = vec![0; 5];
+            train.read(0, &mut ids).unwrap();
+            assert_eq!(ids, [1, 2, 3, 0, 4]);
+            validation.read(0, &mut ids).unwrap();
+            assert_eq!(ids, [5, 0, 6, 7, 0]);
+            assert_eq!(train.documents_of(0, 5).unwrap(), [(0, 4), (1, 1)]);
+            assert_eq!(validation.documents_of(0, 5).unwrap(), [(0, 2), (1, 3)]);
+            assert_eq!(dataset.manifest.train.largest_document_tokens, 4);
+            keys.push(dataset.manifest.key);
+        }
+        let error = |tokens: &TokensConfig| open(tokens, rule, &Progress::silent()).unwrap_err().to_string();
+        tokens.vocab_size = 7;
+        assert!(
+            error(&tokens).contains("corpus_text_document.bin` holds id 7 at position 8"),
+            "{}",
+            error(&tokens)
+        );
+        tokens.dtype = Some(TokenDtype::U16);
+        assert!(error(&tokens).ends_with("says that its ids have 32 bits: remove `data.tokens.dtype`"));
+        tokens.train = stem.clone();
+        assert!(error(&tokens).contains("name its `.idx` file"), "{}", error(&tokens));
+        keys.dedup();
+        assert_eq!(keys.len(), 3, "other files, other keys");
     }
 }

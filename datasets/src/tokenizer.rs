@@ -62,7 +62,15 @@ impl DataConfig {
     /// An invalid configuration, or a `tokenizer.json` that cannot be read.
     pub fn vocab_size(&self) -> Result<usize, DatasetError> {
         self.validate().map_err(DatasetError::of_key)?;
-        match (&self.source, &self.tokenizer) {
+        // All sources of a mixture have the ids of one tokenizer.
+        let source = match &self.source {
+            SourceConfig::Mixture(sources) => {
+                let with_text = sources.iter().find(|source| !source.source.is_of_ids());
+                with_text.or(sources.first()).map_or(&self.source, |source| &source.source)
+            }
+            single => single,
+        };
+        match (source, &self.tokenizer) {
             (SourceConfig::Synthetic(synthetic), _) => Ok(synthetic.vocab_size),
             (SourceConfig::Tokens(tokens), _) => Ok(tokens.vocab_size),
             (_, Some(TokenizerConfig::Bpe(bpe))) => Ok(bpe.vocab_size),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use switchyard_datasets::{
     BpeTokenizerConfig, DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows,
-    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Progress, SourceConfig, SplitConfig,
+    FileTokenizerConfig, Loader, LoaderConfig, OnTrouble, Packing, Progress, SourceConfig, SplitConfig,
     SplitFractions, SyntheticConfig, TextConfig, TokenName, TokenStore, TokenizerConfig, TokensConfig,
     prepare,
 };
@@ -341,7 +341,13 @@ fn a_token_file_that_changes_while_it_is_read_is_an_error_that_names_it() {
         TokensConfig { train: train.clone(), validation: None, test: None, vocab_size: 1000, dtype: None };
     let config = tokens_with_tail(tokens, 0.5);
     let dataset = silent(&config).unwrap();
-    let config = LoaderConfig { seq_len: 8, sequences_per_batch: 2, seed: 1, mask_documents: false };
+    let config = LoaderConfig {
+        seq_len: 8,
+        sequences_per_batch: 2,
+        seed: 1,
+        mask_documents: false,
+        packing: Packing::default(),
+    };
     let file = std::fs::OpenOptions::new().write(true).open(&train).unwrap();
     (&file).write_all(&[0xff; 1000]).unwrap();
     let mut loader = Loader::new(dataset.train.clone(), config, 0).unwrap();
@@ -755,7 +761,13 @@ fn too_short_a_split_is_named() {
         ),
         "{message}"
     );
-    let config = LoaderConfig { seq_len: 960, sequences_per_batch: 1, seed: 0, mask_documents: false };
+    let config = LoaderConfig {
+        seq_len: 960,
+        sequences_per_batch: 1,
+        seed: 0,
+        mask_documents: false,
+        packing: Packing::default(),
+    };
     let message = Loader::new(dataset.train, config, 0).unwrap_err().to_string();
     assert!(
         message.starts_with("the train split has 960 tokens, but one sequence of 960 needs 961"),

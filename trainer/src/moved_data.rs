@@ -87,20 +87,29 @@ fn is_of_data(key: &str) -> bool {
 
 /// The paths that `data` is read from, and their keys.
 fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
-    let mut paths = Vec::new();
-    match &data.source {
-        SourceConfig::Text(text) => paths.push(("data.text.path", text.path.as_path())),
-        SourceConfig::Tokens(tokens) => {
-            paths.push(("data.tokens.train", tokens.train.as_path()));
-            paths.extend(tokens.validation.as_deref().map(|path| ("data.tokens.validation", path)));
-            paths.extend(tokens.test.as_deref().map(|path| ("data.tokens.test", path)));
-        }
-        SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
-    }
+    let mut paths = source_paths(&data.source);
     if let Some(TokenizerConfig::File(file)) = &data.tokenizer {
         paths.push(("data.tokenizer.file.path", file.path.as_path()));
     }
     paths
+}
+
+/// The paths that `source` is read from, and their keys; those of a mixture are all in one array.
+fn source_paths(source: &SourceConfig) -> Vec<(&'static str, &Path)> {
+    match source {
+        SourceConfig::Text(text) => vec![("data.text.path", text.path.as_path())],
+        SourceConfig::Tokens(tokens) => {
+            let train = [("data.tokens.train", tokens.train.as_path())];
+            let validation = tokens.validation.as_deref().map(|path| ("data.tokens.validation", path));
+            let test = tokens.test.as_deref().map(|path| ("data.tokens.test", path));
+            train.into_iter().chain(validation).chain(test).collect()
+        }
+        SourceConfig::Mixture(sources) => {
+            let paths = sources.iter().flat_map(|source| source_paths(&source.source));
+            paths.map(|(_, path)| ("data.sources", path)).collect()
+        }
+        SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => Vec::new(),
+    }
 }
 
 /// The paths of `data` as a message names them.

@@ -167,6 +167,11 @@ impl RunPlan {
         ))
     }
 
+    /// Sequences of one optimizer step.
+    pub fn sequences_per_step(&self) -> usize {
+        self.micro_batches_per_step * self.sequences_per_micro_batch
+    }
+
     /// Tokens of one forward and backward pass.
     pub fn micro_batch_tokens(&self) -> usize {
         self.sequences_per_micro_batch * self.seq_len

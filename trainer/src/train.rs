@@ -217,6 +217,7 @@ pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig 
         sequences_per_batch: plan.sequences_per_micro_batch,
         seed: config.train.data_seed.unwrap_or(config.seed),
         mask_documents: config.data.mask_documents,
+        packing: config.data.packing,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_datasets::{Loader, LoaderConfig, Progress, TokenBatch};
+use switchyard_datasets::{Loader, LoaderConfig, Packing, Progress, TokenBatch};
 use switchyard_experts::FfnSpec;
 use switchyard_flight::alarms::AlarmKind;
 use switchyard_flight::columns::{ScoreRow, read_experts, read_scores, recorded_score_steps};
@@ -279,7 +279,13 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     let device = device::select("cpu").unwrap();
     let model = checkpoint.model(&device.clone().autodiff()).unwrap();
     let data = switchyard_datasets::prepare(&checkpoint.config.data, &Progress::silent()).unwrap();
-    let config = LoaderConfig { seq_len: 16, sequences_per_batch: 4, seed: 7, mask_documents: false };
+    let config = LoaderConfig {
+        seq_len: 16,
+        sequences_per_batch: 4,
+        seed: 7,
+        mask_documents: false,
+        packing: Packing::default(),
+    };
     let mut loader = Loader::new(data.train, config, checkpoint.state.data_cursor).unwrap();
     let batches = (0..2).map(|_| loader.next_batch().unwrap()).collect();
     let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None };
@@ -456,7 +462,9 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         input_ids: (0..64).map(|id| id % 32).collect(),
         target_ids: (0..64).map(|id| (id + 1) % 32).collect(),
         segment_ids: None,
+        target_mask: None,
         domains: vec![0; 4],
+        source_ids_b: vec![0; 4],
         num_sequences: 4,
         seq_len: 16,
     };

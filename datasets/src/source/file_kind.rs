@@ -9,6 +9,8 @@ pub(super) enum Format {
     Plain,
     /// Each line is one document.
     JsonLines,
+    /// Each row is one document.
+    Parquet,
 }
 
 /// How its bytes are packed.
@@ -34,6 +36,9 @@ pub(super) fn classify(name: &OsStr) -> Option<(Format, Compression)> {
         Some((Format::Plain, compression))
     } else if has_type(".jsonl") {
         Some((Format::JsonLines, compression))
+    } else if has_type(".parquet") && compression == Compression::None {
+        // It is packed inside, page by page.
+        Some((Format::Parquet, compression))
     } else {
         None
     }

@@ -4,6 +4,8 @@
 mod crates;
 mod file_kind;
 mod json_line;
+mod parquet_rows;
+mod records;
 mod synthetic;
 mod text;
 mod unpack;
@@ -128,7 +130,9 @@ impl Source {
     pub(crate) fn advice_when_empty(&self) -> &'static str {
         match self {
             Self::Crates(_) => "raise `data.crates.max_bytes`",
-            Self::Text(_) => "name a file, or a folder with .txt, .md or .jsonl files, or links to them",
+            Self::Text(_) => {
+                "name a file, or a folder with .txt, .md, .jsonl or .parquet files, or links to them"
+            }
             Self::Synthetic(_) => "raise `data.synthetic.num_documents`",
         }
     }

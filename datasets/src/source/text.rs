@@ -1,13 +1,16 @@
 //! Local text: files and folders, plain or compressed.
 
 use std::ffi::OsString;
+use std::path::Path;
 
+use parquet::data_type::ByteArray;
 use sha2::{Digest, Sha256};
 use switchyard_ground::regular_file;
 
-use super::file_kind::{Compression, Format, classify, guess_encoding};
-use super::json_line::text_of_line;
-use super::unpack::{RecordEnd, Unpacked, long_zstd_window};
+use super::file_kind::{Compression, Format, classify};
+use super::parquet_rows::ParquetRows;
+use super::records::{DEFAULT_JSONL_KEY, DocumentReader, Record};
+use super::unpack::long_zstd_window;
 use super::walk::{Found, shown_name, text_files};
 use super::{Content, Document, Visit};
 use crate::config::{OnTrouble, TextConfig};
@@ -17,12 +20,10 @@ use crate::progress::Progress;
 use crate::remarks::{Remark, Remarks};
 use crate::vocabulary::END_OF_DOCUMENT;
 
-const DEFAULT_JSONL_KEY: &str = "text";
+const DEFAULT_COLUMN: &str = "text";
 
 /// Domain tags are 16 bits wide; what comes after shares the last one.
 const MAX_DOMAINS: usize = 1 << 16;
-
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 struct TextFile {
     found: Found,
@@ -100,11 +101,14 @@ impl TextSource {
     /// corpus.
     pub(super) fn identify(&self, hasher: &mut Sha256, progress: &Progress) -> Result<(), DatasetError> {
         // The limit only decides whether there is a corpus.
-        let TextConfig { path: root, jsonl_key, on_bad_line, separator, max_document_bytes: _ } =
+        let TextConfig { path: root, jsonl_key, column: _, on_bad_line, separator, max_document_bytes: _ } =
             &self.config;
         let key = jsonl_key.as_deref().unwrap_or(DEFAULT_JSONL_KEY);
         // The number is that of the rules by which files become documents.
         hasher.update(format!("text 2 jsonl_key={key:?}\n"));
+        if self.column() != DEFAULT_COLUMN {
+            hasher.update(format!("column={:?}\n", self.column()));
+        }
         if let Some(separator) = separator {
             hasher.update(format!("separator={separator:?}\n"));
         }
@@ -135,167 +139,92 @@ impl TextSource {
         &self.remarks
     }
 
+    /// Column of Parquet files that holds the text.
+    fn column(&self) -> &str {
+        self.config.column.as_deref().unwrap_or(DEFAULT_COLUMN)
+    }
+
     /// Documents in the order of paths and lines; what is passed over in the files is remarked.
     pub(super) fn for_each(&self, remarks: &mut Remarks, visit: &mut Visit<'_>) -> Result<(), DatasetError> {
         for file in &self.files {
-            let mut reader = DocumentReader::open(file, self)?;
-            while let Some(record) = reader.next_document(remarks)? {
+            let mut visit_text = |record: Record, remarks: &mut Remarks| {
                 if record.text.trim().is_empty() {
                     if !record.text.is_empty() {
                         remarks.add(Remark::BlankDocument, || format!("`{}`", record.name));
                     }
-                    continue;
+                    return Ok(());
                 }
                 if file.found.format == Format::Plain && record.text.contains(END_OF_DOCUMENT) {
                     remarks.add(Remark::EndMarkAsText, || format!("`{}`", record.name));
                 }
-                visit(Document {
-                    content: Content::Text(record.text),
-                    domain: file.domain,
-                    name: record.name,
-                })?;
+                let content = Content::Text(record.text);
+                visit(Document { content, domain: file.domain, name: record.name })
+            };
+            if file.found.format == Format::Parquet {
+                self.for_each_row(&file.found.path, remarks, &mut visit_text)?;
+                continue;
+            }
+            let mut reader = DocumentReader::open(&file.found, &self.config, &self.progress)?;
+            while let Some(record) = reader.next_document(remarks)? {
+                visit_text(record, remarks)?;
             }
         }
         Ok(())
     }
-}
 
-struct Record {
-    text: String,
-    name: String,
-}
-
-/// The documents of one file.
-struct DocumentReader<'a> {
-    found: &'a Found,
-    config: &'a TextConfig,
-    reader: Unpacked<'a>,
-    bytes: Vec<u8>,
-    /// Records read.
-    num_records: u64,
-    /// Bytes and lines before the next record.
-    offset: u64,
-    line: u64,
-    is_at_end: bool,
-}
-
-impl<'a> DocumentReader<'a> {
-    fn open(file: &'a TextFile, source: &'a TextSource) -> Result<Self, DatasetError> {
-        let (found, config) = (&file.found, &source.config);
-        let reader = Unpacked::open(&found.path, found.compression, &source.progress)?;
-        Ok(Self {
-            found,
-            config,
-            reader,
-            bytes: Vec::new(),
-            num_records: 0,
-            offset: 0,
-            line: 1,
-            is_at_end: false,
-        })
-    }
-
-    /// What stands between two records; `None` if there is only one.
-    fn delimiter(&self) -> Option<&'a [u8]> {
-        match self.found.format {
-            Format::JsonLines => Some(b"\n"),
-            Format::Plain => self.config.separator.as_deref().map(str::as_bytes),
-        }
-    }
-
-    /// The next document; none at the end of the file.
-    fn next_document(&mut self, remarks: &mut Remarks) -> Result<Option<Record>, DatasetError> {
-        while !self.is_at_end {
-            let (offset, line) = (self.offset, self.line);
-            self.read_record()?;
-            let mark_len = if offset == 0 && self.bytes.starts_with(BYTE_ORDER_MARK) {
-                BYTE_ORDER_MARK.len()
-            } else {
-                0
-            };
-            let record = match self.found.format {
-                Format::Plain => {
-                    let name = self.name(self.num_records);
-                    Record { text: self.take_text(mark_len, offset)?, name }
-                }
-                Format::JsonLines => {
-                    let json = &self.bytes[mark_len..];
-                    if json.trim_ascii().is_empty() {
-                        continue;
+    /// The rows of the Parquet file at `path`; those without usable text as `on_bad_line` says.
+    fn for_each_row(
+        &self,
+        path: &Path,
+        remarks: &mut Remarks,
+        visit: &mut dyn FnMut(Record, &mut Remarks) -> Result<(), DatasetError>,
+    ) -> Result<(), DatasetError> {
+        let mut rows = ParquetRows::open(path, self.column())?;
+        let mut number = 0_u64;
+        loop {
+            self.progress.check()?;
+            let batch = rows.next_rows()?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for row in batch {
+                number += 1;
+                let name = format!("{}:{number}", path.display());
+                match text_of_row(row.as_ref().map(ByteArray::data), self.config.max_document_bytes()) {
+                    Ok(text) => visit(Record { text, name }, remarks)?,
+                    Err(problem) if self.config.on_bad_line == Some(OnTrouble::Skip) => {
+                        remarks.add(Remark::BadLine, || format!("`{name}`: {problem}"));
                     }
-                    let key = self.config.jsonl_key.as_deref().unwrap_or(DEFAULT_JSONL_KEY);
-                    match text_of_line(json, key) {
-                        Ok(text) => Record { text, name: self.name(line) },
-                        Err(problem) if self.config.on_bad_line == Some(OnTrouble::Skip) => {
-                            remarks.add(Remark::BadLine, || format!("`{}`: {problem}", self.name(line)));
-                            continue;
-                        }
-                        Err(problem) => {
-                            return Err(DatasetError::JsonLine {
-                                path: self.found.path.clone(),
-                                line,
-                                problem,
-                            });
-                        }
+                    Err(problem) => {
+                        let problem = format!("row {number} of column `{}` {problem}", self.column());
+                        return Err(DatasetError::Parquet { path: path.to_path_buf(), problem });
                     }
                 }
-            };
-            return Ok(Some(record));
+            }
         }
-        Ok(None)
     }
+}
 
-    fn read_record(&mut self) -> Result<(), DatasetError> {
-        let path = &self.found.path;
-        let (delimiter, max_bytes) = (self.delimiter(), self.config.max_document_bytes());
-        let end = self.reader.read_record(delimiter, max_bytes, &mut self.bytes)?;
-        let line = self.line;
-        match end {
-            RecordEnd::Limit => {
-                return Err(DatasetError::DocumentTooLarge { path: path.clone(), line, max_bytes });
-            }
-            RecordEnd::Memory => {
-                let num_bytes = self.bytes.len() as u64;
-                return Err(DatasetError::DocumentBeyondMemory { path: path.clone(), line, num_bytes });
-            }
-            RecordEnd::Delimiter | RecordEnd::File => {}
-        }
-        let delimiter = delimiter.filter(|_| end == RecordEnd::Delimiter).unwrap_or_default();
-        let num_line_ends = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
-        self.line += num_line_ends(&self.bytes) + num_line_ends(delimiter);
-        self.offset += (self.bytes.len() + delimiter.len()) as u64;
-        self.num_records += 1;
-        self.is_at_end = end == RecordEnd::File;
-        Ok(())
+/// The text in a row, or what keeps it from being one and what to do.
+fn text_of_row(row: Option<&[u8]>, max_bytes: u64) -> Result<String, String> {
+    let Some(bytes) = row else {
+        return Err("is null: remove the row, or set `data.text.on_bad_line = \"skip\"`".to_owned());
+    };
+    if bytes.len() as u64 > max_bytes {
+        let remedy = "if it is meant, raise `data.text.max_document_bytes`";
+        return Err(format!("has {} bytes, more than {max_bytes}: {remedy}", bytes.len()));
     }
-
-    /// The record as text, without its first `mark_len` bytes; `offset` is where it begins in the
-    /// file.
-    fn take_text(&mut self, mark_len: usize, offset: u64) -> Result<String, DatasetError> {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.drain(..mark_len);
-        String::from_utf8(bytes).map_err(|error| {
-            let first = error.utf8_error().valid_up_to();
-            DatasetError::NotUtf8 {
-                path: self.found.path.clone(),
-                offset: offset + (mark_len + first) as u64,
-                guess: guess_encoding(error.as_bytes()),
-            }
-        })
-    }
-
-    /// The file, and the record's or line's number where there are several.
-    fn name(&self, number: u64) -> String {
-        let path = self.found.path.display();
-        if self.delimiter().is_some() { format!("{path}:{number}") } else { path.to_string() }
-    }
+    String::from_utf8(bytes.to_vec()).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        format!("is not UTF-8 at byte {at}: mend it, or set `data.text.on_bad_line = \"skip\"`")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::Write;
-    use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
 
@@ -377,7 +306,7 @@ mod tests {
         let (texts, remarks) = read(&config).unwrap();
         assert_eq!(texts, [("one".to_owned(), 0), ("two".to_owned(), 0)]);
         assert_eq!(remarks.len(), 1);
-        assert!(remarks[0].starts_with("3 lines without usable text passed over"), "{}", remarks[0]);
+        assert!(remarks[0].starts_with("3 lines or rows without usable text passed over"), "{}", remarks[0]);
         assert!(
             remarks[0].contains("the first `") && remarks[0].contains("a.jsonl:3`: field `text` is null")
         );
@@ -466,6 +395,48 @@ mod tests {
         assert!(texts(&binary).unwrap_err().to_string().contains("is not UTF-8 at byte 2"));
         let picture = folder.path().join("a.png");
         std::fs::write(&picture, "x").unwrap();
-        assert!(texts(&picture).unwrap_err().to_string().contains("use a .txt, .md or .jsonl file"));
+        assert!(
+            texts(&picture).unwrap_err().to_string().contains("use a .txt, .md, .jsonl or .parquet file")
+        );
+    }
+
+    #[test]
+    fn rows_of_parquet_files_are_documents_beside_those_of_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.parquet");
+        write_parquet(&path, &[Some(b"one"), None, Some(b"t\xff"), Some(b"two"), Some(b" ")]);
+        std::fs::write(folder.path().join("a.txt"), "zero").unwrap();
+        let message = texts(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("b.parquet` row 2 of column `text` is null"), "{message}");
+        let config = TextConfig { on_bad_line: Some(OnTrouble::Skip), ..TextConfig::new(folder.path()) };
+        let (texts, remarks) = read(&config).unwrap();
+        let expected = [("zero", 0), ("one", 1), ("two", 1)].map(|(text, domain)| (text.to_owned(), domain));
+        assert_eq!(texts, expected);
+        assert!(remarks[0].starts_with("2 lines or rows without usable text passed over"), "{remarks:?}");
+        assert!(remarks[1].starts_with("1 document of nothing but white space"), "{remarks:?}");
+        let limited = TextConfig { max_document_bytes: Some(2), ..TextConfig::new(&path) };
+        let message = read(&limited).unwrap_err().to_string();
+        assert!(message.contains("row 1 of column `text` has 3 bytes, more than 2"), "{message}");
+        let by_column =
+            |column: &str| key_of(&TextConfig { column: Some(column.to_owned()), ..TextConfig::new(&path) });
+        assert_eq!(by_column("text"), key_of(&TextConfig::new(&path)));
+        assert_ne!(by_column("body"), by_column("text"));
+    }
+
+    fn write_parquet(path: &Path, rows: &[Option<&[u8]>]) {
+        use parquet::data_type::ByteArrayType;
+        use parquet::file::writer::SerializedFileWriter;
+        let schema = "message rows { OPTIONAL BYTE_ARRAY text (UTF8); }";
+        let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+        let file = File::create(path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let values: Vec<ByteArray> = rows.iter().flatten().map(|row| ByteArray::from(row.to_vec())).collect();
+        let levels: Vec<i16> = rows.iter().map(|row| i16::from(row.is_some())).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
     }
 }

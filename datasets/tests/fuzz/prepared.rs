@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use switchyard_datasets::{
     DataConfig, Dataset, DatasetError, DatasetStatistics, EvaluationWindows, Loader, LoaderConfig, Manifest,
-    Progress, TokenStore, prepare,
+    Packing, Progress, TokenStore, prepare,
 };
 
 use crate::engine::json::JsonSeeds;
@@ -59,7 +59,13 @@ fn read_batches(dataset: &Dataset) -> Result<(), DatasetError> {
     for batch in windows.with_max_tokens(256).with_document_masking(true).batches(3) {
         batch?;
     }
-    let config = LoaderConfig { seq_len: SEQ_LEN, sequences_per_batch: 2, seed: 3, mask_documents: true };
+    let config = LoaderConfig {
+        seq_len: SEQ_LEN,
+        sequences_per_batch: 2,
+        seed: 3,
+        mask_documents: true,
+        packing: Packing::default(),
+    };
     let mut loader = Loader::new(dataset.train.clone(), config, 0)?;
     loader.next_batch()?;
     Ok(())

@@ -83,19 +83,27 @@ pub(super) fn hash_of_arms(arms: &[Arm], held_equal: HeldEqual, code: &CodeIdent
     sha256_hex(lines.join("\n"))
 }
 
-/// The hash of `config` without the places of its data.
-pub(super) fn placeless_hash(config: &RunConfig) -> String {
-    let mut config = config.clone();
-    config.data.cache_dir = None;
-    match &mut config.data.source {
+/// Removes the paths that `source` is read from.
+fn clear_places(source: &mut SourceConfig) {
+    match source {
         SourceConfig::Text(text) => text.path = PathBuf::new(),
         SourceConfig::Tokens(tokens) => {
             tokens.train = PathBuf::new();
             tokens.validation = tokens.validation.as_ref().map(|_| PathBuf::new());
             tokens.test = tokens.test.as_ref().map(|_| PathBuf::new());
         }
+        SourceConfig::Mixture(sources) => {
+            sources.iter_mut().for_each(|source| clear_places(&mut source.source))
+        }
         SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => {}
     }
+}
+
+/// The hash of `config` without the places of its data.
+pub(super) fn placeless_hash(config: &RunConfig) -> String {
+    let mut config = config.clone();
+    config.data.cache_dir = None;
+    clear_places(&mut config.data.source);
     if let Some(TokenizerConfig::File(file)) = &mut config.data.tokenizer {
         file.path = PathBuf::new();
     }

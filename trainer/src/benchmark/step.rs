@@ -254,7 +254,12 @@ impl<'a> Training<'a> {
         let StepCase { config, plan, .. } = case;
         Ok(Self {
             plan,
-            loader: Loader::new(dataset.train.clone(), loader_config(config, plan), 0)?,
+            loader: Loader::of_sources(
+                &dataset.sources,
+                loader_config(config, plan),
+                plan.sequences_per_step(),
+                0,
+            )?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
             optimizer: AdamW::new(&config.train.adamw),
             device: device.clone(),

@@ -159,7 +159,9 @@ impl Run<'_> {
             ),
         };
         let loader_config = loader_config(self.config, self.plan);
-        let loader = Loader::new(self.dataset.train.clone(), loader_config, state.data_cursor)?;
+        let sequences_per_step = self.plan.sequences_per_step();
+        let loader =
+            Loader::of_sources(&self.dataset.sources, loader_config, sequences_per_step, state.data_cursor)?;
         Ok(MovingParts { loader, model: Replaceable::new(model), optimizer, state })
     }
 }

@@ -66,7 +66,12 @@ impl<'a> Run<'a> {
         let TrainRequest { config, plan, mode, .. } = request;
         let Start { model, optimizer, state, resumed, notes } =
             start(config, plan, &dataset, &checkpoints, *mode, &device)?;
-        let loader = Loader::new(dataset.train.clone(), loader_config(config, plan), state.data_cursor)?;
+        let loader = Loader::of_sources(
+            &dataset.sources,
+            loader_config(config, plan),
+            plan.sequences_per_step(),
+            state.data_cursor,
+        )?;
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
         folder.check_held()?;
         let from = resumed.then_some(&state);

@@ -133,7 +133,9 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             input_ids: (0..64).map(token).collect(),
             target_ids: (1..65).map(token).collect(),
             segment_ids: None,
+            target_mask: None,
             domains: vec![0; 4],
+            source_ids_b: vec![0; 4],
             num_sequences: 4,
             seq_len: 16,
         };
@@ -186,7 +188,9 @@ fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
         input_ids: (0..16).collect(),
         target_ids: (1..17).collect(),
         segment_ids: None,
+        target_mask: None,
         domains: vec![0],
+        source_ids_b: vec![0],
         num_sequences: 1,
         seq_len: 16,
     };
@@ -212,7 +216,9 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         input_ids: range.clone().map(|i| (i * 11 + 3) % 32).collect(),
         target_ids: range.clone().map(|i| (i * 11 + 14) % 32).collect(),
         segment_ids: None,
+        target_mask: None,
         domains: vec![0; range.len() / 16],
+        source_ids_b: vec![0; range.len() / 16],
         num_sequences: range.len() / 16,
         seq_len: 16,
     };
@@ -250,7 +256,9 @@ fn parameters_are_updated_where_they_lie() {
         input_ids: (0..32).collect(),
         target_ids: (0..32).rev().collect(),
         segment_ids: None,
+        target_mask: None,
         domains: vec![0; 2],
+        source_ids_b: vec![0; 2],
         num_sequences: 2,
         seq_len: 16,
     };
