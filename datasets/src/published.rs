@@ -29,9 +29,7 @@ impl Tokenizer {
 fn bytes_json() -> Value {
     let vocab: Map<String, Value> =
         (0..=u8::MAX).map(|byte| (letter_of(byte).to_string(), json!(byte))).collect();
-    let byte_level = |use_regex: bool| {
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-    };
+    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
     json!({
         "version": "1.0",
         "truncation": null,

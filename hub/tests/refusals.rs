@@ -112,13 +112,28 @@ fn a_head_that_is_not_there_is_missed_and_an_own_one_is_kept() {
 fn a_key_that_no_model_here_can_have_is_named_with_its_value() {
     for (model, key, value, part) in [
         ("llama", "hidden_act", json!("gelu"), "`hidden_act` is \"gelu\""),
-        ("llama", "rope_parameters", json!({ "rope_type": "mrope", "rope_theta": 1e4 }), "`rope_parameters.rope_type` is \"mrope\""),
+        (
+            "llama",
+            "rope_parameters",
+            json!({ "rope_type": "mrope", "rope_theta": 1e4 }),
+            "`rope_parameters.rope_type` is \"mrope\"",
+        ),
         ("llama", "model_type", json!("mamba"), "`model_type` is \"mamba\""),
         ("llama", "hidden_size", json!("wide"), "`hidden_size` is \"wide\": expected a whole number"),
         ("llama", "hidden_size", Value::Null, "`hidden_size` is missing"),
-        ("llama", "quantization_config", json!({ "quant_method": "awq" }), "`quantization_config.quant_method` is \"awq\""),
+        (
+            "llama",
+            "quantization_config",
+            json!({ "quant_method": "awq" }),
+            "`quantization_config.quant_method` is \"awq\"",
+        ),
         ("mixtral", "num_experts_per_tok", json!(9), "9"),
-        ("qwen2", "layer_types", json!(["chunked_attention", "full_attention"]), "`layer_types` is [\"chunked_attention\""),
+        (
+            "qwen2",
+            "layer_types",
+            json!(["chunked_attention", "full_attention"]),
+            "`layer_types` is [\"chunked_attention\"",
+        ),
     ] {
         let copy = Copy::of(model);
         copy.set(key, value);

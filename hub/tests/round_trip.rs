@@ -39,7 +39,8 @@ fn what_is_written_is_read_back_bit_for_bit() {
                 special_ids: &published.special_ids,
                 max_shard_bytes,
             };
-            write_model::<HubError>(&request, target.path(), |name| published.values(&located, name)).unwrap();
+            write_model::<HubError>(&request, target.path(), |name| published.values(&located, name))
+                .unwrap();
             let written = PublishedModel::open(target.path()).unwrap();
             assert_eq!(written.family, published.family);
             assert_eq!(written.special_ids, published.special_ids);

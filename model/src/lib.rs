@@ -62,4 +62,4 @@ pub use rope_scaling::{
 pub use spec::{
     AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
 };
-pub use transformer::{ModelOutput, Transformer};
+pub use transformer::{IGNORED_TARGET, ModelOutput, Transformer};

@@ -15,6 +15,9 @@ use crate::{
     PositionKind, rope_scaling::frequencies,
 };
 
+/// A target that does not count: of padding.
+pub const IGNORED_TARGET: i32 = -1;
+
 /// What a forward pass returns; nothing else leaves the model.
 #[derive(Debug)]
 pub struct ModelOutput {
@@ -173,17 +176,18 @@ impl Transformer {
     /// The loss of these rows' scores against the tokens that came next; the scores are not kept.
     ///
     /// # Shapes
-    /// - `hidden_td`: `[num_rows, d_model]`; `target_ids_t`: `[num_rows]`
+    /// - `hidden_td`: `[num_rows, d_model]`; `target_ids_t`: `[num_rows]`, of which those that are
+    ///   [`IGNORED_TARGET`] do not count
     ///
     /// # Panics
-    /// If a target lies outside the vocabulary.
+    /// If another target lies outside the vocabulary.
     pub fn head_loss(
         &self,
         hidden_td: Tensor<2>,
         target_ids_t: Tensor<1, Int>,
         z_loss_weight: Option<f64>,
     ) -> HeadLoss {
-        let options = HeadLossOptions { ignored_target: None, z_loss_weight };
+        let options = HeadLossOptions { ignored_target: Some(IGNORED_TARGET.into()), z_loss_weight };
         let (rows, matrix) = self.head_factors(hidden_td);
         head_loss(rows, matrix, target_ids_t, options)
     }
