@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use switchyard_experts::FfnSpec;
 use switchyard_ground::durable;
-use switchyard_model::{InitConfig, ModelConfig, ModelSpec, ParameterName};
+use switchyard_model::{InitConfig, ModelConfig, ModelSpec, ParameterName, PositionKind};
 use switchyard_router::{BalancingScope, BiasRule, GatePrecision, RouterConfig, SoftmaxOrder};
 
 use crate::HubError;
@@ -73,13 +73,21 @@ pub fn expresses(family: Family, config: &ModelConfig) -> bool {
     let read_back = family.read(&keys).and_then(|read| resolve(&read, seq_len, Path::new("config.json")));
     let written = resolve(config, seq_len, Path::new("config.json"));
     match (read_back, written) {
-        (Ok(read_back), Ok(written)) => computed(read_back) == computed(written),
+        (Ok(read_back), Ok(written)) => computes_the_same(read_back, written),
         _ => false,
     }
 }
 
+/// Whether two models compute the same of the same parameters, whatever they differ in while training.
+pub fn computes_the_same(a: ModelSpec, b: ModelSpec) -> bool {
+    computed(a) == computed(b)
+}
+
 /// The specification without what matters while training alone.
 fn computed(spec: ModelSpec) -> ModelSpec {
+    // Others than learned positions have no end.
+    let is_learned = matches!(spec.position, PositionKind::Learned);
+    let max_seq_len = if is_learned { spec.num_positions() } else { 0 };
     let layers = spec.layers.into_iter().map(|mut layer| {
         if let FfnSpec::Moe(moe) = &mut layer.ffn {
             moe.experts.granularity = None;
@@ -90,7 +98,16 @@ fn computed(spec: ModelSpec) -> ModelSpec {
         }
         layer
     });
-    ModelSpec { layers: layers.collect(), dropout: 0.0, init: InitConfig::default(), ..spec }
+    ModelSpec {
+        layers: layers.collect(),
+        dropout: 0.0,
+        init: InitConfig::default(),
+        // A row that lookups do not move is a row all the same.
+        padding_id: None,
+        max_seq_len,
+        num_positions: None,
+        ..spec
+    }
 }
 
 fn computed_router(router: RouterConfig) -> RouterConfig {

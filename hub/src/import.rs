@@ -112,6 +112,16 @@ impl PublishedModel {
         Ok(values)
     }
 
+    /// Shape of one parameter: a stack of matrices or vectors, or one of them.
+    ///
+    /// # Panics
+    /// As [`PublishedModel::values`].
+    pub fn shape(&self, located: &Located, name: ParameterName) -> Vec<usize> {
+        let Some(parts) = located.parts.get(&name) else { panic!("`{name}` is no parameter of this model") };
+        let of_one = parts.first().map(Part::our_shape).unwrap_or_default();
+        if name.role.is_of_experts() { [vec![parts.len()], of_one].concat() } else { of_one }
+    }
+
     /// The parts of a parameter of the located model, in a form whose first tensor `is_there`; as it was
     /// located if there is none.
     pub fn form_in(

@@ -124,6 +124,13 @@ impl Part {
         }
     }
 
+    /// Shape of ours.
+    pub(crate) fn our_shape(&self) -> Vec<usize> {
+        let [input, output] = self.sizes();
+        let width = self.channels.len(output);
+        if self.orientation == Orientation::Vector { vec![width] } else { vec![input, width] }
+    }
+
     /// Elements that the part takes.
     pub fn num_elements(&self) -> usize {
         let [input, output] = self.sizes();

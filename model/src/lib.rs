@@ -50,7 +50,8 @@ pub use names::{
 pub use non_finite::NonFinite;
 pub use norm::Norm;
 pub use parameters::{
-    Named, ParameterTensor, parameter_data, parameter_gradients, parameter_tensors, update_parameters,
+    Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
+    update_parameters,
 };
 pub use pass::{ModelInput, Pass};
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};

@@ -304,6 +304,25 @@ impl Role {
         !matches!(self, Self::Embedding(_) | Self::Norm(NormPlace::Final, _) | Self::Head | Self::HeadBias)
     }
 
+    /// The word for parameters of its kind.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Embedding(_) => "embedding",
+            Self::Norm(..) => "norms",
+            Self::Attention(..) | Self::QkNorm(_) | Self::AttentionSinks => "attention",
+            Self::Dense(_) | Self::DenseBias(_) | Self::BlockSparse(_) => "dense",
+            Self::Router(_) => "router",
+            Self::Expert(_) | Self::ExpertBias(_) => "experts",
+            Self::Shared(_) | Self::SharedBias(_) | Self::SharedGate => "shared_experts",
+            Self::Head | Self::HeadBias => "head",
+        }
+    }
+
+    /// Whether it is a stack over routed experts.
+    pub fn is_of_experts(self) -> bool {
+        matches!(self, Self::Expert(_) | Self::ExpertBias(_))
+    }
+
     /// Whether it is a vector: a bias, or what scales a norm or a gate. Vectors do not decay.
     pub fn is_vector(self) -> bool {
         match self {

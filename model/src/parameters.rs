@@ -107,6 +107,23 @@ pub fn update_parameters<M: Module>(
     model.map(&mut Mapper(Path::default(), update))
 }
 
+/// The model in which the parameters that `is_frozen` names get no gradients any more.
+pub fn freeze_parameters<M: Module>(model: M, is_frozen: impl Fn(ParameterName) -> bool) -> M {
+    struct Mapper<F>(Path, F);
+    impl<F: Fn(ParameterName) -> bool> ModuleMapper for Mapper<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if (self.1)(self.0.name()) { param.set_require_grad(false) } else { param }
+        }
+    }
+    model.map(&mut Mapper(Path::default(), is_frozen))
+}
+
 /// Where a visitor is in the module tree. Enum variants do not count: the field that holds the enum
 /// names it.
 #[derive(Debug, Default)]

@@ -9,6 +9,8 @@ use switchyard_model::ModelConfig;
 
 use switchyard_flight::alarms::AlarmsConfig;
 
+use crate::start::StartConfig;
+
 /// A run, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +31,9 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// The network.
     pub model: ModelConfig,
+    /// What the run begins with, and which parameters it trains.
+    #[serde(default, skip_serializing_if = "StartConfig::is_default")]
+    pub start: StartConfig,
     /// The loop.
     pub train: TrainConfig,
     /// Text generated at the end of the run, written to `sample.txt`.

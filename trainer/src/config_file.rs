@@ -21,6 +21,7 @@ pub use self::overrides::Override;
 
 use crate::config::RunConfig;
 use crate::plan::RunPlan;
+use crate::start;
 use switchyard_ground::digest::sha256_hex;
 
 /// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is
@@ -143,6 +144,8 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
             .apply(&mut table)
             .map_err(|message| ConfigError::Invalid { location: an_override.to_string(), message })?;
     }
+    start::fill_model(&mut table)
+        .map_err(|message| ConfigError::Invalid { location: origins.locate("start.from"), message })?;
     if let Some(mistake) = explain::list_for_table(&table) {
         let location = origins.locate(&mistake.key);
         return Err(ConfigError::Invalid { location, message: mistake.message });

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use switchyard_datasets::DatasetError;
+use switchyard_ground::key_error::KeyError;
 use switchyard_hub::HubError;
 use switchyard_model::NonFinite;
 
@@ -152,6 +153,9 @@ pub enum TrainError {
         /// What is no number.
         what: &'static str,
     },
+    /// A key of `[start]` that cannot be used.
+    #[error(transparent)]
+    Start(KeyError),
     /// A published model could not be read or written.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -189,6 +193,7 @@ impl TrainError {
             | Self::MissingData { .. }
             | Self::Setting(_)
             | Self::Question(_)
+            | Self::Start(_)
             | Self::Upcycle(_) => true,
             Self::Hub(error) => !matches!(error, HubError::Io { .. }),
             Self::Data(error) => error.is_users_mistake(),

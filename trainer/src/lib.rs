@@ -7,6 +7,7 @@
 //! | the network | the crate `model` |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
+//! | what a run begins with, and what it trains | [`start`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | a published model made a network, held to its reference, and the way back | [`import`], [`parity`], [`export`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
@@ -48,6 +49,7 @@ mod routed_pass;
 pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
+pub mod start;
 pub mod step;
 pub mod throughput;
 pub mod train;

@@ -44,7 +44,7 @@ enum Part {
 fn part_of(name: ParameterName) -> Option<(usize, Part)> {
     let part = match name.role {
         Role::Router(_) => Part::Router,
-        Role::Expert(_) | Role::ExpertBias(_) => Part::Experts,
+        role if role.is_of_experts() => Part::Experts,
         _ => return None,
     };
     Some((name.layer?, part))

@@ -1,7 +1,7 @@
 //! Where the NaN or infinity of a step's loss came from.
 
 use burn::module::Module;
-use switchyard_model::{ModelInput, NonFinite, Pass, Role, Transformer, parameter_data};
+use switchyard_model::{ModelInput, NonFinite, Pass, Transformer, parameter_data};
 
 /// The first parameter that is not finite, or if all are, the first part of the forward pass of
 /// `input`. A second look, for when a loss was not finite: layer by layer, each expert alone where
@@ -15,7 +15,7 @@ fn first_non_finite_parameter(model: &Transformer) -> Option<NonFinite> {
         let values: Vec<f32> = parameter.value.iter::<f32>().collect();
         let index = values.iter().position(|value| !value.is_finite())?;
         let num_rows = parameter.value.shape().as_slice().first().map_or(1, |&rows| rows);
-        let is_of_experts = matches!(parameter.name.role, Role::Expert(_) | Role::ExpertBias(_));
+        let is_of_experts = parameter.name.role.is_of_experts();
         Some(NonFinite {
             layer: parameter.name.layer,
             expert: is_of_experts.then(|| index / (values.len() / num_rows)),

@@ -16,6 +16,7 @@ use crate::moved_data::{DATA_PATH_KEYS, data_path_words};
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
+use crate::start::{initial_network, note_on_frozen, with_frozen_parameters};
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
 /// where it runs and what is kept. The model, the data and the optimizer may not.
@@ -63,19 +64,21 @@ pub(crate) fn start(
     let training_device = device.clone().autodiff();
     let newest = if mode == OpenMode::Resume { checkpoints.steps()?.pop() } else { None };
     let Some(step) = newest else {
+        let model = initial_network(config, plan, &training_device)?;
         return Ok(Start {
-            model: Transformer::new(&plan.model, config.seed, &training_device),
+            notes: note_on_frozen(&model, config).into_iter().collect(),
+            model,
             optimizer: AdamW::new(&config.train.adamw),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
             resumed: false,
-            notes: Vec::new(),
         });
     };
     let checkpoint = Checkpoint::read(&checkpoints.path_of(step))?;
     check_same_run(&checkpoint, config)?;
     checkpoint.check_data_of(&config.data, dataset)?;
-    let notes = notes_on_schedule(&checkpoint, plan);
-    let model = checkpoint.model(&training_device)?;
+    let mut notes = notes_on_schedule(&checkpoint, plan);
+    let model = with_frozen_parameters(checkpoint.model(&training_device)?, config)?;
+    notes.extend(note_on_frozen(&model, config));
     let optimizer = checkpoint.optimizer(&model)?;
     Ok(Start { model, optimizer, state: checkpoint.state, resumed: true, notes })
 }

@@ -7,6 +7,7 @@
 
 mod check;
 mod run;
+mod source;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use switchyard_ground::key_error::KeyError;
 use switchyard_model::{ModelSpec, ParameterName, Transformer};
 
 pub use run::{UpcycleRequest, UpcycleSummary, upcycle};
+pub use source::DenseSource;
 
 /// How a dense feed-forward block becomes experts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

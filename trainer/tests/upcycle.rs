@@ -252,7 +252,7 @@ fn each_refusal_names_its_key_value_and_remedy() {
     assert!(wider.starts_with("`model.d_model` is 32, but 16 in the dense checkpoint"), "{wider}");
     for (key, found) in [
         ("model.attention.num_heads", differs(|spec| attention(spec).num_heads = 4)),
-        ("data.tokenizer", differs(|spec| spec.vocab_size = 33)),
+        ("model.vocab_size", differs(|spec| spec.vocab_size = 33)),
         ("model.tie_embeddings", differs(|spec| spec.tie_embeddings = true)),
         ("model.num_layers", differs(|spec| spec.layers.truncate(1))),
         ("model.ffn.activation", differs(|spec| experts(spec).activation = Activation::Relu)),

@@ -19,6 +19,9 @@ pub(crate) struct ImportArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print the `[model]` that it is, to be changed and trained
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) toml: bool,
 }
 
 pub(super) const PARITY_HELP: &str = "\

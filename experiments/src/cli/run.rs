@@ -44,7 +44,7 @@ model's wherever a token's gates add up to one number; the command says when the
 
 #[derive(Debug, Args)]
 pub(crate) struct UpcycleArgs {
-    /// Run folder or checkpoint folder of the dense model
+    /// Folder of the dense model: of a run, a checkpoint, or a published model
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,

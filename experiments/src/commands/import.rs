@@ -1,5 +1,6 @@
 //! `switchyard import`
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::json;
@@ -18,6 +19,10 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     // Every value is read once: a file that ends early, or holds a NaN, is told now.
     for (name, _) in located.names() {
         published.values(&located, name)?;
+    }
+    if args.toml {
+        let table = BTreeMap::from([("model", &published.config)]);
+        return print_text(&toml::to_string(&table).map_err(|error| Failure::Fault(error.into()))?);
     }
     let counts = ModelCounts::of(&spec, spec.max_seq_len);
     let (family, _) = published.family.names();

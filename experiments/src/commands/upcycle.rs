@@ -5,12 +5,13 @@ use std::path::Path;
 use switchyard_ground::say;
 use switchyard_ground::shell::quoted_path;
 use switchyard_trainer::TrainError;
-use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::config_file::LoadedConfig;
 use switchyard_trainer::moved_data::with_missing_path;
 use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::train::{default_run_folder, with_threads};
-use switchyard_trainer::upcycle::{UpcycleMethod, UpcycleRequest, UpcycleSettings, UpcycleSummary, upcycle};
+use switchyard_trainer::upcycle::{
+    DenseSource, UpcycleMethod, UpcycleRequest, UpcycleSettings, UpcycleSummary, upcycle,
+};
 
 use super::{load_to_run, next_command};
 use crate::cli::{UpcycleArgs, UpcycleMethodArg};
@@ -21,8 +22,8 @@ const DEFAULT_DROP_RATIO: f64 = 0.5;
 
 pub(super) fn run(args: &UpcycleArgs, interruption: &Interruption) -> Result<(), Failure> {
     let method = method(args)?;
-    let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
+    let dense = DenseSource::read(&args.path, plan.seq_len)?;
     let request = UpcycleRequest {
         out: args.out.clone().unwrap_or_else(|| default_run_folder(Path::new("runs"), &loaded.config)),
         mode: if args.overwrite { OpenMode::Overwrite } else { OpenMode::New },
@@ -32,7 +33,7 @@ pub(super) fn run(args: &UpcycleArgs, interruption: &Interruption) -> Result<(),
         show_progress: true,
         stop: interruption.watch("stopping: no run is begun")?,
     };
-    let summary = with_threads(request.config.threads, || upcycle(&checkpoint, &request))
+    let summary = with_threads(request.config.threads, || upcycle(&dense, &request))
         .map_err(|error| located(error, &loaded))?;
     report(&summary, &request);
     Ok(())

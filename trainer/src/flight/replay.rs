@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchyard_datasets::{Dataset, Loader, Progress};
-use switchyard_model::Transformer;
 
 use super::question::plan_of;
 use crate::TrainError;
@@ -21,6 +20,7 @@ use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
+use crate::start::{initial_network, with_frozen_parameters};
 use crate::train::{loader_config, with_threads};
 
 /// A repeated step beside the recorded one.
@@ -148,12 +148,12 @@ impl Run<'_> {
                 let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
                 let then = &checkpoint.state.data_hash;
                 check_same_data(&checkpoint.path, then, &self.config.data, self.dataset)?;
-                let model = checkpoint.model(&training_device)?;
+                let model = with_frozen_parameters(checkpoint.model(&training_device)?, self.config)?;
                 let optimizer = checkpoint.optimizer(&model)?;
                 (model, optimizer, checkpoint.state)
             }
             None => (
-                Transformer::new(&self.plan.model, self.config.seed, &training_device),
+                initial_network(self.config, self.plan, &training_device)?,
                 AdamW::new(&self.config.train.adamw),
                 TrainingState::initial(self.config.seed, &self.dataset.manifest.key),
             ),

@@ -36,7 +36,7 @@ pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) 
 
 /// Everything outside the feed-forward blocks.
 fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), UpcycleError> {
-    same("data.tokenizer", &spec.vocab_size, &dense.vocab_size)?;
+    same("model.vocab_size", &spec.vocab_size, &dense.vocab_size)?;
     same("model.num_layers", &spec.num_layers(), &dense.num_layers())?;
     same("model.d_model", &spec.d_model, &dense.d_model)?;
     for (now, before) in spec.layers.iter().zip(&dense.layers) {
@@ -47,7 +47,15 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
         same("model.attention.d_head", &now.d_head, &before.d_head)?;
         same("model.attention.qk_norm", &now.qk_norm, &before.qk_norm)?;
         same("model.attention.bias", &now.bias, &before.bias)?;
+        same("model.attention.window", &now.window, &before.window)?;
+        same("model.attention.sinks", &now.sinks, &before.sinks)?;
+        same("model.attention.clip_qkv", &now.clip_qkv, &before.clip_qkv)?;
+        same("model.attention.scale", &now.scale, &before.scale)?;
+        same("model.attention.latent", &now.latent, &before.latent)?;
     }
+    same("model.multipliers", &spec.multipliers, &dense.multipliers)?;
+    same("model.head_bias", &spec.head_bias, &dense.head_bias)?;
+    same("model.padding_id", &spec.padding_id, &dense.padding_id)?;
     same("model.norm", &spec.norm, &dense.norm)?;
     same("model.position", &spec.position, &dense.position)?;
     same("model.tie_embeddings", &spec.tie_embeddings, &dense.tie_embeddings)?;
@@ -55,7 +63,7 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
         same("model.ffn.activation", &now.ffn.activation(), &before.ffn.activation())?;
     }
     match spec.position {
-        PositionKind::Learned => same("train.seq_len", &spec.max_seq_len, &dense.max_seq_len),
+        PositionKind::Learned => same("train.seq_len", &spec.num_positions(), &dense.num_positions()),
         _ => Ok(()),
     }
 }
@@ -65,24 +73,31 @@ fn same<T: PartialEq + Serialize>(key: &'static str, now: &T, there: &T) -> Resu
     if now == there { Ok(()) } else { Err(UpcycleError::Differs { key, now: text(now), there: text(there) }) }
 }
 
-/// A block that stays dense, or becomes experts, which have no biases.
+/// A block that stays dense, or becomes experts.
 fn check_block(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
     // What is upcycled is dense.
     let FfnSpec::Dense(dense) = before else { return Ok(()) };
-    if dense.bias {
-        let problem = "is true in the dense checkpoint, but experts have no biases";
-        return Err(KeyError::new("model.ffn.bias", problem, "train a dense model without").into());
-    }
     match now {
         FfnSpec::Dense(DenseSpec { d_ff, bias, .. }) => {
             same("model.ffn.d_ff", d_ff, &dense.d_ff)?;
             same("model.ffn.bias", bias, &dense.bias)
         }
         FfnSpec::BlockSparse(_) => Ok(()),
-        FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => {
-            now.routed().map_or(Ok(()), |(experts, _)| check_experts(dense.d_ff, experts, method))
-        }
+        FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => now.routed().map_or(Ok(()), |(experts, _)| {
+            check_biases(dense.bias, experts, method)?;
+            check_experts(dense.d_ff, experts, method)
+        }),
     }
+}
+
+/// Biases of the dense block become those of its copies; of parts, no bias of theirs adds up to it.
+fn check_biases(bias: bool, experts: &ExpertsSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
+    same("model.ffn.moe.expert_bias", &experts.bias, &bias)?;
+    if bias && method != UpcycleMethod::Copy {
+        let problem = "is true, but only `--method copy` knows what to do with biases";
+        return Err(KeyError::new("model.ffn.moe.expert_bias", problem, "use that method").into());
+    }
+    Ok(())
 }
 
 fn check_experts(d_ff: usize, experts: &ExpertsSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {

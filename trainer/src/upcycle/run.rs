@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use switchyard_datasets::{Dataset, Progress};
+use switchyard_datasets::{Dataset, Progress, Tokenizer};
 
-use super::{DenseModel, UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
+use super::source::DenseSource;
+use super::{UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
 use crate::TrainError;
-use crate::checkpoint::{Checkpoint, CheckpointStore, Snapshot, TrainingState};
+use crate::checkpoint::{CheckpointStore, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
 use crate::metrics::MetricsFile;
@@ -47,22 +48,20 @@ pub struct UpcycleSummary {
     pub same_data: bool,
 }
 
-/// Begin a run from the dense `checkpoint`: a run folder with a checkpoint of step 0, fresh
+/// Begin a run from the model of `dense`: a run folder with a checkpoint of step 0, fresh
 /// optimizer and schedule, for `train` to resume.
 ///
 /// # Errors
-/// [`TrainError`]; a mistake in the configuration, the checkpoint or the data leaves no folder
+/// [`TrainError`]; a mistake in the configuration, the model or the data leaves no folder
 /// behind.
-pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
+pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
-    check::check(&checkpoint.plan.model, &plan.model, settings.method)?;
+    check::check(&dense.spec, &plan.model, settings.method)?;
     RunFolder::check(out, *mode)?;
-    let dataset = prepared_data(checkpoint, request)?;
+    let dataset = prepared_data(dense, request)?;
     let device = device::select(&config.device)?;
-    let parameters = checkpoint.parameters()?;
-    let dense = DenseModel { spec: &checkpoint.plan.model, parameters: &parameters };
-    let model = upcycled_model(dense, &plan.model, *settings, &device)?;
-    let mut manifest = manifest(checkpoint, request);
+    let model = upcycled_model(dense.model(), &plan.model, *settings, &device)?;
+    let mut manifest = manifest(dense, request);
     manifest.data_key = Some(dataset.manifest.key.clone());
     let folder = RunFolder::create(out, *mode)?;
     // First of all: a folder that a kill leaves behind is known for a run, and for one without
@@ -82,31 +81,37 @@ pub fn upcycle(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Upcy
     })?;
     Ok(UpcycleSummary {
         checkpoint: written,
-        deviation: deviation_from_dense(dense.spec, &plan.model, settings.method),
-        same_data: state.data_hash == checkpoint.state.data_hash,
+        deviation: deviation_from_dense(&dense.spec, &plan.model, settings.method),
+        same_data: Some(&state.data_hash) == dense.data_hash.as_ref(),
     })
 }
 
 /// The data of the new run, its ids known to mean what they meant to the dense model.
-fn prepared_data(checkpoint: &Checkpoint, request: &UpcycleRequest) -> Result<Dataset, TrainError> {
+fn prepared_data(dense: &DenseSource, request: &UpcycleRequest) -> Result<Dataset, TrainError> {
     let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
     let dataset = moved_data::prepare(&request.config.data, &progress.with_stop(request.stop.clone()))?;
-    if dataset.tokenizer.to_json() != checkpoint.tokenizer.to_json() {
-        return Err(UpcycleError::Tokenizer { checkpoint: checkpoint.path.clone() }.into());
+    // Data of ids has no tokenizer that could differ, and a published model need not have one.
+    let own = dense.tokenizer.as_ref().and_then(Tokenizer::to_published_json);
+    let is_other = match own {
+        Some(own) => dataset.tokenizer.to_published_json() != Some(own),
+        None => dense.tokenizer.as_ref().is_some_and(|own| own.to_json() != dataset.tokenizer.to_json()),
+    };
+    if is_other {
+        return Err(UpcycleError::Tokenizer { checkpoint: dense.path.clone() }.into());
     }
     Ok(dataset)
 }
 
 /// `run.json` of a run that waits to be resumed.
-fn manifest(checkpoint: &Checkpoint, request: &UpcycleRequest) -> RunManifest {
+fn manifest(dense: &DenseSource, request: &UpcycleRequest) -> RunManifest {
     let UpcycleRequest { config, plan, settings, .. } = request;
     let value = serde_json::to_value(config).unwrap_or_default();
     let plan = serde_json::to_value(plan).unwrap_or_default();
     let mut manifest = RunManifest::starting(value, plan, config.seed, &config.device);
     manifest.upcycled_from = Some(UpcycledFrom {
         // JSON is UTF-8, a path need not be.
-        checkpoint: checkpoint.path.to_string_lossy().into_owned().into(),
-        step: checkpoint.state.step,
+        checkpoint: dense.path.to_string_lossy().into_owned().into(),
+        step: dense.step,
         method: settings.method,
         seed: settings.seed,
     });

@@ -60,6 +60,7 @@ impl Mapping<'_> {
     fn values(&self, name: ParameterName, shape: &[usize], initial_n: &Tensor<1>) -> Option<Vec<f32>> {
         match (name.role, name.layer) {
             (Role::Expert(matrix), Some(layer)) => Some(self.experts(layer, matrix)),
+            (Role::ExpertBias(matrix), Some(layer)) => Some(self.expert_biases(layer, matrix)),
             // Their last axis runs over experts.
             (Role::Router(RouterPart::Weight | RouterPart::Cosine(CosinePart::Directions)), Some(layer)) => {
                 let initial = host_values(&initial_n.to_data());
@@ -101,6 +102,19 @@ impl Mapping<'_> {
             dense.with_units_redrawn(&redrawn, &key, &source).units(units)
         };
         (0..experts.num_experts).flat_map(of_expert).map(|value| value * scale).collect()
+    }
+
+    /// One bias of every expert of `layer`, stacked: that of the dense block.
+    fn expert_biases(&self, layer: usize, matrix: FfnMatrix) -> Vec<f32> {
+        let name = ParameterName::of_layer(layer, Role::DenseBias(matrix));
+        let Some(data) = self.dense.parameters.get(&name) else { panic!("a dense model without `{name}`") };
+        let scale = match hidden_axis(matrix) {
+            HiddenAxis::Columns => 1.0,
+            HiddenAxis::Rows => self.output_scale(layer),
+        };
+        let of_dense: Vec<f32> = host_values(data).into_iter().map(|value| value * scale).collect();
+        let num_experts = self.spec.experts_of(layer).map_or(0, |experts| experts.num_experts);
+        of_dense.repeat(num_experts)
     }
 
     /// Factor on the experts' outputs that makes whole copies, weighed by gates, add up to the

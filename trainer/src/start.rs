@@ -1,0 +1,189 @@
+//! `[start]`: what a run begins with, and which parameters it trains.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use switchyard_ground::key_error::KeyError;
+use switchyard_ground::units::grouped;
+use switchyard_hub::PublishedModel;
+use switchyard_hub::export::computes_the_same;
+use switchyard_model::{ParameterName, Transformer, freeze_parameters, parameter_tensors, update_parameters};
+
+use crate::TrainError;
+use crate::checkpoint::{Checkpoint, find_checkpoint};
+use crate::config::RunConfig;
+use crate::import::imported_network;
+use crate::plan::RunPlan;
+
+/// `[start]`: a model to begin with, and parameters that stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartConfig {
+    /// Folder of a published model, of a run or of a checkpoint, whose parameters the run begins
+    /// with; absent draws them. With a published model `[model]` may be left out: it is the model's
+    /// own, then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// Parameters that are not trained: `embedding`, `head`, `norms`, `attention`, `dense`, `router`,
+    /// `experts`, `shared_experts`, or names with `*` for any text, such as `blocks.0.*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+}
+
+impl StartConfig {
+    /// Whether nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Puts the model's own `[model]` into the table of a configuration that begins with a published
+/// model and has none.
+///
+/// # Errors
+/// What is wrong with the model.
+pub(crate) fn fill_model(table: &mut toml::Table) -> Result<(), String> {
+    let from = table.get("start").and_then(|start| start.get("from")).and_then(toml::Value::as_str);
+    let Some(folder) = from.map(Path::new).filter(|_| !table.contains_key("model")) else { return Ok(()) };
+    if !folder.join("config.json").is_file() {
+        return Ok(());
+    }
+    let published = PublishedModel::open(folder).map_err(|error| error.to_string())?;
+    let model = toml::Value::try_from(&published.config).map_err(|error| error.to_string())?;
+    table.insert("model".to_owned(), model);
+    Ok(())
+}
+
+/// The network at the beginning of a new run.
+///
+/// # Errors
+/// If `[start]` names a model that cannot be read or computes something else, or parameters that
+/// there are not.
+pub(crate) fn initial_network(
+    config: &RunConfig,
+    plan: &RunPlan,
+    device: &Device,
+) -> Result<Transformer, TrainError> {
+    let network = match &config.start.from {
+        None => Transformer::new(&plan.model, config.seed, device),
+        Some(path) if path.join("config.json").is_file() => {
+            let published = PublishedModel::open(path)?;
+            check_same(path, &published.spec(plan.seq_len)?, plan)?;
+            let located = published.locate(&plan.model)?;
+            imported_network(&published, &located, &plan.model, device)?
+        }
+        Some(path) => {
+            let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
+            check_same(path, &checkpoint.plan.model, plan)?;
+            with_parameters(Transformer::new(&plan.model, config.seed, device), &checkpoint.parameters()?)
+        }
+    };
+    with_frozen_parameters(network, config)
+}
+
+/// The network with the parameters of a checkpoint of the same model.
+fn with_parameters(network: Transformer, parameters: &BTreeMap<ParameterName, TensorData>) -> Transformer {
+    update_parameters(network, |name, _, initial_n| match parameters.get(&name) {
+        Some(data) => {
+            let values: Vec<f32> = data.iter::<f32>().collect();
+            Tensor::from_data(TensorData::new(values, initial_n.dims()), &initial_n.device())
+        }
+        None => initial_n,
+    })
+}
+
+fn check_same(path: &Path, there: &switchyard_model::ModelSpec, plan: &RunPlan) -> Result<(), TrainError> {
+    if computes_the_same(there.clone(), plan.model.clone()) {
+        return Ok(());
+    }
+    let problem =
+        format!("is \"{}\", a model that computes something else than `[model]` says", path.display());
+    let remedy = "leave `[model]` out for a published model's own, or give the keys that the checkpoint has";
+    Err(TrainError::Start(KeyError::new("start.from", problem, remedy).naming("model")))
+}
+
+/// The network of which some parameters are not trained, as `start.freeze` says.
+///
+/// # Errors
+/// If a word of it names no parameter of the network, or nothing is left to train.
+pub(crate) fn with_frozen_parameters(
+    network: Transformer,
+    config: &RunConfig,
+) -> Result<Transformer, TrainError> {
+    let words = &config.start.freeze;
+    if words.is_empty() {
+        return Ok(network);
+    }
+    let names: Vec<ParameterName> =
+        parameter_tensors(&network).into_iter().map(|parameter| parameter.name).collect();
+    for word in words {
+        if !names.iter().any(|name| is_meant(word, *name)) {
+            let problem = format!("holds \"{word}\", which names no parameter of this model");
+            let remedy = "use embedding, head, norms, attention, dense, router, experts, shared_experts, or a \
+                          name with `*`";
+            return Err(TrainError::Start(KeyError::new("start.freeze", problem, remedy)));
+        }
+    }
+    let is_frozen = |name: ParameterName| words.iter().any(|word| is_meant(word, name));
+    if names.iter().all(|name| is_frozen(*name)) {
+        let error = KeyError::new("start.freeze", "leaves nothing to train", "freeze less");
+        return Err(TrainError::Start(error));
+    }
+    Ok(freeze_parameters(network, is_frozen))
+}
+
+/// How many parameters are trained, of how many; `None` if none is frozen.
+pub(crate) fn note_on_frozen(network: &Transformer, config: &RunConfig) -> Option<String> {
+    let (mut trained, mut all) = (0, 0);
+    for parameter in parameter_tensors(network) {
+        let number = parameter.value.shape.iter().product::<usize>() as u64;
+        all += number;
+        trained += if parameter.value.learns { number } else { 0 };
+    }
+    let words = &config.start.freeze;
+    let note = || {
+        format!(
+            "{} of {} parameters are trained: `start.freeze` is {words:?}",
+            grouped(trained),
+            grouped(all)
+        )
+    };
+    (!words.is_empty()).then(note)
+}
+
+/// Whether `word`, of `start.freeze`, means this parameter.
+fn is_meant(word: &str, name: ParameterName) -> bool {
+    name.role.group() == word || (word.contains(['*', '.']) && fits(word, &name.to_string()))
+}
+
+/// Whether `text` is `pattern`, each `*` of it standing for any text.
+fn fits(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, rest)) => text.strip_prefix(before).is_some_and(|text| {
+            text.char_indices()
+                .map(|(place, _)| place)
+                .chain([text.len()])
+                .any(|place| fits(rest, &text[place..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_means_a_kind_of_parameter_and_a_pattern_names() {
+        let name = ParameterName::parse("blocks.3.ffn.experts.gate").unwrap();
+        for word in ["experts", "blocks.3.*", "*.gate", "blocks.*.experts.*", "blocks.3.ffn.experts.gate"] {
+            assert!(is_meant(word, name), "{word}");
+        }
+        for word in ["router", "blocks.4.*", "*.up", "blocks.3.ffn.experts", "expert"] {
+            assert!(!is_meant(word, name), "{word}");
+        }
+    }
+}
