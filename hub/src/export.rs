@@ -117,6 +117,7 @@ fn computed_router(router: RouterConfig) -> RouterConfig {
         jitter: None,
         precision: GatePrecision::F32,
         init_scale: 1.0,
+        constant_gate: false,
         load_balancing_weight: None,
         load_balancing_scope: BalancingScope::MicroBatch,
         z_loss_weight: None,

@@ -7,8 +7,10 @@ use switchyard_hub::tensor_files::Element;
 use switchyard_hub::{HubError, Located, PublishedModel};
 use switchyard_model::ParameterName;
 
+/// The reference models, or those in the folder `FIXTURES`.
 fn fixtures() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/tests/fixtures");
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/tests/fixtures");
+    let root = std::env::var_os("FIXTURES").map_or_else(own, PathBuf::from);
     let folders = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let mut folders: Vec<PathBuf> = folders.filter(|path| path.join("io.safetensors").exists()).collect();
     folders.sort();

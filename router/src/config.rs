@@ -35,6 +35,10 @@ pub struct RouterConfig {
     /// default 1. Beside `sigmoid` it is `sigmoid.routed_scaling`.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub routed_scaling: f64,
+    /// Accept that the only gate of a token is always 1, so that the router learns from its own losses
+    /// alone: a published model that renormalises with `top_k = 1`. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub constant_gate: bool,
     /// Bias on the linear gate's logits (gpt-oss); default false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gate_bias: bool,
@@ -93,6 +97,7 @@ impl RouterConfig {
             softmax: SoftmaxOrder::default(),
             renormalise: enabled(),
             routed_scaling: one(),
+            constant_gate: false,
             gate_bias: false,
             sigmoid: None,
             cosine: None,

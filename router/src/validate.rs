@@ -139,7 +139,7 @@ impl RouterConfig {
     fn validate_gradient(&self, num_experts: usize) -> Result<(), KeyError> {
         let one_gate = self.top_k == 1 && num_experts > 1;
         let takes_one = !matches!(self.selection, Selection::ExpertChoice(_) | Selection::Soft(_));
-        if !(one_gate && takes_one && self.learns()) {
+        if !(one_gate && takes_one && self.learns()) || self.constant_gate {
             return Ok(());
         }
         let (key, value, remedy) = match (self.softmax, self.renormalise) {

@@ -24,6 +24,8 @@ use crate::loss::LossParts;
 const LEARNING_RATE: f32 = 0.01;
 const WEIGHT_DECAY: f32 = 0.1;
 const EPSILON: f32 = 1e-8;
+/// Gradients of a tensor that are smaller than this share of the largest of all are rounding.
+const SMALLEST_GRADIENT: f64 = 1e-4;
 
 /// Differences from the reference; those that it has no numbers for are absent.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -60,7 +62,9 @@ pub struct Parity {
     /// Gradients of the reference that were compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_gradients: Option<usize>,
-    /// Largest difference of a gradient, each relative to the largest magnitude of its tensor.
+    /// Largest difference of a gradient, each relative to the largest magnitude of its tensor, but to
+    /// no less than 1e-4 of the largest of all: a gradient that is 0 but for rounding has no relative
+    /// difference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_max_rel_diff: Option<f64>,
     /// The tensor where that is.
@@ -276,6 +280,7 @@ fn compare_gradients(
 ) -> Result<(), HubError> {
     let ours = published_gradients(gradients, published, located, train);
     let names = train.names();
+    let largest = ours.values().map(|values| max_abs(values)).fold(0.0, f64::max);
     for name in names.iter().filter_map(|name| name.strip_prefix("grad.")) {
         let Some(ours) = ours.get(name) else {
             let remedy = "is the reference of this model?";
@@ -283,7 +288,7 @@ fn compare_gradients(
         };
         let Some(expected) = reference(train, &format!("grad.{name}"), ours.len())? else { continue };
         *parity.num_gradients.get_or_insert(0) += 1;
-        let scale = max_abs(&expected).max(f64::from(f32::MIN_POSITIVE));
+        let scale = max_abs(&expected).max(SMALLEST_GRADIENT * largest);
         let difference = max_difference(ours, &expected) / scale;
         if parity.gradient_max_rel_diff.is_none_or(|largest| difference > largest) {
             parity.gradient_max_rel_diff = Some(difference);

@@ -126,6 +126,15 @@ impl Family {
 
     /// The model that `config.json` describes.
     pub(crate) fn read(self, keys: &Keys) -> Result<ModelConfig, HubError> {
+        let mut model = self.read_keys(keys)?;
+        if let Some(moe) = &mut model.ffn.moe {
+            // Its router is as it is, whether or not a gate of 1 could teach it anything.
+            moe.router.constant_gate = moe.router.top_k == 1;
+        }
+        Ok(model)
+    }
+
+    fn read_keys(self, keys: &Keys) -> Result<ModelConfig, HubError> {
         match self {
             Self::Llama => llama::read_llama(keys),
             Self::Mistral => llama::read_mistral(keys),
