@@ -37,6 +37,8 @@ batch_tokens = 64
 checkpoint_every_steps = 1
 [train.adamw]
 learning_rate = 1e-2
+[train.checkpoints]
+keep_last = 10
 [sample]
 num_tokens = 0
 "#
