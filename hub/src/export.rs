@@ -1,13 +1,16 @@
 //! A model written as its family is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use switchyard_experts::FfnSpec;
 use switchyard_ground::durable;
-use switchyard_model::{InitConfig, ModelConfig, ModelSpec, ParameterName, PositionKind};
+use switchyard_model::{
+    InitConfig, LayerNormConfig, ModelConfig, ModelSpec, NormConfig, ParameterName, PositionKind, QkNorm,
+    QkNormConfig, RmsNormConfig,
+};
 use switchyard_router::{BalancingScope, BiasRule, GatePrecision, RouterConfig, SoftmaxOrder};
 
 use crate::HubError;
@@ -52,29 +55,105 @@ struct Output {
     parts: Vec<(ParameterName, usize, Part)>,
 }
 
-/// The families that can express `config`, the first of `preferred` if it can.
+/// A family that can express a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// The family.
+    pub family: Family,
+    /// What of the model it cannot say, and computes a little differently; `None` if it is exact.
+    pub deviation: Option<String>,
+}
+
+/// The family that can express `config`: `asked`, or the first that does so exactly, or but for the
+/// constant under the root of the norm of queries and keys.
 ///
 /// # Errors
-/// If there is none: the model has something that no published family has.
-pub fn family_for(config: &ModelConfig, preferred: Option<Family>) -> Result<Family, HubError> {
-    let mut families = preferred.into_iter().chain(Family::ALL);
-    families.find(|family| expresses(*family, config)).ok_or_else(|| HubError::NotExpressible {
-        family: preferred.map_or("published", |family| family.names().0),
-        feature: "all that this one has together".into(),
-        remedy: "no published family computes the same: see the table of families in the README".into(),
+/// If there is none: what the nearest family lacks.
+pub fn family_for(config: &ModelConfig, asked: Option<Family>) -> Result<Fit, HubError> {
+    let families = asked.map_or(Family::ALL.to_vec(), |family| vec![family]);
+    if let Some(family) = families.iter().find(|family| expresses(**family, config)) {
+        return Ok(Fit { family: *family, deviation: None });
+    }
+    if let Some((adjusted, deviation)) = with_one_epsilon(config)
+        && let Some(family) = families.iter().find(|family| expresses(**family, &adjusted))
+    {
+        return Ok(Fit { family: *family, deviation: Some(deviation) });
+    }
+    let differences = families.iter().map(|family| (*family, differences(*family, config)));
+    let nearest = differences.min_by_key(|(_, differences)| differences.len());
+    let (family, differences) = nearest.unwrap_or((Family::Llama, Vec::new()));
+    Err(HubError::NotExpressible {
+        family: family.names().0,
+        feature: differences.join(", "),
+        remedy: "it is the nearest family, and no other computes the same; change these keys before training"
+            .into(),
     })
+}
+
+/// The model with one constant for all norms, as families have it that normalise queries and keys.
+fn with_one_epsilon(config: &ModelConfig) -> Option<(ModelConfig, String)> {
+    let settings = config.attention.qk_norm.settings()?;
+    let epsilon = match config.norm.clone().unwrap_or_default() {
+        NormConfig::Rms(RmsNormConfig { epsilon }) => epsilon,
+        NormConfig::Layer(LayerNormConfig { epsilon, .. }) => epsilon,
+    };
+    let deviation = format!(
+        "`model.attention.qk_norm.epsilon` is {}, and the family has that of its other norms, {epsilon}",
+        settings.epsilon
+    );
+    let mut adjusted = config.clone();
+    adjusted.attention.qk_norm = QkNorm::On(QkNormConfig { epsilon, ..settings });
+    Some((adjusted, deviation))
 }
 
 /// Whether the family's `config.json` says all that `config` computes: what is read back from it
 /// computes the same.
 pub fn expresses(family: Family, config: &ModelConfig) -> bool {
-    let keys = Keys::new(Path::new("config.json"), family.write(config));
+    match read_back(family, config) {
+        Some((read_back, written)) => computes_the_same(read_back, written),
+        None => false,
+    }
+}
+
+/// What the family's `config.json` says of the model, and the model.
+fn read_back(family: Family, config: &ModelConfig) -> Option<(ModelSpec, ModelSpec)> {
+    let path = Path::new("config.json");
+    let keys = Keys::new(path, family.write(config));
     let seq_len = config.num_positions.unwrap_or(1);
-    let read_back = family.read(&keys).and_then(|read| resolve(&read, seq_len, Path::new("config.json")));
-    let written = resolve(config, seq_len, Path::new("config.json"));
-    match (read_back, written) {
-        (Ok(read_back), Ok(written)) => computes_the_same(read_back, written),
-        _ => false,
+    let read_back = family.read(&keys).and_then(|read| resolve(&read, seq_len, path)).ok()?;
+    Some((read_back, resolve(config, seq_len, path).ok()?))
+}
+
+/// Keys of the specification that the family's `config.json` does not give back, each once for all
+/// layers.
+fn differences(family: Family, config: &ModelConfig) -> Vec<String> {
+    let Some((read_back, written)) = read_back(family, config) else {
+        return vec!["its parts together".into(); usize::from(u8::MAX)];
+    };
+    let flat = |spec: ModelSpec| {
+        let mut keys = BTreeMap::new();
+        flatten("", &serde_json::to_value(computed(spec)).unwrap_or_default(), &mut keys);
+        keys
+    };
+    let (there, here) = (flat(read_back), flat(written));
+    let keys: BTreeSet<&String> = here.keys().chain(there.keys()).collect();
+    let differ = keys.into_iter().filter(|key| here.get(*key) != there.get(*key));
+    differ.map(|key| format!("{key} = {}", here.get(key).unwrap_or(&Value::Null))).collect()
+}
+
+/// The leaves of a JSON value by their paths, indices left out.
+fn flatten(path: &str, value: &Value, keys: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                flatten(&path, value, keys);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|value| flatten(path, value, keys)),
+        leaf => {
+            keys.insert(path.to_owned(), leaf.clone());
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use switchyard_hub::export::{ExpertForm, ExportRequest, expresses, family_for, write_model};
+use switchyard_hub::export::{ExpertForm, ExportRequest, Fit, expresses, family_for, write_model};
 use switchyard_hub::tensor_files::Element;
 use switchyard_hub::{HubError, Located, PublishedModel};
 use switchyard_model::ParameterName;
@@ -61,13 +61,15 @@ fn a_family_expresses_its_own_models_and_not_all_others() {
     for folder in fixtures() {
         let published = PublishedModel::open(&folder).unwrap();
         assert!(expresses(published.family, &published.config), "{folder:?}");
-        assert_eq!(family_for(&published.config, Some(published.family)).unwrap(), published.family);
+        let fit = family_for(&published.config, Some(published.family)).unwrap();
+        assert_eq!(fit, Fit { family: published.family, deviation: None });
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/tests/fixtures");
     let mut config = PublishedModel::open(&root.join("gpt_oss")).unwrap().config;
     config.tie_embeddings = true;
     config.residual = switchyard_model::Residual::OutputNorm;
-    assert!(family_for(&config, None).unwrap_err().to_string().contains("no published family"));
+    let refused = family_for(&config, None).unwrap_err().to_string();
+    assert!(refused.contains("layers.residual = \"output_norm\""), "{refused}");
 }
 
 /// Writes every reference model to the folder `EXPORTS`, in both forms of experts, each beside the
@@ -100,4 +102,25 @@ fn written_models_for_transformers() {
             }
         }
     }
+}
+
+/// What a configuration leaves out has our default, whatever the family's is.
+#[test]
+fn a_plain_mixture_of_our_own_is_a_mixtral() {
+    let plain: switchyard_model::ModelConfig = serde_json::from_value(serde_json::json!({
+        "num_layers": 2, "d_model": 16, "vocab_size": 32, "num_positions": 8,
+        "attention": { "num_heads": 2 },
+        "ffn": { "activation": "swiglu", "moe": {
+            "num_experts": 4, "d_expert": 8,
+            "router": { "top_k": 2, "load_balancing_weight": 0.04, "z_loss_weight": 0.001, "jitter": 0.1 },
+        } },
+    }))
+    .unwrap();
+    let fit = family_for(&plain, None).unwrap();
+    assert_eq!(fit, Fit { family: switchyard_hub::Family::Mixtral, deviation: None });
+    let mut normed = plain;
+    normed.attention.qk_norm = switchyard_model::QkNorm::On(switchyard_model::QkNormConfig::default());
+    let fit = family_for(&normed, None).unwrap();
+    assert_eq!(fit.family, switchyard_hub::Family::Qwen3Moe);
+    assert!(fit.deviation.unwrap().contains("qk_norm.epsilon"));
 }

@@ -8,7 +8,9 @@ use burn::tensor::{Device, TensorData};
 use serde::Serialize;
 use serde_json::json;
 use switchyard_ground::durable;
-use switchyard_hub::export::{ExpertForm, ExportRequest, check_target, family_for, write_json, write_model};
+use switchyard_hub::export::{
+    ExpertForm, ExportRequest, Fit, check_target, family_for, write_json, write_model,
+};
 use switchyard_hub::tensor_files::Element;
 use switchyard_hub::{Family, HubError, PublishedModel, SpecialIds};
 use switchyard_model::{ModelInput, ParameterName, Pass, Transformer};
@@ -48,6 +50,9 @@ pub struct Certificate {
     pub logits_max_abs_diff: f64,
     /// Step of the checkpoint.
     pub step: u64,
+    /// What of the model the family cannot say; absent if it says all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<String>,
 }
 
 /// Writes the checkpoint as a published model.
@@ -63,7 +68,7 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     config.vocab_size = Some(plan.model.vocab_size);
     config.num_positions = Some(plan.model.num_positions());
     config.attention.d_head.get_or_insert(config.d_model / config.attention.num_heads.max(1));
-    let family = family_for(&config, *family)?;
+    let Fit { family, deviation } = family_for(&config, *family)?;
     let id = |id: Option<u32>| id.map(|id| id as usize);
     let special_ids = SpecialIds {
         begin: id(checkpoint.tokenizer.begin_of_document()),
@@ -82,7 +87,7 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     };
     write_model::<TrainError>(&request, to, |name| Ok(values_of(&parameters, name)))?;
     write_tokenizer(checkpoint, to)?;
-    let certificate = certify(checkpoint, to, family)?;
+    let certificate = Certificate { deviation, ..certify(checkpoint, to, family)? };
     write_json(&to.join("parity.json"), &certificate)?;
     let card = model_card(checkpoint, &certificate);
     durable::replace(&to.join("README.md"), card.as_bytes()).map_err(io("write", to))?;
@@ -118,6 +123,7 @@ fn certify(checkpoint: &Checkpoint, to: &Path, family: Family) -> Result<Certifi
         logits_max_abs: largest(&mut ours.iter().map(|logit| logit.abs())),
         logits_max_abs_diff: largest(&mut ours.iter().zip(&written).map(|(a, b)| (a - b).abs())),
         step: checkpoint.state.step,
+        deviation: None,
     })
 }
 

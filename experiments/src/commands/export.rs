@@ -1,5 +1,6 @@
 //! `switchyard export`
 
+use switchyard_ground::say;
 use switchyard_hub::Family;
 use switchyard_hub::export::ExpertForm;
 use switchyard_hub::tensor_files::Element;
@@ -34,6 +35,9 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Failure> {
     };
     let checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
     let certificate = with_threads(checkpoint.config.threads, || export(&checkpoint, &settings))?;
+    if let Some(deviation) = &certificate.deviation {
+        say!("note: {deviation}");
+    }
     print_text(&format!(
         "{}: a {} model of step {}; logits within {:.1e} of the checkpoint's, of which the largest is {:.3}\n",
         args.to.display(),

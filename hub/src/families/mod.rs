@@ -160,6 +160,16 @@ impl Family {
 
     /// The keys of `config.json` that say what `model` computes.
     pub(crate) fn write(self, model: &ModelConfig) -> Map<String, Value> {
+        // What is not written has our default, which need not be the family's.
+        let mut model = model.clone();
+        model.position.get_or_insert_default();
+        model.norm.get_or_insert_default();
+        model.attention.num_kv_heads.get_or_insert(model.attention.num_heads);
+        model.attention.d_head.get_or_insert(model.d_model / model.attention.num_heads.max(1));
+        self.write_keys(&model)
+    }
+
+    fn write_keys(self, model: &ModelConfig) -> Map<String, Value> {
         match self {
             Self::Llama => llama::write_llama(model),
             Self::Mistral => llama::write_mistral(model),
