@@ -29,7 +29,9 @@ mod square_sum;
 mod tensor_list;
 
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
-pub use attention::{Alibi, CausalMask, Heads, attention_elements_per_thread, causal_attention};
+pub use attention::{
+    Alibi, CausalMask, Heads, KeyValueCache, attention_elements_per_thread, causal_attention,
+};
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
 pub use feed_forward::{

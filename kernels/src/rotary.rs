@@ -41,10 +41,18 @@ impl RotaryTable {
     /// # Panics
     /// If the shapes do not fit.
     pub fn turn(&self, x_thr: Tensor<3>, seq_len: usize) -> Tensor<3> {
+        self.turn_from(x_thr, 0, seq_len)
+    }
+
+    /// As [`RotaryTable::turn`], of sequences whose tokens lie at the positions from `first` on.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn turn_from(&self, x_thr: Tensor<3>, first: usize, seq_len: usize) -> Tensor<3> {
         let ([t, h, r], [_, half]) = (x_thr.dims(), self.cos_sp.dims());
         assert!(r == 2 * half, "{r} channels do not fit a table of {half} pairs");
         let at_positions =
-            |table_sp: &Tensor<2>| table_sp.clone().narrow(0, 0, seq_len).reshape([1, seq_len, 1, half]);
+            |table_sp: &Tensor<2>| table_sp.clone().narrow(0, first, seq_len).reshape([1, seq_len, 1, half]);
         let (cos, sin) = (at_positions(&self.cos_sp), at_positions(&self.sin_sp));
         let x_bshr = x_thr.reshape([t / seq_len, seq_len, h, r]);
         let (a, b) = (x_bshr.clone().narrow(3, 0, half), x_bshr.narrow(3, half, half));

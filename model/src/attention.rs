@@ -4,16 +4,18 @@
 //! Shape letters: b batch, s sequence, t = b * s tokens, d model width, h query heads, q all query
 //! heads, g all key heads, v all value heads.
 
+mod cache;
 mod latent;
 mod projection;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Alibi, CausalMask, Heads, RotaryTable, causal_attention};
+use switchyard_kernels::{Alibi, CausalMask, Heads, KeyValueCache, RotaryTable, causal_attention};
 
 use crate::{AttentionPart, AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
 use projection::{Projection, normalise};
 
+pub(crate) use cache::{AttentionCache, CachedSequence};
 pub(crate) use latent::LatentAttention;
 
 /// Attention of one layer.
@@ -69,6 +71,47 @@ impl Attention {
             Self::Latent(latent) => latent.forward(x_td, rotary, mask),
         }
     }
+
+    /// As [`Attention::forward`] of a single sequence, and what is kept of its tokens.
+    ///
+    /// # Panics
+    /// If `cache` is not empty, or of other attention.
+    pub(crate) fn forward_and_keep(
+        &self,
+        x_td: Tensor<2>,
+        (rotary, mask): (Option<&RotaryTable>, &CausalMask),
+        cache: AttentionCache,
+    ) -> (Tensor<2>, AttentionCache) {
+        match (self, cache) {
+            (Self::Direct(direct), AttentionCache::Direct(cache)) => {
+                let (y_td, cache) = direct.forward_and_keep(x_td, (rotary, mask), cache);
+                (y_td, AttentionCache::Direct(cache))
+            }
+            (Self::Latent(latent), AttentionCache::Latent(cache)) => {
+                let (y_td, cache) = latent.forward_and_keep(x_td, (rotary, mask), cache);
+                (y_td, AttentionCache::Latent(cache))
+            }
+            _ => panic!("a cache of other attention"),
+        }
+    }
+
+    /// What the next token of each sequence takes from those before it, and the caches with it.
+    ///
+    /// # Shapes
+    /// - `x_bd`: `[sequences, d_model]`; returns the same
+    ///
+    /// # Panics
+    /// If a cache is full, or of other attention.
+    pub(crate) fn forward_cached(
+        &self,
+        x_bd: Tensor<2>,
+        sequences: Vec<CachedSequence<'_>>,
+    ) -> (Tensor<2>, Vec<AttentionCache>) {
+        match self {
+            Self::Direct(direct) => direct.forward_cached(x_bd, sequences),
+            Self::Latent(latent) => latent.forward_cached(x_bd, sequences),
+        }
+    }
 }
 
 impl DirectAttention {
@@ -106,6 +149,36 @@ impl DirectAttention {
         let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         self.output.forward(causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary))
+    }
+
+    fn forward_and_keep(
+        &self,
+        x_td: Tensor<2>,
+        (rotary, mask): (Option<&RotaryTable>, &CausalMask),
+        cache: KeyValueCache,
+    ) -> (Tensor<2>, KeyValueCache) {
+        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td);
+        let sinks_h = self.sinks_h.as_ref().map(Param::val);
+        let cache = cache.append(k_tg.clone(), v_tg.clone(), rotary);
+        let mixed_tq = causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary);
+        (self.output.forward(mixed_tq), cache)
+    }
+
+    fn forward_cached(
+        &self,
+        x_bd: Tensor<2>,
+        sequences: Vec<CachedSequence<'_>>,
+    ) -> (Tensor<2>, Vec<AttentionCache>) {
+        let rows = self.queries_keys_values(x_bd);
+        let attend = |(row, CachedSequence { cache, rotary }): (usize, CachedSequence<'_>)| {
+            let AttentionCache::Direct(cache) = cache else { panic!("a cache of latent attention") };
+            let [q_1q, k_1g, v_1g] = rows.each_ref().map(|rows| rows.clone().narrow(0, row, 1));
+            let cache = cache.append(k_1g, v_1g, rotary);
+            let mixed_1q = cache.attend(q_1q, self.sinks_h.as_ref().map(Param::val), self.heads, rotary);
+            (mixed_1q, AttentionCache::Direct(cache))
+        };
+        let (mixed, caches) = sequences.into_iter().enumerate().map(attend).unzip();
+        (self.output.forward(Tensor::cat(mixed, 0)), caches)
     }
 
     /// Queries, `[t, q]`, keys and values, `[t, g]`.

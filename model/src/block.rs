@@ -14,6 +14,7 @@ use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
 };
 
+use crate::attention::{AttentionCache, CachedSequence};
 use crate::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass, Residual};
 
 /// The feed-forward half of a block.
@@ -141,6 +142,47 @@ impl Block {
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<MoeAux>) {
         let mixed = self.mix(x_td.clone(), context);
+        self.feed_forward(x_td, mixed, context)
+    }
+
+    /// As [`Block::forward`] of a single sequence, and what is kept of its tokens.
+    pub(crate) fn forward_and_keep(
+        &self,
+        x_td: Tensor<2>,
+        context: &BlockContext<'_>,
+        cache: AttentionCache,
+    ) -> (Tensor<2>, Option<MoeAux>, AttentionCache) {
+        let read_td = self.attention_input(x_td.clone());
+        let seen = (context.rotary, context.mask);
+        let (mixed_td, cache) = self.attention.forward_and_keep(read_td.clone(), seen, cache);
+        let (x_td, aux) = self.feed_forward(x_td, Mixed { read_td, mixed_td }, context);
+        (x_td, aux, cache)
+    }
+
+    /// As [`Block::forward`] of the next token of each sequence, which sees those before it by what
+    /// was kept of them.
+    ///
+    /// # Shapes
+    /// - `x_bd`: `[sequences, d_model]`; returns the same
+    pub(crate) fn forward_cached(
+        &self,
+        x_bd: Tensor<2>,
+        context: &BlockContext<'_>,
+        sequences: Vec<CachedSequence<'_>>,
+    ) -> (Tensor<2>, Option<MoeAux>, Vec<AttentionCache>) {
+        let read_td = self.attention_input(x_bd.clone());
+        let (mixed_td, caches) = self.attention.forward_cached(read_td.clone(), sequences);
+        let (x_bd, aux) = self.feed_forward(x_bd, Mixed { read_td, mixed_td }, context);
+        (x_bd, aux, caches)
+    }
+
+    /// The residual stream after the block, once attention is done.
+    fn feed_forward(
+        &self,
+        x_td: Tensor<2>,
+        mixed: Mixed,
+        context: &BlockContext<'_>,
+    ) -> (Tensor<2>, Option<MoeAux>) {
         let input = self.ffn_input(x_td, mixed, context.pass);
         let (hidden_td, aux) = match &self.ffn {
             FeedForward::Dense(ffn) => (ffn.forward(input.normed_td), None),
@@ -158,14 +200,19 @@ impl Block {
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     fn mix(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> Mixed {
-        let read_td = match self.residual {
+        let read_td = self.attention_input(x_td);
+        let mixed_td = self.attention.forward(read_td.clone(), context.rotary, context.mask);
+        Mixed { read_td, mixed_td }
+    }
+
+    /// What attention reads of the residual stream.
+    fn attention_input(&self, x_td: Tensor<2>) -> Tensor<2> {
+        match self.residual {
             Residual::Sequential | Residual::Parallel | Residual::ParallelNorms => {
                 self.attention_norm.forward(x_td)
             }
             Residual::OutputNorm | Residual::PostNorm => x_td,
-        };
-        let mixed_td = self.attention.forward(read_td.clone(), context.rotary, context.mask);
-        Mixed { read_td, mixed_td }
+        }
     }
 
     /// What is there once attention is done.

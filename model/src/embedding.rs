@@ -55,6 +55,23 @@ impl Embedding {
         (x_td.reshape([b, s, d]) + position_sd.unsqueeze::<3>()).reshape([b * s, d])
     }
 
+    /// Vectors of one token of each sequence, at its position.
+    ///
+    /// # Shapes
+    /// - `input_ids_b`: `[sequences]`; returns `[sequences, d_model]`
+    pub(crate) fn forward_at(&self, input_ids_b: Tensor<1, Int>, positions: &[usize]) -> Tensor<2> {
+        let x_bd = self.rows(input_ids_b);
+        let ([_, d], device) = (x_bd.dims(), x_bd.device());
+        match &self.position_sd {
+            Some(position_sd) => {
+                let row = |position: &usize| position_sd.val().narrow(0, *position, 1);
+                x_bd + Tensor::cat(positions.iter().map(row).collect(), 0)
+            }
+            None if self.sinusoidal => x_bd + sinusoids(positions.iter().copied(), d, &device),
+            None => x_bd,
+        }
+    }
+
     /// The rows of these ids. That of the padding token gets no gradient: it is not there to mean
     /// anything.
     fn rows(&self, ids_t: Tensor<1, Int>) -> Tensor<2> {
@@ -81,7 +98,7 @@ impl Embedding {
     fn position_vectors(&self, seq_len: usize, d_model: usize, device: &Device) -> Option<Tensor<2>> {
         match &self.position_sd {
             Some(position_sd) => Some(position_sd.val().narrow(0, 0, seq_len)),
-            None => self.sinusoidal.then(|| sinusoids(seq_len, d_model, device)),
+            None => self.sinusoidal.then(|| sinusoids(0..seq_len, d_model, device)),
         }
     }
 }
@@ -90,13 +107,14 @@ impl Embedding {
 /// section 3.5).
 ///
 /// # Shapes
-/// - returns `[seq_len, d_model]`
-fn sinusoids(seq_len: usize, d_model: usize, device: &Device) -> Tensor<2> {
+/// - returns `[positions, d_model]`
+fn sinusoids(positions: impl ExactSizeIterator<Item = usize>, d_model: usize, device: &Device) -> Tensor<2> {
     let value = |position: usize, i: usize| {
         let angle = position as f64 / 10_000f64.powf((i - i % 2) as f64 / d_model as f64);
         if i.is_multiple_of(2) { angle.sin() as f32 } else { angle.cos() as f32 }
     };
+    let num_positions = positions.len();
     let values: Vec<f32> =
-        (0..seq_len).flat_map(|position| (0..d_model).map(move |i| value(position, i))).collect();
-    Tensor::from_data(TensorData::new(values, [seq_len, d_model]), device)
+        positions.flat_map(|position| (0..d_model).map(move |i| value(position, i))).collect();
+    Tensor::from_data(TensorData::new(values, [num_positions, d_model]), device)
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | what did the user write in `[model]` | `config` |
 //! | what is each layer | `spec`; from what is written: `resolve` |
+//! | text token by token | `transformer/cached` |
 //! | the network | `transformer`, of `embedding`, `block`, `attention`, `norm`; what it goes over: `pass` |
 //! | how rotary angles are stretched | `rope_scaling` |
 //! | where initial values and the noise of a step come from | [`random`] |
@@ -63,4 +64,4 @@ pub use rope_scaling::{
 pub use spec::{
     AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
 };
-pub use transformer::{IGNORED_TARGET, ModelOutput, Transformer};
+pub use transformer::{CachedOutput, IGNORED_TARGET, ModelOutput, SequenceCache, Transformer};

@@ -1,5 +1,6 @@
 //! The whole network: embedding, blocks, final norm, head.
 
+mod cached;
 mod provenance;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use switchyard_experts::{MoeAux, MoeLayer};
-use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss};
+use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss, linear};
 use switchyard_router::{BalanceCount, PooledBalance};
 
 use crate::{
@@ -17,6 +18,8 @@ use crate::{
 
 /// A target that does not count: of padding.
 pub const IGNORED_TARGET: i32 = -1;
+
+pub use cached::{CachedOutput, SequenceCache};
 
 /// What a forward pass returns; nothing else leaves the model.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl Transformer {
             Some(segment_ids_bs) => CausalMask::within_documents(segment_ids_bs.clone()),
             None => CausalMask::new(seq_len, &device),
         };
-        let rotary = self.rotary_table(seq_len, &device);
+        let rotary = self.rotary_angles(seq_len).map(|angles| angles.table(seq_len, &device));
 
         work(&BlockContext {
             rotary: rotary.as_ref(),
@@ -169,8 +172,13 @@ impl Transformer {
     /// - `hidden_td`: `[num_rows, d_model]`, rows of [`ModelOutput::hidden_td`]; returns
     ///   `[num_rows, vocab_size]`
     pub fn logits(&self, hidden_td: Tensor<2>) -> Tensor<2> {
-        let (rows, matrix) = self.head_factors(hidden_td);
-        rows.matmul(matrix)
+        let multiplier = self.spec.multipliers.logits;
+        let scaled = |logits_tv: Tensor<2>| match multiplier {
+            1.0 => logits_tv,
+            _ => logits_tv.mul_scalar(multiplier),
+        };
+        let bias_v = self.head_bias_v.as_ref().map(Param::val);
+        scaled(linear(hidden_td, self.head_matrix(), bias_v))
     }
 
     /// The loss of these rows' scores against the tokens that came next; the scores are not kept.
@@ -216,7 +224,8 @@ impl Transformer {
         }
     }
 
-    fn rotary_table(&self, seq_len: usize, device: &Device) -> Option<RotaryTable> {
+    /// How heads are turned in a sequence of `seq_len` tokens; `None` without a rotary embedding.
+    fn rotary_angles(&self, seq_len: usize) -> Option<RotaryAngles> {
         let PositionKind::Rope { theta, d_rotary, scaling } = &self.spec.position else { return None };
         // Every layer has heads of the same width: the configuration knows one.
         let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer;
@@ -228,7 +237,20 @@ impl Transformer {
         };
         // The pairs that are not turned.
         frequencies.resize(all / 2, 0.0);
-        Some(RotaryTable::new(seq_len, &frequencies, factor, device))
+        Some(RotaryAngles { frequencies, factor })
+    }
+}
+
+/// What a table of angles is made of.
+#[derive(Debug, Clone, PartialEq)]
+struct RotaryAngles {
+    frequencies: Vec<f64>,
+    factor: f64,
+}
+
+impl RotaryAngles {
+    fn table(&self, num_positions: usize, device: &Device) -> RotaryTable {
+        RotaryTable::new(num_positions, &self.frequencies, self.factor, device)
     }
 }
 

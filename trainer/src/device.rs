@@ -1,6 +1,6 @@
 //! From `device = "..."` to a burn device that is really there.
 
-use burn::tensor::Device;
+pub use burn::tensor::Device;
 use switchyard_ground::printable::excerpt;
 
 /// A device that cannot be used.

@@ -17,6 +17,13 @@ pub struct SamplingSettings {
     /// Draw among the fewest tokens whose probabilities, of those that `top_k` left, reach this sum
     /// (nucleus sampling, arXiv:1904.09751, section 3.1); `None` means all.
     pub top_p: Option<f64>,
+    /// Draw only among tokens at least so many times as probable as the likeliest (arXiv:2407.01082),
+    /// of those that `top_k` and `top_p` left; `None` means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f64>,
+    /// See [`penalise_repetition`]; `None` leaves the logits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f64>,
 }
 
 /// A setting out of its range.
@@ -31,9 +38,22 @@ pub enum SamplingError {
     /// No token at all, or no probability.
     #[error("`top_p` is {0}: use a number above 0 and up to 1, or leave it out to draw among all tokens")]
     TopP(f64),
+    /// No token at all, or no share.
+    #[error("`min_p` is {0}: use a number from 0 to 1, or leave it out to draw among all tokens")]
+    MinP(f64),
+    /// Not a factor.
+    #[error(
+        "`repetition_penalty` is {0}: use a positive number, such as 1.1 for less repetition, or leave it out"
+    )]
+    RepetitionPenalty(f64),
 }
 
 impl SamplingSettings {
+    /// All tokens at this temperature.
+    pub fn new(temperature: f64) -> Self {
+        Self { temperature, top_k: None, top_p: None, min_p: None, repetition_penalty: None }
+    }
+
     /// Ok if every setting is in its range.
     ///
     /// # Errors
@@ -45,9 +65,32 @@ impl SamplingSettings {
         if self.top_k == Some(0) {
             return Err(SamplingError::TopK);
         }
-        match self.top_p {
-            Some(top_p) if !(top_p > 0.0 && top_p <= 1.0) => Err(SamplingError::TopP(top_p)),
+        if let Some(top_p) = self.top_p.filter(|top_p| !(*top_p > 0.0 && *top_p <= 1.0)) {
+            return Err(SamplingError::TopP(top_p));
+        }
+        if let Some(min_p) = self.min_p.filter(|min_p| !(0.0..=1.0).contains(min_p)) {
+            return Err(SamplingError::MinP(min_p));
+        }
+        match self.repetition_penalty {
+            Some(penalty) if !(penalty > 0.0 && penalty.is_finite()) => {
+                Err(SamplingError::RepetitionPenalty(penalty))
+            }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Divides positive logits of the ids in `context` by `penalty`, and multiplies negative ones, each
+/// once, as Hugging Face does (arXiv:1909.05858, section 4.1).
+///
+/// # Shapes
+/// - `logits_v`: `[vocab_size]`; ids outside it are passed over
+pub fn penalise_repetition(logits_v: &mut [f32], context: &[u32], penalty: f64) {
+    let ids: std::collections::BTreeSet<usize> = context.iter().map(|&id| id as usize).collect();
+    for id in ids {
+        if let Some(logit) = logits_v.get_mut(id) {
+            let penalty = penalty as f32;
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
         }
     }
 }
@@ -81,6 +124,8 @@ pub fn sample_token(logits_v: &[f32], settings: &SamplingSettings, uniform: f64)
     let weights: Vec<f64> =
         ids.iter().map(|&id| boltzmann_weight(logit(id), max_logit, settings.temperature)).collect();
     let kept = settings.top_p.map_or(weights.len(), |top_p| nucleus_len(&weights, top_p));
+    let is_probable = |weight: &&f64| settings.min_p.is_none_or(|min_p| **weight >= min_p * weights[0]);
+    let kept = weights[..kept].iter().take_while(is_probable).count().max(1);
     ids[draw(&weights[..kept], uniform)]
 }
 
@@ -130,7 +175,7 @@ mod tests {
     use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
     fn settings(temperature: f64, top_k: Option<usize>, top_p: Option<f64>) -> SamplingSettings {
-        SamplingSettings { temperature, top_k, top_p }
+        SamplingSettings { top_k, top_p, ..SamplingSettings::new(temperature) }
     }
 
     /// Times that each token was drawn.
@@ -163,7 +208,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax_the_temperature_and_both_cuts() {
-        let sixteenths: [(SamplingSettings, [f64; 5]); 5] = [
+        let sixteenths: [(SamplingSettings, [f64; 5]); 6] = [
             (settings(1.0, None, None), [1.0, 8.0, 2.0, 1.0, 4.0]),
             // Half the temperature squares the odds: 1 : 64 : 4 : 1 : 16 of 86.
             (settings(0.5, None, None), [16.0 / 86.0, 1024.0 / 86.0, 64.0 / 86.0, 16.0 / 86.0, 256.0 / 86.0]),
@@ -171,6 +216,11 @@ mod tests {
             (settings(1.0, None, Some(0.8)), [0.0, 64.0 / 7.0, 16.0 / 7.0, 0.0, 32.0 / 7.0]),
             // Of the two that top-k leaves the first has 2/3, which alone reaches 0.6.
             (settings(1.0, Some(2), Some(0.6)), [0.0, 16.0, 0.0, 0.0, 0.0]),
+            // A quarter of the likeliest's 8 is 2.
+            (
+                SamplingSettings { min_p: Some(0.24), ..settings(1.0, None, None) },
+                [0.0, 64.0 / 7.0, 16.0 / 7.0, 0.0, 32.0 / 7.0],
+            ),
         ];
         for (settings, sixteenths) in sixteenths {
             let statistic =
@@ -207,6 +257,19 @@ mod tests {
         assert!(message(1.0, Some(0), None).starts_with("`top_k` is 0: use at least 1"));
         assert!(message(1.0, None, Some(1.5)).starts_with("`top_p` is 1.5: use a number above 0"));
         assert_eq!(settings(0.0, Some(1), Some(1.0)).check(), Ok(()));
+        let min_p = SamplingSettings { min_p: Some(1.5), ..SamplingSettings::new(1.0) };
+        assert!(
+            min_p.check().unwrap_err().to_string().starts_with("`min_p` is 1.5: use a number from 0 to 1")
+        );
+        let penalty = SamplingSettings { repetition_penalty: Some(0.0), ..SamplingSettings::new(1.0) };
+        assert!(penalty.check().unwrap_err().to_string().starts_with("`repetition_penalty` is 0: use"));
+    }
+
+    #[test]
+    fn repetition_is_penalised_once_per_token() {
+        let mut logits = [2.0, -2.0, 0.0, 4.0, f32::NEG_INFINITY];
+        penalise_repetition(&mut logits, &[1, 0, 1, 4, 0, 99], 2.0);
+        assert_eq!(logits, [1.0, -4.0, 0.0, 4.0, f32::NEG_INFINITY]);
     }
 
     #[test]

@@ -129,9 +129,23 @@ pub(crate) struct GenerateArgs {
     /// and not read
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Text to continue [default: a line break, or the end-of-document mark of ids]
+    /// Text to continue [default: the tokenizer's mark of a document's beginning, a line break, or
+    /// the end-of-document mark of ids]
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
+    /// Texts to continue, one a line, each a JSON string or {"prompt": "..."}; prints a line of JSON
+    /// for each, in their order
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Texts of --prompts that are generated together; it changes none of them
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u16).range(1..),
+        allow_negative_numbers = true
+    )]
+    pub(crate) batch_size: u16,
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
     pub(crate) num_tokens: usize,
@@ -144,9 +158,25 @@ pub(crate) struct GenerateArgs {
     /// Sample among the smallest set of tokens whose probability reaches P
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f64>,
+    /// Sample only among tokens at least P times as probable as the likeliest
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f64>,
+    /// Divide positive logits of tokens that the text has already by F, multiply negative ones
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: Option<f64>,
+    /// End the text before this string; repeatable
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
     /// Seed of the choice of tokens
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
+    /// Write the experts and gates of each token in each layer to this file, a line of JSON for a
+    /// token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Go over the whole context for each token: the same text, more slowly
+    #[arg(long)]
+    pub(crate) no_cache: bool,
     /// How experts that choose their tokens are replaced, since they need the later ones [default:
     /// the run's]
     #[arg(long, value_name = "RULE")]

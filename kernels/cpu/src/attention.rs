@@ -4,6 +4,7 @@
 //! Shape letters: b batch, s sequence, t = b * s tokens, h query heads, g key/value heads, d width of
 //! a head of queries and keys, v of one of values.
 
+pub mod cached;
 mod heads;
 mod softmax;
 mod visibility;
@@ -160,8 +161,15 @@ struct QueryBlock {
 }
 
 impl QueryBlock {
+    /// Most queries of a block in a sequence of `s` tokens.
     fn max_len(s: usize) -> usize {
         (BLOCK_SCORES / s).clamp(MIN_BLOCK_QUERIES, MAX_BLOCK_QUERIES).min(s)
+    }
+
+    /// Queries of all blocks but the last. Where blocks begin decides in a window from which key on
+    /// sums are made: there, no block depends on how long the sequence is.
+    fn len(s: usize, window: Option<usize>) -> usize {
+        if window.is_some() { MIN_BLOCK_QUERIES } else { Self::max_len(s) }
     }
 
     fn num_queries(self) -> usize {
@@ -231,7 +239,7 @@ impl<'a> Reader<'a> {
     }
 
     fn blocks(&self) -> impl Iterator<Item = QueryBlock> {
-        let len = QueryBlock::max_len(self.s);
+        let len = QueryBlock::len(self.s, self.heads.window);
         (0..self.s).step_by(len).map(move |start| {
             let first_key = self.visibility.first_key(start);
             QueryBlock { start, end: self.s.min(start + len), first_key }

@@ -47,6 +47,13 @@ impl Direction {
 /// If the shapes of `x`, `[t, d]` (or `[t, f]` backward), and `blocks`, `[n, b, b]`, do not fit the
 /// topology.
 pub fn product(x: Matrix<'_>, blocks: &[f32], topology: &BlockTopology, direction: Direction) -> Vec<f32> {
+    if x.num_rows() == 1 {
+        // The products that this one is made of sum a single row in another order.
+        let mut y =
+            product(Matrix::row_major(&x.row(0).repeat(2), x.num_columns()), blocks, topology, direction);
+        y.truncate(y.len() / 2);
+        return y;
+    }
     let b = topology.block();
     let [input, output] = direction.axes();
     let (t, width) = (x.num_rows(), topology.shape()[output] * b);

@@ -59,6 +59,25 @@ pub(crate) fn exponentials_of_row<const FUSED: bool>(row: &mut [f32], max: f32) 
     sum
 }
 
+/// As [`exponentials_of_row`], the elements behind the last whole vector summed in their lanes too:
+/// further elements that are minus infinity change no bit of the sum.
+#[inline(always)]
+pub(crate) fn exponentials_in_lanes<const FUSED: bool>(row: &mut [f32], max: f32) -> f32 {
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *value = exp::<FUSED>(*value - max);
+            *sum += *value;
+        }
+    }
+    for (sum, value) in sums.iter_mut().zip(rest) {
+        *value = exp::<FUSED>(*value - max);
+        *sum += *value;
+    }
+    sums.iter().sum()
+}
+
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)

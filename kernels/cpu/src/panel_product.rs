@@ -5,7 +5,8 @@
 //! registers hold, row after row. It may lie by rows or by columns. A forward pass multiplies by
 //! the weights and a backward pass by their transpose; packing either costs the same, so nothing is
 //! transposed beforehand. Rows may lie anywhere, as an expert's tokens do, and of the products of
-//! causal attention only the triangle that counts is computed. The product of `matrix.rs` is for
+//! causal attention only the triangle that counts is computed. A single row reads the matrix where
+//! it lies. The product of `matrix.rs` is for
 //! results that are columns of a wider matrix.
 //!
 //! An element of a product is a sum over `PANEL_DEPTH` terms in order, to which the sums of the
@@ -13,6 +14,7 @@
 
 mod panels;
 mod registers;
+mod row_vector;
 mod target;
 mod tile;
 
@@ -113,7 +115,10 @@ pub(crate) fn fill_with_product<'c>(
     if w.num_rows() == 0 {
         return write_zeros(target);
     }
-    multiply(product);
+    match row_vector::columns_of_task([a.num_rows(), w.num_rows(), w.num_columns()]) {
+        Some(columns) => row_vector::multiply_in_tasks(product, columns),
+        None => multiply(product),
+    }
     // SAFETY: without a triangle, a product of at least one term writes every element.
     unsafe { target.assume_init_mut() }
 }
@@ -148,6 +153,9 @@ pub(crate) fn add_triangular_product(c: &mut [f32], a: Matrix<'_>, w: Matrix<'_>
 /// With the widest vectors that the CPU has. The tile of each instruction set fills its registers;
 /// nothing else differs.
 fn multiply(product: Product<'_>) {
+    if row_vector::takes(&product) {
+        return row_vector::multiply(product);
+    }
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(avx512) = V4::try_new() {

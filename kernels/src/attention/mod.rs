@@ -4,6 +4,7 @@
 //! a head of queries and keys, v of one of values.
 
 mod autodiff;
+mod cached;
 mod cpu;
 mod operands;
 mod stock;
@@ -17,6 +18,8 @@ use burn::backend::{
 use burn::tensor::{Int, Tensor};
 
 pub use switchyard_kernels_cpu::attention::{Alibi, Heads};
+
+pub use cached::KeyValueCache;
 
 use crate::rotary::RotaryTable;
 use crate::tensor_list::TensorList;

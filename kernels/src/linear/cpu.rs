@@ -13,16 +13,16 @@ impl Project for Flex {
         if !all_f32(&[&x_td, &w_df]) {
             return Self::float_matmul(x_td, w_df);
         }
-        let w_df = contiguous(w_df);
-        multiply_rows(x_td, matrix(&w_df), None)
+        let w_df = oriented(w_df);
+        multiply_rows(x_td, as_it_lies(&w_df), None)
     }
 
     fn project_with_bias(x_td: FlexTensor, w_df: FlexTensor, b_f: FlexTensor) -> FlexTensor {
         if !all_f32(&[&x_td, &w_df, &b_f]) {
             return stock::project_with_bias::<Flex>(x_td, w_df, b_f);
         }
-        let (w_df, b_f) = (contiguous(w_df), contiguous(b_f));
-        multiply_rows(x_td, matrix(&w_df), Some(elements(&b_f)))
+        let (w_df, b_f) = (oriented(w_df), contiguous(b_f));
+        multiply_rows(x_td, as_it_lies(&w_df), Some(elements(&b_f)))
     }
 
     fn project_input_gradient(dy_tf: FlexTensor, w_df: FlexTensor) -> FlexTensor {
@@ -49,6 +49,22 @@ impl Project for Flex {
         let (dy_tf, f) = (contiguous(dy_tf.clone()), dy_tf.shape()[1]);
         from_elements(sum_rows(matrix(&dy_tf)), Shape::new([f]))
     }
+}
+
+/// The matrix, copied unless it lies by rows or, as a transposed embedding does, by columns.
+fn oriented(w_df: FlexTensor) -> FlexTensor {
+    let lies_by_columns = w_df.layout().strides() == [1, w_df.shape()[0] as isize];
+    if lies_by_columns { w_df } else { contiguous(w_df) }
+}
+
+/// The matrix of a tensor from [`oriented`].
+fn as_it_lies(w_df: &FlexTensor) -> Matrix<'_> {
+    if w_df.is_contiguous() {
+        return matrix(w_df);
+    }
+    let [rows, columns] = w_df.shape().dims();
+    let stored: &[f32] = w_df.storage();
+    Matrix::strided(&stored[w_df.layout().start_offset()..], [rows, columns], [1, rows])
 }
 
 /// `x w + bias`.

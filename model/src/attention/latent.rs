@@ -6,8 +6,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{CausalMask, Heads, RotaryTable, causal_attention};
+use switchyard_kernels::{CausalMask, Heads, KeyValueCache, RotaryTable, causal_attention};
 
+use super::cache::{AttentionCache, CachedSequence, LatentCache};
 use super::projection::{Projection, normalise};
 use crate::{AttentionPart, AttentionSpec, LatentConfig, ModelSpec, ParameterSource};
 
@@ -75,36 +76,108 @@ impl LatentAttention {
         rotary: Option<&RotaryTable>,
         mask: &CausalMask,
     ) -> Tensor<2> {
-        let [q_tq, k_tg, v_tv] = self.queries_keys_values(x_td, rotary, mask.seq_len());
+        let compressed = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
+        self.mix(x_td, compressed, rotary, mask)
+    }
+
+    pub(super) fn forward_and_keep(
+        &self,
+        x_td: Tensor<2>,
+        (rotary, mask): (Option<&RotaryTable>, &CausalMask),
+        cache: LatentCache,
+    ) -> (Tensor<2>, LatentCache) {
+        let new = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
+        let (cache, compressed) = cache.append(new);
+        (self.mix(x_td, compressed, rotary, mask), cache)
+    }
+
+    pub(super) fn forward_cached(
+        &self,
+        x_bd: Tensor<2>,
+        sequences: Vec<CachedSequence<'_>>,
+    ) -> (Tensor<2>, Vec<AttentionCache>) {
+        let attend = |(row, CachedSequence { cache, rotary }): (usize, CachedSequence<'_>)| {
+            let AttentionCache::Latent(cache) = cache else { panic!("a cache of keys and values") };
+            let (mixed_1v, cache) = self.attend_last(x_bd.clone().narrow(0, row, 1), rotary, cache);
+            (mixed_1v, AttentionCache::Latent(cache))
+        };
+        let (mixed, caches) = sequences.into_iter().enumerate().map(attend).unzip();
+        (self.output.forward(Tensor::cat(mixed, 0)), caches)
+    }
+
+    /// What the last token takes from all, `[1, h * v]`. Keys and values of all tokens are made
+    /// anew.
+    fn attend_last(
+        &self,
+        x_1d: Tensor<2>,
+        rotary: Option<&RotaryTable>,
+        cache: LatentCache,
+    ) -> (Tensor<2>, LatentCache) {
+        let position = cache.num_tokens();
+        let new = self.compress(x_1d.clone(), rotary, [position, 1]);
+        let (cache, compressed) = cache.append(new);
+        let [k_ng, v_nv] = self.expand(compressed);
+        let q_1q = self.turned_queries(x_1d, rotary, [position, 1]);
+        let (h, device) = (self.heads.num_heads, k_ng.device());
+        let key_values = KeyValueCache::new(h, [self.d_head, self.widths.d_value], position + 1, &device);
+        // They are turned already.
+        let key_values = key_values.append(k_ng, v_nv, None);
+        let sinks_h = self.sinks_h.as_ref().map(Param::val);
+        (key_values.attend(q_1q, sinks_h, self.heads, None), cache)
+    }
+
+    /// The output from what keys and values are made of.
+    fn mix(
+        &self,
+        x_td: Tensor<2>,
+        compressed: [Tensor<2>; 2],
+        rotary: Option<&RotaryTable>,
+        mask: &CausalMask,
+    ) -> Tensor<2> {
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()]);
+        let [k_tg, v_tv] = self.expand(compressed);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         // They are turned already: only some of their channels are.
         self.output.forward(causal_attention(q_tq, k_tg, v_tv, sinks_h, self.heads, mask, None))
     }
 
-    /// Queries and keys, `[t, h * (n + r)]`, turned, and values, `[t, h * v]`.
-    fn queries_keys_values(
+    /// Queries, `[t, h * (n + r)]`, of sequences of `seq_len` tokens from position `first` on.
+    fn turned_queries(
         &self,
         x_td: Tensor<2>,
         rotary: Option<&RotaryTable>,
-        seq_len: usize,
-    ) -> [Tensor<2>; 3] {
-        let LatentConfig { d_key_value: l, d_rope: r, d_value: v, .. } = self.widths;
-        let ([t, _], h, n) = (x_td.dims(), self.heads.num_heads, self.d_head - self.widths.d_rope);
-        let turned = |x_thr: Tensor<3>| match rotary {
-            Some(table) => table.turn(x_thr, seq_len),
-            None => x_thr,
-        };
-        let q_thc = self.queries(x_td.clone()).reshape([t, h, n + r]);
-        let q_thr = turned(q_thc.clone().narrow(2, n, r));
-        let q_thc = Tensor::cat(vec![q_thc.narrow(2, 0, n), q_thr], 2);
+        [first, seq_len]: [usize; 2],
+    ) -> Tensor<2> {
+        let ([t, _], h, r) = (x_td.dims(), self.heads.num_heads, self.widths.d_rope);
+        let n = self.d_head - r;
+        let q_thc = self.queries(x_td).reshape([t, h, n + r]);
+        let q_thr = turned(q_thc.clone().narrow(2, n, r), rotary, [first, seq_len]);
+        Tensor::cat(vec![q_thc.narrow(2, 0, n), q_thr], 2).reshape([t, h * (n + r)])
+    }
 
+    /// Latent vectors, `[t, l]`, normalised, and the shared channels of keys, `[t, r]`, turned.
+    fn compress(
+        &self,
+        x_td: Tensor<2>,
+        rotary: Option<&RotaryTable>,
+        [first, seq_len]: [usize; 2],
+    ) -> [Tensor<2>; 2] {
+        let ([t, _], &LatentConfig { d_key_value: l, d_rope: r, .. }) = (x_td.dims(), &self.widths);
         let compressed = self.key_value_latent.forward(x_td);
-        let k_t1r = turned(compressed.clone().narrow(1, l, r).reshape([t, 1, r]));
+        let k_t1r = turned(compressed.clone().narrow(1, l, r).reshape([t, 1, r]), rotary, [first, seq_len]);
         let latent_tl = normalise(compressed.narrow(1, 0, l), self.key_value_latent_norm_l.val(), EPSILON);
+        [latent_tl, k_t1r.reshape([t, r])]
+    }
+
+    /// Keys, `[t, h * (n + r)]`, and values, `[t, h * v]`.
+    fn expand(&self, [latent_tl, k_tr]: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        let LatentConfig { d_rope: r, d_value: v, .. } = self.widths;
+        let ([t, _], h, n) = (latent_tl.dims(), self.heads.num_heads, self.d_head - r);
         let kv_thc = self.key_value.forward(latent_tl).reshape([t, h, n + v]);
-        let k_thc = Tensor::cat(vec![kv_thc.clone().narrow(2, 0, n), k_t1r.expand([t, h, r])], 2);
+        let k_thr = k_tr.reshape([t, 1, r]).expand([t, h, r]);
+        let k_thc = Tensor::cat(vec![kv_thc.clone().narrow(2, 0, n), k_thr], 2);
         let v_thc = kv_thc.narrow(2, n, v);
-        [q_thc.reshape([t, h * (n + r)]), k_thc.reshape([t, h * (n + r)]), v_thc.reshape([t, h * v])]
+        [k_thc.reshape([t, h * (n + r)]), v_thc.reshape([t, h * v])]
     }
 
     fn queries(&self, x_td: Tensor<2>) -> Tensor<2> {
@@ -114,5 +187,14 @@ impl LatentAttention {
             }
             _ => self.query.forward(x_td),
         }
+    }
+}
+
+/// Every head turned by the position of its token, in sequences of `seq_len` tokens from position
+/// `first` on.
+fn turned(x_thr: Tensor<3>, rotary: Option<&RotaryTable>, [first, seq_len]: [usize; 2]) -> Tensor<3> {
+    match rotary {
+        Some(table) => table.turn_from(x_thr, first, seq_len),
+        None => x_thr,
     }
 }

@@ -51,6 +51,23 @@ pub(super) fn score_rows<'a>(
     })
 }
 
+/// The experts that row `row` of a pass over `num_rows` reached, with their gates, in the order of
+/// choice.
+pub(crate) fn chosen_gates(
+    config: &RouterConfig,
+    route: &Route,
+    num_rows: usize,
+    row: usize,
+) -> Vec<(u32, f32)> {
+    let scores = LayerScores { step: 0, layer: 0, config, route };
+    let (k, num_experts) = (route.choice.slots_per_token, route.logits_te.len() / num_rows.max(1));
+    let chosen = scores.chosen(row * k..(row + 1) * k);
+    let ids: Vec<u32> = chosen.iter().map(|slot| slot.expert).collect();
+    let gates = gates(config, &route.logits_te[row * num_experts..][..num_experts], &ids);
+    let slots = chosen.iter().zip(gates).filter(|(slot, _)| slot.is_kept);
+    slots.map(|(slot, gate)| (slot.expert, gate)).collect()
+}
+
 /// Scores of one layer in one pass.
 #[derive(Clone, Copy)]
 struct LayerScores<'a> {

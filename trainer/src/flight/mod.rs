@@ -21,6 +21,7 @@ mod recorder;
 pub mod replay;
 mod state;
 
+pub(crate) use gates::chosen_gates;
 pub use prober::{Information, ProbeRow, SaturationRow};
 pub use reading::{read_alarms, read_probes, read_saturation};
 pub(crate) use recorder::{FlightRecorder, OpenedRecorder, StepFlight};

@@ -399,16 +399,15 @@ impl<'a> Run<'a> {
         if sample.num_tokens == 0 {
             return Ok(());
         }
+        let sampling = SamplingSettings {
+            top_k: sample.top_k,
+            top_p: sample.top_p,
+            ..SamplingSettings::new(sample.temperature)
+        };
         let settings = GenerationSettings {
             prompt: sample.prompt.clone(),
-            num_tokens: sample.num_tokens,
             seed: self.config.seed,
-            sampling: SamplingSettings {
-                temperature: sample.temperature,
-                top_k: sample.top_k,
-                top_p: sample.top_p,
-            },
-            routing: None,
+            ..GenerationSettings::new(sample.num_tokens, sampling)
         };
         let mut text = sample.prompt.clone().unwrap_or_default();
         generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {

@@ -99,14 +99,10 @@ impl Checkpoints {
         let model = checkpoint.model(&self.device).map_err(text)?;
         checkpoint.optimizer(&model).map_err(text)?;
         checkpoint.parameters().map_err(text)?;
-        let settings = GenerationSettings {
-            prompt: None,
-            num_tokens: 2,
-            seed: 1,
-            sampling: SamplingSettings { temperature: 1.0, top_k: None, top_p: None },
-            routing: None,
-        };
+        let settings =
+            GenerationSettings { seed: 1, ..GenerationSettings::new(2, SamplingSettings::new(1.0)) };
         generate(&model, &checkpoint.tokenizer, &settings, &self.device, |_| Ok(()))
+            .map(drop)
             .map_err(|error| error.to_string())
     }
 

@@ -4,6 +4,7 @@
 
 mod counted_work;
 mod earlier_runs;
+mod generation;
 mod held_out;
 mod keeping;
 mod model;

@@ -192,13 +192,7 @@ fn the_expert_bias_moves_once_per_step_by_the_whole_steps_loads() {
 }
 
 fn settings(routing: Option<GenerationRule>) -> GenerationSettings {
-    GenerationSettings {
-        prompt: None,
-        num_tokens: 3,
-        seed: 1,
-        sampling: SamplingSettings { temperature: 1.0, top_k: None, top_p: None },
-        routing,
-    }
+    GenerationSettings { seed: 1, routing, ..GenerationSettings::new(3, SamplingSettings::new(1.0)) }
 }
 
 /// What generating with this router says, and the text's length in bytes.

@@ -1,6 +1,6 @@
 //! The loops over one query's scores.
 
-use crate::exp::{exp, exponentials_of_row};
+use crate::exp::{exp, exponentials_in_lanes};
 use crate::matrix::Matrix;
 use crate::panel_product::READ_BEYOND_DIAGONAL;
 use crate::simd::{LANES, max_of_row, vectorised, write_scaled};
@@ -29,8 +29,9 @@ vectorised! {
 }
 
 vectorised! {
-    /// Replaces scores by their exponentials relative to `max`; returns the sum.
-    fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_of_row;
+    /// Replaces scores by their exponentials relative to `max`; returns the sum, the same bits
+    /// wherever the row ends behind what is seen.
+    fn exponentials(row: &mut [f32], max: f32) -> f32 = exponentials_in_lanes;
 }
 
 /// Replaces the first `num_seen` scores by the softmax's weights, and the gradients of the weights
