@@ -232,6 +232,15 @@ pub enum DatasetError {
         seq_len: usize,
     },
 
+    /// Windows that leave tokens out, or do not move.
+    #[error("the stride is {stride}, and windows have {seq_len} tokens: use 1..={seq_len}")]
+    Stride {
+        /// Tokens from the start of a window to that of the next.
+        stride: usize,
+        /// Inputs of a window.
+        seq_len: usize,
+    },
+
     /// No document that a sequence could be packed from.
     #[error(
         "none of the {num_documents} documents of the train split has two tokens: use other data, or leave out \

@@ -18,8 +18,8 @@ pub(crate) use look::{
     AskedDrop, BisectArgs, DiffArgs, InspectArgs, ReplayArgs, RunsArgs, WatchArgs, WhatIfArgs,
 };
 pub(crate) use run::{
-    DataCommand, EvalArgs, GenerateArgs, HeldOutSplit, PlanArgs, RoutingArg, TrainArgs, UpcycleArgs,
-    UpcycleMethodArg,
+    DataCommand, EvalArgs, GenerateArgs, HeldOutSplit, PlanArgs, RoutingArg, ServeArgs, TrainArgs,
+    UpcycleArgs, UpcycleMethodArg,
 };
 pub(crate) use study::{CompareArgs, FitArgs, ReportArgs, SweepArgs, VerifyArgs};
 
@@ -54,6 +54,9 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Continue a text with a trained model
     Generate(GenerateArgs),
+    /// Answer completions over HTTP on this machine, as lm-evaluation-harness asks for them
+    #[command(after_help = run::SERVE_HELP)]
+    Serve(ServeArgs),
     /// Read a published model, such as one of Hugging Face's, and say what it is
     #[command(after_help = hub::IMPORT_HELP)]
     Import(ImportArgs),

@@ -111,6 +111,14 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of multiple-choice questions that cannot be used.
+    #[error("`{path}`: {reason}")]
+    Choices {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
     /// The model's routers need tokens that are not there yet.
     #[error("text cannot be generated: {reason}")]
     NotCausal {
@@ -184,6 +192,7 @@ impl TrainError {
             Self::UnavailableDevice(_)
             | Self::TooLargeForMemory(_)
             | Self::Prompt { .. }
+            | Self::Choices { .. }
             | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }

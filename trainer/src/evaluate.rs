@@ -1,12 +1,15 @@
 //! The loss on held-out text: dropless, without noise, over fixed windows in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, s};
-use switchyard_datasets::{EvaluationWindows, TokenStore};
+use switchyard_datasets::{
+    DatasetError, DatasetSource, EvaluationWindows, SlidingWindows, TokenBatch, TokenStore,
+};
 use switchyard_model::{Pass, Transformer};
 
 use crate::TrainError;
@@ -24,9 +27,13 @@ pub struct EvaluationSettings {
     pub sequences_per_batch: usize,
     /// Targets to evaluate on, from the start of the split; `None` means all.
     pub max_tokens: Option<u64>,
+    /// Windows begin this many tokens after one another, and but for the first each counts only the
+    /// targets that no window before it has: see [`SlidingWindows`]. `None` means windows one after
+    /// the other.
+    pub stride: Option<usize>,
     /// Attention stays within documents.
     pub mask_documents: bool,
-    /// Also the loss of each document, for which the head is run a second time.
+    /// Also the loss of each document, for which the head is run a second time; not with a `stride`.
     pub by_document: bool,
 }
 
@@ -42,6 +49,9 @@ pub struct Evaluation {
     /// The loss of each document, in their order; `None` unless it was asked for, and where no
     /// documents are known.
     pub documents: Option<Vec<DocumentLoss>>,
+    /// What was found on each of several sources alone, by its index; empty unless
+    /// [`evaluate_sources`] was asked too.
+    pub sources: BTreeMap<usize, Evaluation>,
     /// Duration.
     pub secs: f64,
     /// Routing of each MoE layer over all tokens.
@@ -74,22 +84,16 @@ pub fn evaluate_unless(
 ) -> Result<Evaluation, TrainError> {
     let started = Instant::now();
     let model = model.valid();
-    let windows = EvaluationWindows::new(store.clone(), settings.seq_len)?
-        .with_document_masking(settings.mask_documents);
-    let tokens_in_split = windows.num_tokens();
-    let windows = match settings.max_tokens {
-        Some(max_tokens) => windows.with_max_tokens(max_tokens as usize),
-        None => windows,
-    };
+    let windows = Windows::new(store, settings)?;
     let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
-    let knows_documents = settings.by_document && store.num_documents() > 0;
+    let knows_documents = settings.by_document && settings.stride.is_none() && store.num_documents() > 0;
     let mut documents = knows_documents.then(|| DocumentLosses { store, losses: Vec::new() });
     for batch in windows.batches(settings.sequences_per_batch) {
         if stop.load(Ordering::SeqCst) {
             return Err(TrainError::Interrupted);
         }
         let batch = batch?;
-        let batch_tokens = batch.num_tokens() as u64;
+        let batch_tokens = batch.num_counted_targets() as u64;
         let batch = DeviceBatch::upload(batch, device);
         let output = model.forward(&batch.input, Pass::Evaluation);
         let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None);
@@ -104,11 +108,67 @@ pub fn evaluate_unless(
     Ok(Evaluation {
         cross_entropy_nats: nats / num_tokens as f64,
         num_tokens,
-        whole_split: num_tokens == tokens_in_split as u64,
+        whole_split: num_tokens == windows.num_targets_of_whole_split() as u64,
         documents: documents.map(|documents| documents.losses),
+        sources: BTreeMap::new(),
         secs: started.elapsed().as_secs_f64(),
         routing,
     })
+}
+
+/// The windows of an evaluation.
+enum Windows {
+    OneByOne { windows: EvaluationWindows, of_whole_split: usize },
+    Sliding { windows: SlidingWindows, of_whole_split: usize },
+}
+
+impl Windows {
+    fn new(store: &Arc<TokenStore>, settings: &EvaluationSettings) -> Result<Self, DatasetError> {
+        let EvaluationSettings { seq_len, mask_documents, .. } = *settings;
+        let max_tokens = settings.max_tokens.map_or(usize::MAX, |max| max as usize);
+        let Some(stride) = settings.stride else {
+            let all = EvaluationWindows::new(store.clone(), seq_len)?.with_document_masking(mask_documents);
+            let of_whole_split = all.num_tokens();
+            return Ok(Self::OneByOne { windows: all.with_max_tokens(max_tokens), of_whole_split });
+        };
+        let all = SlidingWindows::new(store.clone(), seq_len, stride)?.with_document_masking(mask_documents);
+        let of_whole_split = all.num_tokens();
+        Ok(Self::Sliding { windows: all.with_max_tokens(max_tokens), of_whole_split })
+    }
+
+    fn num_targets_of_whole_split(&self) -> usize {
+        match self {
+            Self::OneByOne { of_whole_split, .. } | Self::Sliding { of_whole_split, .. } => *of_whole_split,
+        }
+    }
+
+    fn batches(&self, size: usize) -> Box<dyn Iterator<Item = Result<TokenBatch, DatasetError>> + '_> {
+        match self {
+            Self::OneByOne { windows, .. } => Box::new(windows.batches(size)),
+            Self::Sliding { windows, .. } => Box::new(windows.batches(size)),
+        }
+    }
+}
+
+/// The loss of `model` on the validation split of each of `sources` that holds a window, by the
+/// source's index; looks at `stop` before each batch.
+///
+/// # Errors
+/// As [`evaluate_unless`].
+pub fn evaluate_sources(
+    stop: &AtomicBool,
+    model: &Transformer,
+    sources: &[DatasetSource],
+    settings: &EvaluationSettings,
+    device: &Device,
+) -> Result<BTreeMap<usize, Evaluation>, TrainError> {
+    let settings = EvaluationSettings { by_document: false, ..*settings };
+    let holds_a_window = |source: &DatasetSource| source.validation.len() > settings.seq_len;
+    let evaluated = |(index, source): (usize, &DatasetSource)| {
+        let found = evaluate_unless(stop, model, &source.validation, &settings, device)?;
+        Ok((index, found))
+    };
+    sources.iter().enumerate().filter(|(_, source)| holds_a_window(source)).map(evaluated).collect()
 }
 
 /// The loss of each document so far.

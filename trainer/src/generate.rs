@@ -308,7 +308,7 @@ impl<'a> TextInProgress<'a> {
 
 /// Ok if no token's experts depend on later tokens, or `routing` or the configuration says how to
 /// do without them.
-fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
+pub(crate) fn check_causal(spec: &ModelSpec, routing: Option<GenerationRule>) -> Result<(), TrainError> {
     let obstacle = |(_, RouterSpec { key, config }): (usize, &RouterSpec)| match &config.selection {
         Selection::ExpertChoice(chosen) if chosen.generation.or(routing).is_none() => Some(format!(
             "`{key}.selection.expert_choice.generation` is not set, and experts that take their best tokens need the later \

@@ -6,8 +6,9 @@
 //! | what will happen | [`plan`], with its arithmetic in [`schedule`] |
 //! | the network | the crate `model` |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
-//! | the run around the steps | [`train`], [`evaluate`], [`generate`] |
 //! | what a run begins with, and what it trains | [`start`] |
+//! | how likely given text is, and which of some answers | [`token_scores`], [`choices`] |
+//! | the run around the steps | [`train`], [`evaluate`], [`generate`], [`completion`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | a published model made a network, held to its reference, and the way back | [`import`], [`parity`], [`export`] |
 //! | what is on disk | [`run_folder`], [`checkpoint`], [`metrics`] |
@@ -20,6 +21,8 @@ pub mod available_memory;
 pub mod batch;
 pub mod benchmark;
 pub mod checkpoint;
+pub mod choices;
+pub mod completion;
 pub mod config;
 pub mod config_file;
 pub mod device;
@@ -52,6 +55,7 @@ pub mod schedule;
 pub mod start;
 pub mod step;
 pub mod throughput;
+pub mod token_scores;
 pub mod train;
 pub mod upcycle;
 

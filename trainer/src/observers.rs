@@ -1,6 +1,7 @@
 //! Everybody who watches a run: the metrics file, the event file, the progress display. They read;
 //! the loop acts.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use switchyard_datasets::{Dataset, SplitManifest};
@@ -11,8 +12,8 @@ use crate::checkpoint::TrainingState;
 use crate::evaluate::Evaluation;
 use crate::flight::StepFlight;
 use crate::metrics::{
-    EvalRecord, EventLog, LayerRecord, LogMark, MetricsFile, ProgressDisplay, Record, ResumedLog, StepRecord,
-    perplexity,
+    EvalRecord, EventLog, LayerRecord, LogMark, MetricsFile, ProgressDisplay, Record, ResumedLog, SourceLoss,
+    StepRecord, perplexity,
 };
 use crate::plan::RunPlan;
 use crate::run_folder::{RunFolder, RunManifest};
@@ -26,6 +27,9 @@ pub(crate) struct Observers {
     progress: ProgressDisplay,
     train: SplitManifest,
     validation: SplitManifest,
+    /// Names of several sources and facts about their validation splits; empty for one source.
+    sources: Vec<(String, SplitManifest)>,
+    seq_len: u64,
     tokens_per_step: f64,
     flops_per_step: f64,
     matmul_peak_flops: Option<f64>,
@@ -73,6 +77,8 @@ impl Observers {
             progress,
             train: dataset.manifest.train.clone(),
             validation: dataset.manifest.validation.clone(),
+            sources: several_sources(dataset),
+            seq_len: plan.seq_len as u64,
             tokens_per_step: plan.tokens_per_step as f64,
             flops_per_step: plan.training_flops_per_step(),
             matmul_peak_flops: manifest.matmul_peak_flops,
@@ -81,10 +87,11 @@ impl Observers {
         Ok(OpenedObservers { observers, rows: log.rows, earlier_log })
     }
 
-    /// A step has ended.
+    /// A step has ended; `sequences_per_source` counts from the run's beginning.
     pub(crate) fn step(
         &mut self,
         state: &TrainingState,
+        sequences_per_source: &[u64],
         measurements: &StepMeasurements,
         flight: &StepFlight,
         learning_rate: f64,
@@ -98,6 +105,7 @@ impl Observers {
             layers: recorded_layers(&measurements.routing, flight),
             bits_per_byte: self.train.bits_per_byte(measurements.cross_entropy_nats),
             data_passes: Some(state.tokens_seen as f64 / self.train.num_tokens as f64),
+            tokens_per_source: self.tokens_per_source(sequences_per_source),
             ..step_record(state, measurements, learning_rate)
         };
         self.progress.step(&row);
@@ -122,6 +130,7 @@ impl Observers {
             perplexity: perplexity(evaluation.cross_entropy_nats),
             num_tokens: evaluation.num_tokens,
             whole_split: evaluation.whole_split,
+            sources: self.source_losses(evaluation),
             end_of_run,
             eval_secs: evaluation.secs,
             elapsed_secs,
@@ -129,6 +138,25 @@ impl Observers {
         };
         self.progress.eval(&row);
         self.write(&Record::Eval(row))
+    }
+
+    fn tokens_per_source(&self, sequences_per_source: &[u64]) -> BTreeMap<String, u64> {
+        let counts = self.sources.iter().zip(sequences_per_source);
+        counts.map(|((name, _), sequences)| (name.clone(), sequences * self.seq_len)).collect()
+    }
+
+    fn source_losses(&self, evaluation: &Evaluation) -> BTreeMap<String, SourceLoss> {
+        let loss = |(source, found): (&usize, &Evaluation)| {
+            let (name, validation) = self.sources.get(*source)?;
+            let loss = SourceLoss {
+                cross_entropy_nats: found.cross_entropy_nats,
+                bits_per_byte: validation.bits_per_byte(found.cross_entropy_nats),
+                num_tokens: found.num_tokens,
+                whole_split: found.whole_split,
+            };
+            Some((name.clone(), loss))
+        };
+        evaluation.sources.iter().filter_map(loss).collect()
     }
 
     /// Say something to whoever watches.
@@ -162,6 +190,15 @@ impl Observers {
     }
 }
 
+fn several_sources(dataset: &Dataset) -> Vec<(String, SplitManifest)> {
+    match &dataset.sources[..] {
+        [] | [_] => Vec::new(),
+        several => {
+            several.iter().map(|source| (source.name.clone(), source.manifest.validation.clone())).collect()
+        }
+    }
+}
+
 /// The row of a step, without clock readings and what the flight recorder and the corpus add.
 pub(crate) fn step_record(
     state: &TrainingState,
@@ -178,6 +215,7 @@ pub(crate) fn step_record(
         cross_entropy_nats: measurements.cross_entropy_nats,
         bits_per_byte: None,
         data_passes: None,
+        tokens_per_source: BTreeMap::new(),
         losses: unweighted.chain(head_z).collect(),
         weighted_losses,
         total_loss: measurements.total_loss,

@@ -84,7 +84,14 @@ and says so in the result; --set then also takes the other keys of [data] but fo
 Examples:
   switchyard eval runs/quickstart-1a2b3c4d
   switchyard eval runs/stories --set data.text.path=/mnt/new/stories.txt
-  switchyard eval runs/stories --other-data --set data.text.path=other.txt --set data.split.tail.validation_fraction=0.9";
+  switchyard eval runs/stories --stride 64
+  switchyard eval runs/stories --choices questions.jsonl --json
+  switchyard eval runs/stories --other-data --set data.text.path=other.txt --set data.split.tail.validation_fraction=0.9
+
+--stride N slides windows over the split, N tokens at a time, so that after the first window each token follows all but N \
+of a window's tokens at least; every token but the first counts. --choices FILE answers questions instead, one a line: \
+{\"context\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}. Log-likelihoods, acc and acc_norm are those of \
+lm-evaluation-harness.";
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
@@ -104,6 +111,15 @@ pub(crate) struct EvalArgs {
     /// [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
+    /// Slide windows over the split, N tokens at a time [default: windows one after the other]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) stride: Option<usize>,
+    /// Answer the multiple-choice questions of a JSON lines file instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["stride", "max_tokens", "split", "other_data"])]
+    pub(crate) choices: Option<PathBuf>,
+    /// What stands between the context and a choice
+    #[arg(long, value_name = "TEXT", default_value = " ", allow_hyphen_values = true, requires = "choices")]
+    pub(crate) delimiter: String,
     /// Device [default: the run's]
     #[arg(long)]
     pub(crate) device: Option<String>,
@@ -181,6 +197,34 @@ pub(crate) struct GenerateArgs {
     /// the run's]
     #[arg(long, value_name = "RULE")]
     pub(crate) routing: Option<RoutingArg>,
+    /// Device [default: the run's]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+}
+
+pub(super) const SERVE_HELP: &str = "\
+POST /v1/completions, GET /v1/models and GET /health, for programs on this machine alone. Ctrl-C ends the answers in work \
+and the command.
+
+Examples:
+  switchyard serve runs/quickstart-1a2b3c4d
+  switchyard export runs/stories --to exported
+  lm_eval --model local-completions --tasks arc_easy \\
+    --model_args base_url=http://127.0.0.1:8321/v1/completions,model=stories,tokenizer=exported,max_length=130";
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Run folder or checkpoint folder
+    pub(crate) path: PathBuf,
+    /// Change where the model computes: device or threads; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Port of 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8321)]
+    pub(crate) port: u16,
+    /// Requests that may wait; one more is refused
+    #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
+    pub(crate) queue: usize,
     /// Device [default: the run's]
     #[arg(long)]
     pub(crate) device: Option<String>,

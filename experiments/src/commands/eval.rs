@@ -1,12 +1,19 @@
 //! `switchyard eval`
 
+mod choices;
+
+use std::f64::consts::LN_2;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
-use switchyard_datasets::{DataConfig, Dataset, FileTokenizerConfig, Progress, TokenizerConfig, prepare};
+use switchyard_datasets::{
+    DataConfig, Dataset, FileTokenizerConfig, Manifest, Progress, SplitManifest, TokenStore, TokenizerConfig,
+    prepare,
+};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, find_checkpoint};
+use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::Override;
 use switchyard_trainer::device;
 use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
@@ -24,6 +31,10 @@ pub(super) fn run(args: &EvalArgs, interruption: &Interruption) -> Result<(), Fa
     let overrides = parsed(&with_device(&args.overrides, args.device.as_deref()))?;
     let stop = interruption.watch("stopping")?;
     let mut checkpoint = Checkpoint::read(&find_checkpoint(&args.path)?)?;
+    if let Some(file) = &args.choices {
+        checkpoint.config = places_changed(&checkpoint, &overrides)?;
+        return choices::run(args, file, &checkpoint, &stop);
+    }
     let written = RunPaths::new(&checkpoint.path).config();
     let may_change = if args.other_data { MayChange::Data } else { MayChange::Places };
     checkpoint.config = changed_config(&checkpoint.config, &written, &overrides, may_change)?;
@@ -35,10 +46,50 @@ pub(super) fn run(args: &EvalArgs, interruption: &Interruption) -> Result<(), Fa
     report(args, &checkpoint, &measured)
 }
 
+/// The configuration of `checkpoint` with another device or number of threads.
+fn places_changed(checkpoint: &Checkpoint, overrides: &[Override]) -> Result<RunConfig, Failure> {
+    let written = RunPaths::new(&checkpoint.path).config();
+    Ok(changed_config(&checkpoint.config, &written, overrides, MayChange::Places)?)
+}
+
 /// An evaluation and what it was made on.
 struct Measured {
     evaluation: Evaluation,
     dataset: Dataset,
+    /// Bytes of text that the targets are; `None` unless they are counted exactly.
+    target_bytes: Option<u64>,
+}
+
+impl Measured {
+    /// In bits per byte of the targets' text, else of the split's mean token.
+    fn bits_per_byte(&self, split: &SplitManifest) -> Option<f64> {
+        let Evaluation { cross_entropy_nats, num_tokens, .. } = self.evaluation;
+        match self.target_bytes {
+            Some(bytes) => Some(cross_entropy_nats * num_tokens as f64 / bytes as f64 / LN_2),
+            None => split.bits_per_byte(cross_entropy_nats),
+        }
+    }
+}
+
+/// Bytes of the text of all targets of `store` but its first token, which is none; `None` where the
+/// bytes are not known.
+fn bytes_after_first(
+    store: &TokenStore,
+    split: &SplitManifest,
+    dataset: &Dataset,
+) -> Result<Option<u64>, TrainError> {
+    let mut first = [0];
+    store.read(0, &mut first)?;
+    let of_first = dataset.tokenizer.token_bytes(first[0] as u32)? as u64;
+    Ok(split.num_bytes.checked_sub(of_first).filter(|bytes| *bytes > 0))
+}
+
+/// The split that is asked for, with its name.
+fn split_of<'a>(args: &EvalArgs, manifest: &'a Manifest) -> (&'static str, &'a SplitManifest) {
+    match (args.split, &manifest.test) {
+        (HeldOutSplit::Test, Some(test)) => ("test", test),
+        _ => ("validation", &manifest.validation),
+    }
 }
 
 fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> Result<Measured, TrainError> {
@@ -55,6 +106,7 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
         seq_len: checkpoint.plan.seq_len,
         sequences_per_batch: checkpoint.plan.sequences_per_micro_batch,
         max_tokens: args.max_tokens,
+        stride: args.stride,
         mask_documents: data.mask_documents,
         by_document: false,
     };
@@ -69,7 +121,12 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
     if !evaluation.cross_entropy_nats.is_finite() {
         return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });
     }
-    Ok(Measured { evaluation, dataset })
+    let target_bytes = if args.stride.is_some() && evaluation.whole_split {
+        bytes_after_first(store, split_of(args, &dataset.manifest).1, &dataset)?
+    } else {
+        None
+    };
+    Ok(Measured { evaluation, dataset, target_bytes })
 }
 
 /// `error`; that the data is not the run's, with how to evaluate it all the same.
@@ -102,21 +159,18 @@ fn check_same_tokens(checkpoint: &Checkpoint, dataset: &Dataset) -> Result<(), T
 }
 
 fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Result<(), Failure> {
-    let Measured { evaluation, dataset } = measured;
+    let Measured { evaluation, dataset, target_bytes } = measured;
     let (nats, step) = (evaluation.cross_entropy_nats, checkpoint.state.step);
-    let manifest = &dataset.manifest;
-    let (name, split) = match (args.split, &manifest.test) {
-        (HeldOutSplit::Test, Some(test)) => ("test", test),
-        _ => ("validation", &manifest.validation),
-    };
+    let (name, split) = split_of(args, &dataset.manifest);
+    let bits_per_byte = measured.bits_per_byte(split);
     let same_data = dataset.manifest.key == checkpoint.state.data_hash;
     if args.json {
-        return print_json(&json!({
+        let mut result = json!({
             "checkpoint": checkpoint.path.to_string_lossy(),
             "step": step,
             "split": name,
             "cross_entropy_nats": nats,
-            "bits_per_byte": split.bits_per_byte(nats),
+            "bits_per_byte": bits_per_byte,
             "perplexity": perplexity(nats),
             "num_tokens": evaluation.num_tokens,
             "num_split_targets": split.num_tokens.saturating_sub(1),
@@ -125,13 +179,18 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
             "same_data": same_data,
             "data_key": dataset.manifest.key,
             "eval_secs": evaluation.secs,
-        }));
+        });
+        if let Some(stride) = args.stride {
+            result["stride"] = stride.into();
+            result["num_target_bytes"] = json!(target_bytes);
+        }
+        return print_json(&result);
     }
     let other = if same_data { "" } else { ", on data that is not the run's" };
     print_text(&format!(
         "{}: step {step}, cross-entropy {} over {} of the {name} split{other}, in {:.1} s\n",
         checkpoint.path.display(),
-        loss_words::loss(nats, split.bits_per_byte(nats)),
+        loss_words::loss(nats, bits_per_byte),
         loss_words::extent(evaluation.num_tokens, checkpoint.plan.seq_len, split),
         evaluation.secs
     ))

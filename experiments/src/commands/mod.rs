@@ -10,6 +10,7 @@ mod export;
 mod fit;
 mod flight_report;
 mod generate;
+mod http;
 mod import;
 mod inspect;
 mod loss_words;
@@ -19,6 +20,7 @@ mod plan;
 mod replay;
 mod report;
 mod runs;
+mod serve;
 mod study;
 mod sweep;
 mod train;
@@ -48,6 +50,7 @@ pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), F
         Command::Upcycle(args) => upcycle::run(&args, interruption),
         Command::Eval(args) => eval::run(&args, interruption),
         Command::Generate(args) => generate::run(&args, interruption),
+        Command::Serve(args) => serve::run(&args, interruption),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Parity(args) => parity::run(&args),

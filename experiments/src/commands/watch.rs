@@ -1,6 +1,5 @@
 //! `switchyard watch`
 
-mod http;
 mod serve;
 
 use std::path::Path;

@@ -275,6 +275,7 @@ impl<'a> Training<'a> {
             seq_len: self.plan.seq_len,
             sequences_per_batch: self.plan.sequences_per_micro_batch,
             max_tokens: Some(self.plan.tokens_per_step as u64),
+            stride: None,
             mask_documents,
             by_document: false,
         };

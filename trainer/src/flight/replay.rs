@@ -1,5 +1,6 @@
 //! Repeating a step of a run from the nearest checkpoint before it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,7 +130,13 @@ fn comparable(row: &StepRecord) -> StepRecord {
         ..layer.clone()
     };
     let layers = row.layers.iter().map(layer).collect();
-    let row = StepRecord { layers, bits_per_byte: None, data_passes: None, ..row.clone() };
+    let row = StepRecord {
+        layers,
+        bits_per_byte: None,
+        data_passes: None,
+        tokens_per_source: BTreeMap::new(),
+        ..row.clone()
+    };
     row.without_timings()
 }
 

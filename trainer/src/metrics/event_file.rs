@@ -182,7 +182,12 @@ fn eval_scalars(row: &EvalRecord) -> Vec<(String, f64)> {
         ("bits_per_byte", row.bits_per_byte),
         ("perplexity", Some(row.perplexity)),
     ];
-    always.into_iter().filter_map(|(name, value)| Some((format!("validation/{name}"), value?))).collect()
+    let of_sources = row
+        .sources
+        .iter()
+        .map(|(name, loss)| (format!("validation/{name}/cross_entropy_nats"), loss.cross_entropy_nats));
+    let all = always.into_iter().filter_map(|(name, value)| Some((format!("validation/{name}"), value?)));
+    all.chain(of_sources).collect()
 }
 
 fn layer_scalars(row: &LayerRecord) -> impl Iterator<Item = (String, f64)> + '_ {

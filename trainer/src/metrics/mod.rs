@@ -20,7 +20,7 @@ use event_file::EventFile;
 pub use event_log::EventLog;
 pub use jsonl::{LogMark, MetricsFile, ResumedLog, read_metrics};
 pub use progress::ProgressDisplay;
-pub use record::{EvalRecord, LayerRecord, Record, StepRecord, perplexity, perplexity_text};
+pub use record::{EvalRecord, LayerRecord, Record, SourceLoss, StepRecord, perplexity, perplexity_text};
 
 /// A metrics or event file that could not be read or written.
 #[derive(Debug, thiserror::Error)]

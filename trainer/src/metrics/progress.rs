@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use switchyard_ground::units::{compact, duration};
 
-use super::{EvalRecord, StepRecord, perplexity_text};
+use super::{EvalRecord, SourceLoss, StepRecord, perplexity_text};
 
 /// Seconds between two plain lines at the start of a run, and the most they grow to.
 const MIN_LINE_GAP_SECS: f64 = 5.0;
@@ -202,8 +202,15 @@ fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
     let (tokens, took) = (compact(row.num_tokens as f64), duration(row.eval_secs));
     format!(
         "eval {step}/{total_steps}  validation loss {loss:.4}{bits}  perplexity {perplexity}  \
-         ({tokens} tokens, {extent}, {took})"
+         ({tokens} tokens, {extent}, {took}){}",
+        source_losses(row)
     )
+}
+
+/// The losses of several sources, ready to follow the loss of all; empty for one source.
+fn source_losses(row: &EvalRecord) -> String {
+    let loss = |(name, loss): (&String, &SourceLoss)| format!("  {name} {:.4}", loss.cross_entropy_nats);
+    row.sources.iter().map(loss).collect()
 }
 
 /// A loss in bits per byte, ready to follow the loss in nats; empty where the bytes are not known.

@@ -34,6 +34,9 @@ pub struct StepRecord {
     /// Passes over the training split so far; absent in rows of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_passes: Option<f64>,
+    /// Training tokens of each source so far, by its name; absent where there is one source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tokens_per_source: BTreeMap<String, u64>,
     /// Each further loss with a weight, unweighted, mean over layers and micro-batches, by its
     /// name, such as `load_balancing_loss` or `head_z_loss`; a key of its own in the row.
     #[serde(flatten, deserialize_with = "losses")]
@@ -127,6 +130,10 @@ pub struct EvalRecord {
     pub num_tokens: u64,
     /// Whether that was the whole validation split.
     pub whole_split: bool,
+    /// The loss on each source's own validation split, by the source's name; absent where there is
+    /// one source. Without sources whose split is shorter than a window.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, SourceLoss>,
     /// Whether it was made because the run was over, and no evaluation of the interval had just
     /// covered the whole split. A run that is resumed was not over: it drops this row.
     #[serde(default)]
@@ -138,6 +145,20 @@ pub struct EvalRecord {
     /// One entry per MoE layer, over all tokens of the evaluation; absent from a dense run's rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRecord>,
+}
+
+/// What one evaluation measured on one of several sources.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceLoss {
+    /// Mean next-token cross-entropy over `num_tokens` targets, in nats per token.
+    pub cross_entropy_nats: f64,
+    /// The same in bits per byte of text; absent where the bytes are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Targets evaluated on.
+    pub num_tokens: u64,
+    /// Whether that was the source's whole validation split.
+    pub whole_split: bool,
 }
 
 /// The losses among the keys of a row that no field has. Other keys are another version's.
@@ -212,11 +233,19 @@ impl Record {
             Self::Step(row) => row.numbers().into_iter().find(bad),
             Self::Eval(row) => row.numbers().into_iter().find(bad),
         };
-        of_row.map(|(field, value)| (field.to_string(), value)).or_else(|| {
+        let of_row = of_row.map(|(field, value)| (field.to_string(), value));
+        of_row.or_else(|| self.non_finite_source()).or_else(|| {
             self.layers().iter().enumerate().find_map(|(index, layer)| {
                 let (field, value) = layer.numbers().into_iter().find(bad)?;
                 Some((format!("layers[{index}].{field}"), value))
             })
+        })
+    }
+
+    fn non_finite_source(&self) -> Option<(String, f64)> {
+        self.as_eval()?.sources.iter().find_map(|(name, loss)| {
+            let nats = loss.cross_entropy_nats;
+            (!nats.is_finite()).then(|| (format!("sources.{name}.cross_entropy_nats"), nats))
         })
     }
 }
@@ -335,6 +364,7 @@ pub(super) mod tests {
             cross_entropy_nats,
             bits_per_byte: None,
             data_passes: None,
+            tokens_per_source: BTreeMap::new(),
             losses: BTreeMap::from([("load_balancing_loss".to_owned(), 1.5)]),
             weighted_losses: BTreeMap::new(),
             total_loss: cross_entropy_nats + 0.015,
@@ -358,6 +388,7 @@ pub(super) mod tests {
             perplexity: perplexity(cross_entropy_nats),
             num_tokens: 4096,
             whole_split: true,
+            sources: BTreeMap::new(),
             end_of_run: false,
             eval_secs: 0.25,
             elapsed_secs: 0.5 * step as f64,

@@ -211,7 +211,8 @@ impl<'a> Run<'a> {
             energy.keep_up();
         }
         let step_secs = step_started.elapsed().as_secs_f64();
-        let shown = self.observers.step(&self.parts.state, &measurements, &flight, learning_rate, step_secs);
+        let (state, sequences) = (&self.parts.state, self.parts.loader.sequences_per_source());
+        let shown = self.observers.step(state, &sequences, &measurements, &flight, learning_rate, step_secs);
         // All of it is tried before the first error counts: a checkpoint can still be made of the
         // step.
         flight.unwritten.take().map_or(Ok(()), |error| Err(error.into())).and(shown)?;

@@ -61,6 +61,7 @@ fn the_losses_of_the_documents_are_parts_of_the_losses_of_their_splits() {
         seq_len: checkpoint.plan.seq_len,
         sequences_per_batch: 3,
         max_tokens: None,
+        stride: None,
         mask_documents: false,
         by_document: true,
     };

@@ -11,5 +11,7 @@ mod model;
 mod resume;
 mod router_overrides;
 mod routers;
+mod scores;
+mod sources;
 mod tiny;
 mod untrusted;

@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 use switchyard_ground::say;
 
+use super::super::http::{Request, Response, Unreadable, read_request, write_response};
 use super::super::print_text;
-use super::http::{Request, Response, Unreadable, read_request, write_response};
 use crate::failure::Failure;
 
 /// How long a client may take to ask, and again to take the answer.
@@ -162,7 +162,9 @@ impl<Make: Fn() -> anyhow::Result<Page> + Send> Answering<'_, Make> {
             Err(Unreadable::Gone) => return,
             Err(Unreadable::TimedOut) => (refusal(408, "the request did not come within 2 seconds"), false),
             Err(Unreadable::TooLarge) => (refusal(431, "the request's header is too large"), false),
-            Err(Unreadable::Malformed) => (refusal(400, "this is no request"), false),
+            Err(Unreadable::Malformed | Unreadable::NoLength | Unreadable::BodyTooLarge) => {
+                (refusal(400, "this is no request"), false)
+            }
         };
         let headers: Vec<_> = HEADERS.into_iter().chain(asks_again.then_some(REFRESH)).collect();
         let with_body = !request.is_ok_and(|request| request.method == "HEAD");

@@ -6,16 +6,30 @@ use switchyard_datasets::TokenStore;
 
 use super::Run;
 use crate::TrainError;
-use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
+use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_sources, evaluate_unless};
 use crate::metrics::{DocumentLoss, SplitLosses, document_loss_lines};
 use crate::train::test_split;
 
 impl Run<'_> {
+    /// The loss on the validation split and, of several sources, on that of each.
     pub(super) fn evaluate_validation(
         &self,
         max_tokens: Option<u64>,
     ) -> Result<Option<Evaluation>, TrainError> {
-        self.evaluate(&self.dataset.validation, max_tokens)
+        let Some(mut evaluation) = self.evaluate(&self.dataset.validation, max_tokens)? else {
+            return Ok(None);
+        };
+        let sources = &self.dataset.sources;
+        if sources.len() > 1 {
+            let settings = self.evaluation_settings(max_tokens);
+            let model = self.parts.model.get();
+            match evaluate_sources(self.stop, model, sources, &settings, &self.device) {
+                Err(TrainError::Interrupted) => return Ok(None),
+                found => evaluation.sources = found?,
+            }
+            evaluation.secs += evaluation.sources.values().map(|found| found.secs).sum::<f64>();
+        }
+        Ok(Some(evaluation))
     }
 
     /// Remember the loss of each document, for [`Self::measure_held_out_text`].
@@ -61,17 +75,22 @@ impl Run<'_> {
         store: &Arc<TokenStore>,
         max_tokens: Option<u64>,
     ) -> Result<Option<Evaluation>, TrainError> {
-        let settings = EvaluationSettings {
-            seq_len: self.plan.seq_len,
-            sequences_per_batch: self.plan.sequences_per_micro_batch,
-            max_tokens,
-            mask_documents: self.config.data.mask_documents,
-            // Only what is found at the end is kept.
-            by_document: self.is_at_its_end() && max_tokens.is_none(),
-        };
+        let settings = self.evaluation_settings(max_tokens);
         match evaluate_unless(self.stop, self.parts.model.get(), store, &settings, &self.device) {
             Err(TrainError::Interrupted) => Ok(None),
             other => other.map(Some),
+        }
+    }
+
+    fn evaluation_settings(&self, max_tokens: Option<u64>) -> EvaluationSettings {
+        EvaluationSettings {
+            seq_len: self.plan.seq_len,
+            sequences_per_batch: self.plan.sequences_per_micro_batch,
+            max_tokens,
+            stride: None,
+            mask_documents: self.config.data.mask_documents,
+            // Only what is found at the end is kept.
+            by_document: self.is_at_its_end() && max_tokens.is_none(),
         }
     }
 }
