@@ -115,9 +115,10 @@ pub(crate) fn fill_with_product<'c>(
     if w.num_rows() == 0 {
         return write_zeros(target);
     }
-    match row_vector::columns_of_task([a.num_rows(), w.num_rows(), w.num_columns()]) {
-        Some(columns) => row_vector::multiply_in_tasks(product, columns),
-        None => multiply(product),
+    if row_vector::is_worth_tasks([a.num_rows(), w.num_rows(), w.num_columns()]) {
+        row_vector::multiply_in_tasks(product);
+    } else {
+        multiply(product);
     }
     // SAFETY: without a triangle, a product of at least one term writes every element.
     unsafe { target.assume_init_mut() }

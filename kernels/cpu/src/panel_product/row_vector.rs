@@ -14,32 +14,57 @@ use crate::simd::{multiply_add, vectorised};
 
 /// Most columns whose sums are held at once: they stay in the first-level cache.
 const SUM_COLUMNS: usize = 1024;
-/// Fewest columns of a task: their part of a row is fetched as a stream.
-const MIN_TASK_COLUMNS: usize = 128;
-/// Tasks that the columns are cut into at most, but for tasks of more than [`SUM_COLUMNS`].
-const NUM_TASKS: usize = 4;
+/// Columns of a task whose matrix lies by columns.
+const TASK_COLUMNS: usize = 256;
 /// Fewest elements of a matrix that is worth several tasks.
 const MIN_SHARED_LEN: usize = 1 << 15;
 /// Rows of the matrix that are read side by side.
 const ROWS_AT_ONCE: usize = 8;
 
-/// The columns of each task of a product `[m, k] x [k, n]` of a single row; `None` if it is one
-/// task.
-pub(super) fn columns_of_task([m, k, n]: [usize; 3]) -> Option<usize> {
-    let columns = n.div_ceil(NUM_TASKS).next_multiple_of(MIN_TASK_COLUMNS).min(SUM_COLUMNS);
-    (m == 1 && k.saturating_mul(n) >= MIN_SHARED_LEN && columns < n).then_some(columns)
+/// Whether a product `[m, k] x [k, n]` is of a single row and worth several tasks.
+pub(super) fn is_worth_tasks([m, k, n]: [usize; 3]) -> bool {
+    m == 1 && k.saturating_mul(n) >= MIN_SHARED_LEN
 }
 
-/// The product of a single row, so many columns at a time.
-pub(super) fn multiply_in_tasks(mut product: Product<'_>, columns: usize) {
+/// The product of a single row, in tasks.
+pub(super) fn multiply_in_tasks(mut product: Product<'_>) {
+    let is_by_rows = takes(&product);
     let (a, w) = (product.a, product.w);
-    // SAFETY: each task writes the sums of its columns.
+    // SAFETY: nothing but sums is written.
     let c = unsafe { product.c.elements() };
-    c.par_chunks_mut(columns).enumerate().for_each(|(task, c)| {
-        let first = task * columns;
+    if is_by_rows {
+        return write_in_order(c, &partial_sums(a.row(0), w));
+    }
+    c.par_chunks_mut(TASK_COLUMNS).enumerate().for_each(|(task, c)| {
+        let first = task * TASK_COLUMNS;
         let its_columns = w.columns(first..first + c.len());
         super::multiply(Product::new(Target::replaced(c), a, its_columns));
     });
+}
+
+/// The sums over each [`PANEL_DEPTH`] terms, one row of sums after the other. A task reads whole
+/// rows, or long parts of them, one behind the other: a stream.
+fn partial_sums(a: &[f32], w: Matrix<'_>) -> Vec<f32> {
+    let (k, n) = (w.num_rows(), w.num_columns());
+    let mut sums = vec![0.0; k.div_ceil(PANEL_DEPTH) * n];
+    sums.par_chunks_mut(n).enumerate().for_each(|(depth, sums)| {
+        let terms = depth * PANEL_DEPTH..k.min((depth + 1) * PANEL_DEPTH);
+        sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
+            let first = block * SUM_COLUMNS;
+            let part = w.rows(terms.clone()).columns(first..first + sums.len());
+            accumulate(sums, &a[terms.clone()], part);
+        });
+    });
+    sums
+}
+
+/// Writes the first row of sums, to which the others are added in order.
+fn write_in_order(c: &mut [MaybeUninit<f32>], sums: &[f32]) {
+    let n = c.len();
+    for (j, c) in c.iter_mut().enumerate() {
+        let later = sums.iter().skip(j + n).step_by(n);
+        c.write(later.fold(sums[j], |sum, next| sum + next));
+    }
 }
 
 /// Whether [`multiply`] computes this product.
