@@ -219,12 +219,14 @@ impl Door {
     /// the command is to end.
     fn next(&self, stream: &TcpStream, replies: &Receiver<Reply>, stop: &AtomicBool) -> Option<Reply> {
         loop {
+            // Also while replies come without a pause.
+            if self.stop.load(Ordering::SeqCst) {
+                stop.store(true, Ordering::SeqCst);
+            }
             match replies.recv_timeout(LOOK_EVERY) {
                 Ok(reply) => return Some(reply),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::SeqCst) || has_gone(stream) => {
-                    stop.store(true, Ordering::SeqCst);
-                }
+                Err(RecvTimeoutError::Timeout) if has_gone(stream) => stop.store(true, Ordering::SeqCst),
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
