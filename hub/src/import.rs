@@ -131,8 +131,8 @@ impl PublishedModel {
         is_there: impl Fn(&str) -> bool,
     ) -> Vec<Part> {
         let forms = located.forms.get(&name).into_iter().flatten();
-        let named = forms.filter(|form| form.first().is_some_and(|part| is_there(&part.name)));
-        named.cloned().next().or_else(|| located.parts.get(&name).cloned()).unwrap_or_default()
+        let mut named = forms.filter(|form| form.first().is_some_and(|part| is_there(&part.name)));
+        named.next().cloned().or_else(|| located.parts.get(&name).cloned()).unwrap_or_default()
     }
 
     /// The form in which the parameter is there.

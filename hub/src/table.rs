@@ -166,15 +166,14 @@ impl<'a> Table<'a> {
     pub(crate) fn dense(&mut self, layer: usize, prefix: &str, names: [&str; 3]) {
         let FfnSpec::Dense(dense) = &self.spec.layers[layer].ffn else { return };
         let (gated, biased, f) = (dense.activation.is_gated(), dense.bias, dense.d_ff);
-        self.block(layer, prefix, names, f, [gated, biased], [Role::Dense, Role::DenseBias]);
+        self.block(layer, prefix, (names, f), [gated, biased], [Role::Dense, Role::DenseBias]);
     }
 
     fn block(
         &mut self,
         layer: usize,
         prefix: &str,
-        names: [&str; 3],
-        d_hidden: usize,
+        (names, d_hidden): ([&str; 3], usize),
         [gated, biased]: [bool; 2],
         [weight, bias]: [fn(FfnMatrix) -> Role; 2],
     ) {
@@ -213,7 +212,7 @@ impl<'a> Table<'a> {
             let prefix = format!("{prefix}{}", names.shared);
             let flags = [true, shared.bias];
             let roles: [fn(FfnMatrix) -> Role; 2] = [Role::Shared, Role::SharedBias];
-            self.block(layer, &format!("{prefix}."), GATE_UP_DOWN, shared.d_expert, flags, roles);
+            self.block(layer, &format!("{prefix}."), (GATE_UP_DOWN, shared.d_expert), flags, roles);
             if shared.is_gated {
                 let gate = Part::linear(format!("{prefix}_gate.weight"), [d, 1]);
                 self.one(Some(layer), Role::SharedGate, gate);

@@ -1,5 +1,7 @@
 //! What cannot be imported is one error that names the file, the tensor or the key, and what to do.
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

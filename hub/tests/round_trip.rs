@@ -1,5 +1,7 @@
 //! What is written is read back bit for bit, in every family and form.
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::path::{Path, PathBuf};
 
 use switchyard_hub::export::{ExpertForm, ExportRequest, Fit, expresses, family_for, write_model};

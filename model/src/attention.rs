@@ -20,10 +20,6 @@ pub(crate) use latent::LatentAttention;
 
 /// Attention of one layer.
 #[derive(Module, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one per layer, and burn derives modules of plain variants only"
-)]
 pub enum Attention {
     /// Queries, keys and values by a projection each.
     Direct(DirectAttention),

@@ -88,6 +88,7 @@ impl Observers {
     }
 
     /// A step has ended; `sequences_per_source` counts from the run's beginning.
+    #[expect(clippy::too_many_arguments, reason = "each is a measurement of its own")]
     pub(crate) fn step(
         &mut self,
         state: &TrainingState,

@@ -97,7 +97,7 @@ impl Parity {
         ];
         let beyond = |(what, value, limit): (&str, Option<f64>, f64)| {
             value
-                .filter(|value| !(*value <= limit))
+                .filter(|value| value.is_nan() || *value > limit)
                 .map(|value| format!("{what}: {value:.1e}, above {limit:.0e}"))
         };
         numbers.into_iter().filter_map(beyond).collect()
@@ -152,7 +152,7 @@ impl Inputs {
 
     /// Rows with a next token, and these tokens.
     fn targets(&self) -> (Vec<i32>, Vec<i32>) {
-        let has_next = |place: &usize| (place + 1) % self.seq_len != 0;
+        let has_next = |place: &usize| !(place + 1).is_multiple_of(self.seq_len);
         let places: Vec<usize> = (0..self.ids.len()).filter(has_next).collect();
         let next = places.iter().map(|place| self.ids[place + 1]).collect();
         (places.into_iter().map(|place| place as i32).collect(), next)

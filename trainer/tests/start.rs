@@ -1,5 +1,7 @@
 //! What a run begins with, and what it trains.
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

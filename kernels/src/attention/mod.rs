@@ -55,7 +55,8 @@ impl CausalMask {
 
 /// Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` under `mask` (arXiv:1706.03762, eq.
 /// 1), of every head. With `rotary`, queries and keys are turned by their positions first. Of `sinks`
-/// each head has a score of its own that takes part in the softmax and has no value. On the CPU the scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
+/// each head has a score of its own that takes part in the softmax and has no value. On the CPU the
+/// scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
 /// arXiv:2205.14135).
 ///
 /// # Shapes
@@ -65,6 +66,7 @@ impl CausalMask {
 ///
 /// # Panics
 /// If the shapes do not fit each other, `heads`, `mask` or `rotary`.
+#[expect(clippy::too_many_arguments, reason = "each is an operand of its own")]
 pub fn causal_attention(
     q_tq: Tensor<2>,
     k_tg: Tensor<2>,
