@@ -22,7 +22,7 @@ pub struct LoaderConfig {
     pub seq_len: usize,
     /// Sequences per batch.
     pub sequences_per_batch: usize,
-    /// Seed of the order; see [`Sampler`].
+    /// Seed of the order; see [`Sampler`](crate::sampler::Sampler).
     pub seed: u64,
     /// Fill [`TokenBatch::segment_ids`]; packed sequences always have them.
     pub mask_documents: bool,
