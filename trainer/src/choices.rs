@@ -104,7 +104,7 @@ pub fn continuation(
         let of_text = encode(&text)?;
         let given = mark.filter(|mark| of_text.first() != Some(mark));
         let ids: Vec<u32> = given.into_iter().chain(of_text).collect();
-        let num_scored = ids.len().saturating_sub(1);
+        let num_scored = ids.len().saturating_sub(usize::from(mark.is_some()));
         (ids, num_scored)
     } else {
         let whole = with_begin(encode(&text)?);

@@ -2,14 +2,16 @@
 //!
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
+mod start;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::DataConfig;
+use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
-use switchyard_flight::alarms::AlarmsConfig;
-
-use crate::start::StartConfig;
+pub use start::StartConfig;
+pub(crate) use start::fill_model;
 
 /// A run, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

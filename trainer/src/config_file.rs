@@ -19,9 +19,8 @@ pub(crate) use self::explain::check_known;
 pub(crate) use self::origins::{Origins, SourcePosition};
 pub use self::overrides::Override;
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, fill_model};
 use crate::plan::RunPlan;
-use crate::start;
 use switchyard_ground::digest::sha256_hex;
 
 /// Bytes that a configuration may have, several hundred times the largest recipe: a wrong file is
@@ -144,7 +143,7 @@ fn parse(text: &str, path: &Path, overrides: &[Override]) -> Result<LoadedConfig
             .apply(&mut table)
             .map_err(|message| ConfigError::Invalid { location: an_override.to_string(), message })?;
     }
-    start::fill_model(&mut table)
+    fill_model(&mut table)
         .map_err(|message| ConfigError::Invalid { location: origins.locate("start.from"), message })?;
     if let Some(mistake) = explain::list_for_table(&table) {
         let location = origins.locate(&mistake.key);

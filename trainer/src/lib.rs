@@ -52,7 +52,7 @@ mod routed_pass;
 pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
-pub mod start;
+mod start;
 pub mod step;
 pub mod throughput;
 pub mod token_scores;
