@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
 
-const CRATES: [&str; 10] = [
+const CRATES: [&str; 11] = [
     "ground",
     "kernels/cpu",
     "kernels",
@@ -20,6 +20,7 @@ const CRATES: [&str; 10] = [
     "model",
     "flight",
     "datasets",
+    "hub",
     "trainer",
     "experiments",
 ];
