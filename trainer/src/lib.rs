@@ -6,7 +6,7 @@
 //! | what will happen | [`plan`], with its arithmetic in [`schedule`] |
 //! | the network | the crate `model` |
 //! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
-//! | what a run begins with, and what it trains | [`start`] |
+//! | what a run begins with, and what it trains | [`config::StartConfig`] |
 //! | how likely given text is, and which of some answers | [`token_scores`], [`choices`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`], [`completion`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
