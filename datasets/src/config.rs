@@ -1,7 +1,7 @@
 //! What the user writes in `[data]`.
 //!
-//! One source table or several sources in shares, at most one tokenizer table and at most one split rule: closed choices are
-//! externally tagged enums, each variant a table of its name. An error inside keeps its key and its
+//! One source table or several sources in shares, at most one tokenizer table and at most one split
+//! rule: closed choices are externally tagged enums, each variant a table of its name. An error inside keeps its key and its
 //! position in the file, which an internally tagged enum (`type = "text"` beside the keys) would
 //! lose.
 

@@ -39,8 +39,8 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// the split and the rules by which they are applied. What is in the corpus, and what was passed
 /// over on the way, is said through `progress` each time. Preparation happens in a temporary folder
 /// that is renamed when complete, so an interrupted one leaves no corpus; the next preparation of the
-/// same corpus goes on after the shards that it finished. Of two processes that want the same corpus one prepares it while the other
-/// waits.
+/// same corpus goes on after the shards that it finished. Of two processes that want the same corpus
+/// one prepares it while the other waits.
 ///
 /// # Errors
 /// An invalid configuration, input that is missing or damaged, a damaged prepared corpus, a full
