@@ -162,19 +162,24 @@ fn echoed_prompts_have_the_log_likelihoods_of_eval() {
 }
 
 #[test]
-fn a_stream_has_the_text_of_the_whole_answer_and_stops_end_both() {
+fn a_stream_has_what_the_whole_answer_has_and_stops_end_both() {
     let server = Server::start("8");
-    let request = |stream: bool, stop: &Value| json!({ "prompt": "1 2", "max_tokens": 12, "seed": 4, "stream": stream, "stop": stop, "echo": true });
-    let text = |stop: &Value| {
-        let answer = server.completion(&request(false, stop));
-        answer["choices"][0]["text"].as_str().unwrap().to_owned()
+    let request = |stream: bool, stop: &Value| {
+        json!({
+            "prompt": "1 2", "max_tokens": 12, "seed": 4, "stream": stream, "stop": stop, "echo": true, "logprobs": 2,
+        })
     };
-    let whole = text(&Value::Null);
+    let answer = |stop: &Value| {
+        let mut answer = server.completion(&request(false, stop));
+        let mut choice = answer["choices"][0].take();
+        (choice["text"].as_str().unwrap().to_owned(), choice["logprobs"].take())
+    };
+    let (whole, whole_log) = answer(&Value::Null);
     assert!(whole.starts_with("1 2 "), "{whole}");
     let stop = json!([whole[8..10]]);
-    let cut = text(&stop);
+    let (cut, cut_log) = answer(&stop);
     assert!(whole.starts_with(&cut) && cut.len() < whole.len(), "{cut:?} {whole:?}");
-    for (stop, expected) in [(Value::Null, whole), (stop, cut)] {
+    for (stop, expected, expected_log) in [(Value::Null, whole, whole_log), (stop, cut, cut_log)] {
         let (status, events) = server.post(&request(true, &stop));
         assert_eq!(status, 200);
         let mut lines: Vec<&str> = events.split("\n\n").filter(|event| !event.is_empty()).collect();
@@ -186,6 +191,10 @@ fn a_stream_has_the_text_of_the_whole_answer_and_stops_end_both() {
         let joined: String =
             pieces.iter().map(|piece| piece["choices"][0]["text"].as_str().unwrap()).collect();
         assert_eq!(joined, expected);
+        for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let of_pieces = pieces.iter().filter_map(|piece| piece["choices"][0]["logprobs"][key].as_array());
+            assert_eq!(Value::Array(of_pieces.flatten().cloned().collect()), expected_log[key], "{key}");
+        }
         assert!(pieces.last().unwrap()["choices"][0]["finish_reason"].is_string());
     }
 }

@@ -6,13 +6,14 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use switchyard_datasets::Tokenizer;
-use switchyard_model::{ModelInput, Pass, Transformer, random};
+use switchyard_model::Transformer;
 
 use crate::TrainError;
 use crate::checkpoint::Checkpoint;
 use crate::device;
-use crate::sampling::{SamplingSettings, sample_token};
-use crate::token_scores::{ToScore, TokenScore, check_causal, read_logits, token_scores};
+use crate::generate::{Context, Engine};
+use crate::sampling::SamplingSettings;
+use crate::token_scores::{ToScore, TokenScore, check_causal, token_scores};
 
 /// A trained model on its device, ready to go on with text.
 #[derive(Debug)]
@@ -90,8 +91,9 @@ pub struct CompletionSettings {
 }
 
 /// Chooses tokens after `prompt`, as [`crate::generate::generate`] does, and hands each to
-/// `on_token` with the scores of all tokens in its place, `[vocab_size]`, until that breaks. Once the
-/// model's positions are used up, the oldest tokens fall out of its sight.
+/// `on_token` with the scores of all tokens in its place, `[vocab_size]`, before any penalty, until
+/// that breaks. What earlier tokens left in the layers is kept. Once the model's positions are used
+/// up, the oldest tokens fall out of its sight.
 ///
 /// # Errors
 /// If the device fails, or every score is NaN or infinite.
@@ -107,27 +109,14 @@ pub fn complete(
 ) -> Result<(), TrainError> {
     assert!(!prompt.is_empty(), "a prompt without tokens");
     let model = model.valid();
-    let mut context = prompt.to_vec();
-    for index in 0..settings.max_tokens {
-        let logits_v = next_logits(&model, &context, device)?;
-        if !logits_v.iter().any(|logit| logit.is_finite()) {
-            return Err(TrainError::NoNumbers { what: "every score of the next token is NaN or infinite" });
-        }
-        let uniform = random::uniform(settings.seed, "generate", index as u64);
-        let token = sample_token(&logits_v, &settings.sampling, uniform);
-        context.push(token);
-        if on_token(token, &logits_v).is_break() {
+    let engine = Engine::new(&model, device);
+    let mut context = Context::new(prompt.to_vec(), settings.max_tokens);
+    for index in 0..settings.max_tokens as u64 {
+        let scores_v = engine.scores_after(&mut context)?;
+        let token = context.choose(&scores_v, index, &settings.sampling, settings.seed)?;
+        if on_token(token, &scores_v).is_break() {
             break;
         }
     }
     Ok(())
-}
-
-/// The scores of the token after `context`, as far as the model sees it.
-fn next_logits(model: &Transformer, context: &[u32], device: &Device) -> Result<Vec<f32>, TrainError> {
-    let visible = &context[context.len().saturating_sub(model.spec().max_seq_len)..];
-    let ids = visible.iter().map(|id| *id as i32).collect();
-    let input = ModelInput::upload(ids, None, [1, visible.len()], device);
-    let hidden_td = model.forward(&input, Pass::Generation).hidden_td;
-    read_logits(model, hidden_td.narrow(0, visible.len() - 1, 1))
 }

@@ -12,13 +12,13 @@ use burn::tensor::Device;
 use switchyard_datasets::{DecodeStream, Tokenizer};
 use switchyard_experts::RouterSpec;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{ModelSpec, Transformer, random};
+use switchyard_model::{ModelSpec, Transformer};
 pub use switchyard_router::GenerationRule;
 use switchyard_router::Selection;
 
 use crate::TrainError;
-use crate::sampling::{SamplingSettings, penalise_repetition, sample_token};
-use context::{Context, Engine};
+use crate::sampling::SamplingSettings;
+pub(crate) use context::{Context, Engine};
 use stop::StopScanner;
 pub use trace::{LayerTrace, TokenTrace};
 
@@ -59,6 +59,19 @@ impl GenerationSettings {
             keeps_cache: true,
             traces_experts: false,
         }
+    }
+}
+
+impl GenerationSettings {
+    fn engine<'a>(&self, model: &'a Transformer, device: &'a Device) -> Engine<'a> {
+        let mut engine = Engine::new(model, device);
+        if !self.keeps_cache {
+            engine = engine.without_cache();
+        }
+        if self.traces_experts {
+            engine = engine.with_traces();
+        }
+        engine
     }
 }
 
@@ -187,7 +200,7 @@ pub fn generate_all(
 ) -> Result<Generated, TrainError> {
     check_causal(model.spec(), settings.routing)?;
     let model = model.valid();
-    let engine = Engine::new(&model, settings, device);
+    let engine = settings.engine(&model, device);
     let mut texts = prompts
         .iter()
         .map(|prompt| TextInProgress::new(tokenizer, *prompt, settings))
@@ -208,7 +221,8 @@ pub fn generate_all(
         let contexts = active.iter_mut().map(|(sequence, text)| (*sequence, &mut text.context)).collect();
         let (scores, traces) = engine.next_scores(contexts)?;
         for ((_, text), scores) in active.iter_mut().zip(scores) {
-            text.choose(scores, index as u64, settings)?;
+            text.context.choose(&scores, index as u64, &settings.sampling, settings.seed)?;
+            text.num_tokens += 1;
         }
         let secs = start.elapsed().as_secs_f64();
         match index {
@@ -266,26 +280,6 @@ impl<'a> TextInProgress<'a> {
 
     fn is_done(&self) -> bool {
         self.stop.has_stopped()
-    }
-
-    /// Chooses the token that follows, the one of this index, by its scores.
-    fn choose(
-        &mut self,
-        mut scores: Vec<f32>,
-        index: u64,
-        settings: &GenerationSettings,
-    ) -> Result<(), TrainError> {
-        if !scores.iter().any(|score| score.is_finite()) {
-            return Err(TrainError::NoNumbers { what: "every score of the next token is NaN or infinite" });
-        }
-        if let Some(penalty) = settings.sampling.repetition_penalty {
-            penalise_repetition(&mut scores, self.context.ids(), penalty);
-        }
-        // The same numbers for each text: it does not depend on what else is generated.
-        let uniform = random::uniform(settings.seed, "generate", index);
-        self.context.push(sample_token(&scores, &settings.sampling, uniform));
-        self.num_tokens += 1;
-        Ok(())
     }
 
     /// What the last token adds to the text.

@@ -9,13 +9,6 @@ use burn::tensor::{DType, Tensor};
 #[error("the device failed: {0}")]
 pub struct DeviceReadError(String);
 
-impl DeviceReadError {
-    /// With the backend's reason.
-    pub(crate) fn new(reason: String) -> Self {
-        Self(reason)
-    }
-}
-
 /// Tensors to read, by type: tensors of several types do not go into one.
 #[derive(Debug, Default)]
 pub(crate) struct Readings {
@@ -91,6 +84,16 @@ pub(crate) fn read_scalar(tensor: &Tensor<1>) -> Result<f64, DeviceReadError> {
     let mut readings = Readings::default();
     let reading = readings.add(tensor);
     Ok(readings.read()?.scalar(&reading))
+}
+
+/// The values of `tensor` in f32, row-major.
+///
+/// # Errors
+/// [`DeviceReadError`] if the device cannot be read.
+pub(crate) fn read_floats<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, DeviceReadError> {
+    let failed = |error: String| DeviceReadError(error);
+    let data = tensor.cast(DType::F32).try_into_data().map_err(|error| failed(format!("{error:?}")))?;
+    data.try_into_vec::<f32>().map_err(|error| failed(format!("{error:?}")))
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Device;
 use switchyard_model::{ModelInput, Pass, Transformer};
 
 use crate::TrainError;
 use crate::generate;
-use crate::readings::DeviceReadError;
+use crate::readings::read_floats;
 
 /// Scores read from the device at a time.
 const MAX_SCORES_READ: usize = 1 << 23;
@@ -133,7 +133,8 @@ fn batch_scores(
         let rows = end - request.num_scored..end;
         let mut scores = Vec::with_capacity(targets.len());
         for (rows, targets) in pieces(rows, targets, model.spec().vocab_size) {
-            let logits = read_logits(model, hidden_td.clone().narrow(0, rows.start, rows.len()))?;
+            let rows_td = hidden_td.clone().narrow(0, rows.start, rows.len());
+            let logits = read_floats(model.logits(rows_td))?;
             let vocab_size = logits.len() / targets.len();
             let of_targets = logits.chunks(vocab_size).zip(targets);
             scores.extend(of_targets.map(|(logits_v, id)| TokenScore::new(logits_v, *id, num_top)));
@@ -157,14 +158,6 @@ fn pieces(
         let start = rows.start + index * size;
         (start..start + targets.len(), targets)
     })
-}
-
-/// The scores of all tokens after each row, row-major.
-pub(crate) fn read_logits(model: &Transformer, hidden_td: Tensor<2>) -> Result<Vec<f32>, TrainError> {
-    let failed = |error: String| TrainError::from(DeviceReadError::new(error));
-    let logits_tv = model.logits(hidden_td).cast(DType::F32);
-    let data = logits_tv.try_into_data().map_err(|error| failed(format!("{error:?}")))?;
-    data.try_into_vec::<f32>().map_err(|error| failed(format!("{error:?}")))
 }
 
 #[cfg(test)]

@@ -3,14 +3,15 @@
 
 use burn::tensor::{Device, Tensor};
 use switchyard_experts::MoeAux;
-use switchyard_model::{CachedOutput, ModelInput, Pass, SequenceCache, Transformer};
+use switchyard_model::{CachedOutput, ModelInput, Pass, SequenceCache, Transformer, random};
 
-use super::GenerationSettings;
 use super::trace::{TokenTrace, token_traces};
-use crate::{DeviceReadError, TrainError};
+use crate::TrainError;
+use crate::readings::read_floats;
+use crate::sampling::{SamplingSettings, penalise_repetition, sample_token};
 
 /// The tokens of one text so far, its prompt's among them, and what is kept of them.
-pub(super) struct Context {
+pub(crate) struct Context {
     ids: Vec<u32>,
     /// Most tokens that there will be.
     max_len: usize,
@@ -21,7 +22,7 @@ pub(super) struct Context {
 
 impl Context {
     /// A prompt that so many tokens will follow.
-    pub(super) fn new(ids: Vec<u32>, num_tokens: usize) -> Self {
+    pub(crate) fn new(ids: Vec<u32>, num_tokens: usize) -> Self {
         let max_len = ids.len().saturating_add(num_tokens);
         Self { ids, max_len, cache: None, num_traced: 0 }
     }
@@ -30,13 +31,37 @@ impl Context {
         &self.ids
     }
 
-    pub(super) fn push(&mut self, id: u32) {
+    /// Adds the token that follows, the one of this index behind the prompt, by its scores.
+    ///
+    /// # Errors
+    /// [`TrainError::NoNumbers`] if every score is NaN or infinite.
+    pub(crate) fn choose(
+        &mut self,
+        scores_v: &[f32],
+        index: u64,
+        sampling: &SamplingSettings,
+        seed: u64,
+    ) -> Result<u32, TrainError> {
+        if !scores_v.iter().any(|score| score.is_finite()) {
+            return Err(TrainError::NoNumbers { what: "every score of the next token is NaN or infinite" });
+        }
+        // The same numbers for each text: it does not depend on what else is generated.
+        let uniform = random::uniform(seed, "generate", index);
+        let id = match sampling.repetition_penalty {
+            Some(penalty) => {
+                let mut penalised_v = scores_v.to_vec();
+                penalise_repetition(&mut penalised_v, &self.ids, penalty);
+                sample_token(&penalised_v, sampling, uniform)
+            }
+            None => sample_token(scores_v, sampling, uniform),
+        };
         self.ids.push(id);
+        Ok(id)
     }
 }
 
 /// The model, and how it is asked.
-pub(super) struct Engine<'a> {
+pub(crate) struct Engine<'a> {
     model: &'a Transformer,
     device: &'a Device,
     keeps_cache: bool,
@@ -48,9 +73,29 @@ pub(super) struct Engine<'a> {
 type Scores = (Vec<Vec<f32>>, Vec<TokenTrace>);
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(model: &'a Transformer, settings: &GenerationSettings, device: &'a Device) -> Self {
-        let keeps_cache = settings.keeps_cache && model.spec().cache_obstacle().is_none();
-        Self { model, device, keeps_cache, traces_experts: settings.traces_experts }
+    /// Keeps what earlier tokens left, where that gives the same text, and tells no experts.
+    pub(crate) fn new(model: &'a Transformer, device: &'a Device) -> Self {
+        let keeps_cache = model.spec().cache_obstacle().is_none();
+        Self { model, device, keeps_cache, traces_experts: false }
+    }
+
+    /// The same that goes over the whole context for each token.
+    pub(super) fn without_cache(self) -> Self {
+        Self { keeps_cache: false, ..self }
+    }
+
+    /// The same that tells the experts of each token.
+    pub(super) fn with_traces(self) -> Self {
+        Self { traces_experts: true, ..self }
+    }
+
+    /// The scores of the token that follows the context, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn scores_after(&self, context: &mut Context) -> Result<Vec<f32>, TrainError> {
+        let (mut scores, _) = self.next_scores(vec![(0, context)])?;
+        Ok(scores.swap_remove(0))
     }
 
     /// The scores of the token that follows each context, which has the number of its text with it.
@@ -144,11 +189,9 @@ impl<'a> Engine<'a> {
 
     /// The scores behind each of these rows.
     fn read_scores(&self, hidden_bd: Tensor<2>) -> Result<Vec<Vec<f32>>, TrainError> {
-        let read_failed = |error: String| TrainError::from(DeviceReadError::new(error));
         let logits_bv = self.model.logits(hidden_bd);
         let [_, v] = logits_bv.dims();
-        let data = logits_bv.try_into_data().map_err(|error| read_failed(format!("{error:?}")))?;
-        let scores = data.try_into_vec::<f32>().map_err(|error| read_failed(format!("{error:?}")))?;
+        let scores = read_floats(logits_bv)?;
         Ok(scores.chunks(v).map(<[f32]>::to_vec).collect())
     }
 }

@@ -123,10 +123,15 @@ fn answers_are_the_choices_that_the_model_finds_likeliest() {
 fn a_completion_has_the_tokens_of_generate() {
     let model = model(&mixture());
     for temperature in [0.0, 1.0] {
-        let sampling = SamplingSettings { top_p: Some(0.9), ..SamplingSettings::new(temperature) };
+        let sampling = SamplingSettings {
+            top_p: Some(0.9),
+            repetition_penalty: Some(1.3),
+            ..SamplingSettings::new(temperature)
+        };
         let settings = GenerationSettings {
             prompt: Some("1 2 3".into()),
             seed: 5,
+            keeps_cache: false,
             ..GenerationSettings::new(20, sampling)
         };
         let mut text = String::new();

@@ -42,23 +42,20 @@ impl Engine {
         for (index, prompt) in request.prompts.iter().enumerate() {
             let of_prompt = scores.next().unwrap_or_default();
             let mut choice = Choice::new(self, request);
-            let mut send_piece = |text: String, finish: Value| {
-                let choice =
-                    json!({ "index": index, "text": text, "logprobs": null, "finish_reason": finish });
+            let mut send_piece = |piece: Piece| {
+                let choice = json!({
+                    "index": index,
+                    "text": piece.text,
+                    "logprobs": piece.log,
+                    "finish_reason": piece.finish,
+                });
                 send(with(&head, "choices", json!([choice])));
             };
             choice.read_prompt(prompt, &of_prompt).map_err(failed)?;
-            let mut num_sent = 0;
-            let mut send_new = |text: &str| {
-                if request.stream && text.len() > num_sent {
-                    send_piece(text[num_sent..].to_owned(), Value::Null);
-                    num_sent = text.len();
-                }
-            };
-            send_new(&choice.text);
-            num_generated += choice.generate(prompt, stop, &mut send_new).map_err(failed)?;
+            choice.send_new(&mut send_piece);
+            num_generated += choice.generate(prompt, stop, &mut send_piece).map_err(failed)?;
             if request.stream {
-                send_piece(String::new(), choice.finish.into());
+                send_piece(Piece { text: String::new(), log: Value::Null, finish: Some(choice.finish) });
             }
             choices.push(choice.into_json(index));
         }
@@ -111,6 +108,15 @@ fn failed(error: TrainError) -> Refusal {
     }
 }
 
+/// A part of a streamed completion.
+struct Piece {
+    text: String,
+    /// The probabilities of the tokens since the last piece, or null.
+    log: Value,
+    /// Why the completion ends, if it does.
+    finish: Option<&'static str>,
+}
+
 /// One completion.
 struct Choice<'a> {
     engine: &'a Engine,
@@ -118,6 +124,8 @@ struct Choice<'a> {
     decoder: DecodeStream<'a>,
     /// What the client gets.
     text: String,
+    /// Bytes of it that were sent.
+    num_sent: usize,
     /// Letters of the text that all tokens so far stand for.
     num_decoded: usize,
     log: TokenLog,
@@ -128,7 +136,7 @@ impl<'a> Choice<'a> {
     fn new(engine: &'a Engine, request: &'a CompletionRequest) -> Self {
         let (text, log) = (String::new(), TokenLog::default());
         let decoder = engine.model.tokenizer().decode_stream();
-        Self { engine, request, decoder, text, num_decoded: 0, log, finish: "length" }
+        Self { engine, request, decoder, text, num_sent: 0, num_decoded: 0, log, finish: "length" }
     }
 
     /// Reads the prompt, whose tokens but the first have these scores.
@@ -160,7 +168,7 @@ impl<'a> Choice<'a> {
         &mut self,
         prompt: &Prompt,
         stop: &AtomicBool,
-        send: &mut dyn FnMut(&str),
+        send: &mut dyn FnMut(Piece),
     ) -> Result<usize, TrainError> {
         let model = &self.engine.model;
         let tokenizer = model.tokenizer();
@@ -170,7 +178,7 @@ impl<'a> Choice<'a> {
         model.complete(&prompt.ids, &request.settings, |id, logits_v| {
             num_tokens += 1;
             let next = self.take_token(id, logits_v, tokenizer.end_of_document() == Some(id), &mut until);
-            send(&self.text);
+            self.send_new(send);
             match next {
                 Ok(true) if !stop.load(Ordering::SeqCst) => ControlFlow::Continue(()),
                 Ok(true) => {
@@ -195,9 +203,27 @@ impl<'a> Choice<'a> {
             if !has_stopped {
                 self.text.push_str(&until.finish());
             }
-            send(&self.text);
+            self.send_new(send);
         }
         Ok(num_tokens)
+    }
+
+    /// Sends what is new, of a streamed completion.
+    fn send_new(&mut self, send: &mut dyn FnMut(Piece)) {
+        let text = &self.text[self.num_sent..];
+        if self.request.stream && !(text.is_empty() && self.log.is_empty()) {
+            let text = text.to_owned();
+            self.num_sent = self.text.len();
+            send(Piece { text, log: self.take_log(), finish: None });
+        }
+    }
+
+    /// The probabilities of the tokens that are not told yet; null unless they are asked for.
+    fn take_log(&mut self) -> Value {
+        match self.request.num_top {
+            Some(_) => std::mem::take(&mut self.log).into_json(),
+            None => Value::Null,
+        }
     }
 
     /// Adds a generated token; false if it is the last.
@@ -228,14 +254,14 @@ impl<'a> Choice<'a> {
         Ok(())
     }
 
-    fn into_json(self, index: usize) -> Value {
+    fn into_json(mut self, index: usize) -> Value {
+        let log = self.take_log();
         let text = if self.request.stream { String::new() } else { self.text };
-        let log = if self.request.num_top.is_some() { self.log.into_json() } else { Value::Null };
         json!({ "index": index, "text": text, "logprobs": log, "finish_reason": self.finish })
     }
 }
 
-/// The probabilities of the tokens of one completion, place by place.
+/// The probabilities of tokens of one completion, place by place.
 #[derive(Debug, Default)]
 struct TokenLog {
     tokens: Vec<String>,
@@ -245,6 +271,10 @@ struct TokenLog {
 }
 
 impl TokenLog {
+    fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
     /// Adds a token at `offset` of the text; the first of a prompt has no score.
     fn push(
         &mut self,

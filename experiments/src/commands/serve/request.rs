@@ -63,10 +63,7 @@ impl CompletionRequest {
             return Err(Refusal::new(400, "the body is no JSON object: send {\"prompt\": ...}"));
         };
         let mut fields = Fields(fields);
-        let sampling = SamplingSettings {
-            top_p: Some(fields.number("top_p", 1.0)?),
-            ..SamplingSettings::new(fields.number("temperature", 1.0)?)
-        };
+        let sampling = sampling(&mut fields)?;
         let (max_tokens, seed) = (fields.count("max_tokens", MAX_TOKENS)?, fields.count("seed", u64::MAX)?);
         let settings = CompletionSettings {
             max_tokens: max_tokens.unwrap_or(16) as usize,
@@ -93,10 +90,6 @@ impl CompletionRequest {
 
     fn check(&self, limits: Limits) -> Result<(), Refusal> {
         self.settings.sampling.check().map_err(|error| Refusal::new(400, error.to_string()))?;
-        if self.stream && self.num_top.is_some() {
-            let message = "`logprobs` cannot be had with `stream`: leave one of them out";
-            return Err(Refusal::of_field("logprobs", message.into()));
-        }
         if self.settings.max_tokens == 0 && !self.echo {
             let message = "`max_tokens` is 0 without `echo`, which asks for nothing: use 1 at least";
             return Err(Refusal::of_field("max_tokens", message.into()));
@@ -168,6 +161,22 @@ fn ids_prompt(values: &[Value], vocab_size: usize) -> Result<Prompt, String> {
         })
     };
     Ok(Prompt { text: None, ids: values.iter().map(id).collect::<Result<_, _>>()? })
+}
+
+/// How tokens are drawn. The protocol knows `temperature` and `top_p`; the other fields have the
+/// names and the neutral values that they have with other servers.
+fn sampling(fields: &mut Fields) -> Result<SamplingSettings, Refusal> {
+    let other_than = |neutral: f64, value: f64| (value != neutral).then_some(value);
+    Ok(SamplingSettings {
+        temperature: fields.number("temperature", 1.0)?,
+        top_p: Some(fields.number("top_p", 1.0)?),
+        top_k: fields
+            .count("top_k", u64::from(u32::MAX))?
+            .filter(|count| *count > 0)
+            .map(|count| count as usize),
+        min_p: other_than(0.0, fields.number("min_p", 0.0)?),
+        repetition_penalty: other_than(1.0, fields.number("repetition_penalty", 1.0)?),
+    })
 }
 
 fn stops(value: Option<Value>) -> Result<Vec<String>, Refusal> {
@@ -275,6 +284,12 @@ mod tests {
         let request = parse("{\"prompt\": \"a\", \"model\": \"x\", \"n\": 1, \"seed\": null}").unwrap();
         let sampling = SamplingSettings { top_p: Some(1.0), ..SamplingSettings::new(1.0) };
         assert_eq!(request.settings, CompletionSettings { max_tokens: 16, seed: 0, sampling });
+        let of_others = "\"top_k\": 3, \"min_p\": 0.1, \"repetition_penalty\": 1.2";
+        let with_others = parse(&format!("{{\"prompt\": \"a\", {of_others}}}")).unwrap().settings.sampling;
+        let others = (with_others.top_k, with_others.min_p, with_others.repetition_penalty);
+        assert_eq!(others, (Some(3), Some(0.1), Some(1.2)));
+        let neutral = "\"top_k\": 0, \"min_p\": 0, \"repetition_penalty\": 1";
+        assert_eq!(parse(&format!("{{\"prompt\": \"a\", {neutral}}}")).unwrap().settings.sampling, sampling);
         assert!(!request.echo && !request.stream && request.num_top.is_none() && request.stops.is_empty());
     }
 
@@ -298,7 +313,8 @@ mod tests {
             ("\"prompt\": \"a\", \"echo\": 1", "echo", "is 1"),
             ("\"prompt\": \"a\", \"n\": 2", "n", "can only be 1"),
             ("\"prompt\": \"a\", \"best\": 2", "best", "not known"),
-            ("\"prompt\": \"a\", \"stream\": true, \"logprobs\": 1", "logprobs", "with `stream`"),
+            ("\"prompt\": \"a\", \"top_k\": 1.5", "top_k", "is 1.5"),
+            ("\"prompt\": \"a\", \"min_p\": []", "min_p", "is []"),
             ("\"prompt\": \"abcdefghij\", \"echo\": true, \"logprobs\": 1", "prompt", "10 tokens"),
         ] {
             let refusal = parse(&format!("{{{fields}}}")).unwrap_err();
