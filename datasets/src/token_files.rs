@@ -3,6 +3,7 @@
 
 mod check;
 mod id_file;
+mod id_files;
 mod layout;
 mod megatron;
 
@@ -19,7 +20,7 @@ use crate::manifest::{FORMAT_VERSION, Manifest, Repeats};
 use crate::progress::Progress;
 use crate::split::{Split, SplitRule};
 use crate::tokenizer::Tokenizer;
-use id_file::IdFile;
+use id_files::IdFiles;
 
 /// The corpus in the files of `tokens`; every id is compared with the vocabulary size.
 ///
@@ -32,16 +33,17 @@ pub(crate) fn open(
 ) -> Result<Dataset, DatasetError> {
     let TokensConfig { train: train_path, validation: validation_path, test: test_path, vocab_size, .. } =
         tokens;
-    let open = |path: &Path| IdFile::open(path, tokens, progress);
+    let open = |path: &Path| IdFiles::open(path, tokens, progress);
     let train = open(train_path)?;
     let validation = validation_path.as_deref().map(open).transpose()?;
     let test = test_path.as_deref().map(open).transpose()?;
     let key = key(tokens, rule, &train, [validation.as_ref(), test.as_ref()]);
-    let files = [Some(&train), validation.as_ref(), test.as_ref()];
-    let notes = files.into_iter().flatten().filter_map(|file| file.note.clone()).collect();
+    let splits = [Some(&train), validation.as_ref(), test.as_ref()];
+    let files = splits.into_iter().flatten().flat_map(|split| &split.files);
+    let notes = files.filter_map(|file| file.note.clone()).collect();
 
     let spans = Spans::new(rule, &train, validation.as_ref(), test.as_ref());
-    let store = |split, (file, span): (&IdFile, Range<usize>)| file.store(split, span, *vocab_size);
+    let store = |split, (file, span): (&IdFiles, Range<usize>)| file.store(split, span, *vocab_size);
     let (train_store, train_facts) = store(Split::Train, spans.train)?;
     let (validation_store, validation_facts) = store(Split::Validation, spans.validation)?;
     let test = spans.test.map(|span| store(Split::Test, span)).transpose()?;
@@ -73,21 +75,21 @@ pub(crate) fn open(
     Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None, sources: Vec::new() })
 }
 
-/// Where the ids of each split lie: in a file each, or one after the other in that of `train`.
+/// Where the ids of each split lie: in files of its own, or one after the other in those of `train`.
 struct Spans<'a> {
-    train: (&'a IdFile, Range<usize>),
-    validation: (&'a IdFile, Range<usize>),
-    test: Option<(&'a IdFile, Range<usize>)>,
+    train: (&'a IdFiles, Range<usize>),
+    validation: (&'a IdFiles, Range<usize>),
+    test: Option<(&'a IdFiles, Range<usize>)>,
 }
 
 impl<'a> Spans<'a> {
     fn new(
         rule: SplitRule,
-        train: &'a IdFile,
-        validation: Option<&'a IdFile>,
-        test: Option<&'a IdFile>,
+        train: &'a IdFiles,
+        validation: Option<&'a IdFiles>,
+        test: Option<&'a IdFiles>,
     ) -> Self {
-        let all = |file: &'a IdFile| (file, 0..file.num_tokens);
+        let all = |file: &'a IdFiles| (file, 0..file.num_tokens);
         if let Some(validation) = validation {
             return Self { train: all(train), validation: all(validation), test: test.map(all) };
         }
@@ -103,10 +105,11 @@ impl<'a> Spans<'a> {
 }
 
 /// Everything that determines the tokens, as one sha256 in hexadecimal.
-fn key(tokens: &TokensConfig, rule: SplitRule, train: &IdFile, held_out: [Option<&IdFile>; 2]) -> String {
+fn key(tokens: &TokensConfig, rule: SplitRule, train: &IdFiles, held_out: [Option<&IdFiles>; 2]) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("tokens vocab_size={} {}\n", tokens.vocab_size, rule.key()));
-    for file in [Some(train)].into_iter().chain(held_out).flatten() {
+    let splits = [Some(train)].into_iter().chain(held_out).flatten();
+    for file in splits.flat_map(|split| &split.files) {
         hasher.update(file.sha256);
         hasher.update(&file.layout_key);
     }
@@ -123,12 +126,12 @@ mod tests {
         bytes: &[u8],
         vocab_size: usize,
         dtype: Option<TokenDtype>,
-    ) -> Result<(IdFile, Vec<i32>), String> {
+    ) -> Result<(IdFiles, Vec<i32>), String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.bin");
         std::fs::write(&path, bytes).unwrap();
         let tokens = TokensConfig { train: path.clone(), validation: None, test: None, vocab_size, dtype };
-        let file = IdFile::open(&path, &tokens, &Progress::silent()).map_err(|error| error.to_string())?;
+        let file = IdFiles::open(&path, &tokens, &Progress::silent()).map_err(|error| error.to_string())?;
         let (store, _) = file.store(Split::Train, 0..file.num_tokens, vocab_size).unwrap();
         let mut ids = vec![0; store.len()];
         store.read(0, &mut ids).unwrap();
@@ -187,7 +190,13 @@ mod tests {
         let narrow = [header(LLM_C_MAGIC_16_BIT, 3), u16s([5, 6, 50_256])].concat();
         let (file, ids) = open_bytes(&narrow, 50_257, None).unwrap();
         assert_eq!(ids, [5, 6, 50_256]);
-        assert!(file.note.unwrap().ends_with("has the header of llm.c: read as 3 ids of 16 bits after it"));
+        assert!(
+            file.files[0]
+                .note
+                .as_ref()
+                .unwrap()
+                .ends_with("has the header of llm.c: read as 3 ids of 16 bits after it")
+        );
         let wide = [header(LLM_C_MAGIC_32_BIT, 2), u32s([5, 128_000])].concat();
         assert_eq!(open_bytes(&wide, 128_256, None).unwrap().1, [5, 128_000]);
         let message = open_bytes(&wide, 60_000, Some(TokenDtype::U16)).map(|_| ()).unwrap_err();

@@ -101,10 +101,10 @@ pub enum TokenDtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensConfig {
-    /// Ids to train on: a file of them, or the `.idx` of a Megatron dataset, which says where the
-    /// documents are.
+    /// Ids to train on: a file of them, the `.idx` of a Megatron dataset, which says where the
+    /// documents are, a folder of such files, or their names with `*` for any text.
     pub train: PathBuf,
-    /// Ids to validate on; absent needs `[data.split.tail]`, which takes them from the end of
+    /// Ids to validate on, in the same forms; absent needs `[data.split.tail]`, which takes them from the end of
     /// `train`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use switchyard_ground::digest::hex;
@@ -16,11 +15,8 @@ use super::megatron::MegatronIndex;
 use crate::config::{TokenDtype, TokensConfig, is_megatron_index};
 use crate::error::DatasetError;
 use crate::hash::{for_each_block, sha256_of_file};
-use crate::manifest::SplitManifest;
 use crate::progress::Progress;
 use crate::shard::TokenFile;
-use crate::split::Split;
-use crate::store::TokenStore;
 use crate::token_width::TokenWidth;
 
 /// A file of ids, all of them looked at.
@@ -36,6 +32,13 @@ pub(super) struct IdFile {
     pub(super) layout_key: String,
     /// What was found out about it.
     pub(super) note: Option<String>,
+}
+
+/// The documents of which a part of a file has some; none where no borders are known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Documents {
+    pub(super) count: u64,
+    pub(super) largest_tokens: u64,
 }
 
 impl IdFile {
@@ -129,31 +132,25 @@ impl IdFile {
         Ok(Self { num_tokens: check.position, sha256: hasher.finalize().into(), ..self })
     }
 
-    /// The ids in `span` as a split.
-    pub(super) fn store(
+    /// The ids in `span`, which holds some.
+    ///
+    /// # Errors
+    /// If the file cannot be opened again.
+    pub(super) fn part(
         &self,
-        split: Split,
         span: Range<usize>,
         vocab_size: usize,
-    ) -> Result<(Arc<TokenStore>, SplitManifest), DatasetError> {
-        if span.is_empty() {
-            let problem = format!(
-                "leaves the {} split without tokens: name a larger file, or change the fraction",
-                split.name()
-            );
-            return Err(DatasetError::TokenFile { path: self.path.clone(), problem });
-        }
+    ) -> Result<(TokenFile, Documents), DatasetError> {
         let file = regular_file::open(&self.path).map_err(DatasetError::io("read", &self.path))?;
         let offset = self.header_bytes + (span.start * self.width.bytes()) as u64;
         let file = TokenFile::raw((file, &self.path), self.width, vocab_size, offset, span.len());
-        let mut facts = SplitManifest { num_tokens: span.len() as u64, ..SplitManifest::default() };
-        let Some(starts) = self.documents_in(&span) else {
-            return Ok((Arc::new(TokenStore::new(split, vec![file])), facts));
-        };
-        facts.num_documents = starts.len() as u64;
+        let Some(starts) = self.documents_in(&span) else { return Ok((file, Documents::default())) };
         let ends = starts.iter().skip(1).copied().chain([span.len() as u64]);
-        facts.largest_document_tokens = ends.zip(&starts).map(|(end, start)| end - start).max().unwrap_or(0);
-        Ok((Arc::new(TokenStore::new(split, vec![file.with_documents(starts)])), facts))
+        let documents = Documents {
+            count: starts.len() as u64,
+            largest_tokens: ends.zip(&starts).map(|(end, start)| end - start).max().unwrap_or(0),
+        };
+        Ok((file.with_documents(starts), documents))
     }
 
     /// First token of each document that has some in `span`, counted from its start; `None` where no
