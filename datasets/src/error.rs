@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use switchyard_ground::hub_path::HubPathError;
 use switchyard_ground::key_error::KeyError;
 use thiserror::Error;
 
@@ -24,6 +25,10 @@ pub enum DatasetError {
         /// The system's reason.
         source: io::Error,
     },
+
+    /// A name on the Hugging Face hub is no file here.
+    #[error(transparent)]
+    OnHub(#[from] HubPathError),
 
     /// No folder for prepared corpora could be derived.
     #[error("no cache folder: set `data.cache_dir`, or one of SWITCHYARD_CACHE_DIR, XDG_CACHE_HOME and HOME")]

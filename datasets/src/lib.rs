@@ -69,6 +69,7 @@ mod evaluation;
 mod exactness;
 mod guard;
 mod hash;
+mod hub_paths;
 mod join;
 mod loader;
 mod manifest;

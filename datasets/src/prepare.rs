@@ -14,6 +14,7 @@ use crate::cache::{self, CacheEntry};
 use crate::config::{DataConfig, MixtureSourceConfig, SourceConfig, TokenizerConfig};
 use crate::dataset::Dataset;
 use crate::error::DatasetError;
+use crate::hub_paths::with_local_paths;
 use crate::join;
 use crate::manifest::{
     FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardManifest, SplitManifest, StoredTokenizer,
@@ -47,6 +48,7 @@ const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// disk, or the stop flag.
 pub fn prepare(config: &DataConfig, progress: &Progress) -> Result<Dataset, DatasetError> {
     config.validate().map_err(DatasetError::of_key)?;
+    let config = &with_local_paths(config)?;
     if let SourceConfig::Mixture(sources) = &config.source {
         return prepare_mixture(config, sources, progress);
     }

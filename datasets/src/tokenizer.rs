@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use switchyard_ground::hub_path::local;
 use switchyard_ground::printable::excerpt;
 use switchyard_ground::regular_file;
 
@@ -93,7 +94,7 @@ impl Tokenizer {
     /// asks for.
     pub(crate) fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
         let FileTokenizerConfig { path, begin_of_document, end_of_document, on_unknown_text } = config;
-        let mut json = read(path)?;
+        let mut json = read(&local(path, |_, _| false)?)?;
         let marks = [(Mark::Begin, begin_of_document), (Mark::End, end_of_document)];
         let mut named = marks.iter().filter_map(|(mark, name)| Some((*mark, name.as_ref()?))).peekable();
         let first_named = named.peek().map(|(mark, _)| *mark);

@@ -10,6 +10,7 @@
 //! | [`durable`] | files that are whole or absent |
 //! | [`line_file`] | files that grow by whole lines |
 //! | [`aside`] | files that cannot be used, set aside and not lost |
+//! | [`hub_path`] | names of files on the Hugging Face hub as paths of this machine |
 //! | [`advice`] | what to do about an error of the file system |
 //! | [`units`] | numbers as a person reads them: prefixes, bytes, durations |
 //! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
@@ -20,6 +21,7 @@ pub mod advice;
 pub mod aside;
 pub mod digest;
 pub mod durable;
+pub mod hub_path;
 pub mod key_checks;
 pub mod key_error;
 pub mod line_file;

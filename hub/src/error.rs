@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use switchyard_ground::advice::advice;
+use switchyard_ground::hub_path::HubPathError;
 
 /// A model that cannot be read, or not be written.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,9 @@ pub enum HubError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A name on the Hugging Face hub is no folder here.
+    #[error(transparent)]
+    OnHub(#[from] HubPathError),
     /// A file is not what its name says.
     #[error("`{path}` {problem}: {remedy}")]
     BadFile {

@@ -9,6 +9,7 @@
 //! | how a parameter is made of published tensors | [`layout`], and tables of them: `table` |
 //! | what a key of `config.json` means | `keys`, `decoder_config`, `rope` |
 //! | which files hold the tensors, and in which types | [`tensor_files`] |
+//! | where a published model lies, here or on the Hugging Face hub | `published_folder` |
 //! | a model read, and written | [`import`], [`export`] |
 
 mod decoder_config;
@@ -18,6 +19,7 @@ pub mod families;
 pub mod import;
 mod keys;
 pub mod layout;
+mod published_folder;
 mod rope;
 mod table;
 pub mod tensor_files;
@@ -25,4 +27,5 @@ pub mod tensor_files;
 pub use error::HubError;
 pub use families::Family;
 pub use import::{Located, PublishedModel, SpecialIds};
+pub use published_folder::published_folder;
 pub use tensor_files::TensorFiles;

@@ -6,8 +6,8 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::units::grouped;
-use switchyard_hub::PublishedModel;
 use switchyard_hub::export::computes_the_same;
+use switchyard_hub::{PublishedModel, published_folder};
 use switchyard_model::{ParameterName, Transformer, freeze_parameters, parameter_tensors, update_parameters};
 
 use crate::TrainError;
@@ -28,19 +28,26 @@ pub(crate) fn initial_network(
 ) -> Result<Transformer, TrainError> {
     let network = match &config.start.from {
         None => Transformer::new(&plan.model, config.seed, device),
-        Some(path) if path.join("config.json").is_file() => {
-            let published = PublishedModel::open(path)?;
-            check_same(path, &published.spec(plan.seq_len)?, plan)?;
-            let located = published.locate(&plan.model)?;
-            imported_network(&published, &located, &plan.model, device)?
-        }
-        Some(path) => {
-            let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
-            check_same(path, &checkpoint.plan.model, plan)?;
-            with_parameters(Transformer::new(&plan.model, config.seed, device), &checkpoint.parameters()?)
-        }
+        Some(path) => network_from(path, config.seed, plan, device)?,
     };
     with_frozen_parameters(network, config)
+}
+
+/// The network of the published model, the run or the checkpoint at `path`.
+fn network_from(path: &Path, seed: u64, plan: &RunPlan, device: &Device) -> Result<Transformer, TrainError> {
+    match published_folder(path)? {
+        Some(folder) => {
+            let published = PublishedModel::open(&folder)?;
+            check_same(path, &published.spec(plan.seq_len)?, plan)?;
+            let located = published.locate(&plan.model)?;
+            Ok(imported_network(&published, &located, &plan.model, device)?)
+        }
+        None => {
+            let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
+            check_same(path, &checkpoint.plan.model, plan)?;
+            Ok(with_parameters(Transformer::new(&plan.model, seed, device), &checkpoint.parameters()?))
+        }
+    }
 }
 
 /// The network with the parameters of a checkpoint of the same model.

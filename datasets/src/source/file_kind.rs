@@ -1,6 +1,7 @@
 //! What kind of text a file holds, by its name and its first bytes.
 
 use std::ffi::OsStr;
+use std::path::Path;
 
 /// How a file divides into documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +20,11 @@ pub(super) enum Compression {
     None,
     Gzip,
     Zstd,
+}
+
+/// Whether a file of this name, whatever its folder, is taken for text.
+pub(crate) fn is_text_name(name: &str) -> bool {
+    Path::new(name).file_name().and_then(classify).is_some()
 }
 
 /// How the bytes of a file with this name are read; `None` if it is not taken for text.

@@ -14,6 +14,7 @@ mod walk;
 use sha2::{Digest, Sha256};
 
 pub(crate) use crates::CratesSource;
+pub(crate) use file_kind::is_text_name;
 pub(crate) use synthetic::SyntheticSource;
 pub(crate) use text::TextSource;
 

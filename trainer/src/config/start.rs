@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use switchyard_hub::PublishedModel;
+use switchyard_hub::{PublishedModel, published_folder};
 
 /// `[start]`: a model to begin with, and parameters that stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,10 +36,8 @@ impl StartConfig {
 pub(crate) fn fill_model(table: &mut toml::Table) -> Result<(), String> {
     let from = table.get("start").and_then(|start| start.get("from")).and_then(toml::Value::as_str);
     let Some(folder) = from.map(Path::new).filter(|_| !table.contains_key("model")) else { return Ok(()) };
-    if !folder.join("config.json").is_file() {
-        return Ok(());
-    }
-    let published = PublishedModel::open(folder).map_err(|error| error.to_string())?;
+    let Some(folder) = published_folder(folder).map_err(|error| error.to_string())? else { return Ok(()) };
+    let published = PublishedModel::open(&folder).map_err(|error| error.to_string())?;
     let model = toml::Value::try_from(&published.config).map_err(|error| error.to_string())?;
     table.insert("model".to_owned(), model);
     Ok(())

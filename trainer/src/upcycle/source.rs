@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use switchyard_datasets::Tokenizer;
-use switchyard_hub::PublishedModel;
+use switchyard_hub::{PublishedModel, published_folder};
 use switchyard_model::{ModelSpec, ParameterName};
 
 use super::DenseModel;
@@ -32,8 +32,8 @@ impl DenseSource {
     /// # Errors
     /// If there is none, or it cannot be read.
     pub fn read(path: &Path, seq_len: usize) -> Result<Self, TrainError> {
-        if path.join("config.json").is_file() {
-            return Self::published(path, seq_len);
+        if let Some(folder) = published_folder(path)? {
+            return Self::published(&folder, seq_len);
         }
         let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
         Ok(Self {
