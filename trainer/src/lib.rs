@@ -54,6 +54,7 @@ pub mod sampling;
 pub mod schedule;
 mod start;
 pub mod step;
+mod step_zero;
 pub mod throughput;
 pub mod token_scores;
 pub mod train;

@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use switchyard_hub::PublishedModel;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::import::{ImportRequest, import_run};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
 use switchyard_trainer::train::{TrainRequest, train};
@@ -111,4 +113,37 @@ fn a_run_goes_on_from_a_run_and_refuses_another_model() {
     let nothing = config(&fixture("llama"), &["experts"], 1);
     let refused = run(&nothing, &folder.path().join("fourth"), OpenMode::New).unwrap_err().to_string();
     assert!(refused.contains("`start.freeze` holds \"experts\", which names no parameter"), "{refused}");
+}
+
+#[test]
+fn an_imported_run_has_the_published_models_values_and_can_be_begun_with() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "gpt2", "deepseek_v3"] {
+        let (dir, out) = (PathBuf::from(fixture(name)), folder.path().join(name));
+        let published = PublishedModel::open(&dir).unwrap();
+        let request = ImportRequest { out: out.clone(), mode: OpenMode::New, seq_len: None };
+        let written = import_run(&dir, &published, &request).unwrap();
+        assert_eq!(find_checkpoint(&out).unwrap(), written);
+        let checkpoint = Checkpoint::read(&written).unwrap();
+        let located = published.locate(&checkpoint.plan.model).unwrap();
+        let parameters = checkpoint.parameters().unwrap();
+        assert_eq!(parameters.len(), located.names().count(), "{name}");
+        for (parameter, data) in &parameters {
+            let values: Vec<f32> = data.iter::<f32>().collect();
+            assert_eq!(values, published.values(&located, *parameter).unwrap(), "{name}: {parameter}");
+        }
+        assert!(import_run(&dir, &published, &request).is_err(), "there is a run already");
+        let replaced = ImportRequest { mode: OpenMode::Overwrite, seq_len: Some(8), ..request };
+        import_run(&dir, &published, &replaced).unwrap();
+        let mut onward = config(&fixture(name), &[], 1);
+        onward.start.from = Some(out);
+        run(&onward, &folder.path().join(format!("{name}-onward")), OpenMode::New).unwrap();
+    }
+    let dir = PathBuf::from(fixture("llama"));
+    let published = PublishedModel::open(&dir).unwrap();
+    let out = folder.path().join("too-long");
+    let request = ImportRequest { out: out.clone(), mode: OpenMode::New, seq_len: Some(1 << 20) };
+    let refused = import_run(&dir, &published, &request).unwrap_err();
+    assert!(refused.is_users_mistake() && refused.to_string().contains("1048576"), "{refused}");
+    assert!(!out.exists());
 }

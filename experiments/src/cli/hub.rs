@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 pub(super) const IMPORT_HELP: &str = "\
-Example:
+Examples:
   switchyard import models/Mixtral-8x7B
+  switchyard import models/Llama-2-7b --out runs/llama && switchyard serve runs/llama
 
 Reads config.json and the tensors beside it (safetensors, one file or shards with an index, or PyTorch's .bin), and says \
 what the model is. Every tensor must have its place and every parameter its tensor: what is missing, superfluous, of \
-another shape or no finite number is an error, and so is a key that no model here can have.";
+another shape or no finite number is an error, and so is a key that no model here can have. With --out the model becomes a run that has done no step, for \
+generate, serve, export, and eval --other-data; to train it, [start] in a configuration names the folder itself.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
@@ -22,6 +24,15 @@ pub(crate) struct ImportArgs {
     /// Print the `[model]` that it is, to be changed and trained
     #[arg(long, conflicts_with = "json")]
     pub(crate) toml: bool,
+    /// Run folder to write the model to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Tokens of the longest sequence of that run; default is the model's own positions, up to 2048
+    #[arg(long, requires = "out")]
+    pub(crate) seq_len: Option<usize>,
+    /// Replace the run in --out
+    #[arg(long, requires = "out")]
+    pub(crate) overwrite: bool,
 }
 
 pub(super) const PARITY_HELP: &str = "\
@@ -29,8 +40,8 @@ Example:
   switchyard parity models/tiny-mixtral --json
 
 The folder holds io.safetensors with `input_ids` [batch, seq] and what a reference computes of them: `logits`, `hidden.N`, \
-`router_logits.N`, `topk_index.N`; and perhaps train.safetensors with its `loss`, gradients `grad.NAME`, and `loss_after` \
-one step of AdamW (rate 0.01, decay 0.1). Exit code 2 if a difference is above its limit.";
+`router_logits.N`, `topk_index.N`, `topk_weight.N`; and perhaps train.safetensors with its `loss`, gradients `grad.NAME`, \
+and `loss_after` one step of AdamW (rate 0.01, decay 0.1). Exit code 2 if a difference is above its limit.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ParityArgs {

@@ -9,14 +9,12 @@ use switchyard_datasets::{Dataset, Progress, Tokenizer};
 use super::source::DenseSource;
 use super::{UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
 use crate::TrainError;
-use crate::checkpoint::{CheckpointStore, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::device;
-use crate::metrics::MetricsFile;
 use crate::moved_data;
-use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
-use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus, UpcycledFrom};
+use crate::run_folder::{OpenMode, RunFolder, UpcycledFrom};
+use crate::step_zero::StepZero;
 
 /// What to upcycle, and where to.
 #[derive(Debug, Clone)]
@@ -61,28 +59,21 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
     let dataset = prepared_data(dense, request)?;
     let device = device::select(&config.device)?;
     let model = upcycled_model(dense.model(), &plan.model, *settings, &device)?;
-    let mut manifest = manifest(dense, request);
-    manifest.data_key = Some(dataset.manifest.key.clone());
-    let folder = RunFolder::create(out, *mode)?;
-    // First of all: a folder that a kill leaves behind is known for a run, and for one without
-    // checkpoints.
-    folder.write_manifest(&manifest)?;
-    folder.write_config(&crate::config_file::to_toml(config))?;
-    let (log, _) = MetricsFile::create(&folder.paths().metrics())?;
-    let mut state = TrainingState::initial(config.seed, &dataset.manifest.key);
-    state.metrics_log = Some(log.mark());
-    let written = CheckpointStore::open(&folder.paths().checkpoints())?.save(&Snapshot {
-        model: &model,
-        optimizer: &AdamW::new(&config.train.adamw),
-        state: &state,
-        config,
-        plan,
-        tokenizer: &dataset.tokenizer,
-    })?;
+    let data_key = dataset.manifest.key.as_str();
+    let beginning = StepZero { config, plan, model: &model, tokenizer: &dataset.tokenizer, data_key };
+    let mut manifest = beginning.manifest();
+    manifest.upcycled_from = Some(UpcycledFrom {
+        // JSON is UTF-8, a path need not be.
+        checkpoint: dense.path.to_string_lossy().into_owned().into(),
+        step: dense.step,
+        method: settings.method,
+        seed: settings.seed,
+    });
+    let written = beginning.write(out, *mode, &manifest)?;
     Ok(UpcycleSummary {
         checkpoint: written,
         deviation: deviation_from_dense(&dense.spec, &plan.model, settings.method),
-        same_data: Some(&state.data_hash) == dense.data_hash.as_ref(),
+        same_data: Some(data_key) == dense.data_hash.as_deref(),
     })
 }
 
@@ -100,21 +91,4 @@ fn prepared_data(dense: &DenseSource, request: &UpcycleRequest) -> Result<Datase
         return Err(UpcycleError::Tokenizer { checkpoint: dense.path.clone() }.into());
     }
     Ok(dataset)
-}
-
-/// `run.json` of a run that waits to be resumed.
-fn manifest(dense: &DenseSource, request: &UpcycleRequest) -> RunManifest {
-    let UpcycleRequest { config, plan, settings, .. } = request;
-    let value = serde_json::to_value(config).unwrap_or_default();
-    let plan = serde_json::to_value(plan).unwrap_or_default();
-    let mut manifest = RunManifest::starting(value, plan, config.seed, &config.device);
-    manifest.upcycled_from = Some(UpcycledFrom {
-        // JSON is UTF-8, a path need not be.
-        checkpoint: dense.path.to_string_lossy().into_owned().into(),
-        step: dense.step,
-        method: settings.method,
-        seed: settings.seed,
-    });
-    manifest.end(RunStatus::Interrupted);
-    manifest
 }
