@@ -26,6 +26,7 @@ fn every_family_has_the_reference_outputs_gradients_and_step() {
         let parity = parity(&folder, &Device::flex()).unwrap_or_else(|error| panic!("{name}: {error}"));
         faults.extend(parity.beyond_limits().into_iter().map(|fault| format!("{name}: {fault}")));
         assert!(parity.logits_max_abs_diff.is_some() && parity.hidden_max_abs_diff.is_some(), "{name}");
+        assert_eq!(parity.gates_max_abs_diff.is_some(), parity.routing_mismatches.is_some(), "{name}");
         let trains = folder.join("train.safetensors").exists();
         assert_eq!(parity.gradient_max_rel_diff.is_some(), trains, "{name}");
         assert_eq!(parity.loss_after_step_abs_diff.is_some(), trains, "{name}");

@@ -29,6 +29,7 @@ fn describe(parity: &Parity) -> String {
         share.map(|share| format!("logits      {share:.1e} of the largest")),
         parity.hidden_max_abs_diff.map(|diff| format!("hidden      {diff:.1e}")),
         routing.map(|(bad, all)| format!("routing     {bad} of {all} tokens to other experts")),
+        parity.gates_max_abs_diff.map(|diff| format!("gates       {diff:.1e}")),
         parity.loss_abs_diff.map(|diff| format!("loss        {diff:.1e}")),
         parity.gradient_max_rel_diff.map(|diff| {
             let worst = parity.gradient_worst.as_deref().unwrap_or_default();
