@@ -135,6 +135,8 @@ pub enum ScheduleShapeConfig {
     Linear(DecayConfig),
     /// Warm-up, stable, decay (arXiv:2404.06395).
     Wsd(WsdConfig),
+    /// Falls with the root of the step (arXiv:1706.03762, eq. 3).
+    InverseSqrt,
     /// The peak throughout.
     Constant,
 }
@@ -148,9 +150,11 @@ pub enum ScheduleShapeConfig {
     { "required": ["cosine"] },
     { "required": ["linear"] },
     { "required": ["wsd"] },
+    { "required": ["inverse_sqrt"] },
     { "required": ["constant"] },
     { "not": { "anyOf": [
-        { "required": ["cosine"] }, { "required": ["linear"] }, { "required": ["wsd"] }, { "required": ["constant"] }
+        { "required": ["cosine"] }, { "required": ["linear"] }, { "required": ["wsd"] },
+        { "required": ["inverse_sqrt"] }, { "required": ["constant"] }
     ] } }
 ]))]
 struct ScheduleTables {
@@ -166,39 +170,48 @@ struct ScheduleTables {
     /// Warm-up, stable, decay (arXiv:2404.06395).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     wsd: Option<WsdConfig>,
+    /// Falls with the root of the step: `peak sqrt(s / step)` from the end of the warm-up, step s, on
+    /// (arXiv:1706.03762, eq. 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inverse_sqrt: Option<NoKeys>,
     /// The peak throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    constant: Option<ConstantConfig>,
+    constant: Option<NoKeys>,
 }
 
 impl TryFrom<ScheduleTables> for ScheduleConfig {
     type Error = &'static str;
 
     fn try_from(tables: ScheduleTables) -> Result<Self, Self::Error> {
-        let ScheduleTables { warmup_steps, cosine, linear, wsd, constant } = tables;
+        let ScheduleTables { warmup_steps, cosine, linear, wsd, inverse_sqrt, constant } = tables;
         let shapes = [
             cosine.map(ScheduleShapeConfig::Cosine),
             linear.map(ScheduleShapeConfig::Linear),
             wsd.map(ScheduleShapeConfig::Wsd),
-            constant.map(|ConstantConfig {}| ScheduleShapeConfig::Constant),
+            inverse_sqrt.map(|NoKeys {}| ScheduleShapeConfig::InverseSqrt),
+            constant.map(|NoKeys {}| ScheduleShapeConfig::Constant),
         ];
         let mut given = shapes.into_iter().flatten();
         match (given.next(), given.next()) {
             (shape, None) => Ok(Self { warmup_steps, shape }),
-            (_, Some(_)) => Err("wanted at most one of `cosine`, `linear`, `wsd`, `constant`"),
+            (_, Some(_)) => {
+                Err("wanted at most one of `cosine`, `linear`, `wsd`, `inverse_sqrt`, `constant`")
+            }
         }
     }
 }
 
 impl From<ScheduleConfig> for ScheduleTables {
     fn from(ScheduleConfig { warmup_steps, shape }: ScheduleConfig) -> Self {
-        let tables = Self { warmup_steps, cosine: None, linear: None, wsd: None, constant: None };
+        let tables =
+            Self { warmup_steps, cosine: None, linear: None, wsd: None, inverse_sqrt: None, constant: None };
         match shape {
             None => tables,
             Some(ScheduleShapeConfig::Cosine(cosine)) => Self { cosine: Some(cosine), ..tables },
             Some(ScheduleShapeConfig::Linear(linear)) => Self { linear: Some(linear), ..tables },
             Some(ScheduleShapeConfig::Wsd(wsd)) => Self { wsd: Some(wsd), ..tables },
-            Some(ScheduleShapeConfig::Constant) => Self { constant: Some(ConstantConfig {}), ..tables },
+            Some(ScheduleShapeConfig::InverseSqrt) => Self { inverse_sqrt: Some(NoKeys {}), ..tables },
+            Some(ScheduleShapeConfig::Constant) => Self { constant: Some(NoKeys {}), ..tables },
         }
     }
 }
@@ -223,10 +236,10 @@ pub struct WsdConfig {
     pub min_learning_rate: f64,
 }
 
-/// `[train.schedule.constant]`, which has no keys.
+/// `[train.schedule.inverse_sqrt]` and `[train.schedule.constant]`, which have no keys.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ConstantConfig {}
+struct NoKeys {}
 
 /// `[train.eval]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]

@@ -40,6 +40,8 @@ pub enum ScheduleShape {
         /// Learning rate of the last step.
         min_learning_rate: f64,
     },
+    /// The peak times the root of the warm-up's share in the steps so far (arXiv:1706.03762, eq. 3).
+    InverseSqrt,
 }
 
 impl Schedule {
@@ -48,7 +50,8 @@ impl Schedule {
     ///
     /// Warm-up step i has `peak * (i + 1) / (warmup_steps + 1)`: the first update already moves,
     /// and the peak comes right after the warm-up, at step `warmup_steps`. Cosine and linear fall
-    /// from there to their minimum at step `num_steps - 1`. A warm-up that fills the run leaves
+    /// from there to their minimum at step `num_steps - 1`; the inverse root does not know how many
+    /// steps there are. A warm-up that fills the run leaves
     /// nothing to decay.
     pub fn learning_rate(&self, step: u64) -> f64 {
         let last_step = self.num_steps.saturating_sub(1);
@@ -66,6 +69,9 @@ impl Schedule {
             ScheduleShape::Wsd { decay_steps, min_learning_rate } => {
                 let steps_decayed = (step + 1 + decay_steps).saturating_sub(self.num_steps);
                 self.toward(min_learning_rate, steps_decayed as f64 / decay_steps.max(1) as f64)
+            }
+            ScheduleShape::InverseSqrt => {
+                self.peak_learning_rate * ((self.warmup_steps + 1) as f64 / (step + 1) as f64).sqrt()
             }
         }
     }
@@ -92,6 +98,7 @@ mod tests {
     /// Rounding of a few operations on numbers of the peak's size.
     const ROUNDING: f64 = PEAK * 1e-14;
 
+    /// Those that end where they are told to.
     fn shapes(decay_steps: u64) -> [ScheduleShape; 4] {
         [
             ScheduleShape::Constant,
@@ -119,6 +126,21 @@ mod tests {
         };
         for step in [101, 500, 1050, 1998] {
             assert!((cosine.learning_rate(step) - nanogpt(step as f64)).abs() < ROUNDING);
+        }
+    }
+
+    /// The paper's rate of update n, counted from 1: `d^-0.5 min(n^-0.5, n w^-1.5)`, whose peak is at w.
+    #[test]
+    fn the_schedule_of_the_2017_transformer_is_reproduced() {
+        let (width, warmup) = (512_f64, 4000_u64);
+        let peak_learning_rate = (width * warmup as f64).powf(-0.5);
+        let shape = ScheduleShape::InverseSqrt;
+        let schedule = Schedule { peak_learning_rate, warmup_steps: warmup - 1, num_steps: 100_000, shape };
+        for update in [1_u64, 2, 3999, 4000, 4001, 20_000, 100_000] {
+            let n = update as f64;
+            let expected = width.powf(-0.5) * n.powf(-0.5).min(n * (warmup as f64).powf(-1.5));
+            let rate = schedule.learning_rate(update - 1);
+            assert!((rate / expected - 1.0).abs() < 1e-12, "update {update}: {rate} {expected}");
         }
     }
 

@@ -259,7 +259,7 @@ fn scale_minimum(schedule: &mut ScheduleConfig, factor: f64) {
             decay.min_learning_rate *= factor;
         }
         Some(ScheduleShapeConfig::Wsd(wsd)) => wsd.min_learning_rate *= factor,
-        Some(ScheduleShapeConfig::Constant) | None => {}
+        Some(ScheduleShapeConfig::InverseSqrt | ScheduleShapeConfig::Constant) | None => {}
     }
 }
 

@@ -303,6 +303,7 @@ impl RunPlan {
         };
         let course = match self.schedule.shape {
             ScheduleShape::Constant => "then constant".to_owned(),
+            ScheduleShape::InverseSqrt => "then falling with the root of the step".to_owned(),
             ScheduleShape::Cosine { min_learning_rate } => {
                 format!("then a cosine down to {min_learning_rate}")
             }

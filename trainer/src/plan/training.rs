@@ -77,6 +77,7 @@ pub(super) fn resolve_schedule(train: &TrainConfig, notes: &mut Vec<String>) -> 
             let min_learning_rate = minimum("wsd", wsd.min_learning_rate)?;
             ScheduleShape::Wsd { decay_steps: wsd.decay_steps, min_learning_rate }
         }
+        Some(ScheduleShapeConfig::InverseSqrt) => ScheduleShape::InverseSqrt,
         Some(ScheduleShapeConfig::Constant) | None => ScheduleShape::Constant,
     };
     // Not an error: a trial run of a recipe with a few steps should not need a second key changed.
