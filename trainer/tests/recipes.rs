@@ -30,6 +30,7 @@ fn files() -> (Vec<PathBuf>, Vec<PathBuf>) {
     let mut files: Vec<PathBuf> = in_folder(experiments())
         .chain(in_folder(experiments().join("bench")))
         .chain(in_folder(experiments().join("routers")))
+        .chain(in_folder(experiments().join("shapes")))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .filter(|path| path.file_name().is_some_and(|name| name != "Cargo.toml"))
         .collect();
