@@ -125,7 +125,7 @@ pub fn complete(
 
 /// The scores of the token after `context`, as far as the model sees it.
 fn next_logits(model: &Transformer, context: &[u32], device: &Device) -> Result<Vec<f32>, TrainError> {
-    let visible = &context[context.len().saturating_sub(model.spec().max_seq_len)..];
+    let visible = &context[context.len().saturating_sub(model.spec().max_context_len())..];
     let ids = visible.iter().map(|id| *id as i32).collect();
     let input = ModelInput::upload(ids, None, [1, visible.len()], device);
     let hidden_td = model.forward(&input, Pass::Generation).hidden_td;

@@ -74,6 +74,7 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
     let written = CheckpointStore::open(&folder.paths().checkpoints())?.save(&Snapshot {
         model: &model,
         optimizer: &AdamW::new(&config.train.adamw),
+        carried: None,
         state: &state,
         config,
         plan,
