@@ -16,11 +16,13 @@ pub struct TokenBatch {
     pub target_ids: Vec<i32>,
     /// `[num_sequences * seq_len]`, row-major: for each input, which document of its row it belongs
     /// to, from 0; present when documents are masked. A token may attend to tokens with its own
-    /// number only.
+    /// number only. Of rows that follow others, 0 is the document of the token before them.
     pub segment_ids: Option<Vec<i32>>,
     /// `[num_sequences * seq_len]`, row-major: whether each target counts in the loss; `None` if all
     /// do. Padding, at the end of packed sequences, does not; it has a segment of its own.
     pub target_mask: Option<Vec<bool>>,
+    /// Whether each row goes on where the row in its place ended before: a model's state is kept.
+    pub follows: bool,
     /// `[num_sequences]`: domain of each sequence's first token; 0 where no domains are known.
     pub domains: Vec<u16>,
     /// `[num_sequences]`: index of each sequence's source in
@@ -55,11 +57,22 @@ impl TokenBatch {
             target_ids,
             segment_ids: mask_documents.then(segments),
             target_mask: None,
+            follows: false,
             domains: starts.iter().map(|start| store.domain(*start)).collect(),
             source_ids_b: vec![0; starts.len()],
             num_sequences: starts.len(),
             seq_len,
         })
+    }
+
+    /// The rows, which begin at `starts`, as what follows the tokens before them.
+    pub(crate) fn following(self, store: &TokenStore, starts: &[usize]) -> Self {
+        let behind_one = |start: &usize| {
+            let before = (start + store.len() - 1) % store.len();
+            store.segment_ids(before, self.seq_len + 1).split_off(1)
+        };
+        let segment_ids = self.segment_ids.as_ref().map(|_| starts.iter().flat_map(behind_one).collect());
+        Self { segment_ids, follows: true, ..self }
     }
 
     /// The packed sequence of `spans`, in this order, and padding after them.
@@ -84,6 +97,7 @@ impl TokenBatch {
             target_ids,
             segment_ids: Some(segments),
             target_mask: Some(mask),
+            follows: false,
             domains: vec![spans.first().map_or(0, |span| store.domain(span.start))],
             source_ids_b: vec![0],
             num_sequences: 1,

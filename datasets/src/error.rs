@@ -237,6 +237,21 @@ pub enum DatasetError {
         seq_len: usize,
     },
 
+    /// Not one window for each stream.
+    #[error(
+        "the train split has {num_tokens} tokens, but {num_streams} streams of {seq_len} need {}: use more text, a smaller \
+         `train.batch_tokens` or a shorter `train.seq_len`, or set `train.carry_state` to false",
+        num_streams.saturating_mul(*seq_len).max(seq_len + 1)
+    )]
+    TooShortForStreams {
+        /// Tokens there are.
+        num_tokens: usize,
+        /// Inputs of a window.
+        seq_len: usize,
+        /// Rows of a step.
+        num_streams: usize,
+    },
+
     /// Windows that leave tokens out, or do not move.
     #[error("the stride is {stride}, and windows have {seq_len} tokens: use 1..={seq_len}")]
     Stride {

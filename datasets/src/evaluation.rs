@@ -15,6 +15,7 @@ pub struct EvaluationWindows {
     seq_len: usize,
     num_windows: usize,
     mask_documents: bool,
+    follow: bool,
 }
 
 impl EvaluationWindows {
@@ -25,7 +26,7 @@ impl EvaluationWindows {
     pub fn new(store: Arc<TokenStore>, seq_len: usize) -> Result<Self, DatasetError> {
         store.require_sequence(seq_len)?;
         let num_windows = (store.len() - 1) / seq_len;
-        Ok(Self { store, seq_len, num_windows, mask_documents: false })
+        Ok(Self { store, seq_len, num_windows, mask_documents: false, follow: false })
     }
 
     /// The first windows only: as many as have `max_tokens` targets together, rounded up to one
@@ -38,6 +39,12 @@ impl EvaluationWindows {
     /// The same windows with or without [`TokenBatch::segment_ids`]; without is the default.
     pub fn with_document_masking(self, mask_documents: bool) -> Self {
         Self { mask_documents, ..self }
+    }
+
+    /// The same windows as one stream: each but the first follows the one before it
+    /// ([`TokenBatch::follows`]).
+    pub fn as_stream(self) -> Self {
+        Self { follow: true, ..self }
     }
 
     /// Number of windows.
@@ -60,16 +67,18 @@ impl EvaluationWindows {
     /// error if its tokens cannot be read.
     ///
     /// # Panics
-    /// If `sequences_per_batch` is 0.
+    /// If `sequences_per_batch` is 0, or above 1 of a stream.
     pub fn batches(
         &self,
         sequences_per_batch: usize,
     ) -> impl Iterator<Item = Result<TokenBatch, DatasetError>> + '_ {
         assert!(sequences_per_batch > 0, "evaluation in batches of 0 sequences");
+        assert!(!self.follow || sequences_per_batch == 1, "rows that follow one another");
         (0..self.num_windows).step_by(sequences_per_batch).map(move |first| {
             let last = (first + sequences_per_batch).min(self.num_windows);
             let starts: Vec<usize> = (first..last).map(|window| window * self.seq_len).collect();
-            TokenBatch::read(&self.store, &starts, self.seq_len, self.mask_documents)
+            let batch = TokenBatch::read(&self.store, &starts, self.seq_len, self.mask_documents)?;
+            Ok(if self.follow && first > 0 { batch.following(&self.store, &starts) } else { batch })
         })
     }
 }

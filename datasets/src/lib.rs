@@ -25,7 +25,8 @@
 //!    time.
 //! 5. The [`Loader`] reads windows at the positions that the [`Sampler`] gives, on a thread of its
 //!    own, and hands out [`TokenBatch`]es; its cursor is the whole state that a checkpoint needs.
-//!    [`EvaluationWindows`] go over a split once.
+//!    [`EvaluationWindows`] go over a split once. A model whose state goes from window to window
+//!    reads [`Streams`] instead, each row one stretch of the data.
 //!    With `packing = "best_fit"` sequences hold whole documents and padding, which
 //!    [`TokenBatch::target_mask`] tells apart.
 //!
@@ -45,8 +46,14 @@
 //! let config = DataConfig { cache_dir: Some(cache.path().to_path_buf()), ..DataConfig::new(source) };
 //! let dataset = prepare(&config, &Progress::silent())?;
 //! let packing = Packing::Concatenate;
-//! let loader_config =
-//!     LoaderConfig { seq_len: 32, sequences_per_batch: 8, seed: 1, mask_documents: false, packing };
+//! let loader_config = LoaderConfig {
+//!     seq_len: 32,
+//!     sequences_per_batch: 8,
+//!     seed: 1,
+//!     mask_documents: false,
+//!     packing,
+//!     num_streams: None,
+//! };
 //! let mut loader = Loader::new(dataset.train.clone(), loader_config, 0)?;
 //! let batch = loader.next_batch()?;
 //! assert_eq!(batch.input_ids.len(), 8 * 32);
@@ -93,6 +100,7 @@ mod span;
 mod split;
 mod stats;
 mod store;
+mod streams;
 mod token_files;
 mod token_text;
 mod token_width;
@@ -123,5 +131,6 @@ pub use sampler::Sampler;
 pub use sliding::SlidingWindows;
 pub use stats::{DatasetStatistics, DomainStatistics, SplitStatistics, TokenStatistics};
 pub use store::TokenStore;
+pub use streams::{StreamWindow, Streams};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::Vocabulary;

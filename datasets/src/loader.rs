@@ -28,12 +28,15 @@ pub struct LoaderConfig {
     pub mask_documents: bool,
     /// How sequences are made of documents; [`Packing::BestFit`] needs their borders.
     pub packing: Packing,
+    /// Read a single source as so many streams, one for each sequence of a step, in which windows
+    /// follow one another (see [`Streams`](crate::Streams)); `None` shuffles windows.
+    pub num_streams: Option<usize>,
 }
 
 impl LoaderConfig {
     fn cut(&self) -> Cut {
-        let Self { seq_len, mask_documents, packing, .. } = *self;
-        Cut { seq_len, mask_documents, packing }
+        let Self { seq_len, mask_documents, packing, num_streams, .. } = *self;
+        Cut { seq_len, mask_documents, packing, num_streams }
     }
 }
 
@@ -156,6 +159,7 @@ mod tests {
             seed: 3,
             mask_documents: true,
             packing: Packing::default(),
+            num_streams: None,
         }
     }
 
@@ -170,6 +174,29 @@ mod tests {
         let mut resumed = Loader::new(store, config(8, 3), loader.cursor()).unwrap();
         for _ in 0..40 {
             assert_eq!(resumed.next_batch().unwrap(), loader.next_batch().unwrap());
+        }
+    }
+
+    #[test]
+    fn rows_of_streams_go_on_and_say_which_document_they_go_on_with() {
+        let store = Arc::new(counting_store(&[&[10, 5, 9, 40]]));
+        let config = LoaderConfig { num_streams: Some(2), ..config(6, 2) };
+        let mut loader = Loader::new(store.clone(), config, 0).unwrap();
+        let mut ends = [0; 2];
+        // 5 windows in each of 2 streams of 64 tokens.
+        for step in 0..10 {
+            let batch = loader.next_batch().unwrap();
+            assert_eq!(batch.follows, step % 5 > 0);
+            let segments = batch.segment_ids.unwrap();
+            for row in 0..2 {
+                let first = batch.input_ids[row * 6] as usize;
+                let is_new = store.document_index(first) != store.document_index((first + 63) % 64);
+                if batch.follows {
+                    assert_eq!(first, (ends[row] + 1) % 64);
+                    assert_eq!(segments[row * 6], i32::from(is_new));
+                }
+                ends[row] = batch.input_ids[row * 6 + 5] as usize;
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use crate::mixture::{Draw, MixtureSchedule};
 use crate::packing::{PackedSequences, PackingFacts};
 use crate::sampler::Sampler;
 use crate::store::TokenStore;
+use crate::streams::Streams;
 
 /// How training sequences are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,7 @@ pub(crate) struct Cut {
     pub(crate) seq_len: usize,
     pub(crate) mask_documents: bool,
     pub(crate) packing: Packing,
+    pub(crate) num_streams: Option<usize>,
 }
 
 /// The training sequences of a run, by position.
@@ -41,6 +43,8 @@ struct SourceSamples {
 enum Order {
     /// A window of the concatenated documents.
     Windows(Sampler),
+    /// A window of the stream that its row reads.
+    Streams(Streams),
     /// One of the packed sequences, all of them once in each pass; `None` orders a single one.
     Packed(PackedSequences, Option<Sampler>),
 }
@@ -90,6 +94,9 @@ impl Samples {
             let starts: Vec<usize> = positions.map(|position| sampler.sample(position)).collect();
             return TokenBatch::read(store, &starts, self.cut.seq_len, self.cut.mask_documents);
         }
+        if let [SourceSamples { store, order: Order::Streams(streams) }] = self.sources.as_slice() {
+            return self.read_streams(store, streams, positions);
+        }
         let row = |position: u64| {
             let Draw { source, index } = self.schedule.draw(position);
             let batch = self.sources[source].read(index, self.cut)?;
@@ -99,10 +106,23 @@ impl Samples {
         TokenBatch::stacked(rows).ok_or(DatasetError::Zero { name: "sequences_per_batch" })
     }
 
+    /// The windows at `positions`, which are of one step.
+    fn read_streams(
+        &self,
+        store: &TokenStore,
+        streams: &Streams,
+        positions: std::ops::Range<u64>,
+    ) -> Result<TokenBatch, DatasetError> {
+        let follows = streams.window(positions.start).follows;
+        let starts: Vec<usize> = positions.map(|position| streams.window(position).start).collect();
+        let batch = TokenBatch::read(store, &starts, self.cut.seq_len, self.cut.mask_documents)?;
+        Ok(if follows { batch.following(store, &starts) } else { batch })
+    }
+
     /// What packing makes of each source; `None` where documents are concatenated.
     pub(crate) fn packing(&self) -> Vec<Option<PackingFacts>> {
         let facts = |source: &SourceSamples| match &source.order {
-            Order::Windows(_) => None,
+            Order::Windows(_) | Order::Streams(_) => None,
             Order::Packed(packed, _) => Some(packed.facts()),
         };
         self.sources.iter().map(facts).collect()
@@ -117,9 +137,12 @@ impl Samples {
 impl SourceSamples {
     fn new(store: Arc<TokenStore>, cut: Cut, seed: u64) -> Result<Self, DatasetError> {
         store.require_sequence(cut.seq_len)?;
-        let order = match cut.packing {
-            Packing::Concatenate => Order::Windows(Sampler::new(store.len(), cut.seq_len, seed)?),
-            Packing::BestFit => {
+        let order = match (cut.packing, cut.num_streams) {
+            (Packing::Concatenate, Some(num_streams)) => {
+                Order::Streams(Streams::new(store.len(), cut.seq_len, num_streams, seed)?)
+            }
+            (Packing::Concatenate, None) => Order::Windows(Sampler::new(store.len(), cut.seq_len, seed)?),
+            (Packing::BestFit, _) => {
                 let packed = PackedSequences::new(&store, cut.seq_len)?;
                 let num_sequences = packed.num_sequences() as usize;
                 // Windows of one sequence: a pass is a permutation of all.
@@ -136,6 +159,10 @@ impl SourceSamples {
         match &self.order {
             Order::Windows(sampler) => {
                 TokenBatch::read(&self.store, &[sampler.sample(index)], cut.seq_len, cut.mask_documents)
+            }
+            Order::Streams(streams) => {
+                let start = streams.window(index).start;
+                TokenBatch::read(&self.store, &[start], cut.seq_len, cut.mask_documents)
             }
             Order::Packed(packed, sampler) => {
                 let number = sampler.as_ref().map_or(0, |sampler| sampler.sample(index) as u64);

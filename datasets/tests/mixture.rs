@@ -44,6 +44,7 @@ fn loader_config(sequences_per_batch: usize) -> LoaderConfig {
         seed: 5,
         mask_documents: true,
         packing: Packing::default(),
+        num_streams: None,
     }
 }
 

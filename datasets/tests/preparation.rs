@@ -347,6 +347,7 @@ fn a_token_file_that_changes_while_it_is_read_is_an_error_that_names_it() {
         seed: 1,
         mask_documents: false,
         packing: Packing::default(),
+        num_streams: None,
     };
     let file = std::fs::OpenOptions::new().write(true).open(&train).unwrap();
     (&file).write_all(&[0xff; 1000]).unwrap();
@@ -767,6 +768,7 @@ fn too_short_a_split_is_named() {
         seed: 0,
         mask_documents: false,
         packing: Packing::default(),
+        num_streams: None,
     };
     let message = Loader::new(dataset.train, config, 0).unwrap_err().to_string();
     assert!(

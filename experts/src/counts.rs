@@ -86,7 +86,7 @@ impl FfnSpec {
     /// The work of the routed experts in a pass; `None` unless the block is a mixture.
     pub fn expert_work(&self, pass: PassSize) -> Option<ExpertWork> {
         let (rows, tokens) = match self {
-            Self::Dense(_) | Self::BlockSparse(_) => return None,
+            Self::Dense(_) | Self::BlockSparse(_) | Self::Absent => return None,
             Self::SoftMoe(soft) => (soft.experts.num_experts * soft.slots_per_expert, pass.seq_len),
             Self::Moe(moe) => match &moe.router.config.selection {
                 Selection::ExpertChoice(config) => {
@@ -103,6 +103,7 @@ impl FfnSpec {
     /// Parameters of the block between residual streams of width `d_model`.
     pub fn params(&self, d_model: usize, pass: PassSize) -> FfnParams {
         match self {
+            Self::Absent => FfnParams::default(),
             Self::Dense(dense) => FfnParams { dense: dense.params(d_model), ..FfnParams::default() },
             Self::BlockSparse(sparse) => {
                 FfnParams { block_sparse: sparse.params(d_model), ..FfnParams::default() }
@@ -124,6 +125,7 @@ impl FfnSpec {
     pub fn forward_flops(&self, d_model: usize, pass: PassSize) -> FfnFlops {
         let params = self.params(d_model, pass);
         let (vectors, num_slots, experts) = match self {
+            Self::Absent => return FfnFlops::default(),
             Self::Dense(dense) => {
                 return FfnFlops { dense: 2 * dense.matrix_params(d_model), ..FfnFlops::default() };
             }

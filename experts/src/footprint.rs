@@ -39,11 +39,12 @@ impl FfnSpec {
     pub fn footprint(&self, d_model: usize, pass: PassSize) -> Footprint {
         let (t, d) = (pass.micro_batch_tokens as f64, d_model as f64);
         match self {
+            Self::Absent => Footprint::default(),
             Self::Dense(dense) => {
                 let f = dense.d_ff as f64;
                 Footprint {
                     largest_param_bytes: F32_BYTES * d * f,
-                    ..rows(self.activation(), t, d, dense.d_ff)
+                    ..rows(dense.activation, t, d, dense.d_ff)
                 }
             }
             Self::BlockSparse(sparse) => sparse.footprint(d_model, t),

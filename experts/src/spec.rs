@@ -19,6 +19,8 @@ pub enum FfnSpec {
     SoftMoe(SoftMoeSpec),
     /// One block for every token, with block-sparse matrices.
     BlockSparse(BlockSparseSpec),
+    /// No block: the layer is what mixes tokens, and nothing else.
+    Absent,
 }
 
 /// A block that every token goes through.
@@ -148,7 +150,7 @@ impl FfnSpec {
         match self {
             Self::Moe(moe) => Some((&moe.experts, &moe.router)),
             Self::SoftMoe(soft) => Some((&soft.experts, &soft.router)),
-            Self::Dense(_) | Self::BlockSparse(_) => None,
+            Self::Dense(_) | Self::BlockSparse(_) | Self::Absent => None,
         }
     }
 
@@ -157,13 +159,14 @@ impl FfnSpec {
         self.routed().map(|(_, router)| router)
     }
 
-    /// The non-linearity.
-    pub fn activation(&self) -> Activation {
+    /// The non-linearity; `None` without a block.
+    pub fn activation(&self) -> Option<Activation> {
         match self {
-            Self::Dense(dense) => dense.activation,
-            Self::Moe(moe) => moe.experts.activation,
-            Self::SoftMoe(soft) => soft.experts.activation,
-            Self::BlockSparse(sparse) => sparse.activation,
+            Self::Dense(dense) => Some(dense.activation),
+            Self::Moe(moe) => Some(moe.experts.activation),
+            Self::SoftMoe(soft) => Some(soft.experts.activation),
+            Self::BlockSparse(sparse) => Some(sparse.activation),
+            Self::Absent => None,
         }
     }
 }

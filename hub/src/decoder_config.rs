@@ -47,7 +47,7 @@ pub(crate) fn read(keys: &Keys, defaults: Defaults) -> Result<ModelConfig, HubEr
     Ok(ModelConfig {
         num_layers: keys.size_of(&["num_hidden_layers"])?,
         d_model,
-        attention,
+        attention: Some(attention),
         ffn: FfnConfig { d_ff: keys.size("intermediate_size")?, ..plain_ffn(Activation::Swiglu) },
         norm: Some(NormConfig::Rms(RmsNormConfig { epsilon })),
         position: Some(PositionConfig::Rope(rope::read(keys, d_head, defaults.rope)?)),
@@ -61,7 +61,8 @@ pub(crate) fn bare(keys: &Keys) -> Result<ModelConfig, HubError> {
     Ok(ModelConfig {
         num_layers: 0,
         d_model: 0,
-        attention: plain_attention(1),
+        attention: Some(plain_attention(1)),
+        lstm: None,
         ffn: plain_ffn(Activation::Swiglu),
         norm: None,
         position: None,
@@ -144,7 +145,7 @@ pub(crate) fn read_window(
 /// `layer_types` of the model.
 pub(crate) fn layer_types(model: &ModelConfig) -> Value {
     let slides = |layer: usize| {
-        let window = model.attention.window.as_ref();
+        let window = model.attention().window.as_ref();
         window.is_some_and(|it| it.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
     };
     let name = |layer| if slides(layer) { "sliding_attention" } else { "full_attention" };
@@ -189,7 +190,7 @@ pub(crate) fn plain_moe(num_experts: usize, d_expert: usize, router: RouterConfi
 
 /// The keys that [`read`] reads.
 pub(crate) fn write(model: &ModelConfig) -> Map<String, Value> {
-    let heads = &model.attention;
+    let heads = model.attention();
     let d_head = heads.d_head.unwrap_or(model.d_model / heads.num_heads.max(1));
     let mut config = write_bare(model);
     let mut set = |key: &str, value: Value| {
@@ -215,7 +216,7 @@ pub(crate) fn write_bare(model: &ModelConfig) -> Map<String, Value> {
     let keys = json!({
         "hidden_size": model.d_model,
         "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.attention.num_heads,
+        "num_attention_heads": model.attention().num_heads,
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.num_positions,
         "initializer_range": model.init.std,

@@ -66,6 +66,12 @@ pub enum HubError {
         /// What to do.
         remedy: String,
     },
+    /// A model of a kind that no family has.
+    #[error("no published family has `{key}`: only models with attention can be exported")]
+    NoFamily {
+        /// The table of `[model]`.
+        key: &'static str,
+    },
 }
 
 impl HubError {

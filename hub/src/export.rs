@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use switchyard_experts::FfnSpec;
 use switchyard_ground::durable;
 use switchyard_model::{
-    InitConfig, LayerNormConfig, ModelConfig, ModelSpec, NormConfig, ParameterName, PositionKind, QkNorm,
-    QkNormConfig, RmsNormConfig,
+    InitConfig, LayerNormConfig, MixerSpec, ModelConfig, ModelSpec, NormConfig, ParameterName, PositionKind,
+    QkNorm, QkNormConfig, RmsNormConfig,
 };
 use switchyard_router::{BalancingScope, BiasRule, GatePrecision, RouterConfig, SoftmaxOrder};
 
@@ -68,8 +68,11 @@ pub struct Fit {
 /// constant under the root of the norm of queries and keys.
 ///
 /// # Errors
-/// If there is none: what the nearest family lacks.
+/// If there is none: what the nearest family lacks, or that all are of another kind.
 pub fn family_for(config: &ModelConfig, asked: Option<Family>) -> Result<Fit, HubError> {
+    if config.lstm.is_some() {
+        return Err(HubError::NoFamily { key: "model.lstm" });
+    }
     let families = asked.map_or(Family::ALL.to_vec(), |family| vec![family]);
     if let Some(family) = families.iter().find(|family| expresses(**family, config)) {
         return Ok(Fit { family: *family, deviation: None });
@@ -92,17 +95,18 @@ pub fn family_for(config: &ModelConfig, asked: Option<Family>) -> Result<Fit, Hu
 
 /// The model with one constant for all norms, as families have it that normalise queries and keys.
 fn with_one_epsilon(config: &ModelConfig) -> Option<(ModelConfig, String)> {
-    let settings = config.attention.qk_norm.settings()?;
+    let settings = config.attention.as_ref()?.qk_norm.settings()?;
     let epsilon = match config.norm.clone().unwrap_or_default() {
         NormConfig::Rms(RmsNormConfig { epsilon }) => epsilon,
         NormConfig::Layer(LayerNormConfig { epsilon, .. }) => epsilon,
+        NormConfig::Off {} => return None,
     };
     let deviation = format!(
         "`model.attention.qk_norm.epsilon` is {}, and the family has that of its other norms, {epsilon}",
         settings.epsilon
     );
     let mut adjusted = config.clone();
-    adjusted.attention.qk_norm = QkNorm::On(QkNormConfig { epsilon, ..settings });
+    adjusted.attention_mut().qk_norm = QkNorm::On(QkNormConfig { epsilon, ..settings });
     Some((adjusted, deviation))
 }
 
@@ -117,6 +121,7 @@ pub fn expresses(family: Family, config: &ModelConfig) -> bool {
 
 /// What the family's `config.json` says of the model, and the model.
 fn read_back(family: Family, config: &ModelConfig) -> Option<(ModelSpec, ModelSpec)> {
+    config.attention.as_ref()?;
     let path = Path::new("config.json");
     let keys = Keys::new(path, family.write(config));
     let seq_len = config.num_positions.unwrap_or(1);
@@ -168,6 +173,9 @@ fn computed(spec: ModelSpec) -> ModelSpec {
     let is_learned = matches!(spec.position, PositionKind::Learned);
     let max_seq_len = if is_learned { spec.num_positions() } else { 0 };
     let layers = spec.layers.into_iter().map(|mut layer| {
+        if let MixerSpec::Lstm(lstm) = &mut layer.mixer {
+            lstm.forget_bias = 0.0;
+        }
         if let FfnSpec::Moe(moe) = &mut layer.ffn {
             moe.experts.granularity = None;
             moe.router.config = computed_router(moe.router.config.clone());

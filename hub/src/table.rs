@@ -99,9 +99,14 @@ impl<'a> Table<'a> {
     }
 
     /// The attention of a layer.
+    ///
+    /// # Panics
+    /// If it has none, which no family has.
     pub(crate) fn attention_of(&self, layer: usize) -> &'a AttentionSpec {
-        let MixerSpec::Attention(attention) = &self.spec.layers[layer].mixer;
-        attention
+        match &self.spec.layers[layer].mixer {
+            MixerSpec::Attention(attention) => attention,
+            MixerSpec::Lstm(_) => panic!("layer {layer} has no attention"),
+        }
     }
 
     /// The channels of heads of queries or keys that positions turn, in the published order.

@@ -121,7 +121,7 @@ fn a_plain_mixture_of_our_own_is_a_mixtral() {
     let fit = family_for(&plain, None).unwrap();
     assert_eq!(fit, Fit { family: switchyard_hub::Family::Mixtral, deviation: None });
     let mut normed = plain;
-    normed.attention.qk_norm = switchyard_model::QkNorm::On(switchyard_model::QkNormConfig::default());
+    normed.attention_mut().qk_norm = switchyard_model::QkNorm::On(switchyard_model::QkNormConfig::default());
     let fit = family_for(&normed, None).unwrap();
     assert_eq!(fit.family, switchyard_hub::Family::Qwen3Moe);
     assert!(fit.deviation.unwrap().contains("qk_norm.epsilon"));

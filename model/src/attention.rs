@@ -199,7 +199,10 @@ fn heads(spec: &AttentionSpec, model: &ModelSpec) -> Heads {
     let alibi = match &model.position {
         PositionKind::FalconAlibi => Some(Alibi::Falcon),
         PositionKind::Alibi => Some(Alibi::Distance),
-        PositionKind::Rope { .. } | PositionKind::Learned | PositionKind::Sinusoidal => None,
+        PositionKind::Rope { .. }
+        | PositionKind::Learned
+        | PositionKind::Sinusoidal
+        | PositionKind::Absent => None,
     };
     let scale = match (spec.scale, &model.position) {
         (Some(scale), _) => Some(scale),

@@ -1,4 +1,5 @@
-//! One Transformer block: attention and a feed-forward block, one after the other or side by side.
+//! One block: what mixes tokens (attention or an LSTM) and a feed-forward block, one after the other
+//! or side by side.
 
 mod provenance;
 
@@ -9,13 +10,13 @@ use switchyard_experts::{
     DenseSpec, Experts, ExpertsSpec, ExpertsWeights, FfnSpec, MoeAux, MoeInput, MoeLayer, MoeOutput, MoeSpec,
     RouterSpec, SoftMoeSpec,
 };
-use switchyard_kernels::{CausalMask, ExpertBiases, RotaryTable};
+use switchyard_kernels::{ExpertBiases, RotaryTable};
 use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
 };
 
-use crate::attention::{AttentionCache, CachedSequence};
-use crate::{Attention, MixerSpec, ModelSpec, Norm, ParameterSource, Pass, Residual};
+use crate::mixer::MixerCache;
+use crate::{BlockContext, LstmState, Mixer, ModelSpec, Norm, ParameterSource, Pass, Residual};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]
@@ -32,15 +33,17 @@ pub enum FeedForward {
     BlockSparse(BlockSparseFfn),
 }
 
-/// One Transformer block: attention and a feed-forward block, joined to the residual stream as
+/// One block: what mixes tokens and a feed-forward block, joined to the residual stream as
 /// [`Residual`] says.
 #[derive(Module, Debug)]
 pub struct Block {
-    attention_norm: Norm,
-    attention: Attention,
-    /// `None` if the feed-forward block reads what attention reads.
+    /// `None` in a model without norms.
+    attention_norm: Option<Norm>,
+    mixer: Mixer,
+    /// `None` also if the feed-forward block reads what the mixer reads.
     ffn_norm: Option<Norm>,
-    ffn: FeedForward,
+    /// `None` if the mixer is all of the block.
+    ffn: Option<FeedForward>,
     #[module(skip)]
     residual: Residual,
     /// Factor on what each half adds.
@@ -54,9 +57,9 @@ pub struct Block {
     key: String,
 }
 
-/// What a block has once its attention is done.
+/// What a block has once its mixer is done.
 struct FfnInput {
-    /// The residual stream with what attention added.
+    /// The residual stream with what the mixer added.
     x_td: Tensor<2>,
     /// The residual stream that the feed-forward block belongs to.
     residual_td: Tensor<2>,
@@ -71,31 +74,28 @@ impl FfnInput {
     }
 }
 
-/// What attention read and gave.
+/// What the mixer read and gave.
 struct Mixed {
     read_td: Tensor<2>,
     mixed_td: Tensor<2>,
 }
 
-/// What every block of one forward pass reads beside the residual stream.
-#[derive(Debug, Clone, Copy)]
-pub struct BlockContext<'a> {
-    /// Rotary positions, if the model has them.
-    pub rotary: Option<&'a RotaryTable>,
-    /// Who may look at whom.
-    pub mask: &'a CausalMask,
-    /// `[batch * seq]` token ids.
-    pub token_ids_t: &'a [u32],
-    /// Tokens of one sequence.
-    pub seq_len: usize,
-    /// What the pass is for.
-    pub pass: Pass<'a>,
+/// What a block gives.
+#[derive(Debug)]
+pub struct BlockOutput {
+    /// The residual stream behind it, `[batch * seq, d_model]`.
+    pub x_td: Tensor<2>,
+    /// What the mixture learned, if there is one.
+    pub aux: Option<MoeAux>,
+    /// What a recurrent layer hands to the tokens that come next.
+    pub state: Option<LstmState>,
 }
 
 impl FeedForward {
-    /// The feed-forward block of layer `layer`, its values drawn under `key`.
-    pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
-        match &spec.layers[layer].ffn {
+    /// The feed-forward block of layer `layer`, its values drawn under `key`; `None` if it has none.
+    pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Option<Self> {
+        Some(match &spec.layers[layer].ffn {
+            FfnSpec::Absent => return None,
             FfnSpec::Dense(dense) => Self::Dense(dense_ffn(spec, dense, key, source)),
             FfnSpec::BlockSparse(sparse) => {
                 Self::BlockSparse(block_sparse_ffn(spec, sparse, layer, key, source))
@@ -110,7 +110,7 @@ impl FeedForward {
                 let columns = soft.num_slots() as usize;
                 Self::Moe(moe_layer(spec, experts, (router, columns), None, key, source))
             }
-        }
+        })
     }
 }
 
@@ -118,17 +118,15 @@ impl Block {
     /// Block number `layer`, counted from 0.
     pub fn new(spec: &ModelSpec, layer: usize, source: &ParameterSource) -> Self {
         let key = format!("blocks.{layer}");
-        let MixerSpec::Attention(attention) = &spec.layers[layer].mixer;
-        let attention = Attention::new(attention, spec, &format!("{key}.attention"), source);
+        let mixer = Mixer::new(spec, layer, &key, source);
         let ffn = FeedForward::new(spec, layer, &format!("{key}.ffn"), source);
-        let residual = spec.layers[layer].residual;
         let norm = || Norm::new(spec.norm, spec.d_model, source);
         Self {
             attention_norm: norm(),
-            attention,
-            ffn_norm: (residual != Residual::Parallel).then(norm),
+            mixer,
+            ffn_norm: spec.layers[layer].has_ffn_norm().then(norm).flatten(),
             ffn,
-            residual,
+            residual: spec.layers[layer].residual,
             multiplier: spec.multipliers.residual,
             dropout: spec.dropout,
             layer,
@@ -136,13 +134,14 @@ impl Block {
         }
     }
 
-    /// The residual stream after this block, and what the mixture learned, if there is one.
+    /// The residual stream after this block, what the mixture learned, and the layer's state.
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<MoeAux>) {
-        let mixed = self.mix(x_td.clone(), context);
-        self.feed_forward(x_td, mixed, context)
+    pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> BlockOutput {
+        let (mixed, state) = self.mix(x_td.clone(), context);
+        let (x_td, aux) = self.feed_forward(x_td, mixed, context);
+        BlockOutput { x_td, aux, state }
     }
 
     /// As [`Block::forward`] of a single sequence, and what is kept of its tokens.
@@ -150,17 +149,16 @@ impl Block {
         &self,
         x_td: Tensor<2>,
         context: &BlockContext<'_>,
-        cache: AttentionCache,
-    ) -> (Tensor<2>, Option<MoeAux>, AttentionCache) {
-        let read_td = self.attention_input(x_td.clone());
-        let seen = (context.rotary, context.mask);
-        let (mixed_td, cache) = self.attention.forward_and_keep(read_td.clone(), seen, cache);
+        cache: MixerCache,
+    ) -> (Tensor<2>, Option<MoeAux>, MixerCache) {
+        let read_td = self.mixer_input(x_td.clone());
+        let (mixed_td, cache) = self.mixer.forward_and_keep(read_td.clone(), context, cache);
         let (x_td, aux) = self.feed_forward(x_td, Mixed { read_td, mixed_td }, context);
         (x_td, aux, cache)
     }
 
     /// As [`Block::forward`] of the next token of each sequence, which sees those before it by what
-    /// was kept of them.
+    /// was kept of them. Each has a table of angles for all its positions, if the model has angles.
     ///
     /// # Shapes
     /// - `x_bd`: `[sequences, d_model]`; returns the same
@@ -168,15 +166,16 @@ impl Block {
         &self,
         x_bd: Tensor<2>,
         context: &BlockContext<'_>,
-        sequences: Vec<CachedSequence<'_>>,
-    ) -> (Tensor<2>, Option<MoeAux>, Vec<AttentionCache>) {
-        let read_td = self.attention_input(x_bd.clone());
-        let (mixed_td, caches) = self.attention.forward_cached(read_td.clone(), sequences);
+        caches: Vec<MixerCache>,
+        rotary: &[Option<&RotaryTable>],
+    ) -> (Tensor<2>, Option<MoeAux>, Vec<MixerCache>) {
+        let read_td = self.mixer_input(x_bd.clone());
+        let (mixed_td, caches) = self.mixer.forward_cached(read_td.clone(), caches, rotary);
         let (x_bd, aux) = self.feed_forward(x_bd, Mixed { read_td, mixed_td }, context);
         (x_bd, aux, caches)
     }
 
-    /// The residual stream after the block, once attention is done.
+    /// The residual stream after the block, once the mixer is done.
     fn feed_forward(
         &self,
         x_td: Tensor<2>,
@@ -185,9 +184,10 @@ impl Block {
     ) -> (Tensor<2>, Option<MoeAux>) {
         let input = self.ffn_input(x_td, mixed, context.pass);
         let (hidden_td, aux) = match &self.ffn {
-            FeedForward::Dense(ffn) => (ffn.forward(input.normed_td), None),
-            FeedForward::BlockSparse(ffn) => (ffn.forward(input.normed_td), None),
-            FeedForward::Moe(moe) => {
+            None => return (input.x_td, None),
+            Some(FeedForward::Dense(ffn)) => (ffn.forward(input.normed_td), None),
+            Some(FeedForward::BlockSparse(ffn)) => (ffn.forward(input.normed_td), None),
+            Some(FeedForward::Moe(moe)) => {
                 let output = self.forward_moe(moe, input.residual_td, input.normed_td, context);
                 (output.hidden_td, Some(output.aux))
             }
@@ -195,52 +195,50 @@ impl Block {
         (self.add_ffn(input.x_td, hidden_td, context.pass), aux)
     }
 
-    /// What attention gives to this residual stream, and what it read.
+    /// What the mixer gives to this residual stream, and what it read; and the layer's state.
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    fn mix(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> Mixed {
-        let read_td = self.attention_input(x_td);
-        let mixed_td = self.attention.forward(read_td.clone(), context.rotary, context.mask);
-        Mixed { read_td, mixed_td }
+    fn mix(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Mixed, Option<LstmState>) {
+        let read_td = self.mixer_input(x_td);
+        let (mixed_td, state) = self.mixer.forward(read_td.clone(), self.layer, context);
+        (Mixed { read_td, mixed_td }, state)
     }
 
-    /// What attention reads of the residual stream.
-    fn attention_input(&self, x_td: Tensor<2>) -> Tensor<2> {
+    /// What the mixer reads of the residual stream.
+    fn mixer_input(&self, x_td: Tensor<2>) -> Tensor<2> {
         match self.residual {
             Residual::Sequential | Residual::Parallel | Residual::ParallelNorms => {
-                self.attention_norm.forward(x_td)
+                normed(self.attention_norm.as_ref(), x_td)
             }
             Residual::OutputNorm | Residual::PostNorm => x_td,
         }
     }
 
-    /// What is there once attention is done.
+    /// What is there once the mixer is done.
     ///
     /// # Shapes
     /// - all: `[batch * seq, d_model]`
     fn ffn_input(&self, x_td: Tensor<2>, mixed: Mixed, pass: Pass<'_>) -> FfnInput {
         let Mixed { read_td, mixed_td } = mixed;
-        let added = |mixed_td| self.scaled(self.drop_out("attention", mixed_td, pass));
-        let normed = |x_td: Tensor<2>| match &self.ffn_norm {
-            Some(norm) => norm.forward(x_td),
-            None => x_td,
-        };
+        let added = |mixed_td| self.scaled(self.drop_out(self.mixer.name(), mixed_td, pass));
+        let mixer_normed = |x_td| normed(self.attention_norm.as_ref(), x_td);
+        let ffn_normed = |x_td| normed(self.ffn_norm.as_ref(), x_td);
         match self.residual {
             Residual::Sequential => {
                 let x_td = x_td + added(mixed_td);
-                FfnInput { residual_td: x_td.clone(), normed_td: normed(x_td.clone()), x_td }
+                FfnInput { residual_td: x_td.clone(), normed_td: ffn_normed(x_td.clone()), x_td }
             }
             Residual::Parallel => {
                 FfnInput { x_td: x_td.clone() + added(mixed_td), residual_td: x_td, normed_td: read_td }
             }
             Residual::ParallelNorms => FfnInput {
-                normed_td: normed(x_td.clone()),
+                normed_td: ffn_normed(x_td.clone()),
                 x_td: x_td.clone() + added(mixed_td),
                 residual_td: x_td,
             },
-            Residual::OutputNorm => FfnInput::of_stream(x_td + added(self.attention_norm.forward(mixed_td))),
-            Residual::PostNorm => FfnInput::of_stream(self.attention_norm.forward(x_td + added(mixed_td))),
+            Residual::OutputNorm => FfnInput::of_stream(x_td + added(mixer_normed(mixed_td))),
+            Residual::PostNorm => FfnInput::of_stream(mixer_normed(x_td + added(mixed_td))),
         }
     }
 
@@ -290,16 +288,16 @@ impl Block {
 
     /// The block with its router's bias updated by what a step's tokens said.
     pub(super) fn with_balanced_router(self, count: &BalanceCount) -> Self {
-        let ffn = match self.ffn {
+        let ffn = self.ffn.map(|ffn| match ffn {
             FeedForward::Moe(moe) => FeedForward::Moe(moe.rebalanced(count)),
             other @ (FeedForward::Dense(_) | FeedForward::BlockSparse(_)) => other,
-        };
+        });
         Self { ffn, ..self }
     }
 
     /// The mixture, if this block has one.
     pub fn moe(&self) -> Option<&MoeLayer> {
-        match &self.ffn {
+        match self.ffn.as_ref()? {
             FeedForward::Moe(moe) => Some(moe),
             FeedForward::Dense(_) | FeedForward::BlockSparse(_) => None,
         }
@@ -310,6 +308,14 @@ impl Block {
             Some(noise) => noise.dropout(&format!("{}.{site}", self.key), x_td, self.dropout),
             None => x_td,
         }
+    }
+}
+
+/// The rows normalised, where there is a norm.
+fn normed(norm: Option<&Norm>, x_td: Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x_td),
+        None => x_td,
     }
 }
 

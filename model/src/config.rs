@@ -7,23 +7,29 @@ use switchyard_ground::open_choice::OpenChoice;
 
 use crate::{AttentionBias, QkNorm, RopeScaling};
 
-/// A decoder-only Transformer language model. The vocabulary comes from the tokenizer.
+/// A language model: a decoder-only Transformer, or layers of LSTM. The vocabulary comes from the
+/// tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{ "required": ["attention"] }, { "required": ["lstm"] }]))]
 pub struct ModelConfig {
-    /// Transformer blocks.
+    /// Layers: each mixes tokens, then has a feed-forward block.
     pub num_layers: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Attention and its heads.
-    pub attention: AttentionConfig,
+    /// Attention and its heads; this or `lstm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionConfig>,
+    /// A long short-term memory in place of attention, in every layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lstm: Option<LstmConfig>,
     /// Feed-forward block: dense, or a mixture of experts.
     pub ffn: FfnConfig,
     /// Normalisation before each sub-block and before the head; `rms` if none is given.
     #[serde(default, with = "switchyard_ground::open_choice")]
     #[schemars(with = "OpenChoice<NormConfig>")]
     pub norm: Option<NormConfig>,
-    /// How the model knows token order; `rope` if none is given.
+    /// How attention knows token order; `rope` if none is given.
     #[serde(default, with = "switchyard_ground::open_choice")]
     #[schemars(with = "OpenChoice<PositionConfig>")]
     pub position: Option<PositionConfig>,
@@ -58,6 +64,24 @@ pub struct ModelConfig {
     /// Id of the padding token, whose row of the embedding no lookup moves; absent is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding_id: Option<usize>,
+}
+
+impl ModelConfig {
+    /// The attention of a model that is known to have it.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn attention(&self) -> &AttentionConfig {
+        self.attention.as_ref().unwrap_or_else(|| panic!("a model without attention"))
+    }
+
+    /// As [`ModelConfig::attention`], to be changed.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn attention_mut(&mut self) -> &mut AttentionConfig {
+        self.attention.as_mut().unwrap_or_else(|| panic!("a model without attention"))
+    }
 }
 
 /// `[model.multipliers]`: fixed factors (Granite; arXiv:2408.13359, section 3).
@@ -159,6 +183,21 @@ pub struct AttentionConfig {
     pub latent: Option<LatentConfig>,
 }
 
+/// `[model.lstm]`: a long short-term memory (Hochreiter and Schmidhuber, 1997) with the gates of
+/// PyTorch's `nn.LSTM` and one bias.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LstmConfig {
+    /// Cells of a layer; absent is `d_model`. Any other number is projected to `d_model`, which is
+    /// then also what the next step sees (arXiv:1402.1128, section 2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_hidden: Option<usize>,
+    /// Initial bias of the forget gate; default 1: cells that begin by remembering let gradients
+    /// through (Jozefowicz, Zaremba and Sutskever, 2015).
+    #[serde(default = "default_forget_bias")]
+    pub forget_bias: f64,
+}
+
 /// `[model.attention.window]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -192,7 +231,8 @@ pub struct LatentConfig {
 pub struct FfnConfig {
     /// Non-linearity, of the dense block and of each expert.
     pub activation: Activation,
-    /// Hidden width of the dense block; needed unless every layer is MoE.
+    /// Hidden width of the dense block; needed unless every layer is MoE. Without it, layers of LSTM
+    /// that are not MoE have no feed-forward block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_ff: Option<usize>,
     /// Biases on the dense block's projections (GPT-2); default false. Experts have none.
@@ -208,12 +248,14 @@ pub struct FfnConfig {
 
 /// Normalisation; `[model.norm]` holds at most one of the tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum NormConfig {
     /// Root-mean-square norm, no mean, no bias (arXiv:1910.07467).
     Rms(RmsNormConfig),
     /// Layer norm (arXiv:1607.06450).
     Layer(LayerNormConfig),
+    /// No norm, neither in the layers nor before the head.
+    Off {},
 }
 
 impl Default for NormConfig {
@@ -309,6 +351,10 @@ impl Default for InitConfig {
     fn default() -> Self {
         Self { std: default_std(), scale_residual: true }
     }
+}
+
+fn default_forget_bias() -> f64 {
+    1.0
 }
 
 fn default_epsilon() -> f64 {

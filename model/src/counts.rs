@@ -3,13 +3,14 @@
 //! Sums over what the blocks of the layers count for themselves.
 //!
 //! Letters in formulas: d model width, q = query heads * head width, g = key/value heads * head
-//! width, s sequence length, v vocabulary.
+//! width, h cells of an LSTM, s sequence length, v vocabulary.
 
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnParams, PassSize};
 
 use crate::{
-    AttentionPart, AttentionSpec, LatentConfig, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind,
+    AttentionPart, AttentionSpec, LatentConfig, LayerSpec, LstmSpec, MixerSpec, ModelSpec, NormKind,
+    PositionKind,
 };
 
 /// Size and cost of a model.
@@ -44,6 +45,10 @@ pub struct ParameterBreakdown {
     /// Projections, their biases and QK-norms: per layer 2 d q + 2 d g, with biases q + 2 g + d
     /// more, with QK-norm of each head two head widths, of whole projections q + g more.
     pub attention: u64,
+    /// LSTMs: per layer 8 d h of the gates' matrices and 4 h of their biases, and d h of a
+    /// projection.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lstm: u64,
     /// One or two norms per layer and the one before the head.
     pub norm: u64,
     /// Dense feed-forward blocks; this and the next four as in [`FfnParams`].
@@ -79,6 +84,9 @@ pub struct ForwardFlops {
     pub attention_projections: u64,
     /// Scores and weighted sum.
     pub attention_mixing: u64,
+    /// Gates and projections of LSTMs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lstm: u64,
     /// Dense feed-forward blocks.
     pub dense_ffn: u64,
     /// Block-sparse feed-forward blocks.
@@ -131,6 +139,7 @@ impl ParameterBreakdown {
         let norm_params = match spec.norm {
             NormKind::Rms { .. } | NormKind::Layer { bias: false, .. } => d,
             NormKind::Layer { bias: true, .. } => 2 * d,
+            NormKind::Off => 0,
         };
         let num_norms =
             spec.layers.iter().map(LayerSpec::num_norms).sum::<u64>() + u64::from(spec.has_final_norm());
@@ -143,6 +152,7 @@ impl ParameterBreakdown {
                 0
             },
             attention: attentions(spec).map(|attention| attention_params(attention, d)).sum(),
+            lstm: lstms(spec).map(|lstm| lstm_params(lstm, d)).sum(),
             norm: num_norms * norm_params,
             dense_ffn: of_blocks.dense,
             block_sparse_ffn: of_blocks.block_sparse,
@@ -157,6 +167,7 @@ impl ParameterBreakdown {
         self.embedding
             + self.position
             + self.attention
+            + self.lstm
             + self.norm
             + self.dense_ffn
             + self.block_sparse_ffn
@@ -173,6 +184,7 @@ impl ForwardFlops {
         let mut flops = Self {
             attention_projections: attentions(spec).map(|it| 2 * projection_params(it, d)).sum(),
             attention_mixing: attentions(spec).map(|it| mixing_flops(it, s)).sum(),
+            lstm: lstms(spec).map(|it| 2 * lstm_matrix_params(it, d)).sum(),
             dense_ffn: 0,
             block_sparse_ffn: 0,
             router: 0,
@@ -197,6 +209,7 @@ impl ForwardFlops {
         let parts = [
             self.attention_projections,
             self.attention_mixing,
+            self.lstm,
             self.dense_ffn,
             self.block_sparse_ffn,
             self.router,
@@ -211,13 +224,44 @@ impl ForwardFlops {
 
 /// The attention of each layer.
 fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
-    spec.layers.iter().map(|layer| {
-        let MixerSpec::Attention(attention) = &layer.mixer;
-        attention
+    spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        MixerSpec::Attention(attention) => Some(attention),
+        MixerSpec::Lstm(_) => None,
     })
 }
 
-pub(crate) fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
+/// The LSTM of each layer.
+fn lstms(spec: &ModelSpec) -> impl Iterator<Item = &LstmSpec> {
+    spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        MixerSpec::Attention(_) => None,
+        MixerSpec::Lstm(lstm) => Some(lstm),
+    })
+}
+
+/// Parameters of what mixes tokens in a layer.
+pub(crate) fn mixer_params(mixer: &MixerSpec, d: u64) -> u64 {
+    match mixer {
+        MixerSpec::Attention(attention) => attention_params(attention, d),
+        MixerSpec::Lstm(lstm) => lstm_params(lstm, d),
+    }
+}
+
+fn lstm_params(lstm: &LstmSpec, d: u64) -> u64 {
+    lstm_matrix_params(lstm, d) + 4 * lstm.d_hidden as u64
+}
+
+/// Parameters of the matrices.
+fn lstm_matrix_params(lstm: &LstmSpec, d: u64) -> u64 {
+    let h = lstm.d_hidden as u64;
+    let projection = if lstm.has_projection(d as usize) { h * d } else { 0 };
+    2 * d * 4 * h + projection
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn attention_params(attention: &AttentionSpec, d: u64) -> u64 {
     let projections = projections(attention, d);
     let biases = projections.iter().filter(|(part, _)| attention.has_bias(*part));
     let biases: u64 = biases.map(|(_, [_, output])| output).sum();
@@ -362,6 +406,25 @@ mod tests {
     }
 
     #[test]
+    fn an_lstm_counted_by_hand() {
+        let of_width = |d_hidden: usize| {
+            let mut spec = with_layers([FfnSpec::Absent]);
+            spec.layers[0].mixer = MixerSpec::Lstm(LstmSpec { d_hidden, forget_bias: 1.0 });
+            (spec.norm, spec.position) = (NormKind::Off, PositionKind::Absent);
+            ModelCounts::of(&spec, 6)
+        };
+        // Embedding 5*2, head 2*5; two matrices of 2x8 and a bias of 8.
+        let counts = of_width(2);
+        assert_eq!(counts.total_params, 10 + 10 + 2 * 16 + 8);
+        assert_eq!(counts.active_params, counts.total_params);
+        assert_eq!(counts.forward_flops_per_token, 2 * (2 * 16 + 10));
+        // Two matrices of 2x12, a bias of 12, a projection of 3x2.
+        let projected = of_width(3);
+        assert_eq!(projected.params.lstm, 2 * 24 + 12 + 6);
+        assert_eq!(projected.forward_flops.lstm, 2 * (2 * 24 + 6));
+    }
+
+    #[test]
     fn a_block_sparse_layer_counted_by_hand() {
         let matrices = BlockSparseConfig { block: 1, d_ff: 6, density: 0.5, seed: 0, topology: None };
         let block = BlockSparseSpec { activation: Activation::Relu, matrices };
@@ -387,7 +450,7 @@ mod tests {
     #[test]
     fn biases_positions_and_norms_counted_by_hand() {
         let mut layers = with_layers([dense_block(true)]).layers;
-        let MixerSpec::Attention(attention) = &mut layers[0].mixer;
+        let MixerSpec::Attention(attention) = &mut layers[0].mixer else { panic!("attention") };
         (attention.bias, attention.qk_norm) = (AttentionBias::All, QkNorm::On(QkNormConfig::default()));
         let spec = ModelSpec {
             layers,

@@ -6,13 +6,13 @@
 //! once.
 //!
 //! Letters in formulas: t tokens of the pass, d model width, q = query heads * head width, g =
-//! key/value heads * head width, h query heads, s sequence length, v vocabulary.
+//! key/value heads * head width, h query heads, c cells of an LSTM, s sequence length, v vocabulary.
 
-use switchyard_experts::{Footprint, PassSize};
+use switchyard_experts::{FfnSpec, Footprint, PassSize};
 use switchyard_kernels::{attention_elements_per_thread, num_logits_held};
 
-use crate::counts::attention_params;
-use crate::{AttentionSpec, LayerSpec, MixerSpec, ModelSpec, Residual};
+use crate::counts::mixer_params;
+use crate::{AttentionSpec, LayerSpec, LstmSpec, MixerSpec, ModelSpec, NormKind, Residual};
 
 /// Bytes of one f32, the type of tensors.
 const F32_BYTES: f64 = 4.0;
@@ -31,10 +31,10 @@ pub struct ModelFootprint {
 /// Memory of one layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerFootprint {
-    /// Attention and the norm before it.
-    pub attention: Footprint,
-    /// Parameters of attention and of its norm.
-    pub attention_param_bytes: f64,
+    /// Attention, or the LSTM in its place, and the norm before it.
+    pub mixer: Footprint,
+    /// Parameters of it and of its norm.
+    pub mixer_param_bytes: f64,
     /// The feed-forward block and the norm before it.
     pub ffn: Footprint,
     /// Parameters of the feed-forward block and of its norm.
@@ -81,20 +81,19 @@ impl ModelFootprint {
 
     /// Most bytes that a thread has of its own in one part.
     pub fn thread_bytes(&self) -> f64 {
-        let parts = self.layers.iter().flat_map(|layer| [layer.attention, layer.ffn]);
+        let parts = self.layers.iter().flat_map(|layer| [layer.mixer, layer.ffn]);
         parts.map(|part| part.thread_bytes).fold(0.0, f64::max)
     }
 
     /// The largest matrix, or stack of matrices.
     pub fn largest_param_bytes(&self) -> f64 {
-        let parts = self.layers.iter().flat_map(|layer| [layer.attention, layer.ffn]);
+        let parts = self.layers.iter().flat_map(|layer| [layer.mixer, layer.ffn]);
         parts.map(|part| part.largest_param_bytes).fold(self.head.embedding_bytes, f64::max)
     }
 }
 
 impl LayerFootprint {
     fn of(layer: &LayerSpec, spec: &ModelSpec, pass: PassSize) -> Self {
-        let MixerSpec::Attention(attention) = &layer.mixer;
         let (t, d) = (pass.micro_batch_tokens as f64, spec.d_model as f64);
         let params = layer.ffn.params(spec.d_model, pass);
         let ffn_params = params
@@ -104,16 +103,24 @@ impl LayerFootprint {
             .saturating_add(params.routed_experts)
             .saturating_add(params.shared_experts);
         // The norm keeps its input, and the block the norm's output. Halves side by side share
-        // both.
-        let norm_widths = if layer.residual == Residual::Parallel { 0.0 } else { 2.0 };
+        // both. Without a norm the block keeps the stream itself.
+        let of_norm = if spec.norm == NormKind::Off { 1.0 } else { 2.0 };
         let mask_widths = if spec.dropout > 0.0 { 1.0 } else { 0.0 };
         let block = layer.ffn.footprint(spec.d_model, pass);
-        let stream_bytes = F32_BYTES * t * d * (norm_widths + mask_widths);
-        let of_attention = attention.footprint(t, spec);
-        let kept_bytes = of_attention.kept_bytes + F32_BYTES * t * d * (2.0 + mask_widths);
+        let ffn_widths = match (&layer.ffn, layer.residual) {
+            (FfnSpec::Absent, _) => 0.0,
+            (_, Residual::Parallel) => mask_widths,
+            _ => of_norm + mask_widths,
+        };
+        let stream_bytes = F32_BYTES * t * d * ffn_widths;
+        let of_mixer = match &layer.mixer {
+            MixerSpec::Attention(attention) => attention.footprint(t, spec),
+            MixerSpec::Lstm(lstm) => lstm.footprint(t, spec.d_model),
+        };
+        let kept_bytes = of_mixer.kept_bytes + F32_BYTES * t * d * (of_norm + mask_widths);
         Self {
-            attention: Footprint { kept_bytes, ..of_attention },
-            attention_param_bytes: F32_BYTES * attention_params(attention, spec.d_model as u64) as f64,
+            mixer: Footprint { kept_bytes, ..of_mixer },
+            mixer_param_bytes: F32_BYTES * mixer_params(&layer.mixer, spec.d_model as u64) as f64,
             ffn: Footprint { kept_bytes: block.kept_bytes + stream_bytes, ..block },
             ffn_param_bytes: F32_BYTES * ffn_params as f64,
         }
@@ -133,6 +140,23 @@ impl AttentionSpec {
             thread_bytes: F32_BYTES
                 * attention_elements_per_thread(spec.max_seq_len, self.d_head, self.d_value()) as f64,
             largest_param_bytes: F32_BYTES * spec.d_model as f64 * q,
+            ..Footprint::default()
+        }
+    }
+}
+
+impl LstmSpec {
+    /// The inputs in the order of steps are kept (d), and of each step the gates before and the
+    /// factors of products behind their non-linearities (4 c + 4 c), the cells before and behind
+    /// theirs (2 c), and what it gives to the next one (d), before a projection too (c). The backward
+    /// pass makes the gradient of the gates, and for the pieces that they are cut into as much again.
+    fn footprint(&self, num_tokens: f64, d_model: usize) -> Footprint {
+        let (c, d) = (self.d_hidden as f64, d_model as f64);
+        let projected = if self.has_projection(d_model) { c } else { 0.0 };
+        Footprint {
+            kept_bytes: F32_BYTES * num_tokens * (10.0 * c + 2.0 * d + projected),
+            backward_bytes: F32_BYTES * num_tokens * (8.0 * c + d),
+            largest_param_bytes: F32_BYTES * 4.0 * c * d,
             ..Footprint::default()
         }
     }

@@ -1,5 +1,5 @@
-//! The decoder-only Transformer: a specification per layer, the network, the names of its
-//! parameters and its counts.
+//! The language model, a decoder-only Transformer or layers of LSTM: a specification per layer, the
+//! network, the names of its parameters and its counts.
 //!
 //! Nothing here reads a file or trains.
 //!
@@ -8,7 +8,8 @@
 //! | what did the user write in `[model]` | `config` |
 //! | what is each layer | `spec`; from what is written: `resolve` |
 //! | text token by token | `transformer/cached` |
-//! | the network | `transformer`, of `embedding`, `block`, `attention`, `norm`; what it goes over: `pass` |
+//! | the network | `transformer`, of `embedding`, `block`, `mixer` (`attention` or `lstm`), `norm`; what it goes over: `pass` |
+//! | what a recurrent model hands from one window to the next | `state` |
 //! | how rotary angles are stretched | `rope_scaling` |
 //! | where initial values and the noise of a step come from | [`random`] |
 //! | what is a parameter called, and what is it for | `names`, `parameters` |
@@ -23,6 +24,8 @@ mod config;
 mod counts;
 mod embedding;
 mod footprint;
+mod lstm;
+mod mixer;
 mod names;
 mod non_finite;
 mod norm;
@@ -33,20 +36,25 @@ pub mod random;
 mod resolve;
 mod rope_scaling;
 mod spec;
+mod state;
 mod transformer;
 
 pub use attention::Attention;
 pub use attention_bias::AttentionBias;
-pub use block::{Block, BlockContext, FeedForward};
+pub use block::{Block, BlockOutput, FeedForward};
 pub use config::{
-    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LatentConfig, LayerNormConfig, ModelConfig,
-    MultipliersConfig, NormConfig, PositionConfig, Residual, RmsNormConfig, RopeConfig, WindowConfig,
+    AlibiConfig, AttentionConfig, FfnConfig, InitConfig, LatentConfig, LayerNormConfig, LstmConfig,
+    ModelConfig, MultipliersConfig, NormConfig, PositionConfig, Residual, RmsNormConfig, RopeConfig,
+    WindowConfig,
 };
 pub use counts::{ForwardFlops, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
 pub use footprint::{HeadFootprint, LayerFootprint, ModelFootprint};
+pub use lstm::{Lstm, LstmState};
+pub use mixer::Mixer;
 pub use names::{
-    Affine, AttentionPart, CosinePart, EmbeddingPart, FfnMatrix, NormPlace, ParameterName, Role, RouterPart,
+    Affine, AttentionPart, CosinePart, EmbeddingPart, FfnMatrix, LstmPart, NormPlace, ParameterName, Role,
+    RouterPart,
 };
 pub use non_finite::NonFinite;
 pub use norm::Norm;
@@ -54,7 +62,7 @@ pub use parameters::{
     Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
     update_parameters,
 };
-pub use pass::{ModelInput, Pass};
+pub use pass::{BlockContext, ModelInput, Pass};
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
 pub use resolve::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};
@@ -62,6 +70,7 @@ pub use rope_scaling::{
     DynamicScaling, LinearScaling, Llama3Scaling, LongropeScaling, RopeScaling, YarnScaling,
 };
 pub use spec::{
-    AttentionSpec, FfnUse, LayerSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
+    AttentionSpec, FfnUse, LayerSpec, LstmSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
 };
+pub use state::{ModelState, StateTensor};
 pub use transformer::{CachedOutput, IGNORED_TARGET, ModelOutput, SequenceCache, Transformer};

@@ -29,6 +29,8 @@ pub enum Role {
     QkNorm(AttentionPart),
     /// The score of each head without a key.
     AttentionSinks,
+    /// Part of a long short-term memory.
+    Lstm(LstmPart),
     /// A matrix of a dense feed-forward block.
     Dense(FfnMatrix),
     /// The bias of one.
@@ -65,7 +67,7 @@ pub enum EmbeddingPart {
 /// Where a norm stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NormPlace {
-    /// Before attention.
+    /// Before attention, or the LSTM in its place.
     Attention,
     /// Before the feed-forward block.
     Ffn,
@@ -99,6 +101,19 @@ pub enum AttentionPart {
     KeyValueLatent,
     /// The latent vector of keys and values to the heads of both.
     KeyValue,
+}
+
+/// A part of a long short-term memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LstmPart {
+    /// The gates' matrix of the step's input.
+    Input,
+    /// The gates' matrix of the step before.
+    Recurrent,
+    /// The gates' bias.
+    Bias,
+    /// Cells back to the model, where they are not as many as it is wide.
+    Projection,
 }
 
 /// A matrix of a feed-forward block.
@@ -140,7 +155,7 @@ pub enum CosinePart {
 
 /// Every role with its name, in a layer the part after `blocks.N.`, and its path through the fields
 /// of the Rust modules.
-const ROLES: [(Role, &str, &str); 58] = {
+const ROLES: [(Role, &str, &str); 62] = {
     use AttentionPart::{Key, KeyValue, KeyValueLatent, Output, Query, QueryLatent, Value};
     use CosinePart::{Directions, LogScale, Projection};
     use FfnMatrix::{Down, Gate, Up};
@@ -153,49 +168,53 @@ const ROLES: [(Role, &str, &str); 58] = {
         (Role::Norm(NormPlace::Ffn, Affine::Bias), "ffn_norm.bias", "ffn_norm.bias_d"),
         (Role::Norm(NormPlace::Final, Affine::Weight), "final_norm.weight", "final_norm.scale_d"),
         (Role::Norm(NormPlace::Final, Affine::Bias), "final_norm.bias", "final_norm.bias_d"),
-        (Role::Attention(Query, Affine::Weight), "attention.query.weight", "attention.query.weight_io"),
-        (Role::Attention(Query, Affine::Bias), "attention.query.bias", "attention.query.bias_o"),
-        (Role::Attention(Key, Affine::Weight), "attention.key.weight", "attention.key.weight_io"),
-        (Role::Attention(Key, Affine::Bias), "attention.key.bias", "attention.key.bias_o"),
-        (Role::Attention(Value, Affine::Weight), "attention.value.weight", "attention.value.weight_io"),
-        (Role::Attention(Value, Affine::Bias), "attention.value.bias", "attention.value.bias_o"),
-        (Role::Attention(Output, Affine::Weight), "attention.output.weight", "attention.output.weight_io"),
-        (Role::Attention(Output, Affine::Bias), "attention.output.bias", "attention.output.bias_o"),
+        (Role::Attention(Query, Affine::Weight), "attention.query.weight", "mixer.query.weight_io"),
+        (Role::Attention(Query, Affine::Bias), "attention.query.bias", "mixer.query.bias_o"),
+        (Role::Attention(Key, Affine::Weight), "attention.key.weight", "mixer.key.weight_io"),
+        (Role::Attention(Key, Affine::Bias), "attention.key.bias", "mixer.key.bias_o"),
+        (Role::Attention(Value, Affine::Weight), "attention.value.weight", "mixer.value.weight_io"),
+        (Role::Attention(Value, Affine::Bias), "attention.value.bias", "mixer.value.bias_o"),
+        (Role::Attention(Output, Affine::Weight), "attention.output.weight", "mixer.output.weight_io"),
+        (Role::Attention(Output, Affine::Bias), "attention.output.bias", "mixer.output.bias_o"),
         (
             Role::Attention(QueryLatent, Affine::Weight),
             "attention.query_latent.weight",
-            "attention.query_latent.weight_io",
+            "mixer.query_latent.weight_io",
         ),
         (
             Role::Attention(QueryLatent, Affine::Bias),
             "attention.query_latent.bias",
-            "attention.query_latent.bias_o",
+            "mixer.query_latent.bias_o",
         ),
         (
             Role::Attention(KeyValueLatent, Affine::Weight),
             "attention.key_value_latent.weight",
-            "attention.key_value_latent.weight_io",
+            "mixer.key_value_latent.weight_io",
         ),
         (
             Role::Attention(KeyValueLatent, Affine::Bias),
             "attention.key_value_latent.bias",
-            "attention.key_value_latent.bias_o",
+            "mixer.key_value_latent.bias_o",
         ),
         (
             Role::Attention(KeyValue, Affine::Weight),
             "attention.key_value.weight",
-            "attention.key_value.weight_io",
+            "mixer.key_value.weight_io",
         ),
-        (Role::Attention(KeyValue, Affine::Bias), "attention.key_value.bias", "attention.key_value.bias_o"),
-        (Role::QkNorm(QueryLatent), "attention.query_latent_norm.weight", "attention.query_latent_norm_l"),
+        (Role::Attention(KeyValue, Affine::Bias), "attention.key_value.bias", "mixer.key_value.bias_o"),
+        (Role::QkNorm(QueryLatent), "attention.query_latent_norm.weight", "mixer.query_latent_norm_l"),
         (
             Role::QkNorm(KeyValueLatent),
             "attention.key_value_latent_norm.weight",
-            "attention.key_value_latent_norm_l",
+            "mixer.key_value_latent_norm_l",
         ),
-        (Role::AttentionSinks, "attention.sinks", "attention.sinks_h"),
-        (Role::QkNorm(Query), "attention.query_norm.weight", "attention.query_norm_k"),
-        (Role::QkNorm(Key), "attention.key_norm.weight", "attention.key_norm_k"),
+        (Role::AttentionSinks, "attention.sinks", "mixer.sinks_h"),
+        (Role::QkNorm(Query), "attention.query_norm.weight", "mixer.query_norm_k"),
+        (Role::QkNorm(Key), "attention.key_norm.weight", "mixer.key_norm_k"),
+        (Role::Lstm(LstmPart::Input), "lstm.input", "mixer.input_dg"),
+        (Role::Lstm(LstmPart::Recurrent), "lstm.recurrent", "mixer.recurrent_dg"),
+        (Role::Lstm(LstmPart::Bias), "lstm.bias", "mixer.bias_g"),
+        (Role::Lstm(LstmPart::Projection), "lstm.projection", "mixer.projection_hd"),
         (Role::Dense(Gate), "ffn.gate.weight", "ffn.w_gate_df"),
         (Role::Dense(Up), "ffn.up.weight", "ffn.w_up_df"),
         (Role::Dense(Down), "ffn.down.weight", "ffn.w_down_fd"),
@@ -267,7 +286,8 @@ impl ParameterName {
     /// The name in checkpoints of format versions 1 and 2, such as
     /// `blocks.3.ffn.experts.w_gate_edf`.
     pub fn before_version_3(&self) -> String {
-        self.with_prefix(self.role.entry().2)
+        // They named parameters by the fields, and had attention where any mixer may be now.
+        self.with_prefix(&self.role.entry().2.replacen("mixer.", "attention.", 1))
     }
 
     fn find(
@@ -310,6 +330,7 @@ impl Role {
             Self::Embedding(_) => "embedding",
             Self::Norm(..) => "norms",
             Self::Attention(..) | Self::QkNorm(_) | Self::AttentionSinks => "attention",
+            Self::Lstm(_) => "lstm",
             Self::Dense(_) | Self::DenseBias(_) | Self::BlockSparse(_) => "dense",
             Self::Router(_) => "router",
             Self::Expert(_) | Self::ExpertBias(_) => "experts",
@@ -334,11 +355,13 @@ impl Role {
             | Self::AttentionSinks
             | Self::HeadBias
             | Self::Attention(_, Affine::Bias)
+            | Self::Lstm(LstmPart::Bias)
             | Self::Router(
                 RouterPart::Bias | RouterPart::Cosine(CosinePart::LogScale) | RouterPart::SelectionBias,
             ) => true,
             Self::Embedding(_)
             | Self::Attention(_, Affine::Weight)
+            | Self::Lstm(LstmPart::Input | LstmPart::Recurrent | LstmPart::Projection)
             | Self::Dense(_)
             | Self::BlockSparse(_)
             | Self::Router(RouterPart::Weight | RouterPart::Noise | RouterPart::Cosine(_))
@@ -377,6 +400,7 @@ mod tests {
             AttentionPart::KeyValue,
         ];
         let projections = projections.into_iter().chain(latent);
+        let lstm = [LstmPart::Input, LstmPart::Recurrent, LstmPart::Bias, LstmPart::Projection];
         let cosine = [CosinePart::Projection, CosinePart::Directions, CosinePart::LogScale];
         let affine = [Affine::Weight, Affine::Bias];
         let norms = [NormPlace::Attention, NormPlace::Ffn, NormPlace::Final];
@@ -397,6 +421,7 @@ mod tests {
             .chain(embedding)
             .chain([AttentionPart::Query, AttentionPart::Key].map(Role::QkNorm))
             .chain(latent.map(Role::QkNorm))
+            .chain(lstm.map(Role::Lstm))
             .chain(norms.iter().flat_map(|&place| affine_of(&|part| Role::Norm(place, part))))
             .chain(projections.flat_map(|it| affine_of(&|part| Role::Attention(it, part))))
             .chain(of_matrix.iter().flat_map(|role| matrices.map(role)))
@@ -413,7 +438,8 @@ mod tests {
             let layer = role.is_in_layers().then_some(12);
             let name = ParameterName { layer, role: *role };
             assert_eq!(ParameterName::parse(&name.to_string()), Some(name));
-            assert_eq!(ParameterName::of_field_path(&name.before_version_3()), Some(name));
+            let field_path = name.with_prefix(role.entry().2);
+            assert_eq!(ParameterName::of_field_path(&field_path), Some(name));
         }
         let names: BTreeSet<_> = roles.iter().map(|role| role.entry().1).collect();
         assert_eq!(names.len(), roles.len());

@@ -16,14 +16,18 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// A norm that starts as the plain normalisation: scale one, bias zero.
-    pub fn new(kind: NormKind, width: usize, source: &ParameterSource) -> Self {
-        let has_bias = matches!(kind, NormKind::Layer { bias: true, .. });
-        Self {
+    /// A norm that starts as the plain normalisation: scale one, bias zero; `None` if `kind` is none.
+    pub fn new(kind: NormKind, width: usize, source: &ParameterSource) -> Option<Self> {
+        let has_bias = match kind {
+            NormKind::Rms { .. } => false,
+            NormKind::Layer { bias, .. } => bias,
+            NormKind::Off => return None,
+        };
+        Some(Self {
             scale_d: Param::from_tensor(source.ones(width)),
             bias_d: has_bias.then(|| Param::from_tensor(source.zeros(width))),
             kind,
-        }
+        })
     }
 
     /// Each row normalised.
@@ -37,6 +41,7 @@ impl Norm {
             NormKind::Layer { epsilon, .. } => {
                 layer_norm(x_nd, scale_d, self.bias_d.as_ref().map(Param::val), epsilon)
             }
+            NormKind::Off => x_nd,
         }
     }
 }

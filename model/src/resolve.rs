@@ -3,13 +3,15 @@
 mod attention;
 mod ffn;
 mod limits;
+mod lstm;
 mod position;
 
 use switchyard_ground::key_checks::{below_one, in_range, not_negative, positive};
 use switchyard_ground::key_error::KeyError;
 
 use crate::{
-    LayerNormConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, NormConfig, NormKind, RmsNormConfig,
+    LayerNormConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, NormConfig, NormKind, PositionKind,
+    Residual, RmsNormConfig,
 };
 use limits::{MAX_D_MODEL, MAX_LAYERS};
 
@@ -32,12 +34,11 @@ impl ModelConfig {
         below_one("model.dropout", self.dropout)?;
         not_negative("model.init.std", self.init.std)?;
         self.check_multipliers()?;
-        let position = position::resolve_position(&self.position.clone().unwrap_or_default())?;
-        let attentions = attention::resolve_attention(self, &position)?;
+        let (position, mixers) = self.resolve_mixers()?;
         let layers = ffn::resolve_ffn(self, seq_len, notes)?
             .into_iter()
-            .zip(attentions)
-            .map(|(ffn, it)| LayerSpec { mixer: MixerSpec::Attention(it), ffn, residual: self.residual })
+            .zip(mixers)
+            .map(|(ffn, mixer)| LayerSpec { mixer, ffn, residual: self.residual })
             .collect();
         let vocab_size = self.checked_vocab_size(num_ids)?;
         let spec = ModelSpec {
@@ -46,7 +47,7 @@ impl ModelConfig {
             num_positions: self.checked_positions(seq_len)?,
             d_model: self.d_model,
             layers,
-            norm: resolve_norm(&self.norm.clone().unwrap_or_default())?,
+            norm: resolve_norm(&self.norm.clone().unwrap_or_default(), self.residual)?,
             position,
             tie_embeddings: self.tie_embeddings,
             dropout: self.dropout,
@@ -59,6 +60,31 @@ impl ModelConfig {
         notes.extend(mixtures.iter().filter_map(ffn::note_on_causality));
         ffn::check_capacity(self.ffn.moe.as_ref(), &mixtures, notes)?;
         Ok(spec)
+    }
+
+    /// How tokens know their order, and what mixes them in each layer.
+    fn resolve_mixers(&self) -> Result<(PositionKind, Vec<MixerSpec>), KeyError> {
+        match (&self.attention, &self.lstm) {
+            (Some(attention), None) => {
+                let position = position::resolve_position(&self.position.clone().unwrap_or_default())?;
+                let attentions = attention::resolve_attention(self, attention, &position)?;
+                Ok((position, attentions.into_iter().map(MixerSpec::Attention).collect()))
+            }
+            (None, Some(lstm)) => {
+                let lstm = lstm::resolve_lstm(self, lstm)?;
+                Ok((PositionKind::Absent, vec![MixerSpec::Lstm(lstm); self.num_layers]))
+            }
+            (None, None) => {
+                let problem = "is missing, and so is `model.lstm`";
+                let remedy =
+                    "give the table of what mixes tokens, such as [model.attention] with `num_heads`";
+                Err(KeyError::new("model.attention", problem, remedy))
+            }
+            (Some(_), Some(_)) => {
+                let problem = "is given beside `model.attention`";
+                Err(KeyError::new("model.lstm", problem, "keep one of them"))
+            }
+        }
     }
 
     fn check_multipliers(&self) -> Result<(), KeyError> {
@@ -101,7 +127,7 @@ impl ModelConfig {
     }
 }
 
-fn resolve_norm(config: &NormConfig) -> Result<NormKind, KeyError> {
+fn resolve_norm(config: &NormConfig, residual: Residual) -> Result<NormKind, KeyError> {
     match *config {
         NormConfig::Rms(RmsNormConfig { epsilon }) => {
             positive("model.norm.rms.epsilon", epsilon)?;
@@ -111,5 +137,13 @@ fn resolve_norm(config: &NormConfig) -> Result<NormKind, KeyError> {
             positive("model.norm.layer.epsilon", epsilon)?;
             Ok(NormKind::Layer { epsilon, bias })
         }
+        NormConfig::Off {} => match residual {
+            Residual::Sequential | Residual::Parallel => Ok(NormKind::Off),
+            Residual::ParallelNorms | Residual::OutputNorm | Residual::PostNorm => {
+                let problem = "says where norms stand, but `model.norm.off` leaves none";
+                let remedy = "use `sequential` or `parallel`, or another norm";
+                Err(KeyError::new("model.residual", problem, remedy).naming("model.norm"))
+            }
+        },
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     AttentionBias, AttentionPart, InitConfig, LatentConfig, MultipliersConfig, QkNorm, Residual, RopeScaling,
 };
 
-/// A decoder-only Transformer, every default filled in and every rule checked.
+/// A language model that reads from left to right, every default filled in and every rule checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
     /// Rows of the embedding and columns of the head.
@@ -60,6 +60,25 @@ pub struct LayerSpec {
 pub enum MixerSpec {
     /// Causal self-attention.
     Attention(AttentionSpec),
+    /// A long short-term memory.
+    Lstm(LstmSpec),
+}
+
+/// A long short-term memory: cells that are read and written by gates, step by step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LstmSpec {
+    /// Cells. If they are as many as the model is wide, what they give is the layer's output;
+    /// otherwise it is projected to the model's width (arXiv:1402.1128, section 2).
+    pub d_hidden: usize,
+    /// Initial bias of the forget gate.
+    pub forget_bias: f64,
+}
+
+impl LstmSpec {
+    /// Whether what the cells give is projected to the model's width.
+    pub fn has_projection(&self, d_model: usize) -> bool {
+        self.d_hidden != d_model
+    }
 }
 
 /// Causal self-attention with grouped key/value heads.
@@ -93,12 +112,14 @@ pub struct AttentionSpec {
 }
 
 impl LayerSpec {
-    /// Norms of the block's width.
+    /// Norms of the block's width, in a model that has norms.
     pub fn num_norms(&self) -> u64 {
-        match self.residual {
-            Residual::Parallel => 1,
-            Residual::Sequential | Residual::ParallelNorms | Residual::OutputNorm | Residual::PostNorm => 2,
-        }
+        if self.has_ffn_norm() { 2 } else { 1 }
+    }
+
+    /// Whether the feed-forward block has a norm of its own, in a model that has norms.
+    pub fn has_ffn_norm(&self) -> bool {
+        self.ffn != FfnSpec::Absent && self.residual != Residual::Parallel
     }
 }
 
@@ -157,14 +178,28 @@ impl AttentionSpec {
 }
 
 impl ModelSpec {
-    /// Tokens of the longest sequence that the positions allow.
+    /// Tokens of the longest sequence that the positions allow; without positions any length.
     pub fn num_positions(&self) -> usize {
-        self.num_positions.unwrap_or(self.max_seq_len)
+        match self.position {
+            PositionKind::Absent => usize::MAX,
+            _ => self.num_positions.unwrap_or(self.max_seq_len),
+        }
+    }
+
+    /// Whether the layers hand a state from token to token, and from one window to the next.
+    pub fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.mixer, MixerSpec::Lstm(_)))
+    }
+
+    /// Latest tokens of a text that generation looks at: all of them where a state holds them.
+    pub fn max_context_len(&self) -> usize {
+        if self.is_recurrent() { usize::MAX } else { self.max_seq_len }
     }
 
     /// Whether a norm stands before the head.
     pub fn has_final_norm(&self) -> bool {
-        self.layers.last().is_none_or(|layer| layer.residual != Residual::PostNorm)
+        self.norm != NormKind::Off
+            && self.layers.last().is_none_or(|layer| layer.residual != Residual::PostNorm)
     }
 
     /// Number of Transformer blocks.
@@ -248,6 +283,8 @@ pub enum NormKind {
         /// Learned offset.
         bias: bool,
     },
+    /// None.
+    Off,
 }
 
 /// Token order with its constants.
@@ -273,6 +310,8 @@ pub enum PositionKind {
     Alibi,
     /// The same as Falcon's published code has it.
     FalconAlibi,
+    /// None: the layers know it by going from token to token.
+    Absent,
 }
 
 impl PositionKind {

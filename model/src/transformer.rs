@@ -1,4 +1,5 @@
-//! The whole network: embedding, blocks, final norm, head.
+//! The whole network: embedding, blocks, final norm, head. Also that of LSTM layers: what mixes
+//! tokens is a matter of the blocks.
 
 mod cached;
 mod provenance;
@@ -12,8 +13,8 @@ use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, hea
 use switchyard_router::{BalanceCount, PooledBalance};
 
 use crate::{
-    Block, BlockContext, Embedding, MixerSpec, ModelInput, ModelSpec, Norm, ParameterSource, Pass,
-    PositionKind, rope_scaling::frequencies,
+    Block, BlockContext, BlockOutput, Embedding, MixerSpec, ModelInput, ModelSpec, ModelState, Norm,
+    ParameterSource, Pass, PositionKind, rope_scaling::frequencies,
 };
 
 /// A target that does not count: of padding.
@@ -29,14 +30,16 @@ pub struct ModelOutput {
     pub hidden_td: Tensor<2>,
     /// Losses and statistics of each MoE layer, with the layer's index.
     pub moe_layers: Vec<(usize, MoeAux)>,
+    /// What the tokens leave to those that come next, detached; `None` unless the model is recurrent.
+    pub state: Option<ModelState>,
 }
 
-/// A decoder-only Transformer language model.
+/// A decoder-only Transformer language model, or one of LSTM layers.
 #[derive(Module, Debug)]
 pub struct Transformer {
     embedding: Embedding,
     blocks: Vec<Block>,
-    /// `None` where each block ends with a norm.
+    /// `None` where each block ends with a norm, or nothing has norms.
     final_norm: Option<Norm>,
     head_dv: Option<Param<Tensor<2>>>,
     /// Bias of the head's scores, `[v]`.
@@ -54,7 +57,7 @@ impl Transformer {
         Self {
             embedding: Embedding::new(spec, &source),
             blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),
-            final_norm: spec.has_final_norm().then(|| Norm::new(spec.norm, spec.d_model, &source)),
+            final_norm: spec.has_final_norm().then(|| Norm::new(spec.norm, spec.d_model, &source)).flatten(),
             head_dv: (!spec.tie_embeddings).then(head),
             head_bias_v: spec.head_bias.then(|| Param::from_tensor(source.zeros(spec.vocab_size))),
             spec: spec.clone(),
@@ -88,16 +91,18 @@ impl Transformer {
     fn run(&self, input: &ModelInput, pass: Pass, mut show: impl FnMut(&Tensor<2>)) -> ModelOutput {
         self.in_context(input, pass, |context| {
             let mut x_td = self.embed(input, pass);
-            let mut moe_layers = Vec::new();
+            let (mut moe_layers, mut states) = (Vec::new(), Vec::new());
             for (layer, block) in self.blocks.iter().enumerate() {
                 show(&x_td);
-                let (next_td, aux) = block.forward(x_td, context);
+                let BlockOutput { x_td: next_td, aux, state } = block.forward(x_td, context);
                 x_td = next_td;
                 moe_layers.extend(aux.map(|aux| (layer, aux)));
+                states.extend(state);
             }
             show(&x_td);
             balance_all_layers(&mut moe_layers);
-            ModelOutput { hidden_td: self.head_input(x_td), moe_layers }
+            let state = self.spec.is_recurrent().then_some(ModelState { layers: states });
+            ModelOutput { hidden_td: self.head_input(x_td), moe_layers, state }
         })
     }
 
@@ -121,6 +126,8 @@ impl Transformer {
         work(&BlockContext {
             rotary: rotary.as_ref(),
             mask: &mask,
+            state: input.state.as_ref(),
+            segment_ids_bs: input.segment_ids_bs.as_ref(),
             token_ids_t: &input.token_ids_t,
             seq_len,
             pass,
@@ -228,7 +235,7 @@ impl Transformer {
     fn rotary_angles(&self, seq_len: usize) -> Option<RotaryAngles> {
         let PositionKind::Rope { theta, d_rotary, scaling } = &self.spec.position else { return None };
         // Every layer has heads of the same width: the configuration knows one.
-        let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer;
+        let MixerSpec::Attention(attention) = &self.spec.layers.first()?.mixer else { return None };
         let (all, theta) = (attention.d_rotary(), *theta);
         let turned = d_rotary.unwrap_or(all);
         let (mut frequencies, factor) = match scaling {

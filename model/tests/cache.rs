@@ -7,9 +7,9 @@ use switchyard_experts::{
 };
 use switchyard_model::{
     AttentionBias, AttentionSpec, CachedOutput, DynamicScaling, InitConfig, LatentConfig, LayerSpec,
-    LinearScaling, Llama3Scaling, LongropeScaling, MixerSpec, ModelInput, ModelSpec, MultipliersConfig,
-    NormKind, Pass, PositionKind, QkNorm, QkNormConfig, QkNormOver, Residual, RopeScaling, SequenceCache,
-    Transformer, YarnScaling,
+    LinearScaling, Llama3Scaling, LongropeScaling, LstmSpec, MixerSpec, ModelInput, ModelSpec,
+    MultipliersConfig, NormKind, Pass, PositionKind, QkNorm, QkNormConfig, QkNormOver, Residual, RopeScaling,
+    SequenceCache, Transformer, YarnScaling,
 };
 use switchyard_router::{CapacityConfig, DropPolicy, RouterConfig, Selection};
 
@@ -165,7 +165,18 @@ fn variants() -> Vec<(&'static str, ModelSpec)> {
         ("post norm", of_residual(Residual::PostNorm)),
     ];
     variants.extend(scalings(NUM_TOKENS));
+    variants.extend([("lstm", lstm(24)), ("projected lstm", lstm(40))]);
     variants
+}
+
+/// An LSTM with a mixture behind it, and one alone.
+fn lstm(d_hidden: usize) -> ModelSpec {
+    let mut spec = with(plain_attention(), mixture(RouterConfig::top_k(2), None), PositionKind::Absent);
+    for layer in &mut spec.layers {
+        layer.mixer = MixerSpec::Lstm(LstmSpec { d_hidden, forget_bias: 1.0 });
+    }
+    spec.layers[1].ffn = FfnSpec::Absent;
+    spec
 }
 
 fn ids() -> Vec<u32> {

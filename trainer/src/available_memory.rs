@@ -102,6 +102,7 @@ fn largest_part(params: &ParameterBreakdown) -> (&'static str, &'static str) {
         (params.embedding + params.head, "the embedding and the head", "`data.tokenizer` or `model.d_model`"),
         (params.position, "the positions", "`train.seq_len` or `model.d_model`"),
         (params.attention, "attention", "`model.num_layers`, `model.d_model` or `model.attention.num_heads`"),
+        (params.lstm, "the LSTMs", "`model.num_layers`, `model.d_model` or `model.lstm.d_hidden`"),
         (params.norm, "the norms", "`model.num_layers` or `model.d_model`"),
         (
             params.dense_ffn,
@@ -304,6 +305,7 @@ mod tests {
             embedding: 6,
             position: 0,
             attention: 9,
+            lstm: 0,
             norm: 1,
             dense_ffn: 0,
             block_sparse_ffn: 0,

@@ -60,6 +60,12 @@ pub struct TrainConfig {
     /// Seed of the data order alone; absent is `seed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_seed: Option<u64>,
+    /// Go over the tokens in order, one stream for each sequence of a step, and carry the state of
+    /// `model.lstm` from each window to the next: gradients end at the window's borders, the state
+    /// does not. False shuffles windows, each of which begins with an empty state. Absent is true
+    /// with `model.lstm`; attention has no state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carry_state: Option<bool>,
     /// Evaluate on the validation split every n steps, and at the end; absent means at the end
     /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]

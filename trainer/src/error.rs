@@ -92,6 +92,15 @@ pub enum TrainError {
         /// The key or option.
         wanted_by: &'static str,
     },
+    /// Windows that slide, and a state that goes from window to window.
+    #[error(
+        "a stride of {stride} has no meaning where `train.carry_state` is on: the state of `model.lstm` goes from window to \
+         window, so each token follows all before it already. Evaluate without `--stride`"
+    )]
+    CarriedStride {
+        /// The stride.
+        stride: usize,
+    },
     /// A step that the run does not have.
     #[error("step {step} is not in the run: use 1..={num_steps}")]
     NoSuchStep {
@@ -196,6 +205,7 @@ impl TrainError {
             | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
+            | Self::CarriedStride { .. }
             | Self::NoTestSplit { .. }
             | Self::NoNumbers { .. }
             | Self::OtherTokens { .. }

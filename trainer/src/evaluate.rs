@@ -31,8 +31,12 @@ pub struct EvaluationSettings {
     /// targets that no window before it has: see [`SlidingWindows`]. `None` means windows one after
     /// the other.
     pub stride: Option<usize>,
-    /// Attention stays within documents.
+    /// Attention, or the state of a recurrent model, stays within documents.
     pub mask_documents: bool,
+    /// The windows are one stream, which a recurrent model reads from its beginning to its end: its
+    /// state goes from each to the next. One window is computed at a time, so what is found depends
+    /// neither on their length nor on `sequences_per_batch`. Not with a `stride`.
+    pub carries_state: bool,
     /// Also the loss of each document, for which the head is run a second time; not with a `stride`.
     pub by_document: bool,
 }
@@ -61,7 +65,8 @@ pub struct Evaluation {
 /// The loss of `model` on `store`.
 ///
 /// # Errors
-/// [`TrainError`] if the data is shorter than one window or cannot be read, or the device fails.
+/// [`TrainError`] if the data is shorter than one window or cannot be read, or the device fails;
+/// [`TrainError::CarriedStride`].
 pub fn evaluate(
     model: &Transformer,
     store: &Arc<TokenStore>,
@@ -86,16 +91,20 @@ pub fn evaluate_unless(
     let model = model.valid();
     let windows = Windows::new(store, settings)?;
     let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
+    let mut state = None;
     let knows_documents = settings.by_document && settings.stride.is_none() && store.num_documents() > 0;
     let mut documents = knows_documents.then(|| DocumentLosses { store, losses: Vec::new() });
-    for batch in windows.batches(settings.sequences_per_batch) {
+    let num_rows = if settings.carries_state { 1 } else { settings.sequences_per_batch };
+    for batch in windows.batches(num_rows) {
         if stop.load(Ordering::SeqCst) {
             return Err(TrainError::Interrupted);
         }
         let batch = batch?;
         let batch_tokens = batch.num_counted_targets() as u64;
+        let before = state.take().filter(|_| batch.follows);
         let batch = DeviceBatch::upload(batch, device);
-        let output = model.forward(&batch.input, Pass::Evaluation);
+        let mut output = model.forward(&batch.input.after(before), Pass::Evaluation);
+        state = output.state.take();
         let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None);
         nats += read_scalar(&loss.cross_entropy_1)? * batch_tokens as f64;
         if let Some(documents) = &mut documents {
@@ -123,14 +132,18 @@ enum Windows {
 }
 
 impl Windows {
-    fn new(store: &Arc<TokenStore>, settings: &EvaluationSettings) -> Result<Self, DatasetError> {
+    fn new(store: &Arc<TokenStore>, settings: &EvaluationSettings) -> Result<Self, TrainError> {
         let EvaluationSettings { seq_len, mask_documents, .. } = *settings;
         let max_tokens = settings.max_tokens.map_or(usize::MAX, |max| max as usize);
         let Some(stride) = settings.stride else {
             let all = EvaluationWindows::new(store.clone(), seq_len)?.with_document_masking(mask_documents);
             let of_whole_split = all.num_tokens();
+            let all = if settings.carries_state { all.as_stream() } else { all };
             return Ok(Self::OneByOne { windows: all.with_max_tokens(max_tokens), of_whole_split });
         };
+        if settings.carries_state {
+            return Err(TrainError::CarriedStride { stride });
+        }
         let all = SlidingWindows::new(store.clone(), seq_len, stride)?.with_document_masking(mask_documents);
         let of_whole_split = all.num_tokens();
         Ok(Self::Sliding { windows: all.with_max_tokens(max_tokens), of_whole_split })

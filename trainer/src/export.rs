@@ -67,7 +67,9 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     let mut config = checkpoint.config.model.clone();
     config.vocab_size = Some(plan.model.vocab_size);
     config.num_positions = Some(plan.model.num_positions());
-    config.attention.d_head.get_or_insert(config.d_model / config.attention.num_heads.max(1));
+    if let Some(attention) = &mut config.attention {
+        attention.d_head.get_or_insert(config.d_model / attention.num_heads.max(1));
+    }
     let Fit { family, deviation } = family_for(&config, *family)?;
     let id = |id: Option<u32>| id.map(|id| id as usize);
     let special_ids = SpecialIds {

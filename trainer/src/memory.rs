@@ -87,7 +87,7 @@ pub struct MemoryEstimate {
 pub enum StepMoment {
     /// The loss, behind the whole forward pass.
     Loss,
-    /// The backward pass of attention in a layer.
+    /// The backward pass of attention in a layer, or of the LSTM in its place.
     Attention(usize),
     /// The backward pass of the feed-forward block in a layer.
     FeedForward(usize),
@@ -248,10 +248,10 @@ impl Step<'_> {
             moments.push((StepMoment::FeedForward(index), ffn));
             alive.gradients += layer.ffn_param_bytes;
             alive.activations -= layer.ffn.kept_bytes;
-            let attention = at_work(alive, layer.attention_param_bytes, layer.attention.backward_bytes);
-            moments.push((StepMoment::Attention(index), attention));
-            alive.gradients += layer.attention_param_bytes;
-            alive.activations -= layer.attention.kept_bytes;
+            let mixer = at_work(alive, layer.mixer_param_bytes, layer.mixer.backward_bytes);
+            moments.push((StepMoment::Attention(index), mixer));
+            alive.gradients += layer.mixer_param_bytes;
+            alive.activations -= layer.mixer.kept_bytes;
         }
         // A tied matrix has the head's gradient already, to which that of the embedding is added.
         let tied = if head.is_tied { head.embedding_bytes } else { 0.0 };
@@ -272,5 +272,5 @@ impl Step<'_> {
 }
 
 fn kept_bytes(layer: &LayerFootprint) -> f64 {
-    layer.attention.kept_bytes + layer.ffn.kept_bytes
+    layer.mixer.kept_bytes + layer.ffn.kept_bytes
 }

@@ -1,9 +1,9 @@
-//! What a step moves on: model, optimizer, data position and counters. A run and its replay share
-//! this code.
+//! What a step moves on: model, optimizer, data position, counters, and the state of a recurrent
+//! model. A run and its replay share this code.
 
 use burn::tensor::Device;
 use switchyard_datasets::Loader;
-use switchyard_model::Transformer;
+use switchyard_model::{ModelState, Transformer};
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
@@ -20,6 +20,8 @@ pub(crate) struct MovingParts {
     pub(crate) model: Replaceable<Transformer>,
     pub(crate) optimizer: AdamW,
     pub(crate) state: TrainingState,
+    /// What the last step's sequences left in a recurrent model, where it is carried on.
+    pub(crate) carried: Option<ModelState>,
 }
 
 impl MovingParts {
@@ -32,18 +34,22 @@ impl MovingParts {
         device: &Device,
     ) -> Result<StepMeasurements, TrainError> {
         let learning_rate = plan.schedule.learning_rate(self.state.step);
+        let micro_batches = (0..plan.micro_batches_per_step)
+            .map(|_| self.loader.next_batch())
+            .collect::<Result<Vec<_>, _>>()?;
+        let follows = micro_batches.iter().all(|batch| batch.follows);
         let settings = StepSettings {
             seed: config.seed,
             step: self.state.step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
+            state: self.carried.as_ref().filter(|_| follows),
         };
-        let micro_batches = (0..plan.micro_batches_per_step)
-            .map(|_| self.loader.next_batch())
-            .collect::<Result<Vec<_>, _>>()?;
-        let (gradients, measurements) = step_gradients(self.model.get(), micro_batches, &settings, device)?;
+        let (gradients, mut measurements) =
+            step_gradients(self.model.get(), micro_batches, &settings, device)?;
         let updated = |model| self.optimizer.update(model, gradients, learning_rate);
         self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+        self.carried = measurements.state.take().filter(|_| plan.carries_state);
         self.state.step += 1;
         self.state.tokens_seen += plan.tokens_per_step as u64;
         self.state.active_flops += plan.training_flops_per_step();

@@ -34,6 +34,9 @@ pub struct RunPlan {
     pub micro_batches_per_step: usize,
     /// Sequences in one of these passes.
     pub sequences_per_micro_batch: usize,
+    /// Whether the state of a recurrent network goes from each window to the next.
+    #[serde(default, skip_serializing_if = "crate::config::is_false")]
+    pub carries_state: bool,
     /// The network.
     pub model: ModelSpec,
     /// The optimizer.
@@ -107,6 +110,7 @@ impl RunPlan {
             return Err(KeyError::new("data.tokenizer", format!("gives {vocab_size} ids"), remedy));
         }
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
+        let carries_state = training::resolve_carry_state(config, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
@@ -121,6 +125,7 @@ impl RunPlan {
             micro_batches_per_step: micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
             memory: MemoryEstimate::of(&model, &counts, size),
+            carries_state,
             model,
             optimizer: config.train.adamw.clone(),
             max_grad_norm: config.train.max_grad_norm,

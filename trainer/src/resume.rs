@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::Value;
 use switchyard_datasets::Dataset;
-use switchyard_model::Transformer;
+use switchyard_model::{ModelState, Transformer};
 
 use crate::TrainError;
 use crate::checkpoint::{
@@ -45,6 +45,8 @@ pub(crate) struct Start {
     pub(crate) model: Transformer,
     pub(crate) optimizer: AdamW,
     pub(crate) state: TrainingState,
+    /// What a recurrent model carries on.
+    pub(crate) carried: Option<ModelState>,
     /// Whether they come from a checkpoint.
     pub(crate) resumed: bool,
     /// What the user should know.
@@ -70,6 +72,7 @@ pub(crate) fn start(
             model,
             optimizer: AdamW::new(&config.train.adamw),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
+            carried: None,
             resumed: false,
         });
     };
@@ -80,7 +83,8 @@ pub(crate) fn start(
     let model = with_frozen_parameters(checkpoint.model(&training_device)?, config)?;
     notes.extend(note_on_frozen(&model, config));
     let optimizer = checkpoint.optimizer(&model)?;
-    Ok(Start { model, optimizer, state: checkpoint.state, resumed: true, notes })
+    let carried = checkpoint.carried_state(&training_device)?;
+    Ok(Start { model, optimizer, state: checkpoint.state, carried, resumed: true, notes })
 }
 
 /// What can be said of a run that is to be resumed before its data is prepared: its `run.json` if

@@ -88,7 +88,7 @@ pub(crate) fn with_frozen_parameters(
     for word in words {
         if !names.iter().any(|name| is_meant(word, *name)) {
             let problem = format!("holds \"{word}\", which names no parameter of this model");
-            let remedy = "use embedding, head, norms, attention, dense, router, experts, shared_experts, or a \
+            let remedy = "use embedding, head, norms, attention, lstm, dense, router, experts, shared_experts, or a \
                           name with `*`";
             return Err(TrainError::Start(KeyError::new("start.freeze", problem, remedy)));
         }

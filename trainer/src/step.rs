@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{ModelInput, ModelOutput, Pass, StepNoise, Transformer, parameter_gradients};
+use switchyard_model::{
+    ModelInput, ModelOutput, ModelState, Pass, StepNoise, Transformer, parameter_gradients,
+};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
@@ -18,7 +20,7 @@ use crate::routed_pass::RoutedPass;
 
 /// What one step needs to know besides model, optimizer and data.
 #[derive(Debug, Clone, Copy)]
-pub struct StepSettings {
+pub struct StepSettings<'a> {
     /// Seed of dropout and of the routers' noise.
     pub seed: u64,
     /// Index of the step, from 0.
@@ -27,6 +29,9 @@ pub struct StepSettings {
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` turns it off.
     pub head_z_weight: Option<f64>,
+    /// What the sequences of the step before left in a recurrent model, row by row of all
+    /// micro-batches; `None` if they begin.
+    pub state: Option<&'a ModelState>,
 }
 
 /// What one step learned, means over its micro-batches.
@@ -50,6 +55,8 @@ pub struct StepMeasurements {
     pub moe_grad_norms: BTreeMap<usize, MoeNorms>,
     /// Who went where in each micro-batch.
     pub passes: Vec<RoutedPass>,
+    /// What the sequences leave to the next step; `None` unless the model is recurrent.
+    pub state: Option<ModelState>,
 }
 
 /// A loss as it is, and as it enters the total.
@@ -73,7 +80,7 @@ pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
 pub fn step_gradients(
     model: &Transformer,
     micro_batches: Vec<TokenBatch>,
-    settings: &StepSettings,
+    settings: &StepSettings<'_>,
     device: &Device,
 ) -> Result<(StepGradients, StepMeasurements), TrainError> {
     let scale = 1.0 / micro_batches.len() as f64;
@@ -81,12 +88,17 @@ pub fn step_gradients(
     let mut measurements = StepMeasurements::default();
     let mut readings = Readings::default();
     let mut passes = Vec::with_capacity(micro_batches.len());
+    let (mut states, mut num_rows) = (Vec::with_capacity(micro_batches.len()), 0);
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
         let (domains, seq_len) = (micro_batch.domains.clone(), micro_batch.seq_len);
+        let (first_row, num_sequences) = (num_rows, micro_batch.num_sequences);
+        num_rows += num_sequences;
         let DeviceBatch { input, target_ids_t } = DeviceBatch::upload(micro_batch, device);
+        let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
-        let output = model.forward(&input, Pass::Training { noise, earlier: &earlier });
+        let mut output = model.forward(&input, Pass::Training { noise, earlier: &earlier });
+        states.push(output.state.take());
         let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight);
         let losses = LossReadings::new(&parts, &output, &mut readings);
         measurements.count(&output);
@@ -94,6 +106,7 @@ pub fn step_gradients(
         passes.push(PassDone { input, noise, earlier, losses, routed });
         gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }
+    measurements.state = ModelState::stacked(states);
     let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
     let squares = gradients.start_norms(num_experts, &mut readings);
     // The step's only wait for the device, but for the routers that choose on the host.

@@ -56,7 +56,8 @@ impl StepZero<'_> {
         let mut state = TrainingState::initial(config.seed, data_key);
         state.metrics_log = Some(log.mark());
         let optimizer = AdamW::new(&config.train.adamw);
-        let snapshot = Snapshot { model, optimizer: &optimizer, state: &state, config, plan, tokenizer };
+        let snapshot =
+            Snapshot { model, optimizer: &optimizer, carried: None, state: &state, config, plan, tokenizer };
         Ok(CheckpointStore::open(&folder.paths().checkpoints())?.save(&snapshot)?)
     }
 }

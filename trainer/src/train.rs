@@ -218,6 +218,7 @@ pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig 
         seed: config.train.data_seed.unwrap_or(config.seed),
         mask_documents: config.data.mask_documents,
         packing: config.data.packing,
+        num_streams: plan.carries_state.then(|| plan.sequences_per_step()),
     }
 }
 

@@ -140,9 +140,26 @@ fn a_wrong_type_names_value_and_type() {
 #[test]
 fn a_missing_key_names_its_table() {
     insta::assert_snapshot!(broken("num_steps = 100", ""), @"run.toml:22:2: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(broken("[model.attention]\nnum_heads = 4", ""), @"run.toml:5:2: [model] lacks `attention` (Attention and its heads): add [model.attention], a table with the keys bias, clip_qkv, d_head, latent, num_heads, num_kv_heads, qk_norm, scale, scale_by_layer, sinks, window");
+    insta::assert_snapshot!(broken("[model.attention]\nnum_heads = 4", ""), @"run.toml:5:2: `model.attention` is missing, and so is `model.lstm`: give the table of what mixes tokens, such as [model.attention] with `num_heads`");
     insta::assert_snapshot!(broken("name = \"sound\"", ""), @"run.toml: the configuration lacks `name` (Name of the run): add a string, or pass `--set name=VALUE`");
     insta::assert_snapshot!(loaded("", &[]).unwrap_err(), @"run.toml: the configuration lacks `name` (Name of the run): add a string, or pass `--set name=VALUE`");
+}
+
+#[test]
+fn what_an_lstm_has_no_use_for_is_named() {
+    let lstm = |keys: &str| broken("[model.attention]\nnum_heads = 4", &format!("[model.lstm]\n{keys}"));
+    let both = broken("num_heads = 4", "num_heads = 4\n[model.lstm]");
+    insta::assert_snapshot!(both, @"run.toml:11:2: `model.lstm` is given beside `model.attention`: keep one of them");
+    insta::assert_snapshot!(lstm("d_hidden = 0"), @"run.toml:10:1: `model.lstm.d_hidden` is 0: use 1..=262144");
+    insta::assert_snapshot!(lstm("forget_bias = inf"), @"run.toml:10:1: `model.lstm.forget_bias` is inf: use a finite number");
+    insta::assert_snapshot!(lstm("[model.position.rope]"), @"run.toml:10:8: `model.position` has no meaning for an LSTM, which knows the order of tokens from its steps: remove it");
+    let text = SOUND.replacen("[model.attention]\nnum_heads = 4", "[model.lstm]", 1);
+    let best_fit = loaded(&text, &["data.packing=best_fit"]).unwrap_err();
+    insta::assert_snapshot!(best_fit, @r#"run.toml: `train.carry_state` needs the tokens of one source in their order, but `data.packing` is "best_fit": set it to false: every window then begins with an empty state"#);
+    loaded(&text, &["data.packing=best_fit", "train.carry_state=false"]).unwrap();
+    insta::assert_snapshot!(broken("seq_len = 16", "seq_len = 16\ncarry_state = true"), @"run.toml:24:1: `train.carry_state` is true, but attention has no state to carry: remove the key, or use `model.lstm`");
+    let post_norm = broken("d_model = 32", "d_model = 32\nresidual = \"post_norm\"\nnorm = { off = {} }");
+    insta::assert_snapshot!(post_norm, @"run.toml:8:1: `model.residual` says where norms stand, but `model.norm.off` leaves none: use `sequential` or `parallel`, or another norm");
 }
 
 #[test]

@@ -285,10 +285,11 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
         seed: 7,
         mask_documents: false,
         packing: Packing::default(),
+        num_streams: None,
     };
     let mut loader = Loader::new(data.train, config, checkpoint.state.data_cursor).unwrap();
     let batches = (0..2).map(|_| loader.next_batch().unwrap()).collect();
-    let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None };
+    let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None, state: None };
     let (_, measured) = step_gradients(&model, batches, &settings, &device).unwrap();
     let sum = |of_pass: &dyn Fn(usize) -> Vec<u64>| {
         let (first, second) = (of_pass(0), of_pass(1));
@@ -463,12 +464,13 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         target_ids: (0..64).map(|id| (id + 1) % 32).collect(),
         segment_ids: None,
         target_mask: None,
+        follows: false,
         domains: vec![0; 4],
         source_ids_b: vec![0; 4],
         num_sequences: 4,
         seq_len: 16,
     };
-    let settings = StepSettings { seed: 7, step: 2, max_grad_norm: None, head_z_weight: None };
+    let settings = StepSettings { seed: 7, step: 2, max_grad_norm: None, head_z_weight: None, state: None };
     step_gradients(&model, vec![batch], &settings, &Device::flex()).unwrap_err()
 }
 

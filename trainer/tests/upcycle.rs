@@ -228,7 +228,7 @@ fn routers_follow_the_seed_and_parts_of_a_copy_share_their_columns() {
 }
 
 fn attention(spec: &mut ModelSpec) -> &mut AttentionSpec {
-    let MixerSpec::Attention(attention) = &mut spec.layers[0].mixer;
+    let MixerSpec::Attention(attention) = &mut spec.layers[0].mixer else { panic!("attention") };
     attention
 }
 

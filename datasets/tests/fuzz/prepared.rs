@@ -65,6 +65,7 @@ fn read_batches(dataset: &Dataset) -> Result<(), DatasetError> {
         seed: 3,
         mask_documents: true,
         packing: Packing::default(),
+        num_streams: None,
     };
     let mut loader = Loader::new(dataset.train.clone(), config, 0)?;
     loader.next_batch()?;

@@ -108,6 +108,7 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
         max_tokens: args.max_tokens,
         stride: args.stride,
         mask_documents: data.mask_documents,
+        carries_state: checkpoint.plan.carries_state,
         by_document: false,
     };
     let store = match args.split {

@@ -106,7 +106,7 @@ fn read_latent(keys: &Keys) -> Result<ModelConfig, HubError> {
     Ok(ModelConfig {
         num_layers: keys.size_of(&["num_hidden_layers"])?,
         d_model: keys.size_of(&["hidden_size"])?,
-        attention,
+        attention: Some(attention),
         ffn: switchyard_model::FfnConfig {
             d_ff: keys.size("intermediate_size")?,
             ..plain_ffn(switchyard_experts::Activation::Swiglu)
@@ -177,8 +177,8 @@ fn write_latent(model: &ModelConfig) -> Map<String, Value> {
     let mut set = |key: &str, value: Value| {
         config.insert(key.to_owned(), value);
     };
-    set("attention_bias", json!(model.attention.bias == AttentionBias::All));
-    if let (Some(latent), Some(d_head)) = (&model.attention.latent, model.attention.d_head) {
+    set("attention_bias", json!(model.attention().bias == AttentionBias::All));
+    if let (Some(latent), Some(d_head)) = (&model.attention().latent, model.attention().d_head) {
         set("q_lora_rank", json!(latent.d_query));
         set("kv_lora_rank", json!(latent.d_key_value));
         set("qk_rope_head_dim", json!(latent.d_rope));

@@ -25,8 +25,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     let rope = RopeDefaults { theta: 5e5, ..RopeDefaults::default() };
     let defaults = Defaults { norm_epsilon: 1e-5, rope, tied: true, d_head: None };
     let mut model = decoder_config::read(keys, defaults)?;
-    model.attention.bias = bias_on_all(keys, "use_bias", false)?;
-    let has_biases = model.attention.bias == AttentionBias::All;
+    model.attention_mut().bias = bias_on_all(keys, "use_bias", false)?;
+    let has_biases = model.attention().bias == AttentionBias::All;
     model.ffn.bias = has_biases;
     model.head_bias = has_biases;
     if !keys.has("pad_token_id") {
@@ -66,7 +66,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("use_bias".into(), json!(model.attention.bias == AttentionBias::All));
+    config.insert("use_bias".into(), json!(model.attention().bias == AttentionBias::All));
     let Some(moe) = &model.ffn.moe else { return config };
     let sparse = super::sparse_layers(model);
     let mut set = |key: &str, value: Value| {

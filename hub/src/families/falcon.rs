@@ -59,7 +59,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     Ok(ModelConfig {
         num_layers: keys.size_of(&["num_hidden_layers", "n_layer"])?,
         d_model,
-        attention,
+        attention: Some(attention),
         ffn: FfnConfig { d_ff: Some(d_ff), bias: biased, ..plain_ffn(activation) },
         norm: Some(NormConfig::Layer(LayerNormConfig { epsilon, bias: true })),
         position: Some(position),
@@ -78,7 +78,7 @@ fn is_new_decoder(residual: Residual, num_heads: usize, num_kv_heads: usize) -> 
 
 pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut config = write_bare(model);
-    let heads = &model.attention;
+    let heads = model.attention();
     let num_kv_heads = heads.num_kv_heads.unwrap_or(heads.num_heads);
     let new_decoder = is_new_decoder(model.residual, heads.num_heads, num_kv_heads);
     let mut set = |key: &str, value: Value| {

@@ -15,13 +15,13 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     let rope = RopeDefaults { partial: 0.5, ..RopeDefaults::default() };
     let mut model = decoder_config::read(keys, Defaults { norm_epsilon: 1e-5, rope, ..Defaults::default() })?;
     if keys.flag_or("attention_bias", false)? {
-        model.attention.bias = AttentionBias::Qkv;
+        model.attention_mut().bias = AttentionBias::Qkv;
     }
     if let (true, Some(NormConfig::Rms(RmsNormConfig { epsilon }))) =
         (keys.flag_or("use_qk_norm", false)?, &model.norm)
     {
         let over = QkNormOver::Head;
-        model.attention.qk_norm = QkNorm::On(QkNormConfig { over, epsilon: *epsilon });
+        model.attention_mut().qk_norm = QkNorm::On(QkNormConfig { over, epsilon: *epsilon });
     }
     let router = deepseek::read_sigmoid_router(keys, 8, 1, 1)?;
     deepseek::read_experts(keys, &mut model, router, 1)?;
@@ -30,8 +30,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::Qkv));
-    config.insert("use_qk_norm".into(), json!(model.attention.qk_norm.settings().is_some()));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::Qkv));
+    config.insert("use_qk_norm".into(), json!(model.attention().qk_norm.settings().is_some()));
     deepseek::write_experts(model, &mut config);
     deepseek::write_groups(model, &mut config);
     config

@@ -33,7 +33,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     Ok(ModelConfig {
         num_layers: keys.size_of(&["n_layer", "num_hidden_layers"])?,
         d_model,
-        attention,
+        attention: Some(attention),
         ffn: FfnConfig { d_ff: Some(d_ff), bias: true, ..plain_ffn(activation) },
         norm: Some(NormConfig::Layer(LayerNormConfig { epsilon, bias: true })),
         position: Some(PositionConfig::Learned {}),
@@ -73,7 +73,7 @@ pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let keys = json!({
         "n_embd": model.d_model,
         "n_layer": model.num_layers,
-        "n_head": model.attention.num_heads,
+        "n_head": model.attention().num_heads,
         "n_inner": model.ffn.d_ff,
         "n_positions": model.num_positions,
         "vocab_size": model.vocab_size,
@@ -81,8 +81,8 @@ pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
         "layer_norm_epsilon": epsilon,
         "initializer_range": model.init.std,
         "tie_word_embeddings": model.tie_embeddings,
-        "scale_attn_weights": model.attention.scale.is_none(),
-        "scale_attn_by_inverse_layer_idx": model.attention.scale_by_layer,
+        "scale_attn_weights": model.attention().scale.is_none(),
+        "scale_attn_by_inverse_layer_idx": model.attention().scale_by_layer,
     });
     if let Value::Object(keys) = keys { keys } else { Map::new() }
 }

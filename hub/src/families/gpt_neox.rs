@@ -30,7 +30,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     Ok(ModelConfig {
         num_layers: keys.size_of(&["num_hidden_layers"])?,
         d_model,
-        attention,
+        attention: Some(attention),
         ffn: FfnConfig {
             d_ff: Some(keys.size_of(&["intermediate_size"])?),
             bias: true,
@@ -55,10 +55,10 @@ pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     if let Some(NormConfig::Layer(LayerNormConfig { epsilon, .. })) = &model.norm {
         set("layer_norm_eps", json!(epsilon));
     }
-    set("attention_bias", json!(model.attention.bias == AttentionBias::All));
+    set("attention_bias", json!(model.attention().bias == AttentionBias::All));
     set("use_parallel_residual", json!(model.residual == Residual::ParallelNorms));
     if let Some(rope) = rope_of(model) {
-        let d_head = model.d_model / model.attention.num_heads.max(1);
+        let d_head = model.d_model / model.attention().num_heads.max(1);
         let mut rope = rope::write(rope, d_head);
         if let Some(table) = rope.as_object_mut() {
             table.entry("partial_rotary_factor").or_insert(json!(1.0));

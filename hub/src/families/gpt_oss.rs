@@ -18,10 +18,10 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     let rope = RopeDefaults { theta: 150_000.0, ..RopeDefaults::default() };
     let defaults = Defaults { norm_epsilon: 1e-5, rope, tied: false, d_head: Some(64) };
     let mut model = decoder_config::read(keys, defaults)?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", true)?;
-    model.attention.sinks = true;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", true)?;
+    model.attention_mut().sinks = true;
     let window = keys.size("sliding_window")?.unwrap_or(128);
-    model.attention.window =
+    model.attention_mut().window =
         read_window(keys, Some(window), model.num_layers, |layer| layer.is_multiple_of(2))?;
     model.ffn.activation = Activation::ClampedSwiglu {
         alpha: keys.number("swiglu_alpha")?.unwrap_or(1.702),
@@ -43,8 +43,8 @@ pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut set = |key: &str, value: Value| {
         config.insert(key.to_owned(), value);
     };
-    set("attention_bias", json!(model.attention.bias == AttentionBias::All));
-    set("sliding_window", json!(model.attention.window.as_ref().map_or(128, |window| window.len)));
+    set("attention_bias", json!(model.attention().bias == AttentionBias::All));
+    set("sliding_window", json!(model.attention().window.as_ref().map_or(128, |window| window.len)));
     set("layer_types", layer_types(model));
     if let Activation::ClampedSwiglu { alpha, limit } = model.ffn.activation {
         set("swiglu_alpha", json!(alpha));

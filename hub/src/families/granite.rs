@@ -19,10 +19,10 @@ pub(super) const NAMES: MoeNames = MoeNames {
 
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults::default())?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
     // All of them are 1 by default: the scale of scores too.
     let factor = |key: &str| Ok::<_, HubError>(keys.number(key)?.unwrap_or(1.0));
-    model.attention.scale = Some(factor("attention_multiplier")?);
+    model.attention_mut().scale = Some(factor("attention_multiplier")?);
     model.multipliers = MultipliersConfig {
         embedding: factor("embedding_multiplier")?,
         residual: factor("residual_multiplier")?,
@@ -34,8 +34,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::All));
-    config.insert("attention_multiplier".into(), json!(model.attention.scale.unwrap_or(1.0)));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
+    config.insert("attention_multiplier".into(), json!(model.attention().scale.unwrap_or(1.0)));
     config.insert("embedding_multiplier".into(), json!(model.multipliers.embedding));
     config.insert("residual_multiplier".into(), json!(model.multipliers.residual));
     config.insert("logits_scaling".into(), json!(1.0 / model.multipliers.logits));

@@ -24,7 +24,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     let rope = RopeDefaults { theta: 1e6, ..RopeDefaults::default() };
     let mut model = decoder_config::read(keys, Defaults { norm_epsilon: 1e-5, rope, ..Defaults::default() })?;
     let window = keys.size("sliding_window")?;
-    model.attention.window = read_window(keys, window, model.num_layers, |_| true)?;
+    model.attention_mut().window = read_window(keys, window, model.num_layers, |_| true)?;
     read_experts(keys, &mut model, 2)?;
     keys.must_be("router_jitter_noise", &json!(0.0))?;
     Ok(model)
@@ -47,7 +47,7 @@ pub(super) fn read_experts(
 
 pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    let window = model.attention.window.as_ref();
+    let window = model.attention().window.as_ref();
     config.insert("sliding_window".into(), json!(window.map(|window| window.len)));
     if window.is_some_and(|window| window.layers.is_some()) {
         config.insert("layer_types".into(), layer_types(model));

@@ -164,8 +164,10 @@ impl Family {
         let mut model = model.clone();
         model.position.get_or_insert_default();
         model.norm.get_or_insert_default();
-        model.attention.num_kv_heads.get_or_insert(model.attention.num_heads);
-        model.attention.d_head.get_or_insert(model.d_model / model.attention.num_heads.max(1));
+        let d_model = model.d_model;
+        let attention = model.attention_mut();
+        attention.num_kv_heads.get_or_insert(attention.num_heads);
+        attention.d_head.get_or_insert(d_model / attention.num_heads.max(1));
         self.write_keys(&model)
     }
 

@@ -12,7 +12,7 @@ use crate::keys::Keys;
 
 pub(super) fn read_olmo2(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults { norm_epsilon: 1e-5, ..Defaults::default() })?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
     model.residual = Residual::OutputNorm;
     normalise_projections(&mut model);
     model.padding_id = padding(keys)?;
@@ -21,14 +21,14 @@ pub(super) fn read_olmo2(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write_olmo2(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::All));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
     config
 }
 
 pub(super) fn read_olmoe(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults { norm_epsilon: 1e-5, ..Defaults::default() })?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
-    model.attention.clip_qkv = keys.number("clip_qkv")?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().clip_qkv = keys.number("clip_qkv")?;
     normalise_projections(&mut model);
     model.padding_id = padding(keys)?;
     let top_k = keys.size("num_experts_per_tok")?.unwrap_or(8);
@@ -43,7 +43,7 @@ pub(super) fn read_olmoe(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write_olmoe(model: &ModelConfig) -> Map<String, Value> {
     let mut config = write_olmo2(model);
-    config.insert("clip_qkv".into(), json!(model.attention.clip_qkv));
+    config.insert("clip_qkv".into(), json!(model.attention().clip_qkv));
     if let Some(moe) = &model.ffn.moe {
         config.insert("num_experts".into(), json!(moe.num_experts));
         config.insert("num_experts_per_tok".into(), json!(moe.router.top_k));
@@ -57,7 +57,7 @@ pub(super) fn write_olmoe(model: &ModelConfig) -> Map<String, Value> {
 /// Queries and keys normalised over all heads, with the epsilon of all norms.
 fn normalise_projections(model: &mut ModelConfig) {
     if let Some(NormConfig::Rms(RmsNormConfig { epsilon })) = model.norm {
-        model.attention.qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Projection, epsilon });
+        model.attention_mut().qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Projection, epsilon });
     }
 }
 

@@ -26,10 +26,10 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, HubError> {
     if let Some(NormConfig::Rms(RmsNormConfig { epsilon })) = model.norm {
         model.norm = Some(NormConfig::Layer(LayerNormConfig { epsilon, bias: true }));
     }
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
     model.head_bias = keys.flag_or("lm_head_bias", false)?;
     let window = keys.size("sliding_window")?;
-    model.attention.window = read_window(keys, window, model.num_layers, |_| true)?;
+    model.attention_mut().window = read_window(keys, window, model.num_layers, |_| true)?;
     keys.must_be("input_jitter_noise", &json!(0.0))?;
     let jitter = keys.number("router_jitter_noise")?.unwrap_or(0.01);
     let top_k = keys.size("num_experts_per_tok")?.unwrap_or(2);
@@ -47,9 +47,9 @@ pub(super) fn write(model: &ModelConfig) -> Map<String, Value> {
     if let Some(NormConfig::Layer(LayerNormConfig { epsilon, .. })) = model.norm {
         config.insert("rms_norm_eps".into(), json!(epsilon));
     }
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::All));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
     config.insert("lm_head_bias".into(), json!(model.head_bias));
-    let window = model.attention.window.as_ref();
+    let window = model.attention().window.as_ref();
     config.insert("sliding_window".into(), json!(window.map(|window| window.len)));
     super::mixtral::write_experts(model, &mut config);
     if let Some(moe) = &model.ffn.moe {

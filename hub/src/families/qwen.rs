@@ -15,7 +15,7 @@ use crate::keys::Keys;
 
 pub(super) fn read_qwen2(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults::default())?;
-    model.attention.bias = AttentionBias::Qkv;
+    model.attention_mut().bias = AttentionBias::Qkv;
     read_windows(keys, &mut model, |layer, full| layer >= full)?;
     Ok(model)
 }
@@ -28,7 +28,7 @@ pub(super) fn write_qwen2(model: &ModelConfig) -> Map<String, Value> {
 
 pub(super) fn read_qwen3(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults { d_head: Some(128), ..Defaults::default() })?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
     normalise_heads(&mut model);
     read_windows(keys, &mut model, |layer, full| layer >= full)?;
     Ok(model)
@@ -36,14 +36,14 @@ pub(super) fn read_qwen3(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write_qwen3(model: &ModelConfig) -> Map<String, Value> {
     let mut config = write_qwen2(model);
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::All));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
     config
 }
 
 pub(super) fn read_qwen2_moe(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults::default())?;
     if keys.flag_or("qkv_bias", true)? {
-        model.attention.bias = AttentionBias::Qkv;
+        model.attention_mut().bias = AttentionBias::Qkv;
     }
     let window = |layer: usize, full: usize| layer.is_multiple_of(2) && layer < full;
     read_windows(keys, &mut model, window)?;
@@ -57,7 +57,7 @@ pub(super) fn read_qwen2_moe(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write_qwen2_moe(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("qkv_bias".into(), json!(model.attention.bias == AttentionBias::Qkv));
+    config.insert("qkv_bias".into(), json!(model.attention().bias == AttentionBias::Qkv));
     write_windows(model, &mut config);
     write_experts(model, "num_experts", &mut config);
     if let Some(moe) = &model.ffn.moe {
@@ -68,7 +68,7 @@ pub(super) fn write_qwen2_moe(model: &ModelConfig) -> Map<String, Value> {
 
 pub(super) fn read_qwen3_moe(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = decoder_config::read(keys, Defaults::default())?;
-    model.attention.bias = bias_on_all(keys, "attention_bias", false)?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
     normalise_heads(&mut model);
     read_windows(keys, &mut model, |_, _| true)?;
     read_experts(keys, &mut model, &["num_experts", "num_local_experts"], 8)?;
@@ -77,7 +77,7 @@ pub(super) fn read_qwen3_moe(keys: &Keys) -> Result<ModelConfig, HubError> {
 
 pub(super) fn write_qwen3_moe(model: &ModelConfig) -> Map<String, Value> {
     let mut config = decoder_config::write(model);
-    config.insert("attention_bias".into(), json!(model.attention.bias == AttentionBias::All));
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
     write_windows(model, &mut config);
     write_experts(model, "num_experts", &mut config);
     config
@@ -86,7 +86,7 @@ pub(super) fn write_qwen3_moe(model: &ModelConfig) -> Map<String, Value> {
 /// Queries and keys normalised by head, with the epsilon of all norms.
 fn normalise_heads(model: &mut ModelConfig) {
     if let Some(NormConfig::Rms(RmsNormConfig { epsilon })) = model.norm {
-        model.attention.qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Head, epsilon });
+        model.attention_mut().qk_norm = QkNorm::On(QkNormConfig { over: QkNormOver::Head, epsilon });
     }
 }
 
@@ -100,12 +100,12 @@ fn read_windows(
     let len = keys.size("sliding_window")?.unwrap_or(4096);
     let full = keys.size("max_window_layers")?.unwrap_or(28);
     let len = is_used.then_some(len);
-    model.attention.window = read_window(keys, len, model.num_layers, |layer| slides(layer, full))?;
+    model.attention_mut().window = read_window(keys, len, model.num_layers, |layer| slides(layer, full))?;
     Ok(())
 }
 
 fn write_windows(model: &ModelConfig, config: &mut Map<String, Value>) {
-    let window = model.attention.window.as_ref();
+    let window = model.attention().window.as_ref();
     config.insert("use_sliding_window".into(), json!(window.is_some()));
     config.insert("sliding_window".into(), json!(window.map(|window| window.len)));
     config.insert("layer_types".into(), layer_types(model));

@@ -14,12 +14,12 @@ impl Block {
         x_td: Tensor<2>,
         context: &BlockContext<'_>,
     ) -> Option<(Option<usize>, String)> {
-        let mixed = self.mix(x_td.clone(), context);
+        let (mixed, _) = self.mix(x_td.clone(), context);
         if !is_finite(&mixed.mixed_td) {
-            return Some((None, "the attention's output".into()));
+            return Some((None, format!("the {}'s output", self.mixer.name())));
         }
         let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, mixed, context.pass);
-        match &self.ffn {
+        match self.ffn.as_ref()? {
             FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the feed-forward block's output".into())),
             FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))

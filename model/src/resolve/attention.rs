@@ -14,9 +14,9 @@ use crate::{
 /// The first key under `model.attention` whose value cannot be used.
 pub(super) fn resolve_attention(
     model: &ModelConfig,
+    config: &AttentionConfig,
     position: &PositionKind,
 ) -> Result<Vec<AttentionSpec>, KeyError> {
-    let config = &model.attention;
     let common = common_to_layers(config, model.d_model, position)?;
     let windowed = windowed_layers(config, model.num_layers)?;
     let of_layer = |(layer, window): (usize, Option<usize>)| {

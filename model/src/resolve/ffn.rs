@@ -16,6 +16,7 @@ enum LayerKind {
     Dense,
     Moe,
     BlockSparse,
+    Absent,
 }
 
 /// The feed-forward block of each layer, first layer first.
@@ -26,7 +27,7 @@ pub(super) fn resolve_ffn(
 ) -> Result<Vec<FfnSpec>, KeyError> {
     let ffn = &config.ffn;
     let activation = ffn.activation;
-    let kinds = resolve_kinds(ffn, config.num_layers)?;
+    let kinds = resolve_kinds(config)?;
     check_block_sparse(ffn, config.d_model)?;
     let moe = ffn.moe.as_ref().map(|moe| resolve_moe(moe, &kinds)).transpose()?;
     let d_ff = resolve_width(ffn, &kinds, notes)?;
@@ -39,6 +40,7 @@ pub(super) fn resolve_ffn(
             (LayerKind::BlockSparse, _, Some(matrices)) => {
                 FfnSpec::BlockSparse(BlockSparseSpec { activation, matrices: matrices.clone() })
             }
+            (LayerKind::Absent, ..) => FfnSpec::Absent,
             _ => FfnSpec::Dense(DenseSpec { activation, d_ff, bias: ffn.bias }),
         });
     }
@@ -56,12 +58,16 @@ fn checked_mixture(ffn: FfnSpec) -> Result<FfnSpec, KeyError> {
 }
 
 /// Kind of each layer, first layer first.
-fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, KeyError> {
+fn resolve_kinds(config: &ModelConfig) -> Result<Vec<LayerKind>, KeyError> {
+    let (ffn, num_layers) = (&config.ffn, config.num_layers);
+    // Attention alone computes nothing but means, so its layers without a block are a mistake.
+    let is_optional = config.lstm.is_some();
+    let other = if is_optional && ffn.d_ff.is_none() { LayerKind::Absent } else { LayerKind::Dense };
     if ffn.block_sparse.is_some() {
         return Ok(vec![LayerKind::BlockSparse; num_layers]);
     }
     let Some(moe) = &ffn.moe else {
-        return Ok(vec![LayerKind::Dense; num_layers]);
+        return Ok(vec![other; num_layers]);
     };
     let is_moe = |layer: usize| match &moe.layers {
         None => true,
@@ -71,7 +77,7 @@ fn resolve_kinds(ffn: &FfnConfig, num_layers: usize) -> Result<Vec<LayerKind>, K
     if let Some(layers) = &moe.layers {
         check_layer_choice(layers, num_layers)?;
     }
-    Ok((0..num_layers).map(|layer| if is_moe(layer) { LayerKind::Moe } else { LayerKind::Dense }).collect())
+    Ok((0..num_layers).map(|layer| if is_moe(layer) { LayerKind::Moe } else { other }).collect())
 }
 
 fn check_layer_choice(layers: &MoeLayersConfig, num_layers: usize) -> Result<(), KeyError> {
@@ -112,9 +118,15 @@ fn resolve_width(ffn: &FfnConfig, layers: &[LayerKind], notes: &mut Vec<String>)
             Err(KeyError::new("model.ffn.d_ff", problem, "give the hidden width of the dense block"))
         }
         (d_ff, None) => {
-            let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias)];
+            let has_blocks = layers.iter().any(|kind| *kind != LayerKind::Absent);
+            let without_effect = [("d_ff", d_ff.is_some()), ("bias", ffn.bias), ("activation", !has_blocks)];
             for (key, _) in without_effect.iter().filter(|(_, given)| *given) {
-                let kind = if ffn.block_sparse.is_some() { "block-sparse" } else { "MoE" };
+                let kind = match (&ffn.block_sparse, has_blocks) {
+                    (Some(_), _) => "block-sparse",
+                    (None, false) => "an LSTM alone",
+                    (None, true) if layers.contains(&LayerKind::Absent) => "MoE or an LSTM alone",
+                    (None, true) => "MoE",
+                };
                 notes.push(format!("`model.ffn.{key}` has no effect: every layer is {kind}"));
             }
             Ok(0)
@@ -190,6 +202,9 @@ fn check_router_overrides(moe: &MoeConfig, layers: &[LayerKind]) -> Result<(), K
                 ),
                 Some(LayerKind::Dense | LayerKind::BlockSparse) => {
                     ("which is dense".into(), "name layers that are mixtures".into())
+                }
+                Some(LayerKind::Absent) => {
+                    ("which has no feed-forward block".into(), "name layers that are mixtures".into())
                 }
                 Some(LayerKind::Moe) if std::mem::replace(&mut seen[layer], true) => {
                     ("which has a router of its own already".into(), "name each layer once".into())

@@ -12,14 +12,14 @@ use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::Selection;
 
 use super::{RotaryAngles, Transformer};
-use crate::attention::{AttentionCache, CachedSequence};
-use crate::{BlockContext, MixerSpec, ModelInput, ModelSpec, Pass};
+use crate::mixer::MixerCache;
+use crate::{BlockContext, ModelInput, ModelSpec, Pass};
 
 /// What is kept of one sequence.
 #[derive(Debug, Clone)]
 pub struct SequenceCache {
     /// First layer first.
-    layers: Vec<AttentionCache>,
+    layers: Vec<MixerCache>,
     rotary: Option<(RotaryAngles, RotaryTable)>,
     num_tokens: usize,
     capacity: usize,
@@ -49,7 +49,7 @@ impl ModelSpec {
     pub fn cache_obstacle(&self) -> Option<String> {
         let obstacle = |(layer, spec): (usize, &crate::LayerSpec)| {
             let reason = match &spec.ffn {
-                FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) => None,
+                FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) | FfnSpec::Absent => None,
                 FfnSpec::SoftMoe(_) => Some("its experts mix all tokens of a sequence"),
                 FfnSpec::Moe(moe) => match &moe.router.config.selection {
                     Selection::Random {} | Selection::ForcedUniform {} => {
@@ -90,8 +90,7 @@ impl Transformer {
             let context = BlockContext { rotary: table, ..*context };
             let mut x_td = self.embed(&input, Pass::Generation);
             for (layer, block) in self.blocks.iter().enumerate() {
-                let MixerSpec::Attention(attention) = &self.spec.layers[layer].mixer;
-                let empty = AttentionCache::new(attention, capacity, device);
+                let empty = MixerCache::new(&self.spec.layers[layer].mixer, capacity, device);
                 let (next_td, aux, cache) = block.forward_and_keep(x_td, &context, empty);
                 x_td = next_td;
                 moe_layers.extend(aux.map(|aux| (layer, aux)));
@@ -131,23 +130,29 @@ impl Transformer {
         let ids_b = Tensor::<1, Int>::from_data(TensorData::new(upload, [ids.len()]), &device);
         // Each token alone: what precedes it is kept.
         let mask = CausalMask::new(1, &device);
-        let context =
-            BlockContext { rotary: None, mask: &mask, token_ids_t: ids, seq_len: 1, pass: Pass::Generation };
+        let context = BlockContext {
+            rotary: None,
+            mask: &mask,
+            state: None,
+            segment_ids_bs: None,
+            token_ids_t: ids,
+            seq_len: 1,
+            pass: Pass::Generation,
+        };
         let mut x_bd = self.embedding.forward_at(ids_b, &positions);
         let mut moe_layers = Vec::new();
         let (mut layers_of, shells): (Vec<_>, Vec<_>) = caches.into_iter().map(SequenceCache::open).unzip();
-        let mut kept: Vec<Vec<AttentionCache>> = layers_of.iter().map(|_| Vec::new()).collect();
+        let mut kept: Vec<Vec<MixerCache>> = layers_of.iter().map(|_| Vec::new()).collect();
+        let rotary: Vec<_> =
+            shells.iter().map(|shell| shell.rotary.as_ref().map(|(_, table)| table)).collect();
         for (layer, block) in self.blocks.iter().enumerate() {
-            let sequences = layers_of.iter_mut().zip(&shells).map(|(layers, shell)| CachedSequence {
-                cache: layers.next().expect("a cache for each layer"),
-                rotary: shell.rotary.as_ref().map(|(_, table)| table),
-            });
-            let (next_bd, aux, caches) = block.forward_cached(x_bd, &context, sequences.collect());
+            let of_layer = layers_of.iter_mut().map(|layers| layers.next().expect("a cache for each layer"));
+            let (next_bd, aux, caches) = block.forward_cached(x_bd, &context, of_layer.collect(), &rotary);
             x_bd = next_bd;
             moe_layers.extend(aux.map(|aux| (layer, aux)));
             kept.iter_mut().zip(caches).for_each(|(kept, cache)| kept.push(cache));
         }
-        let close = |(shell, layers): (SequenceCache, Vec<AttentionCache>)| SequenceCache {
+        let close = |(shell, layers): (SequenceCache, Vec<MixerCache>)| SequenceCache {
             layers,
             num_tokens: shell.num_tokens + 1,
             ..shell
@@ -159,7 +164,7 @@ impl Transformer {
 
 impl SequenceCache {
     /// The layers, and the cache without them.
-    fn open(self) -> (std::vec::IntoIter<AttentionCache>, Self) {
+    fn open(self) -> (std::vec::IntoIter<MixerCache>, Self) {
         (self.layers.into_iter(), Self { layers: Vec::new(), ..self })
     }
 }

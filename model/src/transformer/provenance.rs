@@ -20,7 +20,7 @@ impl Transformer {
                 if let Some((expert, op)) = found {
                     return NonFinite { layer: Some(layer), expert, op };
                 }
-                x_td = block.forward(x_td, context).0;
+                x_td = block.forward(x_td, context).x_td;
             }
             let hidden_td = self.head_input(x_td);
             let place = if is_finite(&hidden_td) { "the head's loss" } else { "the final norm" };

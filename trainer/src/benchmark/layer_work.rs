@@ -40,7 +40,7 @@ impl LayerWork {
         let source = ParameterSource::new(case.seed, &device);
         let shape_td = [case.num_tokens, case.d_model];
         Self {
-            layer: FeedForward::new(&spec(case), 0, "layer", &source),
+            layer: FeedForward::new(&spec(case), 0, "layer", &source).expect("a layer with a block"),
             x_td: source.normal("x", shape_td, 1.0).require_grad(),
             gradient: source.normal("gradient", shape_td, 1.0).reshape([case.num_tokens * case.d_model, 1]),
         }

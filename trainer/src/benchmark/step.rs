@@ -277,6 +277,8 @@ impl<'a> Training<'a> {
             max_tokens: Some(self.plan.tokens_per_step as u64),
             stride: None,
             mask_documents,
+            // As many windows at a time as in a step.
+            carries_state: false,
             by_document: false,
         };
         evaluate_unless(self.stop, self.model.get(), &dataset.train, &settings, &self.device).map(drop)
@@ -292,6 +294,8 @@ impl<'a> Training<'a> {
             step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
+            // Empty or not, it costs the same.
+            state: None,
         };
         let micro_batches = (0..plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())

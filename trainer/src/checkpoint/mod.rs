@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `model.safetensors` | parameters, under their paths in the model |
 //! | `optimizer.safetensors` | both AdamW moments of each |
+//! | `recurrent.safetensors` | the state that a recurrent model carries to the next step; only where one is carried |
 //! | `state.json` | [`TrainingState`]: step, data cursor, counters, random-number state, what the log holds |
 //! | `config.toml`, `plan.json` | the configuration as resolved, and what it resolved to |
 //! | `tokenizer.json` | the tokenizer, so that the checkpoint generates text on its own |
@@ -32,10 +33,12 @@ pub(crate) use store::{is_temporary, remove_checkpoint_files, steps_in};
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const RECURRENT_FILE: &str = "recurrent.safetensors";
 const STATE_FILE: &str = "state.json";
 const CONFIG_FILE: &str = "config.toml";
 const PLAN_FILE: &str = "plan.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// The files that a manifest lists.
-const FILES: [&str; 6] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, CONFIG_FILE, PLAN_FILE, TOKENIZER_FILE];
+/// The files that a manifest may list.
+const FILES: [&str; 7] =
+    [MODEL_FILE, OPTIMIZER_FILE, RECURRENT_FILE, STATE_FILE, CONFIG_FILE, PLAN_FILE, TOKENIZER_FILE];

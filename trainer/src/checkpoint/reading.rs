@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 use switchyard_datasets::{DataConfig, Dataset, Tokenizer, TokenizerConfig};
 use switchyard_model::{
-    ModelSpec, ParameterName, Transformer, parameter_data, parameter_tensors, update_parameters,
+    ModelSpec, ModelState, ParameterName, Transformer, parameter_data, parameter_tensors, update_parameters,
 };
 
 use super::tensors::TensorFile;
 use super::{
-    CONFIG_FILE, CheckpointError, CheckpointManifest, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, STATE_FILE,
-    TOKENIZER_FILE, TrainingState,
+    CONFIG_FILE, CheckpointError, CheckpointManifest, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, RECURRENT_FILE,
+    STATE_FILE, TOKENIZER_FILE, TrainingState,
 };
 use crate::config::RunConfig;
 use crate::moved_data::check_same_data;
@@ -206,6 +206,45 @@ impl Checkpoint {
             return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));
         }
         Ok(AdamW::restore(&self.config.train.adamw, self.state.step, moments))
+    }
+
+    /// The state that a recurrent network carries to the next step, on `device`; `None` where none is
+    /// carried, and before the first step.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if tensors are missing, left over, of another shape, or no finite
+    /// numbers; [`CheckpointError::Unreadable`].
+    pub fn carried_state(&self, device: &Device) -> Result<Option<ModelState>, CheckpointError> {
+        let damaged = |reason: String| Err(self.damaged(RECURRENT_FILE, reason));
+        let is_there = self.manifest.files.contains_key(RECURRENT_FILE);
+        match (is_there, self.plan.carries_state && self.state.step > 0) {
+            (false, false) => return Ok(None),
+            (true, false) => return damaged("the run carries no state".into()),
+            (_, true) => {}
+        }
+        let mut file = self.tensors(RECURRENT_FILE)?;
+        let num_sequences = self.plan.sequences_per_step();
+        let parts = self.plan.model.state_parts();
+        let mut wanted: BTreeMap<&str, usize> =
+            parts.iter().map(|(name, width)| (name.as_str(), *width)).collect();
+        for (name, shape) in file.shapes() {
+            match wanted.remove(name) {
+                Some(width) if [num_sequences, width] == shape => {}
+                Some(width) => {
+                    let wanted = [num_sequences, width];
+                    return damaged(format!("`{name}` has shape {shape:?}, the run needs {wanted:?}"));
+                }
+                None => return damaged(format!("`{name}` is no part of the model's state")),
+            }
+        }
+        if let Some(name) = wanted.keys().next() {
+            return damaged(format!("`{name}` is missing"));
+        }
+        let like_n = Tensor::zeros([1], device);
+        let part =
+            |(name, width): &(String, usize)| Ok(file.read(name, &like_n)?.reshape([num_sequences, *width]));
+        let values = parts.iter().map(part).collect::<Result<_, CheckpointError>>()?;
+        Ok(Some(self.plan.model.state_of(values)))
     }
 
     /// Ok if `dataset` is what this checkpoint was trained on.

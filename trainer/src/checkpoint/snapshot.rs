@@ -7,13 +7,13 @@ use std::path::Path;
 
 use switchyard_datasets::Tokenizer;
 use switchyard_ground::durable;
-use switchyard_model::{Transformer, parameter_tensors};
+use switchyard_model::{ModelState, ParameterTensor, StateTensor, Transformer, parameter_tensors};
 
 use super::manifest::{FileRecord, HashingWriter};
 use super::tensors::NamedTensor;
 use super::{
-    CONFIG_FILE, CheckpointManifest, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, STATE_FILE,
-    TOKENIZER_FILE, TrainingState, tensors,
+    CONFIG_FILE, CheckpointManifest, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PLAN_FILE, RECURRENT_FILE,
+    STATE_FILE, TOKENIZER_FILE, TrainingState, tensors,
 };
 use crate::config::RunConfig;
 use crate::optimizer::AdamW;
@@ -26,6 +26,8 @@ pub struct Snapshot<'a> {
     pub model: &'a Transformer,
     /// The optimizer with its moments.
     pub optimizer: &'a AdamW,
+    /// What a recurrent network carries to the next step; `None` if nothing is carried.
+    pub carried: Option<&'a ModelState>,
     /// Counters.
     pub state: &'a TrainingState,
     /// The configuration.
@@ -63,7 +65,7 @@ impl Snapshot<'_> {
         };
         let json = |value: serde_json::Result<Vec<u8>>| value.map_err(io::Error::other);
         let parameters = parameter_tensors(self.model).into_iter();
-        let records = [
+        let mut records = vec![
             tensors(MODEL_FILE, parameters.map(|it| (it.name.to_string(), it.value)).collect())?,
             tensors(OPTIMIZER_FILE, self.optimizer.moments())?,
             file(STATE_FILE, json(serde_json::to_vec_pretty(self.state))?)?,
@@ -71,11 +73,22 @@ impl Snapshot<'_> {
             file(PLAN_FILE, json(serde_json::to_vec_pretty(self.plan))?)?,
             file(TOKENIZER_FILE, self.tokenizer.to_json())?,
         ];
-        let manifest = CheckpointManifest::new(self.state.step, BTreeMap::from(records));
+        if let Some(carried) = self.carried {
+            records.push(tensors(RECURRENT_FILE, state_tensors(carried))?);
+        }
+        let manifest = CheckpointManifest::new(self.state.step, BTreeMap::from_iter(records));
         let path = folder.join(MANIFEST_FILE);
         durable::write_synced(&path, &json(serde_json::to_vec_pretty(&manifest))?)?;
         Ok(durable::sync_parent(&path)?)
     }
+}
+
+fn state_tensors(state: &ModelState) -> Vec<NamedTensor> {
+    let named = |part: StateTensor| {
+        let shape = part.values_bw.dims().to_vec();
+        (part.name, ParameterTensor { shape, values_n: part.values_bw.inner().flatten(0, 1), learns: false })
+    };
+    state.tensors().into_iter().map(named).collect()
 }
 
 /// Writes a file of `folder` by `write`, which returns the name of what is not finite, and hashes

@@ -15,8 +15,8 @@ pub struct StartConfig {
     /// own, then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
-    /// Parameters that are not trained: `embedding`, `head`, `norms`, `attention`, `dense`, `router`,
-    /// `experts`, `shared_experts`, or names with `*` for any text, such as `blocks.0.*`.
+    /// Parameters that are not trained: `embedding`, `head`, `norms`, `attention`, `lstm`, `dense`,
+    /// `router`, `experts`, `shared_experts`, or names with `*` for any text, such as `blocks.0.*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
 }

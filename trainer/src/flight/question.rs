@@ -190,7 +190,7 @@ fn check_capacities(spec: &ModelSpec, question: &RunQuestion) -> Result<(), What
         FfnSpec::Moe(moe) => {
             moe.capacity.as_ref().is_some_and(|capacity| capacity.factor_per_expert.is_some())
         }
-        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) => false,
+        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) | FfnSpec::Absent => false,
     });
     if has_own_factors && question.capacity.is_none() { Err(WhatIfError::FactorPerExpert) } else { Ok(()) }
 }

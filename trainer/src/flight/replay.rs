@@ -150,26 +150,28 @@ impl Run<'_> {
     ) -> Result<MovingParts, TrainError> {
         let training_device = device.clone().autodiff();
         let before = checkpoint_steps(paths)?.into_iter().rfind(|&saved| saved < step);
-        let (model, optimizer, state) = match before {
+        let (model, optimizer, state, carried) = match before {
             Some(saved) => {
                 let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
                 let then = &checkpoint.state.data_hash;
                 check_same_data(&checkpoint.path, then, &self.config.data, self.dataset)?;
                 let model = with_frozen_parameters(checkpoint.model(&training_device)?, self.config)?;
                 let optimizer = checkpoint.optimizer(&model)?;
-                (model, optimizer, checkpoint.state)
+                let carried = checkpoint.carried_state(&training_device)?;
+                (model, optimizer, checkpoint.state, carried)
             }
             None => (
                 initial_network(self.config, self.plan, &training_device)?,
                 AdamW::new(&self.config.train.adamw),
                 TrainingState::initial(self.config.seed, &self.dataset.manifest.key),
+                None,
             ),
         };
         let loader_config = loader_config(self.config, self.plan);
         let sequences_per_step = self.plan.sequences_per_step();
         let loader =
             Loader::of_sources(&self.dataset.sources, loader_config, sequences_per_step, state.data_cursor)?;
-        Ok(MovingParts { loader, model: Replaceable::new(model), optimizer, state })
+        Ok(MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried })
     }
 }
 

@@ -131,7 +131,7 @@ impl<'a> Engine<'a> {
 
     /// What is kept of the tokens before the last one, if that is all that the last one needs.
     fn cache_to_go_on_with(&self, context: &mut Context) -> Option<SequenceCache> {
-        let fits = context.ids.len() <= self.model.spec().max_seq_len;
+        let fits = context.ids.len() <= self.model.spec().max_context_len();
         context.cache.take().filter(|cache| {
             fits && cache.num_tokens() + 1 == context.ids.len() && self.model.can_go_on(cache)
         })
@@ -144,15 +144,15 @@ impl<'a> Engine<'a> {
         context: &mut Context,
         traces: &mut Vec<TokenTrace>,
     ) -> Result<Vec<f32>, TrainError> {
-        let max_seq_len = self.model.spec().max_seq_len;
+        let max_context_len = self.model.spec().max_context_len();
         let len = context.ids.len();
-        let visible = &context.ids[len.saturating_sub(max_seq_len)..];
+        let visible = &context.ids[len.saturating_sub(max_context_len)..];
         let num_visible = visible.len();
         let (hidden_1d, moe_layers, cache) = if self.keeps_cache {
-            let capacity = context.max_len.min(max_seq_len);
+            let capacity = context.max_len.min(max_context_len);
             let CachedOutput { hidden_bd, moe_layers, mut caches } =
                 self.model.prefill(visible, capacity, self.device);
-            (hidden_bd, moe_layers, caches.pop().filter(|_| len <= max_seq_len))
+            (hidden_bd, moe_layers, caches.pop().filter(|_| len <= max_context_len))
         } else {
             let ids = visible.iter().map(|&id| id as i32).collect();
             let input = ModelInput::upload(ids, None, [1, num_visible], self.device);

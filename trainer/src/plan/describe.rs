@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
-use switchyard_model::{FfnUse, MixerSpec, NormKind, PositionKind, QkNormOver, Residual};
+use switchyard_model::{
+    AttentionSpec, FfnUse, LstmSpec, MixerSpec, NormKind, PositionKind, QkNormOver, Residual,
+};
 
 use super::{RunPlan, router};
 use crate::memory::StepMoment;
@@ -38,7 +40,7 @@ impl RunPlan {
         let model = &self.model;
         let mut rows = vec![
             ("model", format!("{} layers of width {}", model.num_layers(), model.d_model)),
-            ("attention", self.attention_text()),
+            self.mixer_row(),
             ("positions", self.position_name().to_owned()),
             ("norm", self.norm_name().to_owned()),
         ];
@@ -51,6 +53,8 @@ impl RunPlan {
                 FfnSpec::BlockSparse(sparse) => rows.push(("block-sparse", self.block_sparse_text(sparse))),
                 // They have a common part.
                 FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => {}
+                // The layer map shows it.
+                FfnSpec::Absent => {}
             }
         }
         rows.extend(self.mixture_rows());
@@ -61,28 +65,33 @@ impl RunPlan {
         rows
     }
 
-    fn attention_text(&self) -> String {
-        let uses = self.model.layers.first().map(|layer| {
-            let MixerSpec::Attention(attention) = &layer.mixer;
-            let heads = match attention.num_kv_heads {
-                kv_heads if kv_heads == attention.num_heads => String::new(),
-                kv_heads => format!(" on {kv_heads} key/value heads"),
-            };
-            let norm = match attention.qk_norm.settings().map(|settings| settings.over) {
-                None => "",
-                Some(QkNormOver::Head) => ", queries and keys normalised by head",
-                Some(QkNormOver::Projection) => ", queries and keys normalised over all heads",
-            };
-            let side = match layer.residual {
-                Residual::Sequential => "",
-                Residual::Parallel => ", beside the feed-forward block",
-                Residual::ParallelNorms => ", beside the feed-forward block, each after its own norm",
-                Residual::OutputNorm => ", normalised before it is added",
-                Residual::PostNorm => ", the sum normalised",
-            };
-            format!("{} heads of width {}{heads}{norm}{side}", attention.num_heads, attention.d_head)
-        });
-        uses.unwrap_or_default()
+    /// What mixes tokens: in all layers what it is in the first.
+    fn mixer_row(&self) -> Row {
+        let Some(layer) = self.model.layers.first() else { return ("attention", String::new()) };
+        let side = match layer.residual {
+            Residual::Sequential => "",
+            Residual::Parallel => ", beside the feed-forward block",
+            Residual::ParallelNorms => ", beside the feed-forward block, each after its own norm",
+            Residual::OutputNorm => ", normalised before it is added",
+            Residual::PostNorm => ", the sum normalised",
+        };
+        let (label, text) = match &layer.mixer {
+            MixerSpec::Attention(attention) => ("attention", attention_text(attention)),
+            MixerSpec::Lstm(lstm) => ("lstm", self.lstm_text(lstm)),
+        };
+        (label, text + side)
+    }
+
+    fn lstm_text(&self, lstm: &LstmSpec) -> String {
+        let projected = match lstm.has_projection(self.model.d_model) {
+            true => format!(", projected to {}", self.model.d_model),
+            false => String::new(),
+        };
+        let state = match self.carries_state {
+            true => "carried from window to window",
+            false => "empty at the beginning of each window",
+        };
+        format!("{} cells{projected}, the state {state}", lstm.d_hidden)
     }
 
     /// The mixture that most layers have, the first of several; then the others.
@@ -149,7 +158,8 @@ impl RunPlan {
         )
     }
 
-    /// One letter per layer: `D` dense, `M` mixture, `B` block-sparse.
+    /// One letter per layer: `D` dense, `M` mixture, `B` block-sparse; `-` without a feed-forward
+    /// block.
     fn layer_map(&self) -> String {
         let letters: String = self
             .model
@@ -159,10 +169,12 @@ impl RunPlan {
                 FfnSpec::Dense(_) => 'D',
                 FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => 'M',
                 FfnSpec::BlockSparse(_) => 'B',
+                FfnSpec::Absent => '-',
             })
             .collect();
         let block_sparse = if letters.contains('B') { ", B block-sparse" } else { "" };
-        format!("{letters}  (first layer first; D dense, M mixture of experts{block_sparse})")
+        let absent = if letters.contains('-') { ", - none" } else { "" };
+        format!("{letters}  (first layer first; D dense, M mixture of experts{block_sparse}{absent})")
     }
 
     fn parameter_rows(&self) -> Vec<Row> {
@@ -172,6 +184,7 @@ impl RunPlan {
             ("embedding", params.embedding),
             ("positions", params.position),
             ("attention", params.attention),
+            ("lstm", params.lstm),
             ("norms", params.norm),
             ("dense blocks", params.dense_ffn),
             ("block-sparse", params.block_sparse_ffn),
@@ -252,7 +265,7 @@ impl RunPlan {
         let process = memory.total_bytes().saturating_sub(memory.run_bytes());
         let parts = format!(
             "{}: weights {}, gradients {}, moments {}, activations {}, temporaries {}, process {}",
-            moment(memory.moment),
+            self.moment_text(),
             bytes(memory.weights_bytes),
             bytes(memory.gradients_bytes),
             bytes(memory.moments_bytes),
@@ -322,6 +335,7 @@ impl RunPlan {
             PositionKind::Learned => "learned",
             PositionKind::Sinusoidal => "sinusoidal",
             PositionKind::Alibi | PositionKind::FalconAlibi => "ALiBi",
+            PositionKind::Absent => "none",
         }
     }
 
@@ -330,22 +344,39 @@ impl RunPlan {
             NormKind::Rms { .. } => "root mean square",
             NormKind::Layer { bias: true, .. } => "layer norm",
             NormKind::Layer { bias: false, .. } => "layer norm without bias",
+            NormKind::Off => "none",
+        }
+    }
+
+    /// When most memory is alive.
+    fn moment_text(&self) -> String {
+        match self.memory.moment {
+            StepMoment::Loss => "most at the loss".to_owned(),
+            StepMoment::Attention(layer) => {
+                let mixer = if self.model.is_recurrent() { "the LSTM" } else { "attention" };
+                format!("most in the backward pass of {mixer} in layer {layer}")
+            }
+            StepMoment::FeedForward(layer) => {
+                format!("most in the backward pass of the feed-forward block in layer {layer}")
+            }
+            StepMoment::Embedding => "most at the end of the backward pass".to_owned(),
+            StepMoment::Accumulation => "most where gradients are added up".to_owned(),
+            StepMoment::Update => "most at the update of the parameters".to_owned(),
         }
     }
 }
 
-/// When most memory is alive.
-fn moment(moment: StepMoment) -> String {
-    match moment {
-        StepMoment::Loss => "most at the loss".to_owned(),
-        StepMoment::Attention(layer) => format!("most in the backward pass of attention in layer {layer}"),
-        StepMoment::FeedForward(layer) => {
-            format!("most in the backward pass of the feed-forward block in layer {layer}")
-        }
-        StepMoment::Embedding => "most at the end of the backward pass".to_owned(),
-        StepMoment::Accumulation => "most where gradients are added up".to_owned(),
-        StepMoment::Update => "most at the update of the parameters".to_owned(),
-    }
+fn attention_text(attention: &AttentionSpec) -> String {
+    let heads = match attention.num_kv_heads {
+        kv_heads if kv_heads == attention.num_heads => String::new(),
+        kv_heads => format!(" on {kv_heads} key/value heads"),
+    };
+    let norm = match attention.qk_norm.settings().map(|settings| settings.over) {
+        None => "",
+        Some(QkNormOver::Head) => ", queries and keys normalised by head",
+        Some(QkNormOver::Projection) => ", queries and keys normalised over all heads",
+    };
+    format!("{} heads of width {}{heads}{norm}", attention.num_heads, attention.d_head)
 }
 
 fn activation_name(activation: Activation) -> &'static str {

@@ -53,7 +53,7 @@ pub(super) fn counted_work(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
             ));
         }
         FfnSpec::Moe(moe) => moe,
-        FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) => return None,
+        FfnSpec::Dense(_) | FfnSpec::BlockSparse(_) | FfnSpec::Absent => return None,
     };
     match &moe.router.config.selection {
         Selection::ExpertChoice(_) => Some(format!(

@@ -1,11 +1,12 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
+use switchyard_datasets::{Packing, SourceConfig};
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::MAX_SEQ_LEN;
+use switchyard_model::{MAX_SEQ_LEN, ModelSpec};
 
 use crate::config::{
     AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig,
@@ -55,6 +56,30 @@ pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, K
     check_multiple(key, micro_batch_tokens, "train.seq_len", train.seq_len)?;
     check_multiple("train.batch_tokens", train.batch_tokens, key, micro_batch_tokens)?;
     Ok(micro_batch_tokens)
+}
+
+/// Whether the state of the network goes from each window to the next.
+///
+/// # Errors
+/// If it should where there is none, or the data has no order to keep.
+pub(super) fn resolve_carry_state(config: &RunConfig, model: &ModelSpec) -> Result<bool, KeyError> {
+    const KEY: &str = "train.carry_state";
+    match (model.is_recurrent(), config.train.carry_state) {
+        (false, Some(true)) => {
+            let remedy = "remove the key, or use `model.lstm`";
+            return Err(KeyError::new(KEY, "is true, but attention has no state to carry", remedy));
+        }
+        (false, _) | (true, Some(false)) => return Ok(false),
+        (true, Some(true) | None) => {}
+    }
+    let obstacle = match (&config.data.source, config.data.packing) {
+        (SourceConfig::Mixture(sources), _) if sources.len() > 1 => "`data.sources` mixes several",
+        (_, Packing::BestFit) => "`data.packing` is \"best_fit\"",
+        (_, Packing::Concatenate) => return Ok(true),
+    };
+    let problem = format!("needs the tokens of one source in their order, but {obstacle}");
+    let remedy = "set it to false: every window then begins with an empty state";
+    Err(KeyError::new(KEY, problem, remedy))
 }
 
 /// The learning rate over the run.

@@ -64,7 +64,7 @@ impl<'a> Run<'a> {
         device: Device,
     ) -> Result<Self, TrainError> {
         let TrainRequest { config, plan, mode, .. } = request;
-        let Start { model, optimizer, state, resumed, notes } =
+        let Start { model, optimizer, state, carried, resumed, notes } =
             start(config, plan, &dataset, &checkpoints, *mode, &device)?;
         let loader = Loader::of_sources(
             &dataset.sources,
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
             manifest,
             device,
             dataset,
-            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state },
+            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried },
             checkpoints,
             observers,
             recorder,
@@ -292,6 +292,7 @@ impl<'a> Run<'a> {
         let saved = self.checkpoints.save(&Snapshot {
             model: self.parts.model.get(),
             optimizer: &self.parts.optimizer,
+            carried: self.parts.carried.as_ref(),
             state: &self.parts.state,
             config: self.config,
             plan: self.plan,

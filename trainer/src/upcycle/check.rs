@@ -12,7 +12,8 @@ use super::{UpcycleError, UpcycleMethod};
 pub(super) fn check(dense: &ModelSpec, spec: &ModelSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
     for (layer, LayerSpec { ffn, .. }) in dense.layers.iter().enumerate() {
         let kind = match ffn {
-            FfnSpec::Dense(_) => continue,
+            // A layer without a block stays without.
+            FfnSpec::Dense(_) | FfnSpec::Absent => continue,
             FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => "a mixture",
             FfnSpec::BlockSparse(_) => "block-sparse",
         };
@@ -41,7 +42,13 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
     same("model.d_model", &spec.d_model, &dense.d_model)?;
     for (now, before) in spec.layers.iter().zip(&dense.layers) {
         same("model.residual", &now.residual, &before.residual)?;
-        let (MixerSpec::Attention(now), MixerSpec::Attention(before)) = (&now.mixer, &before.mixer);
+        let (now, before) = match (&now.mixer, &before.mixer) {
+            (MixerSpec::Attention(now), MixerSpec::Attention(before)) => (now, before),
+            (now, before) => {
+                same("model.lstm", now, before)?;
+                continue;
+            }
+        };
         same("model.attention.num_heads", &now.num_heads, &before.num_heads)?;
         same("model.attention.num_kv_heads", &now.num_kv_heads, &before.num_kv_heads)?;
         same("model.attention.d_head", &now.d_head, &before.d_head)?;
@@ -59,7 +66,8 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
     same("model.norm", &spec.norm, &dense.norm)?;
     same("model.position", &spec.position, &dense.position)?;
     same("model.tie_embeddings", &spec.tie_embeddings, &dense.tie_embeddings)?;
-    for (now, before) in spec.layers.iter().zip(&dense.layers) {
+    let have_block = |(_, before): &(&LayerSpec, &LayerSpec)| before.ffn != FfnSpec::Absent;
+    for (now, before) in spec.layers.iter().zip(&dense.layers).filter(have_block) {
         same("model.ffn.activation", &now.ffn.activation(), &before.ffn.activation())?;
     }
     match spec.position {
@@ -76,13 +84,14 @@ fn same<T: PartialEq + Serialize>(key: &'static str, now: &T, there: &T) -> Resu
 /// A block that stays dense, or becomes experts.
 fn check_block(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> Result<(), UpcycleError> {
     // What is upcycled is dense.
-    let FfnSpec::Dense(dense) = before else { return Ok(()) };
+    let FfnSpec::Dense(dense) = before else { return same("model.ffn", now, before) };
     match now {
         FfnSpec::Dense(DenseSpec { d_ff, bias, .. }) => {
             same("model.ffn.d_ff", d_ff, &dense.d_ff)?;
             same("model.ffn.bias", bias, &dense.bias)
         }
         FfnSpec::BlockSparse(_) => Ok(()),
+        FfnSpec::Absent => same("model.ffn", now, before),
         FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => now.routed().map_or(Ok(()), |(experts, _)| {
             check_biases(dense.bias, experts, method)?;
             check_experts(dense.d_ff, experts, method)
@@ -164,7 +173,7 @@ pub(super) fn deviation(
         FfnSpec::Moe(moe) => {
             moe.capacity.as_ref().is_some_and(|capacity| capacity.evaluation_factor.is_some())
         }
-        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) => false,
+        FfnSpec::Dense(_) | FfnSpec::SoftMoe(_) | FfnSpec::BlockSparse(_) | FfnSpec::Absent => false,
     };
     if matches!(method, UpcycleMethod::Drop { ratio } if ratio > 0.0) {
         return Some("hidden units were drawn anew".into());

@@ -245,7 +245,7 @@ fn the_most_slots_that_a_plan_allows_do_not_wrap_around() {
     ));
     config.model.num_layers = 1024;
     config.model.d_model = 65_536;
-    config.model.attention.d_head = Some(2);
+    config.model.attention_mut().d_head = Some(2);
     let counts = RunPlan::resolve(&config).unwrap().counts;
     assert_eq!(counts.training_flops_per_token, u64::MAX);
     assert_eq!(counts.params.router, 1024 * 65_536 * 16_384 * 262_144);

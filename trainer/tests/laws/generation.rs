@@ -10,6 +10,7 @@ use switchyard_trainer::generate::{
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::sampling::SamplingSettings;
 
+use crate::recurrent::recurrent;
 use crate::tiny;
 
 /// Of longer texts than positions.
@@ -69,6 +70,8 @@ fn configs() -> Vec<(&'static str, RunConfig)> {
             tiny::routed("top_k = 2\nselection = { expert_choice = { generation = \"top_k\" } }"),
         ),
         ("dynamic angles", with_position),
+        // Which has no positions to run out of.
+        ("lstm", recurrent()),
     ]
 }
 

@@ -63,6 +63,7 @@ fn the_losses_of_the_documents_are_parts_of_the_losses_of_their_splits() {
         max_tokens: None,
         stride: None,
         mask_documents: false,
+        carries_state: false,
         by_document: true,
     };
     let model = checkpoint.model(&Device::flex()).unwrap();

@@ -8,6 +8,7 @@ mod generation;
 mod held_out;
 mod keeping;
 mod model;
+mod recurrent;
 mod resume;
 mod router_overrides;
 mod routers;

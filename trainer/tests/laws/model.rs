@@ -45,11 +45,11 @@ fn variants() -> Vec<(&'static str, RunConfig)> {
     learned.model.position = Some(table("[learned]"));
     learned.model.norm = Some(table("[layer]\nbias = true"));
     learned.model.tie_embeddings = true;
-    learned.model.attention.bias = AttentionBias::All;
+    learned.model.attention_mut().bias = AttentionBias::All;
     learned.model.ffn = table("activation = \"gelu_tanh\"\nd_ff = 40\nbias = true");
     let mut sinusoidal = tiny::moe();
     sinusoidal.model.position = Some(table("[sinusoidal]"));
-    sinusoidal.model.attention.qk_norm = QkNorm::On(QkNormConfig::default());
+    sinusoidal.model.attention_mut().qk_norm = QkNorm::On(QkNormConfig::default());
     sinusoidal.model.ffn.activation = switchyard_experts::Activation::Relu;
     sinusoidal.model.ffn.d_ff = Some(20);
     sinusoidal.model.ffn.moe.as_mut().unwrap().layers = Some(table("every = 2"));
@@ -134,12 +134,14 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             target_ids: (1..65).map(token).collect(),
             segment_ids: None,
             target_mask: None,
+            follows: false,
             domains: vec![0; 4],
             source_ids_b: vec![0; 4],
             num_sequences: 4,
             seq_len: 16,
         };
-        let settings = StepSettings { seed: 1, step, max_grad_norm: Some(0.5), head_z_weight: None };
+        let settings =
+            StepSettings { seed: 1, step, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
         let (gradients, measurements) =
             step_gradients(&network, vec![batch.clone(), batch], &settings, &device).unwrap();
         network = optimizer.update(network, gradients, 1e-2);
@@ -183,12 +185,14 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
 #[test]
 fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
     let config = tiny::dense();
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: Some(0.25) };
+    let settings =
+        StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: Some(0.25), state: None };
     let batch = TokenBatch {
         input_ids: (0..16).collect(),
         target_ids: (1..17).collect(),
         segment_ids: None,
         target_mask: None,
+        follows: false,
         domains: vec![0],
         source_ids_b: vec![0],
         num_sequences: 1,
@@ -217,13 +221,15 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         target_ids: range.clone().map(|i| (i * 11 + 14) % 32).collect(),
         segment_ids: None,
         target_mask: None,
+        follows: false,
         domains: vec![0; range.len() / 16],
         source_ids_b: vec![0; range.len() / 16],
         num_sequences: range.len() / 16,
         seq_len: 16,
     };
     let norm_of = |batches: Vec<TokenBatch>| {
-        let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None };
+        let settings =
+            StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
         let network = model(&config, &device.clone().autodiff());
         step_gradients(&network, batches, &settings, &device).unwrap().1
     };
@@ -251,12 +257,14 @@ fn parameters_are_updated_where_they_lie() {
     let config = tiny::moe();
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
     let mut optimizer = AdamW::new(&config.train.adamw);
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None };
+    let settings =
+        StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
     let batch = TokenBatch {
         input_ids: (0..32).collect(),
         target_ids: (0..32).rev().collect(),
         segment_ids: None,
         target_mask: None,
+        follows: false,
         domains: vec![0; 2],
         source_ids_b: vec![0; 2],
         num_sequences: 2,

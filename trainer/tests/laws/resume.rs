@@ -238,7 +238,16 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
         .unwrap();
         let ids = Tokenizer::Ids { vocab_size: plan.model.vocab_size, end_of_document: None };
         let (config, plan, tokenizer) = (&config, &plan, &ids);
-        store.save(&Snapshot { model: &model, optimizer: &optimizer, state: &state, config, plan, tokenizer })
+        let carried = None;
+        store.save(&Snapshot {
+            model: &model,
+            optimizer: &optimizer,
+            carried,
+            state: &state,
+            config,
+            plan,
+            tokenizer,
+        })
     };
     save(1).unwrap();
     // A file where the temporary folder has to go: the system refuses to create it, as a full disk

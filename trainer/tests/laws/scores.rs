@@ -169,6 +169,7 @@ fn sliding_windows_give_each_token_its_context() {
             max_tokens: Some(90),
             stride: Some(stride),
             mask_documents: false,
+            carries_state: false,
             by_document: false,
         };
         let found = evaluate(&model, &store, &settings, &Device::flex()).unwrap();
@@ -189,6 +190,7 @@ fn sliding_windows_give_each_token_its_context() {
         max_tokens: None,
         stride: Some(SEQ_LEN),
         mask_documents: false,
+        carries_state: false,
         by_document: false,
     };
     let found = evaluate(&model, &store, &whole, &Device::flex()).unwrap();

@@ -76,6 +76,7 @@ fn rows_tell_the_tokens_and_the_losses_of_each_source_and_a_resumed_run_the_same
             max_tokens: None,
             stride: None,
             mask_documents: false,
+            carries_state: false,
             by_document: false,
         };
         let alone = evaluate(&model, &source.validation, &settings, &Device::flex()).unwrap();

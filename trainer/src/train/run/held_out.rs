@@ -89,6 +89,7 @@ impl Run<'_> {
             max_tokens,
             stride: None,
             mask_documents: self.config.data.mask_documents,
+            carries_state: self.plan.carries_state,
             // Only what is found at the end is kept.
             by_document: self.is_at_its_end() && max_tokens.is_none(),
         }
