@@ -171,6 +171,14 @@ fn router_recipes_train_on_synthetic_data_with_the_command_in_their_header() {
 }
 
 #[test]
+fn the_recipe_of_2017_costs_what_its_dense_counterpart_does() {
+    let (dense, first) = (plan("quickstart-dense.toml"), plan("transformer-2017.toml"));
+    assert_eq!(first.counts.forward_flops, dense.counts.forward_flops);
+    assert_eq!(first.total_tokens(), dense.total_tokens());
+    assert_eq!(first.model.multipliers.embedding, (first.model.d_model as f64).sqrt());
+}
+
+#[test]
 fn the_block_sparse_recipe_costs_what_its_dense_counterpart_does() {
     let (dense, sparse) = (plan("quickstart-dense.toml"), plan("block-sparse.toml"));
     assert_eq!(sparse.counts.total_params, dense.counts.total_params);
