@@ -169,7 +169,7 @@ impl LstmState {
 fn continues(segment_ids_bs: Tensor<2, Int>, x_td: &Tensor<2>) -> Tensor<2> {
     let [b, s] = segment_ids_bs.dims();
     let before_b1 = Tensor::zeros([b, 1], &segment_ids_bs.device());
-    let before_bs = Tensor::cat(vec![before_b1, segment_ids_bs.clone().narrow(1, 0, s - 1)], 1);
+    let before_bs = Tensor::cat(vec![before_b1, segment_ids_bs.clone()], 1).narrow(1, 0, s);
     segment_ids_bs.equal(before_bs).float().cast(x_td.dtype())
 }
 

@@ -114,9 +114,9 @@ fn a_file_that_cannot_be_read_is_named() {
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
     insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
-    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
-    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
-    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `train.adamw.learning_rate`?");
     insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, start, threads, train. Did you mean `seed`?");
 }
 
@@ -149,15 +149,15 @@ fn a_missing_key_names_its_table() {
 fn what_an_lstm_has_no_use_for_is_named() {
     let lstm = |keys: &str| broken("[model.attention]\nnum_heads = 4", &format!("[model.lstm]\n{keys}"));
     let both = broken("num_heads = 4", "num_heads = 4\n[model.lstm]");
-    insta::assert_snapshot!(both, @"run.toml:11:2: `model.lstm` is given beside `model.attention`: keep one of them");
+    insta::assert_snapshot!(both, @"run.toml:11:8: `model.lstm` is given beside `model.attention`: keep one of them");
     insta::assert_snapshot!(lstm("d_hidden = 0"), @"run.toml:10:1: `model.lstm.d_hidden` is 0: use 1..=262144");
     insta::assert_snapshot!(lstm("forget_bias = inf"), @"run.toml:10:1: `model.lstm.forget_bias` is inf: use a finite number");
     insta::assert_snapshot!(lstm("[model.position.rope]"), @"run.toml:10:8: `model.position` has no meaning for an LSTM, which knows the order of tokens from its steps: remove it");
     let text = SOUND.replacen("[model.attention]\nnum_heads = 4", "[model.lstm]", 1);
     let best_fit = loaded(&text, &["data.packing=best_fit"]).unwrap_err();
-    insta::assert_snapshot!(best_fit, @r#"run.toml: `train.carry_state` needs the tokens of one source in their order, but `data.packing` is "best_fit": set it to false: every window then begins with an empty state"#);
+    insta::assert_snapshot!(best_fit, @r#"run.toml:21:2: `train.carry_state` needs the tokens of one source in their order, but `data.packing` is "best_fit": set it to false: every window then begins with an empty state"#);
     loaded(&text, &["data.packing=best_fit", "train.carry_state=false"]).unwrap();
-    insta::assert_snapshot!(broken("seq_len = 16", "seq_len = 16\ncarry_state = true"), @"run.toml:24:1: `train.carry_state` is true, but attention has no state to carry: remove the key, or use `model.lstm`");
+    insta::assert_snapshot!(broken("seq_len = 16", "seq_len = 16\ncarry_state = true"), @"run.toml:25:1: `train.carry_state` is true, but attention has no state to carry: remove the key, or use `model.lstm`");
     let post_norm = broken("d_model = 32", "d_model = 32\nresidual = \"post_norm\"\nnorm = { off = {} }");
     insta::assert_snapshot!(post_norm, @"run.toml:8:1: `model.residual` says where norms stand, but `model.norm.off` leaves none: use `sequential` or `parallel`, or another norm");
 }
@@ -165,11 +165,11 @@ fn what_an_lstm_has_no_use_for_is_named() {
 #[test]
 fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
-    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, schedule, seq_len. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.position.aliby={}"]), @"--set model.position.aliby={}: `model.position.aliby` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `alibi`?");
     insta::assert_snapshot!(set(&["model.position.alibi.slope=1"]), @"--set model.position.alibi.slope=1: `model.position.alibi.slope` is not a key of the configuration: [model.position.alibi] takes as_falcon.");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
@@ -194,7 +194,7 @@ fn a_choice_that_is_missing_misspelt_or_no_table_names_the_tables_there_are() {
     insta::assert_snapshot!(set(&["data.crates="]), @"run.toml:3:2: [data] needs exactly one of [data.crates], [data.text], [data.synthetic], [data.tokens] or [data.sources]");
     insta::assert_snapshot!(broken("[data.crates]", "[data.crate]"), @"run.toml:3:7: `data.crate` is not a key of the configuration: [data] takes cache_dir, crates, mask_documents, packing, sources, split, synthetic, text, tokenizer, tokens. Did you mean `crates`?");
     insta::assert_snapshot!(broken("[train.schedule.cosine]", "[train.schedule.cosin]"), @"run.toml:30:17: `train.schedule.cosin` is not a key of the configuration: [train.schedule] takes constant, cosine, linear, warmup_steps, wsd. Did you mean `cosine`?");
-    insta::assert_snapshot!(set(&["model.norm={ layers = {} }"]), @"--set model.norm={ layers = {} }: `model.norm.layers` is not a key of the configuration: [model.norm] takes layer, rms. Did you mean `layer`?");
+    insta::assert_snapshot!(set(&["model.norm={ layers = {} }"]), @"--set model.norm={ layers = {} }: `model.norm.layers` is not a key of the configuration: [model.norm] takes layer, off, rms. Did you mean `layer`?");
     insta::assert_snapshot!(set(&["model.position={ rope = {}, learnt = {} }"]), @"--set model.position={ rope = {}, learnt = {} }: `model.position.learnt` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `learned`?");
     insta::assert_snapshot!(set(&["data.tokenizer.bytes={}", "data.tokenizer.bpe.vocab_size=300"]), @"--set data.tokenizer.bpe.vocab_size=300: `data.tokenizer.bpe` is given beside `data.tokenizer.bytes`: keep one of them (on the command line, `--set data.tokenizer.bytes=` removes the other)");
     insta::assert_snapshot!(set(&["data.split={ tail = { validation_fraction = 0.1 }, by_document_hash = { validation_fraction = 0.1 } }"]), @"--set data.split={ tail = { validation_fraction = 0.1 }, by_document_hash = { validation_fraction = 0.1 } }: `data.split.tail` is given beside `data.split.by_document_hash`: keep one of them (on the command line, `--set data.split.by_document_hash=` removes the other)");
