@@ -183,6 +183,9 @@ impl<'a> Session<'a> {
         let num_finished = finished.iter().filter(|(stage, _)| *stage == Stage::Main).count();
         let diverged = self.diverged(&main_runs)?;
         let num_missing = main_runs.len() - num_finished - diverged.len();
+        let num_beside: usize = self.further_runs()?.iter().map(|(_, runs)| runs.len()).sum();
+        let is_beside = |stage: &Stage| matches!(stage, Stage::Noise | Stage::Crossed);
+        let num_beside_finished = finished.iter().filter(|(stage, _)| is_beside(stage)).count();
         let provenance = self.provenance(&finished)?;
         let budget_steps = self.budget_steps();
         let evidence = Evidence {
@@ -200,6 +203,7 @@ impl<'a> Session<'a> {
             history_notes: &self.history.notes(&self.protocol),
             num_looks: self.history.num_results(),
             num_missing,
+            num_missing_beside: num_beside.saturating_sub(num_beside_finished),
             diverged: &diverged,
         };
         let result = analyse(&evidence, provenance);

@@ -34,6 +34,9 @@ pub(crate) struct Evidence<'a> {
     pub(crate) num_looks: usize,
     /// Runs for the result that are not finished.
     pub(crate) num_missing: usize,
+    /// Runs beside those of the result, for its noise floor and for crossed seeds, that are not
+    /// finished.
+    pub(crate) num_missing_beside: usize,
     /// Runs for the result that diverged, each with its arm.
     pub(crate) diverged: &'a [(usize, DivergedRun)],
 }

@@ -20,7 +20,6 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, sto
             on.adjusted_p_value = Some(p_value);
             let confidence = 1.0 - level / num_left as f64;
             on.adjusted_interval = on.difference.interval_at(confidence, stopping);
-            on.seeds_to_decide = on.difference.pairs_to_decide(question.margin_nats, confidence);
             if on.verdict.is_decided() && p_value > level {
                 on.reasons.push(format!(
                     "By itself it {}, but not among {num_arms} arms (p = {p_value:.3} by Holm's procedure).",
@@ -28,6 +27,11 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, sto
                 ));
                 on.verdict = Verdict::Undecided;
             }
+            // What is decided needs no more seeds.
+            on.seeds_to_decide = on
+                .difference
+                .pairs_to_decide(question.margin_nats, confidence)
+                .filter(|_| !on.verdict.is_decided());
         }
     }
 }

@@ -1,7 +1,10 @@
 //! A result in words.
 
+use std::collections::BTreeMap;
+
 use super::arms::Arm;
 use super::evidence::{AXES, Evidence};
+use super::matrix::Stage;
 use super::measured_memory::process_bytes;
 use super::outcome::FinishedRun;
 use super::result::{
@@ -180,6 +183,13 @@ pub(crate) fn notes(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> V
 /// Runs and comparisons that one would expect and that are not there.
 fn what_is_missing(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
     let mut notes = Vec::new();
+    if evidence.num_missing_beside > 0 {
+        notes.push(format!(
+            "Not finished: {} run(s) beside the judged ones, for the noise floor or for crossed seeds, are missing: how much \
+             last bits or each kind of seed decide may not be known yet.",
+            evidence.num_missing_beside
+        ));
+    }
     if evidence.num_missing > 0 {
         notes.push(format!(
             "Not finished: {} run(s) are missing, and pairs without both are left out. Until they are there, verdicts rest on \
@@ -358,7 +368,7 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         HeldEqual::WallClock => {
             "Held equal are the seconds of training steps, and the seconds of the axis are those: the steps of each arm follow \
              from its time per step beside the baseline's, and the schedule is stretched over them. What each run took, \
-             whatever else the machine did, is in runs.csv."
+             whatever else the machine did, is in runs.csv and in the figure over seconds."
         }
         HeldEqual::ActiveFlops => {
             "Held equal are the active training FLOPs: an arm whose tokens cost more does fewer steps, so that all schedules \
@@ -388,6 +398,7 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
     }
     if study.held_equal == HeldEqual::WallClock {
         notes.extend(evidence.arms[1..].iter().filter_map(|arm| step_ratio(&arm.label, evidence)));
+        notes.extend((1..evidence.arms.len()).filter_map(|arm| step_ratio_of_runs(arm, evidence)));
     }
     if study.held_equal != HeldEqual::ActiveFlops && study.budget.num_steps.len() > 3 {
         notes.push(
@@ -396,10 +407,13 @@ fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
                 .into(),
         );
     }
-    notes.push(
-        "Seconds hold for this machine and program only, and include the evaluations; the other axes do not depend on them."
-            .into(),
-    );
+    let what_they_are = match study.held_equal {
+        HeldEqual::WallClock => "are those of training steps alone",
+        _ => "include the evaluations",
+    };
+    notes.push(format!(
+        "Seconds hold for this machine and program only, and {what_they_are}; the other axes do not depend on them."
+    ));
     notes
 }
 
@@ -429,6 +443,35 @@ fn step_ratio(label: &str, evidence: &Evidence<'_>) -> Option<String> {
         interval.low,
         interval.high,
         measured.ratios.len()
+    ))
+}
+
+/// How long steps took in the runs themselves, which tells whether the ones timed before them were
+/// like them.
+fn step_ratio_of_runs(arm: usize, evidence: &Evidence<'_>) -> Option<String> {
+    let study = &evidence.loaded.study;
+    // By seed and number of the budget.
+    let secs_per_step = |of: usize| -> BTreeMap<(u64, usize), f64> {
+        let main = evidence.finished.iter().filter(|(stage, run)| *stage == Stage::Main && run.arm == of);
+        main.filter_map(|(_, FinishedRun { result: run, .. })| {
+            let budget = evidence.budget_steps[of].iter().position(|steps| *steps == run.num_steps)?;
+            Some(((run.seed, budget), run.train_secs / run.num_steps as f64))
+        })
+        .collect()
+    };
+    let baseline = secs_per_step(0);
+    let ratios: Vec<f64> =
+        secs_per_step(arm).iter().filter_map(|(pair, secs)| Some(secs / baseline.get(pair)?)).collect();
+    let RatioEstimate { geometric_mean, interval } = RatioEstimate::new(&ratios, study.question.confidence)?;
+    Some(format!(
+        "In the runs themselves, evaluations and whatever else the machine did included, a step of `{}` took \
+         {geometric_mean:.3} times one of `{}` [{:.3}, {:.3}], over {} pairs: where this is far from the ratio above, so are \
+         the seconds.",
+        evidence.arms[arm].label,
+        evidence.arms[0].label,
+        interval.low,
+        interval.high,
+        ratios.len()
     ))
 }
 
