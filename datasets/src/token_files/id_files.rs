@@ -119,12 +119,18 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, DatasetError> {
 
 /// Whether `name` is `pattern` with some text in the place of each `*`.
 fn fits(name: &str, pattern: &str) -> bool {
-    match pattern.split_once(ANY_TEXT) {
-        None => name == pattern,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
-            (0..=name.len()).filter(|at| name.is_char_boundary(*at)).any(|at| fits(&name[at..], rest))
-        }),
-    }
+    let mut parts = pattern.split(ANY_TEXT);
+    let Some(name) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let Some(end) = parts.next_back() else { return name.is_empty() };
+    let Some(mut middle) = name.strip_suffix(end) else { return false };
+    // Wherever a part fits first, it leaves most to the others.
+    parts.all(|part| match middle.find(part) {
+        Some(at) => {
+            middle = &middle[at + part.len()..];
+            true
+        }
+        None => false,
+    })
 }
 
 #[cfg(test)]
@@ -141,6 +147,11 @@ mod tests {
             ("*", "", true),
             ("a*a", "a", false),
             ("ä*", "äé", true),
+            ("a*b*c", "axbxc", true),
+            ("a*b*c", "axcxb", false),
+            ("*a*", "a", true),
+            ("train.bin", "train.bin", true),
+            ("train.bin", "train.bin2", false),
         ] {
             assert_eq!(fits(name, pattern), expected, "{name} {pattern}");
         }
