@@ -111,6 +111,18 @@ fn sparse_recipes_cost_a_token_as_much_as_their_dense_counterparts() {
     }
 }
 
+#[test]
+fn the_experts_of_the_lstm_recipes_cost_a_token_the_same() {
+    let (dense, sparse) = (plan("lstm.toml"), plan("lstm-moe.toml"));
+    let (dense_flops, sparse_flops) = (dense.counts.forward_flops, sparse.counts.forward_flops);
+    assert_eq!(
+        (sparse_flops.routed_experts, sparse_flops.lstm),
+        (dense_flops.routed_experts, dense_flops.lstm)
+    );
+    assert_eq!(sparse.total_tokens(), dense.total_tokens());
+    assert!(sparse.carries_state && dense.carries_state);
+}
+
 const ROUTERS: [&str; 14] = [
     "cosine",
     "deepseek_v3",
