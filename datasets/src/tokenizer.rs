@@ -92,7 +92,10 @@ impl Tokenizer {
 
     /// The tokenizer that `config` names, with the marks and the rule for unknown text that it
     /// asks for.
-    pub(crate) fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
+    ///
+    /// # Errors
+    /// If the file cannot be read, holds no tokenizer, or lacks a token that `config` names.
+    pub fn of_config(config: &FileTokenizerConfig) -> Result<Self, DatasetError> {
         let FileTokenizerConfig { path, begin_of_document, end_of_document, on_unknown_text } = config;
         let mut json = read(&local(path, |_, _| false)?)?;
         let marks = [(Mark::Begin, begin_of_document), (Mark::End, end_of_document)];

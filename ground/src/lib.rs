@@ -15,6 +15,7 @@
 //! | [`units`] | numbers as a person reads them: prefixes, bytes, durations |
 //! | [`key_error`] | one error for a key of the configuration: path, problem, remedy |
 //! | [`key_checks`] | rules about one value at a time |
+//! | [`pattern`] | names with `*` in them |
 //! | [`open_choice`] | a choice of the configuration that may be left open |
 
 pub mod advice;
@@ -26,6 +27,7 @@ pub mod key_checks;
 pub mod key_error;
 pub mod line_file;
 pub mod open_choice;
+pub mod pattern;
 pub mod printable;
 pub mod regular_file;
 pub mod shell;

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Value, json};
-use switchyard_datasets::Tokenizer;
-use switchyard_hub::{HubError, Located, PublishedModel};
+use switchyard_datasets::{FileTokenizerConfig, TokenName, Tokenizer};
+use switchyard_ground::key_error::KeyError;
+use switchyard_ground::regular_file;
+use switchyard_hub::{HubError, Located, PublishedModel, SpecialIds};
 use switchyard_model::{ModelSpec, Transformer, update_parameters};
 
 use crate::TrainError;
@@ -17,6 +19,8 @@ use crate::step_zero::StepZero;
 /// Tokens of a sequence where nothing else is asked for: published models have positions for more
 /// than most machines have memory for.
 const MAX_DEFAULT_SEQ_LEN: usize = 2048;
+/// Bytes that a `tokenizer_config.json` may have.
+const MAX_JSON_BYTES: u64 = 64 << 20;
 /// Of a run that trains on nothing yet; what trains on says its own.
 const LEARNING_RATE: f64 = 1e-4;
 
@@ -63,8 +67,8 @@ pub struct ImportRequest {
 /// yet: other data is named where it is needed.
 ///
 /// # Errors
-/// If a tensor cannot be read as [`imported_network`] says, the tokenizer cannot be read, or the
-/// folder cannot be written; then no folder is left behind.
+/// If a tensor cannot be read as [`imported_network`] says, or the tokenizer cannot be read: then no
+/// folder is left behind; or the folder cannot be written.
 pub fn import_run(
     dir: &Path,
     published: &PublishedModel,
@@ -89,26 +93,41 @@ fn run_of(
 ) -> Result<(RunConfig, Tokenizer), TrainError> {
     let positions = published.config.num_positions.unwrap_or(MAX_DEFAULT_SEQ_LEN);
     let seq_len = request.seq_len.unwrap_or(positions.min(MAX_DEFAULT_SEQ_LEN));
+    if !(1..=positions).contains(&seq_len) && published.config.num_positions.is_some() {
+        let remedy = format!("use 1..={positions}, the positions of the model");
+        return Err(TrainError::Start(KeyError::new("--seq-len", format!("is {seq_len}"), remedy)));
+    }
     let vocab_size = published.spec(seq_len)?.vocab_size;
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let file = dir.join("tokenizer.json");
-    let (data, tokenizer) = match file.is_file() {
+    if dir.to_str().is_none() {
+        let problem = format!("`{}` has a name that is not UTF-8", dir.display());
+        return Err(TrainError::Start(KeyError::new("start.from", problem, "rename the folder")));
+    }
+    let marks = Marks::of(&dir, published);
+    // Also a link that leads nowhere: it is not there, and should be.
+    let (data, tokenizer) = match file.symlink_metadata().is_ok() {
         true => {
-            let [text, file_path] = [dir.join("text"), file.clone()].map(as_text);
-            let data = json!({ "text": { "path": text }, "tokenizer": { "file": { "path": file_path } } });
-            (data, Tokenizer::load(&file)?)
+            let own = FileTokenizerConfig {
+                path: file,
+                begin_of_document: marks.begin.map(TokenName::Id),
+                end_of_document: marks.end.map(TokenName::Id),
+                on_unknown_text: None,
+            };
+            let text = json!({ "path": dir.join("text") });
+            (json!({ "text": text, "tokenizer": { "file": own } }), Tokenizer::of_config(&own)?)
         }
         false => {
-            let ids = json!({ "train": as_text(dir.join("tokens.bin")), "vocab_size": vocab_size });
+            let ids = json!({ "train": dir.join("tokens.bin"), "vocab_size": vocab_size });
             let data = json!({ "tokens": ids, "split": { "tail": { "validation_fraction": 0.05 } } });
-            (data, Tokenizer::Ids { vocab_size, end_of_document: None })
+            (data, Tokenizer::Ids { vocab_size, end_of_document: marks.end })
         }
     };
     let config = json!({
         "name": run_name(&dir),
         "data": data,
         "model": published.config,
-        "start": { "from": as_text(dir) },
+        "start": { "from": dir },
         "train": {
             "num_steps": 1,
             "seq_len": seq_len,
@@ -124,9 +143,24 @@ fn parsed(config: Value) -> RunConfig {
     serde_json::from_value(config).expect("every key of it is known")
 }
 
-/// JSON is UTF-8, a path need not be.
-fn as_text(path: PathBuf) -> String {
-    path.to_string_lossy().into_owned()
+/// The ids that begin and end a text, as the model says.
+#[derive(Debug, Default)]
+struct Marks {
+    begin: Option<u32>,
+    end: Option<u32>,
+}
+
+impl Marks {
+    /// `config.json` names both ids; that the first is put in front of a text is said beside the
+    /// tokenizer, where it is said at all.
+    fn of(dir: &Path, published: &PublishedModel) -> Self {
+        let SpecialIds { begin, end } = &published.special_ids;
+        let text = regular_file::read_to_string(&dir.join("tokenizer_config.json"), MAX_JSON_BYTES);
+        let json: Option<Value> = text.ok().and_then(|text| serde_json::from_str(&text).ok());
+        let begins = json.is_some_and(|json| json["add_bos_token"] == Value::Bool(true));
+        let id = |id: &usize| u32::try_from(*id).ok();
+        Self { begin: begin.as_ref().filter(|_| begins).and_then(id), end: end.first().and_then(id) }
+    }
 }
 
 /// The folder's name with nothing in it that a run's name cannot have.

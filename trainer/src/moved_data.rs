@@ -162,10 +162,16 @@ pub fn check_same_data(
         return Ok(());
     }
     let place = data_path_words(data);
-    let reason = format!(
-        "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
-         the run's data with `--set`, as in `--set data.text.path=PATH`"
-    );
+    let key = data_paths(data).first().map_or("data.text.path", |(key, _)| *key);
+    let reason = match then {
+        "" => "it is an imported model and was trained on no data here: begin a run from it with `[start]`, or measure \
+               it with `eval --other-data`"
+            .to_owned(),
+        _ => format!(
+            "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
+             the run's data with `--set`, as in `--set {key}=PATH`"
+        ),
+    };
     Err(CheckpointError::Mismatch { path: owner.into(), reason })
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_ground::key_error::KeyError;
+use switchyard_ground::pattern::fits;
 use switchyard_ground::units::grouped;
 use switchyard_hub::export::computes_the_same;
 use switchyard_hub::{PublishedModel, published_folder};
@@ -123,19 +124,6 @@ pub(crate) fn note_on_frozen(network: &Transformer, config: &RunConfig) -> Optio
 /// Whether `word`, of `start.freeze`, means this parameter.
 fn is_meant(word: &str, name: ParameterName) -> bool {
     name.role.group() == word || (word.contains(['*', '.']) && fits(word, &name.to_string()))
-}
-
-/// Whether `text` is `pattern`, each `*` of it standing for any text.
-fn fits(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((before, rest)) => text.strip_prefix(before).is_some_and(|text| {
-            text.char_indices()
-                .map(|(place, _)| place)
-                .chain([text.len()])
-                .any(|place| fits(rest, &text[place..]))
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -141,6 +141,12 @@ fn an_imported_run_has_the_published_models_values_and_can_be_begun_with() {
     }
     let dir = PathBuf::from(fixture("llama"));
     let published = PublishedModel::open(&dir).unwrap();
+    // The end of a text is that of config.json; a run that begins with the run needs no `[model]`.
+    let imported = Checkpoint::read(&find_checkpoint(&folder.path().join("llama")).unwrap()).unwrap();
+    let end = published.special_ids.end.first().map(|id| *id as u32);
+    assert!(end.is_some() && imported.tokenizer.end_of_document() == end);
+    let onward = config(folder.path().join("llama").to_str().unwrap(), &[], 1);
+    assert_eq!(onward.model, imported.config.model);
     let out = folder.path().join("too-long");
     let request = ImportRequest { out: out.clone(), mode: OpenMode::New, seq_len: Some(1 << 20) };
     let refused = import_run(&dir, &published, &request).unwrap_err();

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use switchyard_ground::pattern::{ANY_TEXT, fits};
+
 use super::id_file::IdFile;
 use crate::config::{TokensConfig, is_megatron_index};
 use crate::error::DatasetError;
@@ -11,9 +13,6 @@ use crate::manifest::SplitManifest;
 use crate::progress::Progress;
 use crate::split::Split;
 use crate::store::TokenStore;
-
-/// What stands for any text in a file's name, as in llm.c's `fineweb_train_*.bin`.
-const ANY_TEXT: char = '*';
 
 /// Files of ids, all of them looked at, in the order of their names.
 pub(super) struct IdFiles {
@@ -93,7 +92,7 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, DatasetError> {
         let file = entry.map_err(DatasetError::io("read", folder))?.path();
         let Some(name) = file.file_name().and_then(|name| name.to_str()) else { continue };
         let is_wanted = match pattern {
-            Some(pattern) => fits(name, pattern),
+            Some(pattern) => fits(pattern, name),
             None => !name.starts_with('.') && (name.ends_with(".bin") || is_megatron_index(&file)),
         };
         if is_wanted {
@@ -117,45 +116,9 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     }
 }
 
-/// Whether `name` is `pattern` with some text in the place of each `*`.
-fn fits(name: &str, pattern: &str) -> bool {
-    let mut parts = pattern.split(ANY_TEXT);
-    let Some(name) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let Some(end) = parts.next_back() else { return name.is_empty() };
-    let Some(mut middle) = name.strip_suffix(end) else { return false };
-    // Wherever a part fits first, it leaves most to the others.
-    parts.all(|part| match middle.find(part) {
-        Some(at) => {
-            middle = &middle[at + part.len()..];
-            true
-        }
-        None => false,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_star_is_any_text() {
-        for (pattern, name, expected) in [
-            ("train_*.bin", "train_0001.bin", true),
-            ("train_*.bin", "train_.bin", true),
-            ("train_*.bin", "train_1.bin.part", false),
-            ("*_*", "a_b", true),
-            ("*", "", true),
-            ("a*a", "a", false),
-            ("ä*", "äé", true),
-            ("a*b*c", "axbxc", true),
-            ("a*b*c", "axcxb", false),
-            ("*a*", "a", true),
-            ("train.bin", "train.bin", true),
-            ("train.bin", "train.bin2", false),
-        ] {
-            assert_eq!(fits(name, pattern), expected, "{name} {pattern}");
-        }
-    }
 
     #[test]
     fn shards_are_one_array_in_the_order_of_their_names_and_can_be_cut_anywhere() {

@@ -70,6 +70,9 @@ fn write_run(args: &ImportArgs, dir: &Path, out: &Path, published: &PublishedMod
     let mode = if args.overwrite { OpenMode::Overwrite } else { OpenMode::New };
     let request = ImportRequest { out: out.to_owned(), mode, seq_len: args.seq_len };
     let written = import_run(dir, published, &request)?;
+    if !dir.join("tokenizer.json").exists() {
+        say!("note: no tokenizer.json lies beside the model: its texts are ids, written as numbers");
+    }
     say!("written: {}", quoted_path(&written));
     say!("next: {}", next_command::generate(out));
     Ok(())

@@ -1,5 +1,6 @@
 //! `switchyard parity`
 
+use switchyard_hub::published_folder;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::device;
 use switchyard_trainer::parity::{Parity, parity};
@@ -10,7 +11,8 @@ use crate::failure::Failure;
 
 pub(super) fn run(args: &ParityArgs) -> Result<(), Failure> {
     let device = device::select("cpu").map_err(TrainError::from)?;
-    let parity = parity(&args.dir, &device)?;
+    let dir = published_folder(&args.dir)?.unwrap_or_else(|| args.dir.clone());
+    let parity = parity(&dir, &device)?;
     if args.json {
         print_json(&parity)?
     } else {

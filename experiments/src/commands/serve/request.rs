@@ -15,7 +15,7 @@ const MAX_LOGPROBS: u64 = 5;
 const SHOWN_CHARS: usize = 60;
 
 /// Fields that change nothing here.
-const IGNORED: [&str; 3] = ["model", "user", "stream_options"];
+const IGNORED: [&str; 2] = ["model", "user"];
 /// Fields of other servers that are accepted at the value that changes nothing.
 const NEUTRAL: [(&str, f64); 4] =
     [("n", 1.0), ("best_of", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)];
