@@ -12,8 +12,6 @@
 //! active = total - experts * (num_experts - num_experts_per_tok) // num_experts
 //! ```
 
-#![expect(clippy::unwrap_used, reason = "functions of a test fail as the test does")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
