@@ -34,6 +34,27 @@ pub(crate) fn initial_network(
     with_frozen_parameters(network, config)
 }
 
+/// Ok if a new run can begin as `[start]` says, as far as that can be told without the values.
+///
+/// # Errors
+/// As [`initial_network`], but for values that cannot be read.
+pub(crate) fn check(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError> {
+    if let Some(path) = &config.start.from {
+        match published_folder(path)? {
+            Some(folder) => {
+                let published = PublishedModel::open(&folder)?;
+                check_same(path, &published.spec(plan.seq_len)?, plan)?;
+                published.locate(&plan.model)?;
+            }
+            None => check_same(path, &Checkpoint::read(&find_checkpoint(path)?)?.plan.model, plan)?,
+        }
+    }
+    if !config.start.freeze.is_empty() {
+        with_frozen_parameters(Transformer::new(&plan.model, config.seed, &Device::flex()), config)?;
+    }
+    Ok(())
+}
+
 /// The network of the published model, the run or the checkpoint at `path`.
 fn network_from(path: &Path, seed: u64, plan: &RunPlan, device: &Device) -> Result<Transformer, TrainError> {
     match published_folder(path)? {

@@ -21,6 +21,7 @@ use crate::plan::{MAX_THREADS, RunPlan};
 pub use crate::resume::check_asked_for;
 use crate::resume::{check_restart, finished_already};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
+use crate::start;
 use run::Run;
 
 /// What to train, and where.
@@ -95,6 +96,9 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
             say!("the run has finished already: nothing is left to do, and nothing was changed");
         }
         return Ok(RunSummary { out: out.clone(), manifest, validation: None });
+    }
+    if *mode != OpenMode::Resume {
+        start::check(config, plan)?;
     }
     let dataset = prepared_data(request)?;
     let validation = Some(dataset.manifest.validation.clone());

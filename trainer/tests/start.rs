@@ -112,6 +112,7 @@ fn a_run_goes_on_from_a_run_and_refuses_another_model() {
     assert!(refused.contains("`start.from` is") && refused.contains("computes something else"), "{refused}");
     let nothing = config(&fixture("llama"), &["experts"], 1);
     let refused = run(&nothing, &folder.path().join("fourth"), OpenMode::New).unwrap_err().to_string();
+    assert!(!folder.path().join("third").exists() && !folder.path().join("fourth").exists());
     assert!(refused.contains("`start.freeze` holds \"experts\", which names no parameter"), "{refused}");
 }
 

@@ -141,10 +141,9 @@ impl<'a> Choice<'a> {
 
     /// Reads the prompt, whose tokens but the first have these scores.
     fn read_prompt(&mut self, prompt: &Prompt, scores: &[TokenScore]) -> Result<(), TrainError> {
-        // The mark that stands for an empty text has none.
-        let is_text = prompt.text.as_ref().is_none_or(|text| !text.is_empty());
         let echo = self.request.echo;
-        for (place, id) in prompt.ids.iter().enumerate().filter(|_| is_text || echo) {
+        for (place, id) in prompt.ids.iter().enumerate() {
+            let is_text = place > 0 || !prompt.begins_with_mark;
             if echo {
                 let score = place.checked_sub(1).and_then(|place| scores.get(place));
                 self.log_token(*id, score)?;

@@ -34,6 +34,8 @@ pub(super) struct Prompt {
     pub(super) text: Option<String>,
     /// Its tokens: one at least.
     pub(super) ids: Vec<u32>,
+    /// Whether the first of them is a mark that stands for none of the text.
+    pub(super) begins_with_mark: bool,
 }
 
 /// A request for completions.
@@ -140,14 +142,16 @@ fn text_prompt(text: &str, tokenizer: &Tokenizer) -> Result<Prompt, String> {
     let mut ids = tokenizer
         .encode(text)
         .map_err(|error| format!("`prompt` {:?}: {error}", excerpt(text, SHOWN_CHARS)))?;
-    if ids.is_empty() {
-        let mark = tokenizer.begin_of_document().or(tokenizer.end_of_document());
-        ids.extend(mark);
+    // As `generate` has it; what an empty text has instead of a token.
+    let instead = tokenizer.end_of_document().filter(|_| ids.is_empty());
+    let mark = tokenizer.begin_of_document().or(instead);
+    if let Some(mark) = mark {
+        ids.insert(0, mark);
     }
     if ids.is_empty() {
         return Err("`prompt` is empty, and the vocabulary has no mark to begin with: send a text".into());
     }
-    Ok(Prompt { text: Some(text.to_owned()), ids })
+    Ok(Prompt { text: Some(text.to_owned()), ids, begins_with_mark: mark.is_some() })
 }
 
 fn ids_prompt(values: &[Value], vocab_size: usize) -> Result<Prompt, String> {
@@ -160,7 +164,8 @@ fn ids_prompt(values: &[Value], vocab_size: usize) -> Result<Prompt, String> {
             format!("`prompt` holds {}, which is no token id: the model has 0..{vocab_size}", shown(value))
         })
     };
-    Ok(Prompt { text: None, ids: values.iter().map(id).collect::<Result<_, _>>()? })
+    let ids = values.iter().map(id).collect::<Result<_, _>>()?;
+    Ok(Prompt { text: None, ids, begins_with_mark: false })
 }
 
 /// How tokens are drawn. The protocol knows `temperature` and `top_p`; the other fields have the
@@ -269,14 +274,20 @@ mod tests {
     #[test]
     fn a_prompt_is_text_texts_ids_or_lists_of_ids() {
         let prompts = |prompt: &str| parse(&format!("{{\"prompt\": {prompt}}}")).unwrap().prompts;
-        let of_text =
-            |text: &str| Prompt { text: Some(text.into()), ids: text.bytes().map(u32::from).collect() };
-        let of_ids = |ids: &[u32]| Prompt { text: None, ids: ids.into() };
+        let of_text = |text: &str| Prompt {
+            text: Some(text.into()),
+            ids: text.bytes().map(u32::from).collect(),
+            begins_with_mark: false,
+        };
+        let of_ids = |ids: &[u32]| Prompt { text: None, ids: ids.into(), begins_with_mark: false };
         assert_eq!(prompts("\"ab\""), [of_text("ab")]);
         assert_eq!(prompts("[\"ab\", \"c\"]"), [of_text("ab"), of_text("c")]);
         assert_eq!(prompts("[1, 2]"), [of_ids(&[1, 2])]);
         assert_eq!(prompts("[[1, 2], [3]]"), [of_ids(&[1, 2]), of_ids(&[3])]);
-        assert_eq!(prompts("\"\""), [Prompt { text: Some(String::new()), ids: vec![0] }]);
+        assert_eq!(
+            prompts("\"\""),
+            [Prompt { text: Some(String::new()), ids: vec![0], begins_with_mark: true }]
+        );
     }
 
     #[test]
