@@ -135,12 +135,11 @@ fn run_of(
             "adamw": { "learning_rate": LEARNING_RATE },
         },
     });
-    Ok((parsed(config), tokenizer))
-}
-
-/// The configuration that this JSON is.
-fn parsed(config: Value) -> RunConfig {
-    serde_json::from_value(config).expect("every key of it is known")
+    let config = serde_json::from_value(config).map_err(|error| {
+        let problem = format!("cannot be written as a configuration: {error}");
+        TrainError::Start(KeyError::new("config.json", problem, "mend the value, or remove it"))
+    })?;
+    Ok((config, tokenizer))
 }
 
 /// The ids that begin and end a text, as the model says.

@@ -1,8 +1,8 @@
 //! A run in progress: the loop, and what it leaves on disk.
 
 mod held_out;
+mod sample;
 
-use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -16,7 +16,6 @@ use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snap
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
-use crate::generate::{GenerationSettings, generate};
 use crate::metrics::{DocumentLoss, Record};
 use crate::moving_parts::MovingParts;
 use crate::observers::{Observers, OpenedObservers};
@@ -24,7 +23,6 @@ use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
-use crate::sampling::SamplingSettings;
 use crate::throughput::measure_matmul_peak_flops;
 use switchyard_flight::alarms::Alarm;
 
@@ -87,20 +85,14 @@ impl<'a> Run<'a> {
         }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
-        observers.note(&notes::on_passes(plan, &dataset));
-        if *mode == OpenMode::Resume && !resumed {
-            observers.note(&notes::on_restart(folder, earlier_log.as_deref()));
-        }
-        let told = [notes::on_left(folder), notes::on_lost_steps(&manifest, from)];
-        notes
-            .iter()
-            .chain(&recorder_notes)
-            .chain(told.iter().flatten())
-            .for_each(|note| observers.note(note));
+        let restarts = *mode == OpenMode::Resume && !resumed;
+        let restart = restarts.then(|| notes::on_restart(folder, earlier_log.as_deref()));
+        let first = [Some(notes::on_passes(plan, &dataset)), restart];
+        let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from)];
+        let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
+        told.for_each(|note| observers.note(note));
         let earlier_secs = state.train_secs;
-        // Energy of a part of the run would look like that of all of it.
-        let earlier_joules = if resumed { manifest.energy_joules } else { Some(0.0) };
-        let energy = earlier_joules.and_then(|joules| EnergyMeter::start(Path::new(POWERCAP), joules));
+        let energy = energy_meter(&manifest, resumed);
         Ok(Self {
             config,
             plan,
@@ -396,31 +388,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn write_sample(&self) -> Result<(), TrainError> {
-        let sample = &self.plan.sample;
-        if sample.num_tokens == 0 {
-            return Ok(());
-        }
-        let sampling = SamplingSettings {
-            top_k: sample.top_k,
-            top_p: sample.top_p,
-            ..SamplingSettings::new(sample.temperature)
-        };
-        let settings = GenerationSettings {
-            prompt: sample.prompt.clone(),
-            seed: self.config.seed,
-            ..GenerationSettings::new(sample.num_tokens, sampling)
-        };
-        let mut text = sample.prompt.clone().unwrap_or_default();
-        generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
-            text.push_str(piece);
-            if self.is_asked_to_stop() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-        })?;
-        self.folder.write_sample(&text)?;
-        Ok(())
-    }
-
     fn update_manifest(&mut self) {
+        let train_secs = self.elapsed_secs();
         let state = &self.parts.state;
         let data = &self.dataset.manifest;
         let bits = |nats: Option<f64>| data.validation.bits_per_byte(nats?);
@@ -429,7 +398,7 @@ impl<'a> Run<'a> {
         manifest.steps_done = state.step;
         manifest.tokens_seen = state.tokens_seen;
         manifest.active_flops = state.active_flops;
-        manifest.train_secs = self.earlier_secs + self.started.elapsed().as_secs_f64();
+        manifest.train_secs = train_secs;
         manifest.energy_joules = self.energy.as_mut().and_then(EnergyMeter::sample);
         manifest.best_validation_bits_per_byte = bits(manifest.best_validation_cross_entropy_nats);
         manifest.final_validation_bits_per_byte = bits(manifest.final_validation_cross_entropy_nats);
@@ -439,6 +408,13 @@ impl<'a> Run<'a> {
     fn elapsed_secs(&self) -> f64 {
         self.earlier_secs + self.started.elapsed().as_secs_f64()
     }
+}
+
+/// The meter of the run's energy, which goes on from that of its earlier parts.
+fn energy_meter(manifest: &RunManifest, resumed: bool) -> Option<EnergyMeter> {
+    // Energy of a part of the run would look like that of all of it.
+    let earlier_joules = if resumed { manifest.energy_joules } else { Some(0.0) };
+    EnergyMeter::start(Path::new(POWERCAP), earlier_joules?)
 }
 
 /// Whether something that happens every `period` steps happens after `step`.
