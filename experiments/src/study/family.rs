@@ -62,4 +62,17 @@ mod tests {
             [Verdict::Undecided, Verdict::Undecided, Verdict::Undecided, Verdict::Wins]
         );
     }
+
+    #[test]
+    fn seeds_are_asked_for_only_where_they_could_decide() {
+        let question = Question { axis: Axis::Tokens, margin_nats: 0.0, confidence: 0.95 };
+        let seeds = |differences: &[f64]| {
+            let mut arms = [ArmComparison::of_differences(differences)];
+            adjust(&mut arms, &question, Stopping::Planned);
+            (arms[0].axes[0].verdict, arms[0].axes[0].seeds_to_decide)
+        };
+        assert_eq!(seeds(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]), (Verdict::Wins, None));
+        let (verdict, wanted) = seeds(&[-0.1, 0.02, -0.05, 0.01, -0.03, 0.02]);
+        assert!(verdict == Verdict::Undecided && wanted.is_some_and(|seeds| seeds > 6), "{wanted:?}");
+    }
 }
