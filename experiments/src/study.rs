@@ -9,6 +9,7 @@
 //! | what it will cost | [`calibration`], [`forecast`] |
 //! | what was asked and answered before | [`protocol`], [`history`] |
 //! | run what is missing | [`execute`] |
+//! | what the arms are judged by | [`metric`], [`questions`]; their data, [`metric_data`] |
 //! | what came out | [`outcome`] (rows of the runs), [`judged`] (which losses are compared), [`analysis`], [`family`], [`trust`], [`words`] and [`table`], into [`result`] |
 
 mod analysis;
@@ -26,9 +27,12 @@ mod identity;
 mod judged;
 mod matrix;
 mod measured_memory;
+pub(crate) mod metric;
+mod metric_data;
 mod outcome;
 mod pairs;
 mod protocol;
+mod questions;
 pub(crate) mod result;
 mod table;
 mod trust;
@@ -59,9 +63,11 @@ pub(crate) use history::{History, register};
 pub(crate) use identity::{CodeIdentity, DataIdentities};
 pub(crate) use matrix::{PlannedRun, Stage, StudyMatrix};
 pub(crate) use measured_memory::equalised;
+pub(crate) use metric::Metric;
+pub(crate) use metric_data::prepare_all;
 pub(crate) use outcome::{FinishedRun, finished_runs};
 pub(crate) use protocol::Protocol;
-pub(crate) use words::small_nats;
+pub(crate) use words::small;
 
 /// The result in a study's folder; `None` if the folder is not a study's, or it has none yet.
 ///

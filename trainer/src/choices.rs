@@ -17,7 +17,7 @@ use crate::token_scores::{ToScore, TokenScore, check_causal, token_scores};
 const MAX_BYTES: u64 = 1 << 30;
 
 /// A question with its possible answers: a line of the file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// What comes before the answer.
@@ -127,6 +127,31 @@ pub fn continuation(
     Ok(ToScore { ids: ids[cut..].to_vec(), num_scored })
 }
 
+/// The tokens of every choice of `questions`, in order, for a model of `max_inputs` positions.
+/// `delimiter` stands between context and choice.
+///
+/// # Errors
+/// [`TrainError::Choices`] for a choice that cannot be scored.
+pub fn to_score(
+    tokenizer: &Tokenizer,
+    (questions, path): (&[Question], &Path),
+    delimiter: &str,
+    max_inputs: usize,
+) -> Result<Vec<ToScore>, TrainError> {
+    let mut requests = Vec::new();
+    for (index, question) in questions.iter().enumerate() {
+        for (number, choice) in question.choices.iter().enumerate() {
+            let request =
+                continuation(tokenizer, &question.context, &format!("{delimiter}{choice}"), max_inputs);
+            requests.push(request.map_err(|reason| TrainError::Choices {
+                path: path.to_path_buf(),
+                reason: format!("question {}, `choices[{number}]`: {reason}", index + 1),
+            })?);
+        }
+    }
+    Ok(requests)
+}
+
 /// The answers of `model` to `questions`. `delimiter` stands between context and choice.
 ///
 /// # Errors
@@ -140,19 +165,8 @@ pub fn answer(
     device: &Device,
     stop: &AtomicBool,
 ) -> Result<Vec<Answers>, TrainError> {
-    check_causal(model)?;
-    let max_inputs = model.spec().max_seq_len;
-    let mut requests = Vec::new();
-    for (index, question) in questions.iter().enumerate() {
-        for (number, choice) in question.choices.iter().enumerate() {
-            let request =
-                continuation(tokenizer, &question.context, &format!("{delimiter}{choice}"), max_inputs);
-            requests.push(request.map_err(|reason| TrainError::Choices {
-                path: path.to_path_buf(),
-                reason: format!("question {}, `choices[{number}]`: {reason}", index + 1),
-            })?);
-        }
-    }
+    check_causal(model.spec())?;
+    let requests = to_score(tokenizer, (questions, path), delimiter, model.spec().max_seq_len)?;
     let mut scores = token_scores(model, &requests, 0, device, stop)?.into_iter();
     let answers = questions.iter().map(|question| {
         let of_question: Vec<_> = scores.by_ref().take(question.choices.len()).collect();

@@ -33,7 +33,7 @@ impl LoadedModel {
         let device = device::select(&checkpoint.config.device)?;
         let model = checkpoint.model(&device)?.valid();
         let tokenizer = checkpoint.tokenizer.clone();
-        check_causal(&model)?;
+        check_causal(model.spec())?;
         Ok(Self { model, tokenizer, device })
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use switchyard_model::{ModelInput, Pass, Transformer};
+use switchyard_model::{ModelInput, ModelSpec, Pass, Transformer};
 
 use crate::TrainError;
 use crate::generate;
@@ -71,8 +71,8 @@ impl TokenScore {
 ///
 /// # Errors
 /// [`TrainError::NotCausal`] if the routers of `model` need later tokens.
-pub fn check_causal(model: &Transformer) -> Result<(), TrainError> {
-    generate::check_causal(model.spec(), None)
+pub fn check_causal(model: &ModelSpec) -> Result<(), TrainError> {
+    generate::check_causal(model, None)
 }
 
 /// The scores of the tokens of each of `requests`, with the `num_top` likeliest in their places.

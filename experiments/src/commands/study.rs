@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use switchyard_ground::digest::sha256_hex;
 use switchyard_ground::say;
 
-use switchyard_datasets::{Progress, prepare};
 use switchyard_trainer::config_file;
 use switchyard_trainer::host::{Commit, cargo_lock_sha256};
 
@@ -22,7 +21,7 @@ use crate::study::result::{DivergedRun, Provenance, StudyResult};
 use crate::study::{
     Arm, Calibration, CodeIdentity, DataIdentities, Evidence, Execution, FinishedRun, Forecast, History,
     LoadedStudy, Orders, PlannedRun, Protocol, RunSettings, Stage, StudyFolder, StudyMatrix, analyse,
-    equalised, finished_runs, register, resolve_arms, run_all, run_missing,
+    equalised, finished_runs, prepare_all, register, resolve_arms, run_all, run_missing,
 };
 use crate::whole_file;
 
@@ -34,7 +33,7 @@ pub(super) fn run(args: &CompareArgs, path: &Path, interruption: &Interruption) 
 fn run_unless(args: &CompareArgs, path: &Path, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let loaded = LoadedStudy::read(path)?;
     let arms = resolve_arms(&loaded)?;
-    let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?;
+    let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?.asking(loaded.questions.clone());
     let arms = equalised(&loaded, arms, folder.root(), &CodeIdentity::of_this_program(), stop)?;
     if args.register {
         let protocol = Protocol::of(&loaded, &arms);
@@ -106,7 +105,7 @@ impl<'a> Session<'a> {
             self.choose_learning_rates()?;
         }
         let main_runs = self.matrix.main_runs(&self.learning_rates)?;
-        let data = prepare(&self.arms[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
+        let data = prepare_all(self.loaded, self.arms, stop)?;
         let further = self.further_runs()?.into_iter().flat_map(|(_, runs)| runs);
         let runs: Vec<PlannedRun> = self.pilots.iter().cloned().chain(main_runs).chain(further).collect();
         let forecast = Forecast {
@@ -244,6 +243,8 @@ impl<'a> Session<'a> {
         if let Some(step_secs) = self.calibration.step_secs_held_equal(held_equal, self.arms) {
             finished.iter_mut().for_each(|(_, run)| run.calibrated_step_secs = Some(step_secs[run.arm]));
         }
+        let metric = self.loaded.study.question.metric;
+        finished.iter_mut().for_each(|(_, run)| run.metric = metric);
         Ok(finished)
     }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::axes;
 use super::series::{EvalPoint, ParamCounts, RunSeries};
+use crate::study::Metric;
 use crate::study::result::{ArmComparison, ArmResult, Axis, RunResult, StudyResult};
 
 /// What a report is made from.
@@ -25,6 +26,8 @@ pub(super) struct ArmRuns<'a> {
     /// Place of the arm.
     pub(super) index: usize,
     pub(super) label: &'a str,
+    /// Whether its losses are in bits per byte, else in nats per token.
+    pub(super) in_bits_per_byte: bool,
     /// Ordered by seed.
     pub(super) runs: Vec<&'a RunSeries>,
 }
@@ -61,6 +64,10 @@ pub(super) struct RunRow {
     pub(super) active_params: Option<u64>,
     /// `None` where the bytes of the text are not known.
     pub(super) final_bits_per_byte: Option<f64>,
+    /// Share of the study's questions whose likeliest choice is right; `None` unless it asks any.
+    pub(super) acc: Option<f64>,
+    /// Share of them whose likeliest choice per character is right.
+    pub(super) acc_norm: Option<f64>,
     /// Passes over the training split.
     pub(super) data_passes: Option<f64>,
 }
@@ -90,6 +97,11 @@ impl<'a> Content<'a> {
         self.arms.iter().position(|label| *label == arm).unwrap_or(0)
     }
 
+    /// Whether the study is judged in bits per byte.
+    pub(super) fn is_in_bits_per_byte(&self) -> bool {
+        self.result.is_some_and(|result| result.question.metric == Metric::BitsPerByte)
+    }
+
     pub(super) fn comparisons(&self) -> &'a [ArmComparison] {
         self.result.map_or(&[], |result| &result.comparisons)
     }
@@ -103,13 +115,14 @@ impl<'a> Content<'a> {
     /// The arm's runs, those of one budget together, the smallest budget first.
     pub(super) fn budgets_of(&self, index: usize) -> Vec<ArmRuns<'a>> {
         let label = self.arms[index];
+        let in_bits_per_byte = self.is_in_bits_per_byte();
         let mut budgets: BTreeMap<u64, Vec<&RunSeries>> = BTreeMap::new();
         for run in self.runs.iter().filter(|run| run.arm == label) {
             budgets.entry(run.num_steps).or_default().push(run);
         }
         let of_budget = |mut runs: Vec<&'a RunSeries>| {
             runs.sort_by_key(|run| run.seed);
-            ArmRuns { index, label, runs }
+            ArmRuns { index, label, in_bits_per_byte, runs }
         };
         budgets.into_values().map(of_budget).collect()
     }
@@ -145,7 +158,7 @@ impl ArmRuns<'_> {
         };
         let point = |eval: &EvalPoint| {
             let evals: Vec<_> = std::iter::once(eval).chain(at_all_seeds(eval.step)?).collect();
-            let losses = || evals.iter().map(|eval| eval.loss_nats);
+            let losses = || evals.iter().map(|eval| self.loss(eval));
             let mean = |sum: f64| sum / evals.len() as f64;
             losses().all(f64::is_finite).then(|| MeanPoint {
                 x: mean(evals.iter().map(|eval| axes::value(eval, axis)).sum()),
@@ -155,6 +168,14 @@ impl ArmRuns<'_> {
             })
         };
         first.evals.iter().filter_map(point).collect()
+    }
+
+    /// The loss of an evaluation; no number where its bytes are not known and would have to be.
+    fn loss(&self, eval: &EvalPoint) -> f64 {
+        match self.in_bits_per_byte {
+            true => eval.bits_per_byte.unwrap_or(f64::NAN),
+            false => eval.loss_nats,
+        }
     }
 
     /// The run whose layers are shown: that of the lowest seed with any.
@@ -182,6 +203,8 @@ fn run_rows_of_study(result: &StudyResult, series: &[RunSeries]) -> Vec<RunRow> 
             final_loss_nats: run.final_loss_nats,
             final_test_loss_nats: run.final_test_loss_nats,
             final_bits_per_byte: series_of(run).and_then(|series| series.evals.last()?.bits_per_byte),
+            acc: run.acc,
+            acc_norm: run.acc_norm,
             data_passes: series_of(run).and_then(|series| series.data_passes),
             tokens: Some(run.tokens),
             active_flops: Some(run.active_flops),
@@ -208,6 +231,8 @@ fn run_row_of_series(run: &RunSeries) -> RunRow {
         final_loss_nats: last.map(|eval| eval.loss_nats),
         final_test_loss_nats: run.final_test_loss_nats,
         final_bits_per_byte: last.and_then(|eval| eval.bits_per_byte),
+        acc: None,
+        acc_norm: None,
         data_passes: run.data_passes,
         tokens: last.map(|eval| eval.tokens),
         active_flops: last.map(|eval| eval.active_flops),

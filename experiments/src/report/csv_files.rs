@@ -27,11 +27,8 @@ pub(super) fn all(content: &Content) -> Result<Vec<(String, Vec<u8>)>> {
         file("alarms.csv", content.runs.iter().flat_map(alarm_rows))?,
     ];
     if let Some(result) = content.result {
-        let baseline = result.baseline.as_str();
-        files.push(file(
-            "comparisons.csv",
-            result.comparisons.iter().flat_map(|arm| axis_rows(arm, baseline)),
-        )?);
+        files
+            .push(file("comparisons.csv", result.comparisons.iter().flat_map(|arm| axis_rows(arm, result)))?);
         files.push(file("pairs.csv", result.comparisons.iter().flat_map(pair_rows))?);
         files.push(file("gauge.csv", result.comparisons.iter().flat_map(gauge_rows))?);
     }

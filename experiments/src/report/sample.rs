@@ -3,12 +3,13 @@
 use super::axes::AXES;
 use super::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
 use crate::statistics::{
-    DocumentDifference, Gauge, GaugeSample, PairedDifference, RatioEstimate, SeedComponents,
+    DocumentDifference, Gauge, GaugeSample, Measure, PairedDifference, RatioEstimate, SeedComponents,
     SignedRankInterval, Stopping, Verdict,
 };
+use crate::study::metric::JudgedSplit;
 use crate::study::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, JudgedSplit, Provenance,
-    Question, RunResult, StudyResult, TimeToLoss,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, HeldEqual, Provenance, Question,
+    RunResult, StudyResult, TimeToLoss,
 };
 
 const SEEDS: [u64; 5] = [1, 2, 3, 4, 5];
@@ -70,7 +71,7 @@ pub(super) fn study(last_label: &str) -> (StudyResult, Vec<RunSeries>) {
             "{last_label} beats dense by 0.030 nats at equal active FLOPs; at equal seconds it loses."
         ),
         verdict: Verdict::Wins,
-        question: Question { axis: Axis::ActiveFlops, margin_nats: MARGIN, confidence: 0.95 },
+        question: Question::of_nats(Axis::ActiveFlops, MARGIN),
         stopping: Stopping::Planned,
         held_equal: HeldEqual::ActiveFlops,
         baseline: "dense".into(),
@@ -159,6 +160,10 @@ fn arm_result(model: &ArmModel) -> ArmResult {
             run: format!("runs/{}-{num_steps}-s{seed}", model.label),
             final_loss_nats: Some(loss(model, seed, tokens as f64)),
             final_test_loss_nats: None,
+            final_bits_per_byte: None,
+            final_test_bits_per_byte: None,
+            acc: None,
+            acc_norm: None,
             elapsed_secs: Some(num_steps as f64 * model.secs_per_step),
             tokens,
             active_flops: tokens as f64 * model.flops_per_token,
@@ -233,8 +238,8 @@ fn comparison(arm: &ArmModel, dense: &ArmModel) -> ArmComparison {
         effective_speedup: AXES
             .map(|axis| effective_speedup(axis, SEEDS.map(|seed| 1.0 / at(axis, seed))))
             .to_vec(),
-        gauge: Gauge::new(&samples, 0.95),
-        noise_floor_nats: Some(0.002),
+        gauge: Gauge::new(&samples, Measure::LOSS_IN_NATS, 0.95),
+        noise_floor: Some(0.002),
         seed_components: SeedComponents::new(&[vec![-0.04, -0.03], vec![-0.05, -0.045]]),
     }
 }
@@ -246,7 +251,7 @@ fn time_to_loss(axis: Axis, ratios: [f64; 5], end: f64, dense: &ArmModel) -> Tim
     TimeToLoss {
         axis,
         seeds: SEEDS.to_vec(),
-        targets_nats: SEEDS.map(|seed| loss(dense, seed, end)).to_vec(),
+        targets: SEEDS.map(|seed| loss(dense, seed, end)).to_vec(),
         ratios: ratios.into_iter().enumerate().map(seen).collect(),
         estimate: if is_censored { None } else { RatioEstimate::new(&ratios, 0.95) },
     }

@@ -216,7 +216,7 @@ fn numbers_survive_the_csv_files() {
         .collect();
     assert_eq!(read, written);
     let mut comparisons = csv::Reader::from_reader(files["comparisons.csv"].as_slice());
-    let means: Vec<f64> = comparisons.records().map(|row| row.unwrap()[4].parse().unwrap()).collect();
+    let means: Vec<f64> = comparisons.records().map(|row| row.unwrap()[5].parse().unwrap()).collect();
     let expected = result.comparisons.iter().flat_map(|arm| arm.axes.iter().map(|axis| axis.difference.mean));
     assert_eq!(means, expected.collect::<Vec<_>>());
 }

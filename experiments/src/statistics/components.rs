@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Standard deviations, in nats, of the parts that a difference between two runs of a seed is made
+/// Standard deviations of the parts that a difference between two runs of a seed is made
 /// of: a random-effects analysis of variance of a square of initial values by data orders (Searle,
 /// Casella and McCulloch, Variance Components, 1992, section 4.3). A component that the square makes
 /// negative is 0.

@@ -123,7 +123,7 @@ fn every_printed_interval_covers_the_truth_as_often_as_it_says() {
             ("ratio over seeds", Exact),
         ];
         let tally = Tally::new(names, |noise| {
-            let gauge = Gauge::new(&samples(num_seeds, noise), 0.95).unwrap();
+            let gauge = Gauge::new(&samples(num_seeds, noise), Measure::LOSS_IN_NATS, 0.95).unwrap();
             let last_gap = gauge.points.last().and_then(|point| point.interval);
             let ratios: Vec<f64> = (0..num_seeds).map(|_| (TRUTH + 0.05 * noise.next()).exp()).collect();
             let ratio = RatioEstimate::new(&ratios, 0.95).map(|estimate| estimate.interval);

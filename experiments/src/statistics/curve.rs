@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(f64, f64)>", into = "Vec<(f64, f64)>")]
 pub(crate) struct LossCurve {
-    /// Points (x, loss in nats), at least one, finite, x strictly ascending.
+    /// Points (x, loss), at least one, finite, x strictly ascending.
     points: Vec<(f64, f64)>,
 }
 
@@ -33,12 +33,12 @@ impl LossCurve {
         self.last().0
     }
 
-    /// The loss at the smallest x, in nats.
+    /// The loss at the smallest x.
     pub(crate) fn first_loss(&self) -> f64 {
         self.points[0].1
     }
 
-    /// The loss at the largest x, in nats.
+    /// The loss at the largest x.
     pub(crate) fn final_loss(&self) -> f64 {
         self.last().1
     }

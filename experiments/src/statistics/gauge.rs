@@ -20,6 +20,7 @@ pub(crate) use self::straightness::Straightness;
 pub(crate) use self::trend::{SlopeMethod, Trend};
 use self::trend::{TrendFit, trend_of};
 use super::interval::Interval;
+use super::measure::Measure;
 use super::paired::PairedDifference;
 
 /// Distinct budgets below which there is no gauge.
@@ -32,7 +33,7 @@ pub(crate) struct GaugeSample {
     pub(crate) compute: f64,
     /// Seed of both runs.
     pub(crate) seed: u64,
-    /// Loss of the arm minus that of the baseline, in nats: below zero the arm is ahead.
+    /// Loss of the arm minus that of the baseline: below zero the arm is ahead.
     pub(crate) gap: f64,
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct GaugeSample {
 pub(crate) struct GaugePoint {
     /// Training compute in FLOPs.
     pub(crate) compute: f64,
-    /// Mean gap over the seeds, in nats.
+    /// Mean gap over the seeds.
     pub(crate) mean_gap: f64,
     /// Student t interval of the mean gap; `None` with one seed.
     pub(crate) interval: Option<Interval>,
@@ -54,7 +55,7 @@ pub(crate) struct GaugePoint {
 pub(crate) struct Gauge {
     /// One point per budget, compute ascending; at least four.
     pub(crate) points: Vec<GaugePoint>,
-    /// Change of the gap per decade of compute in nats: least squares over all seeds.
+    /// Change of the gap per decade of compute: least squares over all seeds.
     pub(crate) slope_per_decade: f64,
     /// Interval of the slope; `None` where it has no finite ends.
     pub(crate) slope_interval: Option<Interval>,
@@ -66,7 +67,7 @@ pub(crate) struct Gauge {
     pub(crate) straightness: Option<Straightness>,
     /// Which way the gap goes: that of the line, or of the last budgets where no line fits.
     pub(crate) trend: Trend,
-    /// Fitted gap at the largest compute, in nats.
+    /// Fitted gap at the largest compute.
     pub(crate) intercept_at_largest: f64,
     /// Where the fitted gap is zero.
     pub(crate) crossing: Crossing,
@@ -75,10 +76,10 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// The gauge of `samples`, in any order, with intervals at `confidence`. `None` with fewer than
+    /// The gauge of `samples` of a `measure`, in any order, with intervals at `confidence`. `None` with fewer than
     /// four distinct budgets, if a number is not finite or a compute not above zero, if a seed is
     /// twice at a budget, or if `confidence` is not between 0 and 1.
-    pub(crate) fn new(samples: &[GaugeSample], confidence: f64) -> Option<Self> {
+    pub(crate) fn new(samples: &[GaugeSample], measure: Measure, confidence: f64) -> Option<Self> {
         let budgets = group_by_budget(samples).filter(|budgets| budgets.len() >= FEWEST_BUDGETS)?;
         let points =
             budgets.iter().map(|budget| GaugePoint::new(budget, confidence)).collect::<Option<Vec<_>>>()?;
@@ -98,7 +99,7 @@ impl Gauge {
             crossing,
             sentence: String::new(),
         };
-        gauge.sentence = gauge.words(confidence);
+        gauge.sentence = gauge.words(measure, confidence);
         Some(gauge)
     }
 }

@@ -1,36 +1,49 @@
 //! The sentence that carries a verdict.
 
 use super::interval::Interval;
+use super::measure::Measure;
 use super::paired::{MOST_PAIRS, PairedDifference};
 use super::verdict::{Stopping, Verdict};
 
+/// What a verdict is asked of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// What is compared.
+    pub(crate) measure: Measure,
+    /// Differences up to this many of its units do not matter.
+    pub(crate) margin: f64,
+    /// Confidence level of the interval.
+    pub(crate) confidence: f64,
+}
+
 impl PairedDifference {
-    /// The verdict in words: who wins by how much, and how many more seeds would decide. `margin`
-    /// in nats; `confidence` that of the interval; `pairs_to_decide` in all.
+    /// The verdict in words: who wins by how much, and how many more seeds would decide;
+    /// `pairs_to_decide` in all.
     pub(crate) fn sentence(
         &self,
         [arm, baseline]: [&str; 2],
-        margin: f64,
-        confidence: f64,
+        asked: &Asked,
         stopping: Stopping,
         pairs_to_decide: Option<u64>,
     ) -> String {
-        let evidence = self.evidence(confidence, stopping);
-        match self.verdict(margin, stopping) {
+        let evidence = self.evidence(asked, stopping);
+        match self.verdict(asked.margin, stopping) {
             Verdict::Wins => format!("{arm} wins against {baseline}: {evidence}."),
             Verdict::Loses => format!("{arm} loses against {baseline}: {evidence}."),
             // Fragile is what a study says, which knows how much the last bits decide.
             Verdict::Undecided | Verdict::Fragile => {
-                let outlook = self.outlook(margin, pairs_to_decide);
+                let outlook = self.outlook(asked, pairs_to_decide);
                 format!("{arm} against {baseline} is undecided: {evidence}. {outlook}")
             }
         }
     }
 
     /// Mean, interval and signs.
-    pub(crate) fn evidence(&self, confidence: f64, stopping: Stopping) -> String {
+    pub(crate) fn evidence(&self, asked: &Asked, stopping: Stopping) -> String {
         let num_pairs = self.differences.len();
-        let mean = format!("its loss differs by {:+.4} nats", self.mean);
+        let Asked { measure, confidence, .. } = *asked;
+        let by = measure.amount(format_args!("{:+.4}", self.mean));
+        let mean = format!("its {} differs by {by}", measure.quantity);
         let Some(interval) = self.interval(stopping) else {
             return match num_pairs {
                 1 => format!("{mean} in the one pair of runs"),
@@ -54,12 +67,14 @@ impl PairedDifference {
     }
 
     /// What would decide an undecided comparison.
-    fn outlook(&self, margin: f64, pairs_to_decide: Option<u64>) -> String {
+    fn outlook(&self, asked: &Asked, pairs_to_decide: Option<u64>) -> String {
+        let margin = asked.margin;
         let num_pairs = self.differences.len() as u64;
         let is_inside = |interval: &Interval| interval.low >= -margin && interval.high <= margin;
-        if self.t_interval.as_ref().is_some_and(is_inside) {
+        if margin > 0.0 && self.t_interval.as_ref().is_some_and(is_inside) {
             return format!(
-                "The whole interval is within the margin of {margin} nats: no difference that matters."
+                "The whole interval is within the margin of {}: no difference that matters.",
+                asked.measure.amount(margin)
             );
         }
         match pairs_to_decide {
@@ -73,7 +88,9 @@ impl PairedDifference {
                 )
             }
             None if num_pairs == 1 => "A second seed would give it an interval.".into(),
-            None if margin > 0.0 => format!("The mean is within the margin of {margin} nats."),
+            None if margin > 0.0 => {
+                format!("The mean is within the margin of {}.", asked.measure.amount(margin))
+            }
             None => "The mean is zero.".into(),
         }
     }
@@ -86,7 +103,8 @@ mod tests {
     fn sentence(differences: &[f64], margin: f64) -> String {
         let difference = PairedDifference::new(differences, 0.95).unwrap();
         let pairs = difference.pairs_to_decide(margin, 0.95);
-        difference.sentence(["moe", "dense"], margin, 0.95, Stopping::Planned, pairs)
+        let asked = Asked { measure: Measure::LOSS_IN_NATS, margin, confidence: 0.95 };
+        difference.sentence(["moe", "dense"], &asked, Stopping::Planned, pairs)
     }
 
     #[test]

@@ -4,10 +4,11 @@ use super::evidence::{AXES, Evidence};
 use super::family;
 use super::judged::{Judged, is_comparable, over_documents};
 use super::matrix::Stage;
+use super::metric::JudgedSplit;
 use super::pairs::Pair;
 use super::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, JudgedSplit, Provenance, Question,
-    StudyResult, TimeToLoss,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, Provenance, Question, StudyResult,
+    TimeToLoss,
 };
 use super::trust::call_fragile;
 use super::words;
@@ -19,7 +20,7 @@ const BEYOND_BUDGETS: f64 = 1.3;
 /// The result of the study as far as its runs are finished.
 pub(crate) fn analyse(evidence: &Evidence<'_>, provenance: Provenance) -> StudyResult {
     let study = &evidence.loaded.study;
-    let question = Question::from(&study.question);
+    let question = evidence.loaded.question();
     let arms: Vec<ArmResult> = (0..evidence.arms.len()).map(|index| evidence.arm_result(index)).collect();
     let mut comparisons: Vec<ArmComparison> =
         (1..evidence.arms.len()).map(|index| evidence.comparison(index, &question)).collect();
@@ -122,8 +123,8 @@ impl Evidence<'_> {
                 .iter()
                 .map(|&axis| self.effective_speedup(arm, axis, question.confidence))
                 .collect(),
-            gauge: self.gauge(arm, question.confidence),
-            noise_floor_nats: self.noise_floor(arm),
+            gauge: self.gauge(arm, question),
+            noise_floor: self.noise_floor(arm),
             seed_components: self.seed_components(arm),
         }
     }
@@ -249,17 +250,20 @@ impl Evidence<'_> {
         question: &Question,
     ) -> Option<AxisComparison> {
         let of_split = |split| Judged::new(self, arm, axis, pairs, split);
-        let Judged { split, pairs, differences, is_of_last_models } =
-            of_split(JudgedSplit::Test).or_else(|| of_split(JudgedSplit::Validation))?;
+        let judged = match question.metric.is_of_questions() {
+            true => of_split(JudgedSplit::Questions),
+            false => of_split(JudgedSplit::Test).or_else(|| of_split(JudgedSplit::Validation)),
+        };
+        let Judged { split, pairs, differences, is_of_last_models } = judged?;
         let difference = PairedDifference::new(&differences, question.confidence)?;
-        let verdict = difference.verdict(question.margin_nats, self.stopping);
+        let verdict = difference.verdict(question.margin, self.stopping);
         let documents =
             is_of_last_models.then(|| over_documents(&pairs, split, question.confidence)).flatten();
         let documents = documents.map(|documents| documents.judged_at(&difference, self.stopping));
         Some(AxisComparison {
             axis,
             seeds: pairs.iter().map(|[run, _]| run.result.seed).collect(),
-            p_value: difference.p_value(question.margin_nats, self.stopping),
+            p_value: difference.p_value(question.margin, self.stopping),
             adjusted_p_value: None,
             adjusted_interval: None,
             signed_rank: SignedRankInterval::new(&differences, question.confidence),
@@ -276,7 +280,7 @@ impl Evidence<'_> {
 
     /// When the arm had the final loss of the baseline's runs of the largest budget.
     fn time_to_loss(&self, arm: usize, axis: Axis, pairs: &[Pair<'_>], confidence: f64) -> TimeToLoss {
-        let (mut seeds, mut targets_nats, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut seeds, mut targets, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         let mut is_whole = true;
         for pair in pairs {
             // Without the baseline there is no loss to reach.
@@ -289,20 +293,20 @@ impl Evidence<'_> {
             }
             let Some(theirs) = self.best_curve(0, baseline, axis) else { continue };
             // Of the largest budget, whatever run took longest on this axis.
-            let Some(target) = baseline.result.final_loss_nats else { continue };
+            let Some(target) = baseline.final_loss(self.curve_split()) else { continue };
             let mine = pair.arm.and_then(|run| self.best_curve(arm, run, axis));
             let reached = mine.and_then(|mine| mine.first_x_at(target)).zip(theirs.first_x_at(target));
             seeds.push(pair.seed);
-            targets_nats.push(target);
+            targets.push(target);
             ratios.push(reached.map(|(mine, theirs)| mine / theirs));
         }
         let estimate = if is_whole { estimate(&ratios, confidence) } else { None };
-        TimeToLoss { axis, seeds, targets_nats, estimate, ratios }
+        TimeToLoss { axis, seeds, targets, estimate, ratios }
     }
 
     /// The gap in final loss over the budgets, at equal FLOPs; none of arms of which a run diverged,
     /// whose gaps would be those of its good seeds.
-    fn gauge(&self, arm: usize, confidence: f64) -> Option<Gauge> {
+    fn gauge(&self, arm: usize, question: &Question) -> Option<Gauge> {
         if self.num_diverged(arm) + self.num_diverged(0) > 0 {
             return None;
         }
@@ -310,7 +314,7 @@ impl Evidence<'_> {
             .flat_map(|budget| self.pairs(arm, budget))
             .filter_map(|pair| self.gauge_sample(&pair))
             .collect();
-        Gauge::new(&samples, confidence)
+        Gauge::new(&samples, question.metric.measure(), question.confidence)
     }
 
     /// The gap of a pair. Where the arm's run took other FLOPs than the baseline's, the baseline's
@@ -319,13 +323,13 @@ impl Evidence<'_> {
         let [run, baseline] = pair.both()?;
         let split = self.judged_split();
         let [mine, theirs] = [run, baseline].map(|run| run.result.active_flops);
-        let (compute, nats) = if (mine / theirs - 1.0).abs() <= self.rounding([run, baseline]) {
+        let (compute, theirs) = if (mine / theirs - 1.0).abs() <= self.rounding([run, baseline]) {
             (theirs, baseline.final_loss(split)?)
         } else {
             let curve = self.curve_of_ends(split, 0, baseline, Axis::ActiveFlops)?;
             (mine, curve.loss_near(mine, BEYOND_BUDGETS)?)
         };
-        Some(GaugeSample { compute, seed: pair.seed, gap: run.final_loss(split)? - nats })
+        Some(GaugeSample { compute, seed: pair.seed, gap: run.final_loss(split)? - theirs })
     }
 }
 

@@ -9,6 +9,7 @@ use switchyard_trainer::plan::RunPlan;
 
 use super::equality::{nearest_width, quantity};
 use super::file::{ArmConfig, LoadedStudy, StudyFile};
+use super::metric::Metric;
 use super::result::HeldEqual;
 use crate::failure::Failure;
 
@@ -56,7 +57,7 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let mut arms = vec![baseline];
     for config in &study.arms[1..] {
         let arm = solved_arm(loaded, config, &arms[0])?;
-        check_same_tokens(&arms[0], &arm).map_err(|key| {
+        check_same_tokens(study.question.metric, &arms[0], &arm).map_err(|key| {
             Failure::Mistake(format!(
                 "{}: arm `{}`: `{key}` is not the baseline's, so that their losses cannot be paired: move it to the study's \
                  `set`",
@@ -69,10 +70,15 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     Ok(arms)
 }
 
-/// The key in which the arms would see other tokens, or the same in another order.
-fn check_same_tokens(baseline: &Arm, arm: &Arm) -> Result<(), &'static str> {
+/// The key in which the arms would see other tokens, or the same in another order. What is judged in
+/// bits per byte may have a tokenizer of its own.
+fn check_same_tokens(metric: Metric, baseline: &Arm, arm: &Arm) -> Result<(), &'static str> {
+    let mut data = arm.config.data.clone();
+    if metric == Metric::BitsPerByte {
+        data.tokenizer.clone_from(&baseline.config.data.tokenizer);
+    }
     let differs = [
-        ("data", baseline.config.data != arm.config.data),
+        ("data", baseline.config.data != data),
         ("train.seq_len", baseline.plan.seq_len != arm.plan.seq_len),
         ("train.batch_tokens", baseline.plan.tokens_per_step != arm.plan.tokens_per_step),
     ];

@@ -18,6 +18,7 @@ use switchyard_trainer::train::{TrainRequest, train};
 
 use super::finished::is_finished;
 use super::matrix::PlannedRun;
+use super::questions::{Questions, RunAnswers};
 use crate::failure::Failure;
 use crate::lock_file::LockFile;
 use crate::whole_file;
@@ -86,6 +87,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub(crate) struct StudyFolder {
     root: PathBuf,
+    /// Asked of every run before it counts as finished.
+    questions: Option<Questions>,
 }
 
 impl StudyFolder {
@@ -98,7 +101,12 @@ impl StudyFolder {
         fs::create_dir_all(&runs)
             .with_context(|| format!("cannot create {}", runs.display()))
             .map_err(Failure::Fault)?;
-        Ok(Self { root: root.into() })
+        Ok(Self { root: root.into(), questions: None })
+    }
+
+    /// The same, with `questions` that every run is asked before it counts as finished.
+    pub(crate) fn asking(self, questions: Option<Questions>) -> Self {
+        Self { questions, ..self }
     }
 
     /// The folder itself.
@@ -116,12 +124,22 @@ impl StudyFolder {
         self.root.join(Self::relative(run))
     }
 
-    /// Whether a run has finished.
+    /// Whether a run has finished, and answered the questions if there are any.
     ///
     /// # Errors
     /// If it cannot be looked at.
     pub(crate) fn is_finished(&self, run: &PlannedRun) -> Result<bool, Failure> {
-        Ok(is_finished(&self.path_of(run))?)
+        let is_trained = is_finished(&self.path_of(run))?;
+        Ok(is_trained && (self.questions.is_none() || self.answers_of(run)?.is_some()))
+    }
+
+    /// What a run answered to the questions; `None` if there are none, or it was not asked yet.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub(super) fn answers_of(&self, run: &PlannedRun) -> Result<Option<RunAnswers>, Failure> {
+        let questions = self.questions.as_ref();
+        Ok(questions.map(|questions| questions.answers_in(&self.path_of(run))).transpose()?.flatten())
     }
 
     /// The right to do a run, which one process of a study has at a time: from the last look at
@@ -313,7 +331,7 @@ fn run_claimed(
         return Ok(false);
     }
     say!("{prefix} {}", run.folder);
-    let did_it = match run_one(folder, run, orders) {
+    let did_it = match run_one(folder, run, orders).and_then(|()| ask(folder, run, orders)) {
         Ok(()) => true,
         // Whoever trains in the folder without a claim, by `switchyard train` for one, may have
         // been faster.
@@ -332,6 +350,9 @@ fn run_claimed(
 
 fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result<(), Failure> {
     let out = folder.path_of(run);
+    if is_finished(&out)? {
+        return Ok(()); // It was stopped while it was asked.
+    }
     let mode = if RunPaths::new(&out).manifest().is_file() { OpenMode::Resume } else { OpenMode::New };
     let request = TrainRequest {
         config: run.config.clone(),
@@ -348,6 +369,19 @@ fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result
         Ok(_) => Ok(()),
         Err(error) if has_diverged(&error) => record_divergence(&out, &error.to_string()),
         Err(error) => Err(in_a_study(&out, error)),
+    }
+}
+
+/// Asks a run that is trained the study's questions.
+fn ask(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result<(), Failure> {
+    let out = folder.path_of(run);
+    let Some(questions) = &folder.questions else { return Ok(()) };
+    if !is_finished(&out)? || folder.answers_of(run)?.is_some() {
+        return Ok(());
+    }
+    match questions.ask(&out, run.settings.num_steps, orders.stop) {
+        Err(_) if orders.stop.load(Ordering::SeqCst) => Ok(()), // It is asked when the study goes on.
+        other => other,
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn adjust(comparisons: &mut [ArmComparison], question: &Question, sto
             // What is decided needs no more seeds.
             on.seeds_to_decide = on
                 .difference
-                .pairs_to_decide(question.margin_nats, confidence)
+                .pairs_to_decide(question.margin, confidence)
                 .filter(|_| !on.verdict.is_decided());
         }
     }
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_verdict_that_is_right_for_one_arm_may_be_undecided_among_several() {
-        let question = Question { axis: Axis::Tokens, margin_nats: 0.0, confidence: 0.95 };
+        let question = Question::of_nats(Axis::Tokens, 0.0);
         let narrow = || ArmComparison::of_differences(&[-0.01, -0.02, -0.03, -0.005, -0.012, 0.002]);
         let clear = || ArmComparison::of_differences(&[-0.1, -0.11, -0.12, -0.1, -0.11, -0.12]);
         let verdicts = |mut arms: Vec<ArmComparison>| {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn seeds_are_asked_for_only_where_they_could_decide() {
-        let question = Question { axis: Axis::Tokens, margin_nats: 0.0, confidence: 0.95 };
+        let question = Question::of_nats(Axis::Tokens, 0.0);
         let seeds = |differences: &[f64]| {
             let mut arms = [ArmComparison::of_differences(differences)];
             adjust(&mut arms, &question, Stopping::Planned);

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::regular_file;
 
+use super::metric::Metric;
+use super::questions::Questions;
 use super::result::{Axis, HeldEqual, Question};
 use crate::failure::Failure;
 
@@ -99,8 +101,16 @@ pub(crate) struct PilotConfig {
 pub(crate) struct QuestionConfig {
     /// Axis of the verdict; default active FLOPs.
     pub(crate) axis: Axis,
-    /// Differences up to this many nats do not matter; default 0.
-    pub(crate) margin_nats: f64,
+    /// What the arms are judged by; default nats per token.
+    pub(crate) metric: Metric,
+    /// Differences up to this many of the metric's units do not matter; default 0.
+    pub(crate) margin: Option<f64>,
+    /// The same where the metric is nats.
+    pub(crate) margin_nats: Option<f64>,
+    /// JSON lines file of the questions of a metric of questions, relative to the study file.
+    pub(crate) choices: Option<PathBuf>,
+    /// What stands between a question's context and a choice; default a space.
+    pub(crate) delimiter: String,
     /// Confidence level of the intervals; default 0.95.
     pub(crate) confidence: f64,
 }
@@ -123,14 +133,51 @@ pub(crate) struct ArmConfig {
 
 impl Default for QuestionConfig {
     fn default() -> Self {
-        Self { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 }
+        Self {
+            axis: Axis::ActiveFlops,
+            metric: Metric::Nats,
+            margin: None,
+            margin_nats: None,
+            choices: None,
+            delimiter: " ".into(),
+            confidence: 0.95,
+        }
     }
 }
 
-impl From<&QuestionConfig> for Question {
-    fn from(config: &QuestionConfig) -> Self {
-        let QuestionConfig { axis, margin_nats, confidence } = *config;
-        Self { axis, margin_nats, confidence }
+impl QuestionConfig {
+    /// Differences up to this many of the metric's units do not matter.
+    fn margin(&self) -> f64 {
+        self.margin.or(self.margin_nats).unwrap_or(0.0)
+    }
+
+    /// The first rule that is broken.
+    fn check(&self) -> Result<(), KeyError> {
+        in_range("question.margin", self.margin.unwrap_or(0.0), 0.0..=f64::MAX)?;
+        in_range("question.margin_nats", self.margin_nats.unwrap_or(0.0), 0.0..=f64::MAX)?;
+        in_range("question.confidence", self.confidence, 0.5..=0.9999)?;
+        if let Some(nats) = self.margin_nats.filter(|_| self.metric != Metric::Nats || self.margin.is_some())
+        {
+            let problem = format!("is {nats}, and so a margin of nats");
+            return Err(KeyError::new(
+                "question.margin_nats",
+                problem,
+                "give `question.margin` alone, in the metric's unit",
+            ));
+        }
+        match &self.choices {
+            None if self.metric.is_of_questions() => Err(KeyError::new(
+                "question.choices",
+                "is not given, and `question.metric` is of questions",
+                "name their JSON lines file",
+            )),
+            Some(path) if !self.metric.is_of_questions() => Err(KeyError::new(
+                "question.choices",
+                format!("is {}, and `question.metric` is of text", path.display()),
+                "judge by \"acc\" or \"acc_norm\", or leave it out",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -153,6 +200,8 @@ pub(crate) struct LoadedStudy {
     pub(crate) study: StudyFile,
     /// The base recipe's path, as reachable from here.
     pub(crate) base: PathBuf,
+    /// The questions of a metric of questions.
+    pub(crate) questions: Option<Questions>,
 }
 
 /// Whether the file at `path` is a study rather than a recipe: it has arms.
@@ -210,8 +259,24 @@ impl LoadedStudy {
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let (text, study) = read_toml::<StudyFile>(path, "study")?;
         study.check().map_err(|error| Failure::Mistake(format!("{}: {error}", path.display())))?;
-        let base = path.parent().unwrap_or(Path::new("")).join(&study.base);
-        Ok(Self { path: path.into(), text, study, base })
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let base = folder.join(&study.base);
+        let QuestionConfig { choices, delimiter, .. } = &study.question;
+        let questions =
+            choices.as_ref().map(|choices| Questions::read(&folder.join(choices), delimiter)).transpose()?;
+        Ok(Self { path: path.into(), text, study, base, questions })
+    }
+
+    /// What the study asks.
+    pub(crate) fn question(&self) -> Question {
+        let config = &self.study.question;
+        Question {
+            axis: config.axis,
+            metric: config.metric,
+            margin: config.margin(),
+            confidence: config.confidence,
+            questions: self.questions.as_ref().map(|questions| questions.identity().clone()),
+        }
     }
 }
 
@@ -247,8 +312,7 @@ impl StudyFile {
             return Err(KeyError::new("budget.evaluations", "is 0", "use at least 1"));
         }
         in_range("budget.warmup_fraction", self.budget.warmup_fraction.unwrap_or(0.0), 0.0..=1.0)?;
-        in_range("question.margin_nats", self.question.margin_nats, 0.0..=f64::MAX)?;
-        in_range("question.confidence", self.question.confidence, 0.5..=0.9999)?;
+        self.question.check()?;
         in_range("price_per_device_hour", self.price_per_device_hour.unwrap_or(0.0), 0.0..=f64::MAX)?;
         if self.noise_repeats > MOST_NOISE_REPEATS {
             let remedy = format!("use at most {MOST_NOISE_REPEATS}");

@@ -11,6 +11,7 @@ use super::execute::StudyFolder;
 use super::file::StudyFile;
 use super::judged::EQUAL;
 use super::matrix::PlannedRun;
+use super::metric::Metric;
 use super::result::{Axis, HeldEqual};
 use super::words::axis_words;
 
@@ -132,9 +133,14 @@ fn power_words(study: &StudyFile) -> String {
     let among = if num_arms > 1 { format!(" of one among {num_arms} arms") } else { String::new() };
     format!(
         "power: {num_seeds} seeds find a difference{among} of {smallest:.2} standard deviations (of the difference between two \
-         runs of a seed) beyond the margin in {:.0} % of studies; with a deviation of 0.02 nats, which small models have, {:.3} \
-         nats",
+         runs of a seed) beyond the margin in {:.0} % of studies{}",
         100.0 * POWER,
-        0.02 * smallest
+        match study.question.metric {
+            Metric::Nats => format!(
+                "; with a deviation of 0.02 nats, which small models have, {:.3} nats",
+                0.02 * smallest
+            ),
+            Metric::BitsPerByte | Metric::Acc | Metric::AccNorm => String::new(),
+        }
     )
 }

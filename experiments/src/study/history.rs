@@ -12,8 +12,9 @@ use switchyard_ground::{durable, regular_file};
 use switchyard_trainer::host::Commit;
 use switchyard_trainer::run_folder::now_rfc3339;
 
+use super::metric::JudgedSplit;
 use super::protocol::Protocol;
-use super::result::{JudgedSplit, StudyResult};
+use super::result::StudyResult;
 use crate::failure::Failure;
 use crate::statistics::{Interval, Verdict};
 
@@ -72,7 +73,7 @@ pub(crate) struct ArmOutcome {
     pub(crate) arm: String,
     /// Seeds with a difference.
     pub(crate) seeds: Vec<u64>,
-    /// Mean difference, in nats.
+    /// Mean difference, in the unit of the question's metric.
     pub(crate) mean: f64,
     /// The interval of it that decided.
     pub(crate) interval: Option<Interval>,
@@ -346,7 +347,7 @@ mod tests {
 
     fn protocol(seeds: &[u64]) -> Protocol {
         Protocol {
-            question: Question { axis: Axis::Tokens, margin_nats: 0.005, confidence: 0.95 },
+            question: Question::of_nats(Axis::Tokens, 0.005),
             held_equal: HeldEqual::Tokens,
             num_steps: vec![100],
             seeds: seeds.to_vec(),

@@ -1,9 +1,10 @@
 //! Which losses of a study's runs are compared: of which split, and at equal x.
 
 use super::evidence::Evidence;
+use super::metric::JudgedSplit;
 use super::outcome::FinishedRun;
 use super::pairs::Pair;
-use super::result::{Axis, HeldEqual, JudgedSplit};
+use super::result::{Axis, HeldEqual};
 use crate::statistics::{DocumentDifference, LossCurve};
 
 /// Share by which two quantities may differ and count as equal.
@@ -23,8 +24,19 @@ impl Evidence<'_> {
     /// The split that last losses are taken from: the test split if every run for the result has one.
     pub(super) fn judged_split(&self) -> JudgedSplit {
         let mut runs = (0..self.arms.len()).flat_map(|arm| self.main_runs(arm));
-        let has_test = |run: &FinishedRun| run.result.final_test_loss_nats.is_some();
-        if runs.all(has_test) { JudgedSplit::Test } else { JudgedSplit::Validation }
+        let has_test = |run: &FinishedRun| run.final_loss(JudgedSplit::Test).is_some();
+        if self.loaded.study.question.metric.is_of_questions() {
+            JudgedSplit::Questions
+        } else if runs.all(has_test) {
+            JudgedSplit::Test
+        } else {
+            JudgedSplit::Validation
+        }
+    }
+
+    /// The split that curves and times to a loss are of.
+    pub(super) fn curve_split(&self) -> JudgedSplit {
+        self.loaded.study.question.metric.curve_split()
     }
 
     /// The last losses of the arm's finished runs of all budgets with the seed of `run`.
@@ -37,7 +49,7 @@ impl Evidence<'_> {
     ) -> Option<LossCurve> {
         let runs = self.main_runs(arm).filter(|other| other.result.seed == run.result.seed);
         let ends: Option<Vec<(f64, f64)>> =
-            runs.map(|run| Some((run.curve(axis)?.last_x(), run.final_loss(split)?))).collect();
+            runs.map(|run| Some((run.end(axis)?, run.final_loss(split)?))).collect();
         LossCurve::new(ends?)
     }
 
@@ -48,7 +60,7 @@ impl Evidence<'_> {
         if self.num_budgets() == 1 {
             return run.curve(axis);
         }
-        self.curve_of_ends(JudgedSplit::Validation, arm, run, axis)
+        self.curve_of_ends(self.curve_split(), arm, run, axis)
     }
 }
 
@@ -57,7 +69,7 @@ pub(super) struct Judged<'a> {
     pub(super) split: JudgedSplit,
     /// The runs, the arm's first.
     pub(super) pairs: Vec<[&'a FinishedRun; 2]>,
-    /// Arm minus baseline, in nats.
+    /// Arm minus baseline.
     pub(super) differences: Vec<f64>,
     /// Whether all losses are those of the runs' last models.
     pub(super) is_of_last_models: bool,
@@ -77,41 +89,42 @@ impl<'a> Judged<'a> {
             if !is_comparable(axis, [run, baseline]) {
                 return None;
             }
-            // On the test split runs have one loss each, their last.
+            // On the test split and of questions runs have one loss each, their last.
             let curve = |arm, run| match split {
                 JudgedSplit::Validation => evidence.best_curve(arm, run, axis),
-                JudgedSplit::Test => evidence.curve_of_ends(split, arm, run, axis),
+                JudgedSplit::Test | JudgedSplit::Questions => evidence.curve_of_ends(split, arm, run, axis),
             };
             let (mine, theirs) = (curve(arm, run)?, curve(0, baseline)?);
             let rounding = evidence.rounding([run, baseline]);
-            let [mine_nats, theirs_nats] = losses_at_equal_x(&mine, &theirs, rounding)?;
-            judged.is_of_last_models &= [mine_nats, theirs_nats] == [mine.final_loss(), theirs.final_loss()];
-            judged.differences.push(mine_nats - theirs_nats);
+            let [mine_loss, theirs_loss] = losses_at_equal_x(&mine, &theirs, rounding)?;
+            judged.is_of_last_models &= [mine_loss, theirs_loss] == [mine.final_loss(), theirs.final_loss()];
+            judged.differences.push(mine_loss - theirs_loss);
             judged.pairs.push([run, baseline]);
         }
         Some(judged)
     }
 }
 
-/// The difference of the last models over the documents of a split, where all runs have the same.
+/// The difference of the last models over the documents of a split, or over questions, where all runs
+/// have the same.
 pub(super) fn over_documents(
     pairs: &[[&FinishedRun; 2]],
     split: JudgedSplit,
     confidence: f64,
 ) -> Option<DocumentDifference> {
-    let mut tokens_d: Option<Vec<u64>> = None;
-    let mut nats_sd = Vec::new();
+    let mut weights_d: Option<Vec<u64>> = None;
+    let mut difference_sd = Vec::new();
     for [run, baseline] in pairs {
-        let (mine, theirs) = (run.documents_of(split)?, baseline.documents_of(split)?);
-        for losses in [mine, theirs] {
-            let tokens: Vec<u64> = losses.iter().map(|loss| loss.num_tokens).collect();
-            if tokens_d.get_or_insert_with(|| tokens.clone()) != &tokens {
+        let (mine, theirs) = (run.parts_of(split)?, baseline.parts_of(split)?);
+        for parts in [&mine, &theirs] {
+            let weights: Vec<u64> = parts.iter().map(|part| part.weight).collect();
+            if weights_d.get_or_insert_with(|| weights.clone()) != &weights {
                 return None;
             }
         }
-        nats_sd.push(mine.iter().zip(theirs).map(|(mine, theirs)| mine.nats - theirs.nats).collect());
+        difference_sd.push(mine.iter().zip(&theirs).map(|(mine, theirs)| mine.loss - theirs.loss).collect());
     }
-    DocumentDifference::new(&nats_sd, &tokens_d?, confidence)
+    DocumentDifference::new(&difference_sd, &weights_d?, confidence)
 }
 
 /// Seconds of two machines are not seconds of two arms.

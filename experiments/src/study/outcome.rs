@@ -9,7 +9,9 @@ use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use super::execute::StudyFolder;
 use super::matrix::PlannedRun;
-use super::result::{Axis, JudgedSplit, RunResult};
+use super::metric::{JudgedSplit, Metric};
+use super::questions::RunAnswers;
+use super::result::{Axis, RunResult};
 use crate::failure::Failure;
 use crate::statistics::LossCurve;
 
@@ -26,8 +28,12 @@ pub(crate) struct FinishedRun {
     pub(crate) learning_rate: f64,
     /// Seed of its data order, where that is not its seed.
     pub(crate) data_seed: Option<u64>,
+    /// What it is judged by.
+    pub(crate) metric: Metric,
     /// Its final loss on each held-out document.
     pub(crate) documents: Vec<SplitLosses>,
+    /// Its answers to the study's questions, if it has any.
+    pub(crate) answers: Option<RunAnswers>,
     /// Alarms of its flight recorder.
     pub(crate) alarms: Vec<Alarm>,
     /// Its `metrics.jsonl`.
@@ -57,23 +63,53 @@ impl FinishedRun {
         }
     }
 
-    /// Its final loss on a split.
+    /// Its final loss on a split, in the study's metric.
     pub(crate) fn final_loss(&self, split: JudgedSplit) -> Option<f64> {
-        self.result.final_loss(split)
+        self.result.final_loss(self.metric, split)
     }
 
-    /// Its final loss on each document of a split.
-    pub(crate) fn documents_of(&self, split: JudgedSplit) -> Option<&[DocumentLoss]> {
+    /// Its final loss on each document of a split, or on each question.
+    pub(super) fn parts_of(&self, split: JudgedSplit) -> Option<Vec<PartLoss>> {
+        if split == JudgedSplit::Questions {
+            let is_right = self.answers.as_ref()?.is_right(self.metric);
+            let of_question = |is_right: &bool| PartLoss { loss: f64::from(u8::from(!is_right)), weight: 1 };
+            return Some(is_right.iter().map(of_question).collect());
+        }
         let of_split = self.documents.iter().find(|losses| losses.split == split.name())?;
-        Some(&of_split.documents)
+        // The bytes of a document are not counted: its tokens stand for them, at the split's mean.
+        let per_nat = self.final_loss(split)? / self.result.final_loss(Metric::Nats, split)?;
+        let of_document =
+            |loss: &DocumentLoss| PartLoss { loss: loss.nats * per_nat, weight: loss.num_tokens };
+        Some(of_split.documents.iter().map(of_document).collect())
     }
 
-    /// Validation loss over an axis; `None` without a single evaluation.
-    pub(crate) fn curve(&self, axis: Axis) -> Option<LossCurve> {
-        LossCurve::new(
-            self.evaluations().map(|row| (self.position(axis, row), row.cross_entropy_nats)).collect(),
-        )
+    /// Where it ended on an axis; `None` without a single evaluation.
+    pub(super) fn end(&self, axis: Axis) -> Option<f64> {
+        self.evaluations().last().map(|row| self.position(axis, row))
     }
+
+    /// Validation loss over an axis in the study's metric; `None` without a single evaluation, and
+    /// of questions, which are asked at the end.
+    pub(crate) fn curve(&self, axis: Axis) -> Option<LossCurve> {
+        let point = |row| Some((self.position(axis, row), self.loss_of(row)?));
+        LossCurve::new(self.evaluations().map(point).collect::<Option<_>>()?)
+    }
+
+    fn loss_of(&self, row: &EvalRecord) -> Option<f64> {
+        match self.metric {
+            Metric::Nats => Some(row.cross_entropy_nats),
+            Metric::BitsPerByte => row.bits_per_byte,
+            Metric::Acc | Metric::AccNorm => None,
+        }
+    }
+}
+
+/// What a run's loss on a split is a mean of.
+pub(super) struct PartLoss {
+    /// The sum over the part.
+    pub(super) loss: f64,
+    /// Tokens of a document, or 1 for a question.
+    pub(super) weight: u64,
 }
 
 /// Those of `runs` that are finished in `folder`.
@@ -99,6 +135,8 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
     let manifest = RunManifest::read(&paths.manifest())?;
     let alarms = read_alarms(&paths)?;
     let records = read_metrics(&paths.metrics())?;
+    let answers = folder.answers_of(run)?;
+    let accuracy = |metric| answers.as_ref().map(|answers: &RunAnswers| answers.accuracy(metric));
     let last_evaluation = records.iter().rev().find_map(Record::as_eval);
     let result = RunResult {
         seed: run.settings.seed,
@@ -106,6 +144,10 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
         run: StudyFolder::relative(run),
         final_loss_nats: manifest.final_validation_cross_entropy_nats,
         final_test_loss_nats: manifest.final_test_cross_entropy_nats,
+        final_bits_per_byte: manifest.final_validation_bits_per_byte,
+        final_test_bits_per_byte: manifest.final_test_bits_per_byte,
+        acc: accuracy(Metric::Acc),
+        acc_norm: accuracy(Metric::AccNorm),
         tokens: manifest.tokens_seen,
         active_flops: manifest.active_flops,
         train_secs: manifest.train_secs,
@@ -121,7 +163,9 @@ fn read_run(folder: &StudyFolder, run: &PlannedRun, price: Option<f64>) -> Resul
         result,
         learning_rate: run.settings.learning_rate,
         data_seed: run.settings.data_seed,
+        metric: Metric::Nats,
         documents,
+        answers,
         alarms,
         records,
         flops_per_token: run.plan.counts.training_flops_per_token,
@@ -137,7 +181,7 @@ const SAME_SUM: f64 = 1e-4;
 fn check_sums(paths: &RunPaths, splits: &[SplitLosses], result: &RunResult) -> Result<(), Failure> {
     for split in [JudgedSplit::Validation, JudgedSplit::Test] {
         let of_split = splits.iter().find(|losses| losses.split == split.name());
-        let Some((losses, whole)) = of_split.zip(result.final_loss(split)) else { continue };
+        let Some((losses, whole)) = of_split.zip(result.final_loss(Metric::Nats, split)) else { continue };
         let nats: f64 = losses.documents.iter().map(|document| document.nats).sum();
         let tokens: u64 = losses.documents.iter().map(|document| document.num_tokens).sum();
         let mean = nats / tokens as f64;

@@ -75,7 +75,7 @@ impl Protocol {
     pub(crate) fn of(loaded: &LoadedStudy, arms: &[Arm]) -> Self {
         let study = &loaded.study;
         Self {
-            question: Question::from(&study.question),
+            question: loaded.question(),
             held_equal: study.held_equal,
             num_steps: study.budget.num_steps.clone(),
             seeds: study.seeds.clone(),
@@ -109,10 +109,12 @@ impl Protocol {
             }
         };
         let question = |question: &Question| {
-            format!(
-                "{:?}, margin {}, confidence {}",
-                question.axis, question.margin_nats, question.confidence
-            )
+            let Question { axis, metric, margin, confidence, questions } = question;
+            let questions = questions.as_ref().map_or(String::new(), |questions| {
+                let (count, delimiter) = (questions.num_questions, &questions.delimiter);
+                format!(", {count} questions {}, delimiter {delimiter:?}", &questions.sha256[..12])
+            });
+            format!("{axis:?}, {metric:?}, margin {margin}, confidence {confidence}{questions}")
         };
         note(
             "question",

@@ -5,9 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::metric::{JudgedSplit, Metric};
+use super::questions::QuestionsIdentity;
 use crate::statistics::{
-    DocumentDifference, Gauge, Interval, PairedDifference, RatioEstimate, SeedComponents, SignedRankInterval,
-    Stopping, Verdict,
+    Asked, DocumentDifference, Gauge, Interval, PairedDifference, RatioEstimate, SeedComponents,
+    SignedRankInterval, Stopping, Verdict,
 };
 
 /// A finished (or partly finished) study.
@@ -47,10 +49,32 @@ pub(crate) struct StudyResult {
 pub(crate) struct Question {
     /// The axis on which the verdict is given.
     pub(crate) axis: Axis,
-    /// Differences of loss up to this many nats do not matter.
-    pub(crate) margin_nats: f64,
+    /// What the arms are judged by; nats in results of earlier versions.
+    #[serde(default)]
+    pub(crate) metric: Metric,
+    /// Differences up to this many of the metric's units do not matter.
+    #[serde(alias = "margin_nats")]
+    pub(crate) margin: f64,
     /// Confidence level of every interval, such as 0.95.
     pub(crate) confidence: f64,
+    /// The questions that a metric of questions is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) questions: Option<QuestionsIdentity>,
+}
+
+impl Question {
+    /// The same, as a verdict is asked.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked { measure: self.metric.measure(), margin: self.margin, confidence: self.confidence }
+    }
+}
+
+#[cfg(test)]
+impl Question {
+    /// About nats on `axis`, at 95 %.
+    pub(crate) fn of_nats(axis: Axis, margin: f64) -> Self {
+        Self { axis, metric: Metric::Nats, margin, confidence: 0.95, questions: None }
+    }
 }
 
 /// What is on the x-axis when two losses are compared.
@@ -66,27 +90,6 @@ pub(crate) enum Axis {
     /// Wall-clock seconds of training, evaluations and checkpoints included; where they are held
     /// equal, the calibrated seconds of the training steps.
     Seconds,
-}
-
-/// Held-out text by which arms are judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum JudgedSplit {
-    /// The text by which learning rates were chosen too.
-    #[default]
-    Validation,
-    /// Text that nothing was chosen by.
-    Test,
-}
-
-impl JudgedSplit {
-    /// Its name in a run's files.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Validation => "validation",
-            Self::Test => "test",
-        }
-    }
 }
 
 /// What the arms of a study have in common by construction.
@@ -168,6 +171,19 @@ pub(crate) struct RunResult {
     /// The same over the test split; `None` without one.
     #[serde(default)]
     pub(crate) final_test_loss_nats: Option<f64>,
+    /// The last model's loss on the validation split in bits per byte; `None` where the bytes are not
+    /// known.
+    #[serde(default)]
+    pub(crate) final_bits_per_byte: Option<f64>,
+    /// The same over the test split.
+    #[serde(default)]
+    pub(crate) final_test_bits_per_byte: Option<f64>,
+    /// Share of the study's questions whose likeliest choice is right; `None` unless it asks any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) acc: Option<f64>,
+    /// Share of them whose likeliest choice per character is right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) acc_norm: Option<f64>,
     /// Training tokens.
     pub(crate) tokens: u64,
     /// FLOPs of the active parameters.
@@ -202,10 +218,11 @@ pub(crate) struct ArmComparison {
     pub(crate) effective_speedup: Vec<EffectiveSpeedup>,
     /// The gap against compute over the budgets; `None` with fewer than four.
     pub(crate) gauge: Option<Gauge>,
-    /// Standard deviation in nats of the difference between a run of the arm and one of the baseline
+    /// Standard deviation of the difference between a run of the arm and one of the baseline
     /// that the last bits of their initial values decide; `None` unless the study measured it.
     #[serde(default)]
-    pub(crate) noise_floor_nats: Option<f64>,
+    #[serde(alias = "noise_floor_nats")]
+    pub(crate) noise_floor: Option<f64>,
     /// What the initial values and the data order decide of the difference at the largest budget;
     /// `None` unless the study crossed some seeds.
     #[serde(default)]
@@ -239,7 +256,7 @@ impl ArmComparison {
             time_to_loss: Vec::new(),
             effective_speedup: Vec::new(),
             gauge: None,
-            noise_floor_nats: None,
+            noise_floor: None,
             seed_components: None,
         }
     }
@@ -252,7 +269,7 @@ pub(crate) struct AxisComparison {
     pub(crate) axis: Axis,
     /// Seeds, in the order of the differences.
     pub(crate) seeds: Vec<u64>,
-    /// Loss of the arm minus loss of the baseline in nats, paired by seed: below 0 the arm is
+    /// Loss of the arm minus loss of the baseline, paired by seed: below 0 the arm is
     /// better.
     pub(crate) difference: PairedDifference,
     /// Two-sided p-value of Student's test against the margin; `None` with one pair.
@@ -301,7 +318,8 @@ pub(crate) struct TimeToLoss {
     #[serde(default)]
     pub(crate) seeds: Vec<u64>,
     /// The target of each seed: the final loss of the baseline's run of that seed.
-    pub(crate) targets_nats: Vec<f64>,
+    #[serde(alias = "targets_nats")]
+    pub(crate) targets: Vec<f64>,
     /// The arm's x at the target over the baseline's, for each seed; `None` where the arm did not
     /// reach it, or diverged (censored).
     pub(crate) ratios: Vec<Option<f64>>,

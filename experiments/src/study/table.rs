@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use super::metric::{JudgedSplit, Metric};
 use super::result::{
-    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, JudgedSplit, RunResult, StudyResult,
+    ArmComparison, ArmResult, Axis, AxisComparison, EffectiveSpeedup, RunResult, StudyResult,
 };
-use super::words::{axis_words, small_nats};
+use super::words::{axis_words, small};
 use crate::statistics::{DocumentDifference, Interval, RatioEstimate, SeedComponents};
 
 impl StudyResult {
@@ -15,7 +16,7 @@ impl StudyResult {
         let mut text = format!("{}\n\n", self.headline);
         let (seeds, split) = (self.seeds_of_largest_budget(), self.judged_split());
         for arm in &self.arms {
-            text.push_str(&arm_line(arm, &seeds, split));
+            text.push_str(&arm_line(arm, &seeds, self.question.metric, split));
         }
         for comparison in &self.comparisons {
             text.push_str(&self.comparison_lines(comparison));
@@ -39,11 +40,11 @@ impl ArmResult {
     }
 
     /// Its final loss at the largest budget with a seed, in a column of its own.
-    fn loss_words(&self, seed: u64, split: JudgedSplit) -> String {
+    fn loss_words(&self, seed: u64, metric: Metric, split: JudgedSplit) -> String {
         let most = self.most_steps();
         let run = self.runs.iter().find(|run| run.seed == seed && Some(run.num_steps) == most);
-        match run.and_then(|run| run.final_loss(split)) {
-            Some(nats) => format!("{nats:.4}"),
+        match run.and_then(|run| run.final_loss(metric, split)) {
+            Some(loss) => format!("{loss:.4}"),
             None if self.diverged.iter().any(|run| run.seed == seed && Some(run.num_steps) == most) => {
                 "diverged".into()
             }
@@ -53,11 +54,18 @@ impl ArmResult {
 }
 
 impl RunResult {
-    /// Its last loss on a split.
-    pub(crate) fn final_loss(&self, split: JudgedSplit) -> Option<f64> {
-        match split {
-            JudgedSplit::Validation => self.final_loss_nats,
-            JudgedSplit::Test => self.final_test_loss_nats,
+    /// Its last loss on a split, or on questions, in a metric.
+    pub(crate) fn final_loss(&self, metric: Metric, split: JudgedSplit) -> Option<f64> {
+        use JudgedSplit::{Questions, Test, Validation};
+        match (metric, split) {
+            (Metric::Nats, Validation) => self.final_loss_nats,
+            (Metric::Nats, Test) => self.final_test_loss_nats,
+            (Metric::BitsPerByte, Validation) => self.final_bits_per_byte,
+            (Metric::BitsPerByte, Test) => self.final_test_bits_per_byte,
+            (Metric::Acc, Questions) => Some(1.0 - self.acc?),
+            (Metric::AccNorm, Questions) => Some(1.0 - self.acc_norm?),
+            (Metric::Nats | Metric::BitsPerByte, Questions)
+            | (Metric::Acc | Metric::AccNorm, Validation | Test) => None,
         }
     }
 }
@@ -66,8 +74,11 @@ impl StudyResult {
     /// The split of the last losses: the test split if every run has one.
     pub(crate) fn judged_split(&self) -> JudgedSplit {
         let mut runs = self.arms.iter().flat_map(|arm| &arm.runs);
-        let has_test = |run: &RunResult| run.final_test_loss_nats.is_some();
-        if runs.clone().next().is_some() && runs.all(has_test) {
+        let metric = self.question.metric;
+        let has_test = |run: &RunResult| run.final_loss(metric, JudgedSplit::Test).is_some();
+        if metric.is_of_questions() {
+            JudgedSplit::Questions
+        } else if runs.clone().next().is_some() && runs.all(has_test) {
             JudgedSplit::Test
         } else {
             JudgedSplit::Validation
@@ -77,10 +88,12 @@ impl StudyResult {
     /// An arm against the baseline: each axis, ratios, what else moves the difference, the gauge.
     fn comparison_lines(&self, comparison: &ArmComparison) -> String {
         let mut text = format!("\n{} against {}\n", comparison.arm, self.baseline);
+        let measure = self.question.metric.measure();
         comparison.axes.iter().for_each(|on| text.push_str(&self.axis_lines(on)));
         for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
-            if time.axis == Axis::Tokens {
-                continue; // The same as steps.
+            let is_measured = !(time.ratios.is_empty() && speedup.ratios.is_empty());
+            if time.axis == Axis::Tokens || !is_measured {
+                continue; // Tokens are the same as steps.
             }
             let _ = writeln!(
                 text,
@@ -91,8 +104,8 @@ impl StudyResult {
                 speedup.num_steps,
             );
         }
-        if let Some(floor) = comparison.noise_floor_nats {
-            let _ = writeln!(text, "  last bits alone move a difference by {} nats", small_nats(floor));
+        if let Some(floor) = comparison.noise_floor {
+            let _ = writeln!(text, "  last bits alone move a difference by {}", measure.amount(small(floor)));
         }
         if let Some(SeedComponents { crossed_seeds, initial_values, data_order, both_together }) =
             comparison.seed_components
@@ -100,10 +113,10 @@ impl StudyResult {
             let _ = writeln!(
                 text,
                 "  deviation of one pair's difference, from {crossed_seeds} by {crossed_seeds} crossed seeds: initial values \
-             {} nats, data order {}, their interaction {}",
-                small_nats(initial_values),
-                small_nats(data_order),
-                small_nats(both_together)
+             {}, data order {}, their interaction {}",
+                measure.amount(small(initial_values)),
+                small(data_order),
+                small(both_together)
             );
         }
         if let Some(gauge) = &comparison.gauge {
@@ -120,14 +133,14 @@ impl StudyResult {
         let among =
             among.map_or(String::new(), |interval| format!(", among {num_arms} arms{}", bracketed(interval)));
         let mut text = format!(
-            "  at equal {:<20} {:+.4}{interval}{among} nats of {} text   {}\n",
+            "  at equal {:<20} {:+.4}{interval}{among} {}   {}\n",
             axis_words(on.axis),
             on.difference.mean,
-            on.split.name(),
+            self.question.metric.unit_of(on.split),
             if on.reads_unfinished_schedules { "undecided (the runs end apart)" } else { on.verdict.word() }
         );
         if let Some(documents) = &on.documents {
-            let _ = writeln!(text, "{:31}{}", "", document_words(documents));
+            let _ = writeln!(text, "{:31}{}", "", document_words(documents, on.split));
         }
         text
     }
@@ -147,10 +160,14 @@ impl StudyResult {
 }
 
 /// The losses by seed, in the same columns for all arms.
-fn arm_line(arm: &ArmResult, seeds: &[u64], split: JudgedSplit) -> String {
+fn arm_line(arm: &ArmResult, seeds: &[u64], metric: Metric, split: JudgedSplit) -> String {
     let losses: Vec<String> =
-        seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, split))).collect();
-    format!("{:<16} final {} loss by seed: {}\n", arm.label, split.name(), losses.join(" ").trim_end())
+        seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, metric, split))).collect();
+    let what = match split {
+        JudgedSplit::Questions => metric.measure().quantity.to_string(),
+        JudgedSplit::Validation | JudgedSplit::Test => format!("{} loss", split.name()),
+    };
+    format!("{:<16} final {what} by seed: {}\n", arm.label, losses.join(" ").trim_end())
 }
 
 /// An interval after a space.
@@ -159,12 +176,13 @@ fn bracketed(Interval { low, high }: &Interval) -> String {
 }
 
 /// The spread over documents.
-fn document_words(documents: &DocumentDifference) -> String {
+fn document_words(documents: &DocumentDifference, split: JudgedSplit) -> String {
     let with_seeds = documents.interval_with_seeds.as_ref();
     let with_seeds = with_seeds.map_or(String::new(), |both| format!("; with seeds{}", bracketed(both)));
     format!(
-        "over {} documents{}{with_seeds}; ahead on {:.0} %",
+        "over {} {}{}{with_seeds}; ahead on {:.0} %",
         documents.num_documents,
+        if split == JudgedSplit::Questions { "questions" } else { "documents" },
         bracketed(&documents.interval),
         100.0 * documents.share_ahead
     )

@@ -4,7 +4,7 @@
 use super::evidence::Evidence;
 use super::matrix::Stage;
 use super::result::{ArmComparison, Question};
-use super::words::small_nats;
+use super::words::small;
 use crate::statistics::{Interval, SeedComponents, Stopping, Verdict, standard_deviation_of};
 
 impl Evidence<'_> {
@@ -50,12 +50,13 @@ impl Evidence<'_> {
 
 /// Calls a verdict fragile that is nearer to its margin than the noise floor.
 pub(super) fn call_fragile(comparison: &mut ArmComparison, question: &Question, stopping: Stopping) {
-    let Some(floor) = comparison.noise_floor_nats.filter(|floor| *floor > 0.0) else { return };
+    let Some(floor) = comparison.noise_floor.filter(|floor| *floor > 0.0) else { return };
+    let measure = question.metric.measure();
     for on in &mut comparison.axes {
         let by_itself = on.difference.interval(stopping).copied();
         let Some(Interval { low, high }) = on.adjusted_interval.or(by_itself) else { continue };
-        let to_win = (high + question.margin_nats).abs();
-        let to_lose = (low - question.margin_nats).abs();
+        let to_win = (high + question.margin).abs();
+        let to_lose = (low - question.margin).abs();
         let distance = match on.verdict {
             Verdict::Wins => to_win,
             Verdict::Loses => to_lose,
@@ -63,9 +64,10 @@ pub(super) fn call_fragile(comparison: &mut ArmComparison, question: &Question, 
         };
         if distance < floor {
             on.reasons.push(format!(
-                "The interval by which it is judged ends {distance:.5} nats from where the verdict would change, and the last \
-                 bits of the initial values alone move a difference by {} nats.",
-                small_nats(floor)
+                "The interval by which it is judged ends {} from where the verdict would change, and the last bits of the \
+                 initial values alone move a difference by {}.",
+                measure.amount(format_args!("{distance:.5}")),
+                measure.amount(small(floor))
             ));
             on.verdict = Verdict::Fragile;
         }
@@ -82,13 +84,13 @@ mod tests {
     /// of 0.0025 nats.
     #[test]
     fn a_verdict_nearer_to_its_margin_than_the_last_bits_is_fragile() {
-        let question = Question { axis: Axis::Tokens, margin_nats: 0.005, confidence: 0.95 };
+        let question = Question::of_nats(Axis::Tokens, 0.005);
         let judged = |floor: Option<f64>, differences: &[f64]| {
             let difference = PairedDifference::new(differences, 0.95).unwrap();
             let mut arm = ArmComparison::of_differences(differences);
             arm.axes[0].verdict = difference.verdict(0.005, Stopping::Planned);
             arm.axes[0].difference = difference;
-            arm.noise_floor_nats = floor;
+            arm.noise_floor = floor;
             call_fragile(&mut arm, &question, Stopping::Planned);
             arm.axes.remove(0)
         };

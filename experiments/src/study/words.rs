@@ -3,8 +3,9 @@
 mod held_equal;
 
 use super::evidence::{AXES, Evidence};
+use super::metric::JudgedSplit;
 use super::outcome::FinishedRun;
-use super::result::{ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, JudgedSplit, Question};
+use super::result::{ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, Question};
 
 use crate::statistics::{Interval, Stopping, Verdict};
 
@@ -22,12 +23,12 @@ pub(crate) fn axis_words(axis: Axis) -> &'static str {
     }
 }
 
-/// A deviation in nats that may be far below the losses' digits.
-pub(crate) fn small_nats(nats: f64) -> String {
-    match nats {
+/// A deviation that may be far below the losses' digits.
+pub(crate) fn small(deviation: f64) -> String {
+    match deviation {
         0.0 => "0".into(),
-        small if small < 1e-4 => format!("{small:.1e}"),
-        _ => format!("{nats:.4}"),
+        tiny if tiny < 1e-4 => format!("{tiny:.1e}"),
+        _ => format!("{deviation:.4}"),
     }
 }
 
@@ -38,13 +39,13 @@ pub(crate) fn axis_sentence(
     question: &Question,
     stopping: Stopping,
 ) -> String {
-    let Question { margin_nats, confidence, .. } = *question;
+    let asked = question.asked();
     let (arm, baseline) = (format!("`{arm}`"), format!("`{baseline}`"));
     let verdict = if on.reasons.is_empty() {
         let seeds = on.seeds_to_decide;
-        on.difference.sentence([&arm, &baseline], margin_nats, confidence, stopping, seeds)
+        on.difference.sentence([&arm, &baseline], &asked, stopping, seeds)
     } else {
-        let (word, evidence) = (on.verdict.word(), on.difference.evidence(confidence, stopping));
+        let (word, evidence) = (on.verdict.word(), on.difference.evidence(&asked, stopping));
         format!("{arm} against {baseline} is {word}: {evidence}. {}", on.reasons.join(" "))
     };
     format!("At equal {}, {verdict}", axis_words(on.axis))
@@ -83,7 +84,8 @@ pub(crate) fn headline(
     });
     let worth = speedup.and_then(|speedup| Some((speedup, speedup.estimate.as_ref()?))).map(|(speedup, estimate)| {
         format!(
-            " For the loss that it has after {} steps `{baseline}` needs {:.2} times its {} ({:.2} to {:.2}).",
+            " For the {} that it has after {} steps `{baseline}` needs {:.2} times its {} ({:.2} to {:.2}).",
+            question.metric.measure().quantity,
             speedup.num_steps,
             estimate.geometric_mean,
             axis_words(question.axis),
@@ -212,7 +214,14 @@ fn what_is_missing(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Ve
 }
 
 fn why_not_compared(evidence: &Evidence<'_>, axis: Axis) -> String {
-    let budget = &evidence.loaded.study.budget;
+    let study = &evidence.loaded.study;
+    let budget = &study.budget;
+    if study.question.metric.is_of_questions() && budget.num_steps.len() == 1 {
+        return format!(
+            "questions are asked at the end of a run, and the two runs of a pair end at different {}: give several budgets",
+            axis_words(axis)
+        );
+    }
     if budget.num_steps.len() == 1 && budget.evaluations == 1 {
         return format!(
             "one evaluation per run is one point, and the two runs of a pair end at different {}: give `budget.evaluations` or \
@@ -263,10 +272,11 @@ const FEW_DOCUMENTS: f64 = 50.0;
 
 /// What the losses are losses of, and how far that speaks for other text.
 fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) -> Vec<String> {
-    let axis = evidence.loaded.study.question.axis;
+    let (axis, metric) = (evidence.loaded.study.question.axis, evidence.loaded.study.question.metric);
     let on_axis = || comparisons.iter().filter_map(|arm| Some((arm, arm.on(axis)?)));
     let mut notes = Vec::new();
     match on_axis().map(|(_, on)| on.split).min_by_key(|split| *split == JudgedSplit::Test) {
+        Some(JudgedSplit::Questions) => notes.push(about_questions(evidence)),
         Some(JudgedSplit::Test) => {
             let looks = match evidence.num_looks {
                 0 => String::new(),
@@ -292,7 +302,9 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
         None => {}
     }
     let documents = on_axis().find_map(|(_, on)| on.documents.as_ref());
-    if let Some(documents) = documents.filter(|documents| documents.effective_documents < FEW_DOCUMENTS) {
+    if let Some(documents) = documents
+        .filter(|documents| !metric.is_of_questions() && documents.effective_documents < FEW_DOCUMENTS)
+    {
         notes.push(format!(
             "The text has {} documents of unequal length, which count as about {:.0}: few to speak for other text.",
             documents.num_documents, documents.effective_documents
@@ -318,6 +330,19 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
     notes
 }
 
+/// What a verdict on questions speaks of.
+fn about_questions(evidence: &Evidence<'_>) -> String {
+    let looks = match evidence.num_looks {
+        0 => String::new(),
+        count => format!(" Answers to them were printed {count} time(s) before."),
+    };
+    let count = evidence.loaded.questions.as_ref().map_or(0, |questions| questions.identity().num_questions);
+    format!(
+        "The verdict is of {count} questions, each asked at the end of every run; no learning rate is chosen by them, the curves \
+         are of the validation split.{looks}"
+    )
+}
+
 /// Runs that lack a number which others have, so that all are judged without it.
 fn runs_without_what_others_have(evidence: &Evidence<'_>) -> Vec<String> {
     let runs: Vec<_> = (0..evidence.arms.len()).flat_map(|arm| evidence.main_runs(arm)).collect();
@@ -341,16 +366,20 @@ fn runs_without_what_others_have(evidence: &Evidence<'_>) -> Vec<String> {
 /// A word on a verdict that the documents at hand carry and their spread does not.
 fn other_text(arm: &str, on: &AxisComparison, evidence: &Evidence<'_>) -> Option<String> {
     let Interval { low, high } = on.documents.as_ref()?.interval_with_seeds?;
-    let margin = evidence.loaded.study.question.margin_nats;
+    let margin = evidence.loaded.question().margin;
     let holds = match on.verdict {
         Verdict::Wins => high < -margin,
         Verdict::Loses => low > margin,
         Verdict::Undecided | Verdict::Fragile => return None,
     };
     (!holds).then(|| {
+        let (units, others) = match on.split {
+            JudgedSplit::Questions => ("questions", "questions"),
+            JudgedSplit::Validation | JudgedSplit::Test => ("documents", "text"),
+        };
         format!(
-            "`{arm}` {} on these documents; over documents as well as seeds the difference lies in [{low:+.4}, {high:+.4}], which \
-             decides nothing about other text.",
+            "`{arm}` {} on these {units}; over {units} as well as seeds the difference lies in [{low:+.4}, {high:+.4}], which \
+             decides nothing about other {others}.",
             on.verdict.word()
         )
     })
@@ -374,7 +403,7 @@ mod tests {
 
     #[test]
     fn the_sentence_names_the_axis_before_the_verdict() {
-        let question = Question { axis: Axis::ActiveFlops, margin_nats: 0.0, confidence: 0.95 };
+        let question = Question::of_nats(Axis::ActiveFlops, 0.0);
         let mut on = ArmComparison::of_differences(&[-0.10, -0.11, -0.12]).axes.remove(0);
         let sentence = axis_sentence(["e8k2", "dense"], &on, &question, Stopping::Planned);
         assert!(
@@ -397,7 +426,7 @@ mod tests {
 
     #[test]
     fn what_is_small_is_not_said_to_be_nothing() {
-        assert_eq!([0.0, 2.79e-5, 0.00132].map(small_nats), ["0", "2.8e-5", "0.0013"]);
+        assert_eq!([0.0, 2.79e-5, 0.00132].map(small), ["0", "2.8e-5", "0.0013"]);
     }
 
     #[test]

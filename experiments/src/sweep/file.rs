@@ -170,7 +170,13 @@ impl LoadedSweep {
             keep_checkpoints,
             arms: Vec::new(),
         };
-        LoadedStudy { path: self.path.clone(), text: self.text.clone(), study, base: self.base.clone() }
+        LoadedStudy {
+            path: self.path.clone(),
+            text: self.text.clone(),
+            study,
+            base: self.base.clone(),
+            questions: None,
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::report::axes::{AXES, name};
 use crate::statistics::{Gauge, GaugePoint, Interval};
-use crate::study::result::{ArmComparison, Axis, AxisComparison};
+use crate::study::Metric;
+use crate::study::result::{ArmComparison, Axis, AxisComparison, StudyResult};
 
 /// One arm against the baseline on one axis.
 #[derive(Default, Serialize)]
@@ -14,8 +15,9 @@ pub(super) struct AxisRow<'a> {
     arm: &'a str,
     baseline: &'a str,
     axis: &'static str,
+    metric: Metric,
     num_seeds: usize,
-    mean_difference_nats: f64,
+    mean_difference: f64,
     standard_deviation: Option<f64>,
     t_low: Option<f64>,
     t_high: Option<f64>,
@@ -44,7 +46,7 @@ pub(super) struct AxisRow<'a> {
     effective_speedup_high: Option<f64>,
 }
 
-pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<AxisRow<'a>> {
+pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, result: &'a StudyResult) -> Vec<AxisRow<'a>> {
     let row = |of_axis: &'a AxisComparison| {
         let difference = &of_axis.difference;
         let documents = of_axis.documents.as_ref();
@@ -55,10 +57,11 @@ pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, baseline: &'a str) -> Vec<Ax
         let speedup = speedup.and_then(|speedup| speedup.estimate.as_ref());
         AxisRow {
             arm: &arm.arm,
-            baseline,
+            baseline: &result.baseline,
             axis: name(of_axis.axis),
+            metric: result.question.metric,
             num_seeds: difference.differences.len(),
-            mean_difference_nats: difference.mean,
+            mean_difference: difference.mean,
             standard_deviation: difference.standard_deviation,
             t_low: low(difference.t_interval.as_ref()),
             t_high: high(difference.t_interval.as_ref()),
@@ -104,8 +107,8 @@ pub(super) struct PairRow<'a> {
     arm: &'a str,
     axis: &'static str,
     seed: u64,
-    difference_nats: Option<f64>,
-    target_nats: Option<f64>,
+    difference: Option<f64>,
+    target: Option<f64>,
     time_to_loss: Option<f64>,
     effective_speedup: Option<f64>,
     effective_speedup_at_least: Option<f64>,
@@ -129,10 +132,10 @@ fn pair_rows_of_axis(arm: &ArmComparison, axis: Axis) -> Vec<PairRow<'_>> {
             arm: &arm.arm,
             axis: name(axis),
             seed,
-            difference_nats: at(&of_axis.seeds)
+            difference: at(&of_axis.seeds)
                 .and_then(|index| of_axis.difference.differences.get(index))
                 .copied(),
-            target_nats: time.and_then(|(time, index)| time.targets_nats.get(index)).copied(),
+            target: time.and_then(|(time, index)| time.targets.get(index)).copied(),
             time_to_loss: time.and_then(|(time, index)| time.ratios.get(index).copied().flatten()),
             effective_speedup: speedup
                 .and_then(|(speedup, index)| speedup.ratios.get(index).copied().flatten()),
@@ -151,7 +154,7 @@ fn pair_rows_of_axis(arm: &ArmComparison, axis: Axis) -> Vec<PairRow<'_>> {
 pub(super) struct GaugeRow<'a> {
     arm: &'a str,
     active_flops: f64,
-    mean_gap_nats: f64,
+    mean_gap: f64,
     low: Option<f64>,
     high: Option<f64>,
     num_seeds: usize,
@@ -165,7 +168,7 @@ pub(super) fn gauge_rows(arm: &ArmComparison) -> Vec<GaugeRow<'_>> {
         let row = |point: &GaugePoint| GaugeRow {
             arm: &arm.arm,
             active_flops: point.compute,
-            mean_gap_nats: point.mean_gap,
+            mean_gap: point.mean_gap,
             low: low(point.interval.as_ref()),
             high: high(point.interval.as_ref()),
             num_seeds: point.num_seeds,

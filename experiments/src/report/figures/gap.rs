@@ -31,7 +31,7 @@ struct Row<'a> {
 pub(super) fn figure(content: &Content) -> Result<Option<Figure>> {
     let rows = rows(content);
     let (Some(result), false) = (content.result, rows.is_empty()) else { return Ok(None) };
-    let margin = result.question.margin_nats;
+    let margin = result.question.margin;
     let values = rows.iter().flat_map(|row| values(row.comparison)).chain([0.0, -margin, margin]);
     let (low, high) = range(values).unwrap_or((-1.0, 1.0));
     let pad = 0.05 * (high - low).max(1e-4);
@@ -43,7 +43,7 @@ pub(super) fn figure(content: &Content) -> Result<Option<Figure>> {
     };
     let names = ("gap", "Gap to the baseline");
     Figure::draw(names, description(result), table(&rows, &result.question), plot.down.1 + 80, |canvas| {
-        draw_ground(canvas, &plot, margin, &result.baseline)?;
+        draw_ground(canvas, &plot, result)?;
         for (index, row) in (0..).zip(&rows) {
             draw_row(canvas, &plot, row, TOP + ROW_HEIGHT * index + ROW_HEIGHT / 2)?;
         }
@@ -68,16 +68,21 @@ fn values(comparison: &AxisComparison) -> Vec<f64> {
 }
 
 /// The margin, the axis, the zero line and what its sides mean.
-fn draw_ground(canvas: &Canvas, plot: &Plot, margin: f64, baseline: &str) -> Result<()> {
+fn draw_ground(canvas: &Canvas, plot: &Plot, result: &StudyResult) -> Result<()> {
+    let Question { metric, margin, .. } = result.question;
     let (top, bottom) = plot.down;
     let corners = [(plot.column(-margin), top), (plot.column(margin), bottom)];
     canvas.draw(&Rectangle::new(corners, SHADE.filled()))?;
     let ticks = round_ticks(plot.x.0, plot.x.1);
-    plot.draw_x_axis(canvas, &tick_labels(&ticks), "difference of loss, nats per token")?;
+    plot.draw_x_axis(
+        canvas,
+        &tick_labels(&ticks),
+        &format!("difference of {}", metric.measure().of_quantity()),
+    )?;
     let zero = plot.column(0.0);
     canvas.draw(&PathElement::new([(zero, top), (zero, bottom)], INK.stroke_width(1)))?;
     draw_text(canvas, "arm is better <", 13, HPos::Right, (zero - 6, top - 14))?;
-    let other = format!("> {} is better", shortened(baseline, 20));
+    let other = format!("> {} is better", shortened(&result.baseline, 20));
     draw_text(canvas, &other, 13, HPos::Left, (zero + 6, top - 14))
 }
 
@@ -122,18 +127,22 @@ fn draw_interval(canvas: &Canvas, plot: &Plot, interval: &Interval, y: i32, styl
 }
 
 fn description(result: &StudyResult) -> String {
-    let Question { margin_nats, confidence, .. } = &result.question;
+    let (measure, confidence) = (result.question.metric.measure(), &result.question.confidence);
+    let margin = measure.amount(result.question.margin);
     format!(
-        "Loss of each arm minus loss of {}, paired by seed: below zero the arm is better. The thick line is the {} \
+        "For each arm its {} minus that of {}, paired by seed: below zero the arm is better. The thick line is the {} \
          Student-t interval with the mean on it, the thin line the bootstrap interval, the rings are the seeds. The \
-         shaded strip is the margin of {margin_nats} nats within which a difference does not matter.",
+         shaded strip is the margin of {margin} within which a difference does not matter.",
+        measure.quantity,
         result.baseline,
         percent(*confidence)
     )
 }
 
 fn table(rows: &[Row], question: &Question) -> Table {
-    let head = ["arm", "at equal", "seed", "difference (nats)"];
+    let measure = question.metric.measure();
+    let difference = format!("difference of {}", measure.of_quantity());
+    let head = ["arm", "at equal", "seed", &difference];
     let cells = rows.iter().flat_map(|row| {
         let seeds = row.comparison.seeds.iter().zip(&row.comparison.difference.differences);
         let cell = |(seed, difference): (&u64, &f64)| {
@@ -153,6 +162,6 @@ fn table(rows: &[Row], question: &Question) -> Table {
         ];
         seeds.map(cell).chain([last]).collect::<Vec<_>>()
     });
-    let caption = format!("Differences by seed; the margin is {} nats", question.margin_nats);
+    let caption = format!("Differences by seed; the margin is {}", measure.amount(question.margin));
     Table::new(caption, 2, &head).with_rows(cells)
 }

@@ -13,7 +13,8 @@ use super::{Canvas, Figure, INK, SHADE, WIDTH, draw_text, range};
 use crate::report::content::Content;
 use crate::report::numbers::{self, or_absent, round_ticks, tick_labels};
 use crate::report::table::Table;
-use crate::statistics::{Crossing, CrossingInterval, Gauge, GaugePoint, Interval};
+use crate::statistics::{Crossing, CrossingInterval, Gauge, GaugePoint, Interval, Measure};
+use crate::study::result::Question;
 
 const PLOT_HEIGHT: i32 = 280;
 /// Budgets nearer than this on the axis share a label.
@@ -40,7 +41,10 @@ pub(super) fn figure(content: &Content) -> Result<Option<Figure>> {
         })
         .collect();
     let points = || gauges.iter().flat_map(|arm| &arm.gauge.points);
-    let margin = content.result.map_or(0.0, |result| result.question.margin_nats);
+    let Some(Question { metric, margin, .. }) = content.result.map(|result| &result.question) else {
+        return Ok(None);
+    };
+    let (measure, margin) = (metric.measure(), *margin);
     let ends = points().flat_map(|point| [Some(point.mean_gap), low(&point.interval), high(&point.interval)]);
     let Some(x) = range(points().map(|point| point.compute.log10())) else { return Ok(None) };
     let Some(y) = range(ends.flatten().chain([0.0, margin, -margin])) else { return Ok(None) };
@@ -50,9 +54,9 @@ pub(super) fn figure(content: &Content) -> Result<Option<Figure>> {
     let plot =
         Plot { across: (84, WIDTH - 30), down: (top, top + PLOT_HEIGHT), x: pad(x, 0.06), y: pad(y, 0.08) };
     let names = ("gauge", "Gap to the baseline against compute");
-    Figure::draw(names, description(&gauges), table(&gauges), plot.down.1 + 54, |canvas| {
+    Figure::draw(names, description(&gauges, measure), table(&gauges, measure), plot.down.1 + 54, |canvas| {
         legend.draw(canvas)?;
-        draw_ground(canvas, &plot, margin, points().map(|point| point.compute).collect())?;
+        draw_ground(canvas, &plot, (margin, measure), points().map(|point| point.compute).collect())?;
         gauges.iter().try_for_each(|arm| draw_gauge(canvas, &plot, arm))
     })
     .map(Some)
@@ -66,7 +70,12 @@ fn high(interval: &Option<Interval>) -> Option<f64> {
     interval.as_ref().map(|interval| interval.high)
 }
 
-fn draw_ground(canvas: &Canvas, plot: &Plot, margin: f64, mut budgets: Vec<f64>) -> Result<()> {
+fn draw_ground(
+    canvas: &Canvas,
+    plot: &Plot,
+    (margin, measure): (f64, Measure),
+    mut budgets: Vec<f64>,
+) -> Result<()> {
     let (left, right) = plot.across;
     let corners = [(left, plot.row(margin)), (right, plot.row(-margin))];
     canvas.draw(&Rectangle::new(corners, SHADE.filled()))?;
@@ -79,7 +88,11 @@ fn draw_ground(canvas: &Canvas, plot: &Plot, margin: f64, mut budgets: Vec<f64>)
         }
     }
     plot.draw_x_axis(canvas, &ticks, "compute of a run (active training FLOPs, logarithmic)")?;
-    plot.draw_y_axis(canvas, &tick_labels(&round_ticks(plot.y.0, plot.y.1)), "gap, nats per token")?;
+    plot.draw_y_axis(
+        canvas,
+        &tick_labels(&round_ticks(plot.y.0, plot.y.1)),
+        &format!("gap of {}", measure.of_quantity()),
+    )?;
     let zero = plot.row(0.0);
     canvas.draw(&PathElement::new([(left, zero), (right, zero)], INK.stroke_width(1)))?;
     draw_text(canvas, "below zero: the arm is better", 13, HPos::Right, (right, plot.down.0 - 14))
@@ -107,17 +120,19 @@ fn draw_gauge(canvas: &Canvas, plot: &Plot, ArmGauge { style, gauge, .. }: &ArmG
     Ok(())
 }
 
-fn description(gauges: &[ArmGauge]) -> String {
+fn description(gauges: &[ArmGauge], measure: Measure) -> String {
     let sentences = gauges.iter().map(|arm| format!(" {}: {}", arm.arm, arm.gauge.sentence));
     let sentences: String = sentences.collect();
     format!(
-        "Loss of each arm minus loss of the baseline at each budget, with the interval over the seeds and the fitted \
-         trend.{sentences}"
+        "For each arm its {} minus that of the baseline at each budget, with the interval over the seeds and the fitted \
+         trend.{sentences}",
+        measure.quantity
     )
 }
 
-fn table(gauges: &[ArmGauge]) -> Table {
-    let head = ["arm", "compute", "seeds", "gap (nats)"];
+fn table(gauges: &[ArmGauge], measure: Measure) -> Table {
+    let gap = format!("gap of {}", measure.of_quantity());
+    let head = ["arm", "compute", "seeds", &gap];
     let rows = gauges.iter().flat_map(|arm| {
         let point = |point: &GaugePoint| {
             vec![

@@ -76,15 +76,16 @@ fn figure(content: &Content, arms: &[ArmRuns], axis: Axis) -> Result<Option<Figu
     let name = format!("loss-vs-{}", axes::file_stem(axis));
     let title = format!("Validation loss against {}", axes::name(axis));
     let names = (name.as_str(), title.as_str());
+    let unit = if content.is_in_bits_per_byte() { "bits per byte" } else { "nats per token" };
     let has_seeds = shown.iter().any(|curve| curve.arm.runs.len() > 1);
     Figure::draw(
         names,
         description(axis, start, of_ends, has_seeds),
-        table(&all, axis),
+        table(&all, axis, unit),
         plot.down.1 + 54,
         |canvas| {
             legend.draw(canvas)?;
-            draw_plot(canvas, &plot, &shown, axis)
+            draw_plot(canvas, &plot, &shown, (axis, unit))
         },
     )
     .map(Some)
@@ -109,14 +110,14 @@ fn without_the_beginning<'a>(curves: &[Curve<'a>]) -> (f64, Vec<Curve<'a>>) {
     (start, late)
 }
 
-fn draw_plot(canvas: &Canvas, plot: &Plot, curves: &[Curve], axis: Axis) -> Result<()> {
+fn draw_plot(canvas: &Canvas, plot: &Plot, curves: &[Curve], (axis, loss_unit): (Axis, &str)) -> Result<()> {
     let x_ticks = round_ticks(plot.x.0, plot.x.1);
     let unit = if axis == Axis::ActiveFlops { "FLOP" } else { "" };
     plot.draw_x_axis(canvas, &si_tick_labels(&x_ticks, unit), axes::name(axis))?;
     plot.draw_y_axis(
         canvas,
         &tick_labels(&round_ticks(plot.y.0, plot.y.1)),
-        "cross-entropy, nats per token",
+        &format!("cross-entropy, {loss_unit}"),
     )?;
     for curve in curves.iter().filter(|curve| curve.arm.runs.len() > 1) {
         let upper = curve.points.iter().map(|point| plot.at((point.x, point.high)));
@@ -156,8 +157,9 @@ fn description(axis: Axis, start: f64, of_ends: bool, has_seeds: bool) -> String
     format!("{runs}{seeds} Lower is better.{left_out}")
 }
 
-fn table(curves: &[Curve], axis: Axis) -> Table {
-    let head = ["arm", axes::name(axis), "mean loss (nats)", "lowest seed", "highest seed"];
+fn table(curves: &[Curve], axis: Axis, unit: &str) -> Table {
+    let loss = format!("mean loss ({unit})");
+    let head = ["arm", axes::name(axis), &loss, "lowest seed", "highest seed"];
     let rows = curves.iter().flat_map(|curve| {
         thinned(&curve.points, MAX_TABLE_ROWS).into_iter().map(|point| {
             let losses = [point.mean, point.low, point.high].map(nats);

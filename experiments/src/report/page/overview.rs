@@ -37,6 +37,7 @@ pub(super) fn verdict(content: &Content) -> Section {
 
 fn verdict_of(result: &StudyResult) -> Markup {
     let word = result.verdict.word();
+    let measure = result.question.metric.measure();
     html! {
         p class={ "verdict " (word) } {
             span class="sign" { span aria-hidden="true" { (verdict_glyph(result.verdict)) } " " (word) }
@@ -45,7 +46,7 @@ fn verdict_of(result: &StudyResult) -> Markup {
         p {
             "Study " strong { (result.study) } ". The baseline is " strong { (result.baseline) } ". Held equal: "
             (held_equal_words(result.held_equal)) ". The question is asked at equal " (name(result.question.axis))
-            "; differences of up to " (result.question.margin_nats) " nats do not matter. Intervals are at "
+            "; differences of up to " (measure.amount(result.question.margin)) " do not matter. Intervals are at "
             (percent(result.question.confidence)) "."
         }
     }
@@ -92,11 +93,13 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
 }
 
 fn differences(arms: &[ArmComparison], result: &StudyResult) -> Table {
+    let measure = result.question.metric.measure();
+    let difference_head = format!("difference of {} [interval that decides]", measure.of_quantity());
     let head = [
         "arm",
         "at equal",
         "verdict",
-        "difference in nats [interval that decides]",
+        &difference_head,
         "t interval",
         "bootstrap interval",
         "signed-rank interval",

@@ -6,21 +6,22 @@ use super::table_or;
 use crate::report::numbers::{interval, or_absent, percent};
 use crate::report::table::Table;
 use crate::study::result::{ArmComparison, StudyResult};
-use crate::study::small_nats;
+use crate::study::small;
 
 /// What the study measured of it; nothing if it measured nothing.
 pub(super) fn trust(result: &StudyResult) -> Markup {
     let says_something = |arm: &&ArmComparison| {
         let documents = arm.on(result.question.axis).and_then(|on| on.documents.as_ref());
-        documents.is_some() || arm.noise_floor_nats.is_some() || arm.seed_components.is_some()
+        documents.is_some() || arm.noise_floor.is_some() || arm.seed_components.is_some()
     };
     let arms: Vec<&ArmComparison> = result.comparisons.iter().filter(says_something).collect();
     html! {
         @if !arms.is_empty() {
             h3 { "How far to trust it" }
             p {
-                "What else moves the difference, in nats: the documents that the losses are of, the last bits of the initial \
-                 values, and, of one seed, its initial values and its data order."
+                "What else moves the difference of " (result.question.metric.measure().of_quantity()) ": the documents or \
+                 questions that it is of, the last bits of the initial values, and, of one seed, its initial values and its data \
+                 order."
             }
             (table_or(&table(&arms, result), "Not measured."))
         }
@@ -51,10 +52,10 @@ fn table(arms: &[&ArmComparison], result: &StudyResult) -> Table {
             interval(documents.and_then(|documents| documents.interval_with_seeds.as_ref())),
             or_absent(documents, |documents| documents.num_documents.to_string()),
             or_absent(documents, |documents| percent(documents.share_ahead)),
-            or_absent(arm.noise_floor_nats, small_nats),
-            or_absent(parts, |parts| small_nats(parts.initial_values)),
-            or_absent(parts, |parts| small_nats(parts.data_order)),
-            or_absent(parts, |parts| small_nats(parts.both_together)),
+            or_absent(arm.noise_floor, small),
+            or_absent(parts, |parts| small(parts.initial_values)),
+            or_absent(parts, |parts| small(parts.data_order)),
+            or_absent(parts, |parts| small(parts.both_together)),
         ]
     };
     Table::new("What else moves the difference", 2, &head).with_rows(arms.iter().map(row))

@@ -12,7 +12,7 @@ const SAME_BUDGET: f64 = 1e-6;
 pub(super) struct Budget {
     /// Training compute in FLOPs: the smallest of its samples.
     pub(super) compute: f64,
-    /// Gap by seed, in nats.
+    /// Gap by seed.
     pub(super) gaps: BTreeMap<u64, f64>,
 }
 

@@ -7,9 +7,9 @@ use std::ops::AddAssign;
 /// A gap that is straight in the logarithm of compute.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Line {
-    /// Gap at the largest budget, in nats.
+    /// Gap at the largest budget.
     pub(super) at_largest: f64,
-    /// Change of the gap per decade, in nats.
+    /// Change of the gap per decade.
     pub(super) slope: f64,
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Crossing, CrossingInterval, Gauge, GaugePoint, SlopeMethod, Straightness, Trend};
 use crate::statistics::interval::Interval;
+use crate::statistics::measure::Measure;
 
 /// Where the arm stands at the largest budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,18 +14,18 @@ enum Place {
 
 impl Gauge {
     /// The trend, the gap measured at the largest budget, and the crossing.
-    pub(super) fn words(&self, confidence: f64) -> String {
+    pub(super) fn words(&self, measure: Measure, confidence: f64) -> String {
         format!(
             "{} {}. {} {}",
             self.trend_words(),
-            self.slope_words(confidence),
-            self.largest_words(confidence),
+            self.slope_words(measure, confidence),
+            self.largest_words(measure, confidence),
             self.crossing_words(confidence),
         )
     }
 
     /// What was measured at the largest budget: the fitted line may lie elsewhere.
-    fn largest_words(&self, confidence: f64) -> String {
+    fn largest_words(&self, measure: Measure, confidence: f64) -> String {
         let Some(GaugePoint { mean_gap, interval, .. }) = self.points.last() else { return String::new() };
         let interval = interval.map_or(String::new(), |Interval { low, high }| {
             format!(" ({:.0}% interval {low:+.4} to {high:+.4})", 100.0 * confidence)
@@ -34,7 +35,8 @@ impl Gauge {
             Place::Behind => "the arm is behind",
             Place::Undecided => "which of the two is ahead is undecided there",
         };
-        format!("At the largest budget the mean gap is {mean_gap:+.4} nats{interval}: {place}.")
+        let mean_gap = measure.amount(format_args!("{mean_gap:+.4}"));
+        format!("At the largest budget the mean gap is {mean_gap}{interval}: {place}.")
     }
 
     fn place(&self) -> Place {
@@ -62,15 +64,17 @@ impl Gauge {
         }
     }
 
-    fn slope_words(&self, confidence: f64) -> String {
+    fn slope_words(&self, measure: Measure, confidence: f64) -> String {
         if let Some(Straightness { p_value, last_slope, last_interval, .. }) = self.bent(confidence) {
             let (percent, low, high) = (100.0 * confidence, last_interval.low, last_interval.high);
+            let last_slope = measure.amount(format_args!("{last_slope:+.4}"));
             return format!(
                 "no straight line fits its gaps (p = {p_value:.4}), and between the last two budgets it changes by \
-                 {last_slope:+.4} nats per decade ({percent:.0}% interval {low:+.4} to {high:+.4})"
+                 {last_slope} per decade ({percent:.0}% interval {low:+.4} to {high:+.4})"
             );
         }
-        let slope = format!("it changes by {:+.4} nats per decade", self.slope_per_decade);
+        let slope = measure.amount(format_args!("{:+.4}", self.slope_per_decade));
+        let slope = format!("it changes by {slope} per decade");
         let source = match self.slope_method {
             SlopeMethod::SeedBootstrap => "from resampled seeds",
             SlopeMethod::RegressionT => "from the regression, too few seeds to resample",

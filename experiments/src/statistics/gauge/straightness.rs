@@ -21,11 +21,11 @@ const FEWEST_SEEDS: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Straightness {
     /// Mean over seeds of the gap's curvature: the coefficient of the squared decades of compute,
-    /// in nats per square decade. Above 0 an advantage comes to its end.
+    /// per square decade. Above 0 an advantage comes to its end.
     pub(crate) curvature: f64,
     /// p-value of Student's test that it is zero.
     pub(crate) p_value: f64,
-    /// Change of the gap per decade between the last two budgets, in nats.
+    /// Change of the gap per decade between the last two budgets.
     pub(crate) last_slope: f64,
     /// Its Student t interval.
     pub(crate) last_interval: Interval,

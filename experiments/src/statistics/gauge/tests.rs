@@ -3,6 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::statistics::simulated::{NormalNoise, coverage};
 
+fn gauge_of(samples: &[GaugeSample]) -> Option<Gauge> {
+    Gauge::new(samples, Measure::LOSS_IN_NATS, 0.95)
+}
+
 const BUDGETS: [f64; 5] = [1e15, 3e15, 1e16, 3e16, 1e17];
 
 /// A study whose true gap is `slope` per decade and zero at `crossing`, with noise per seed and per
@@ -41,7 +45,7 @@ impl Planted {
     }
 
     fn gauge(self, num_seeds: u64, noise_seed: u64) -> Gauge {
-        Gauge::new(&self.samples(num_seeds, &mut NormalNoise::new(noise_seed)), 0.95).unwrap()
+        gauge_of(&self.samples(num_seeds, &mut NormalNoise::new(noise_seed))).unwrap()
     }
 }
 
@@ -89,7 +93,7 @@ fn the_intervals_of_crossing_and_slope_cover_the_truth_about_as_often_as_they_sa
             let planted = Planted::noisy(0.02, crossing);
             let (mut slope_hits, mut num_bent) = (0, 0);
             let crossing_coverage = coverage(200, |noise| {
-                let gauge = Gauge::new(&planted.samples(num_seeds, noise), 0.95).unwrap();
+                let gauge = gauge_of(&planted.samples(num_seeds, noise)).unwrap();
                 // Of these the line's crossing is not printed.
                 let is_bent = gauge.straightness.unwrap().is_bent(0.95);
                 num_bent += u32::from(is_bent);
@@ -113,7 +117,7 @@ fn the_intervals_of_crossing_and_slope_cover_the_truth_about_as_often_as_they_sa
 fn a_seed_whose_gaps_drift_together_counts_as_one_measurement() {
     let drifting = Planted { seed_slope_noise: 0.01, run_noise: 1e-4, ..Planted::noisy(0.02, 1e18) };
     let slope_coverage = coverage(200, |noise| {
-        let slope = Gauge::new(&drifting.samples(5, noise), 0.95).unwrap().slope_interval.unwrap();
+        let slope = gauge_of(&drifting.samples(5, noise)).unwrap().slope_interval.unwrap();
         slope.low <= 0.02 && 0.02 <= slope.high
     });
     assert!((slope_coverage - 0.95).abs() < 0.05, "{slope_coverage}");
@@ -138,7 +142,7 @@ fn an_advantage_that_bends_back_is_called_shrinking() {
             (0..).zip(gaps).map(move |(seed, gap)| GaugeSample { compute, seed, gap })
         })
         .collect();
-    let gauge = Gauge::new(&samples, 0.95).unwrap();
+    let gauge = gauge_of(&samples).unwrap();
     let line = gauge.slope_interval.unwrap();
     assert!(line.low < 0.0 && line.high > 0.0, "the line alone is undecided: {line:?}");
     let straightness = gauge.straightness.unwrap();
@@ -225,7 +229,7 @@ fn noise_without_a_trend_is_rarely_taken_for_one_and_never_extrapolated() {
         let undecided = coverage(200, |noise| {
             let ahead = |sample: GaugeSample| GaugeSample { gap: sample.gap - 0.02, ..sample };
             let samples: Vec<_> = planted.samples(num_seeds, noise).into_iter().map(ahead).collect();
-            let gauge = Gauge::new(&samples, 0.95).unwrap();
+            let gauge = gauge_of(&samples).unwrap();
             assert!(gauge.trend != Trend::Undecided || gauge.crossing == Crossing::NotWithinReach);
             gauge.trend == Trend::Undecided
         });
@@ -243,7 +247,7 @@ fn a_gap_that_stays_the_same_has_no_trend_and_no_crossing() {
                 .flat_map(move |compute| (0..num_seeds).map(move |seed| GaugeSample { compute, seed, gap }))
         };
         for gap in [0.0, -0.1, 0.3] {
-            let gauge = Gauge::new(&samples(gap).collect::<Vec<_>>(), 0.95).unwrap();
+            let gauge = gauge_of(&samples(gap).collect::<Vec<_>>()).unwrap();
             assert_eq!((gauge.trend, gauge.crossing), (Trend::Undecided, Crossing::NotWithinReach), "{gap}");
             assert!((gauge.intercept_at_largest - gap).abs() < 1e-12);
         }
@@ -266,7 +270,7 @@ fn seeds_missing_at_large_budgets_are_no_obstacle() {
     let samples = Planted::noisy(0.02, 1e18).samples(4, &mut NormalNoise::new(5));
     let kept: Vec<_> =
         samples.into_iter().filter(|s| s.compute < 1e16 || s.seed < 2 || s.seed == 3).collect();
-    let gauge = Gauge::new(&kept, 0.95).unwrap();
+    let gauge = gauge_of(&kept).unwrap();
     assert_eq!(gauge.slope_method, SlopeMethod::SeedBootstrap);
     assert_eq!(gauge.points.iter().map(|point| point.num_seeds).collect::<Vec<_>>(), [4, 4, 3, 3, 3]);
     assert!(covers(gauge.crossing, 1e18), "{}", gauge.sentence);
@@ -276,22 +280,22 @@ fn seeds_missing_at_large_budgets_are_no_obstacle() {
 fn too_few_budgets_and_broken_samples_have_no_gauge() {
     let samples = Planted::exact(0.02, 1e16).samples(3, &mut NormalNoise::new(0));
     let at_most = |compute: f64| samples.iter().copied().filter(|s| s.compute <= compute).collect::<Vec<_>>();
-    assert!(Gauge::new(&at_most(1e16), 0.95).is_none(), "three budgets");
-    assert!(Gauge::new(&at_most(3e16), 0.95).is_some(), "four budgets");
-    assert!(Gauge::new(&[], 0.95).is_none());
+    assert!(gauge_of(&at_most(1e16)).is_none(), "three budgets");
+    assert!(gauge_of(&at_most(3e16)).is_some(), "four budgets");
+    assert!(gauge_of(&[]).is_none());
     let broken = |sample: GaugeSample| [samples.clone(), vec![sample]].concat();
     for sample in
         [GaugeSample { gap: f64::NAN, ..samples[0] }, GaugeSample { compute: 0.0, ..samples[0] }, samples[0]]
     {
-        assert!(Gauge::new(&broken(sample), 0.95).is_none(), "{sample:?}");
+        assert!(gauge_of(&broken(sample)).is_none(), "{sample:?}");
     }
-    assert!(Gauge::new(&samples, 1.0).is_none());
+    assert!(Gauge::new(&samples, Measure::LOSS_IN_NATS, 1.0).is_none());
 }
 
 #[test]
 fn the_points_are_the_means_with_their_intervals() {
     let samples = Planted::noisy(0.02, 1e18).samples(3, &mut NormalNoise::new(1));
-    let gauge = Gauge::new(&samples, 0.95).unwrap();
+    let gauge = gauge_of(&samples).unwrap();
     for (point, compute) in gauge.points.iter().zip(BUDGETS) {
         let gaps: Vec<f64> = samples.iter().filter(|s| s.compute == compute).map(|s| s.gap).collect();
         let mean = gaps.iter().sum::<f64>() / 3.0;
@@ -333,7 +337,7 @@ fn the_gauge_says_what_was_measured_and_not_what_its_line_says() {
             })
         })
         .collect();
-    let gauge = Gauge::new(&samples, 0.95).unwrap();
+    let gauge = gauge_of(&samples).unwrap();
     let last = gauge.points.last().unwrap();
     assert!(last.interval.unwrap().high > 0.0 && last.mean_gap < 0.0);
     assert!((gauge.intercept_at_largest - last.mean_gap).abs() > 0.01, "{}", gauge.intercept_at_largest);
@@ -369,7 +373,7 @@ proptest! {
         let planted = Planted::noisy(slope, 1e16 * 10_f64.powf(decades));
         let samples = planted.samples(num_seeds, &mut NormalNoise::new(noise_seed));
         let swapped: Vec<_> = samples.iter().map(|&sample| GaugeSample { gap: -sample.gap, ..sample }).collect();
-        let (forward, backward) = (Gauge::new(&samples, 0.95).unwrap(), Gauge::new(&swapped, 0.95).unwrap());
+        let (forward, backward) = (gauge_of(&samples).unwrap(), gauge_of(&swapped).unwrap());
         let (there, back) = (forward.slope_interval.unwrap(), backward.slope_interval.unwrap());
         prop_assert_eq!(forward.slope_per_decade, -backward.slope_per_decade);
         prop_assert_eq!(forward.crossing, backward.crossing);
@@ -380,7 +384,7 @@ proptest! {
     fn the_order_of_the_samples_does_not_matter(noise_seed in 0..1_000_u64, num_seeds in 1..5_u64) {
         let samples = Planted::noisy(0.02, 1e18).samples(num_seeds, &mut NormalNoise::new(noise_seed));
         let reversed: Vec<_> = samples.iter().rev().copied().collect();
-        prop_assert_eq!(Gauge::new(&samples, 0.95), Gauge::new(&reversed, 0.95));
+        prop_assert_eq!(gauge_of(&samples), gauge_of(&reversed));
     }
 
     #[test]
@@ -388,7 +392,7 @@ proptest! {
         let samples = Planted::noisy(0.02, 1e18).samples(3, &mut NormalNoise::new(noise_seed));
         let scaled: Vec<_> =
             samples.iter().map(|&sample| GaugeSample { compute: sample.compute * 1e-12, ..sample }).collect();
-        let (before, after) = (Gauge::new(&samples, 0.95).unwrap(), Gauge::new(&scaled, 0.95).unwrap());
+        let (before, after) = (gauge_of(&samples).unwrap(), gauge_of(&scaled).unwrap());
         prop_assert!((before.slope_per_decade - after.slope_per_decade).abs() < 1e-12);
         prop_assert_eq!(before.trend, after.trend);
         if let (Crossing::Extrapolated { compute: far, .. }, Crossing::Extrapolated { compute: near, .. }) =

@@ -44,6 +44,7 @@ pub(super) fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         }
     };
     let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
+    notes.extend(own_tokenizers(evidence.arms));
     if study.held_equal == HeldEqual::Memory {
         notes.extend(evidence.arms[1..].iter().filter_map(|arm| measured_peaks(arm, evidence)));
     }
@@ -66,6 +67,16 @@ pub(super) fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         "Seconds hold for this machine and program only, and {what_they_are}; the other axes do not depend on them."
     ));
     notes
+}
+
+/// What it means that arms have tokenizers of their own; nothing if all have one.
+fn own_tokenizers(arms: &[Arm]) -> Option<String> {
+    let differs = |arm: &Arm| arm.config.data.tokenizer != arms[0].config.data.tokenizer;
+    arms.iter().any(differs).then(|| {
+        "The arms have tokenizers of their own: as many tokens are other amounts of text, in another order, and the losses \
+         are those of the same held-out bytes."
+            .into()
+    })
 }
 
 /// What was measured of an arm's memory beside the baseline's.

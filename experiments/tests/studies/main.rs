@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+mod metric;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -190,7 +192,7 @@ fn assert_time_to_loss_is_read_from_finished_runs(result: &Value) {
     for seed in 0..3 {
         let (mine, theirs) = (ends(1, seed), ends(0, seed));
         let target = theirs[3].1;
-        assert_eq!(steps_axis["targets_nats"][seed as usize].as_f64(), Some(target));
+        assert_eq!(steps_axis["targets"][seed as usize].as_f64(), Some(target));
         let reached = mine.iter().position(|(_, loss)| *loss <= target);
         let their_steps = theirs.iter().find(|(_, loss)| *loss <= target).unwrap().0;
         let ratio = steps_axis["ratios"][seed as usize].as_f64();
@@ -256,7 +258,7 @@ fn a_verdict_does_not_come_from_what_is_missing_hidden_or_added() {
     };
     for arm in [0, 1] {
         assert!(on_flops(&result, arm)["adjusted_p_value"].is_f64(), "one evaluation per run is enough");
-        assert!(result["comparisons"][arm]["noise_floor_nats"].as_f64().unwrap() < 0.1);
+        assert!(result["comparisons"][arm]["noise_floor"].as_f64().unwrap() < 0.1);
         assert_ne!(on_flops(&result, 1)["verdict"], "wins", "it sees later tokens");
     }
     assert_eq!(result["arms"][2]["sees_later_tokens"], "model.ffn.moe.router");
