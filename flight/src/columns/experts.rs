@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::table::{Column, Table, Values};
-use super::{ColumnsError, file_names, read, remove, step_in_name, write};
+use super::{ColumnsError, HeldFolder, encoded, file_names, read, remove, step_in_name};
 use switchyard_ground::aside::{Why, set_aside};
 
 /// One expert of one layer in one step.
@@ -38,7 +38,7 @@ pub struct ExpertRow {
 /// last flush.
 #[derive(Debug)]
 pub struct ExpertLog {
-    folder: PathBuf,
+    folder: HeldFolder,
     steps_per_part: usize,
     num_steps: usize,
     rows: Vec<ExpertRow>,
@@ -48,7 +48,7 @@ impl ExpertLog {
     /// A log that writes a part after every `steps_per_part` steps to `folder`, which
     /// [`super::rewind`] has prepared.
     pub fn new(folder: &Path, steps_per_part: usize) -> Self {
-        Self { folder: folder.into(), steps_per_part, num_steps: 0, rows: Vec::new() }
+        Self { folder: HeldFolder::new(folder), steps_per_part, num_steps: 0, rows: Vec::new() }
     }
 
     /// Adds the rows of one step; steps come in ascending order.
@@ -116,7 +116,7 @@ pub(super) fn rewind(folder: &Path, last_step: Option<u64>) -> Result<Vec<String
             Some(last_step) if part.first <= last_step => match read(&part.path, expert_rows) {
                 Ok(mut rows) => {
                     rows.retain(|row| row.step <= last_step);
-                    write_part(folder, &rows)?;
+                    write_part(&HeldFolder::new(folder), &rows)?;
                     remove(&part.path)?;
                 }
                 Err(ColumnsError::Damaged { path, reason }) => {
@@ -156,10 +156,10 @@ pub(super) fn steps_of(name: &str) -> Option<(u64, u64)> {
     Some((step_in_name(first)?, step_in_name(last)?))
 }
 
-fn write_part(folder: &Path, rows: &[ExpertRow]) -> Result<(), ColumnsError> {
+fn write_part(folder: &HeldFolder, rows: &[ExpertRow]) -> Result<(), ColumnsError> {
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
     let name = format!("experts-{}-{}.parquet", first.step, last.step);
-    write(&folder.join(name), &expert_columns(rows))
+    folder.replace(&name, &encoded(&folder.path.join(&name), &expert_columns(rows))?)
 }
 
 fn expert_columns(rows: &[ExpertRow]) -> Vec<Column> {
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn a_kill_between_a_shortened_part_and_the_removal_of_the_long_one_repeats_no_step() {
         let folder = recorded(1..=6, 6);
-        write_part(folder.path(), &rows(1..=4)).unwrap();
+        write_part(&HeldFolder::new(folder.path()), &rows(1..=4)).unwrap();
         assert_eq!(read_experts(folder.path()).unwrap(), rows(1..=6));
         super::super::rewind(folder.path(), Some(4)).unwrap();
         assert_eq!(file_names(folder.path()).unwrap(), ["experts-1-4.parquet"]);
@@ -304,7 +304,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut row = rows_of_step(1).remove(0);
         (row.router_grad_norm, row.bias) = (f64::NAN, Some(f64::NEG_INFINITY));
-        write_part(folder.path(), &[row]).unwrap();
+        write_part(&HeldFolder::new(folder.path()), &[row]).unwrap();
         let back = read_experts(folder.path()).unwrap();
         assert!(back[0].router_grad_norm.is_nan());
         assert_eq!(back[0].bias, Some(f64::NEG_INFINITY));
@@ -350,7 +350,7 @@ mod tests {
             };
             let rows: Vec<_> = integers.iter().enumerate().map(row).collect();
             let path = folder.path().join("experts-0-0.parquet");
-            write(&path, &expert_columns(&rows)).unwrap();
+            super::super::write(&path, &expert_columns(&rows)).unwrap();
             prop_assert_eq!(read(&path, expert_rows).unwrap(), rows);
         }
     }

@@ -10,13 +10,14 @@ mod experts;
 mod scores;
 mod table;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use experts::{ExpertLog, ExpertRow, read_experts, read_experts_between};
 pub use scores::{EncodedScores, ScoreRow, read_scores, recorded_score_steps};
 
+use switchyard_ground::line_file::is_still_at;
 use switchyard_ground::{durable, regular_file};
 use table::{Column, Table};
 
@@ -133,10 +134,48 @@ fn file_names(folder: &Path) -> Result<Vec<String>, ColumnsError> {
     Ok(names)
 }
 
+/// A folder that is written to by its path, and that the path must name still: it may be removed, and
+/// another run's put in its place.
+#[derive(Debug)]
+pub struct HeldFolder {
+    path: PathBuf,
+    /// `None` where folders cannot be opened.
+    open: Option<File>,
+}
+
+impl HeldFolder {
+    /// That at `path`.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.into(), open: File::open(path).ok() }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the file `name` in it. The folder is looked at last of all before.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), ColumnsError> {
+        let path = self.path.join(name);
+        let is_held = self.open.as_ref().map_or(Ok(true), |open| is_still_at(open, &self.path));
+        is_held
+            .and_then(|is_held| match is_held {
+                true => durable::replace(&path, bytes),
+                false => Err(io::Error::new(io::ErrorKind::NotFound, "its folder was moved or replaced")),
+            })
+            .map_err(ColumnsError::io("write", &path))
+    }
+}
+
+#[cfg(test)]
 fn write(path: &Path, columns: &[Column]) -> Result<(), ColumnsError> {
+    fs::write(path, encoded(path, columns)?).map_err(ColumnsError::io("write", path))
+}
+
+fn encoded(path: &Path, columns: &[Column]) -> Result<Vec<u8>, ColumnsError> {
     let bytes = table::encode(std::iter::once(columns))
         .map_err(|error| ColumnsError::Unwritable { path: path.into(), reason: error.to_string() })?;
-    durable::replace(path, &bytes.unwrap_or_default()).map_err(ColumnsError::io("write", path))
+    Ok(bytes.unwrap_or_default())
 }
 
 fn read<Row>(

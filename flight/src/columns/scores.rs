@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use switchyard_ground::durable;
-
 use super::table::{Column, Table, Values, encode};
-use super::{ColumnsError, file_names, read, remove, step_in_name};
+use super::{ColumnsError, HeldFolder, file_names, read, remove, step_in_name};
 
 /// One token against one expert of one layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,9 +72,8 @@ impl EncodedScores {
     ///
     /// # Errors
     /// [`ColumnsError::Io`], for example when the disk is full.
-    pub fn write(&self, folder: &Path) -> Result<(), ColumnsError> {
-        let path = path_of(folder, self.step);
-        durable::replace(&path, &self.bytes).map_err(ColumnsError::io("write", &path))
+    pub fn write(&self, folder: &HeldFolder) -> Result<(), ColumnsError> {
+        folder.replace(&name_of(self.step), &self.bytes)
     }
 }
 
@@ -120,7 +117,11 @@ pub(super) fn step_of(name: &str) -> Option<u64> {
 }
 
 fn path_of(folder: &Path, step: u64) -> PathBuf {
-    folder.join(format!("scores-{step}.parquet"))
+    folder.join(name_of(step))
+}
+
+fn name_of(step: u64) -> String {
+    format!("scores-{step}.parquet")
 }
 
 /// What a user can ask for instead of `step`.
@@ -184,7 +185,11 @@ mod tests {
     use super::*;
 
     fn record(folder: &Path, step: u64) {
-        EncodedScores::new(folder, step, rows(step).into_iter()).unwrap().unwrap().write(folder).unwrap();
+        EncodedScores::new(folder, step, rows(step).into_iter())
+            .unwrap()
+            .unwrap()
+            .write(&HeldFolder::new(folder))
+            .unwrap();
     }
 
     #[test]
@@ -193,7 +198,7 @@ mod tests {
         let row = |token: u32| ScoreRow { token, expert: token % 4, ..rows(5).remove(0) };
         let num_rows = 2 * GROUP_ROWS as u32 + 3;
         let encoded = EncodedScores::new(folder.path(), 5, (0..num_rows).map(row)).unwrap().unwrap();
-        encoded.write(folder.path()).unwrap();
+        encoded.write(&HeldFolder::new(folder.path())).unwrap();
         let read = read_scores(folder.path(), 5).unwrap();
         assert_eq!(read.len(), num_rows as usize);
         assert!(read.iter().zip(0..).all(|(read, token)| *read == row(token)));

@@ -2,7 +2,6 @@
 //! alarms.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use burn::tensor::Device;
 use switchyard_datasets::Dataset;
@@ -23,7 +22,7 @@ use crate::routed_pass::{RoutedLayer, RoutedPass};
 use crate::run_folder::RunPaths;
 use crate::step::StepMeasurements;
 use switchyard_flight::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
-use switchyard_flight::columns::{self, EncodedScores, ExpertLog, ExpertRow};
+use switchyard_flight::columns::{self, EncodedScores, ExpertLog, ExpertRow, HeldFolder};
 
 /// Share of the running load that the next step's load replaces: it looks back about 50 steps.
 const RUNNING_LOAD_RATE: f64 = 0.02;
@@ -59,7 +58,7 @@ pub(crate) struct StepFlight {
 #[derive(Debug)]
 pub(crate) struct FlightRecorder {
     config: FlightRecorderConfig,
-    folder: PathBuf,
+    folder: HeldFolder,
     num_steps: u64,
     device: Device,
     experts: ExpertLog,
@@ -108,7 +107,7 @@ impl FlightRecorder {
             experts: ExpertLog::new(&folder, config.steps_per_part),
             alarms: Alarms::resume(config.alarms.clone(), alarms),
             config: config.clone(),
-            folder,
+            folder: HeldFolder::new(&folder),
             num_steps: plan.num_steps,
             device: device.clone(),
             alarm_rows,
@@ -140,7 +139,7 @@ impl FlightRecorder {
             |result: Result<(), RecorderError>| unwritten = unwritten.take().or(result.err());
         if step.is_multiple_of(self.config.scores_every_steps) {
             let rows = score_rows(step, recordable(passes, model), model, self.prober.has_domains());
-            let encoded = EncodedScores::new(&self.folder, step, rows);
+            let encoded = EncodedScores::new(self.folder.path(), step, rows);
             keep_first(encoded.map_err(RecorderError::from).and_then(|scores| self.write_scores(scores)));
         }
         let layers: Vec<LayerStep<'_>> = model
@@ -322,7 +321,12 @@ impl<'a> LayerStep<'a> {
             load_balancing_loss: self.mean_over_passes(|index| self.routed[index].load_balancing_loss),
             load_balancing_bound: self.mean_over_passes(|index| {
                 let config = self.moe.router.config();
-                balancing_bound(self.routed[index], config, &self.routed[..index], self.passes[index].seq_len)
+                balancing_bound(
+                    self.routed[index],
+                    config,
+                    &self.routed[..index],
+                    &self.passes[index].seq_lens,
+                )
             }),
             agreement: self.probe.and_then(|probe| probe.agreement_with_previous).filter(|_| learns),
         }
