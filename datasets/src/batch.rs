@@ -21,6 +21,9 @@ pub struct TokenBatch {
     /// `[num_sequences * seq_len]`, row-major: whether each target counts in the loss; `None` if all
     /// do. Padding, at the end of packed sequences, does not; it has a segment of its own.
     pub target_mask: Option<Vec<bool>>,
+    /// `[num_sequences]`: places of each row that hold a token, where padding follows them; `None` if
+    /// all do.
+    pub row_lens: Option<Vec<usize>>,
     /// Whether each row goes on where the row in its place ended before: a model's state is kept.
     pub follows: bool,
     /// `[num_sequences]`: domain of each sequence's first token; 0 where no domains are known.
@@ -57,6 +60,7 @@ impl TokenBatch {
             target_ids,
             segment_ids: mask_documents.then(segments),
             target_mask: None,
+            row_lens: None,
             follows: false,
             domains: starts.iter().map(|start| store.domain(*start)).collect(),
             source_ids_b: vec![0; starts.len()],
@@ -97,6 +101,7 @@ impl TokenBatch {
             target_ids,
             segment_ids: Some(segments),
             target_mask: Some(mask),
+            row_lens: Some(vec![place]),
             follows: false,
             domains: vec![spans.first().map_or(0, |span| store.domain(span.start))],
             source_ids_b: vec![0],
@@ -118,6 +123,7 @@ impl TokenBatch {
             all.target_ids.extend(batch.target_ids);
             extend(&mut all.segment_ids, batch.segment_ids);
             extend(&mut all.target_mask, batch.target_mask);
+            extend(&mut all.row_lens, batch.row_lens);
             all.domains.extend(batch.domains);
             all.source_ids_b.extend(batch.source_ids_b);
             all.num_sequences += batch.num_sequences;

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 use switchyard_kernels::{DispatchPlan, linear};
 use switchyard_router::{
-    BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, Routing, Selection,
+    BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, Routing, Selection, Sequences,
 };
 
 use crate::output::{MoeAux, MoeOutput, Route};
@@ -38,8 +38,8 @@ pub struct MoeInput<'a> {
     pub router_x_td: Option<Tensor<2>>,
     /// `[num_tokens]`, for routers that go by token id; may be empty for others.
     pub token_ids_t: &'a [u32],
-    /// Tokens of one sequence.
-    pub seq_len: usize,
+    /// Which tokens are of one sequence.
+    pub sequences: Sequences<'a>,
     /// Why: while training there are noise, losses and a capacity.
     pub pass: RouterPass<'a>,
 }
@@ -78,12 +78,12 @@ impl MoeLayer {
     /// assignments were all dropped gets the shared expert only, or zero.
     ///
     /// # Panics
-    /// If the device fails to return the gate logits, or token ids are missing where the router
-    /// needs them.
+    /// If the device fails to return the gate logits, token ids are missing where the router needs
+    /// them, or sequences of several lengths are to be mixed softly.
     pub fn forward(&self, input: MoeInput<'_>) -> MoeOutput {
-        let MoeInput { x_td, router_x_td, token_ids_t, seq_len, pass } = input;
+        let MoeInput { x_td, router_x_td, token_ids_t, sequences, pass } = input;
         let router_x_td = router_x_td.unwrap_or_else(|| x_td.clone());
-        let router_input = RouterInput { x_td: router_x_td, token_ids_t, seq_len, pass };
+        let router_input = RouterInput { x_td: router_x_td, token_ids_t, sequences, pass };
         let (mixture_td, aux) = match &self.router.config().selection {
             Selection::Soft(_) => soft::forward(&self.router, &self.experts, x_td.clone(), router_input),
             _ => self.forward_routed(x_td.clone(), router_input),

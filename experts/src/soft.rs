@@ -9,7 +9,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use switchyard_kernels::DispatchPlan;
-use switchyard_router::{Router, RouterInput, RouterStatistics};
+use switchyard_router::{Router, RouterInput, RouterStatistics, Sequences};
 
 use crate::Experts;
 use crate::output::MoeAux;
@@ -21,7 +21,8 @@ pub(crate) fn forward(
     x_td: Tensor<2>,
     input: RouterInput<'_>,
 ) -> (Tensor<2>, MoeAux) {
-    let ([t, d], s, e) = (x_td.dims(), input.seq_len, router.num_experts());
+    let Sequences::OfLen(s) = input.sequences else { panic!("soft mixing of sequences of several lengths") };
+    let ([t, d], e) = (x_td.dims(), router.num_experts());
     let logits_tq = router.soft_logits(&input);
     let [_, q] = logits_tq.dims();
     let b = t / s;

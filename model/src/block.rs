@@ -13,6 +13,7 @@ use switchyard_experts::{
 use switchyard_kernels::{ExpertBiases, RotaryTable};
 use switchyard_router::{
     BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
+    Sequences,
 };
 
 use crate::mixer::MixerCache;
@@ -277,13 +278,20 @@ impl Block {
             Pass::Generation => RouterPass::Generation,
         };
         let reads_residual = moe.router.config().input == RouterSource::Residual;
-        moe.forward(MoeInput {
-            x_td: normed_td,
-            router_x_td: reads_residual.then_some(residual_td),
-            token_ids_t: context.token_ids_t,
-            seq_len: context.seq_len,
+        let router_x_td = reads_residual.then_some(residual_td);
+        let Some(places) = context.real_places else {
+            let (token_ids_t, sequences) = (context.token_ids_t, Sequences::OfLen(context.seq_len));
+            return moe.forward(MoeInput { x_td: normed_td, router_x_td, token_ids_t, sequences, pass });
+        };
+        let [num_places, _] = normed_td.dims();
+        let output = moe.forward(MoeInput {
+            x_td: places.gathered(normed_td),
+            router_x_td: router_x_td.map(|x_td| places.gathered(x_td)),
+            token_ids_t: places.token_ids(),
+            sequences: Sequences::OfLens(places.seq_lens()),
             pass,
-        })
+        });
+        MoeOutput { hidden_td: places.spread(output.hidden_td, num_places), ..output }
     }
 
     /// The block with its router's bias updated by what a step's tokens said.

@@ -29,6 +29,7 @@ mod mixer;
 mod names;
 mod non_finite;
 mod norm;
+mod padding;
 mod parameters;
 mod pass;
 mod qk_norm;
@@ -58,6 +59,7 @@ pub use names::{
 };
 pub use non_finite::NonFinite;
 pub use norm::Norm;
+pub use padding::RealPlaces;
 pub use parameters::{
     Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
     update_parameters,

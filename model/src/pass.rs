@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_kernels::{CausalMask, RotaryTable};
 use switchyard_router::RouterStatistics;
 
-use crate::{ModelState, StepNoise};
+use crate::{ModelState, RealPlaces, StepNoise};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct ModelInput {
     pub segment_ids_bs: Option<Tensor<2, Int>>,
     /// `[batch * seq]` the same ids on the host, for routers that go by token.
     pub token_ids_t: Arc<[u32]>,
+    /// Which places hold a token, where others are padding; `None` if all do.
+    pub real_places: Option<RealPlaces>,
     /// What the tokens before these left in a recurrent model; `None` if there are none.
     pub state: Option<ModelState>,
 }
@@ -34,7 +36,35 @@ impl ModelInput {
     ) -> Self {
         let token_ids_t = ids.iter().map(|&id| id as u32).collect();
         let matrix = |ids: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(ids, shape_bs), device);
-        Self { input_ids_bs: matrix(ids), segment_ids_bs: segment_ids.map(matrix), token_ids_t, state: None }
+        Self {
+            input_ids_bs: matrix(ids),
+            segment_ids_bs: segment_ids.map(matrix),
+            token_ids_t,
+            real_places: None,
+            state: None,
+        }
+    }
+
+    /// The same, with padding in each row after so many tokens, `[batch]`.
+    ///
+    /// # Panics
+    /// If there are not as many rows, or one is shorter.
+    pub fn with_padding(self, row_lens: &[usize]) -> Self {
+        let [batch, seq_len] = self.input_ids_bs.dims();
+        assert_eq!(row_lens.len(), batch, "a length for each row");
+        let device = self.input_ids_bs.device();
+        Self { real_places: RealPlaces::new(row_lens, &self.token_ids_t, seq_len, &device), ..self }
+    }
+
+    /// Ids of the tokens that are routed, padding left out.
+    pub fn routed_token_ids(&self) -> &Arc<[u32]> {
+        self.real_places.as_ref().map_or(&self.token_ids_t, RealPlaces::token_ids)
+    }
+
+    /// Tokens of each sequence, padding left out.
+    pub fn seq_lens(&self) -> Vec<usize> {
+        let [batch, seq_len] = self.input_ids_bs.dims();
+        self.real_places.as_ref().map_or_else(|| vec![seq_len; batch], |places| places.seq_lens().to_vec())
     }
 
     /// The same tokens behind others, which left `state`.
@@ -56,7 +86,9 @@ pub struct BlockContext<'a> {
     pub segment_ids_bs: Option<&'a Tensor<2, Int>>,
     /// `[batch * seq]` token ids.
     pub token_ids_t: &'a [u32],
-    /// Tokens of one sequence.
+    /// Which places hold a token, where others are padding.
+    pub real_places: Option<&'a RealPlaces>,
+    /// Places of one sequence.
     pub seq_len: usize,
     /// What the pass is for.
     pub pass: Pass<'a>,

@@ -129,6 +129,7 @@ impl Transformer {
             state: input.state.as_ref(),
             segment_ids_bs: input.segment_ids_bs.as_ref(),
             token_ids_t: &input.token_ids_t,
+            real_places: input.real_places.as_ref(),
             seq_len,
             pass,
         })

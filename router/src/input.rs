@@ -1,5 +1,7 @@
 //! What a router reads, and why.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use crate::RouterNoise;
@@ -11,10 +13,35 @@ pub struct RouterInput<'a> {
     pub x_td: Tensor<2>,
     /// `[num_tokens]`, for routers that go by token id; may be empty for others.
     pub token_ids_t: &'a [u32],
-    /// Tokens of one sequence, a divisor of the number of tokens.
-    pub seq_len: usize,
+    /// Which tokens are of one sequence.
+    pub sequences: Sequences<'a>,
     /// Why the tokens are routed.
     pub pass: RouterPass<'a>,
+}
+
+/// How tokens, one sequence after the other, fall into sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sequences<'a> {
+    /// So many in each, a divisor of the number of tokens.
+    OfLen(usize),
+    /// So many in each of them; their sum is the number of tokens.
+    OfLens(&'a [usize]),
+}
+
+impl Sequences<'_> {
+    /// The tokens of each sequence, of `num_tokens` in all.
+    pub fn ranges(self, num_tokens: usize) -> Vec<Range<usize>> {
+        match self {
+            Self::OfLen(len) => (0..num_tokens / len).map(|index| index * len..(index + 1) * len).collect(),
+            Self::OfLens(lens) => {
+                let ends = lens.iter().scan(0, |end, len| {
+                    *end += len;
+                    Some(*end)
+                });
+                ends.zip(lens).map(|(end, len)| end - len..end).collect()
+            }
+        }
+    }
 }
 
 /// Why tokens are routed.

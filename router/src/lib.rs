@@ -39,7 +39,7 @@ pub use expert_choice::{ExpertChoice, expert_choice};
 pub use gate::{CosineGate, CosineWeights, GateWeights};
 pub use groups::{ExpertGroups, GroupScore};
 pub use hash::TokenHash;
-pub use input::{RouterInput, RouterPass};
+pub use input::{RouterInput, RouterPass, Sequences};
 pub use losses::{AuxLoss, AuxLossKind, PooledBalance, load_balancing_loss, router_z_loss};
 pub use noise::RouterNoise;
 pub use quantile::QuantileHistogram;

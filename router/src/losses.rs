@@ -2,13 +2,15 @@
 //!
 //! Shape letters: t tokens, e experts, k slots per token.
 
+use std::ops::Range;
+
 use burn::tensor::activation::{log_sigmoid, log_softmax};
 use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
 use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 use crate::gate::{GateNoise, GateOutput};
 use crate::host::read_to_host;
-use crate::{BalancingScope, Choice, RouterConfig, Selection, select_top_k};
+use crate::{BalancingScope, Choice, RouterConfig, Selection, Sequences, select_top_k};
 
 /// Which loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +60,7 @@ pub(crate) struct LossInput<'a> {
     pub(crate) choice: &'a Choice,
     pub(crate) tokens_per_expert: &'a [u64],
     pub(crate) earlier_tokens_per_expert: &'a [u64],
-    pub(crate) seq_len: usize,
+    pub(crate) sequences: Sequences<'a>,
 }
 
 impl RouterConfig {
@@ -156,28 +158,26 @@ fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &L
                 .collect();
             load_balancing_loss(log_scores_te, &so_far)
         }
-        BalancingScope::Sequence => sequence_balancing_loss(log_scores_te, input.choice, input.seq_len),
+        BalancingScope::Sequence => sequence_balancing_loss(log_scores_te, input.choice, input.sequences),
     }
 }
 
 /// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). A
 /// sequence of which no expert takes a token has no loads, and no part in the mean.
-fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, seq_len: usize) -> Tensor<1> {
+fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, sequences: Sequences<'_>) -> Tensor<1> {
     let [num_tokens, num_experts] = log_scores_te.dims();
-    let num_sequences = num_tokens / seq_len;
-    let of_sequence = |sequence: usize| {
-        let slots =
-            sequence * seq_len * choice.slots_per_token..(sequence + 1) * seq_len * choice.slots_per_token;
+    let of_sequence = |tokens: Range<usize>| {
+        let slots = tokens.start * choice.slots_per_token..tokens.end * choice.slots_per_token;
         let mut counts = vec![0; num_experts];
         for slot in slots.filter(|&slot| choice.keep_tk.as_ref().is_none_or(|keep_tk| keep_tk[slot])) {
             counts[choice.expert_ids_tk[slot] as usize] += 1;
         }
         let is_routed = counts.iter().any(|&count| count > 0);
         is_routed.then(|| {
-            load_balancing_loss(log_scores_te.clone().narrow(0, sequence * seq_len, seq_len), &counts)
+            load_balancing_loss(log_scores_te.clone().narrow(0, tokens.start, tokens.len()), &counts)
         })
     };
-    let losses: Vec<_> = (0..num_sequences).filter_map(of_sequence).collect();
+    let losses: Vec<_> = sequences.ranges(num_tokens).into_iter().filter_map(of_sequence).collect();
     Tensor::cat(losses, 0).mean()
 }
 

@@ -190,7 +190,7 @@ impl Router {
                     choice: &choice,
                     tokens_per_expert: statistics.tokens_per_expert(),
                     earlier_tokens_per_expert,
-                    seq_len: input.seq_len,
+                    sequences: input.sequences,
                 })
             }
             _ => Vec::new(),

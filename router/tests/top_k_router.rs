@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 use switchyard_router::{
     CapacityConfig, DropPolicy, GatePrecision, GateWeights, Router, RouterConfig, RouterInput, RouterNoise,
-    RouterPass, Routing, SoftmaxOrder,
+    RouterPass, Routing, Sequences, SoftmaxOrder,
 };
 
 const D: usize = 4;
@@ -15,7 +15,7 @@ fn config(top_k: usize, softmax: SoftmaxOrder, renormalise: bool) -> RouterConfi
 
 fn input(x_td: Tensor<2>, pass: RouterPass<'_>) -> RouterInput<'_> {
     let [seq_len, _] = x_td.dims();
-    RouterInput { x_td, token_ids_t: &[], seq_len, pass }
+    RouterInput { x_td, token_ids_t: &[], sequences: Sequences::OfLen(seq_len), pass }
 }
 
 fn matrix(values: &[f64], num_columns: usize, dtype: DType) -> Tensor<2> {

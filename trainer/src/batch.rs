@@ -23,8 +23,12 @@ impl DeviceBatch {
         for (target, counts) in target_ids.iter_mut().zip(batch.target_mask.iter().flatten()) {
             *target = if *counts { *target } else { IGNORED_TARGET };
         }
+        let input = ModelInput::upload(batch.input_ids, batch.segment_ids, shape, device);
         Self {
-            input: ModelInput::upload(batch.input_ids, batch.segment_ids, shape, device),
+            input: match &batch.row_lens {
+                Some(lens) => input.with_padding(lens),
+                None => input,
+            },
             target_ids_t: Tensor::from_data(TensorData::new(target_ids, [num_targets]), device),
         }
     }

@@ -110,6 +110,7 @@ impl RunPlan {
             return Err(KeyError::new("data.tokenizer", format!("gives {vocab_size} ids"), remedy));
         }
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
+        training::check_packing(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;

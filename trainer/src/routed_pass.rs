@@ -11,12 +11,12 @@ use crate::readings::{Reading, Readings, Values};
 /// The routing of one micro-batch.
 #[derive(Debug, Clone)]
 pub struct RoutedPass {
-    /// `[num_tokens]`
+    /// `[num_tokens]`, padding left out.
     pub token_ids_t: Arc<[u32]>,
     /// Domain of each sequence.
     pub domains: Vec<u16>,
-    /// Tokens of one sequence.
-    pub seq_len: usize,
+    /// Tokens of each sequence.
+    pub seq_lens: Vec<usize>,
     /// The mixtures, first layer first.
     pub layers: Vec<RoutedLayer>,
 }
@@ -36,9 +36,14 @@ pub struct RoutedLayer {
 
 impl RoutedPass {
     /// What `output` tells, without its tensors. The losses are [`Self::with_losses`]'s.
-    pub(crate) fn new(input: &ModelInput, domains: Vec<u16>, seq_len: usize, output: ModelOutput) -> Self {
+    pub(crate) fn new(input: &ModelInput, domains: Vec<u16>, output: ModelOutput) -> Self {
         let layers = output.moe_layers.into_iter().map(|(layer, aux)| RoutedLayer::new(layer, aux));
-        Self { token_ids_t: input.token_ids_t.clone(), domains, seq_len, layers: layers.collect() }
+        Self {
+            token_ids_t: input.routed_token_ids().clone(),
+            domains,
+            seq_lens: input.seq_lens(),
+            layers: layers.collect(),
+        }
     }
 
     /// Where the load-balancing loss of each layer will be; `None` for a layer without one.
@@ -60,7 +65,8 @@ impl RoutedPass {
 
     /// Domain of each token's sequence.
     pub fn domains_of_tokens(&self) -> impl Iterator<Item = u32> {
-        self.domains.iter().flat_map(|&domain| std::iter::repeat_n(u32::from(domain), self.seq_len))
+        let of_sequences = self.domains.iter().zip(&self.seq_lens);
+        of_sequences.flat_map(|(&domain, &len)| std::iter::repeat_n(u32::from(domain), len))
     }
 
     /// The routing of a layer.

@@ -90,7 +90,7 @@ pub fn step_gradients(
     let mut passes = Vec::with_capacity(micro_batches.len());
     let (mut states, mut num_rows) = (Vec::with_capacity(micro_batches.len()), 0);
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
-        let (domains, seq_len) = (micro_batch.domains.clone(), micro_batch.seq_len);
+        let domains = micro_batch.domains.clone();
         let (first_row, num_sequences) = (num_rows, micro_batch.num_sequences);
         num_rows += num_sequences;
         let DeviceBatch { input, target_ids_t } = DeviceBatch::upload(micro_batch, device);
@@ -102,7 +102,7 @@ pub fn step_gradients(
         let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight);
         let losses = LossReadings::new(&parts, &output, &mut readings);
         measurements.count(&output);
-        let routed = RoutedPass::new(&input, domains, seq_len, output);
+        let routed = RoutedPass::new(&input, domains, output);
         passes.push(PassDone { input, noise, earlier, losses, routed });
         gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }

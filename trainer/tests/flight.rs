@@ -464,6 +464,7 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         target_ids: (0..64).map(|id| (id + 1) % 32).collect(),
         segment_ids: None,
         target_mask: None,
+        row_lens: None,
         follows: false,
         domains: vec![0; 4],
         source_ids_b: vec![0; 4],

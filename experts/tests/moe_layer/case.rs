@@ -7,7 +7,9 @@ use switchyard_experts::{
     Activation, CapacityConfig, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights, MoeAux,
     MoeInput, MoeLayer, MoeOutput,
 };
-use switchyard_router::{AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass, Selection};
+use switchyard_router::{
+    AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass, Selection, Sequences,
+};
 
 /// Sizes and choices of a layer.
 #[derive(Debug, Clone)]
@@ -154,7 +156,13 @@ pub(crate) fn forward_in_sequences(
     pass: RouterPass<'_>,
 ) -> MoeOutput {
     let token_ids: Vec<u32> = (0..x_td.dims()[0] as u32).collect();
-    layer.forward(MoeInput { x_td, router_x_td: None, token_ids_t: &token_ids, seq_len, pass })
+    layer.forward(MoeInput {
+        x_td,
+        router_x_td: None,
+        token_ids_t: &token_ids,
+        sequences: Sequences::OfLen(seq_len),
+        pass,
+    })
 }
 
 /// A loss of the layer, unweighted.

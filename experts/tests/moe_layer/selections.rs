@@ -2,7 +2,7 @@
 //! router chose.
 
 use burn::tensor::{DType, Tensor};
-use switchyard_router::{RouterConfig, RouterInput, RouterPass};
+use switchyard_router::{RouterConfig, RouterInput, RouterPass, Sequences};
 
 use crate::case::{Setup, Values, forward_in_sequences, layer, layer_gradients, tensor, training, values};
 use crate::oracle;
@@ -44,7 +44,7 @@ fn run(setup: &Setup, inputs: &Values, pass: RouterPass<'_>) -> Vec<f64> {
 fn combined(setup: &Setup, inputs: &Values, pass: RouterPass<'_>) -> Vec<f64> {
     let token_ids: Vec<u32> = (0..10).collect();
     let x_td = tensor(&inputs.x_td, [10, 3], DType::F64);
-    let input = RouterInput { x_td, token_ids_t: &token_ids, seq_len: 5, pass };
+    let input = RouterInput { x_td, token_ids_t: &token_ids, sequences: Sequences::OfLen(5), pass };
     let routing = layer(setup, inputs, DType::F64).router.forward(input);
     let (k, gates) = (routing.choice.slots_per_token, values(&routing.gates_tk));
     let mut hidden_td = vec![0.0; 30];

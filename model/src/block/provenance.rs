@@ -25,7 +25,11 @@ impl Block {
             FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the block-sparse feed-forward block's output".into())),
             FeedForward::Moe(moe) => {
-                let output = self.forward_moe(moe, residual_td, normed_td.clone(), context);
+                let routed_td = match context.real_places {
+                    Some(places) => places.gathered(normed_td.clone()),
+                    None => normed_td.clone(),
+                };
+                let output = self.forward_moe(moe, residual_td, normed_td, context);
                 if let Some(fault) = routing_fault(&output.aux) {
                     return Some((None, fault.into()));
                 }
@@ -33,7 +37,7 @@ impl Block {
                     return None;
                 }
                 let expert =
-                    output.aux.route.and_then(|route| moe.first_non_finite_expert(&normed_td, &route));
+                    output.aux.route.and_then(|route| moe.first_non_finite_expert(&routed_td, &route));
                 let op = if expert.is_some() { "the expert's output" } else { "the mixture's output" };
                 Some((expert, op.into()))
             }

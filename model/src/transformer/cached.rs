@@ -136,6 +136,7 @@ impl Transformer {
             state: None,
             segment_ids_bs: None,
             token_ids_t: ids,
+            real_places: None,
             seq_len: 1,
             pass: Pass::Generation,
         };

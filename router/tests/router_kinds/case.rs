@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_router::{
     CosineWeights, GateWeights, Router, RouterConfig, RouterInput, RouterNoise, RouterPass, Routing,
-    Selection,
+    Selection, Sequences,
 };
 
 /// Width of a token.
@@ -196,7 +196,8 @@ pub(crate) fn route(kind: &Kind, values: &Values, pass: RouterPass<'_>) -> Routi
 }
 
 pub(crate) fn route_with(router: &Router, values: &Values, x_td: Tensor<2>, pass: RouterPass<'_>) -> Routing {
-    router.forward(RouterInput { x_td, token_ids_t: &values.token_ids_t, seq_len: values.seq_len, pass })
+    let sequences = Sequences::OfLen(values.seq_len);
+    router.forward(RouterInput { x_td, token_ids_t: &values.token_ids_t, sequences, pass })
 }
 
 /// Slots of each token that are choices, as expert and gate.

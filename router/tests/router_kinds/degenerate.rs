@@ -221,7 +221,7 @@ fn a_hash_without_token_ids_says_so() {
     router.forward(switchyard_router::RouterInput {
         x_td,
         token_ids_t: &[],
-        seq_len: 3,
+        sequences: switchyard_router::Sequences::OfLen(3),
         pass: RouterPass::Evaluation,
     });
 }

@@ -1,7 +1,7 @@
 //! Values of the losses: against the oracle, over every scope, and at their bounds.
 
 use burn::tensor::{DType, Tensor};
-use switchyard_router::{AuxLossKind, RouterConfig, RouterInput, RouterPass, Routing};
+use switchyard_router::{AuxLossKind, RouterConfig, RouterInput, RouterPass, Routing, Sequences};
 
 use crate::case::{Kind, Values, chosen, config, kinds, route, tensor, training, values};
 use crate::oracle;
@@ -138,7 +138,8 @@ fn route_logits(logits_te: &[f64], num_experts: usize, config: &RouterConfig, dt
     let gate = switchyard_router::GateWeights::linear(tensor(&identity, square, dtype));
     let x_td: Tensor<2> = tensor(logits_te, [logits_te.len() / num_experts, num_experts], dtype);
     let seq_len = x_td.dims()[0];
-    let input = RouterInput { x_td, token_ids_t: &[], seq_len, pass: training(0) };
+    let input =
+        RouterInput { x_td, token_ids_t: &[], sequences: Sequences::OfLen(seq_len), pass: training(0) };
     config.init(num_experts, gate).forward(input)
 }
 

@@ -14,7 +14,7 @@ use switchyard_model::{
     AttentionSpec, FeedForward, InitConfig, LayerSpec, MixerSpec, ModelSpec, MultipliersConfig, NormKind,
     ParameterSource, PositionKind, Residual,
 };
-use switchyard_router::{RouterConfig, RouterNoise, RouterPass};
+use switchyard_router::{RouterConfig, RouterNoise, RouterPass, Sequences};
 
 use super::LayerCase;
 use crate::TrainError;
@@ -176,7 +176,7 @@ impl LayerWork {
             x_td: self.x_td.clone(),
             router_x_td: None,
             token_ids_t: &[],
-            seq_len: num_tokens,
+            sequences: Sequences::OfLen(num_tokens),
             pass: RouterPass::Training { noise: RouterNoise::new(0), earlier_tokens_per_expert: &[] },
         })
     }

@@ -1,7 +1,7 @@
 //! How small a load-balancing loss can be, given the loads of the experts.
 
 use switchyard_experts::Route;
-use switchyard_router::{BalancingScope, RouterConfig, Selection};
+use switchyard_router::{BalancingScope, RouterConfig, Selection, Sequences};
 
 use crate::routed_pass::RoutedLayer;
 use switchyard_flight::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
@@ -12,7 +12,7 @@ pub(super) fn balancing_bound(
     layer: &RoutedLayer,
     config: &RouterConfig,
     earlier: &[&RoutedLayer],
-    seq_len: usize,
+    seq_lens: &[usize],
 ) -> Option<f64> {
     let route = layer.route.as_ref()?;
     let chooses_largest = matches!(config.selection, Selection::TopK | Selection::Noisy(_))
@@ -34,24 +34,28 @@ pub(super) fn balancing_bound(
             });
             Some(balancing_bound_of_any_selection(&sums.collect::<Vec<_>>()))
         }
-        BalancingScope::Sequence => mean_over_sequences(route, layer.tokens_per_expert.len(), seq_len, bound),
+        BalancingScope::Sequence => {
+            mean_over_sequences(route, layer.tokens_per_expert.len(), seq_lens, bound)
+        }
     }
 }
 
 fn mean_over_sequences(
     route: &Route,
     num_experts: usize,
-    seq_len: usize,
+    seq_lens: &[usize],
     bound: impl Fn(&[u64]) -> f64,
 ) -> Option<f64> {
     if route.choice.keep_tk.is_some() {
         return None;
     }
-    let sequences = route.choice.expert_ids_tk.chunks(seq_len * route.choice.slots_per_token);
+    let ids_tk = &route.choice.expert_ids_tk;
+    let sequences = Sequences::OfLens(seq_lens).ranges(ids_tk.len() / route.choice.slots_per_token);
     let num_sequences = sequences.len();
-    let bounds = sequences.map(|ids| {
+    let bounds = sequences.into_iter().map(|tokens| {
         let mut loads = vec![0; num_experts];
-        ids.iter().for_each(|&expert| loads[expert as usize] += 1);
+        let slots = tokens.start * route.choice.slots_per_token..tokens.end * route.choice.slots_per_token;
+        ids_tk[slots].iter().for_each(|&expert| loads[expert as usize] += 1);
         bound(&loads)
     });
     Some(bounds.sum::<f64>() / num_sequences.max(1) as f64)

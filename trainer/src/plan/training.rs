@@ -7,6 +7,7 @@ use switchyard_ground::key_checks::{
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
 use switchyard_model::{MAX_SEQ_LEN, ModelSpec};
+use switchyard_router::Selection;
 
 use crate::config::{
     AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig,
@@ -56,6 +57,22 @@ pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, K
     check_multiple(key, micro_batch_tokens, "train.seq_len", train.seq_len)?;
     check_multiple("train.batch_tokens", train.batch_tokens, key, micro_batch_tokens)?;
     Ok(micro_batch_tokens)
+}
+
+/// Ok unless documents that are to be seen alone would be mixed with others of their sequence.
+///
+/// # Errors
+/// The packing beside the router that does.
+pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
+    let soft = model.routers().find(|(_, router)| matches!(router.config.selection, Selection::Soft(_)));
+    match (config.data.packing, soft) {
+        (Packing::BestFit, Some((_, router))) => Err(KeyError::new(
+            "data.packing",
+            format!("is \"best_fit\", but `{}.selection.soft` mixes all tokens of a sequence", router.key),
+            "use \"concatenate\", or another selection",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the state of the network goes from each window to the next.

@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_experts::{MoeInput, MoeLayer};
 use switchyard_model::Transformer;
-use switchyard_router::{RouterNoise, RouterPass};
+use switchyard_router::{RouterNoise, RouterPass, Sequences};
 use switchyard_trainer::plan::RunPlan;
 
 use crate::tiny;
@@ -176,7 +176,13 @@ fn check(router: &str, activation: &str, loops: impl Fn(&Weights, &Rows, &mut Co
     for (_, moe) in model.moe_layers() {
         let x_td = Tensor::from_data(TensorData::new(x.concat(), [NUM_TOKENS, D]), &Device::flex());
         let pass = RouterPass::Training { noise: RouterNoise::new(0), earlier_tokens_per_expert: &[] };
-        let input = MoeInput { x_td, router_x_td: None, token_ids_t: &[], seq_len: SEQ_LEN, pass };
+        let input = MoeInput {
+            x_td,
+            router_x_td: None,
+            token_ids_t: &[],
+            sequences: Sequences::OfLen(SEQ_LEN),
+            pass,
+        };
         let actual: Vec<f64> = moe.forward(input).hidden_td.into_data().iter::<f64>().collect();
         let expected = loops(&Weights::of(moe), &x, &mut counter).concat();
         for (actual, expected) in actual.iter().zip(&expected) {

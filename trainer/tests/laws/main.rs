@@ -8,6 +8,7 @@ mod generation;
 mod held_out;
 mod keeping;
 mod model;
+mod padding;
 mod recurrent;
 mod resume;
 mod router_overrides;
