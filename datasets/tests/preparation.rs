@@ -794,7 +794,7 @@ fn bytes_are_split_as_nanogpt_splits_them() {
     assert_eq!((dataset.train.len(), dataset.validation.len()), (1_003_854, 111_540));
     assert_eq!(dataset.manifest.end_of_document, None);
     let windows = EvaluationWindows::new(dataset.validation.clone(), 64).unwrap();
-    assert_eq!(windows.num_windows(), 1742);
+    assert_eq!((windows.num_windows(), windows.num_tokens()), (1742, 111_539));
     let read: Vec<u8> =
         [ids(&dataset.train), ids(&dataset.validation)].concat().iter().map(|id| *id as u8).collect();
     assert!(read == written, "the tokens are the bytes of the file");

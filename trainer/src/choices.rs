@@ -17,7 +17,7 @@ use crate::token_scores::{ToScore, TokenScore, check_causal, token_scores};
 const MAX_BYTES: u64 = 1 << 30;
 
 /// A question with its possible answers: a line of the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// What comes before the answer.
@@ -59,6 +59,7 @@ pub struct Accuracy {
 pub fn read_questions(path: &Path) -> Result<Vec<Question>, TrainError> {
     let refused = |reason: String| TrainError::Choices { path: path.to_path_buf(), reason };
     let text = regular_file::read_to_string(path, MAX_BYTES).map_err(|error| refused(error.to_string()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let question = |(index, line): (usize, &str)| {
         let refused = |reason: String| refused(format!("line {}: {reason}", index + 1));
@@ -67,6 +68,11 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>, TrainError> {
             refused(format!("{error}; lines such as {form} are expected"))
         })?;
         let num_choices = question.choices.len();
+        if num_choices == 1 {
+            return Err(refused(
+                "there is one choice, which is right whatever the model says: give at least two".into(),
+            ));
+        }
         if question.answer >= num_choices {
             let answer = question.answer;
             return Err(refused(format!(
@@ -270,7 +276,11 @@ mod tests {
             ("", "no question"),
             ("{}", "line 1: missing field `context`"),
             (r#"{"context": 1, "choices": [], "answer": 0}"#, "line 1: invalid type"),
-            (r#"{"context": "a", "choices": ["b"], "answer": 1}"#, "`answer` is 1, but there are 1 choices"),
+            (r#"{"context": "a", "choices": ["b"], "answer": 0}"#, "there is one choice"),
+            (
+                r#"{"context": "a", "choices": ["b", "c"], "answer": 2}"#,
+                "`answer` is 2, but there are 2 choices",
+            ),
             (r#"{"context": "a", "choices": ["b", ""], "answer": 1}"#, "`choices[1]` is empty"),
             (r#"{"context": "a", "choices": ["b"], "answer": -1}"#, "line 1: invalid value"),
         ] {

@@ -151,7 +151,7 @@ pub enum TrainError {
         /// Where a relative path was looked for.
         place: String,
         /// The key that names the path.
-        key: &'static str,
+        key: String,
     },
     /// Data whose ids mean something else than those that the model was trained on.
     #[error(

@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, s};
-use switchyard_datasets::{
-    DatasetError, DatasetSource, EvaluationWindows, SlidingWindows, TokenBatch, TokenStore,
-};
+use switchyard_datasets::{DatasetError, EvaluationWindows, SlidingWindows, TokenBatch, TokenStore};
 use switchyard_model::{Pass, Transformer};
 
 use crate::TrainError;
@@ -163,25 +161,26 @@ impl Windows {
     }
 }
 
-/// The loss of `model` on the validation split of each of `sources` that holds a window, by the
-/// source's index; looks at `stop` before each batch.
+/// The loss of `model` on the split of each source, in `stores`, that there is and that holds a window,
+/// by the source's index; looks at `stop` before each batch.
 ///
 /// # Errors
 /// As [`evaluate_unless`].
 pub fn evaluate_sources(
     stop: &AtomicBool,
     model: &Transformer,
-    sources: &[DatasetSource],
+    stores: &[Option<&Arc<TokenStore>>],
     settings: &EvaluationSettings,
     device: &Device,
 ) -> Result<BTreeMap<usize, Evaluation>, TrainError> {
     let settings = EvaluationSettings { by_document: false, ..*settings };
-    let holds_a_window = |source: &DatasetSource| source.validation.len() > settings.seq_len;
-    let evaluated = |(index, source): (usize, &DatasetSource)| {
-        let found = evaluate_unless(stop, model, &source.validation, &settings, device)?;
-        Ok((index, found))
+    let long_enough = |(index, store): (usize, &Option<&Arc<TokenStore>>)| {
+        Some((index, (*store).filter(|store| store.len() > settings.seq_len)?.clone()))
     };
-    sources.iter().enumerate().filter(|(_, source)| holds_a_window(source)).map(evaluated).collect()
+    let evaluated = |(index, store): (usize, Arc<TokenStore>)| {
+        Ok((index, evaluate_unless(stop, model, &store, &settings, device)?))
+    };
+    stores.iter().enumerate().filter_map(long_enough).map(evaluated).collect()
 }
 
 /// The loss of each document so far.

@@ -18,6 +18,7 @@ use switchyard_model::{ModelInput, ParameterName, Pass, Transformer};
 use crate::TrainError;
 use crate::checkpoint::Checkpoint;
 use crate::import::imported_network;
+use crate::run_folder::{RunManifest, RunPaths};
 
 /// About the most bytes of one file, as most models are published.
 const MAX_SHARD_BYTES: usize = 5_000_000_000;
@@ -151,21 +152,30 @@ fn write_tokenizer(checkpoint: &Checkpoint, to: &Path) -> Result<(), TrainError>
     Ok(write_json(&to.join("tokenizer_config.json"), &config)?)
 }
 
+/// The lowest validation loss in bits per byte, as the run that the checkpoint is of knows it.
+fn best_bits_per_byte(checkpoint: &Checkpoint, nats: f64) -> Option<f64> {
+    let run = RunManifest::read(&RunPaths::new(checkpoint.path.ancestors().nth(2)?).manifest()).ok()?;
+    run.best_validation_bits_per_byte.filter(|_| run.best_validation_cross_entropy_nats == Some(nats))
+}
+
 /// `README.md`: what the model is, and what its run measured.
 fn model_card(checkpoint: &Checkpoint, certificate: &Certificate) -> String {
     let plan = &checkpoint.plan;
     let losses = checkpoint.state.best_validation.map_or_else(String::new, |best| {
         let nats = best.cross_entropy_nats;
-        format!("Lowest validation loss: {nats:.4} nats per token, at step {}.\n\n", best.step)
+        let bits = best_bits_per_byte(checkpoint, nats);
+        let bits = bits.map_or(String::new(), |bits| format!(" ({bits:.4} bits per byte)"));
+        format!("Lowest validation loss: {nats:.4} nats per token{bits}, at step {}.\n\n", best.step)
     });
+    let tokens = checkpoint.state.step * plan.tokens_per_step as u64;
+    let trained = match checkpoint.state.step {
+        0 => "Not trained by Switchyard: step 0".to_owned(),
+        step => format!("Trained with Switchyard: step {step} of {}, {tokens} tokens", plan.num_steps),
+    };
     format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {}\n\nTrained with Switchyard: step {} of \
-         {}, {} tokens, {} parameters of which {} are active per token.\n\n{losses}Written as `{}`; on an input of {} x {} \
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {}\n\n{trained}, {} parameters of which {} are active per token.\n\n{losses}Written as `{}`; on an input of {} x {} \
          ids its logits are within {:.1e} of the checkpoint's, whose largest is {:.3}.\n",
         plan.name,
-        checkpoint.state.step,
-        plan.num_steps,
-        checkpoint.state.step * plan.tokens_per_step as u64,
         plan.counts.total_params,
         plan.counts.active_params,
         certificate.family,

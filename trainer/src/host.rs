@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -55,10 +56,12 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The commit now checked out where this program was built; `None` if the sources, their
-    /// repository or git are not there.
+    /// The commit of the sources that this program was built from; `None` if the sources, their
+    /// repository or git are not there, or the sources were written to since.
     pub fn of_sources() -> Option<Self> {
-        Self::checked_out_in(Path::new(env!("CARGO_MANIFEST_DIR")))
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let built = std::env::current_exe().and_then(fs::metadata).and_then(|file| file.modified()).ok()?;
+        Self::checked_out_in(folder).filter(|_| !has_source_after(&folder.join(".."), built))
     }
 
     fn checked_out_in(folder: &Path) -> Option<Self> {
@@ -75,6 +78,17 @@ impl Commit {
         let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
         Some(Self { hash, dirty })
     }
+}
+
+/// Whether a source file below `root` that git tracks was written to after `time`, as an edit and a
+/// change of the commit do.
+fn has_source_after(root: &Path, time: SystemTime) -> bool {
+    let mut list = Command::new("git");
+    list.arg("-C").arg(root).args(["ls-files", "-z", "--", "*.rs", "*Cargo.toml", "Cargo.lock"]);
+    let Ok(listed) = list.output() else { return true };
+    let names = listed.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let modified = |name: &[u8]| fs::metadata(root.join(String::from_utf8_lossy(name).as_ref()))?.modified();
+    !listed.status.success() || names.into_iter().any(|name| modified(name).is_ok_and(|at| at > time))
 }
 
 /// SHA-256 of the `Cargo.lock` that the program was built with, in hexadecimal.
@@ -200,6 +214,8 @@ mod tests {
         assert!(clean.hash.len() >= 40 && !clean.dirty, "{clean:?}");
         fs::write(folder.path().join("untracked"), "1").unwrap();
         assert_eq!(Commit::checked_out_in(folder.path()), Some(clean.clone()));
+        let [before, after] = [SystemTime::UNIX_EPOCH, SystemTime::now() + std::time::Duration::from_secs(9)];
+        assert_eq!([before, after].map(|time| has_source_after(folder.path(), time)), [true, false]);
         fs::write(folder.path().join("Cargo.toml"), "22").unwrap();
         assert_eq!(Commit::checked_out_in(folder.path()), Some(Commit { dirty: true, ..clean }));
     }

@@ -37,6 +37,7 @@ pub mod import;
 pub mod loss;
 pub mod memory;
 pub mod metrics;
+mod model_ids;
 pub mod moved_data;
 mod moving_parts;
 pub mod norms;

@@ -6,7 +6,9 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use switchyard_datasets::{DataConfig, Dataset, DatasetError, Progress, SourceConfig, TokenizerConfig};
+use switchyard_datasets::{
+    DataConfig, Dataset, DatasetError, MixtureSourceConfig, Progress, SourceConfig, TokenizerConfig,
+};
 
 use crate::TrainError;
 use crate::checkpoint::CheckpointError;
@@ -14,7 +16,7 @@ use crate::config::RunConfig;
 use crate::config_file::{self, ConfigError, Override};
 
 /// The keys whose values are paths of data.
-pub const DATA_PATH_KEYS: [&str; 5] = [
+const DATA_PATH_KEYS: [&str; 5] = [
     "data.text.path",
     "data.tokens.train",
     "data.tokens.validation",
@@ -25,9 +27,16 @@ pub const DATA_PATH_KEYS: [&str; 5] = [
 /// Keys that say where else something is, or on what it is computed.
 const OTHER_PLACES: [&str; 3] = ["data.cache_dir", "device", "threads"];
 
-/// All keys that may always change.
-fn places() -> impl Iterator<Item = &'static str> {
-    DATA_PATH_KEYS.into_iter().chain(OTHER_PLACES)
+/// Whether the value of `key` is a path of data, that of a source in `data.sources` included, whichever
+/// way its entry is named: `data.sources.code.text.path`, `data.sources[0].text.path`.
+pub fn is_data_path(key: &str) -> bool {
+    let of_entry = |rest: &str| {
+        let (_, of_source) = rest.strip_prefix(['.', '['])?.split_once('.')?;
+        Some(DATA_PATH_KEYS.iter().any(|key| key.strip_prefix("data.") == Some(of_source)))
+    };
+    DATA_PATH_KEYS.contains(&key)
+        || key.strip_prefix("data.sources").and_then(of_entry).unwrap_or_default()
+            && !key.contains(".tokenizer.")
 }
 
 /// What may change about a run that is used and not trained.
@@ -49,8 +58,9 @@ pub fn changed_config(
     overrides: &[Override],
     may_change: MayChange,
 ) -> Result<RunConfig, ConfigError> {
-    let is_allowed =
-        |key: &str| places().any(|place| place == key) || may_change == MayChange::Data && is_of_data(key);
+    let is_allowed = |key: &str| {
+        is_data_path(key) || OTHER_PLACES.contains(&key) || may_change == MayChange::Data && is_of_data(key)
+    };
     if let Some(refused) = overrides.iter().find(|given| !is_allowed(given.key())) {
         let hint = match may_change {
             MayChange::Places if is_of_data(refused.key()) => {
@@ -59,7 +69,8 @@ pub fn changed_config(
             MayChange::Places | MayChange::Data => "",
         };
         let trained = || {
-            let (key, places) = (refused.key(), places().collect::<Vec<_>>().join(", "));
+            let key = refused.key();
+            let places = [&DATA_PATH_KEYS[..], &OTHER_PLACES].concat().join(", ");
             format!("`{key}` is part of what was trained and cannot be changed here: use {places}{hint}")
         };
         let message = config_file::check_known(refused.key()).err().unwrap_or_else(trained);
@@ -86,27 +97,30 @@ fn is_of_data(key: &str) -> bool {
 }
 
 /// The paths that `data` is read from, and their keys.
-fn data_paths(data: &DataConfig) -> Vec<(&'static str, &Path)> {
-    let mut paths = source_paths(&data.source);
+fn data_paths(data: &DataConfig) -> Vec<(String, &Path)> {
+    let mut paths = source_paths("data", &data.source);
     if let Some(TokenizerConfig::File(file)) = &data.tokenizer {
-        paths.push(("data.tokenizer.file.path", file.path.as_path()));
+        paths.push(("data.tokenizer.file.path".into(), file.path.as_path()));
     }
     paths
 }
 
-/// The paths that `source` is read from, and their keys; those of a mixture are all in one array.
-fn source_paths(source: &SourceConfig) -> Vec<(&'static str, &Path)> {
+/// The paths that `source`, the table `key`, is read from, and their keys.
+fn source_paths<'a>(key: &str, source: &'a SourceConfig) -> Vec<(String, &'a Path)> {
     match source {
-        SourceConfig::Text(text) => vec![("data.text.path", text.path.as_path())],
+        SourceConfig::Text(text) => vec![(format!("{key}.text.path"), text.path.as_path())],
         SourceConfig::Tokens(tokens) => {
-            let train = [("data.tokens.train", tokens.train.as_path())];
-            let validation = tokens.validation.as_deref().map(|path| ("data.tokens.validation", path));
-            let test = tokens.test.as_deref().map(|path| ("data.tokens.test", path));
-            train.into_iter().chain(validation).chain(test).collect()
+            let train = [("train", tokens.train.as_path())];
+            let validation = tokens.validation.as_deref().map(|path| ("validation", path));
+            let test = tokens.test.as_deref().map(|path| ("test", path));
+            let paths = train.into_iter().chain(validation).chain(test);
+            paths.map(|(split, path)| (format!("{key}.tokens.{split}"), path)).collect()
         }
         SourceConfig::Mixture(sources) => {
-            let paths = sources.iter().flat_map(|source| source_paths(&source.source));
-            paths.map(|(_, path)| ("data.sources", path)).collect()
+            let paths_of = |source: &'a MixtureSourceConfig| {
+                source_paths(&format!("{key}.sources.{}", source.name), &source.source)
+            };
+            sources.iter().flat_map(paths_of).collect()
         }
         SourceConfig::Crates(_) | SourceConfig::Synthetic(_) => Vec::new(),
     }
@@ -132,7 +146,11 @@ pub fn prepare(data: &DataConfig, progress: &Progress) -> Result<Dataset, TrainE
 /// where it is.
 pub fn with_missing_path(error: TrainError, data: &DataConfig) -> TrainError {
     let TrainError::Data(source) = error else { return error };
-    let missing = match &source {
+    let innermost = match &source {
+        DatasetError::OfSource { error, .. } => error,
+        error => error,
+    };
+    let missing = match innermost {
         DatasetError::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
             data_paths(data).into_iter().find(|(_, configured)| configured == path)
         }
@@ -161,18 +179,27 @@ pub fn check_same_data(
     if then == now {
         return Ok(());
     }
+    check_has_data(owner, then)?;
     let place = data_path_words(data);
-    let key = data_paths(data).first().map_or("data.text.path", |(key, _)| *key);
-    let reason = match then {
-        "" => "it is an imported model and was trained on no data here: begin a run from it with `[start]`, or measure \
-               it with `eval --other-data`"
-            .to_owned(),
-        _ => format!(
-            "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
-             the run's data with `--set`, as in `--set {key}=PATH`"
-        ),
-    };
+    let key = data_paths(data).into_iter().next().map_or("data.text.path".to_owned(), |(key, _)| key);
+    let reason = format!(
+        "it was trained on data {then}, but {place} gives {now}: the content has changed, or it is another file. Name \
+         the run's data with `--set`, as in `--set {key}=PATH`"
+    );
     Err(CheckpointError::Mismatch { path: owner.into(), reason })
+}
+
+/// Ok if the run or the checkpoint in `owner` was trained on data here, of the content hash `then`.
+///
+/// # Errors
+/// [`CheckpointError::Mismatch`]: an imported model has none.
+pub fn check_has_data(owner: &Path, then: &str) -> Result<(), CheckpointError> {
+    if then.is_empty() {
+        let reason = "it is an imported model and was trained on no data here: begin a run from it with `[start]`, or measure \
+                      it with `eval --other-data`";
+        return Err(CheckpointError::Mismatch { path: owner.into(), reason: reason.into() });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -202,8 +229,22 @@ mod tests {
             "tokens = { train = \"b\", validation = \"c\", test = \"e\", vocab_size = 9 }",
         ];
         let data = texts.map(|text| toml::from_str::<DataConfig>(text).unwrap());
-        let mut keys: Vec<&str> = data.iter().flat_map(data_paths).map(|(key, _)| key).collect();
+        let mut keys: Vec<String> = data.iter().flat_map(data_paths).map(|(key, _)| key).collect();
         keys.sort_by_key(|key| DATA_PATH_KEYS.iter().position(|known| known == key));
         assert_eq!(keys, DATA_PATH_KEYS);
+        let mixture = "[[sources]]\nname = \"code\"\nweight = 1\ntext.path = \"a\"\n[[sources]]\nname = \"ids\"\nweight = 1\n\
+                       tokens = { train = \"b\", vocab_size = 9 }";
+        let mixture = toml::from_str::<DataConfig>(mixture).unwrap();
+        let keys: Vec<String> = data_paths(&mixture).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["data.sources.code.text.path", "data.sources.ids.tokens.train"]);
+        assert!(keys.iter().all(|key| is_data_path(key)) && is_data_path("data.sources[1].tokens.train"));
+        for other in [
+            "data.sources",
+            "data.sources.code",
+            "data.sources.code.weight",
+            "data.sources[0].text.jsonl_key",
+        ] {
+            assert!(!is_data_path(other), "{other}");
+        }
     }
 }

@@ -27,12 +27,22 @@ pub(crate) struct Observers {
     progress: ProgressDisplay,
     train: SplitManifest,
     validation: SplitManifest,
-    /// Names of several sources and facts about their validation splits; empty for one source.
-    sources: Vec<(String, SplitManifest)>,
+    /// Several sources; empty for one.
+    sources: Vec<ObservedSource>,
+    /// Sequences of each source before the step.
+    sequences_before: Vec<u64>,
     seq_len: u64,
     tokens_per_step: f64,
     flops_per_step: f64,
     matmul_peak_flops: Option<f64>,
+}
+
+/// One of several sources.
+#[derive(Debug)]
+struct ObservedSource {
+    name: String,
+    train: SplitManifest,
+    validation: SplitManifest,
 }
 
 /// The observers of a run that begins or goes on.
@@ -78,6 +88,7 @@ impl Observers {
             train: dataset.manifest.train.clone(),
             validation: dataset.manifest.validation.clone(),
             sources: several_sources(dataset),
+            sequences_before: Vec::new(),
             seq_len: plan.seq_len as u64,
             tokens_per_step: plan.tokens_per_step as f64,
             flops_per_step: plan.training_flops_per_step(),
@@ -104,11 +115,12 @@ impl Observers {
             elapsed_secs: state.train_secs,
             mfu: self.matmul_peak_flops.map(|peak| self.flops_per_step / step_secs / peak),
             layers: recorded_layers(&measurements.routing, flight),
-            bits_per_byte: self.train.bits_per_byte(measurements.cross_entropy_nats),
+            bits_per_byte: self.bits_per_byte_of_step(measurements.cross_entropy_nats, sequences_per_source),
             data_passes: Some(state.tokens_seen as f64 / self.train.num_tokens as f64),
             tokens_per_source: self.tokens_per_source(sequences_per_source),
             ..step_record(state, measurements, learning_rate)
         };
+        self.sequences_before = sequences_per_source.to_vec();
         self.progress.step(&row);
         let written = self.write(&Record::Step(row));
         flight.alarms.iter().for_each(|alarm| self.note(&format!("alarm: {}", alarm.message)));
@@ -143,12 +155,36 @@ impl Observers {
 
     fn tokens_per_source(&self, sequences_per_source: &[u64]) -> BTreeMap<String, u64> {
         let counts = self.sources.iter().zip(sequences_per_source);
-        counts.map(|((name, _), sequences)| (name.clone(), sequences * self.seq_len)).collect()
+        counts.map(|(source, sequences)| (source.name.clone(), sequences * self.seq_len)).collect()
+    }
+
+    /// The steps that come go on from so many sequences of each source.
+    pub(crate) fn begin_after(&mut self, sequences_per_source: Vec<u64>) {
+        self.sequences_before = sequences_per_source;
+    }
+
+    /// A step's loss in bits per byte, from the mean bytes of a token of each source and what the step
+    /// has of it; `None` where bytes are not known.
+    fn bits_per_byte_of_step(&self, nats_per_token: f64, sequences_per_source: &[u64]) -> Option<f64> {
+        if self.sources.is_empty() {
+            return self.train.bits_per_byte(nats_per_token);
+        }
+        let (mut sequences, mut bytes) = (0.0, 0.0);
+        for ((source, now), before) in
+            self.sources.iter().zip(sequences_per_source).zip(&self.sequences_before)
+        {
+            let of_step = (now - before) as f64;
+            if of_step > 0.0 {
+                sequences += of_step;
+                bytes += of_step * source.train.bytes_per_token()?;
+            }
+        }
+        (bytes > 0.0).then(|| nats_per_token * sequences / bytes / std::f64::consts::LN_2)
     }
 
     fn source_losses(&self, evaluation: &Evaluation) -> BTreeMap<String, SourceLoss> {
         let loss = |(source, found): (&usize, &Evaluation)| {
-            let (name, validation) = self.sources.get(*source)?;
+            let ObservedSource { name, validation, .. } = self.sources.get(*source)?;
             let loss = SourceLoss {
                 cross_entropy_nats: found.cross_entropy_nats,
                 bits_per_byte: validation.bits_per_byte(found.cross_entropy_nats),
@@ -191,12 +227,17 @@ impl Observers {
     }
 }
 
-fn several_sources(dataset: &Dataset) -> Vec<(String, SplitManifest)> {
+fn several_sources(dataset: &Dataset) -> Vec<ObservedSource> {
     match &dataset.sources[..] {
         [] | [_] => Vec::new(),
-        several => {
-            several.iter().map(|source| (source.name.clone(), source.manifest.validation.clone())).collect()
-        }
+        several => several
+            .iter()
+            .map(|source| ObservedSource {
+                name: source.name.clone(),
+                train: source.manifest.train.clone(),
+                validation: source.manifest.validation.clone(),
+            })
+            .collect(),
     }
 }
 

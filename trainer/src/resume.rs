@@ -12,11 +12,11 @@ use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointManifest, CheckpointStore, TrainingState, steps_in,
 };
 use crate::config::RunConfig;
-use crate::moved_data::{DATA_PATH_KEYS, data_path_words};
+use crate::moved_data::{check_has_data, data_path_words, is_data_path};
 use crate::optimizer::AdamW;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
-use crate::start::{initial_network, note_on_frozen, with_frozen_parameters};
+use crate::start::{initial_network, note_on_frozen, note_on_start, with_frozen_parameters};
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
 /// where it runs and what is kept. The model, the data and the optimizer may not.
@@ -68,7 +68,7 @@ pub(crate) fn start(
     let Some(step) = newest else {
         let model = initial_network(config, plan, &training_device)?;
         return Ok(Start {
-            notes: note_on_frozen(&model, config).into_iter().collect(),
+            notes: note_on_start(config).into_iter().chain(note_on_frozen(&model, config)).collect(),
             model,
             optimizer: AdamW::new(&config.train.adamw),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
@@ -99,6 +99,9 @@ pub(crate) fn finished_already(
 ) -> Result<Option<RunManifest>, TrainError> {
     let paths = RunPaths::new(folder);
     let manifest = RunManifest::read(&paths.manifest())?;
+    if manifest.is_imported() {
+        check_has_data(folder, "")?;
+    }
     let checkpoints = paths.checkpoints();
     let newest = if checkpoints.is_dir() { steps_in(&checkpoints)?.pop() } else { None };
     let Some(step) = newest else { return Ok(None) };
@@ -165,7 +168,7 @@ fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Re
         let inside = |allowed: &&str| {
             difference.key.strip_prefix(*allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        !may_change.iter().chain(&DATA_PATH_KEYS).any(inside)
+        !(may_change.iter().any(inside) || is_data_path(&difference.key))
     });
     let Some(first) = differences.first() else { return Ok(()) };
     Err(format!(
@@ -213,6 +216,13 @@ fn collect_differences(key: &str, before: &Value, now: &Value, differences: &mut
             let value =
                 |object: &serde_json::Map<String, Value>| object.get(name).cloned().unwrap_or_default();
             collect_differences(&inner, &value(before), &value(now), differences);
+        }
+    } else if let (Value::Array(before), Value::Array(now)) = (before, now)
+        && before.len() == now.len()
+        && before.iter().chain(now).all(Value::is_object)
+    {
+        for (index, (before, now)) in before.iter().zip(now).enumerate() {
+            collect_differences(&format!("{key}[{index}]"), before, now, differences);
         }
     } else if before != now {
         differences.push(Difference { key: key.into(), before: before.clone(), now: now.clone() });

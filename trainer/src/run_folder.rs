@@ -91,6 +91,17 @@ pub enum RunFolderError {
         /// What belongs there.
         belongs: &'static str,
     },
+    /// The model that the run is to begin with would be deleted.
+    #[error(
+        "`{source_path}`, which the run begins with, lies in `{path}`, which `--overwrite` would empty: choose another folder with \
+         `--out`; nothing was deleted"
+    )]
+    HoldsSource {
+        /// The run folder.
+        path: PathBuf,
+        /// What the run begins with.
+        source_path: PathBuf,
+    },
     /// Nothing to continue.
     #[error(
         "`{path}` holds no run to resume (no `run.json`): start it without `--resume`, or name its folder with `--out` (a changed key changes the default folder)"
@@ -263,6 +274,22 @@ impl RunFolder {
     /// As [`RunFolder::create`], but for the lock.
     pub fn check(path: &Path, mode: OpenMode) -> Result<(), RunFolderError> {
         content::check(&RunPaths::new(path), mode)
+    }
+
+    /// Ok unless overwriting the folder at `path` would delete `source`, which the new run begins with.
+    ///
+    /// # Errors
+    /// [`RunFolderError::HoldsSource`].
+    pub fn check_apart(path: &Path, mode: OpenMode, source: &Path) -> Result<(), RunFolderError> {
+        let is_inside = match (path.canonicalize(), source.canonicalize()) {
+            (Ok(folder), Ok(found)) => found.starts_with(folder),
+            // What is not there is not deleted.
+            _ => false,
+        };
+        if mode == OpenMode::Overwrite && is_inside {
+            return Err(RunFolderError::HoldsSource { path: path.into(), source_path: source.into() });
+        }
+        Ok(())
     }
 
     /// Where the parts of the run lie.

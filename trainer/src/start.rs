@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use switchyard_datasets::Dataset;
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::pattern::fits;
 use switchyard_ground::units::grouped;
 use switchyard_hub::export::computes_the_same;
 use switchyard_hub::{PublishedModel, published_folder};
-use switchyard_model::{ParameterName, Transformer, freeze_parameters, parameter_tensors, update_parameters};
+use switchyard_model::{
+    ModelSpec, ParameterName, Transformer, freeze_parameters, parameter_tensors, update_parameters,
+};
 
 use crate::TrainError;
 use crate::checkpoint::{Checkpoint, find_checkpoint};
 use crate::config::RunConfig;
 use crate::import::imported_network;
+use crate::model_ids::{are_other_ids, tokenizer_of_published};
 use crate::plan::RunPlan;
 
 /// The network at the beginning of a new run.
@@ -43,10 +47,13 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError
         match published_folder(path)? {
             Some(folder) => {
                 let published = PublishedModel::open(&folder)?;
-                check_same(path, &published.spec(plan.seq_len)?, plan)?;
+                check_same((path, &folder), &published.spec(plan.seq_len)?, plan)?;
                 published.locate(&plan.model)?;
             }
-            None => check_same(path, &Checkpoint::read(&find_checkpoint(path)?)?.plan.model, plan)?,
+            None => {
+                let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
+                check_same((path, &checkpoint.path), &checkpoint.plan.model, plan)?;
+            }
         }
     }
     if !config.start.freeze.is_empty() {
@@ -55,18 +62,48 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError
     Ok(())
 }
 
+/// Ok if the ids of `dataset` mean to the model that `[start]` names what they meant to it.
+///
+/// # Errors
+/// [`TrainError::Start`] with how to name the model's own tokenizer.
+pub(crate) fn check_ids(config: &RunConfig, dataset: &Dataset) -> Result<(), TrainError> {
+    let Some(path) = &config.start.from else { return Ok(()) };
+    let (folder, own) = match published_folder(path)? {
+        Some(folder) => {
+            let own = tokenizer_of_published(&folder)?;
+            (folder, own)
+        }
+        None => {
+            let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
+            (checkpoint.path, Some(checkpoint.tokenizer))
+        }
+    };
+    if !are_other_ids(own.as_ref(), dataset) {
+        return Ok(());
+    }
+    Err(other_tokenizer(path, &folder, "gives other ids than".into()))
+}
+
+/// That `data.tokenizer` `differs` from that of the model at `path`, in `folder`.
+fn other_tokenizer(path: &Path, folder: &Path, differs: String) -> TrainError {
+    let problem = format!("{differs} the tokenizer of \"{}\", which `start.from` names", path.display());
+    let file = folder.join("tokenizer.json");
+    let remedy = format!("name that one with `data.tokenizer.file.path = \"{}\"`", file.display());
+    TrainError::Start(KeyError::new("data.tokenizer", problem, remedy))
+}
+
 /// The network of the published model, the run or the checkpoint at `path`.
 fn network_from(path: &Path, seed: u64, plan: &RunPlan, device: &Device) -> Result<Transformer, TrainError> {
     match published_folder(path)? {
         Some(folder) => {
             let published = PublishedModel::open(&folder)?;
-            check_same(path, &published.spec(plan.seq_len)?, plan)?;
+            check_same((path, &folder), &published.spec(plan.seq_len)?, plan)?;
             let located = published.locate(&plan.model)?;
             Ok(imported_network(&published, &located, &plan.model, device)?)
         }
         None => {
             let checkpoint = Checkpoint::read(&find_checkpoint(path)?)?;
-            check_same(path, &checkpoint.plan.model, plan)?;
+            check_same((path, &checkpoint.path), &checkpoint.plan.model, plan)?;
             Ok(with_parameters(Transformer::new(&plan.model, seed, device), &checkpoint.parameters()?))
         }
     }
@@ -83,9 +120,16 @@ fn with_parameters(network: Transformer, parameters: &BTreeMap<ParameterName, Te
     })
 }
 
-fn check_same(path: &Path, there: &switchyard_model::ModelSpec, plan: &RunPlan) -> Result<(), TrainError> {
+/// Ok if the model at `path`, which lies in `folder`, computes what `plan` says.
+fn check_same((path, folder): (&Path, &Path), there: &ModelSpec, plan: &RunPlan) -> Result<(), TrainError> {
     if computes_the_same(there.clone(), plan.model.clone()) {
         return Ok(());
+    }
+    let as_many_ids = ModelSpec { vocab_size: there.vocab_size, ..plan.model.clone() };
+    if computes_the_same(there.clone(), as_many_ids) {
+        let differs =
+            format!("makes the model one of {} ids, against {} of", plan.model.vocab_size, there.vocab_size);
+        return Err(other_tokenizer(path, folder, differs));
     }
     let problem =
         format!("is \"{}\", a model that computes something else than `[model]` says", path.display());
@@ -110,8 +154,11 @@ pub(crate) fn with_frozen_parameters(
     for word in words {
         if !names.iter().any(|name| is_meant(word, *name)) {
             let problem = format!("holds \"{word}\", which names no parameter of this model");
-            let remedy = "use embedding, head, norms, attention, lstm, dense, router, experts, shared_experts, or a \
-                          name with `*`";
+            let remedy = format!(
+                "use embedding, head, norms, attention, lstm, dense, router, experts, shared_experts, or a name with `*`, \
+                 such as {}",
+                some_names(&names)
+            );
             return Err(TrainError::Start(KeyError::new("start.freeze", problem, remedy)));
         }
     }
@@ -121,6 +168,19 @@ pub(crate) fn with_frozen_parameters(
         return Err(TrainError::Start(error));
     }
     Ok(freeze_parameters(network, is_frozen))
+}
+
+/// A few of `names`, from the whole network.
+fn some_names(names: &[ParameterName]) -> String {
+    const SHOWN: usize = 4;
+    let shown = names.iter().step_by(names.len().div_ceil(SHOWN).max(1));
+    shown.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// What the run begins with; `None` if with values of its own.
+pub(crate) fn note_on_start(config: &RunConfig) -> Option<String> {
+    let from = config.start.from.as_ref()?;
+    Some(format!("the run begins with the parameters of `{}`, as `start.from` says", from.display()))
 }
 
 /// How many parameters are trained, of how many; `None` if none is frozen.

@@ -98,9 +98,15 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
         return Ok(RunSummary { out: out.clone(), manifest, validation: None });
     }
     if *mode != OpenMode::Resume {
+        if let Some(source) = &config.start.from {
+            RunFolder::check_apart(out, *mode, source)?;
+        }
         start::check(config, plan)?;
     }
     let dataset = prepared_data(request)?;
+    if *mode != OpenMode::Resume {
+        start::check_ids(config, &dataset)?;
+    }
     let validation = Some(dataset.manifest.validation.clone());
     let summary = |manifest| RunSummary { out: out.clone(), manifest, validation };
     // So does all else that takes time: between the folder and its `run.json` a kill would leave

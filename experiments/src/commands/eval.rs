@@ -16,9 +16,11 @@ use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, find_checkpoin
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::Override;
 use switchyard_trainer::device;
-use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate_unless};
+use switchyard_trainer::evaluate::{Evaluation, EvaluationSettings, evaluate_sources, evaluate_unless};
 use switchyard_trainer::metrics::perplexity;
-use switchyard_trainer::moved_data::{MayChange, changed_config, check_same_data, with_missing_path};
+use switchyard_trainer::moved_data::{
+    MayChange, changed_config, check_has_data, check_same_data, with_missing_path,
+};
 use switchyard_trainer::run_folder::RunPaths;
 use switchyard_trainer::train::with_threads;
 
@@ -95,6 +97,9 @@ fn split_of<'a>(args: &EvalArgs, manifest: &'a Manifest) -> (&'static str, &'a S
 fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> Result<Measured, TrainError> {
     let device = device::select(&checkpoint.config.device)?;
     let data = &checkpoint.config.data;
+    if !args.other_data {
+        check_has_data(&checkpoint.path, &checkpoint.state.data_hash)?;
+    }
     let dataset = prepare(data, &Progress::stderr().with_stop(stop.clone()))?;
     if args.other_data {
         check_same_tokens(checkpoint, &dataset)?;
@@ -118,7 +123,15 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
         }
     };
     let model = checkpoint.model(&device)?;
-    let evaluation = evaluate_unless(stop, &model, store, &settings, &device)?;
+    let mut evaluation = evaluate_unless(stop, &model, store, &settings, &device)?;
+    if dataset.sources.len() > 1 {
+        let sources = dataset.sources.iter();
+        let stores: Vec<_> = match args.split {
+            HeldOutSplit::Validation => sources.map(|source| Some(&source.validation)).collect(),
+            HeldOutSplit::Test => sources.map(|source| source.test.as_ref()).collect(),
+        };
+        evaluation.sources = evaluate_sources(stop, &model, &stores, &settings, &device)?;
+    }
     if !evaluation.cross_entropy_nats.is_finite() {
         return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });
     }
@@ -181,6 +194,9 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
             "data_key": dataset.manifest.key,
             "eval_secs": evaluation.secs,
         });
+        if !evaluation.sources.is_empty() {
+            result["sources"] = sources_json(args, measured);
+        }
         if let Some(stride) = args.stride {
             result["stride"] = stride.into();
             result["num_target_bytes"] = json!(target_bytes);
@@ -192,7 +208,34 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
         "{}: step {step}, cross-entropy {} over {} of the {name} split{other}, in {:.1} s\n",
         checkpoint.path.display(),
         loss_words::loss(nats, bits_per_byte),
-        loss_words::extent(evaluation.num_tokens, checkpoint.plan.seq_len, split),
+        loss_words::extent(evaluation.num_tokens, split),
         evaluation.secs
-    ))
+    ))?;
+    for (name, source, found) in of_sources(args, measured) {
+        let nats = found.cross_entropy_nats;
+        print_text(&format!("  {name}: {}\n", loss_words::loss(nats, source.bits_per_byte(nats))))?;
+    }
+    Ok(())
+}
+
+/// What was found on each of several sources, with its name and its split.
+fn of_sources<'a>(
+    args: &'a EvalArgs,
+    Measured { evaluation, dataset, .. }: &'a Measured,
+) -> impl Iterator<Item = (&'a str, &'a SplitManifest, &'a Evaluation)> {
+    evaluation.sources.iter().map(|(&index, found)| {
+        let source = &dataset.sources[index];
+        (source.name.as_str(), split_of(args, &source.manifest).1, found)
+    })
+}
+
+fn sources_json(args: &EvalArgs, measured: &Measured) -> serde_json::Value {
+    let of_source = |(name, split, found): (&str, &SplitManifest, &Evaluation)| {
+        let nats = found.cross_entropy_nats;
+        let bits = split.bits_per_byte(nats);
+        let values =
+            json!({ "cross_entropy_nats": nats, "bits_per_byte": bits, "num_tokens": found.num_tokens });
+        (name.to_owned(), values)
+    };
+    of_sources(args, measured).map(of_source).collect::<serde_json::Map<_, _>>().into()
 }

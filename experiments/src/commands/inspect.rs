@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::json;
 use switchyard_trainer::TrainError;
-use switchyard_trainer::checkpoint::{CheckpointManifest, TrainingState, find_checkpoint, read_state};
+use switchyard_trainer::checkpoint::{
+    CheckpointManifest, TrainingState, find_checkpoint, read_state, step_name, steps_in,
+};
 use switchyard_trainer::metrics::{LayerRecord, Record, read_document_losses};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths, RunStatus};
 
@@ -28,6 +30,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
 fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
     let manifest = RunManifest::read(&paths.manifest())?;
     let records = read_records(paths)?;
+    let num_checkpoints = verify_checkpoints(&paths.checkpoints())?;
     // Nothing of it is shown; a damaged one is told.
     read_document_losses(&paths.document_losses()).map_err(TrainError::from)?;
     if let Some(folder) = &args.figures {
@@ -45,18 +48,32 @@ fn inspect_run(args: &InspectArgs, paths: &RunPaths) -> Result<(), Failure> {
             "alarms": flight.alarms,
         }));
     }
-    print_text(&describe_run(&args.path, &manifest, &records)?)?;
+    print_text(&describe_run(&args.path, &manifest, &records, num_checkpoints)?)?;
     // Whatever is wrong with the recorder's files, the run itself is told by then.
     print_text(&FlightReport::read(paths, &records)?.describe())
 }
 
+/// Reads every file of the checkpoints in `folder` through their manifests; returns how many there are.
+fn verify_checkpoints(folder: &Path) -> Result<usize, Failure> {
+    let steps = if folder.is_dir() { steps_in(folder)? } else { Vec::new() };
+    for step in &steps {
+        verified_checkpoint(&folder.join(step_name(*step)))?;
+    }
+    Ok(steps.len())
+}
+
+/// The manifest of the checkpoint in `folder`, every file of it read.
+fn verified_checkpoint(folder: &Path) -> Result<CheckpointManifest, Failure> {
+    let manifest = CheckpointManifest::read(folder)?;
+    for name in manifest.files.keys() {
+        manifest.verify_file(folder, name)?;
+    }
+    Ok(manifest)
+}
+
 fn inspect_checkpoint(args: &InspectArgs) -> Result<(), Failure> {
     let folder = find_checkpoint(&args.path)?;
-    // Reading every file through the manifest is what proves the checkpoint whole.
-    let manifest = CheckpointManifest::read(&folder)?;
-    for name in manifest.files.keys() {
-        manifest.verify_file(&folder, name)?;
-    }
+    let manifest = verified_checkpoint(&folder)?;
     let state = read_state(&folder)?;
     if args.json {
         return print_json(&json!({ "manifest": manifest, "state": state }));
@@ -86,16 +103,26 @@ fn describe_checkpoint(
     Ok(text)
 }
 
-fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Result<String, Failure> {
+fn describe_run(
+    path: &Path,
+    manifest: &RunManifest,
+    records: &[Record],
+    num_checkpoints: usize,
+) -> Result<String, Failure> {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").map_err(|error| Failure::Fault(error.into()));
     let nats = |value: Option<f64>| value.map_or("-".to_string(), |nats| format!("{nats:.4} nats"));
     line(format!("run              {}", path.display()))?;
-    line(format!("status           {}", json!(manifest.status).as_str().unwrap_or_default()))?;
+    let is_imported = manifest.is_imported();
+    let status = json!(manifest.status);
+    let status = if is_imported { "imported, no step done" } else { status.as_str().unwrap_or_default() };
+    line(format!("status           {status}"))?;
     if let Some(error) = &manifest.error {
         line(format!("error            {error}"))?;
     }
-    if manifest.status == RunStatus::Interrupted {
+    if is_imported {
+        line(format!("train it with    `[start] from = \"{}\"` in a configuration", path.display()))?;
+    } else if manifest.status == RunStatus::Interrupted {
         line(format!("continue with    {}", next_command::resume(path)))?;
     }
     line(format!(
@@ -106,6 +133,7 @@ fn describe_run(path: &Path, manifest: &RunManifest, records: &[Record]) -> Resu
     let counts = &manifest.plan["counts"];
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
     line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
+    line(format!("checkpoints      {num_checkpoints}, every file verified"))?;
     if let Some(passes) = records.iter().rev().find_map(Record::as_step).and_then(data_passes) {
         line(format!("training data    {passes:.2} passes over it"))?;
     }

@@ -11,9 +11,9 @@ pub(super) fn loss(nats_per_token: f64, bits_per_byte: Option<f64>) -> String {
     format!("{nats_per_token:.4} nats per token ({bits}perplexity {})", perplexity_text(nats_per_token))
 }
 
-/// `39,424 of 39,534 targets (whole windows) in 12 documents`: what an average over `num_targets`
-/// covers, of `split` in windows of `seq_len`. Documents are not named where no borders are known.
-pub(super) fn extent(num_targets: u64, seq_len: usize, split: &SplitManifest) -> String {
+/// `all 39,534 targets in 12 documents`: what an average over `num_targets` of `split` covers.
+/// Documents are not named where no borders are known.
+pub(super) fn extent(num_targets: u64, split: &SplitManifest) -> String {
     let all = split.num_tokens.saturating_sub(1);
     let documents = match split.num_documents {
         0 => String::new(),
@@ -23,17 +23,8 @@ pub(super) fn extent(num_targets: u64, seq_len: usize, split: &SplitManifest) ->
     if num_targets == all {
         return format!("all {} targets{documents}", grouped(all));
     }
-    if num_targets == targets_of_whole_windows(seq_len, split) {
-        return format!("{} of {} targets (whole windows){documents}", grouped(num_targets), grouped(all));
-    }
     // Of a part it is not known how many documents it lies in.
-    format!("the first {} of {} targets (whole windows)", grouped(num_targets), grouped(all))
-}
-
-/// Targets of an evaluation on the whole split.
-pub(super) fn targets_of_whole_windows(seq_len: usize, split: &SplitManifest) -> u64 {
-    let seq_len = seq_len as u64;
-    split.num_tokens.saturating_sub(1) / seq_len * seq_len
+    format!("the first {} of {} targets", grouped(num_targets), grouped(all))
 }
 
 #[cfg(test)]
@@ -46,15 +37,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_said() {
-        assert_eq!(
-            extent(39_424, 128, &split(12, 1, 39_535)),
-            "39,424 of 39,534 targets (whole windows) in 12 documents"
-        );
-        assert_eq!(
-            extent(1_024, 128, &split(1, 1, 39_535)),
-            "the first 1,024 of 39,534 targets (whole windows)"
-        );
-        assert_eq!(extent(256, 128, &split(0, 0, 257)), "all 256 targets");
+        assert_eq!(extent(39_534, &split(12, 1, 39_535)), "all 39,534 targets in 12 documents");
+        assert_eq!(extent(1_024, &split(1, 1, 39_535)), "the first 1,024 of 39,534 targets");
+        assert_eq!(extent(256, &split(0, 0, 257)), "all 256 targets");
     }
 
     #[test]

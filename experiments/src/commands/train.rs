@@ -27,11 +27,11 @@ pub(super) fn run(args: &TrainArgs, interruption: &Interruption) -> Result<(), F
     let stop = interruption.watch("stopping after this step, with a checkpoint")?;
     let request = TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop };
     let summary = train(&request).map_err(|error| with_missing_path(error, &request.config.data))?;
-    report(&summary, request.plan.seq_len)
+    report(&summary)
 }
 
 /// Say how the run ended; one that an alarm or a signal stopped is no success.
-fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
+fn report(summary: &RunSummary) -> Result<(), Failure> {
     let RunSummary { out, manifest, validation } = summary;
     let steps = manifest.steps_done;
     match (manifest.status, manifest.final_validation_cross_entropy_nats) {
@@ -46,8 +46,8 @@ fn report(summary: &RunSummary, seq_len: usize) -> Result<(), Failure> {
                 );
             }
             if let Some(validation) = validation {
-                let num_targets = loss_words::targets_of_whole_windows(seq_len, validation);
-                say!("validated on {}", loss_words::extent(num_targets, seq_len, validation));
+                let num_targets = validation.num_tokens.saturating_sub(1);
+                say!("validated on {}", loss_words::extent(num_targets, validation));
             }
             // Some routers cannot generate one.
             let sample = if RunPaths::new(out).sample().exists() { "sample.txt, " } else { "" };

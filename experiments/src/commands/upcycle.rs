@@ -69,7 +69,7 @@ fn report(summary: &UpcycleSummary, request: &UpcycleRequest) {
         None => say!("the mixture starts as the dense model's function"),
         Some(reason) => say!("the mixture does not start as the dense model's function: {reason}"),
     }
-    if !summary.same_data {
+    if summary.same_data == Some(false) {
         say!("the data is not what the dense model was trained on");
     }
     say!("next: {}", next_command::resume(&request.out));

@@ -7,12 +7,11 @@
 use serde::Serialize;
 use serde_json::Value;
 use switchyard_ground::printable::excerpt;
-use switchyard_trainer::moved_data::DATA_PATH_KEYS;
+use switchyard_trainer::moved_data::is_data_path;
 
 use crate::difference::{Difference, differences};
 use crate::flatten::flatten;
 
-/// Keys whose values are places of data.
 /// Keys below `data` that decide no token.
 const NOT_CONTENT: [&str; 2] = ["data.cache_dir", "data.mask_documents"];
 
@@ -61,7 +60,7 @@ impl DataRelation {
 
 /// Whether `key` says where data lies.
 pub(crate) fn is_place(key: &str) -> bool {
-    DATA_PATH_KEYS.contains(&key)
+    is_data_path(key)
 }
 
 /// Differences between the configurations that may be differences between the data.

@@ -27,9 +27,10 @@ pub use manifest::{CheckpointManifest, FileRecord, MANIFEST_FILE};
 pub use reading::{Checkpoint, read_state};
 pub use snapshot::Snapshot;
 pub use state::{LoggedEvaluation, RngState, TrainingState};
+pub use step_name::step_name;
 pub(crate) use step_name::step_of;
-pub use store::{CheckpointStore, LATEST, find_checkpoint};
-pub(crate) use store::{is_temporary, remove_checkpoint_files, steps_in};
+pub use store::{CheckpointStore, LATEST, find_checkpoint, steps_in};
+pub(crate) use store::{is_temporary, remove_checkpoint_files};
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";

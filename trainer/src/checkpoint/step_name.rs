@@ -3,7 +3,7 @@
 const STEP_PREFIX: &str = "step-";
 
 /// The name of the folder of `step`.
-pub(super) fn step_name(step: u64) -> String {
+pub fn step_name(step: u64) -> String {
     format!("{STEP_PREFIX}{step}")
 }
 

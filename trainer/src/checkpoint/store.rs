@@ -157,13 +157,22 @@ pub fn find_checkpoint(path: &Path) -> Result<PathBuf, CheckpointError> {
     let newest = steps_in(&folder)?.pop();
     newest.map(|step| folder.join(step_name(step))).ok_or_else(|| CheckpointError::NotACheckpoint {
         path: path.into(),
-        reason: "it holds no `manifest.json` and no `step-<n>` folder".into(),
+        reason: match path.join("config.json").is_file() {
+            true => format!(
+                "it is a published model, of which `switchyard import {} --out RUN` makes a run",
+                path.display()
+            ),
+            false => "it holds no `manifest.json` and no `step-<n>` folder".into(),
+        },
     })
 }
 
 /// Steps of the checkpoints in `folder`, oldest first. Files, and folders of other names, are none
 /// of ours.
-pub(crate) fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
+///
+/// # Errors
+/// [`CheckpointError::NotACheckpoint`], [`CheckpointError::Unreadable`].
+pub fn steps_in(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() }

@@ -5,6 +5,10 @@ use serde_json::Value as Json;
 /// The schema of a key path; an element of a list is `path[index]`.
 pub(super) fn node_at<'a>(root: &'a Json, path: &str) -> Option<&'a Json> {
     path.split('.').filter(|word| !word.is_empty()).try_fold(root, |node, word| {
+        // On the command line the entry of a list is a word of its own.
+        if let Some(entries) = resolve(root, node).get("items") {
+            return Some(entries);
+        }
         let (name, index) = word.split_once('[').map_or((word, None), |(name, index)| (name, Some(index)));
         let value = child(root, node, name)?;
         match index {

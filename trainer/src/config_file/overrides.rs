@@ -23,7 +23,8 @@ const SHOWN_CHARS: usize = 120;
 /// The value is TOML (`10`, `1e-3`, `true`, `[0, 2]`, `"text"`, `{}`); what is not is taken as a
 /// string, so that `data.text.path=my file.txt` needs no quotes. An empty value removes the key,
 /// which makes room for another choice: `train.schedule.cosine=` and
-/// `train.schedule.linear.min_learning_rate=0`.
+/// `train.schedule.linear.min_learning_rate=0`. An entry of a list is named by its place, from 0, or by
+/// its `name`: `data.sources.0.weight=2`, `data.sources.code.weight=2`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
     /// As given.
@@ -103,9 +104,16 @@ impl Override {
         };
         let mut parent = table;
         let mut path = String::new();
-        for word in parents.split('.').filter(|word| !word.is_empty()) {
+        let mut words = parents.split('.').filter(|word| !word.is_empty());
+        while let Some(word) = words.next() {
             path = if path.is_empty() { word.to_owned() } else { format!("{path}.{word}") };
-            let next = parent.entry(word).or_insert_with(|| Value::Table(Table::new()));
+            let mut next = parent.entry(word).or_insert_with(|| Value::Table(Table::new()));
+            if next.is_array()
+                && let Some(entry) = words.next()
+            {
+                next = entry_of(next, entry).map_err(|problem| format!("`{path}` {problem}"))?;
+                path = format!("{path}.{entry}");
+            }
             let shown = explain::show(next);
             parent = next.as_table_mut().ok_or_else(|| format!("`{path}` is {shown}, not a table"))?;
         }
@@ -145,9 +153,27 @@ fn has_key(value: &Value, path: &str) -> bool {
 
 /// The table at `path`; the empty path is the table itself.
 fn find_table<'a>(table: &'a mut Table, path: &str) -> Option<&'a mut Table> {
-    path.split('.')
-        .filter(|word| !word.is_empty())
-        .try_fold(table, |table, word| table.get_mut(word)?.as_table_mut())
+    let mut words = path.split('.').filter(|word| !word.is_empty());
+    let mut found = table;
+    while let Some(word) = words.next() {
+        let mut next = found.get_mut(word)?;
+        if next.is_array() {
+            next = entry_of(next, words.next()?).ok()?;
+        }
+        found = next.as_table_mut()?;
+    }
+    Some(found)
+}
+
+/// The entry of `list` at the place `word`, from 0, or of that `name`.
+fn entry_of<'a>(list: &'a mut Value, word: &str) -> Result<&'a mut Value, String> {
+    let entries = list.as_array_mut().map_or(&mut [][..], Vec::as_mut_slice);
+    let named = |entry: &Value| entry.get("name").and_then(Value::as_str) == Some(word);
+    let index = entries.iter().position(named).or_else(|| word.parse().ok());
+    let num_entries = entries.len();
+    index.and_then(|index| entries.get_mut(index)).ok_or_else(|| {
+        format!("is a list of {num_entries}, and `{word}` is neither a place in it, from 0, nor a `name`")
+    })
 }
 
 #[cfg(test)]
@@ -250,5 +276,25 @@ mod tests {
         assert_eq!(applied("", "a.b.c=1").unwrap(), toml::from_str::<Table>("a.b.c = 1").unwrap());
         assert_eq!(applied("", "name=x").unwrap(), toml::from_str::<Table>("name = 'x'").unwrap());
         assert_eq!(applied(before, "name.x=1").unwrap_err(), "`name` is \"a\", not a table");
+    }
+
+    #[test]
+    fn an_entry_of_a_list_is_named_by_its_place_or_its_name() {
+        let before =
+            "[[data.sources]]\nname = 'code'\nweight = 1\n[[data.sources]]\nname = 'news'\ntext.path = 'n'\n";
+        let sources =
+            |argument: &str| applied(before, argument).map(|table| table["data"]["sources"].clone());
+        let changed = sources("data.sources.code.weight=2").unwrap();
+        assert_eq!((&changed[0]["weight"], &changed[1]["name"]), (&2.into(), &"news".into()));
+        assert_eq!(sources("data.sources.1.text.path=/m").unwrap()[1]["text"]["path"], "/m".into());
+        assert_eq!(
+            sources("data.sources.news.split.tail.validation_fraction=0.5").unwrap()[1]["split"]["tail"]["validation_fraction"],
+            0.5.into()
+        );
+        assert!(sources("data.sources.code.weight=").unwrap()[0].get("weight").is_none());
+        assert_eq!(
+            sources("data.sources.2.weight=1").unwrap_err(),
+            "`data.sources` is a list of 2, and `2` is neither a place in it, from 0, nor a `name`"
+        );
     }
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use switchyard_ground::units::{compact, duration};
 
-use super::{EvalRecord, SourceLoss, StepRecord, perplexity_text};
+use super::{EvalRecord, StepRecord, perplexity_text};
 
 /// Seconds between two plain lines at the start of a run, and the most they grow to.
 const MIN_LINE_GAP_SECS: f64 = 5.0;
@@ -209,8 +209,17 @@ fn eval_line(row: &EvalRecord, total_steps: u64) -> String {
 
 /// The losses of several sources, ready to follow the loss of all; empty for one source.
 fn source_losses(row: &EvalRecord) -> String {
-    let loss = |(name, loss): (&String, &SourceLoss)| format!("  {name} {:.4}", loss.cross_entropy_nats);
-    row.sources.iter().map(loss).collect()
+    if row.sources.is_empty() {
+        return String::new();
+    }
+    // In one unit for all: nats per token of one tokenizer are not those of another text's bytes.
+    let bits: Option<Vec<f64>> = row.sources.values().map(|loss| loss.bits_per_byte).collect();
+    let (unit, losses) = match bits {
+        Some(bits) => ("bits per byte", bits),
+        None => ("nats", row.sources.values().map(|loss| loss.cross_entropy_nats).collect()),
+    };
+    let named = row.sources.keys().zip(losses).map(|(name, loss)| format!(" {name} {loss:.4}"));
+    format!("  by source, {unit}:{}", named.collect::<Vec<_>>().join(","))
 }
 
 /// A loss in bits per byte, ready to follow the loss in nats; empty where the bytes are not known.

@@ -176,6 +176,11 @@ impl RunManifest {
         self.cargo_lock_sha256 = host::cargo_lock_sha256();
     }
 
+    /// Whether it is what importing a model leaves: a run without data that has done no step.
+    pub fn is_imported(&self) -> bool {
+        self.status == RunStatus::Interrupted && self.steps_done == 0 && self.data_key.is_none()
+    }
+
     /// Marks the run as ended now, in `status`.
     pub fn end(&mut self, status: RunStatus) {
         self.status = status;

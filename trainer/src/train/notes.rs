@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use switchyard_datasets::{Dataset, passes, passes_note};
+use switchyard_datasets::{Dataset, DatasetSource, passes, passes_note};
 
 use crate::checkpoint::TrainingState;
 use crate::plan::RunPlan;
@@ -18,6 +18,22 @@ pub(super) fn on_passes(plan: &RunPlan, dataset: &Dataset) -> String {
     let passes = passes(plan.total_tokens(), train_tokens);
     let note = passes_note(step_tokens, train_tokens).map(|note| format!("; {note}")).unwrap_or_default();
     format!("passes over the training split: {passes:.2}, by {num_steps} steps of {step_tokens} tokens{note}")
+}
+
+/// Which of several sources have no validation loss of their own; `None` if all have one.
+pub(super) fn on_short_sources(plan: &RunPlan, dataset: &Dataset) -> Option<String> {
+    let several = Some(&dataset.sources[..]).filter(|sources| sources.len() > 1).unwrap_or_default();
+    let is_short = |source: &&DatasetSource| source.validation.len() <= plan.seq_len;
+    let words = |source: &DatasetSource| format!("`{}` ({} tokens)", source.name, source.validation.len());
+    let short: Vec<String> = several.iter().filter(is_short).map(words).collect();
+    (!short.is_empty()).then(|| {
+        format!(
+            "no validation loss of its own: {}, whose validation split holds no window of {} tokens: a larger \
+             `validation_fraction` of its split helps",
+            short.join(", "),
+            plan.seq_len + 1
+        )
+    })
 }
 
 /// That a run which was to be resumed begins again, and where its log is.

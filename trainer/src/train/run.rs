@@ -85,9 +85,11 @@ impl<'a> Run<'a> {
         }
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
+        observers.begin_after(loader.sequences_per_source());
         let restarts = *mode == OpenMode::Resume && !resumed;
         let restart = restarts.then(|| notes::on_restart(folder, earlier_log.as_deref()));
-        let first = [Some(notes::on_passes(plan, &dataset)), restart];
+        let first =
+            [Some(notes::on_passes(plan, &dataset)), notes::on_short_sources(plan, &dataset), restart];
         let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from)];
         let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
         told.for_each(|note| observers.note(note));

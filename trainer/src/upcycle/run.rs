@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use switchyard_datasets::{Dataset, Progress, Tokenizer};
+use switchyard_datasets::{Dataset, Progress};
 
 use super::source::DenseSource;
 use super::{UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::device;
+use crate::model_ids::are_other_ids;
 use crate::moved_data;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunFolder, UpcycledFrom};
@@ -42,8 +43,8 @@ pub struct UpcycleSummary {
     pub checkpoint: PathBuf,
     /// Why the mixture does not start as the dense model's function; `None` if it does.
     pub deviation: Option<String>,
-    /// Whether the data is what the dense model was trained on.
-    pub same_data: bool,
+    /// Whether the data is what the dense model was trained on; `None` if that is not known.
+    pub same_data: Option<bool>,
 }
 
 /// Begin a run from the model of `dense`: a run folder with a checkpoint of step 0, fresh
@@ -56,6 +57,7 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
     check::check(&dense.spec, &plan.model, settings.method)?;
     RunFolder::check(out, *mode)?;
+    RunFolder::check_apart(out, *mode, &dense.path)?;
     let dataset = prepared_data(dense, request)?;
     let device = device::select(&config.device)?;
     let model = upcycled_model(dense.model(), &plan.model, *settings, &device)?;
@@ -73,7 +75,7 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
     Ok(UpcycleSummary {
         checkpoint: written,
         deviation: deviation_from_dense(&dense.spec, &plan.model, settings.method),
-        same_data: Some(data_key) == dense.data_hash.as_deref(),
+        same_data: dense.data_hash.as_ref().map(|then| then == data_key),
     })
 }
 
@@ -81,13 +83,7 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
 fn prepared_data(dense: &DenseSource, request: &UpcycleRequest) -> Result<Dataset, TrainError> {
     let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
     let dataset = moved_data::prepare(&request.config.data, &progress.with_stop(request.stop.clone()))?;
-    // Data of ids has no tokenizer that could differ, and a published model need not have one.
-    let own = dense.tokenizer.as_ref().and_then(Tokenizer::to_published_json);
-    let is_other = match own {
-        Some(own) => dataset.tokenizer.to_published_json() != Some(own),
-        None => dense.tokenizer.as_ref().is_some_and(|own| own.to_json() != dataset.tokenizer.to_json()),
-    };
-    if is_other {
+    if are_other_ids(dense.tokenizer.as_ref(), &dataset) {
         return Err(UpcycleError::Tokenizer { checkpoint: dense.path.clone() }.into());
     }
     Ok(dataset)

@@ -11,6 +11,7 @@ use switchyard_model::{ModelSpec, ParameterName};
 use super::DenseModel;
 use crate::TrainError;
 use crate::checkpoint::{Checkpoint, find_checkpoint};
+use crate::model_ids::tokenizer_of_published;
 
 /// A trained dense model, read.
 #[derive(Debug)]
@@ -56,8 +57,7 @@ impl DenseSource {
             let shape = published.shape(&located, name);
             parameters.insert(name, TensorData::new(values, shape));
         }
-        let tokenizer = path.join("tokenizer.json");
-        let tokenizer = tokenizer.is_file().then(|| Tokenizer::load(&tokenizer)).transpose()?;
+        let tokenizer = tokenizer_of_published(path)?;
         let path = path.to_path_buf();
         Ok(Self { path, spec, tokenizer, step: 0, data_hash: None, parameters })
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Progress, prepare};
+use switchyard_datasets::{DatasetSource, Progress, prepare};
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::evaluate::{EvaluationSettings, evaluate};
@@ -85,6 +85,20 @@ fn rows_tell_the_tokens_and_the_losses_of_each_source_and_a_resumed_run_the_same
         assert_eq!((row.num_tokens, row.whole_split), (alone.num_tokens, true));
         let bits = source.manifest.validation.bits_per_byte(row.cross_entropy_nats);
         assert_eq!(row.bits_per_byte, bits);
+    }
+
+    // A step's bits are over the bytes of what the step had of each source.
+    let mut before = BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 0)]);
+    for row in steps(&whole) {
+        let bytes_of = |source: &DatasetSource| {
+            let tokens = row.tokens_per_source[&source.name] - before[&source.name];
+            tokens as f64 * source.manifest.train.bytes_per_token().unwrap()
+        };
+        let bytes: f64 = dataset.sources.iter().map(bytes_of).sum();
+        let tokens = row.tokens_per_source.values().sum::<u64>() - before.values().sum::<u64>();
+        let expected = row.cross_entropy_nats * tokens as f64 / bytes / std::f64::consts::LN_2;
+        assert!((row.bits_per_byte.unwrap() / expected - 1.0).abs() < 1e-12, "step {}", row.step);
+        before = row.tokens_per_source;
     }
 }
 

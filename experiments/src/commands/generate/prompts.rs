@@ -28,6 +28,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, Failure> {
 }
 
 fn parse(text: &str) -> Result<Vec<String>, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let prompt = |(number, line): (usize, &str)| match serde_json::from_str(line) {
         Ok(PromptLine::Text(prompt) | PromptLine::Object { prompt }) => Ok(prompt),
@@ -44,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_prompt_is_a_string_or_an_object_a_line() {
-        let parsed = parse("\"one\"\n\n{\"prompt\": \"t\\nwo\", \"id\": 3}\n");
+        let parsed = parse("\u{feff}\"one\"\n\n{\"prompt\": \"t\\nwo\", \"id\": 3}\n");
         assert_eq!(parsed, Ok(vec!["one".to_owned(), "t\nwo".to_owned()]));
         assert!(parse("\"one\"\ntwo").unwrap_err().starts_with("line 2 is no prompt: write a JSON string"));
         assert!(parse("3").is_err() && parse("{\"text\": \"x\"}").is_err());

@@ -23,7 +23,8 @@ impl Run<'_> {
         if sources.len() > 1 {
             let settings = self.evaluation_settings(max_tokens);
             let model = self.parts.model.get();
-            match evaluate_sources(self.stop, model, sources, &settings, &self.device) {
+            let stores: Vec<_> = sources.iter().map(|source| Some(&source.validation)).collect();
+            match evaluate_sources(self.stop, model, &stores, &settings, &self.device) {
                 Err(TrainError::Interrupted) => return Ok(None),
                 found => evaluation.sources = found?,
             }
