@@ -1,5 +1,6 @@
 //! From a run's logs to the rows that its report draws.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
@@ -11,7 +12,7 @@ use switchyard_trainer::metrics::{EvalRecord, LayerRecord, Record, StepRecord, r
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use crate::failure::Failure;
-use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries};
+use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, ParamCounts, RunSeries, SourcePoint};
 
 /// Time bins of a heat map: more would be narrower than a pixel column can show.
 const MAX_BINS: usize = 60;
@@ -105,9 +106,33 @@ pub(crate) fn run_series(
         energy_joules: manifest.energy_joules,
         data_passes: records.iter().rev().find_map(Record::as_step).and_then(data_passes),
         evals: evals.map(point).collect(),
+        sources: source_points(records),
         layers: layer_series(records),
         alarms: alarms.iter().map(alarm_row).collect(),
     }
+}
+
+/// What each evaluation found on each source that the run trains on.
+fn source_points(records: &[Record]) -> Vec<SourcePoint> {
+    let mut tokens_per_source = BTreeMap::new();
+    let mut points = Vec::new();
+    for record in records {
+        match record {
+            Record::Step(row) => tokens_per_source.clone_from(&row.tokens_per_source),
+            Record::Eval(row) if row.step > 0 => {
+                let names: BTreeSet<&String> = tokens_per_source.keys().chain(row.sources.keys()).collect();
+                points.extend(names.into_iter().map(|source| SourcePoint {
+                    step: row.step,
+                    source: source.clone(),
+                    tokens: tokens_per_source.get(source).copied(),
+                    loss_nats: row.sources.get(source).map(|loss| loss.cross_entropy_nats),
+                    bits_per_byte: row.sources.get(source).and_then(|loss| loss.bits_per_byte),
+                }));
+            }
+            Record::Eval(_) => {}
+        }
+    }
+    points
 }
 
 fn alarm_row(alarm: &Alarm) -> AlarmRow {

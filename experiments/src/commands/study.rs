@@ -36,6 +36,8 @@ fn run_unless(args: &CompareArgs, path: &Path, stop: &Arc<AtomicBool>) -> Result
     let folder = StudyFolder::open(&args.study_folder(&loaded.study.name))?.asking(loaded.questions.clone());
     let arms = equalised(&loaded, arms, folder.root(), &CodeIdentity::of_this_program(), stop)?;
     if args.register {
+        // What cannot be asked is not worth registering.
+        prepare_all(&loaded, &arms, stop)?;
         let protocol = Protocol::of(&loaded, &arms);
         say!("{}", register(folder.root(), &protocol, &sha256_hex(&loaded.text))?);
         return Ok(());
@@ -58,6 +60,8 @@ struct Session<'a> {
     loaded: &'a LoadedStudy,
     arms: &'a [Arm],
     folder: StudyFolder,
+    /// The same folder for pilots, which are not asked any questions: no rate is chosen by them.
+    pilot_folder: StudyFolder,
     protocol: Protocol,
     history: History,
     calibration: Calibration,
@@ -87,6 +91,7 @@ impl<'a> Session<'a> {
             args,
             loaded,
             arms,
+            pilot_folder: folder.clone().asking(None),
             folder,
             protocol,
             history,
@@ -100,7 +105,7 @@ impl<'a> Session<'a> {
 
     /// Say what will be done and what it will cost.
     fn announce(&mut self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
-        let num_pilots = finished_runs(&self.folder, &self.pilots, None)?.len();
+        let num_pilots = finished_runs(&self.pilot_folder, &self.pilots, None)?.len();
         if num_pilots > 0 && num_pilots == self.pilots.len() {
             self.choose_learning_rates()?;
         }
@@ -110,6 +115,7 @@ impl<'a> Session<'a> {
         let runs: Vec<PlannedRun> = self.pilots.iter().cloned().chain(main_runs).chain(further).collect();
         let forecast = Forecast {
             study: &self.loaded.study,
+            questions: self.loaded.questions.as_ref(),
             arms: self.arms,
             runs: &runs,
             calibration: &self.calibration,
@@ -134,7 +140,7 @@ impl<'a> Session<'a> {
     fn run(&mut self, stop: &Arc<AtomicBool>) -> Result<Execution, Failure> {
         let orders = Orders { keep_checkpoints: self.loaded.study.keep_checkpoints, stop };
         if !self.pilots.is_empty() {
-            if run_all(&self.folder, &self.pilots, self.args.shard, orders)? == Execution::Interrupted {
+            if run_all(&self.pilot_folder, &self.pilots, self.args.shard, orders)? == Execution::Interrupted {
                 return Ok(Execution::Interrupted);
             }
             self.choose_learning_rates()?;
@@ -156,7 +162,7 @@ impl<'a> Session<'a> {
         if std::mem::replace(&mut self.has_chosen_rates, true) {
             return Ok(());
         }
-        let finished = finished_runs(&self.folder, &self.pilots, None)?;
+        let finished = finished_runs(&self.pilot_folder, &self.pilots, None)?;
         for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.learning_rates.len() > 1) {
             let of_arm = finished.iter().filter(|run| run.arm == index);
             let best = of_arm
@@ -236,7 +242,8 @@ impl<'a> Session<'a> {
         let all = [(Stage::Pilot, &self.pilots[..]), (Stage::Main, main_runs)].into_iter().chain(further);
         let mut finished = Vec::new();
         for (stage, runs) in all {
-            let of_stage = finished_runs(&self.folder, runs, self.loaded.study.price_per_device_hour)?;
+            let folder = if stage == Stage::Pilot { &self.pilot_folder } else { &self.folder };
+            let of_stage = finished_runs(folder, runs, self.loaded.study.price_per_device_hour)?;
             finished.extend(of_stage.into_iter().map(|run| (stage, run)));
         }
         let held_equal = self.loaded.study.held_equal;

@@ -102,6 +102,7 @@ impl<'a> Session<'a> {
         let data = prepare(&first[0].config.data, &Progress::stderr().with_stop(stop.clone()))?;
         let validation_tokens = data.manifest.validation.num_tokens;
         let forecast = Forecast {
+            questions: None,
             study: &self.study.study,
             arms: first,
             runs: &[],

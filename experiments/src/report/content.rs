@@ -64,6 +64,8 @@ pub(super) struct RunRow {
     pub(super) active_params: Option<u64>,
     /// `None` where the bytes of the text are not known.
     pub(super) final_bits_per_byte: Option<f64>,
+    /// On the test split; `None` without one.
+    pub(super) final_test_bits_per_byte: Option<f64>,
     /// Share of the study's questions whose likeliest choice is right; `None` unless it asks any.
     pub(super) acc: Option<f64>,
     /// Share of them whose likeliest choice per character is right.
@@ -203,6 +205,7 @@ fn run_rows_of_study(result: &StudyResult, series: &[RunSeries]) -> Vec<RunRow> 
             final_loss_nats: run.final_loss_nats,
             final_test_loss_nats: run.final_test_loss_nats,
             final_bits_per_byte: series_of(run).and_then(|series| series.evals.last()?.bits_per_byte),
+            final_test_bits_per_byte: run.final_test_bits_per_byte,
             acc: run.acc,
             acc_norm: run.acc_norm,
             data_passes: series_of(run).and_then(|series| series.data_passes),
@@ -231,6 +234,7 @@ fn run_row_of_series(run: &RunSeries) -> RunRow {
         final_loss_nats: last.map(|eval| eval.loss_nats),
         final_test_loss_nats: run.final_test_loss_nats,
         final_bits_per_byte: last.and_then(|eval| eval.bits_per_byte),
+        final_test_bits_per_byte: None,
         acc: None,
         acc_norm: None,
         data_passes: run.data_passes,

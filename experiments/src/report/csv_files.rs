@@ -10,7 +10,7 @@ use switchyard_ground::printable::printable;
 use super::content::Content;
 use super::series::RunSeries;
 use of_comparisons::{axis_rows, gauge_rows, pair_rows};
-use of_runs::{alarm_rows, curve_rows, load_rows, routing_rows};
+use of_runs::{alarm_rows, curve_rows, load_rows, routing_rows, source_rows};
 
 /// Each file's name and content. Those about comparisons only with a study.
 ///
@@ -21,6 +21,7 @@ pub(super) fn all(content: &Content) -> Result<Vec<(String, Vec<u8>)>> {
     let shown: Vec<&RunSeries> = sparse_arms.iter().filter_map(|arm| arm.sparse_run()).collect();
     let mut files = vec![
         file("curves.csv", content.runs.iter().flat_map(curve_rows))?,
+        file("sources.csv", content.runs.iter().flat_map(source_rows))?,
         file("runs.csv", content.run_rows())?,
         file("load.csv", shown.iter().flat_map(|run| load_rows(run)))?,
         file("routing.csv", shown.iter().flat_map(|run| routing_rows(run)))?,

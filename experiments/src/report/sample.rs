@@ -114,6 +114,7 @@ fn run(model: &ArmModel, seed: u64, num_steps: u64) -> RunSeries {
         energy_joules: Some(num_steps as f64 * 9.4),
         data_passes: Some(num_steps as f64 / 800.0),
         evals: (0..=25).map(eval).collect(),
+        sources: Vec::new(),
         layers: (1..=num_layers).map(|layer| layer_series(model.num_experts, layer, num_steps)).collect(),
         alarms: if model.num_experts == 32 && seed == 1 { vec![alarm] } else { Vec::new() },
     }

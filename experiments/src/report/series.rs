@@ -23,6 +23,8 @@ pub(crate) struct RunSeries {
     pub(crate) data_passes: Option<f64>,
     /// Evaluations of the validation loss, in the order of the steps.
     pub(crate) evals: Vec<EvalPoint>,
+    /// The same evaluations on each of several sources; empty for one.
+    pub(crate) sources: Vec<SourcePoint>,
     /// Its mixture-of-experts layers; empty for a dense run.
     pub(crate) layers: Vec<LayerSeries>,
     /// Alarms that the flight recorder raised.
@@ -52,6 +54,21 @@ pub(crate) struct EvalPoint {
     /// Validation cross-entropy in nats per token.
     pub(crate) loss_nats: f64,
     /// The same in bits per byte of text; `None` where the bytes are not known.
+    pub(crate) bits_per_byte: Option<f64>,
+}
+
+/// The validation loss on one of several sources at one evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SourcePoint {
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+    /// Name of the source.
+    pub(crate) source: String,
+    /// Training tokens seen of it.
+    pub(crate) tokens: Option<u64>,
+    /// Cross-entropy of its validation split in nats per token; `None` where that holds no window.
+    pub(crate) loss_nats: Option<f64>,
+    /// The same in bits per byte of text.
     pub(crate) bits_per_byte: Option<f64>,
 }
 

@@ -47,7 +47,7 @@ fn a_study_has_every_figure_twice_and_every_table() {
         "load-top-2-of-32",
         "entropy",
     ];
-    let tables = ["curves", "runs", "load", "routing", "alarms", "comparisons", "pairs", "gauge"];
+    let tables = ["curves", "runs", "sources", "load", "routing", "alarms", "comparisons", "pairs", "gauge"];
     let pictures = figures.iter().flat_map(|name| [format!("{name}.svg"), format!("{name}.png")]);
     let mut expected: Vec<String> = pictures.chain(tables.iter().map(|name| format!("{name}.csv"))).collect();
     expected.push("report.html".into());

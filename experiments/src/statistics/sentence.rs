@@ -57,6 +57,9 @@ impl PairedDifference {
             Stopping::Planned => "interval",
             Stopping::Open => "interval, which holds whenever one looks,",
         };
+        if self.differences.iter().all(|difference| *difference == 0.0) {
+            return format!("its {} is the same in all {num_pairs} pairs", measure.quantity);
+        }
         let same_sign = (self.sign_consistency * num_pairs as f64).round();
         format!(
             "{mean} ({:.0}% {kind} {:+.4} to {:+.4}; {same_sign} of {num_pairs} pairs have this sign)",

@@ -110,6 +110,13 @@ impl Evidence<'_> {
         routers.find(|(_, router)| !router.config.is_causal()).map(|(_, router)| router.key.as_str())
     }
 
+    /// Key of the first router through which what the arm is judged by depends on later tokens: a loss
+    /// may, an answer is scored as text is written.
+    pub(super) fn loss_from_later_tokens(&self, arm: usize) -> Option<&str> {
+        let is_of_questions = self.loaded.study.question.metric.is_of_questions();
+        self.sees_later_tokens(arm).filter(|_| !is_of_questions)
+    }
+
     fn comparison(&self, arm: usize, question: &Question) -> ArmComparison {
         let pairs = self.pairs(arm, self.num_budgets() - 1);
         ArmComparison {
@@ -163,7 +170,7 @@ impl Evidence<'_> {
         if !on.verdict.is_decided() {
             return reasons;
         }
-        let leaks = [arm, 0].map(|arm| self.sees_later_tokens(arm));
+        let leaks = [arm, 0].map(|arm| self.loss_from_later_tokens(arm));
         let unfair = match (on.verdict, leaks) {
             (Verdict::Wins, [Some(key), None]) => Some((label, key)),
             (Verdict::Loses, [None, Some(key)]) => Some((baseline, key)),
@@ -175,6 +182,15 @@ impl Evidence<'_> {
                  than that of the text that it could write."
             )
         }));
+        if on.split == JudgedSplit::Questions
+            && let Some(interval) = on.interval_within(self.loaded.question().margin, on.verdict)
+        {
+            reasons.push(format!(
+                "It {} on these questions by its seeds, but over questions as well as seeds {interval}: other questions of the kind \
+                 could say otherwise.",
+                on.verdict.word()
+            ));
+        }
         if on.reads_unfinished_schedules {
             reasons.push(format!(
                 "No verdict follows: the runs of a pair end at different {}, and the longer one's loss is read before its \

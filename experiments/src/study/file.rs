@@ -165,6 +165,14 @@ impl QuestionConfig {
                 "give `question.margin` alone, in the metric's unit",
             ));
         }
+        if self.metric.is_of_questions() && self.margin() >= 1.0 {
+            let problem = format!("is {}, and no two shares differ by more than 1", self.margin());
+            return Err(KeyError::new("question.margin", problem, "use a number below 1"));
+        }
+        if self.choices.is_none() && self.delimiter != QuestionConfig::default().delimiter {
+            let problem = format!("is {:?}, but there are no `question.choices`", self.delimiter);
+            return Err(KeyError::new("question.delimiter", problem, "leave it out"));
+        }
         match &self.choices {
             None if self.metric.is_of_questions() => Err(KeyError::new(
                 "question.choices",
@@ -262,8 +270,15 @@ impl LoadedStudy {
         let folder = path.parent().unwrap_or(Path::new(""));
         let base = folder.join(&study.base);
         let QuestionConfig { choices, delimiter, .. } = &study.question;
-        let questions =
-            choices.as_ref().map(|choices| Questions::read(&folder.join(choices), delimiter)).transpose()?;
+        let read = |choices: &PathBuf| {
+            Questions::read(&folder.join(choices), delimiter).map_err(|error| {
+                Failure::Mistake(format!(
+                    "{}: `question.choices`, relative to this file: {error}",
+                    path.display()
+                ))
+            })
+        };
+        let questions = choices.as_ref().map(read).transpose()?;
         Ok(Self { path: path.into(), text, study, base, questions })
     }
 

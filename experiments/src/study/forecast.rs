@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::statistics::smallest_found;
-use switchyard_ground::units::{bytes, duration, scaled};
+use switchyard_ground::units::{bytes, duration, grouped, scaled};
 
 use super::arms::{Arm, held_equal_words};
 use super::calibration::Calibration;
@@ -12,6 +12,7 @@ use super::file::StudyFile;
 use super::judged::EQUAL;
 use super::matrix::PlannedRun;
 use super::metric::Metric;
+use super::questions::Questions;
 use super::result::{Axis, HeldEqual};
 use super::words::axis_words;
 
@@ -20,6 +21,8 @@ use super::words::axis_words;
 pub(crate) struct Forecast<'a> {
     /// The study.
     pub(crate) study: &'a StudyFile,
+    /// Its questions, if it asks any.
+    pub(crate) questions: Option<&'a Questions>,
     /// Its arms.
     pub(crate) arms: &'a [Arm],
     /// Its runs, as far as they are known: those after the pilots stand at the arms' first learning
@@ -109,6 +112,13 @@ impl Forecast<'_> {
             self.calibration.hostname
         );
         let _ = writeln!(text, "  {}", power_words(self.study));
+        if let Some(questions) = self.questions {
+            let _ = writeln!(
+                text,
+                "  each run is asked {} question(s) at its end, which is in no time or cost above",
+                grouped(questions.identity().num_questions as u64)
+            );
+        }
         if let Some(price) = self.study.price_per_device_hour {
             let _ = writeln!(text, "  cost: about {:.2} at {price} per hour", secs / 3600.0 * price);
         }

@@ -260,7 +260,10 @@ impl ArmOutcome {
             .interval
             .map_or(String::new(), |interval| format!(" [{:+.4}, {:+.4}]", interval.low, interval.high));
         let (num_seeds, verdict) = (self.seeds.len(), self.verdict.word());
-        let text = self.split.map_or(String::new(), |split| format!(" on {} text", split.name()));
+        let text = self.split.map_or(String::new(), |split| match split {
+            JudgedSplit::Questions => " on questions".into(),
+            JudgedSplit::Validation | JudgedSplit::Test => format!(" on {} text", split.name()),
+        });
         format!("`{}` {:+.4}{interval}{text} over {num_seeds} seeds, {verdict}", self.arm, self.mean)
     }
 }

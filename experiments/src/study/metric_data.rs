@@ -1,7 +1,7 @@
 //! The data of all arms, and whether a study's metric can be had of it.
 //!
 //! Text is split before it is tokenized, so that arms with tokenizers of their own are judged by the
-//! same bytes.
+//! same bytes, as long as no tokenizer throws any away.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::failure::Failure;
 /// baseline's.
 ///
 /// # Errors
-/// Data that cannot be had; text whose bytes are not known where they are the metric; a question
-/// that a model cannot be asked.
+/// Data that cannot be had; where bytes are the metric, text whose bytes are not known, and a tokenizer
+/// beside another that does not keep all text; a question that a model cannot be asked.
 pub(crate) fn prepare_all(
     loaded: &LoadedStudy,
     arms: &[Arm],
@@ -38,6 +38,18 @@ pub(crate) fn prepare_all(
         if loaded.study.question.metric == Metric::BitsPerByte && !knows_bytes {
             let problem = "`question.metric` is \"bits_per_byte\", but the bytes of its data are not known";
             return Err(in_arm(arm, format!("{problem}: judge by \"nats\"")));
+        }
+        let has_others = arms.iter().any(|other| other.config.data.tokenizer != arm.config.data.tokenizer);
+        if loaded.study.question.metric == Metric::BitsPerByte
+            && has_others
+            && let Some(loss) = what_is_lost(data)
+        {
+            let problem =
+                "its tokenizer does not keep all text, so that its bytes are not those of the other arms";
+            return Err(in_arm(
+                arm,
+                format!("{problem}: {loss}. Judge arms of one tokenizer, or use another"),
+            ));
         }
         if let Some(questions) = &loaded.questions {
             let checked = questions.check(&data.tokenizer, &arm.plan.model);
@@ -60,4 +72,32 @@ fn prepare_once(
     let data = Arc::new(prepare(config, &Progress::stderr().with_stop(stop.clone()))?);
     prepared.insert(key, data.clone());
     Ok(data)
+}
+
+/// Text in several scripts, with all kinds of spaces, that a tokenizer has to give back.
+const PROBES: [&str; 6] = [
+    "The Cat  sat; it WAS\ton 3.14 mats.\nNext",
+    "Kucing itu duduk di atas tikar",
+    "جلست القطة على السجادة",
+    "猫坐在垫子上。",
+    "café naïve Ångström ½ ﬁ",
+    "🙂👍🏽",
+];
+
+/// What of the text the tokenizer of `data` does not keep; `None` if it gives all back.
+fn what_is_lost(data: &Dataset) -> Option<String> {
+    let splits = data.manifest.held_out().map(|(_, split)| split).chain([&data.manifest.train]);
+    let unknown: u64 = splits.map(|split| split.unknown_tokens).sum();
+    if unknown > 0 {
+        return Some(format!("{unknown} tokens are unknown ones"));
+    }
+    let lost_bytes: u64 = data.manifest.held_out().map(|(_, split)| split.lost_bytes).sum();
+    if lost_bytes > 0 {
+        return Some(format!("{lost_bytes} bytes have no id and are left out"));
+    }
+    let given_back = |probe: &str| {
+        data.tokenizer.encode(probe).and_then(|ids| data.tokenizer.decode(&ids)).unwrap_or_default()
+    };
+    let changed = PROBES.iter().map(|probe| (*probe, given_back(probe))).find(|(probe, back)| probe != back);
+    changed.map(|(probe, back)| format!("{probe:?} comes back as {back:?}"))
 }

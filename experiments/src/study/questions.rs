@@ -3,6 +3,7 @@
 //! A run is asked once it is trained, before its checkpoint is deleted; the answers stay in its
 //! folder, with the hash of the questions, so that others are asked anew.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -44,6 +45,9 @@ pub(crate) struct QuestionsIdentity {
     pub(crate) sha256: String,
     /// Number of questions.
     pub(crate) num_questions: usize,
+    /// Those of them that an earlier one is, word for word.
+    #[serde(default)]
+    pub(crate) num_repeated: usize,
     /// What stands between a context and a choice.
     pub(crate) delimiter: String,
 }
@@ -63,10 +67,13 @@ impl Questions {
     ///
     /// # Errors
     /// The file and the line.
-    pub(super) fn read(path: &Path, delimiter: &str) -> Result<Self, Failure> {
+    pub(super) fn read(path: &Path, delimiter: &str) -> Result<Self, TrainError> {
         let questions = choices::read_questions(path)?;
+        let distinct: HashSet<&choices::Question> = questions.iter().collect();
         let identity = QuestionsIdentity {
-            sha256: sha256_hex(serde_json::to_string(&questions)?),
+            // Text, lists and numbers: nothing that JSON cannot hold.
+            sha256: sha256_hex(serde_json::to_string(&questions).unwrap_or_default()),
+            num_repeated: questions.len() - distinct.len(),
             num_questions: questions.len(),
             delimiter: delimiter.into(),
         };
@@ -97,7 +104,7 @@ impl Questions {
         let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.state.step == num_steps) else {
             return Err(Failure::Mistake(format!(
                 "`{}` is trained, but its last checkpoint is not there to be asked the questions of {}: move the folder away or \
-                 delete it, and the same command trains it anew",
+                 delete it, and the same command trains it anew (`keep_checkpoints = true` keeps what other questions need)",
                 folder.display(),
                 self.path.display()
             )));
@@ -133,7 +140,7 @@ impl Questions {
             }
         };
         let answers: RunAnswers = serde_json::from_str(&text).map_err(|error| {
-            let remedy = "delete the run's folder, and the same command trains it anew";
+            let remedy = "delete it, and the run is asked anew";
             Failure::Mistake(format!("{}: no answers of a run: {error}; {remedy}", path.display()))
         })?;
         let is_whole = [&answers.is_right, &answers.is_right_norm]

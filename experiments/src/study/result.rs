@@ -307,6 +307,24 @@ pub(crate) struct AxisComparison {
     pub(crate) sentence: String,
 }
 
+impl AxisComparison {
+    /// The interval over the parts of the text and seeds, in words, if it does not carry `verdict`;
+    /// also where there is none.
+    pub(super) fn interval_within(&self, margin: f64, verdict: Verdict) -> Option<String> {
+        let Some(Interval { low, high }) =
+            self.documents.as_ref().and_then(|parts| parts.interval_with_seeds)
+        else {
+            return Some("there is no interval".into());
+        };
+        let holds = match verdict {
+            Verdict::Wins => high < -margin,
+            Verdict::Loses => low > margin,
+            Verdict::Undecided | Verdict::Fragile => true,
+        };
+        (!holds).then(|| format!("the difference lies in [{low:+.4}, {high:+.4}]"))
+    }
+}
+
 /// When an arm reached the baseline's final loss. With several budgets both curves are those of
 /// finished runs, whose schedules have all come to their end; with one budget, those of the runs'
 /// evaluations on the way.

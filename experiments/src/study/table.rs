@@ -91,9 +91,10 @@ impl StudyResult {
         let measure = self.question.metric.measure();
         comparison.axes.iter().for_each(|on| text.push_str(&self.axis_lines(on)));
         for (time, speedup) in comparison.time_to_loss.iter().zip(&comparison.effective_speedup) {
-            let is_measured = !(time.ratios.is_empty() && speedup.ratios.is_empty());
+            // Tokens are the same as steps. Answers at the end of few runs make no curve.
+            let is_measured = !speedup.ratios.is_empty() && !self.question.metric.is_of_questions();
             if time.axis == Axis::Tokens || !is_measured {
-                continue; // Tokens are the same as steps.
+                continue;
             }
             let _ = writeln!(
                 text,
@@ -165,7 +166,9 @@ fn arm_line(arm: &ArmResult, seeds: &[u64], metric: Metric, split: JudgedSplit) 
         seeds.iter().map(|&seed| format!("{:<8}", arm.loss_words(seed, metric, split))).collect();
     let what = match split {
         JudgedSplit::Questions => metric.measure().quantity.to_string(),
-        JudgedSplit::Validation | JudgedSplit::Test => format!("{} loss", split.name()),
+        JudgedSplit::Validation | JudgedSplit::Test => {
+            format!("{} loss ({})", split.name(), metric.measure().unit)
+        }
     };
     format!("{:<16} final {what} by seed: {}\n", arm.label, losses.join(" ").trim_end())
 }

@@ -7,7 +7,7 @@ use super::metric::JudgedSplit;
 use super::outcome::FinishedRun;
 use super::result::{ArmComparison, ArmResult, Axis, AxisComparison, DivergedRun, Question};
 
-use crate::statistics::{Interval, Stopping, Verdict};
+use crate::statistics::{Stopping, Verdict};
 
 /// Seeds below which a verdict is no claim: with five pairs no test that leaves the distribution
 /// open can reach 5 %.
@@ -313,7 +313,7 @@ fn what_text_it_is_about(evidence: &Evidence<'_>, comparisons: &[ArmComparison])
     notes.extend(on_axis().filter_map(|(arm, on)| other_text(&arm.arm, on, evidence)));
     notes.extend(runs_without_what_others_have(evidence));
     notes.extend(evidence.arms.iter().enumerate().filter_map(|(index, arm)| {
-        let key = evidence.sees_later_tokens(index)?;
+        let key = evidence.loss_from_later_tokens(index)?;
         Some(format!(
             "`{}` sees later tokens (`{key}`): none of its numbers, ratios and gauge included, compares with those of an arm \
              that does not.",
@@ -336,10 +336,19 @@ fn about_questions(evidence: &Evidence<'_>) -> String {
         0 => String::new(),
         count => format!(" Answers to them were printed {count} time(s) before."),
     };
-    let count = evidence.loaded.questions.as_ref().map_or(0, |questions| questions.identity().num_questions);
+    let identity = evidence.loaded.questions.as_ref().map(|questions| questions.identity());
+    let (count, repeated) =
+        identity.map_or((0, 0), |questions| (questions.num_questions, questions.num_repeated));
+    let repeated = match repeated {
+        0 => String::new(),
+        repeated => format!(
+            " {repeated} of them repeat an earlier one word for word: the interval over questions takes them for others, and is too \
+             narrow."
+        ),
+    };
     format!(
-        "The verdict is of {count} questions, each asked at the end of every run; no learning rate is chosen by them, the curves \
-         are of the validation split.{looks}"
+        "The verdict is of {count} question(s), each asked at the end of every run; no learning rate is chosen by them, the curves \
+         are of the validation split.{repeated}{looks}"
     )
 }
 
@@ -365,24 +374,12 @@ fn runs_without_what_others_have(evidence: &Evidence<'_>) -> Vec<String> {
 
 /// A word on a verdict that the documents at hand carry and their spread does not.
 fn other_text(arm: &str, on: &AxisComparison, evidence: &Evidence<'_>) -> Option<String> {
-    let Interval { low, high } = on.documents.as_ref()?.interval_with_seeds?;
-    let margin = evidence.loaded.question().margin;
-    let holds = match on.verdict {
-        Verdict::Wins => high < -margin,
-        Verdict::Loses => low > margin,
-        Verdict::Undecided | Verdict::Fragile => return None,
-    };
-    (!holds).then(|| {
-        let (units, others) = match on.split {
-            JudgedSplit::Questions => ("questions", "questions"),
-            JudgedSplit::Validation | JudgedSplit::Test => ("documents", "text"),
-        };
-        format!(
-            "`{arm}` {} on these {units}; over {units} as well as seeds the difference lies in [{low:+.4}, {high:+.4}], which \
-             decides nothing about other {others}.",
-            on.verdict.word()
-        )
-    })
+    on.documents.as_ref()?.interval_with_seeds?;
+    let within = on.interval_within(evidence.loaded.question().margin, on.verdict)?;
+    Some(format!(
+        "`{arm}` {} on these documents; over documents as well as seeds {within}, which decides nothing about other text.",
+        on.verdict.word()
+    ))
 }
 
 fn edge_of_grid(label: &str, grid: &[f64], chosen: f64) -> Option<String> {

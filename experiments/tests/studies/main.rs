@@ -307,7 +307,7 @@ fn the_verdict_is_of_text_that_nothing_was_chosen_by_over_seeds_and_documents() 
     desk.write("study.toml", &study);
     let (verdict, _) = desk.ok(&["compare", "study.toml", "--out", "out"]);
     for told in [
-        "final test loss by seed",
+        "final test loss (nats) by seed",
         "nats of test text",
         "over ",
         "2 by 2 crossed",

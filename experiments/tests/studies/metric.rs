@@ -172,7 +172,12 @@ fn arms_are_judged_by_the_questions_that_they_answer_at_their_end() {
     let desk = desk(QUESTIONS);
     desk.write("questions.jsonl", &questions(40));
     let (verdict, _) = desk.ok(&["compare", "study.toml", "--out", "out"]);
-    for told in ["error (1 - acc_norm) differs by", "The verdict is of 40 questions", "by seed: 0."] {
+    for told in [
+        "error (1 - acc_norm)",
+        "The verdict is of 40 question(s)",
+        "37 of them repeat an earlier one",
+        "by seed: 0.",
+    ] {
         assert!(verdict.contains(told), "{told}: {verdict}");
     }
     let result = desk.json("out/result.json");
@@ -209,13 +214,33 @@ fn arms_are_judged_by_the_questions_that_they_answer_at_their_end() {
     assert_eq!(output.status.code(), Some(2), "{message}");
 }
 
+/// A byte-level model without merges: a token for each byte, named as GPT-2 names it.
+fn byte_model() -> Value {
+    let is_printed = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let others = (0..256).filter(|byte| !is_printed(*byte));
+    let named = others.zip(256..).chain((0..256).filter(|byte| is_printed(*byte)).map(|byte| (byte, byte)));
+    let vocab: serde_json::Map<String, Value> =
+        named.map(|(byte, char)| (char::from_u32(char).unwrap().to_string(), byte.into())).collect();
+    serde_json::json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []})
+}
+
+#[test]
+fn one_question_claims_nothing() {
+    let study = QUESTIONS.replace("seeds = [0, 1]", "seeds = [0, 1, 2, 3, 4, 5]").replace("acc_norm", "acc");
+    let desk = desk(&study.replace("\"model.ffn.d_ff=64\"", "\"train.num_steps=6\""));
+    desk.write("questions.jsonl", &questions(1));
+    let (verdict, _) = desk.ok(&["compare", "study.toml", "--out", "out"]);
+    assert!(verdict.contains("is the same in all 6 pairs") && verdict.contains("undecided"), "{verdict}");
+}
+
 #[test]
 fn what_a_metric_needs_is_asked_before_anything_is_trained() {
     let desk = desk(QUESTIONS);
     assert_refused(&desk, "questions.jsonl");
     desk.write("questions.jsonl", &questions(3).replace("\"x\"", "\"\""));
     assert_refused(&desk, "`choices[2]` is empty");
-    let long = serde_json::json!({"context": "a", "choices": ["b".repeat(40)], "answer": 0});
+    let long = serde_json::json!({"context": "a", "choices": ["b".repeat(40), "c"], "answer": 0});
     desk.write("questions.jsonl", &long.to_string());
     assert_refused(&desk, "41 tokens, and the model 32 positions");
     for (from, to, reason) in [
@@ -223,6 +248,8 @@ fn what_a_metric_needs_is_asked_before_anything_is_trained() {
         ("\"acc_norm\"", "\"nats\"", "`question.choices` is questions.jsonl"),
         ("\"acc_norm\"", "\"f1\"", "unknown variant `f1`"),
         ("choices =", "margin_nats = 0.01\nchoices =", "`question.margin_nats` is 0.01"),
+        ("choices =", "margin = 1.5\nchoices =", "`question.margin` is 1.5"),
+        ("choices = \"questions.jsonl\"", "choices = \"\"", "`question.choices`, relative to this file"),
     ] {
         desk.write("study.toml", &QUESTIONS.replace(from, to));
         assert_refused(&desk, reason);
@@ -233,6 +260,20 @@ fn what_a_metric_needs_is_asked_before_anything_is_trained() {
     desk.write("questions.jsonl", &questions(3));
     desk.write("study.toml", &QUESTIONS.replace("\"model.ffn.d_ff=64\"", &wide));
     assert_refused(&desk, "experts that take their best tokens need the later");
+    // A tokenizer that lowers capitals keeps fewer bytes than it is judged by.
+    let plain = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let lowering = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": plain, "post_processor": null, "decoder": plain,
+        "model": byte_model()
+    });
+    desk.write("lowering.json", &lowering.to_string());
+    let lowers = TOKENIZERS
+        .replace("{ bpe = { vocab_size = 300 } }", "{ file = { path = \"lowering.json\" } }")
+        .replace("\"data.tokenizer", "'data.tokenizer")
+        .replace("} }\"]", "} }']");
+    desk.write("study.toml", &lowers);
+    assert_refused(&desk, "its tokenizer does not keep all text");
     desk.write("base.toml", super::BASE);
     desk.write(
         "study.toml",

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use crate::report::axes::{AXES, name};
 use crate::statistics::{Gauge, GaugePoint, Interval};
-use crate::study::Metric;
 use crate::study::result::{ArmComparison, Axis, AxisComparison, StudyResult};
 
 /// One arm against the baseline on one axis.
@@ -15,7 +14,8 @@ pub(super) struct AxisRow<'a> {
     arm: &'a str,
     baseline: &'a str,
     axis: &'static str,
-    metric: Metric,
+    /// What the differences are of: of an accuracy, what is missing from 1.
+    quantity: String,
     num_seeds: usize,
     mean_difference: f64,
     standard_deviation: Option<f64>,
@@ -59,7 +59,7 @@ pub(super) fn axis_rows<'a>(arm: &'a ArmComparison, result: &'a StudyResult) -> 
             arm: &arm.arm,
             baseline: &result.baseline,
             axis: name(of_axis.axis),
-            metric: result.question.metric,
+            quantity: result.question.metric.measure().of_quantity(),
             num_seeds: difference.differences.len(),
             mean_difference: difference.mean,
             standard_deviation: difference.standard_deviation,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, RunSeries};
+use crate::report::series::{AlarmRow, EvalPoint, LayerSeries, RunSeries, SourcePoint};
 
 /// One evaluation.
 #[derive(Default, Serialize)]
@@ -34,6 +34,38 @@ pub(super) fn curve_rows(run: &RunSeries) -> Vec<CurveRow<'_>> {
         bits_per_byte: eval.bits_per_byte,
     };
     run.evals.iter().map(row).collect()
+}
+
+/// One evaluation on one of several sources.
+#[derive(Default, Serialize)]
+pub(super) struct SourceRow<'a> {
+    arm: &'a str,
+    run: &'a str,
+    seed: u64,
+    num_steps: u64,
+    step: u64,
+    source: &'a str,
+    tokens: Option<u64>,
+    loss_nats: Option<f64>,
+    bits_per_byte: Option<f64>,
+}
+
+pub(super) fn source_rows(run: &RunSeries) -> Vec<SourceRow<'_>> {
+    let RunSeries { arm, label, seed, num_steps, .. } = run;
+    let points = run.sources.iter();
+    points
+        .map(|SourcePoint { step, source, tokens, loss_nats, bits_per_byte }| SourceRow {
+            arm,
+            run: label,
+            seed: *seed,
+            num_steps: *num_steps,
+            step: *step,
+            source,
+            tokens: *tokens,
+            loss_nats: *loss_nats,
+            bits_per_byte: *bits_per_byte,
+        })
+        .collect()
 }
 
 /// The share of one expert in one time bin.

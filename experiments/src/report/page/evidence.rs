@@ -106,7 +106,7 @@ pub(super) fn runs(content: &Content) -> Section {
 
 fn run_table(rows: &[RunRow]) -> Table {
     type Cell = fn(&RunRow) -> String;
-    let columns: [(&str, Cell); 16] = [
+    let columns: [(&str, Cell); 17] = [
         ("run", |run| run.run.clone()),
         ("arm", |run| run.arm.clone()),
         ("seed", |run| run.seed.to_string()),
@@ -114,6 +114,7 @@ fn run_table(rows: &[RunRow]) -> Table {
         ("final loss (nats)", |run| or_absent(run.final_loss_nats, nats)),
         ("test loss (nats)", |run| or_absent(run.final_test_loss_nats, nats)),
         ("bits per byte", |run| or_absent(run.final_bits_per_byte, nats)),
+        ("test bits per byte", |run| or_absent(run.final_test_bits_per_byte, nats)),
         ("acc", |run| or_absent(run.acc, nats)),
         ("acc_norm", |run| or_absent(run.acc_norm, nats)),
         ("tokens", |run| or_absent(run.tokens, |tokens| scaled(tokens as f64, ""))),

@@ -73,6 +73,7 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
             ul { @for (arm, axis) in sentences { li { (arm) ", " (name(axis.axis)) ": " (with_code(&axis.sentence)) } } }
         }
         (trust(result))
+        @if !result.question.metric.is_of_questions() {
         h3 { "Time to the baseline's loss" }
         p {
             "What an arm needed to reach the final loss of the baseline, as a share of what the baseline needed: \
@@ -84,6 +85,7 @@ pub(super) fn comparisons(content: &Content, result: &StudyResult, figures: &Fig
             "What the baseline would need for an arm's final loss, over what the arm used: above 1 the arm is ahead."
         }
         (table_or(&speedups(arms), "Not measured."))
+        }
         @if let Some(gauge) = &figures.gauge {
             h3 { "As compute grows" }
             (figure(gauge))
@@ -126,11 +128,21 @@ fn differences(arms: &[ArmComparison], result: &StudyResult) -> Table {
     };
     let rows = arms.iter().flat_map(|arm| arm.axes.iter().map(move |axis| row(&arm.arm, axis)));
     Table::new(
-        format!("Loss of an arm minus loss of {}: below zero the arm is better", result.baseline),
+        format!(
+            "{} of an arm minus that of {}: below zero the arm is better",
+            capitalised(measure.quantity),
+            result.baseline
+        ),
         3,
         &head,
     )
     .with_rows(rows)
+}
+
+/// `text` with a capital at its beginning.
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
 
 fn times(arms: &[ArmComparison]) -> Table {

@@ -29,13 +29,16 @@ pub(super) fn trust(result: &StudyResult) -> Markup {
 }
 
 fn table(arms: &[&ArmComparison], result: &StudyResult) -> Table {
+    let parts = if result.question.metric.is_of_questions() { "questions" } else { "documents" };
+    let (over, over_seeds, ahead) =
+        (format!("interval over {parts}"), format!("over {parts} and seeds"), format!("{parts} ahead"));
     let head = [
         "arm",
         "text",
-        "interval over documents",
-        "over documents and seeds",
-        "documents",
-        "documents ahead",
+        &over,
+        &over_seeds,
+        parts,
+        &ahead,
         "last bits",
         "initial values",
         "data order",

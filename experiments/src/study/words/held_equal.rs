@@ -23,14 +23,9 @@ pub(super) fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
         }
         HeldEqual::ActiveFlops => {
             "Held equal are the active training FLOPs: an arm whose tokens cost more does fewer steps, so that all schedules \
-             end at equal FLOPs, to half a step. For the same seed all arms see the same tokens in the same order as far as they come, and \
-             parts of the same name and shape start from the same values; evaluation is dropless and covers the whole \
-             validation split."
+             end at equal FLOPs, to half a step."
         }
-        _ => {
-            "All arms see the same tokens in the same order for the same seed, and parts of the same name and shape start \
-             from the same values; evaluation is dropless and covers the whole validation split."
-        }
+        _ => "",
     };
     let at_equal_x = match study.budget.num_steps.len() {
         1 => {
@@ -43,8 +38,8 @@ pub(super) fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
              have come to their end."
         }
     };
-    let mut notes = vec![held_equal.to_string(), at_equal_x.into()];
-    notes.extend(own_tokenizers(evidence.arms));
+    let told = [held_equal.to_string(), what_is_the_same(evidence.arms), at_equal_x.into()];
+    let mut notes: Vec<String> = told.into_iter().filter(|note| !note.is_empty()).collect();
     if study.held_equal == HeldEqual::Memory {
         notes.extend(evidence.arms[1..].iter().filter_map(|arm| measured_peaks(arm, evidence)));
     }
@@ -69,14 +64,28 @@ pub(super) fn how_it_was_compared(evidence: &Evidence<'_>) -> Vec<String> {
     notes
 }
 
-/// What it means that arms have tokenizers of their own; nothing if all have one.
-fn own_tokenizers(arms: &[Arm]) -> Option<String> {
-    let differs = |arm: &Arm| arm.config.data.tokenizer != arms[0].config.data.tokenizer;
-    arms.iter().any(differs).then(|| {
-        "The arms have tokenizers of their own: as many tokens are other amounts of text, in another order, and the losses \
-         are those of the same held-out bytes."
-            .into()
-    })
+/// What all arms have in common for the same seed.
+fn what_is_the_same(arms: &[Arm]) -> String {
+    let have_own_tokenizers =
+        arms.iter().any(|arm| arm.config.data.tokenizer != arms[0].config.data.tokenizer);
+    let read_otherwise = arms.iter().any(|arm| arm.plan.carries_state != arms[0].plan.carries_state);
+    let tokens = match (have_own_tokenizers, read_otherwise) {
+        (true, _) => {
+            "The arms have tokenizers of their own: as many tokens are other amounts of text, in another order, and the losses \
+             are those of the same held-out bytes. For the same seed"
+        }
+        (false, true) => {
+            "Some arms read the text in streams and others in shuffled windows: the same tokens, in another order. For the same \
+             seed"
+        }
+        (false, false) => {
+            "For the same seed all arms see the same tokens in the same order as far as they come, and"
+        }
+    };
+    format!(
+        "{tokens} parts of the same name and shape start from the same values; evaluation is dropless and covers the whole \
+         validation split."
+    )
 }
 
 /// What was measured of an arm's memory beside the baseline's.
