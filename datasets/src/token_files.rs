@@ -7,6 +7,7 @@ mod id_files;
 mod layout;
 mod megatron;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -40,7 +41,8 @@ pub(crate) fn open(
     let key = key(tokens, rule, &train, [validation.as_ref(), test.as_ref()]);
     let splits = [Some(&train), validation.as_ref(), test.as_ref()];
     let files = splits.into_iter().flatten().flat_map(|split| &split.files);
-    let notes = files.filter_map(|file| file.note.clone()).collect();
+    let mut notes: Vec<String> = files.filter_map(|file| file.note.clone()).collect();
+    notes.extend(shared_files(&splits));
 
     let spans = Spans::new(rule, &train, validation.as_ref(), test.as_ref());
     let store = |split, (file, span): (&IdFiles, Range<usize>)| file.store(split, span, *vocab_size);
@@ -73,6 +75,22 @@ pub(crate) fn open(
     };
     let (train, validation, test) = (train_store, validation_store, test_store);
     Ok(Dataset { train, validation, test, tokenizer, manifest, folder: None, sources: Vec::new() })
+}
+
+/// A word on each file whose content an earlier split has too.
+fn shared_files(splits: &[Option<&IdFiles>]) -> Vec<String> {
+    let (mut notes, mut seen) = (Vec::new(), BTreeMap::new());
+    for (name, split) in ["train", "validation", "test"].into_iter().zip(splits) {
+        let files = || split.iter().flat_map(|files| &files.files);
+        for file in files() {
+            notes.extend(seen.get(&file.sha256).map(|other| {
+                let path = file.path.display();
+                format!("`{path}` of the {name} split is in the {other} split too: its loss is of text already seen")
+            }));
+        }
+        seen.extend(files().map(|file| (file.sha256, name)));
+    }
+    notes
 }
 
 /// Where the ids of each split lie: in files of its own, or one after the other in those of `train`.
@@ -121,6 +139,23 @@ mod tests {
     use super::layout::{LLM_C_HEADER_BYTES, LLM_C_MAGIC_16_BIT, LLM_C_MAGIC_32_BIT};
     use super::*;
     use crate::config::TokenDtype;
+
+    #[test]
+    fn a_file_that_is_in_two_splits_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for (name, first) in [("a.bin", 1_u8), ("b.bin", 2)] {
+            std::fs::write(path(name), [first, 0, 3, 0, 1, 0, 2, 0]).unwrap();
+        }
+        std::fs::copy(path("a.bin"), path("copy.bin")).unwrap();
+        let notes = |validation: &str| {
+            let (train, validation) = (path("a.bin"), Some(path(validation)));
+            let tokens = TokensConfig { train, validation, test: None, vocab_size: 9, dtype: None };
+            open(&tokens, SplitRule::new(None), &Progress::silent()).unwrap().manifest.notes
+        };
+        assert!(notes("copy.bin")[0].contains("copy.bin` of the validation split is in the train split too"));
+        assert!(notes("b.bin").is_empty());
+    }
 
     fn open_bytes(
         bytes: &[u8],

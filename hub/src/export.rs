@@ -64,7 +64,7 @@ pub struct Fit {
     pub deviation: Option<String>,
 }
 
-/// The family that can express `config`: `asked`, or the first that does so exactly, or but for the
+/// The family that can express `config`: `asked`, or the first in transformers that does so exactly, or but for the
 /// constant under the root of the norm of queries and keys.
 ///
 /// # Errors
@@ -73,7 +73,8 @@ pub fn family_for(config: &ModelConfig, asked: Option<Family>) -> Result<Fit, Hu
     if config.lstm.is_some() {
         return Err(HubError::NoFamily { key: "model.lstm" });
     }
-    let families = asked.map_or(Family::ALL.to_vec(), |family| vec![family]);
+    let known = || Family::ALL.into_iter().filter(|family| family.is_in_transformers()).collect();
+    let families: Vec<Family> = asked.map_or_else(known, |family| vec![family]);
     if let Some(family) = families.iter().find(|family| expresses(**family, config)) {
         return Ok(Fit { family: *family, deviation: None });
     }

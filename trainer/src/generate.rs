@@ -39,6 +39,8 @@ pub struct GenerationSettings {
     pub routing: Option<GenerationRule>,
     /// A text ends before the first of these.
     pub stop: Vec<String>,
+    /// Whether a text ends at the mark that ends a document, which is no part of it.
+    pub ends_with_document: bool,
     /// Whether what earlier tokens left in the layers is kept, where that gives the same text;
     /// otherwise each token goes over the whole context.
     pub keeps_cache: bool,
@@ -56,6 +58,7 @@ impl GenerationSettings {
             sampling,
             routing: None,
             stop: Vec::new(),
+            ends_with_document: false,
             keeps_cache: true,
             traces_experts: false,
         }
@@ -94,9 +97,10 @@ pub enum GenerationEvent<'a> {
 pub struct GeneratedText {
     /// What follows the prompt.
     pub text: String,
-    /// Tokens that were generated, also those of a stop string, which is not part of the text.
+    /// Tokens that were generated, also those of a stop string and the mark that ends a document,
+    /// which are not part of the text.
     pub num_tokens: usize,
-    /// Whether a stop string ended it.
+    /// Whether a stop string or that mark ended it.
     pub is_stopped: bool,
 }
 
@@ -254,6 +258,9 @@ struct TextInProgress<'a> {
     context: Context,
     decoder: DecodeStream<'a>,
     stop: StopScanner,
+    /// The token that ends it, if one does.
+    end: Option<u32>,
+    has_ended: bool,
     text: String,
     num_tokens: usize,
 }
@@ -275,16 +282,21 @@ impl<'a> TextInProgress<'a> {
         }
         let stop = StopScanner::new(&settings.stop);
         let context = Context::new(ids, settings.num_tokens);
-        Ok(Self { context, decoder, stop, text: String::new(), num_tokens: 0 })
+        let end = tokenizer.end_of_document().filter(|_| settings.ends_with_document);
+        Ok(Self { context, decoder, stop, end, has_ended: false, text: String::new(), num_tokens: 0 })
     }
 
     fn is_done(&self) -> bool {
-        self.stop.has_stopped()
+        self.has_ended || self.stop.has_stopped()
     }
 
     /// What the last token adds to the text.
     fn next_piece(&mut self) -> Result<String, TrainError> {
         let Some(token) = self.context.ids().last() else { return Ok(String::new()) };
+        self.has_ended = self.end == Some(*token);
+        if self.has_ended {
+            return Ok(String::new());
+        }
         let piece = self.stop.push(&self.decoder.push(*token)?);
         self.text.push_str(&piece);
         Ok(piece)
@@ -292,11 +304,11 @@ impl<'a> TextInProgress<'a> {
 
     /// The text, and what of it was still held back.
     fn finish(self) -> Result<(GeneratedText, String), TrainError> {
-        let Self { decoder, mut stop, mut text, num_tokens, .. } = self;
+        let Self { decoder, mut stop, has_ended, mut text, num_tokens, .. } = self;
         let mut rest = stop.push(&decoder.finish()?);
         rest.push_str(&stop.take_held());
         text.push_str(&rest);
-        Ok((GeneratedText { text, num_tokens, is_stopped: stop.has_stopped() }, rest))
+        Ok((GeneratedText { text, num_tokens, is_stopped: has_ended || stop.has_stopped() }, rest))
     }
 }
 

@@ -183,6 +183,9 @@ pub(crate) struct GenerateArgs {
     /// End the text before this string; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+    /// Go on behind the mark that ends a document, where a text ends otherwise
+    #[arg(long)]
+    pub(crate) past_end: bool,
     /// Seed of the choice of tokens
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,

@@ -70,6 +70,7 @@ fn settings(args: &GenerateArgs) -> Result<GenerationSettings, Failure> {
         seed: args.seed,
         routing: args.routing.map(|RoutingArg::TopK| GenerationRule::TopK),
         stop: args.stop.clone(),
+        ends_with_document: !args.past_end,
         keeps_cache: !args.no_cache,
         traces_experts: args.trace.is_some(),
         ..GenerationSettings::new(args.num_tokens, sampling)

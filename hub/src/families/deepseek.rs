@@ -1,4 +1,4 @@
-//! DeepSeek-V2 and V3.
+//! DeepSeekMoE, DeepSeek-V2 and V3.
 
 use serde_json::{Map, Value, json};
 use switchyard_experts::MoeLayersConfig;
@@ -7,13 +7,35 @@ use switchyard_router::{BiasRule, ExpertGroups, GroupScore, RouterConfig, Sigmoi
 
 use super::PLAIN_MOE;
 use crate::HubError;
-use crate::decoder_config::{self, bare, bias_on_all, plain_attention, plain_ffn, plain_moe, rope_of};
+use crate::decoder_config::{
+    self, Defaults, bare, bias_on_all, plain_attention, plain_ffn, plain_moe, rope_of,
+};
 use crate::keys::Keys;
 use crate::rope::{self, RopeDefaults};
 use crate::table::MoeNames;
 
 pub(super) const NAMES: MoeNames =
     MoeNames { selection_bias: &["mlp.gate.e_score_correction_bias"], ..PLAIN_MOE };
+
+/// The names of the first, whose router has no bias.
+pub(super) const NAMES_V1: MoeNames = PLAIN_MOE;
+
+/// DeepSeekMoE (arXiv:2401.06066): a Llama whose layers but the first are mixtures.
+pub(super) fn read_v1(keys: &Keys) -> Result<ModelConfig, HubError> {
+    let mut model = decoder_config::read(keys, Defaults::default())?;
+    model.attention_mut().bias = bias_on_all(keys, "attention_bias", false)?;
+    for (key, only) in
+        [("pretraining_tp", json!(1)), ("moe_layer_freq", json!(1)), ("scoring_func", json!("softmax"))]
+    {
+        keys.must_be(key, &only)?;
+    }
+    let router = RouterConfig {
+        renormalise: keys.flag_or("norm_topk_prob", false)?,
+        ..RouterConfig::top_k(keys.size_of(&["num_experts_per_tok"])?)
+    };
+    read_experts(keys, &mut model, router, 0)?;
+    Ok(model)
+}
 
 pub(super) fn read_v2(keys: &Keys) -> Result<ModelConfig, HubError> {
     let mut model = read_latent(keys)?;
@@ -141,6 +163,19 @@ pub(super) fn read_experts(
     }
     model.ffn.moe = Some(moe);
     Ok(())
+}
+
+pub(super) fn write_v1(model: &ModelConfig) -> Map<String, Value> {
+    let mut config = decoder_config::write(model);
+    config.insert("attention_bias".into(), json!(model.attention().bias == AttentionBias::All));
+    write_experts(model, &mut config);
+    config.remove("routed_scaling_factor");
+    if let Some(moe) = &model.ffn.moe {
+        config.insert("norm_topk_prob".into(), json!(moe.router.renormalise));
+        config.insert("scoring_func".into(), json!("softmax"));
+        config.insert("moe_layer_freq".into(), json!(1));
+    }
+    config
 }
 
 pub(super) fn write_v2(model: &ModelConfig) -> Map<String, Value> {

@@ -51,7 +51,9 @@ pub enum Family {
     Qwen2Moe,
     /// Qwen3-MoE.
     Qwen3Moe,
-    /// DeepSeek-V2 and DeepSeek-MoE with latent attention.
+    /// The first DeepSeekMoE.
+    Deepseek,
+    /// DeepSeek-V2.
     DeepseekV2,
     /// DeepSeek-V3 and R1.
     DeepseekV3,
@@ -69,7 +71,7 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -82,6 +84,7 @@ impl Family {
         Self::Olmoe,
         Self::Qwen2Moe,
         Self::Qwen3Moe,
+        Self::Deepseek,
         Self::DeepseekV2,
         Self::DeepseekV3,
         Self::GptOss,
@@ -106,6 +109,7 @@ impl Family {
             Self::Olmoe => ("olmoe", "OlmoeForCausalLM"),
             Self::Qwen2Moe => ("qwen2_moe", "Qwen2MoeForCausalLM"),
             Self::Qwen3Moe => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+            Self::Deepseek => ("deepseek", "DeepseekForCausalLM"),
             Self::DeepseekV2 => ("deepseek_v2", "DeepseekV2ForCausalLM"),
             Self::DeepseekV3 => ("deepseek_v3", "DeepseekV3ForCausalLM"),
             Self::GptOss => ("gpt_oss", "GptOssForCausalLM"),
@@ -114,6 +118,11 @@ impl Family {
             Self::GraniteMoe => ("granitemoe", "GraniteMoeForCausalLM"),
             Self::PhiMoe => ("phimoe", "PhimoeForCausalLM"),
         }
+    }
+
+    /// Whether transformers has its class: what is written of another needs code of its own there.
+    pub fn is_in_transformers(self) -> bool {
+        self != Self::Deepseek
     }
 
     /// The family of a `model_type`; `None` if it is of none.
@@ -148,6 +157,7 @@ impl Family {
             Self::Olmoe => olmo::read_olmoe(keys),
             Self::Qwen2Moe => qwen::read_qwen2_moe(keys),
             Self::Qwen3Moe => qwen::read_qwen3_moe(keys),
+            Self::Deepseek => deepseek::read_v1(keys),
             Self::DeepseekV2 => deepseek::read_v2(keys),
             Self::DeepseekV3 => deepseek::read_v3(keys),
             Self::GptOss => gpt_oss::read(keys),
@@ -185,6 +195,7 @@ impl Family {
             Self::Olmoe => olmo::write_olmoe(model),
             Self::Qwen2Moe => qwen::write_qwen2_moe(model),
             Self::Qwen3Moe => qwen::write_qwen3_moe(model),
+            Self::Deepseek => deepseek::write_v1(model),
             Self::DeepseekV2 => deepseek::write_v2(model),
             Self::DeepseekV3 => deepseek::write_v3(model),
             Self::GptOss => gpt_oss::write(model),
@@ -214,6 +225,7 @@ impl Family {
             Self::Mixtral => Some(mixtral::NAMES),
             Self::Olmoe | Self::Qwen3Moe => Some(PLAIN_MOE),
             Self::Qwen2Moe => Some(MoeNames { shared: "mlp.shared_expert", ..PLAIN_MOE }),
+            Self::Deepseek => Some(deepseek::NAMES_V1),
             Self::DeepseekV2 | Self::DeepseekV3 | Self::Glm4Moe => Some(deepseek::NAMES),
             Self::Ernie45Moe => Some(ernie::NAMES),
             Self::GraniteMoe => Some(granite::NAMES),

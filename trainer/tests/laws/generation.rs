@@ -127,3 +127,23 @@ fn a_text_ends_before_its_stop_string_and_the_others_go_on() {
     assert!(texts[0].is_stopped && texts[0].num_tokens < NUM_TOKENS);
     assert!(texts[1].is_stopped || texts[1] == whole[1]);
 }
+
+#[test]
+fn a_text_ends_at_the_mark_of_a_documents_end_unless_it_is_to_go_on() {
+    let model = model(&tiny::dense());
+    let text = |end: Option<u32>, ends_with_document: bool| {
+        let tokenizer = Tokenizer::Ids { vocab_size: 256, end_of_document: end };
+        let settings = GenerationSettings { ends_with_document, ..settings() };
+        let generated =
+            generate_all(&model, &tokenizer, &[Some("7")], &settings, &Device::flex(), |_| Ok(())).unwrap();
+        generated.texts.into_iter().next().unwrap()
+    };
+    let whole = text(None, true);
+    let ids: Vec<&str> = whole.text.split_whitespace().collect();
+    let mark = ids[6];
+    let before = ids.iter().position(|id| *id == mark).unwrap();
+    let ended = text(mark.parse().ok(), true);
+    assert_eq!(ended.text.split_whitespace().collect::<Vec<_>>(), ids[..before]);
+    assert!(ended.is_stopped && ended.num_tokens == before + 1);
+    assert_eq!(text(mark.parse().ok(), false), whole);
+}
