@@ -272,7 +272,7 @@ fn every_command_that_works_for_long_can_be_stopped() {
     desk.write("sweep.toml", SWEEP);
     let endless = ["--set", "train.num_steps=1000000"];
     let cases: [(&[&str], &str); 7] = [
-        (&["generate", "run", "--num-tokens", "100000000"], "out"),
+        (&["generate", "run", "--num-tokens", "100000000", "--past-end"], "out"),
         (&["compare", "dense.toml", "moe.toml", endless[0], endless[1]], "runs"),
         (&["compare", "study.toml", "--out", "study"], "study/runs"),
         (&["sweep", "sweep.toml", "--out", "sweep"], "sweep/runs"),
