@@ -82,6 +82,13 @@ pub struct TrainConfig {
     pub head_z_loss_weight: Option<f64>,
     /// The optimizer.
     pub adamw: AdamWConfig,
+    /// Take no step whose loss or gradient is far above those before; absent takes all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_spikes: Option<SkipSpikesConfig>,
+    /// Parameters that are trained otherwise than the rest. One that several groups name belongs to
+    /// the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<ParameterGroupConfig>,
     /// The learning rate over the steps; at most one table inside. Absent is constant.
     #[serde(default)]
     pub schedule: ScheduleConfig,
@@ -120,6 +127,38 @@ pub struct AdamWConfig {
     /// Decay the embedding (and a tied head) too, as nanoGPT does; default false.
     #[serde(default)]
     pub decay_embeddings: bool,
+}
+
+/// `[train.skip_spikes]`: what a spike is (arXiv:2501.00656, section 3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SkipSpikesConfig {
+    /// Steps that a step is compared with, the last ones; default 128. Nothing is skipped before half
+    /// of them are done.
+    #[serde(default = "default_spike_window_steps")]
+    pub window_steps: usize,
+    /// Standard deviations above their mean from which a loss or a gradient norm is a spike; default 6.
+    #[serde(default = "default_spike_deviations")]
+    pub deviations: f64,
+}
+
+/// A group of parameters: one of `[[train.groups]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterGroupConfig {
+    /// Which parameters: `role:` and embedding, head, norms, attention, lstm, dense, router, experts or
+    /// shared_experts; or a name with `*`, such as `blocks.0.*`.
+    #[serde(rename = "match")]
+    pub matches: String,
+    /// Their learning rate over the run's; default 1.
+    #[serde(default = "default_learning_rate_factor")]
+    pub learning_rate_factor: f64,
+    /// Their weight decay, vectors included; absent is as `train.adamw` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Keep them as they are; default false.
+    #[serde(default)]
+    pub freeze: bool,
 }
 
 /// The learning rate over the steps: linear warm-up, then at most one of the tables.
@@ -387,6 +426,18 @@ fn default_beta2() -> f64 {
 
 fn default_adam_epsilon() -> f64 {
     1e-8
+}
+
+fn default_spike_window_steps() -> usize {
+    128
+}
+
+fn default_spike_deviations() -> f64 {
+    6.0
+}
+
+fn default_learning_rate_factor() -> f64 {
+    1.0
 }
 
 fn default_weight_decay() -> f64 {

@@ -26,7 +26,7 @@ pub(crate) struct MovingParts {
 
 impl MovingParts {
     /// Does the next step and says what it measured. A step that fails changes nothing but the
-    /// loader.
+    /// loader; one that is skipped counts, and moves no parameter.
     pub(crate) fn step(
         &mut self,
         config: &RunConfig,
@@ -47,8 +47,14 @@ impl MovingParts {
         };
         let (gradients, mut measurements) =
             step_gradients(self.model.get(), micro_batches, &settings, device)?;
-        let updated = |model| self.optimizer.update(model, gradients, learning_rate);
-        self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+        measurements.spike = config.train.skip_spikes.and_then(|spikes| {
+            let history = self.state.spikes.get_or_insert_default();
+            history.judge(&spikes, measurements.total_loss, measurements.grad_norm)
+        });
+        if measurements.spike.is_none() {
+            let updated = |model| self.optimizer.update(model, gradients, learning_rate);
+            self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+        }
         self.carried = measurements.state.take().filter(|_| plan.carries_state);
         self.state.step += 1;
         self.state.tokens_seen += plan.tokens_per_step as u64;

@@ -254,6 +254,7 @@ pub(crate) fn step_record(
     StepRecord {
         step: state.step,
         tokens_seen: state.tokens_seen,
+        skipped: measurements.spike.is_some(),
         cross_entropy_nats: measurements.cross_entropy_nats,
         bits_per_byte: None,
         data_passes: None,

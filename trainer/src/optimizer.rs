@@ -7,8 +7,9 @@ use burn::tensor::Tensor;
 use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
 use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_parameters};
 
-use crate::config::AdamWConfig;
+use crate::config::{AdamWConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
+use crate::parameter_groups::group_of;
 use crate::readings::{Readings, Values};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
@@ -121,6 +122,7 @@ impl StepGradients {
 #[derive(Debug, Clone)]
 pub struct AdamW {
     config: AdamWConfig,
+    groups: Vec<ParameterGroupConfig>,
     /// Updates done.
     step: u64,
     moments: BTreeMap<ParameterName, Moments>,
@@ -134,9 +136,9 @@ pub(crate) struct Moments {
 }
 
 impl AdamW {
-    /// A fresh optimizer: no moments yet.
-    pub fn new(config: &AdamWConfig) -> Self {
-        Self { config: config.clone(), step: 0, moments: BTreeMap::new() }
+    /// A fresh optimizer of `train.adamw` and `train.groups`: no moments yet.
+    pub fn new(train: &TrainConfig) -> Self {
+        Self::restore(train, 0, BTreeMap::new())
     }
 
     /// The model after one update.
@@ -155,8 +157,8 @@ impl AdamW {
         };
         update_parameters(model, |name, _, value_n| match by_name.remove(&name) {
             Some(gradient_n) => {
-                let weight_decay = if self.decays(name.role) { step.weight_decay } else { 0.0 };
-                self.update_one(name, value_n, gradient_n, &AdamWStep { weight_decay, ..step })
+                let step = self.step_of(name, &step);
+                self.update_one(name, value_n, gradient_n, &step)
             }
             None => value_n,
         })
@@ -179,6 +181,17 @@ impl AdamW {
         value_n
     }
 
+    /// The step of one parameter: of its group, where it has one.
+    fn step_of(&self, name: ParameterName, step: &AdamWStep) -> AdamWStep {
+        let usual_decay = if self.decays(name.role) { step.weight_decay } else { 0.0 };
+        let group = group_of(&self.groups, name);
+        AdamWStep {
+            learning_rate: step.learning_rate * group.map_or(1.0, |group| group.learning_rate_factor),
+            weight_decay: group.and_then(|group| group.weight_decay).unwrap_or(usual_decay),
+            ..*step
+        }
+    }
+
     /// Matrices decay; vectors (norm scales, biases) do not, and embeddings only if asked.
     fn decays(&self, role: Role) -> bool {
         !role.is_vector() && (self.config.decay_embeddings || !matches!(role, Role::Embedding(_)))
@@ -197,11 +210,7 @@ impl AdamW {
     }
 
     /// The optimizer after `step` updates, with the moments of each parameter.
-    pub(crate) fn restore(
-        config: &AdamWConfig,
-        step: u64,
-        moments: BTreeMap<ParameterName, Moments>,
-    ) -> Self {
-        Self { config: config.clone(), step, moments }
+    pub(crate) fn restore(train: &TrainConfig, step: u64, moments: BTreeMap<ParameterName, Moments>) -> Self {
+        Self { config: train.adamw.clone(), groups: train.groups.clone(), step, moments }
     }
 }

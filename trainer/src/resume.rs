@@ -14,9 +14,10 @@ use crate::checkpoint::{
 use crate::config::RunConfig;
 use crate::moved_data::{check_has_data, data_path_words, is_data_path};
 use crate::optimizer::AdamW;
+use crate::parameter_groups;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
-use crate::start::{initial_network, note_on_frozen, note_on_start, with_frozen_parameters};
+use crate::start::{initial_network, note_on_start, with_frozen_parameters};
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
 /// where it runs and what is kept. The model, the data and the optimizer may not.
@@ -68,9 +69,9 @@ pub(crate) fn start(
     let Some(step) = newest else {
         let model = initial_network(config, plan, &training_device)?;
         return Ok(Start {
-            notes: note_on_start(config).into_iter().chain(note_on_frozen(&model, config)).collect(),
+            notes: note_on_start(config).into_iter().chain(parameter_groups::notes(&model, config)).collect(),
             model,
-            optimizer: AdamW::new(&config.train.adamw),
+            optimizer: AdamW::new(&config.train),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
             carried: None,
             resumed: false,
@@ -81,7 +82,7 @@ pub(crate) fn start(
     checkpoint.check_data_of(&config.data, dataset)?;
     let mut notes = notes_on_schedule(&checkpoint, plan);
     let model = with_frozen_parameters(checkpoint.model(&training_device)?, config)?;
-    notes.extend(note_on_frozen(&model, config));
+    notes.extend(parameter_groups::notes(&model, config));
     let optimizer = checkpoint.optimizer(&model)?;
     let carried = checkpoint.carried_state(&training_device)?;
     Ok(Start { model, optimizer, state: checkpoint.state, carried, resumed: true, notes })

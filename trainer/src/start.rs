@@ -6,8 +6,6 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::Dataset;
 use switchyard_ground::key_error::KeyError;
-use switchyard_ground::pattern::fits;
-use switchyard_ground::units::grouped;
 use switchyard_hub::export::computes_the_same;
 use switchyard_hub::{PublishedModel, published_folder};
 use switchyard_model::{
@@ -19,6 +17,7 @@ use crate::checkpoint::{Checkpoint, find_checkpoint};
 use crate::config::RunConfig;
 use crate::import::imported_network;
 use crate::model_ids::{are_other_ids, tokenizer_of_published};
+use crate::parameter_groups;
 use crate::plan::RunPlan;
 
 /// The network at the beginning of a new run.
@@ -56,7 +55,7 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError
             }
         }
     }
-    if !config.start.freeze.is_empty() {
+    if parameter_groups::has_words(config) {
         with_frozen_parameters(Transformer::new(&plan.model, config.seed, &Device::flex()), config)?;
     }
     Ok(())
@@ -137,88 +136,25 @@ fn check_same((path, folder): (&Path, &Path), there: &ModelSpec, plan: &RunPlan)
     Err(TrainError::Start(KeyError::new("start.from", problem, remedy).naming("model")))
 }
 
-/// The network of which some parameters are not trained, as `start.freeze` says.
+/// The network of which some parameters are not trained, as `start.freeze` and `train.groups` say.
 ///
 /// # Errors
-/// If a word of it names no parameter of the network, or nothing is left to train.
+/// If a word of them names no parameter of the network, or nothing is left to train.
 pub(crate) fn with_frozen_parameters(
     network: Transformer,
     config: &RunConfig,
 ) -> Result<Transformer, TrainError> {
-    let words = &config.start.freeze;
-    if words.is_empty() {
+    if !parameter_groups::has_words(config) {
         return Ok(network);
     }
     let names: Vec<ParameterName> =
         parameter_tensors(&network).into_iter().map(|parameter| parameter.name).collect();
-    for word in words {
-        if !names.iter().any(|name| is_meant(word, *name)) {
-            let problem = format!("holds \"{word}\", which names no parameter of this model");
-            let remedy = format!(
-                "use embedding, head, norms, attention, lstm, dense, router, experts, shared_experts, or a name with `*`, \
-                 such as {}",
-                some_names(&names)
-            );
-            return Err(TrainError::Start(KeyError::new("start.freeze", problem, remedy)));
-        }
-    }
-    let is_frozen = |name: ParameterName| words.iter().any(|word| is_meant(word, name));
-    if names.iter().all(|name| is_frozen(*name)) {
-        let error = KeyError::new("start.freeze", "leaves nothing to train", "freeze less");
-        return Err(TrainError::Start(error));
-    }
-    Ok(freeze_parameters(network, is_frozen))
-}
-
-/// A few of `names`, from the whole network.
-fn some_names(names: &[ParameterName]) -> String {
-    const SHOWN: usize = 4;
-    let shown = names.iter().step_by(names.len().div_ceil(SHOWN).max(1));
-    shown.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    parameter_groups::check(config, &names).map_err(TrainError::Start)?;
+    Ok(freeze_parameters(network, |name| parameter_groups::is_frozen(config, name)))
 }
 
 /// What the run begins with; `None` if with values of its own.
 pub(crate) fn note_on_start(config: &RunConfig) -> Option<String> {
     let from = config.start.from.as_ref()?;
     Some(format!("the run begins with the parameters of `{}`, as `start.from` says", from.display()))
-}
-
-/// How many parameters are trained, of how many; `None` if none is frozen.
-pub(crate) fn note_on_frozen(network: &Transformer, config: &RunConfig) -> Option<String> {
-    let (mut trained, mut all) = (0, 0);
-    for parameter in parameter_tensors(network) {
-        let number = parameter.value.shape.iter().product::<usize>() as u64;
-        all += number;
-        trained += if parameter.value.learns { number } else { 0 };
-    }
-    let words = &config.start.freeze;
-    let note = || {
-        format!(
-            "{} of {} parameters are trained: `start.freeze` is {words:?}",
-            grouped(trained),
-            grouped(all)
-        )
-    };
-    (!words.is_empty()).then(note)
-}
-
-/// Whether `word`, of `start.freeze`, means this parameter.
-fn is_meant(word: &str, name: ParameterName) -> bool {
-    name.role.group() == word || (word.contains(['*', '.']) && fits(word, &name.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_means_a_kind_of_parameter_and_a_pattern_names() {
-        let name = ParameterName::parse("blocks.3.ffn.experts.gate").unwrap();
-        for word in ["experts", "blocks.3.*", "*.gate", "blocks.*.experts.*", "blocks.3.ffn.experts.gate"] {
-            assert!(is_meant(word, name), "{word}");
-        }
-        for word in ["router", "blocks.4.*", "*.up", "blocks.3.ffn.experts", "expert"] {
-            assert!(!is_meant(word, name), "{word}");
-        }
-    }
 }

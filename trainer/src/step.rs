@@ -17,6 +17,7 @@ use crate::optimizer::StepGradients;
 use crate::provenance::non_finite_origin;
 use crate::readings::{Reading, Readings, Values};
 use crate::routed_pass::RoutedPass;
+use crate::spikes::Spike;
 
 /// What one step needs to know besides model, optimizer and data.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,8 @@ pub struct StepMeasurements {
     pub balance: BTreeMap<usize, BalanceCount>,
     /// Gradient norms of each mixture before clipping, by layer.
     pub moe_grad_norms: BTreeMap<usize, MoeNorms>,
+    /// Why the step is not taken; `None` if it is.
+    pub spike: Option<Spike>,
     /// Who went where in each micro-batch.
     pub passes: Vec<RoutedPass>,
     /// What the sequences leave to the next step; `None` unless the model is recurrent.

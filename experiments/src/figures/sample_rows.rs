@@ -63,6 +63,7 @@ fn step_record(
         tokens_seen: step * 512,
         cross_entropy_nats,
         bits_per_byte: None,
+        skipped: false,
         data_passes: None,
         tokens_per_source: BTreeMap::new(),
         losses: BTreeMap::new(),

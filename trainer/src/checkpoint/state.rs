@@ -6,6 +6,7 @@ use crate::config::RunConfig;
 use crate::flight::FlightState;
 use crate::metrics::LogMark;
 use crate::plan::RunPlan;
+use crate::spikes::SpikeHistory;
 
 /// Where a run is, apart from parameters and moments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct TrainingState {
     /// [`TrainingState::metrics_log`] is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_validation: Option<LoggedEvaluation>,
+    /// Losses and gradient norms that spikes are told by; `None` unless `train.skip_spikes` asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spikes: Option<SpikeHistory>,
     /// What the flight recorder remembers; `None` without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flight: Option<FlightState>,
@@ -85,8 +89,14 @@ impl TrainingState {
             evaluation_is_pending: false,
             metrics_log: None,
             best_validation: None,
+            spikes: None,
             flight: None,
         }
+    }
+
+    /// Updates of the optimizer: steps that were not skipped.
+    pub fn updates(&self) -> u64 {
+        self.step.saturating_sub(self.spikes.as_ref().map_or(0, |spikes| spikes.skipped_steps))
     }
 
     /// Ok if these are the counters of a run of `config` and `plan`, all of which follow from the

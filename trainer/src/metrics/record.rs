@@ -25,6 +25,9 @@ pub struct StepRecord {
     pub step: u64,
     /// Training tokens consumed so far.
     pub tokens_seen: u64,
+    /// Whether the step moved no parameter, because `train.skip_spikes` found a spike in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Mean next-token cross-entropy over the step's targets, in nats per token.
     pub cross_entropy_nats: f64,
     /// The same in bits per byte of text, which compares between tokenizers; absent where the bytes
@@ -361,6 +364,7 @@ pub(super) mod tests {
         StepRecord {
             step,
             tokens_seen: step * 512,
+            skipped: false,
             cross_entropy_nats,
             bits_per_byte: None,
             data_passes: None,

@@ -10,13 +10,15 @@ use switchyard_model::{MAX_SEQ_LEN, ModelSpec};
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig,
-    TrainConfig, WsdConfig,
+    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, RunConfig, SampleConfig, ScheduleConfig,
+    ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::schedule::{Schedule, ScheduleShape};
 
 // Upper bounds, far above what anybody trains.
 pub(super) const MAX_BATCH_TOKENS: usize = 1 << 30;
+/// Steps that spikes are told by; each is two numbers in every checkpoint.
+const MAX_SPIKE_WINDOW: usize = 1 << 16;
 pub(super) const MAX_STEPS: u64 = 1_000_000_000;
 pub(crate) const MAX_THREADS: usize = 4096;
 
@@ -31,6 +33,11 @@ pub(super) fn check_run(config: &RunConfig) -> Result<(), KeyError> {
     optional_in_range("train.data_seed", config.train.data_seed, 0..=i64::MAX as u64, "to take `seed`")?;
     optional_in_range("threads", config.threads, 1..=MAX_THREADS, "to use all cores")?;
     check_adamw(&config.train.adamw)?;
+    check_groups(&config.train.groups)?;
+    if let Some(spikes) = &config.train.skip_spikes {
+        in_range("train.skip_spikes.window_steps", spikes.window_steps, 4..=MAX_SPIKE_WINDOW)?;
+        positive("train.skip_spikes.deviations", spikes.deviations)?;
+    }
     if let Some(norm) = config.train.max_grad_norm {
         positive("train.max_grad_norm", norm)?;
     }
@@ -195,6 +202,23 @@ fn check_adamw(adamw: &AdamWConfig) -> Result<(), KeyError> {
     below_one("train.adamw.beta2", adamw.beta2)?;
     positive("train.adamw.epsilon", adamw.epsilon)?;
     not_negative("train.adamw.weight_decay", adamw.weight_decay)
+}
+
+fn check_groups(groups: &[ParameterGroupConfig]) -> Result<(), KeyError> {
+    for (index, group) in groups.iter().enumerate() {
+        let key = |name: &str| format!("train.groups[{index}].{name}");
+        positive(&key("learning_rate_factor"), group.learning_rate_factor)?;
+        not_negative(&key("weight_decay"), group.weight_decay.unwrap_or(0.0))?;
+        let changes_rate = group.learning_rate_factor != 1.0 || group.weight_decay.is_some();
+        if group.freeze == changes_rate {
+            let (problem, remedy) = match group.freeze {
+                true => ("freezes, and has a rate or a decay of its own", "leave one of them out"),
+                false => ("says nothing", "give `learning_rate_factor`, `weight_decay` or `freeze`"),
+            };
+            return Err(KeyError::new(format!("train.groups[{index}]"), problem, remedy));
+        }
+    }
+    Ok(())
 }
 
 fn check_sample(sample: &SampleConfig) -> Result<(), KeyError> {

@@ -31,6 +31,11 @@ pub enum RunStatus {
     Failed,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// Where the parameters of an upcycled run come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UpcycledFrom {
@@ -74,6 +79,9 @@ pub struct RunManifest {
     pub best_validation_step: Option<u64>,
     /// Updates done.
     pub steps_done: u64,
+    /// Of these, steps that moved no parameter, as `train.skip_spikes` says.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_steps: u64,
     /// Training tokens consumed.
     pub tokens_seen: u64,
     /// Floating-point operations of training, forward and backward, of the active parameters only.
@@ -137,6 +145,7 @@ impl RunManifest {
             best_validation_bits_per_byte: None,
             best_validation_step: None,
             steps_done: 0,
+            skipped_steps: 0,
             tokens_seen: 0,
             active_flops: 0.0,
             train_secs: 0.0,

@@ -207,6 +207,9 @@ impl<'a> Run<'a> {
         let step_secs = step_started.elapsed().as_secs_f64();
         let (state, sequences) = (&self.parts.state, self.parts.loader.sequences_per_source());
         let shown = self.observers.step(state, &sequences, &measurements, &flight, learning_rate, step_secs);
+        if let Some(spike) = measurements.spike {
+            self.observers.note(&format!("alarm: step {} moves no parameter: {spike}", state.step));
+        }
         // All of it is tried before the first error counts: a checkpoint can still be made of the
         // step.
         flight.unwritten.take().map_or(Ok(()), |error| Err(error.into())).and(shown)?;
@@ -398,6 +401,7 @@ impl<'a> Run<'a> {
         let test_bits = |nats: Option<f64>| data.test.as_ref()?.bits_per_byte(nats?);
         let manifest = &mut self.manifest;
         manifest.steps_done = state.step;
+        manifest.skipped_steps = state.step - state.updates();
         manifest.tokens_seen = state.tokens_seen;
         manifest.active_flops = state.active_flops;
         manifest.train_secs = train_secs;

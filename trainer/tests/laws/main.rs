@@ -5,6 +5,7 @@
 mod counted_work;
 mod earlier_runs;
 mod generation;
+mod groups;
 mod held_out;
 mod keeping;
 mod model;
@@ -15,5 +16,6 @@ mod router_overrides;
 mod routers;
 mod scores;
 mod sources;
+mod spikes;
 mod tiny;
 mod untrusted;
