@@ -129,7 +129,8 @@ fn groups_that_mean_nothing_are_refused_by_key_and_word() {
     assert!(message.contains("`train.groups[0].learning_rate_factor` is -1"), "{message}");
     let message = run(&["match = \"routers\"\nfreeze = true"]);
     assert!(
-        message.contains("`train.groups[0].match` holds \"routers\"") && message.contains("`head`"),
+        message.contains("`train.groups[0].match` holds \"routers\"")
+            && message.contains("`embedding.token`"),
         "{message}"
     );
     let message = run(&[
