@@ -132,7 +132,11 @@ fn describe_run(
     ))?;
     let counts = &manifest.plan["counts"];
     line(format!("parameters       {} total, {} active", counts["total_params"], counts["active_params"]))?;
-    line(format!("steps, tokens    {}, {}", manifest.steps_done, manifest.tokens_seen))?;
+    let skipped = match manifest.skipped_steps {
+        0 => String::new(),
+        skipped => format!(" ({skipped} skipped)"),
+    };
+    line(format!("steps, tokens    {}{skipped}, {}", manifest.steps_done, manifest.tokens_seen))?;
     line(format!("checkpoints      {num_checkpoints}, every file verified"))?;
     if let Some(passes) = records.iter().rev().find_map(Record::as_step).and_then(data_passes) {
         line(format!("training data    {passes:.2} passes over it"))?;
