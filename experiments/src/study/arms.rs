@@ -41,13 +41,7 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let study = &loaded.study;
     let baseline = written_arm(loaded, &study.arms[0], Vec::new())?;
     let is_synthetic = matches!(baseline.config.data.source, SourceConfig::Synthetic(_));
-    if baseline.config.train.data_seed.is_some() {
-        return Err(Failure::Mistake(format!(
-            "{}: `train.data_seed` has no effect in a study, whose `seeds` order the data too: leave it out, or cross some seeds \
-             with `crossed_seeds`",
-            loaded.path.display()
-        )));
-    }
+    check_data_seed(loaded, &baseline)?;
     if study.new_corpus_per_seed && !is_synthetic {
         return Err(Failure::Mistake(format!(
             "{}: `new_corpus_per_seed` is true, but the data is not `data.synthetic`: only generated text can be had anew",
@@ -57,6 +51,7 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
     let mut arms = vec![baseline];
     for config in &study.arms[1..] {
         let arm = solved_arm(loaded, config, &arms[0])?;
+        check_data_seed(loaded, &arm)?;
         check_same_tokens(study.question.metric, &arms[0], &arm).map_err(|key| {
             Failure::Mistake(format!(
                 "{}: arm `{}`: `{key}` is not the baseline's, so that their losses cannot be paired: move it to the study's \
@@ -68,6 +63,19 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
         arms.push(arm);
     }
     Ok(arms)
+}
+
+/// Ok unless the arm has a key that the study's own would take the effect from.
+fn check_data_seed(loaded: &LoadedStudy, arm: &Arm) -> Result<(), Failure> {
+    if arm.config.train.data_seed.is_none() {
+        return Ok(());
+    }
+    Err(Failure::Mistake(format!(
+        "{}: arm `{}`: `train.data_seed` has no effect in a study, whose `seeds` order the data too: leave it out, or cross some \
+         seeds with `crossed_seeds`",
+        loaded.path.display(),
+        arm.label
+    )))
 }
 
 /// The key in which the arms would see other tokens, or the same in another order. What is judged in

@@ -66,7 +66,8 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
     same("model.norm", &spec.norm, &dense.norm)?;
     same("model.position", &spec.position, &dense.position)?;
     same("model.tie_embeddings", &spec.tie_embeddings, &dense.tie_embeddings)?;
-    let have_block = |(_, before): &(&LayerSpec, &LayerSpec)| before.ffn != FfnSpec::Absent;
+    let have_block =
+        |(now, before): &(&LayerSpec, &LayerSpec)| ![&now.ffn, &before.ffn].contains(&&FfnSpec::Absent);
     for (now, before) in spec.layers.iter().zip(&dense.layers).filter(have_block) {
         same("model.ffn.activation", &now.ffn.activation(), &before.ffn.activation())?;
     }
@@ -91,7 +92,7 @@ fn check_block(before: &FfnSpec, now: &FfnSpec, method: UpcycleMethod) -> Result
             same("model.ffn.bias", bias, &dense.bias)
         }
         FfnSpec::BlockSparse(_) => Ok(()),
-        FfnSpec::Absent => same("model.ffn", now, before),
+        FfnSpec::Absent => same("model.ffn.d_ff", &None, &Some(dense.d_ff)),
         FfnSpec::Moe(_) | FfnSpec::SoftMoe(_) => now.routed().map_or(Ok(()), |(experts, _)| {
             check_biases(dense.bias, experts, method)?;
             check_experts(dense.d_ff, experts, method)
