@@ -18,6 +18,7 @@
 //! | how fast it runs | [`benchmark`] |
 
 pub mod available_memory;
+pub mod average;
 pub mod batch;
 pub mod benchmark;
 pub mod checkpoint;

@@ -114,6 +114,9 @@ pub(crate) struct EvalArgs {
     /// Slide windows over the split, N tokens at a time [default: windows one after the other]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) stride: Option<usize>,
+    /// Measure the mean of the run's newest N checkpoints
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..), allow_negative_numbers = true)]
+    pub(crate) average: Option<u64>,
     /// Answer the multiple-choice questions of a JSON lines file instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["stride", "max_tokens", "split", "other_data"])]
     pub(crate) choices: Option<PathBuf>,

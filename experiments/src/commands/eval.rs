@@ -11,7 +11,9 @@ use switchyard_datasets::{
     DataConfig, Dataset, FileTokenizerConfig, Manifest, Progress, SplitManifest, TokenStore, TokenizerConfig,
     prepare,
 };
+use switchyard_model::Transformer;
 use switchyard_trainer::TrainError;
+use switchyard_trainer::average;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, find_checkpoint};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::config_file::Override;
@@ -60,6 +62,8 @@ struct Measured {
     dataset: Dataset,
     /// Bytes of text that the targets are; `None` unless they are counted exactly.
     target_bytes: Option<u64>,
+    /// Steps of the checkpoints that the model is the mean of.
+    steps: Vec<u64>,
 }
 
 impl Measured {
@@ -122,7 +126,7 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
             dataset.test.as_ref().ok_or(TrainError::NoTestSplit { wanted_by: "`--split test`" })?
         }
     };
-    let model = checkpoint.model(&device)?;
+    let (model, steps) = network(args, checkpoint)?;
     let mut evaluation = evaluate_unless(stop, &model, store, &settings, &device)?;
     if dataset.sources.len() > 1 {
         let sources = dataset.sources.iter();
@@ -140,7 +144,31 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
     } else {
         None
     };
-    Ok(Measured { evaluation, dataset, target_bytes })
+    Ok(Measured { evaluation, dataset, target_bytes, steps })
+}
+
+/// The network that is asked for: the checkpoint's, or the mean of the newest ones of its run; with the
+/// steps that it is of.
+fn network(args: &EvalArgs, checkpoint: &Checkpoint) -> Result<(Transformer, Vec<u64>), TrainError> {
+    let device = &device::select(&checkpoint.config.device)?;
+    let Some(count) = args.average else {
+        return Ok((checkpoint.model(device)?, vec![checkpoint.state.step]));
+    };
+    let folder = RunPaths::new(&args.path).checkpoints();
+    let newest = average::newest(&folder, usize::try_from(count).unwrap_or(usize::MAX))?;
+    let steps = newest.iter().map(|checkpoint| checkpoint.state.step).collect();
+    Ok((average::mean(&newest, device)?, steps))
+}
+
+/// The steps in words: `step 8`, or `mean of steps 4, 6, 8`.
+fn step_words(steps: &[u64]) -> String {
+    match steps {
+        [step] => format!("step {step}"),
+        steps => {
+            let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+            format!("mean of steps {}", steps.join(", "))
+        }
+    }
 }
 
 /// `error`; that the data is not the run's, with how to evaluate it all the same.
@@ -173,7 +201,7 @@ fn check_same_tokens(checkpoint: &Checkpoint, dataset: &Dataset) -> Result<(), T
 }
 
 fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Result<(), Failure> {
-    let Measured { evaluation, dataset, target_bytes } = measured;
+    let Measured { evaluation, dataset, target_bytes, steps } = measured;
     let (nats, step) = (evaluation.cross_entropy_nats, checkpoint.state.step);
     let (name, split) = split_of(args, &dataset.manifest);
     let bits_per_byte = measured.bits_per_byte(split);
@@ -182,6 +210,7 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
         let mut result = json!({
             "checkpoint": checkpoint.path.to_string_lossy(),
             "step": step,
+            "averaged_steps": steps,
             "split": name,
             "cross_entropy_nats": nats,
             "bits_per_byte": bits_per_byte,
@@ -205,8 +234,9 @@ fn report(args: &EvalArgs, checkpoint: &Checkpoint, measured: &Measured) -> Resu
     }
     let other = if same_data { "" } else { ", on data that is not the run's" };
     print_text(&format!(
-        "{}: step {step}, cross-entropy {} over {} of the {name} split{other}, in {:.1} s\n",
+        "{}: {}, cross-entropy {} over {} of the {name} split{other}, in {:.1} s\n",
         checkpoint.path.display(),
+        step_words(steps),
         loss_words::loss(nats, bits_per_byte),
         loss_words::extent(evaluation.num_tokens, split),
         evaluation.secs

@@ -11,6 +11,7 @@ use burn::tensor::Device;
 use serde_json::Value;
 use switchyard_datasets::{SourceConfig, TextConfig};
 use switchyard_trainer::TrainError;
+use switchyard_trainer::average;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, read_state};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::metrics::{MetricsFile, Record, read_metrics};
@@ -389,4 +390,24 @@ fn a_run_of_the_first_version_of_the_format_can_be_read() {
     assert_eq!(resumed.note, None);
     assert_eq!(resumed.rows.iter().filter(|row| row.as_step().is_some()).count(), 3);
     assert_eq!(read_metrics(&log).unwrap(), resumed.rows);
+}
+
+#[test]
+fn the_mean_of_checkpoints_is_that_of_their_parameters() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut config = with_steps(&tiny::moe(), 6, 1);
+    config.train.checkpoint_every_steps = Some(2);
+    tiny::run(&config, &out, OpenMode::New).unwrap();
+    let newest = average::newest(&out.join("checkpoints"), 2).unwrap();
+    assert_eq!(newest.iter().map(|checkpoint| checkpoint.state.step).collect::<Vec<_>>(), [4, 6]);
+    let device = burn::tensor::Device::flex();
+    let [before, after] = [0, 1].map(|index| newest[index].parameters().unwrap());
+    for named in switchyard_model::parameter_data(&average::mean(&newest, &device).unwrap()) {
+        let pairs = before[&named.name].iter::<f32>().zip(after[&named.name].iter::<f32>());
+        let expected: Vec<f32> = pairs.map(|(a, b)| ((f64::from(a) + f64::from(b)) / 2.0) as f32).collect();
+        assert_eq!(named.value.iter::<f32>().collect::<Vec<_>>(), expected, "{}", named.name);
+    }
+    let message = average::newest(&out.join("checkpoints"), 9).unwrap_err().to_string();
+    assert!(message.contains("holds 3 checkpoint(s), and 9 are to be averaged"), "{message}");
 }

@@ -13,6 +13,7 @@ use switchyard_trainer::device;
 use switchyard_trainer::train::with_threads;
 
 use super::super::{print_json, print_text};
+use super::{network, step_words};
 use crate::cli::EvalArgs;
 use crate::failure::Failure;
 
@@ -24,7 +25,7 @@ pub(super) fn run(
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let started = Instant::now();
-    let answers = with_threads(checkpoint.config.threads, || answers(args, file, checkpoint, stop))?;
+    let (answers, steps) = with_threads(checkpoint.config.threads, || answers(args, file, checkpoint, stop))?;
     let [acc, acc_norm] = [Accuracy::of_likeliest(&answers), Accuracy::of_likeliest_per_character(&answers)];
     let (path, step, secs) =
         (checkpoint.path.display(), checkpoint.state.step, started.elapsed().as_secs_f64());
@@ -32,6 +33,7 @@ pub(super) fn run(
         return print_json(&json!({
             "checkpoint": checkpoint.path.to_string_lossy(),
             "step": step,
+            "averaged_steps": steps,
             "choices": file.to_string_lossy(),
             "delimiter": args.delimiter,
             "num_questions": answers.len(),
@@ -44,7 +46,8 @@ pub(super) fn run(
         }));
     }
     print_text(&format!(
-        "{path}: step {step}, acc {}, acc_norm {} on {} questions of {}, in {secs:.1} s\n",
+        "{path}: {}, acc {}, acc_norm {} on {} questions of {}, in {secs:.1} s\n",
+        step_words(&steps),
         in_words(acc),
         in_words(acc_norm),
         grouped(answers.len() as u64),
@@ -57,11 +60,12 @@ fn answers(
     file: &Path,
     checkpoint: &Checkpoint,
     stop: &AtomicBool,
-) -> Result<Vec<Answers>, TrainError> {
+) -> Result<(Vec<Answers>, Vec<u64>), TrainError> {
     let questions = read_questions(file)?;
     let device = device::select(&checkpoint.config.device)?;
-    let model = checkpoint.model(&device)?;
-    answer(&model, &checkpoint.tokenizer, (&questions, file), &args.delimiter, &device, stop)
+    let (model, steps) = network(args, checkpoint)?;
+    let answers = answer(&model, &checkpoint.tokenizer, (&questions, file), &args.delimiter, &device, stop)?;
+    Ok((answers, steps))
 }
 
 /// `0.4120 ± 0.0155`; without an error where it is not known.

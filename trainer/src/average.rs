@@ -1,0 +1,66 @@
+//! The mean of several checkpoints of a run: often better than the last of them while the learning rate
+//! is high (latest weight averaging, arXiv:2209.14981).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use switchyard_model::{ParameterName, Transformer, update_parameters};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, step_name, steps_in};
+
+/// The newest `count` checkpoints of the run in `checkpoints`, a run's folder of them, the oldest first.
+///
+/// # Errors
+/// [`CheckpointError::Mismatch`] if there are fewer; a checkpoint that cannot be read.
+pub fn newest(checkpoints: &Path, count: usize) -> Result<Vec<Checkpoint>, CheckpointError> {
+    let steps = if checkpoints.is_dir() { steps_in(checkpoints)? } else { Vec::new() };
+    let Some(first) = steps.len().checked_sub(count) else {
+        let reason = format!(
+            "it holds {} checkpoint(s), and {count} are to be averaged: ask for fewer, or keep more with \
+             `train.checkpoints.keep_last` and `train.checkpoint_every_steps`",
+            steps.len()
+        );
+        return Err(CheckpointError::Mismatch { path: checkpoints.into(), reason });
+    };
+    steps[first..].iter().map(|step| Checkpoint::read(&checkpoints.join(step_name(*step)))).collect()
+}
+
+/// The network whose parameters are the means of those of `checkpoints`, in f64, on `device`. One
+/// checkpoint is read after the other.
+///
+/// # Errors
+/// If there is none, they are of different models, or one cannot be read.
+pub fn mean(checkpoints: &[Checkpoint], device: &Device) -> Result<Transformer, CheckpointError> {
+    let Some(newest) = checkpoints.last() else {
+        let reason = "there is no checkpoint to average".into();
+        return Err(CheckpointError::Mismatch { path: Path::new("").into(), reason });
+    };
+    let mut sums: BTreeMap<ParameterName, Vec<f64>> = BTreeMap::new();
+    for checkpoint in checkpoints {
+        if checkpoint.plan.model != newest.plan.model {
+            let reason = format!("it is of another model than {}", newest.path.display());
+            return Err(CheckpointError::Mismatch { path: checkpoint.path.clone(), reason });
+        }
+        for (name, data) in checkpoint.parameters()? {
+            let values = data.iter::<f64>();
+            match sums.entry(name) {
+                std::collections::btree_map::Entry::Vacant(sum) => {
+                    sum.insert(values.collect());
+                }
+                std::collections::btree_map::Entry::Occupied(mut sum) => {
+                    sum.get_mut().iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                }
+            }
+        }
+    }
+    let count = checkpoints.len() as f64;
+    let initial = Transformer::new(&newest.plan.model, newest.config.seed, device);
+    Ok(update_parameters(initial, |name, _, initial_n| match sums.remove(&name) {
+        Some(sum) => {
+            let mean: Vec<f32> = sum.into_iter().map(|sum| (sum / count) as f32).collect();
+            Tensor::from_data(TensorData::new(mean, initial_n.dims()), &initial_n.device())
+        }
+        None => initial_n,
+    }))
+}
