@@ -5,9 +5,10 @@
 //! | what did the user write | [`config`], read by [`config_file`] |
 //! | what will happen | [`plan`], with its arithmetic in [`schedule`] |
 //! | the network | the crate `model` |
-//! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`] |
-//! | what a run begins with, and what it trains | [`config::StartConfig`] |
+//! | one step | [`step`]: [`batch`], [`loss`], [`optimizer`]; which steps are not taken, [`spikes`] |
+//! | what a run begins with, and what it trains how | [`config::StartConfig`], [`config::ParameterGroupConfig`] |
 //! | how likely given text is, and which of some answers | [`token_scores`], [`choices`] |
+//! | the mean of several checkpoints | [`average`] |
 //! | the run around the steps | [`train`], [`evaluate`], [`generate`], [`completion`] |
 //! | a dense model made the beginning of a mixture | [`upcycle`] |
 //! | a published model made a network, held to its reference, and the way back | [`import`], [`parity`], [`export`] |
