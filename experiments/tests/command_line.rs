@@ -557,6 +557,15 @@ fn upcycling_refuses_what_does_not_fit_and_leaves_no_folder() {
     );
     expect(&["dense", "moe.toml", wide[0], wide[1], "--drop-ratio", "0.5"], &["--method drop"]);
     expect(&["absent", "moe.toml"], &["absent", "not a checkpoint"]);
+    let group = ["--set", "train.groups=[{ match = \"nope.*\", freeze = true }]"];
+    expect(
+        &["dense", "moe.toml", wide[0], wide[1], group[0], group[1]],
+        &["`train.groups[0].match` holds \"nope.*\""],
+    );
+    expect(
+        &["dense", "moe.toml", wide[0], wide[1], "--set", "start.from=\"dense\""],
+        &["`start.from` names what the run begins with, and so does the dense model"],
+    );
 }
 
 /// A run of the tiny mixture whose recorder looks at every second step.

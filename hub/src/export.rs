@@ -86,14 +86,20 @@ pub fn family_for(config: &ModelConfig, asked: Option<Family>) -> Result<Fit, Hu
     let differences = families.iter().map(|family| (*family, differences(*family, config)));
     let nearest = differences.min_by_key(|(_, differences)| differences.len());
     let (family, differences) = nearest.unwrap_or((Family::Llama, Vec::new()));
-    let other = Family::ALL.iter().find(|other| asked.is_some() && expresses(**other, config));
+    let other = Family::ALL.iter().find(|other| expresses(**other, config));
     let remedy = match (asked, other) {
         (Some(_), Some(other)) => {
             let other = other.names().0;
             format!("it is a {other} model: leave `--family` out, or give `--family {other}`")
         }
         (Some(_), None) => "leave `--family` out, or change these keys before training".into(),
-        (None, _) => {
+        (None, Some(other)) => {
+            let other = other.names().0;
+            format!(
+                "transformers has no family that computes the same; `--family {other}` writes it as the paper has it"
+            )
+        }
+        (None, None) => {
             "it is the nearest family, and no other computes the same; change these keys before training"
                 .into()
         }

@@ -8,20 +8,17 @@ use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_model::{ParameterName, Transformer, update_parameters};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, step_name, steps_in};
+use crate::run_folder::RunPaths;
 
-/// The newest `count` checkpoints of the run in `checkpoints`, a run's folder of them, the oldest first.
+/// The newest `count` checkpoints of the run in the folder `run`, the oldest first.
 ///
 /// # Errors
-/// [`CheckpointError::Mismatch`] if there are fewer; a checkpoint that cannot be read.
-pub fn newest(checkpoints: &Path, count: usize) -> Result<Vec<Checkpoint>, CheckpointError> {
-    let steps = if checkpoints.is_dir() { steps_in(checkpoints)? } else { Vec::new() };
+/// [`CheckpointError::TooFew`] if there are fewer; a checkpoint that cannot be read.
+pub fn newest(run: &Path, count: usize) -> Result<Vec<Checkpoint>, CheckpointError> {
+    let checkpoints = RunPaths::new(run).checkpoints();
+    let steps = if checkpoints.is_dir() { steps_in(&checkpoints)? } else { Vec::new() };
     let Some(first) = steps.len().checked_sub(count) else {
-        let reason = format!(
-            "it holds {} checkpoint(s), and {count} are to be averaged: ask for fewer, or keep more with \
-             `train.checkpoints.keep_last` and `train.checkpoint_every_steps`",
-            steps.len()
-        );
-        return Err(CheckpointError::Mismatch { path: checkpoints.into(), reason });
+        return Err(CheckpointError::TooFew { path: run.into(), found: steps.len(), asked: count });
     };
     steps[first..].iter().map(|step| Checkpoint::read(&checkpoints.join(step_name(*step)))).collect()
 }

@@ -3,12 +3,13 @@
 
 use burn::tensor::Device;
 use switchyard_datasets::Loader;
-use switchyard_model::{ModelState, Transformer};
+use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer};
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::optimizer::AdamW;
+use crate::parameter_groups::is_frozen;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::step::{StepMeasurements, StepSettings, step_gradients};
@@ -53,6 +54,10 @@ impl MovingParts {
         });
         if measurements.spike.is_none() {
             let updated = |model| self.optimizer.update(model, gradients, learning_rate);
+            measurements.balance.retain(|layer, _| {
+                let bias = Role::Router(RouterPart::SelectionBias);
+                !is_frozen(config, ParameterName::of_layer(*layer, bias))
+            });
             self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
         }
         self.carried = measurements.state.take().filter(|_| plan.carries_state);

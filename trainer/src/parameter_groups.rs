@@ -3,7 +3,7 @@
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::pattern::fits;
 use switchyard_ground::units::grouped;
-use switchyard_model::{ParameterName, Transformer, parameter_tensors};
+use switchyard_model::{ParameterName, Role, RouterPart, Transformer, parameter_tensors};
 
 use crate::config::{ParameterGroupConfig, RunConfig};
 
@@ -26,6 +26,11 @@ pub(crate) fn group_of(
 pub(crate) fn is_frozen(config: &RunConfig, name: ParameterName) -> bool {
     config.start.freeze.iter().any(|word| is_meant(word, name))
         || group_of(&config.train.groups, name).is_some_and(|group| group.freeze)
+}
+
+/// Whether the loads move this parameter, and no gradient does.
+fn is_balanced(name: ParameterName) -> bool {
+    name.role == Role::Router(RouterPart::SelectionBias)
 }
 
 /// Whether any parameter could be frozen, or belong to a group.
@@ -53,6 +58,13 @@ pub(crate) fn check(config: &RunConfig, names: &[ParameterName]) -> Result<(), K
         if meant().all(|name| group_of(&config.train.groups[..index], *name).is_some()) {
             let problem = format!("is \"{word}\", all of whose parameters are in earlier groups");
             return Err(KeyError::new(key, problem, "put the narrower group first"));
+        }
+        let is_still = |name: &ParameterName| is_balanced(*name) || is_frozen(config, *name);
+        if !group.freeze && meant().all(is_still) {
+            let problem = format!("is \"{word}\", of which no optimizer trains anything");
+            let remedy =
+                "leave the group out, or name what is neither frozen by `start.freeze` nor a selection bias";
+            return Err(KeyError::new(key, problem, remedy));
         }
     }
     if names.iter().all(|name| is_frozen(config, *name)) {
@@ -87,7 +99,10 @@ pub(crate) fn notes(network: &Transformer, config: &RunConfig) -> Vec<String> {
     let mut notes: Vec<String> = groups
         .iter()
         .map(|group| {
-            let own = |name, _| group_of(groups, name).is_some_and(|found| std::ptr::eq(found, group));
+            let own = |name, learns| {
+                (learns || group.freeze)
+                    && group_of(groups, name).is_some_and(|found| std::ptr::eq(found, group))
+            };
             format!("group `{}`: {}, {} parameters", group.matches, words(group), grouped(number(&own)))
         })
         .collect();

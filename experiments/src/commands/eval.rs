@@ -154,8 +154,7 @@ fn network(args: &EvalArgs, checkpoint: &Checkpoint) -> Result<(Transformer, Vec
     let Some(count) = args.average else {
         return Ok((checkpoint.model(device)?, vec![checkpoint.state.step]));
     };
-    let folder = RunPaths::new(&args.path).checkpoints();
-    let newest = average::newest(&folder, usize::try_from(count).unwrap_or(usize::MAX))?;
+    let newest = average::newest(&args.path, usize::try_from(count).unwrap_or(usize::MAX))?;
     let steps = newest.iter().map(|checkpoint| checkpoint.state.step).collect();
     Ok((average::mean(&newest, device)?, steps))
 }

@@ -77,7 +77,13 @@ impl Trained {
             stop: stop.clone(),
         };
         let data = &request.config.data;
-        let summary = train(&request).map_err(|error| with_missing_path(error, data))?;
+        let summary = train(&request).map_err(|error| match with_missing_path(error, data) {
+            TrainError::Start(error) if error.path.starts_with("train.groups") => Failure::Mistake(format!(
+                "{error}; this is of the dense model or the mixture of one expert that are compared, which need not have \
+                 all that the recipe has: leave the groups out with `--set train.groups=`"
+            )),
+            error => error.into(),
+        })?;
         if summary.manifest.status == RunStatus::Interrupted {
             return Err(TrainError::Interrupted.into());
         }

@@ -77,6 +77,19 @@ pub enum CheckpointError {
         /// What differs.
         reason: String,
     },
+    /// Fewer than are to be averaged.
+    #[error(
+        "{path}: holds {found} checkpoint(s), and {asked} are to be averaged: name a run folder, ask for fewer, or keep \
+         more with `train.checkpoints.keep_last` and `train.checkpoint_every_steps`"
+    )]
+    TooFew {
+        /// The run folder.
+        path: PathBuf,
+        /// Checkpoints in it.
+        found: usize,
+        /// Checkpoints asked for.
+        asked: usize,
+    },
     /// Of a run that has gone further than it is asked to go.
     #[error(
         "{path}: {done} steps are done, but `train.num_steps` is {asked}: use at least {done}, as in \

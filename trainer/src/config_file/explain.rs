@@ -293,7 +293,7 @@ fn expected(root: &Json, node: &Json) -> String {
     }
 }
 
-fn value_at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
+pub(super) fn value_at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     let mut words = path.split('.');
     let element = |table: &'a Table, word: &str| match word.split_once('[') {
         Some((name, index)) => table.get(name)?.get(index.trim_end_matches(']').parse::<usize>().ok()?),

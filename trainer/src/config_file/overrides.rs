@@ -97,6 +97,12 @@ impl Override {
         let Some(value) = &self.value else {
             // serde only sees what is left, so a misspelt key to remove has to be caught here.
             explain::check_known(&self.key)?;
+            if explain::value_at(table, parents).is_some_and(Value::is_array) {
+                return Err(format!(
+                    "`{parents}` is a list, and `{last}` of it cannot be taken out alone: remove it whole with \
+                     `--set {parents}=`, or give another with `--set {parents}=[...]`"
+                ));
+            }
             if let Some(parent) = find_table(table, parents) {
                 parent.remove(last);
             }
@@ -292,6 +298,10 @@ mod tests {
             0.5.into()
         );
         assert!(sources("data.sources.code.weight=").unwrap()[0].get("weight").is_none());
+        for argument in ["data.sources.0=", "data.sources.code="] {
+            let message = sources(argument).unwrap_err();
+            assert!(message.contains("`data.sources` is a list"), "{message}");
+        }
         assert_eq!(
             sources("data.sources.2.weight=1").unwrap_err(),
             "`data.sources` is a list of 2, and `2` is neither a place in it, from 0, nor a `name`"

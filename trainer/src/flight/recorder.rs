@@ -315,8 +315,8 @@ impl<'a> LayerStep<'a> {
             num_dropped: self.dropped_per_expert.iter().sum(),
             gate_entropy_nats: self.entropies_nats.0,
             marginal_entropy_nats: self.entropies_nats.1,
-            // A router that learns and got no gradient got one of exactly zero.
-            router_grad_norm: learns.then(|| self.router_grad_norm.unwrap_or(0.0)),
+            // A router that learns and got no gradient got one of exactly zero; a frozen one is meant to.
+            router_grad_norm: (learns && self.is_trained()).then(|| self.router_grad_norm.unwrap_or(0.0)),
             balancing_grad_norm: self.probe.and_then(|probe| probe.balancing_grad_norm),
             load_balancing_loss: self.mean_over_passes(|index| self.routed[index].load_balancing_loss),
             load_balancing_bound: self.mean_over_passes(|index| {
@@ -330,6 +330,14 @@ impl<'a> LayerStep<'a> {
             }),
             agreement: self.probe.and_then(|probe| probe.agreement_with_previous).filter(|_| learns),
         }
+    }
+
+    /// Whether a gradient is to reach any matrix of the router.
+    fn is_trained(&self) -> bool {
+        let router = &self.moe.router;
+        let projection = router.cosine.as_ref().map(|cosine| &cosine.projection_dc);
+        let matrices = [router.weight_de.as_ref(), router.noise_weight_de.as_ref(), projection];
+        matrices.into_iter().flatten().any(|matrix| matrix.val().is_require_grad())
     }
 
     /// The mean of a value of each pass; `None` if a pass has none.

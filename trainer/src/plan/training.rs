@@ -210,12 +210,10 @@ fn check_groups(groups: &[ParameterGroupConfig]) -> Result<(), KeyError> {
         positive(&key("learning_rate_factor"), group.learning_rate_factor)?;
         not_negative(&key("weight_decay"), group.weight_decay.unwrap_or(0.0))?;
         let changes_rate = group.learning_rate_factor != 1.0 || group.weight_decay.is_some();
-        if group.freeze == changes_rate {
-            let (problem, remedy) = match group.freeze {
-                true => ("freezes, and has a rate or a decay of its own", "leave one of them out"),
-                false => ("says nothing", "give `learning_rate_factor`, `weight_decay` or `freeze`"),
-            };
-            return Err(KeyError::new(format!("train.groups[{index}]"), problem, remedy));
+        // One that changes nothing is no mistake: it keeps its parameters out of later, wider groups.
+        if group.freeze && changes_rate {
+            let problem = "freezes, and has a rate or a decay of its own";
+            return Err(KeyError::new(format!("train.groups[{index}]"), problem, "leave one of them out"));
         }
     }
     Ok(())

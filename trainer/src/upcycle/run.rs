@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use switchyard_datasets::{Dataset, Progress};
+use switchyard_ground::key_error::KeyError;
 
 use super::source::DenseSource;
 use super::{UpcycleError, UpcycleSettings, check, deviation_from_dense, upcycled_model};
@@ -15,6 +16,7 @@ use crate::model_ids::are_other_ids;
 use crate::moved_data;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunFolder, UpcycledFrom};
+use crate::start;
 use crate::step_zero::StepZero;
 
 /// What to upcycle, and where to.
@@ -56,6 +58,11 @@ pub struct UpcycleSummary {
 pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleSummary, TrainError> {
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
     check::check(&dense.spec, &plan.model, settings.method)?;
+    if config.start.from.is_some() {
+        let problem = "names what the run begins with, and so does the dense model given";
+        return Err(UpcycleError::Key(KeyError::new("start.from", problem, "leave one of them out")).into());
+    }
+    start::check(config, plan)?;
     RunFolder::check(out, *mode)?;
     RunFolder::check_apart(out, *mode, &dense.path)?;
     let dataset = prepared_data(dense, request)?;

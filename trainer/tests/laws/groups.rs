@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
+use switchyard_flight::alarms::AlarmKind;
 use switchyard_model::{ParameterName, Transformer, parameter_data};
+use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::optimizer::AdamW;
 use switchyard_trainer::plan::RunPlan;
-use switchyard_trainer::run_folder::OpenMode;
+use switchyard_trainer::run_folder::{OpenMode, RunStatus};
 use switchyard_trainer::step::{StepSettings, step_gradients};
 use tempfile::TempDir;
 
@@ -105,13 +107,34 @@ fn a_frozen_group_stays_every_other_parameter_moves_and_a_resumed_run_is_the_sam
     tiny::run(&with_steps(&config, 4, 1), &parts, OpenMode::Resume).unwrap();
     assert!(tensors(&whole, 4) == tensors(&parts, 4), "stored tensors");
     let before = bits(&network(&config));
-    let checkpoint =
-        switchyard_trainer::checkpoint::Checkpoint::read(&whole.join("checkpoints/step-4")).unwrap();
+    let checkpoint = Checkpoint::read(&whole.join("checkpoints/step-4")).unwrap();
     let after = bits(&checkpoint.model(&Device::flex()).unwrap());
     for (name, bits) in &after {
         let is_frozen = name.to_string().contains("router");
         assert_eq!(bits == &before[name], is_frozen, "{name}");
     }
+}
+
+/// The loads move a selection bias, not a gradient: frozen, it stays all the same. That no gradient reaches
+/// a frozen router is no alarm.
+#[test]
+fn a_frozen_router_keeps_its_bias_and_raises_no_alarm() {
+    let folder = TempDir::new().unwrap();
+    let biases = |groups: &[&str], name: &str| {
+        let mut config = tiny::routed("top_k = 2\nbias = { sign = { rate = 0.01 } }");
+        config.train.groups = groups.iter().map(|text| toml::from_str(text).unwrap()).collect();
+        config.train.flight_recorder.alarms.stop_on = vec![AlarmKind::RouterGradientZero];
+        let out = folder.path().join(name);
+        let summary = tiny::run(&with_steps(&config, 20, 1), &out, OpenMode::New).unwrap();
+        assert_eq!(summary.manifest.status, RunStatus::Finished, "{name}");
+        let checkpoint = Checkpoint::read(&out.join("checkpoints/step-20")).unwrap();
+        let parameters = bits(&checkpoint.model(&Device::flex()).unwrap());
+        let biases = parameters.into_iter().filter(|(name, _)| name.to_string().contains("selection_bias"));
+        biases.flat_map(|(_, bits)| bits).collect::<Vec<u32>>()
+    };
+    let frozen = biases(&["match = \"router\"\nfreeze = true"], "frozen");
+    assert!(frozen.len() == 8 && frozen.iter().all(|bits| *bits == 0), "{frozen:?}");
+    assert!(biases(&[], "free").iter().any(|bits| *bits != 0));
 }
 
 #[test]
@@ -121,8 +144,6 @@ fn groups_that_mean_nothing_are_refused_by_key_and_word() {
     let run = |groups: &[&str]| {
         tiny::run(&grouped(groups), &folder.path().join("run"), OpenMode::New).unwrap_err().to_string()
     };
-    let message = plan(&["match = \"router\""]);
-    assert!(message.contains("`train.groups[0]` says nothing"), "{message}");
     let message = plan(&["match = \"router\"\nfreeze = true\nweight_decay = 0.1"]);
     assert!(message.contains("freezes, and has a rate"), "{message}");
     let message = plan(&["match = \"router\"\nlearning_rate_factor = -1.0"]);
@@ -138,6 +159,12 @@ fn groups_that_mean_nothing_are_refused_by_key_and_word() {
         "match = \"*.router.weight\"\nlearning_rate_factor = 2.0",
     ]);
     assert!(message.contains("`train.groups[1].match` is \"*.router.weight\", all of whose"), "{message}");
+    let message = run(&["match = \"router\"", "match = \"ro*\"\nweight_decay = 0.1"]);
+    assert!(message.contains("`train.groups[1].match` holds \"ro*\""), "{message}");
+    let mut started = grouped(&["match = \"norms\"\nlearning_rate_factor = 2.0"]);
+    started.start.freeze = vec!["norms".into()];
+    let message = tiny::run(&started, &folder.path().join("run"), OpenMode::New).unwrap_err().to_string();
+    assert!(message.contains("\"norms\", of which no optimizer trains anything"), "{message}");
     let message = run(&["match = \"*\"\nfreeze = true"]);
     assert!(message.contains("`train.groups` leaves nothing to train"), "{message}");
     assert!(!folder.path().join("run").exists(), "a mistake leaves no folder");

@@ -399,7 +399,7 @@ fn the_mean_of_checkpoints_is_that_of_their_parameters() {
     let mut config = with_steps(&tiny::moe(), 6, 1);
     config.train.checkpoint_every_steps = Some(2);
     tiny::run(&config, &out, OpenMode::New).unwrap();
-    let newest = average::newest(&out.join("checkpoints"), 2).unwrap();
+    let newest = average::newest(&out, 2).unwrap();
     assert_eq!(newest.iter().map(|checkpoint| checkpoint.state.step).collect::<Vec<_>>(), [4, 6]);
     let device = burn::tensor::Device::flex();
     let [before, after] = [0, 1].map(|index| newest[index].parameters().unwrap());
@@ -408,6 +408,6 @@ fn the_mean_of_checkpoints_is_that_of_their_parameters() {
         let expected: Vec<f32> = pairs.map(|(a, b)| ((f64::from(a) + f64::from(b)) / 2.0) as f32).collect();
         assert_eq!(named.value.iter::<f32>().collect::<Vec<_>>(), expected, "{}", named.name);
     }
-    let message = average::newest(&out.join("checkpoints"), 9).unwrap_err().to_string();
+    let message = average::newest(&out, 9).unwrap_err().to_string();
     assert!(message.contains("holds 3 checkpoint(s), and 9 are to be averaged"), "{message}");
 }
