@@ -50,7 +50,7 @@ use crate::failure::Failure;
 const MAX_RESULT_BYTES: u64 = 1 << 30;
 
 pub(crate) use analysis::analyse;
-pub(crate) use arms::{Arm, RunSettings, held_equal_words, resolve_arms, written_arm};
+pub(crate) use arms::{Arm, RunSettings, check_groups, held_equal_words, resolve_arms, written_arm};
 pub(crate) use calibration::Calibration;
 pub(crate) use evidence::Evidence;
 pub(crate) use execute::{Execution, Orders, Shard, StudyFolder, run_all, run_missing};

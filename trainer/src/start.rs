@@ -55,6 +55,14 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError
             }
         }
     }
+    check_words(config, plan)
+}
+
+/// Ok if `start.freeze` and `train.groups` name parameters of the model, and leave something to train.
+///
+/// # Errors
+/// [`TrainError::Start`] with the key, the word and what to write instead.
+pub fn check_words(config: &RunConfig, plan: &RunPlan) -> Result<(), TrainError> {
     if parameter_groups::has_words(config) {
         with_frozen_parameters(Transformer::new(&plan.model, config.seed, &Device::flex()), config)?;
     }

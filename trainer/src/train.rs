@@ -22,6 +22,7 @@ pub use crate::resume::check_asked_for;
 use crate::resume::{check_restart, finished_already};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use crate::start;
+pub use crate::start::check_words;
 use run::Run;
 
 /// What to train, and where.

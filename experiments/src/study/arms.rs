@@ -6,6 +6,7 @@ use switchyard_datasets::SourceConfig;
 use switchyard_trainer::config::{RunConfig, ScheduleConfig, ScheduleShapeConfig};
 use switchyard_trainer::config_file::{self, Override};
 use switchyard_trainer::plan::RunPlan;
+use switchyard_trainer::train::check_words;
 
 use super::equality::{nearest_width, quantity};
 use super::file::{ArmConfig, LoadedStudy, StudyFile};
@@ -48,10 +49,12 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
             loaded.path.display()
         )));
     }
+    check_groups(loaded, &baseline)?;
     let mut arms = vec![baseline];
     for config in &study.arms[1..] {
         let arm = solved_arm(loaded, config, &arms[0])?;
         check_data_seed(loaded, &arm)?;
+        check_groups(loaded, &arm)?;
         check_same_tokens(study.question.metric, &arms[0], &arm).map_err(|key| {
             Failure::Mistake(format!(
                 "{}: arm `{}`: `{key}` is not the baseline's, so that their losses cannot be paired: move it to the study's \
@@ -76,6 +79,11 @@ fn check_data_seed(loaded: &LoadedStudy, arm: &Arm) -> Result<(), Failure> {
         loaded.path.display(),
         arm.label
     )))
+}
+
+/// Ok if what the arm freezes or trains otherwise is there: better told now than when its turn comes.
+pub(crate) fn check_groups(loaded: &LoadedStudy, arm: &Arm) -> Result<(), Failure> {
+    check_words(&arm.config, &arm.plan).map_err(|error| in_arm(error.into(), &loaded.path, &arm.label))
 }
 
 /// The key in which the arms would see other tokens, or the same in another order. What is judged in

@@ -10,7 +10,7 @@ use toml::Value;
 
 use super::file::{Distribution, LoadedSweep, RandomConfig, SweepFile};
 use crate::failure::Failure;
-use crate::study::{Arm, ArmConfig, written_arm};
+use crate::study::{Arm, ArmConfig, check_groups, written_arm};
 
 /// Hexadecimal digits of a candidate's name: two of ten thousand share one less than once in a
 /// million sweeps.
@@ -66,6 +66,7 @@ pub(crate) fn resolve_candidates(loaded: &LoadedSweep) -> Result<Vec<Candidate>,
             learning_rates: None,
         };
         let mut arm = written_arm(&study, &config, Vec::new())?;
+        check_groups(&study, &arm)?;
         let hash = config_hash(&arm.config);
         arm.label = format!("c{}", &hash[..ID_DIGITS]);
         if seen.insert(hash) {

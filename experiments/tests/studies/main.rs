@@ -107,6 +107,27 @@ impl Desk {
     }
 }
 
+#[test]
+fn a_group_that_an_arm_has_not_is_refused_before_anything_runs() {
+    let desk = Desk::new();
+    let group = "train.groups=[{ match = \"router\", learning_rate_factor = 0.5 }]";
+    desk.write(
+        "groups.toml",
+        &STUDY.replace("label = \"dense\"", &format!("label = \"dense\"\nset = ['{group}']")),
+    );
+    let output = desk.run(&["compare", "groups.toml", "--out", "out", "--dry-run"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    let parts = ["groups.toml: arm `dense`:", "`train.groups[0].match` holds \"router\""];
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    // The mixture has a router.
+    desk.write(
+        "groups.toml",
+        &STUDY.replace("set = [\"model.ffn.d_ff=\"", &format!("set = ['{group}', \"model.ffn.d_ff=\"")),
+    );
+    desk.ok(&["compare", "groups.toml", "--out", "out", "--dry-run"]);
+}
+
 /// Two pilots, then 2 arms x 4 budgets x 3 seeds.
 const NUM_RUNS: usize = 2 + 24;
 
