@@ -59,8 +59,8 @@ pub fn upcycle(dense: &DenseSource, request: &UpcycleRequest) -> Result<UpcycleS
     let UpcycleRequest { config, plan, out, mode, settings, .. } = request;
     check::check(&dense.spec, &plan.model, settings.method)?;
     if config.start.from.is_some() {
-        let problem = "names what the run begins with, and so does the dense model given";
-        return Err(UpcycleError::Key(KeyError::new("start.from", problem, "leave one of them out")).into());
+        let problem = "names what the run begins with, and so does the dense model that is upcycled";
+        return Err(UpcycleError::Key(KeyError::new("start.from", problem, "remove the key")).into());
     }
     start::check(config, plan)?;
     RunFolder::check(out, *mode)?;
