@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_model::{ParameterName, Transformer, update_parameters};
+use burn::tensor::{Device, TensorData};
+use switchyard_model::{ParameterName, Transformer};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, step_name, steps_in};
 use crate::run_folder::RunPaths;
+use crate::start::with_parameters;
 
 /// The newest `count` checkpoints of the run in the folder `run`, the oldest first.
 ///
@@ -53,11 +54,10 @@ pub fn mean(checkpoints: &[Checkpoint], device: &Device) -> Result<Transformer, 
     }
     let count = checkpoints.len() as f64;
     let initial = Transformer::new(&newest.plan.model, newest.config.seed, device);
-    Ok(update_parameters(initial, |name, _, initial_n| match sums.remove(&name) {
-        Some(sum) => {
-            let mean: Vec<f32> = sum.into_iter().map(|sum| (sum / count) as f32).collect();
-            Tensor::from_data(TensorData::new(mean, initial_n.dims()), &initial_n.device())
-        }
-        None => initial_n,
-    }))
+    let mean = |(name, sum): (ParameterName, Vec<f64>)| {
+        let values: Vec<f32> = sum.into_iter().map(|sum| (sum / count) as f32).collect();
+        let num_values = values.len();
+        (name, TensorData::new(values, [num_values]))
+    };
+    Ok(with_parameters(initial, &sums.into_iter().map(mean).collect()))
 }

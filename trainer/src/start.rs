@@ -117,7 +117,10 @@ fn network_from(path: &Path, seed: u64, plan: &RunPlan, device: &Device) -> Resu
 }
 
 /// The network with the parameters of a checkpoint of the same model.
-fn with_parameters(network: Transformer, parameters: &BTreeMap<ParameterName, TensorData>) -> Transformer {
+pub(crate) fn with_parameters(
+    network: Transformer,
+    parameters: &BTreeMap<ParameterName, TensorData>,
+) -> Transformer {
     update_parameters(network, |name, _, initial_n| match parameters.get(&name) {
         Some(data) => {
             let values: Vec<f32> = data.iter::<f32>().collect();

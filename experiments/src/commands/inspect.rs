@@ -147,12 +147,10 @@ fn describe_run(
         manifest.train_secs,
         100.0 * manifest.flight_recorder_secs / manifest.train_secs.max(f64::MIN_POSITIVE)
     ))?;
-    let bits =
-        final_bits_per_byte(manifest).map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+    let words = |bits: Option<f64>| bits.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+    let bits = words(final_bits_per_byte(manifest));
     line(format!("final validation {}{bits}", nats(manifest.final_validation_cross_entropy_nats)))?;
-    let bits = manifest
-        .best_validation_bits_per_byte
-        .map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+    let bits = words(manifest.best_validation_bits_per_byte);
     let best_step = manifest.best_validation_step.map_or(String::new(), |step| format!(" at step {step}"));
     line(format!("best validation  {}{bits}{best_step}", nats(manifest.best_validation_cross_entropy_nats)))?;
     if let Some(step) = records.iter().rev().find_map(Record::as_step) {
