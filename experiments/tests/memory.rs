@@ -36,6 +36,8 @@ struct Recipe {
     /// From the second one on the moments are there; mixtures need some more until the allocator
     /// holds what it holds.
     num_steps: usize,
+    /// What products compute with.
+    compute: &'static str,
     /// Below `[model]`.
     model: &'static str,
 }
@@ -47,6 +49,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 4\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 768\n",
     },
@@ -56,6 +59,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 1024,
         tokens: [2048, 8192, 8192],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 128\n[model.attention]\nnum_heads = 8\nnum_kv_heads = 2\n\
                 [model.ffn]\nactivation = \"gelu\"\nd_ff = 512\n",
     },
@@ -65,6 +69,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 4096,
         tokens: [128, 256, 256],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n",
     },
@@ -74,6 +79,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 4096,
         tokens: [128, 512, 2048],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 512\n[model.attention]\nnum_heads = 8\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1024\n",
     },
@@ -83,6 +89,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 1024,
         tokens: [128, 8192, 8192],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 1\nd_model = 64\n[model.attention]\nnum_heads = 2\n\
                 [model.ffn]\nactivation = \"gelu\"\nd_ff = 2048\n",
     },
@@ -92,6 +99,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 16384,
         tokens: [128, 2048, 2048],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 2\nd_model = 192\ntie_embeddings = true\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 512\n",
     },
@@ -101,6 +109,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [128, 2048, 2048],
         num_steps: 20,
+        compute: "f32",
         model: "num_layers = 4\nd_model = 128\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 192\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.04\n",
@@ -111,6 +120,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [128, 4096, 8192],
         num_steps: 4,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 16\nd_expert = 192\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
@@ -121,6 +131,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 4,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 256\n\
                 d_shared_expert = 192\nshared_expert_gate = true\n\
@@ -132,6 +143,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 2\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 256\n\
                 [model.ffn.moe.router]\ntop_k = 2\nselection.soft = {}\n",
@@ -142,6 +154,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 2048, 2048],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
     },
@@ -151,8 +164,30 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 2048, 2048],
         num_steps: 3,
+        compute: "f32",
         model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = { clamped_swiglu = {} }\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
+    },
+    Recipe {
+        name: "dense in bf16",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 4096, 4096],
+        num_steps: 3,
+        compute: "bf16",
+        model: "num_layers = 4\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1024\n",
+    },
+    Recipe {
+        name: "mixture in bf16",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 4096, 4096],
+        num_steps: 10,
+        compute: "bf16",
+        model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 384\n\
+                [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
     },
 ];
 
@@ -167,8 +202,9 @@ impl Recipe {
              document_tokens = 512\nbranching = 4\n[data.split.by_document_hash]\nvalidation_fraction = 0.1\n\
              [train]\nnum_steps = {}\nseq_len = {seq_len}\nbatch_tokens = {batch_tokens}\n\
              micro_batch_tokens = {micro_batch_tokens}\nmax_grad_norm = 1.0\n\
+             [train.precision]\ncompute = \"{}\"\n\
              [train.adamw]\nlearning_rate = 1e-3\n[sample]\nnum_tokens = 0\n[model]\n{}",
-            self.threads, self.vocab_size, self.num_steps, self.model
+            self.threads, self.vocab_size, self.num_steps, self.compute, self.model
         )
     }
 }

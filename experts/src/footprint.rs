@@ -9,13 +9,15 @@
 //! a token, n rows of all experts, q slots of a sequence under soft mixing, m matrices of a block
 //! (3 if gated, else 2).
 
-use switchyard_kernels::{Activation, ffn_elements_per_thread};
+use switchyard_kernels::{Activation, Compute, ffn_elements_per_thread};
 
 use crate::counts::matrices;
 use crate::{BlockSparseSpec, ExpertsSpec, FfnSpec, PassSize};
 
 /// Bytes of one f32, the type of tensors.
 const F32_BYTES: f64 = 4.0;
+/// Bytes of one bf16.
+const BF16_BYTES: f64 = 2.0;
 
 /// Bytes that a part of the network holds during a training step, beside its parameters, their
 /// gradients and the gradient of its output. In f64: an absurd configuration is large instead of
@@ -35,8 +37,9 @@ pub struct Footprint {
 }
 
 impl FfnSpec {
-    /// Memory of the block between residual streams of width `d_model`; its input is not counted.
-    pub fn footprint(&self, d_model: usize, pass: PassSize) -> Footprint {
+    /// Memory of the block between residual streams of width `d_model`, whose products compute in
+    /// `compute`; its input is not counted.
+    pub fn footprint(&self, d_model: usize, pass: PassSize, compute: Compute) -> Footprint {
         let (t, d) = (pass.micro_batch_tokens as f64, d_model as f64);
         match self {
             Self::Absent => Footprint::default(),
@@ -44,12 +47,12 @@ impl FfnSpec {
                 let f = dense.d_ff as f64;
                 Footprint {
                     largest_param_bytes: F32_BYTES * d * f,
-                    ..rows(dense.activation, t, d, dense.d_ff)
+                    ..rows(dense.activation, [t, t], d, dense.d_ff, compute)
                 }
             }
             Self::BlockSparse(sparse) => sparse.footprint(d_model, t),
             Self::Moe(moe) => {
-                let mixture = moe.experts.footprint(d_model, t, self.num_rows(pass));
+                let mixture = moe.experts.footprint(d_model, [t, self.num_rows(pass)], compute);
                 // The gate's logits are kept for the gates and the losses, and each slot's gate by
                 // the experts.
                 let (e, k) = (moe.experts.num_experts as f64, self.num_rows(pass) / t);
@@ -64,7 +67,7 @@ impl FfnSpec {
             }
             Self::SoftMoe(soft) => {
                 let (n, q) = (self.num_rows(pass), soft.num_slots() as f64);
-                let mixture = soft.experts.footprint(d_model, t, n);
+                let mixture = soft.experts.footprint(d_model, [t, n], compute);
                 // Of three softmaxes (dispatch, combine, and one for the statistics, which lives as
                 // long because burn drops a branch without a loss only after the backward pass) the
                 // shifted logits and the exponentials; of the first two also the result, as a
@@ -88,26 +91,38 @@ impl FfnSpec {
     }
 }
 
-/// Rows through a block of width `d_hidden`: the projections before the non-linearity are kept (m -
-/// 1 times f). The backward pass makes the hidden values (f) and the gradient of the rows (d); the
-/// projections become their own gradients.
-fn rows(activation: Activation, num_rows: f64, d: f64, d_hidden: usize) -> Footprint {
+/// Rows through a block of width `d_hidden`, read of some tokens: the projections before the
+/// non-linearity are kept (m - 1 times f). The backward pass makes the hidden values (f) and the
+/// gradient of the rows (d); the projections become their own gradients. In bf16 projections and
+/// hidden values are half as large, and the tokens (d) and their gradients (d) are rounded first.
+fn rows(
+    activation: Activation,
+    [num_tokens, num_rows]: [f64; 2],
+    d: f64,
+    d_hidden: usize,
+    compute: Compute,
+) -> Footprint {
     let (f, projections) = (d_hidden as f64, matrices(activation) as f64 - 1.0);
+    let (kept_bytes, rounded_bytes) = match compute {
+        Compute::F32 => (F32_BYTES, 0.0),
+        Compute::Bf16 => (BF16_BYTES, 2.0 * BF16_BYTES * num_tokens * d),
+    };
     Footprint {
-        kept_bytes: F32_BYTES * num_rows * projections * f,
-        backward_bytes: F32_BYTES * num_rows * (f + d),
+        kept_bytes: kept_bytes * num_rows * projections * f,
+        backward_bytes: num_rows * (kept_bytes * f + F32_BYTES * d) + rounded_bytes,
+        // In bf16 of half the bytes, and brought into order in as much again.
         thread_bytes: F32_BYTES * ffn_elements_per_thread(d_hidden) as f64,
         ..Footprint::default()
     }
 }
 
 impl ExpertsSpec {
-    /// `num_rows` rows through the routed experts and `num_tokens` through the shared one.
-    fn footprint(&self, d_model: usize, num_tokens: f64, num_rows: f64) -> Footprint {
+    /// Rows through the routed experts, and tokens through the shared one.
+    fn footprint(&self, d_model: usize, [num_tokens, num_rows]: [f64; 2], compute: Compute) -> Footprint {
         let d = d_model as f64;
-        let routed = rows(self.activation, num_rows, d, self.d_expert);
+        let routed = rows(self.activation, [num_tokens, num_rows], d, self.d_expert, compute);
         let shared = self.shared.as_ref().map_or(Footprint::default(), |shared| {
-            let block = rows(self.activation, num_tokens, d, shared.d_expert);
+            let block = rows(self.activation, [num_tokens; 2], d, shared.d_expert, compute);
             // A gate multiplies the output, which is kept for the gate's gradient.
             let output_bytes = if shared.is_gated { F32_BYTES * num_tokens * d } else { 0.0 };
             Footprint { kept_bytes: block.kept_bytes + output_bytes, ..block }
@@ -160,7 +175,8 @@ mod tests {
         let pass = PassSize { micro_batch_tokens: 512, seq_len: 64 };
         for activation in [Activation::Swiglu, Activation::Gelu, Activation::Relu] {
             let kept = |d_ff| {
-                FfnSpec::Dense(DenseSpec { activation, d_ff, bias: false }).footprint(32, pass).kept_bytes
+                let block = FfnSpec::Dense(DenseSpec { activation, d_ff, bias: false });
+                block.footprint(32, pass, Compute::F32).kept_bytes
             };
             assert!((1..40).map(|width| kept(8 * width)).is_sorted_by(|a, b| a < b), "{activation:?}");
         }

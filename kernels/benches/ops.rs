@@ -117,7 +117,7 @@ fn layer_norm(bencher: Bencher, pass: Pass) {
 fn linear(bencher: Bencher, pass: Pass) {
     let (x_td, w_df) = (pass.input([NUM_TOKENS, D_MODEL]), pass.input([D_MODEL, D_MODEL]));
     let work = pass.flops(2 * NUM_TOKENS * D_MODEL * D_MODEL);
-    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None));
+    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None, ops::Compute::F32));
 }
 
 /// As many tokens in short sequences and in one long one.
@@ -133,7 +133,16 @@ fn causal_attention<const SEQ_LEN: usize>(bencher: Bencher, pass: Pass) {
     // A position sees (s + 1) / 2 others on average, for the scores and for their weighted sum.
     let work = pass.flops(2 * NUM_TOKENS * D_MODEL * (SEQ_LEN + 1));
     pass.time(bencher, work, || {
-        ops::causal_attention(q_tq.clone(), k_tg.clone(), v_tg.clone(), None, heads, &mask, Some(&table))
+        ops::causal_attention(
+            q_tq.clone(),
+            k_tg.clone(),
+            v_tg.clone(),
+            None,
+            heads,
+            &mask,
+            Some(&table),
+            ops::Compute::F32,
+        )
     });
 }
 
@@ -147,7 +156,9 @@ fn dense_ffn(bencher: Bencher, pass: Pass) {
         biases: None,
     };
     let work = pass.flops(6 * NUM_TOKENS * D_MODEL * D_FF);
-    pass.time(bencher, work, || ops::dense_ffn(x_td.clone(), matrices.clone(), ops::Activation::Swiglu));
+    pass.time(bencher, work, || {
+        ops::dense_ffn(x_td.clone(), matrices.clone(), ops::Activation::Swiglu, ops::Compute::F32)
+    });
 }
 
 /// As much work as the dense block, shared by `[experts, experts per token]`.
@@ -168,7 +179,14 @@ fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
     let plan = ops::DispatchPlan::new(&ids, None, num_experts, top_k);
     let work = pass.flops(6 * NUM_TOKENS * D_MODEL * D_FF);
     pass.time(bencher, work, || {
-        ops::expert_ffn(x_td.clone(), gates_tk.clone(), matrices.clone(), ops::Activation::Swiglu, &plan)
+        ops::expert_ffn(
+            x_td.clone(),
+            gates_tk.clone(),
+            matrices.clone(),
+            ops::Activation::Swiglu,
+            &plan,
+            ops::Compute::F32,
+        )
     });
 }
 
@@ -194,7 +212,7 @@ fn dense_projection(bencher: Bencher) {
     let pass = Pass::ForwardBackward;
     let (x_td, w_df) = (pass.input([NUM_TOKENS, D_MODEL]), pass.input([D_MODEL, D_FF]));
     let work = pass.flops(2 * NUM_TOKENS * D_MODEL * D_FF);
-    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None));
+    pass.time(bencher, work, || ops::linear(x_td.clone(), w_df.clone(), None, ops::Compute::F32));
 }
 
 #[divan::bench(args = PASSES)]

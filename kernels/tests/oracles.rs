@@ -8,8 +8,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    AdamWState, AdamWStep, Alibi, CausalMask, GateSoftmax, HeadLossOptions, Heads, RotaryTable, adamw_update,
-    causal_attention, embedding, head_loss, layer_norm, rms_norm, top_k_gates,
+    AdamWState, AdamWStep, Alibi, CausalMask, Compute, GateSoftmax, HeadLossOptions, Heads, RotaryTable,
+    adamw_update, causal_attention, embedding, head_loss, layer_norm, rms_norm, top_k_gates,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -151,7 +151,7 @@ fn head_loss_agrees_with_its_oracle() {
     // One row; fewer columns than a vector has lanes; whole vectors and a rest.
     for (t, d, v, z_loss_weight) in [(1, 1, 1, None), (5, 2, 7, Some(0.5)), (4, 3, 37, None)] {
         let targets: Vec<usize> = (0..t).map(|i| (3 + 5 * i) % v).collect();
-        let options = HeadLossOptions { ignored_target: Some(-100), z_loss_weight };
+        let options = HeadLossOptions { ignored_target: Some(-100), z_loss_weight, compute: Compute::F32 };
         // The last of several tokens is ignored.
         let num_counted = if t == 1 { 1 } else { t - 1 };
         let oracle = |i: &[Vec<f64>]| {
@@ -302,7 +302,16 @@ impl AttentionCase {
             RotaryTable::new(s + 3, &frequencies, 1.0, &device)
         });
         let [q_leaf, k_leaf, v_leaf] = [&q, &k, &v].map(Clone::clone);
-        let y = causal_attention(q_leaf, k_leaf, v_leaf, sinks_h.clone(), heads, &mask, rotary.as_ref());
+        let y = causal_attention(
+            q_leaf,
+            k_leaf,
+            v_leaf,
+            sinks_h.clone(),
+            heads,
+            &mask,
+            rotary.as_ref(),
+            Compute::F32,
+        );
         let gradients = |t: &_| {
             let of_sinks = sinks_h.as_ref().map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient")));
             let of_rows = [&q, &k, &v].map(|leaf| values(leaf.grad(t).expect("a leaf has a gradient")));

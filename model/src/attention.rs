@@ -10,7 +10,7 @@ mod projection;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Alibi, CausalMask, Heads, KeyValueCache, RotaryTable, causal_attention};
+use switchyard_kernels::{Alibi, CausalMask, Compute, Heads, KeyValueCache, RotaryTable, causal_attention};
 
 use crate::{AttentionPart, AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
 use projection::{Projection, normalise};
@@ -57,14 +57,20 @@ impl Attention {
         }
     }
 
-    /// What each token takes from the tokens that `mask` lets it see.
+    /// What each token takes from the tokens that `mask` lets it see, products computed in `compute`.
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
+    pub fn forward(
+        &self,
+        x_td: Tensor<2>,
+        rotary: Option<&RotaryTable>,
+        mask: &CausalMask,
+        compute: Compute,
+    ) -> Tensor<2> {
         match self {
-            Self::Direct(direct) => direct.forward(x_td, rotary, mask),
-            Self::Latent(latent) => latent.forward(x_td, rotary, mask),
+            Self::Direct(direct) => direct.forward(x_td, rotary, mask, compute),
+            Self::Latent(latent) => latent.forward(x_td, rotary, mask, compute),
         }
     }
 
@@ -141,10 +147,17 @@ impl DirectAttention {
         }
     }
 
-    fn forward(&self, x_td: Tensor<2>, rotary: Option<&RotaryTable>, mask: &CausalMask) -> Tensor<2> {
-        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td);
+    fn forward(
+        &self,
+        x_td: Tensor<2>,
+        rotary: Option<&RotaryTable>,
+        mask: &CausalMask,
+        compute: Compute,
+    ) -> Tensor<2> {
+        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td, compute);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
-        self.output.forward(causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary))
+        let mixed_tq = causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary, compute);
+        self.output.forward(mixed_tq, compute)
     }
 
     fn forward_and_keep(
@@ -153,11 +166,11 @@ impl DirectAttention {
         (rotary, mask): (Option<&RotaryTable>, &CausalMask),
         cache: KeyValueCache,
     ) -> (Tensor<2>, KeyValueCache) {
-        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td);
+        let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td, Compute::F32);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         let cache = cache.append(k_tg.clone(), v_tg.clone(), rotary);
-        let mixed_tq = causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary);
-        (self.output.forward(mixed_tq), cache)
+        let mixed_tq = causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary, Compute::F32);
+        (self.output.forward(mixed_tq, Compute::F32), cache)
     }
 
     fn forward_cached(
@@ -165,7 +178,7 @@ impl DirectAttention {
         x_bd: Tensor<2>,
         sequences: Vec<CachedSequence<'_>>,
     ) -> (Tensor<2>, Vec<AttentionCache>) {
-        let rows = self.queries_keys_values(x_bd);
+        let rows = self.queries_keys_values(x_bd, Compute::F32);
         let attend = |(row, CachedSequence { cache, rotary }): (usize, CachedSequence<'_>)| {
             let AttentionCache::Direct(cache) = cache else { panic!("a cache of latent attention") };
             let [q_1q, k_1g, v_1g] = rows.each_ref().map(|rows| rows.clone().narrow(0, row, 1));
@@ -174,11 +187,11 @@ impl DirectAttention {
             (mixed_1q, AttentionCache::Direct(cache))
         };
         let (mixed, caches) = sequences.into_iter().enumerate().map(attend).unzip();
-        (self.output.forward(Tensor::cat(mixed, 0)), caches)
+        (self.output.forward(Tensor::cat(mixed, 0), Compute::F32), caches)
     }
 
     /// Queries, `[t, q]`, keys and values, `[t, g]`.
-    fn queries_keys_values(&self, x_td: Tensor<2>) -> [Tensor<2>; 3] {
+    fn queries_keys_values(&self, x_td: Tensor<2>, compute: Compute) -> [Tensor<2>; 3] {
         let epsilon = self.qk_norm.settings().map_or(0.0, |settings| settings.epsilon);
         let normalised = |x_to: Tensor<2>, scale_k: Option<&Param<Tensor<1>>>| match scale_k {
             Some(scale_k) => normalise(x_to, scale_k.val(), epsilon),
@@ -188,9 +201,9 @@ impl DirectAttention {
             Some(clip) => x_to.clamp(-clip, clip),
             None => x_to,
         };
-        let q_tq = normalised(self.query.forward(x_td.clone()), self.query_norm_k.as_ref());
-        let k_tg = normalised(self.key.forward(x_td.clone()), self.key_norm_k.as_ref());
-        let v_tg = self.value.forward(x_td);
+        let q_tq = normalised(self.query.forward(x_td.clone(), compute), self.query_norm_k.as_ref());
+        let k_tg = normalised(self.key.forward(x_td.clone(), compute), self.key_norm_k.as_ref());
+        let v_tg = self.value.forward(x_td, compute);
         [q_tq, k_tg, v_tg].map(clamped)
     }
 }

@@ -186,7 +186,7 @@ impl Block {
         let input = self.ffn_input(x_td, mixed, context.pass);
         let (hidden_td, aux) = match &self.ffn {
             None => return (input.x_td, None),
-            Some(FeedForward::Dense(ffn)) => (ffn.forward(input.normed_td), None),
+            Some(FeedForward::Dense(ffn)) => (ffn.forward(input.normed_td, context.pass.compute()), None),
             Some(FeedForward::BlockSparse(ffn)) => (ffn.forward(input.normed_td), None),
             Some(FeedForward::Moe(moe)) => {
                 let output = self.forward_moe(moe, input.residual_td, input.normed_td, context);
@@ -277,11 +277,19 @@ impl Block {
             Pass::Evaluation => RouterPass::Evaluation,
             Pass::Generation => RouterPass::Generation,
         };
+        let compute = context.pass.compute();
         let reads_residual = moe.router.config().input == RouterSource::Residual;
         let router_x_td = reads_residual.then_some(residual_td);
         let Some(places) = context.real_places else {
             let (token_ids_t, sequences) = (context.token_ids_t, Sequences::OfLen(context.seq_len));
-            return moe.forward(MoeInput { x_td: normed_td, router_x_td, token_ids_t, sequences, pass });
+            return moe.forward(MoeInput {
+                x_td: normed_td,
+                router_x_td,
+                token_ids_t,
+                sequences,
+                pass,
+                compute,
+            });
         };
         let [num_places, _] = normed_td.dims();
         let output = moe.forward(MoeInput {
@@ -290,6 +298,7 @@ impl Block {
             token_ids_t: places.token_ids(),
             sequences: Sequences::OfLens(places.seq_lens()),
             pass,
+            compute,
         });
         MoeOutput { hidden_td: places.spread(output.hidden_td, num_places), ..output }
     }

@@ -75,4 +75,5 @@ pub use spec::{
     AttentionSpec, FfnUse, LayerSpec, LstmSpec, MixerSpec, ModelSpec, NormKind, PositionKind, layers_in_words,
 };
 pub use state::{ModelState, StateTensor};
+pub use switchyard_kernels::Compute;
 pub use transformer::{CachedOutput, IGNORED_TARGET, ModelOutput, SequenceCache, Transformer};

@@ -6,14 +6,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor};
-use switchyard_kernels::linear;
+use switchyard_kernels::{Compute, linear};
 
 use crate::{LstmSpec, ModelSpec, ParameterSource};
 
 /// A long short-term memory (Hochreiter and Schmidhuber, 1997; with forget gates, Gers et al.,
 /// 2000), with the equations of PyTorch's `nn.LSTM` and one bias instead of its two.
 ///
-/// Four gates of each cell, in this order: input, forget, what is written, output.
+/// Four gates of each cell, in this order: input, forget, what is written, output. Its products are
+/// of f32 whatever the run computes with: an error of one step is part of all that follow.
 #[derive(Module, Debug)]
 pub struct Lstm {
     /// Of the step's input, `[d, g]`.
@@ -103,19 +104,19 @@ impl Lstm {
 
     /// The part of the gates that the inputs make, `[t, g]`.
     fn input_gates(&self, x_td: Tensor<2>) -> Tensor<2> {
-        linear(x_td, self.input_dg.val(), Some(self.bias_g.val()))
+        linear(x_td, self.input_dg.val(), Some(self.bias_g.val()), Compute::F32)
     }
 
     fn step(&self, input_gates_bg: Tensor<2>, state: LstmState) -> LstmState {
         let [b, g] = input_gates_bg.dims();
         let h = g / 4;
-        let gates_bg = input_gates_bg + linear(state.hidden_bd, self.recurrent_dg.val(), None);
+        let gates_bg = input_gates_bg + linear(state.hidden_bd, self.recurrent_dg.val(), None, Compute::F32);
         let gate = |index: usize| gates_bg.clone().slice([0..b, index * h..(index + 1) * h]);
         let [input_bh, forget_bh, output_bh] = [0, 1, 3].map(|index| sigmoid(gate(index)));
         let cell_bh = forget_bh * state.cell_bh + input_bh * gate(2).tanh();
         let given_bh = output_bh * cell_bh.clone().tanh();
         let hidden_bd = match &self.projection_hd {
-            Some(projection_hd) => linear(given_bh, projection_hd.val(), None),
+            Some(projection_hd) => linear(given_bh, projection_hd.val(), None, Compute::F32),
             None => given_bh,
         };
         LstmState { hidden_bd, cell_bh }

@@ -71,7 +71,9 @@ impl Mixer {
         context: &BlockContext<'_>,
     ) -> (Tensor<2>, Option<LstmState>) {
         match self {
-            Self::Attention(attention) => (attention.forward(x_td, context.rotary, context.mask), None),
+            Self::Attention(attention) => {
+                (attention.forward(x_td, context.rotary, context.mask, context.pass.compute()), None)
+            }
             Self::Lstm(lstm) => {
                 let state = context.state.map(|state| state.layers[layer].clone());
                 let (y_td, state) = lstm.forward(x_td, context.seq_len, state, context.segment_ids_bs);

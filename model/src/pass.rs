@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use switchyard_kernels::{CausalMask, RotaryTable};
+use switchyard_kernels::{CausalMask, Compute, RotaryTable};
 use switchyard_router::RouterStatistics;
 
 use crate::{ModelState, RealPlaces, StepNoise};
@@ -103,6 +103,8 @@ pub enum Pass<'a> {
         noise: StepNoise,
         /// Routing of the step's earlier micro-batches; empty in the first.
         earlier: &'a [(usize, RouterStatistics)],
+        /// What products compute with.
+        compute: Compute,
     },
     /// No noise; dropless unless a capacity for evaluation is configured.
     Evaluation,
@@ -111,9 +113,17 @@ pub enum Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The first micro-batch of a training step.
+    /// The first micro-batch of a training step, in f32.
     pub fn training(noise: StepNoise) -> Self {
-        Self::Training { noise, earlier: &[] }
+        Self::Training { noise, earlier: &[], compute: Compute::F32 }
+    }
+
+    /// What products compute with: evaluation and generation never round.
+    pub(crate) fn compute(self) -> Compute {
+        match self {
+            Self::Training { compute, .. } => compute,
+            Self::Evaluation | Self::Generation => Compute::F32,
+        }
     }
 
     pub(crate) fn noise(self) -> Option<StepNoise> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use switchyard_experts::{MoeAux, MoeLayer};
-use switchyard_kernels::{CausalMask, HeadLoss, HeadLossOptions, RotaryTable, head_loss, linear};
+use switchyard_kernels::{CausalMask, Compute, HeadLoss, HeadLossOptions, RotaryTable, head_loss, linear};
 use switchyard_router::{BalanceCount, PooledBalance};
 
 use crate::{
@@ -186,10 +186,11 @@ impl Transformer {
             _ => logits_tv.mul_scalar(multiplier),
         };
         let bias_v = self.head_bias_v.as_ref().map(Param::val);
-        scaled(linear(hidden_td, self.head_matrix(), bias_v))
+        scaled(linear(hidden_td, self.head_matrix(), bias_v, Compute::F32))
     }
 
     /// The loss of these rows' scores against the tokens that came next; the scores are not kept.
+    /// Products are computed in `compute`.
     ///
     /// # Shapes
     /// - `hidden_td`: `[num_rows, d_model]`; `target_ids_t`: `[num_rows]`, of which those that are
@@ -202,8 +203,9 @@ impl Transformer {
         hidden_td: Tensor<2>,
         target_ids_t: Tensor<1, Int>,
         z_loss_weight: Option<f64>,
+        compute: Compute,
     ) -> HeadLoss {
-        let options = HeadLossOptions { ignored_target: Some(IGNORED_TARGET.into()), z_loss_weight };
+        let options = HeadLossOptions { ignored_target: Some(IGNORED_TARGET.into()), z_loss_weight, compute };
         let (rows, matrix) = self.head_factors(hidden_td);
         head_loss(rows, matrix, target_ids_t, options)
     }

@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
-use switchyard_kernels::linear;
+use switchyard_kernels::{Compute, linear};
 
 use crate::GatePrecision;
 
@@ -69,9 +69,13 @@ impl CosineGate {
     }
 
     pub(crate) fn logits_te(&self, x_td: Tensor<2>, dtype: DType) -> Tensor<2> {
-        let projected_tc = linear(x_td, self.projection_dc.val().cast(dtype), None);
-        let cosines_te =
-            linear(unit_length(projected_tc, 1), unit_length(self.directions_ce.val().cast(dtype), 0), None);
+        let projected_tc = linear(x_td, self.projection_dc.val().cast(dtype), None, Compute::F32);
+        let cosines_te = linear(
+            unit_length(projected_tc, 1),
+            unit_length(self.directions_ce.val().cast(dtype), 0),
+            None,
+            Compute::F32,
+        );
         let scale_1 = self.log_scale_1.val().cast(dtype).clamp_max(MAX_COSINE_SCALE.ln()).exp();
         cosines_te * scale_1.reshape([1, 1])
     }

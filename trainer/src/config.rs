@@ -2,6 +2,7 @@
 //!
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
+mod precision;
 mod start;
 
 use schemars::JsonSchema;
@@ -10,6 +11,7 @@ use switchyard_datasets::DataConfig;
 use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
+pub use precision::PrecisionConfig;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -80,6 +82,9 @@ pub struct TrainConfig {
     /// (PaLM, arXiv:2204.02311, section 5); absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_z_loss_weight: Option<f64>,
+    /// What a step computes with; absent is f32.
+    #[serde(default, skip_serializing_if = "PrecisionConfig::is_default")]
+    pub precision: PrecisionConfig,
     /// The optimizer.
     pub adamw: AdamWConfig,
     /// Take no step whose loss or gradient is far above those before; absent takes all.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, s};
 use switchyard_datasets::{DatasetError, EvaluationWindows, SlidingWindows, TokenBatch, TokenStore};
-use switchyard_model::{Pass, Transformer};
+use switchyard_model::{Compute, Pass, Transformer};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
@@ -103,7 +103,7 @@ pub fn evaluate_unless(
         let batch = DeviceBatch::upload(batch, device);
         let mut output = model.forward(&batch.input.after(before), Pass::Evaluation);
         state = output.state.take();
-        let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None);
+        let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None, Compute::F32);
         nats += read_scalar(&loss.cross_entropy_1)? * batch_tokens as f64;
         if let Some(documents) = &mut documents {
             // The first token of the split is no target.
@@ -208,6 +208,7 @@ impl DocumentLosses<'_> {
                 hidden_td.clone().slice(s![first..end, ..]),
                 target_ids_t.clone().slice(s![first..end]),
                 None,
+                Compute::F32,
             );
             means.push(readings.add(&loss.cross_entropy_1));
             first = end;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
-use switchyard_model::{ModelOutput, Transformer};
+use switchyard_model::{Compute, ModelOutput, Transformer};
 use switchyard_router::AuxLossKind;
 
 /// One micro-batch's loss and its parts, each `[1]`. Only the total is differentiated.
@@ -29,14 +29,16 @@ pub struct RouterLoss {
 }
 
 impl LossParts {
-    /// The loss of `model`, which returned `output`, against the tokens that came next.
+    /// The loss of `model`, which returned `output`, against the tokens that came next; the head's
+    /// products are computed in `compute`.
     pub fn new(
         model: &Transformer,
         output: &ModelOutput,
         target_ids_t: Tensor<1, Int>,
         head_z_weight: Option<f64>,
+        compute: Compute,
     ) -> Self {
-        let head = model.head_loss(output.hidden_td.clone(), target_ids_t, head_z_weight);
+        let head = model.head_loss(output.hidden_td.clone(), target_ids_t, head_z_weight, compute);
         let router = router_losses(output);
         let total = router.values().fold(head.total_1, |total, loss| total + loss.weighted.clone());
         let head_z = head_z_weight.map(|_| head.square_log_partition_1);

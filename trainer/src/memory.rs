@@ -6,7 +6,7 @@
 //! keeps nothing for a backward pass: neither is the worst moment.
 
 use serde::{Deserialize, Serialize};
-use switchyard_model::{LayerFootprint, ModelCounts, ModelFootprint, ModelSpec};
+use switchyard_model::{Compute, LayerFootprint, ModelCounts, ModelFootprint, ModelSpec};
 
 use crate::throughput::probe_bytes;
 
@@ -109,6 +109,8 @@ pub struct StepSize {
     pub micro_batches: usize,
     /// Threads, if the configuration says how many.
     pub threads: Option<usize>,
+    /// What products compute with.
+    pub compute: Compute,
 }
 
 /// What is alive beside weights and moments, in bytes.
@@ -130,7 +132,7 @@ impl MemoryEstimate {
     pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let weights = F32_BYTES * counts.total_params as f64;
-        let model = ModelFootprint::of(spec, size.micro_batch_tokens);
+        let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.compute);
         let step = Step { model: &model, weights, passes: size.micro_batches as f64 };
         let (moment, alive) = step.worst_moment();
         let (probe, probe_of_thread) = probe_bytes();

@@ -44,6 +44,7 @@ impl MovingParts {
             step: self.state.step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
+            compute: plan.compute,
             state: self.carried.as_ref().filter(|_| follows),
         };
         let (gradients, mut measurements) =

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
 use switchyard_model::MAX_VOCAB_SIZE;
-use switchyard_model::{ModelCounts, ModelSpec};
+use switchyard_model::{Compute, ModelCounts, ModelSpec};
 
 use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
 use crate::memory::{MemoryEstimate, StepSize};
@@ -39,6 +39,9 @@ pub struct RunPlan {
     pub carries_state: bool,
     /// The network.
     pub model: ModelSpec,
+    /// What products of a step compute with.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub compute: Compute,
     /// The optimizer.
     pub optimizer: AdamWConfig,
     /// Global norm to which gradients are clipped; `None` means no clipping.
@@ -90,6 +93,11 @@ pub struct CheckpointPlan {
     pub keep_best: bool,
 }
 
+/// Whether factors are not rounded.
+fn is_f32(compute: &Compute) -> bool {
+    *compute == Compute::F32
+}
+
 impl RunPlan {
     /// The plan of `config`. Touches no data and allocates no parameters; a `tokenizer.json` is
     /// read for its vocabulary if one is configured.
@@ -111,12 +119,18 @@ impl RunPlan {
         }
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
+        training::check_precision(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
         let micro_batches = config.train.batch_tokens / micro_batch_tokens;
-        let size = StepSize { micro_batch_tokens, micro_batches, threads: config.threads };
+        let size = StepSize {
+            micro_batch_tokens,
+            micro_batches,
+            threads: config.threads,
+            compute: config.train.precision.compute,
+        };
         Ok(Self {
             name: config.name.clone(),
             seed: config.seed,
@@ -128,6 +142,7 @@ impl RunPlan {
             memory: MemoryEstimate::of(&model, &counts, size),
             carries_state,
             model,
+            compute: config.train.precision.compute,
             optimizer: config.train.adamw.clone(),
             max_grad_norm: config.train.max_grad_norm,
             head_z_loss_weight: config.train.head_z_loss_weight,

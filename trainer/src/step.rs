@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
 use switchyard_model::{
-    ModelInput, ModelOutput, ModelState, Pass, StepNoise, Transformer, parameter_gradients,
+    Compute, ModelInput, ModelOutput, ModelState, Pass, StepNoise, Transformer, parameter_gradients,
 };
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
@@ -30,6 +30,8 @@ pub struct StepSettings<'a> {
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` turns it off.
     pub head_z_weight: Option<f64>,
+    /// What products compute with.
+    pub compute: Compute,
     /// What the sequences of the step before left in a recurrent model, row by row of all
     /// micro-batches; `None` if they begin.
     pub state: Option<&'a ModelState>,
@@ -100,9 +102,10 @@ pub fn step_gradients(
         let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
-        let mut output = model.forward(&input, Pass::Training { noise, earlier: &earlier });
+        let mut output =
+            model.forward(&input, Pass::Training { noise, earlier: &earlier, compute: settings.compute });
         states.push(output.state.take());
-        let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight);
+        let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.compute);
         let losses = LossReadings::new(&parts, &output, &mut readings);
         measurements.count(&output);
         let routed = RoutedPass::new(&input, domains, output);
@@ -117,7 +120,8 @@ pub fn step_gradients(
     for pass in passes {
         measurements.add(&pass.losses, &values, scale);
         if !measurements.total_loss.is_finite() {
-            let training = Pass::Training { noise: pass.noise, earlier: &pass.earlier };
+            let training =
+                Pass::Training { noise: pass.noise, earlier: &pass.earlier, compute: settings.compute };
             return Err(TrainError::NonFiniteLoss {
                 step: settings.step + 1,
                 loss: measurements.total_loss,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use switchyard_kernels::ThreadProducts;
+use switchyard_kernels::{Compute, ThreadProducts};
 
 use crate::readings::{DeviceReadError, read_scalar};
 
@@ -21,20 +21,21 @@ pub(crate) fn probe_bytes() -> (u64, u64) {
     (factors, SHAPES_MKN.iter().map(|[m, _, n]| bytes(m * n)).sum())
 }
 
-/// Highest f32 rate seen in 0.3 seconds of matrix products, in FLOP/s: the peak that model FLOP
-/// utilisation (MFU, arXiv:2204.02311, appendix B) is stated against. On the CPU the better of
+/// Highest rate seen in 0.3 seconds of matrix products with factors of `compute`, in FLOP/s: the peak
+/// that model FLOP utilisation (MFU, arXiv:2204.02311, appendix B) is stated against. On the CPU the better of
 /// burn's product, shared by all threads, and of one single-threaded product on each of them.
 ///
 /// # Errors
 /// [`DeviceReadError`] if the device cannot be read.
-pub fn measure_matmul_peak_flops(device: &Device) -> Result<f64, DeviceReadError> {
-    Ok(MatmulCeiling::measure(device)?.peak_flops())
+pub fn measure_matmul_peak_flops(device: &Device, compute: Compute) -> Result<f64, DeviceReadError> {
+    Ok(MatmulCeiling::measure(device, compute)?.peak_flops())
 }
 
 /// The matrix products that were the fastest of several kinds.
 pub struct MatmulCeiling {
     fastest: Box<dyn Candidate>,
     peak_flops: f64,
+    compute: Compute,
 }
 
 impl MatmulCeiling {
@@ -42,12 +43,15 @@ impl MatmulCeiling {
     ///
     /// # Errors
     /// [`DeviceReadError`] if the device cannot be read.
-    pub fn measure(device: &Device) -> Result<Self, DeviceReadError> {
+    pub fn measure(device: &Device, compute: Compute) -> Result<Self, DeviceReadError> {
         let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
         for shape_mkn in SHAPES_MKN {
-            candidates.push(Box::new(SharedProduct::new(shape_mkn, device)));
+            // Other devices' products, and burn's own, are f32.
+            if compute == Compute::F32 {
+                candidates.push(Box::new(SharedProduct::new(shape_mkn, device)));
+            }
             if *device == Device::flex() {
-                candidates.push(Box::new(ThreadProducts::new(shape_mkn)));
+                candidates.push(Box::new(ThreadProducts::new(shape_mkn, compute)));
             }
         }
         let deadline = Instant::now() + Duration::from_secs_f64(MAX_SECS);
@@ -68,7 +72,12 @@ impl MatmulCeiling {
                 }
             }
         }
-        Ok(Self { fastest: candidates.swap_remove(fastest), peak_flops })
+        Ok(Self { fastest: candidates.swap_remove(fastest), peak_flops, compute })
+    }
+
+    /// What the factors of the products are rounded to.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The highest rate seen, in FLOP/s.

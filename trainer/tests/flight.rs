@@ -12,7 +12,7 @@ use switchyard_datasets::{Loader, LoaderConfig, Packing, Progress, TokenBatch};
 use switchyard_experts::FfnSpec;
 use switchyard_flight::alarms::AlarmKind;
 use switchyard_flight::columns::{ScoreRow, read_experts, read_scores, recorded_score_steps};
-use switchyard_model::{ParameterName, Role, Transformer, update_parameters};
+use switchyard_model::{Compute, ParameterName, Role, Transformer, update_parameters};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
@@ -289,7 +289,14 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     };
     let mut loader = Loader::new(data.train, config, checkpoint.state.data_cursor).unwrap();
     let batches = (0..2).map(|_| loader.next_batch().unwrap()).collect();
-    let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 7,
+        step: 5,
+        max_grad_norm: None,
+        head_z_weight: None,
+        compute: Compute::F32,
+        state: None,
+    };
     let (_, measured) = step_gradients(&model, batches, &settings, &device).unwrap();
     let sum = |of_pass: &dyn Fn(usize) -> Vec<u64>| {
         let (first, second) = (of_pass(0), of_pass(1));
@@ -471,7 +478,14 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         num_sequences: 4,
         seq_len: 16,
     };
-    let settings = StepSettings { seed: 7, step: 2, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 7,
+        step: 2,
+        max_grad_norm: None,
+        head_z_weight: None,
+        compute: Compute::F32,
+        state: None,
+    };
     step_gradients(&model, vec![batch], &settings, &Device::flex()).unwrap_err()
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_experts::{Activation, ExpertsSpec, FfnSpec};
 use switchyard_model::{
-    AttentionSpec, LayerSpec, MixerSpec, ModelInput, ModelSpec, ParameterName, Pass, Transformer,
+    AttentionSpec, Compute, LayerSpec, MixerSpec, ModelInput, ModelSpec, ParameterName, Pass, Transformer,
     parameter_data,
 };
 use switchyard_trainer::plan::RunPlan;
@@ -80,7 +80,7 @@ fn cross_entropy(model: &Transformer) -> f64 {
     let input = ModelInput::upload(ids(0), None, [4, 16], &device);
     let targets_t = Tensor::<1, Int>::from_data(TensorData::new(ids(1), [64]), &device);
     let hidden_td = model.forward(&input, Pass::Evaluation).hidden_td;
-    let loss = model.head_loss(hidden_td, targets_t, None).cross_entropy_1;
+    let loss = model.head_loss(hidden_td, targets_t, None, Compute::F32).cross_entropy_1;
     f64::from(loss.into_data().iter::<f32>().next().unwrap())
 }
 

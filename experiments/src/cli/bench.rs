@@ -10,6 +10,8 @@ pub(super) const BENCH_HELP: &str = "\
 Examples:
   switchyard bench step experiments/bench/s2-e8k2.toml --json
   switchyard bench step experiments/bench/s2-e8k2.toml --against experiments/bench/s2-dense.toml
+  switchyard bench step experiments/bench/s2-e8k2.toml --set train.precision.compute=bf16 \
+    --against-set train.precision.compute=f32
   switchyard bench layer experiments/bench/s3-e8.toml
 
 Times are wall-clock times of the median repetition, beside the machine's own rate of matrix products in the same \
@@ -33,6 +35,10 @@ pub(crate) struct BenchStepArgs {
     /// right on a machine that changes its speed
     #[arg(long, value_name = "FILE")]
     pub(crate) against: Option<PathBuf>,
+    /// Change a key of the other configuration alone, after --set; repeatable. Without --against the
+    /// other configuration is FILE itself
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) against_set: Vec<String>,
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
 }

@@ -30,9 +30,14 @@ fn step(args: &BenchStepArgs, interruption: &Interruption) -> Result<(), Failure
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
     let name = case_of(&args.config.file);
     let case = StepCase { name: &name, config: &loaded.config, plan: &plan };
-    let other = match &args.against {
-        Some(file) => Some((case_of(file), load_to_run(file, &args.config.overrides)?)),
-        None => None,
+    let other = match (&args.against, args.against_set.is_empty()) {
+        (None, true) => None,
+        (file, _) => {
+            let file = file.as_ref().unwrap_or(&args.config.file);
+            let overrides = [&args.config.overrides[..], &args.against_set].concat();
+            let name = [&[case_of(file)], &args.against_set[..]].concat().join(" ");
+            Some((name, load_to_run(file, &overrides)?))
+        }
     };
     let against =
         other.as_ref().map(|(name, (loaded, plan))| StepCase { name, config: &loaded.config, plan });

@@ -4,8 +4,8 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_experts::{
-    Activation, CapacityConfig, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights, MoeAux,
-    MoeInput, MoeLayer, MoeOutput,
+    Activation, CapacityConfig, Compute, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights,
+    MoeAux, MoeInput, MoeLayer, MoeOutput,
 };
 use switchyard_router::{
     AuxLossKind, GateWeights, RouterConfig, RouterNoise, RouterPass, Selection, Sequences,
@@ -144,8 +144,18 @@ pub(crate) fn training() -> RouterPass<'static> {
 }
 
 pub(crate) fn forward(layer: &MoeLayer, x_td: Tensor<2>, pass: RouterPass<'_>) -> MoeOutput {
+    forward_in(layer, x_td, pass, Compute::F32)
+}
+
+/// As [`forward`], with factors of `compute`.
+pub(crate) fn forward_in(
+    layer: &MoeLayer,
+    x_td: Tensor<2>,
+    pass: RouterPass<'_>,
+    compute: Compute,
+) -> MoeOutput {
     let [seq_len, _] = x_td.dims();
-    forward_in_sequences(layer, x_td, seq_len, pass)
+    forward_of(layer, x_td, seq_len, pass, compute)
 }
 
 /// As [`forward`], in sequences of `seq_len` tokens; token i has the id i.
@@ -155,6 +165,16 @@ pub(crate) fn forward_in_sequences(
     seq_len: usize,
     pass: RouterPass<'_>,
 ) -> MoeOutput {
+    forward_of(layer, x_td, seq_len, pass, Compute::F32)
+}
+
+fn forward_of(
+    layer: &MoeLayer,
+    x_td: Tensor<2>,
+    seq_len: usize,
+    pass: RouterPass<'_>,
+    compute: Compute,
+) -> MoeOutput {
     let token_ids: Vec<u32> = (0..x_td.dims()[0] as u32).collect();
     layer.forward(MoeInput {
         x_td,
@@ -162,6 +182,7 @@ pub(crate) fn forward_in_sequences(
         token_ids_t: &token_ids,
         sequences: Sequences::OfLen(seq_len),
         pass,
+        compute,
     })
 }
 

@@ -1,9 +1,9 @@
 use burn::tensor::{DType, Gradients, Tensor};
-use switchyard_experts::{Activation, DenseFfn, DenseFfnWeights};
+use switchyard_experts::{Activation, Compute, DenseFfn, DenseFfnWeights};
 use switchyard_router::{AuxLossKind, SoftmaxOrder};
 
 use crate::case::{
-    Setup, Values, bits, flat_gradient, forward, layer, layer_gradients, loss_of, param_gradient, tensor,
+    Setup, Values, bits, flat_gradient, forward_in, layer, layer_gradients, loss_of, param_gradient, tensor,
     training, values,
 };
 
@@ -33,19 +33,26 @@ fn dense_gradients(x_td: &Tensor<2>, dense: &DenseFfn, gradients: &Gradients) ->
 /// nothing.
 #[track_caller]
 fn assert_equals_dense(setup: &Setup) {
+    for compute in [Compute::F32, Compute::Bf16] {
+        assert_equals_dense_in(compute, setup);
+    }
+}
+
+#[track_caller]
+fn assert_equals_dense_in(compute: Compute, setup: &Setup) {
     let inputs = Values::random(setup, 7);
     let shape = [setup.num_tokens, setup.d_model];
     let c_td = tensor(&inputs.c_td, shape, DType::F32);
 
     let dense = dense(setup, &inputs);
     let x_td = tensor(&inputs.x_td, shape, DType::F32).require_grad();
-    let dense_output = dense.forward(x_td.clone());
+    let dense_output = dense.forward(x_td.clone(), compute);
     let dense_loss = (dense_output.clone() * c_td.clone()).sum();
     let expected = dense_gradients(&x_td, &dense, &dense_loss.backward());
 
     let layer = layer(setup, &inputs, DType::F32);
     let x_td = tensor(&inputs.x_td, shape, DType::F32).require_grad();
-    let output = forward(&layer, x_td.clone(), training());
+    let output = forward_in(&layer, x_td.clone(), training(), compute);
     let balancing =
         loss_of(&output.aux, AuxLossKind::LoadBalancing).unwrap_or_else(|| panic!("the loss has a weight"));
     let loss = (output.hidden_td.clone() * c_td).sum();
@@ -97,12 +104,12 @@ fn a_bias_is_added_to_every_token() {
         b_down_d: Some(bias(3) * 2.0),
     };
     let x_td = tensor(&inputs.x_td, [4, 3], DType::F32);
-    let output = DenseFfn::new(weights.clone(), Activation::Relu).forward(x_td.clone());
+    let output = DenseFfn::new(weights.clone(), Activation::Relu).forward(x_td.clone(), Compute::F32);
     assert_eq!(values(&output), [2.0; 12]);
 
     // With zero inputs the hidden layer is the up bias alone: each output is 4 * relu(1) * 1 + 2.
     weights.w_down_fd = weights.w_down_fd.ones_like();
-    let output = DenseFfn::new(weights, Activation::Relu).forward(x_td.zeros_like());
+    let output = DenseFfn::new(weights, Activation::Relu).forward(x_td.zeros_like(), Compute::F32);
     assert_eq!(values(&output), [6.0; 12]);
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Shape letters: n rows, f hidden width.
 
+mod kept;
 mod lanes;
 
 use schemars::JsonSchema;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use kept::Kept;
 pub use lanes::{activate, backward};
 
 /// Non-linearity of a feed-forward block, dense or expert.

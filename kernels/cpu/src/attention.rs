@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::bf16::Compute;
 use crate::matrix::Matrix;
 use crate::panel_product::{Triangle, add_triangular_product, write_triangular_product};
 use crate::rotary::{Rotation, write_rotated};
@@ -48,6 +49,8 @@ pub struct Inputs<'a> {
     pub d_value: usize,
     /// How rows are cut.
     pub heads: Heads,
+    /// What the factors of products are rounded to.
+    pub compute: Compute,
 }
 
 /// Results of the forward pass that its gradients are computed from, and the gradient of the
@@ -149,6 +152,7 @@ struct Reader<'a> {
     s: usize,
     d: usize,
     d_value: usize,
+    compute: Compute,
 }
 
 /// The block of queries from `start`, and the keys from the first that one of them sees up to its
@@ -220,7 +224,8 @@ impl QueryBlock {
 
 impl<'a> Reader<'a> {
     fn new(inputs: Inputs<'a>) -> Self {
-        let Inputs { q, k, v, sinks, rotation, segment_ids, seq_len: s, d_head: d, d_value, heads } = inputs;
+        let Inputs { q, k, v, sinks, rotation, segment_ids, seq_len: s, d_head: d, d_value, heads, compute } =
+            inputs;
         let (h, g) = (heads.num_heads, heads.num_kv_heads);
         let b = q.len() / (s * h * d);
         assert!(
@@ -235,7 +240,7 @@ impl<'a> Reader<'a> {
             v.len(),
         );
         let visibility = Visibility::new(heads, segment_ids, s, d);
-        Self { q, k, v, sinks, rotation, visibility, heads, b, s, d, d_value }
+        Self { q, k, v, sinks, rotation, visibility, heads, b, s, d, d_value, compute }
     }
 
     fn blocks(&self) -> impl Iterator<Item = QueryBlock> {
@@ -281,7 +286,7 @@ impl<'a> Reader<'a> {
     fn scores(&self, of: [usize; 2], block: QueryBlock, queries: &[f32], keys: &[f32], scores: &mut [f32]) {
         let queries = Matrix::row_major(queries, self.d).rows(block.queries());
         let keys = Matrix::row_major(keys, self.d).rows(block.keys());
-        write_triangular_product(scores, queries, keys.transposed(), block.of_product());
+        write_triangular_product(scores, queries, keys.transposed(), block.of_product(), self.compute);
         self.visibility.apply(of, block.start, block.keys(), scores);
     }
 
@@ -312,7 +317,13 @@ impl<'a> Reader<'a> {
             }
             let mixed = &mut buffers.mixed[..block.num_queries() * self.d_value];
             let weights = Matrix::row_major(scores, block.num_keys());
-            write_triangular_product(mixed, weights, values.rows(block.keys()), block.of_left());
+            write_triangular_product(
+                mixed,
+                weights,
+                values.rows(block.keys()),
+                block.of_left(),
+                self.compute,
+            );
             let (y, behind) = rest_of_y.split_rows_at(block.num_queries());
             rest_of_y = behind;
             write_divided(y, Matrix::row_major(mixed, self.d_value), &sums);
@@ -386,7 +397,7 @@ impl GroupGradient {
         keys: &[f32],
         results: &Results<'_>,
     ) -> f32 {
-        let (s, d, v) = (reader.s, reader.d, reader.d_value);
+        let (s, d, v, compute) = (reader.s, reader.d, reader.d_value, reader.compute);
         let h = reader.heads.num_heads;
         let queries = reader.load(reader.q, h, [batch, head], reader.scale());
         let values = reader.values(batch, kv_head);
@@ -400,7 +411,13 @@ impl GroupGradient {
             reader.scores([batch, head], block, &queries, keys, scores);
             let dy_block = dy.rows(block.queries());
             let seen_values = values.rows(block.keys());
-            write_triangular_product(dweights, dy_block, seen_values.transposed(), block.of_product());
+            write_triangular_product(
+                dweights,
+                dy_block,
+                seen_values.transposed(),
+                block.of_product(),
+                compute,
+            );
             let rows = scores.chunks_exact_mut(block.num_keys());
             for (i, (scores, dweights)) in rows.zip(dweights.chunks_exact_mut(block.num_keys())).enumerate() {
                 let query = block.start + i;
@@ -412,12 +429,18 @@ impl GroupGradient {
             let [weights, dscores] = [&*scores, dweights].map(|it| Matrix::row_major(it, block.num_keys()));
             let queries = Matrix::row_major(&queries, d).rows(block.queries());
             let dvalues = &mut self.dvalues[block.first_key * v..block.end * v];
-            add_triangular_product(dvalues, weights.transposed(), dy_block, block.of_left_transposed());
+            add_triangular_product(
+                dvalues,
+                weights.transposed(),
+                dy_block,
+                block.of_left_transposed(),
+                compute,
+            );
             let dkeys = &mut self.dkeys[block.first_key * d..block.end * d];
-            add_triangular_product(dkeys, dscores.transposed(), queries, block.of_left_transposed());
+            add_triangular_product(dkeys, dscores.transposed(), queries, block.of_left_transposed(), compute);
             let dqueries = &mut self.dqueries[block.start * d..block.end * d];
             let keys = Matrix::row_major(keys, d).rows(block.keys());
-            write_triangular_product(dqueries, dscores, keys, block.of_left());
+            write_triangular_product(dqueries, dscores, keys, block.of_left(), compute);
         }
         dsink
     }

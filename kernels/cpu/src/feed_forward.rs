@@ -6,14 +6,17 @@
 mod combine;
 mod operands;
 
+use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::activation::{self, Activation};
+use crate::activation::{Activation, Kept};
+use crate::bf16::{Compute, Element};
 use crate::dispatch::{DispatchPlan, Groups, SlotMap};
 use crate::matrix::Matrix;
-use crate::panel_product::{add_product, fill_with_product};
+use crate::panel_product::{Stored, add_product, fill_with_product};
 pub use crate::row_tiles::MAX_TILE_ROWS;
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows_by_group, weight_gradients};
 use crate::simd::dot;
@@ -30,6 +33,8 @@ pub struct Block {
     pub parts: Parts,
     /// Who goes where; `None` for a dense block.
     pub plan: Option<DispatchPlan>,
+    /// What the factors of products are rounded to.
+    pub compute: Compute,
 }
 
 impl Block {
@@ -42,37 +47,39 @@ impl Block {
     }
 }
 
-/// What the forward pass returns.
+/// What the forward pass returns; `E` is what it keeps for the way back.
 #[derive(Debug)]
-pub struct Output {
+pub struct Output<E> {
     /// The block's output, `[t, d]`.
     pub y: Vec<f32>,
     /// Up projections of all rows, `[n, f]`.
-    pub up: Vec<f32>,
+    pub up: Vec<E>,
     /// Gate projections of all rows, `[n, f]`; empty if the block is not gated.
-    pub gate: Vec<f32>,
+    pub gate: Vec<E>,
 }
 
 /// The block's output for `operands` of these sizes.
 ///
 /// # Panics
-/// If the operands do not fit `block` and the sizes.
-pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block) -> Output {
+/// If the operands do not fit `block` and the sizes, or `E` is not what `block` computes with.
+pub fn forward<E: Kept>(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block) -> Output<E> {
     let sizes = Sizes::new(sizes_tdf, block);
-    let reader = Reader::new(operands, block, &sizes);
+    let reader = Reader::<E>::new(operands, block, &sizes);
+    let x = E::rounded(operands.x);
     let Sizes { groups, n, d, f, f_gate } = &sizes;
     let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
     let tiles = RowTile::of(groups);
-    let mut buffers = [n * f, n * f_gate, n * d].map(Unwritten::new);
-    let [up, gate, y] = buffers.each_mut().map(Unwritten::whole);
+    let mut projections = [n * f, n * f_gate].map(Unwritten::new);
+    let mut y = Unwritten::new(n * d);
+    let [up, gate] = projections.each_mut().map(Unwritten::whole);
     let parts = RowTile::cut(&tiles, up, f)
         .into_iter()
         .zip(RowTile::cut(&tiles, gate, f_gate))
-        .zip(RowTile::cut(&tiles, y, d))
+        .zip(RowTile::cut(&tiles, y.whole(), d))
         .zip(&tiles)
         .map(|(((up, gate), y), tile)| ForwardTile { tile, up, gate, y });
-    parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.forward(tile));
-    let [up, gate, y] = buffers.map(Unwritten::into_values);
+    parts.collect::<Vec<_>>().into_par_iter().for_each(|tile| reader.forward(&x, tile));
+    let ([up, gate], y) = (projections.map(Unwritten::into_values), y.into_values());
     let y = match (&block.plan, reader.operands.gates) {
         (Some(plan), Some(gates)) => combine::weighted_sums(&y, gates, &plan.slots, d),
         _ => y,
@@ -85,16 +92,24 @@ pub fn forward(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block)
 ///
 /// # Panics
 /// As [`forward`].
-pub fn gradients(
+pub fn gradients<E: Kept>(
     operands: Operands<&[f32]>,
     sizes_tdf: [usize; 3],
-    [up, gate]: [&mut [f32]; 2],
+    projections: [&mut [E]; 2],
     dy: &[f32],
     block: &Block,
 ) -> Operands<Vec<f32>> {
     let sizes = Sizes::new(sizes_tdf, block);
-    let reader = Reader::new(operands, block, &sizes);
-    RowGradients::new(&reader, &sizes, dy, up, gate).into_operands(&reader, &sizes, dy)
+    let reader = Reader::<E>::new(operands, block, &sizes);
+    let dy = OutputGradient { exact: dy, factor: E::rounded(dy) };
+    RowGradients::new(&reader, &sizes, &dy, projections).into_operands(&reader, &sizes, &dy)
+}
+
+/// The gradient of the output, `[t, d]`.
+struct OutputGradient<'a, E: Element> {
+    exact: &'a [f32],
+    /// As products read it.
+    factor: Cow<'a, [E]>,
 }
 
 /// Sizes of one call.
@@ -114,8 +129,8 @@ impl Sizes {
     }
 }
 
-/// What the tiles read.
-struct Reader<'a> {
+/// What the tiles read; `E` is what their products read.
+struct Reader<'a, E> {
     operands: Operands<&'a [f32]>,
     activation: Activation,
     slots: Option<&'a SlotMap>,
@@ -123,18 +138,20 @@ struct Reader<'a> {
     token_offsets: Option<Vec<usize>>,
     d: usize,
     f: usize,
+    element: PhantomData<E>,
 }
 
 /// One tile's part of each buffer of the forward pass: rows of f, f (or nothing) and d elements.
-struct ForwardTile<'a> {
+struct ForwardTile<'a, E> {
     tile: &'a RowTile,
-    up: Part<'a>,
-    gate: Part<'a>,
+    up: Part<'a, E>,
+    gate: Part<'a, E>,
     y: Part<'a>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a, E: Kept> Reader<'a, E> {
     fn new(operands: Operands<&'a [f32]>, block: &'a Block, sizes: &Sizes) -> Self {
+        assert_eq!(E::COMPUTE, block.compute, "what products read");
         let slots = block.plan.as_ref().map(|plan| &plan.slots);
         Self {
             operands,
@@ -143,26 +160,27 @@ impl<'a> Reader<'a> {
             token_offsets: slots.map(|slots| slots.token_of_row().map(|token| token * sizes.d).collect()),
             d: sizes.d,
             f: sizes.f,
+            element: PhantomData,
         }
     }
 
-    fn forward(&self, ForwardTile { tile, up, gate, y }: ForwardTile<'_>) {
+    fn forward(&self, x: &[E], ForwardTile { tile, up, gate, y }: ForwardTile<'_, E>) {
         let Operands { up: w_up, down: w_down, gate: w_gate, up_bias, down_bias, gate_bias, .. } =
             self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
-        let x = self.rows(self.operands.x, tile.rows.clone());
+        let x = self.rows(x, tile.rows.clone());
         let bias_of = |biases: Option<&'a [f32]>, width| bias_of(biases, tile.group, width);
         let up = project(up, x, matrix_of(w_up, self.f), bias_of(up_bias, self.f));
         let gate =
             w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), bias_of(gate_bias, self.f)));
         let mut hidden = Unwritten::new(up.len());
-        let hidden = hidden.whole().fill(|hidden| activation::activate(self.activation, hidden, up, gate));
+        let hidden = hidden.whole().fill(|hidden| E::activate(self.activation, hidden, up, gate));
         let down_bias = bias_of(down_bias, self.d);
         project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
     }
 
     /// Some rows of `x_td`, where they lie: a row's token is read through the index.
-    fn rows<'t>(&'t self, x_td: &'t [f32], rows: Range<usize>) -> Matrix<'t> {
+    fn rows<'t, T: Element>(&'t self, x_td: &'t [T], rows: Range<usize>) -> Matrix<'t, T> {
         match &self.token_offsets {
             Some(offsets) => Matrix::of_rows_at(x_td, self.d, &offsets[rows]),
             None => Matrix::row_major(x_td, self.d).rows(rows),
@@ -181,8 +199,13 @@ fn bias_of(biases: Option<&[f32]>, group: usize, width: usize) -> Option<&[f32]>
 }
 
 /// `target = x w + bias`.
-fn project<'t>(target: Part<'t>, x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>) -> &'t mut [f32] {
-    let target = target.fill(|target| fill_with_product(target, x, w));
+fn project<'t, E: Stored, T: Stored>(
+    target: Part<'t, T>,
+    x: Matrix<'_, E>,
+    w: Matrix<'_>,
+    bias: Option<&[f32]>,
+) -> &'t mut [T] {
+    let target = target.fill(|target| fill_with_product(target, E::factor(x), w, E::COMPUTE));
     if let Some(bias) = bias {
         add_bias(target, bias);
     }
@@ -190,47 +213,45 @@ fn project<'t>(target: Part<'t>, x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f3
 }
 
 /// Gradients per row, from which those of tokens and matrices are summed.
-struct RowGradients<'a> {
+struct RowGradients<'a, E> {
     /// Gradients of the projections, `[n, f]` each, the second empty without a gate projection.
-    dup: &'a [f32],
-    dgate: &'a [f32],
+    dup: &'a [E],
+    dgate: &'a [E],
     /// Hidden values times the row's gate, `[n, f]`.
-    weighted_hidden: Vec<f32>,
+    weighted_hidden: Vec<E>,
     /// Gradients of the rows' tokens, `[n, d]`, and gates, `[n]`.
     dx: Vec<f32>,
     dweight: Vec<f32>,
 }
 
 /// One tile's part of each buffer of the backward pass.
-struct BackwardTile<'a> {
+struct BackwardTile<'a, E> {
     tile: &'a RowTile,
-    up: &'a mut [f32],
-    gate: &'a mut [f32],
-    weighted_hidden: Part<'a>,
+    up: &'a mut [E],
+    gate: &'a mut [E],
+    weighted_hidden: Part<'a, E>,
     dx: Part<'a>,
     dweight: &'a mut [f32],
 }
 
-impl<'a> RowGradients<'a> {
+impl<'a, E: Kept> RowGradients<'a, E> {
     /// From the projections, which become their own gradients.
     fn new(
-        reader: &Reader<'_>,
+        reader: &Reader<'_, E>,
         sizes: &Sizes,
-        dy_td: &[f32],
-        up: &'a mut [f32],
-        gate: &'a mut [f32],
+        dy_td: &OutputGradient<'_, E>,
+        [up, gate]: [&'a mut [E]; 2],
     ) -> Self {
         let Sizes { groups, n, d, f, f_gate, .. } = sizes;
         let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
         let tiles = RowTile::of(groups);
-        let mut buffers = [n * f, n * d].map(Unwritten::new);
+        let (mut weighted_hidden, mut dx) = (Unwritten::new(n * f), Unwritten::new(n * d));
         let mut dweight = vec![0.0; n];
-        let [hidden_buffer, dx_buffer] = buffers.each_mut().map(Unwritten::whole);
         let parts = RowTile::cut(&tiles, &mut *up, f)
             .into_iter()
             .zip(RowTile::cut(&tiles, &mut *gate, f_gate))
-            .zip(RowTile::cut(&tiles, hidden_buffer, f))
-            .zip(RowTile::cut(&tiles, dx_buffer, d))
+            .zip(RowTile::cut(&tiles, weighted_hidden.whole(), f))
+            .zip(RowTile::cut(&tiles, dx.whole(), d))
             .zip(RowTile::cut(&tiles, &mut dweight[..], 1))
             .zip(&tiles)
             .map(|(((((up, gate), weighted_hidden), dx), dweight), tile)| BackwardTile {
@@ -242,22 +263,33 @@ impl<'a> RowGradients<'a> {
                 dweight,
             });
         parts.collect::<Vec<_>>().into_par_iter().for_each(|part| reader.backward(dy_td, part));
-        let [weighted_hidden, dx] = buffers.map(Unwritten::into_values);
+        let (weighted_hidden, dx) = (weighted_hidden.into_values(), dx.into_values());
         Self { dup: up, dgate: gate, weighted_hidden, dx, dweight }
     }
 
     /// Sums over rows.
-    fn into_operands(self, reader: &Reader<'_>, sizes: &Sizes, dy_td: &[f32]) -> Operands<Vec<f32>> {
+    fn into_operands(
+        self,
+        reader: &Reader<'_, E>,
+        sizes: &Sizes,
+        dy_td: &OutputGradient<'_, E>,
+    ) -> Operands<Vec<f32>> {
         let operands = reader.operands;
         let Sizes { groups, n, d, f, .. } = sizes;
-        let (x, dy) = (reader.rows(reader.operands.x, 0..*n), reader.rows(dy_td, 0..*n));
+        let x = E::rounded(reader.operands.x);
+        let x = E::factor(reader.rows(&x, 0..*n));
         let [dup, dgate, hidden] =
             [self.dup, self.dgate, &*self.weighted_hidden].map(|rows| Matrix::row_major(rows, *f));
-        let mut gradients = vec![WeightGradient { x, dy: dup }, WeightGradient { x: hidden, dy }];
+        let dy = reader.rows(&dy_td.factor, 0..*n);
+        let mut gradients = vec![
+            WeightGradient { x, dy: E::factor(dup) },
+            WeightGradient { x: E::factor(hidden), dy: E::factor(dy) },
+        ];
         if operands.gate.is_some() {
-            gradients.push(WeightGradient { x, dy: dgate });
+            gradients.push(WeightGradient { x, dy: E::factor(dgate) });
         }
-        let mut stacks = weight_gradients(groups, &gradients).into_iter();
+        let dy = reader.rows(dy_td.exact, 0..*n);
+        let mut stacks = weight_gradients(groups, &gradients, E::COMPUTE).into_iter();
         let mut next_stack = || stacks.next().expect("one stack per gradient");
         let (dw_up, dw_down) = (next_stack(), next_stack());
         Operands {
@@ -278,20 +310,21 @@ impl<'a> RowGradients<'a> {
     }
 }
 
-impl Reader<'_> {
-    fn backward(&self, dy_td: &[f32], part: BackwardTile<'_>) {
+impl<E: Kept> Reader<'_, E> {
+    fn backward(&self, dy_td: &OutputGradient<'_, E>, part: BackwardTile<'_, E>) {
         let BackwardTile { tile, up, gate, weighted_hidden, dx, dweight } = part;
         let Operands { up: w_up, down: w_down, gate: w_gate, .. } = self.operands;
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
-        let dy = self.rows(dy_td, tile.rows.clone());
+        let dy = E::factor(self.rows(&dy_td.factor, tile.rows.clone()));
         let w_down = matrix_of(w_down, self.d).transposed();
-        let dhidden = weighted_hidden.fill(|target| fill_with_product(target, dy, w_down));
+        let dhidden = weighted_hidden.fill(|target| fill_with_product(target, dy, w_down, E::COMPUTE));
+        let dy = self.rows(dy_td.exact, tile.rows.clone());
         let gated = w_gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
             let elements = i * self.f..(i + 1) * self.f;
             let gate = gated.then(|| &mut gate[elements.clone()]);
             let weight = self.weight_of(row);
-            *dweight = activation::backward(
+            *dweight = E::differentiate(
                 self.activation,
                 &mut up[elements.clone()],
                 gate,
@@ -302,10 +335,11 @@ impl Reader<'_> {
                 *dweight += dot(dy.row(i), bias);
             }
         }
-        let (dup, w_up) = (Matrix::row_major(up, self.f), matrix_of(w_up, self.f).transposed());
-        let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up));
+        let [dup, dgate] = [up, gate].map(|rows| E::factor(Matrix::row_major(rows, self.f)));
+        let w_up = matrix_of(w_up, self.f).transposed();
+        let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up, E::COMPUTE));
         if let Some(w_gate) = w_gate {
-            add_product(dx, Matrix::row_major(gate, self.f), matrix_of(w_gate, self.f).transposed());
+            add_product(dx, dgate, matrix_of(w_gate, self.f).transposed(), E::COMPUTE);
         }
     }
 

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::bf16::Compute;
 use crate::blocks::InPlace;
 use crate::matrix::Matrix;
 use crate::panel_product::{add_product, fill_with_product};
@@ -39,6 +40,8 @@ pub struct Head<'a> {
     pub targets: &'a [Option<usize>],
     /// Weight of the mean squared log-partition, 0 for none.
     pub z_loss_weight: f64,
+    /// What the factors of products are rounded to.
+    pub compute: Compute,
 }
 
 /// Gradients of the mean loss.
@@ -108,8 +111,8 @@ impl Head<'_> {
             sums.extend(sums_of_tiles);
             let (x, dlogits) = (self.x.rows(rows), Matrix::row_major(&dlogits, v));
             dw = match by_columns {
-                true => dw.plus(dlogits.transposed(), x),
-                false => dw.plus(x.transposed(), dlogits),
+                true => dw.plus(dlogits.transposed(), x, self.compute),
+                false => dw.plus(x.transposed(), dlogits, self.compute),
             };
         }
         (self.means(&sums), Gradients { dx: dx.into_values(), dw: dw.finish() })
@@ -145,7 +148,7 @@ impl Head<'_> {
                 let first = rows.start + tile * TILE_ROWS;
                 let (dlogits, sums) = self.logits_to_gradient(first..first + dx.len() / d, dlogits);
                 let dlogits = Matrix::row_major(dlogits, v);
-                dx.fill(|dx| fill_with_product(dx, dlogits, self.w.transposed()));
+                dx.fill(|dx| fill_with_product(dx, dlogits, self.w.transposed(), self.compute));
                 sums
             })
             .collect();
@@ -157,7 +160,7 @@ impl Head<'_> {
     fn logits_to_gradient<'l>(&self, rows: Range<usize>, logits: Part<'l>) -> (&'l mut [f32], Sums) {
         let share = 1.0 / self.num_counted() as f64;
         let x = self.x.rows(rows.clone());
-        let logits = logits.fill(|logits| fill_with_product(logits, x, self.w));
+        let logits = logits.fill(|logits| fill_with_product(logits, x, self.w, self.compute));
         let mut sums = Sums::default();
         for (row, &target) in logits.chunks_mut(self.w.num_columns()).zip(&self.targets[rows]) {
             let Some(target) = target else {
@@ -185,7 +188,7 @@ enum MatrixGradient {
 }
 
 impl MatrixGradient {
-    fn plus(self, a: Matrix<'_>, b: Matrix<'_>) -> Self {
+    fn plus(self, a: Matrix<'_>, b: Matrix<'_>, compute: Compute) -> Self {
         let n = b.num_columns();
         let rows_of = |task: usize, len: usize| {
             let first = task * GRADIENT_ROWS;
@@ -195,7 +198,7 @@ impl MatrixGradient {
             Self::Unwritten(mut sum) => {
                 sum.whole().fill_chunks(GRADIENT_ROWS * n, 1, |task, c| {
                     let rows = rows_of(task, c.len());
-                    fill_with_product(c, rows, b)
+                    fill_with_product(c, rows, b, compute)
                 });
                 Self::Sum(sum.into_values())
             }
@@ -203,7 +206,7 @@ impl MatrixGradient {
                 let blocks = sum.par_chunks_mut(GRADIENT_ROWS * n).enumerate();
                 blocks.for_each(|(task, c)| {
                     let rows = rows_of(task, c.len());
-                    add_product(c, rows, b);
+                    add_product(c, rows, b, compute);
                 });
                 Self::Sum(sum)
             }

@@ -12,6 +12,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod bf16;
 pub mod block_sparse;
 pub mod blocks;
 pub mod dispatch;

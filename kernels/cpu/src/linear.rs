@@ -1,9 +1,10 @@
-//! Linear projections.
+//! Linear projections, their factors rounded to `compute`.
 //!
 //! Shape letters: t rows, d input width, f output width.
 
 use rayon::prelude::*;
 
+use crate::bf16::Compute;
 use crate::dispatch::Groups;
 use crate::matrix::Matrix;
 use crate::panel_product::fill_with_product;
@@ -16,13 +17,13 @@ pub use crate::row_tiles::sum_rows;
 ///
 /// # Panics
 /// If the shapes of `x`, `[t, d]`, `w`, `[d, f]`, and `bias`, `[f]`, do not fit.
-pub fn project(x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+pub fn project(x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>, compute: Compute) -> Vec<f32> {
     let (t, f) = (x.num_rows(), w.num_columns());
     let tiles = RowTile::of(&Groups::new([0, t]));
     let mut y = Unwritten::new(t * f);
     let parts = RowTile::cut(&tiles, y.whole(), f);
     tiles.par_iter().zip(parts).for_each(|(tile, y)| {
-        let y = y.fill(|y| fill_with_product(y, x.rows(tile.rows.clone()), w));
+        let y = y.fill(|y| fill_with_product(y, x.rows(tile.rows.clone()), w, compute));
         if let Some(bias) = bias {
             add_bias(y, bias);
         }
@@ -34,7 +35,7 @@ pub fn project(x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
 ///
 /// # Panics
 /// If `x`, `[t, d]`, and `dy`, `[t, f]`, differ in their rows.
-pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>) -> Vec<f32> {
+pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>, compute: Compute) -> Vec<f32> {
     let groups = Groups::new([0, x.num_rows()]);
-    weight_gradients(&groups, &[WeightGradient { x, dy }]).remove(0)
+    weight_gradients(&groups, &[WeightGradient { x: x.into(), dy: dy.into() }], compute).remove(0)
 }

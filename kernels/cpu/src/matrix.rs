@@ -1,4 +1,4 @@
-//! Strided f32 matrices in slices, and their product on the calling thread.
+//! Strided matrices in slices, and the product of such of f32 on the calling thread.
 //!
 //! Operations cut their work into products that do not depend on the number of threads and run each
 //! one on one thread: that keeps results the same bit for bit, and is faster than sharing one
@@ -9,15 +9,16 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use crate::bf16::Bf16;
 use crate::simd::prefetch;
 
-/// Elements of one cache line.
-const LINE_LEN: usize = 16;
+/// Bytes of one cache line.
+const LINE_BYTES: usize = 64;
 
 /// A matrix that is read. Every element lies within its slice.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    elements: &'a [f32],
+pub struct Matrix<'a, T = f32> {
+    elements: &'a [T],
     shape: [usize; 2],
     /// Of rows and of columns.
     steps: [Step<'a>; 2],
@@ -43,19 +44,19 @@ impl Step<'_> {
     }
 }
 
-impl fmt::Debug for Matrix<'_> {
+impl<T> fmt::Debug for Matrix<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [rows, columns] = self.shape;
         write!(f, "{rows} x {columns} in {} elements by {:?}", self.elements.len(), self.steps)
     }
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T: Copy> Matrix<'a, T> {
     /// The matrix of `num_columns` columns whose rows follow one another in `elements`.
     ///
     /// # Panics
     /// If the last row is not whole.
-    pub fn row_major(elements: &'a [f32], num_columns: usize) -> Self {
+    pub fn row_major(elements: &'a [T], num_columns: usize) -> Self {
         assert!(
             elements.len().is_multiple_of(num_columns),
             "{} elements in rows of {num_columns}",
@@ -68,7 +69,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If its last element lies outside `elements`, or its place is too large a number.
-    pub fn strided(elements: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Self {
+    pub fn strided(elements: &'a [T], shape: [usize; 2], strides: [usize; 2]) -> Self {
         assert!(
             fits(elements.len(), shape, strides),
             "{shape:?} by {strides:?} in {} elements",
@@ -81,7 +82,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If a row ends outside `elements`, or its end is too large a number.
-    pub(crate) fn of_rows_at(elements: &'a [f32], num_columns: usize, offsets: &'a [usize]) -> Self {
+    pub(crate) fn of_rows_at(elements: &'a [T], num_columns: usize, offsets: &'a [usize]) -> Self {
         let last = offsets.iter().max().copied().unwrap_or(0);
         assert!(
             offsets.is_empty() || last.checked_add(num_columns).is_some_and(|end| end <= elements.len()),
@@ -120,7 +121,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If there is none, or columns lie apart.
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
         assert!(row < self.shape[0] && self.has_contiguous_rows(), "row {row} of {self:?}");
         &self.elements[self.steps[0].to(row)..][..self.shape[1]]
     }
@@ -130,7 +131,7 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     pub(crate) fn prefetch_row(&self, row: usize) {
         if row < self.shape[0] {
-            self.row(row).chunks(LINE_LEN).for_each(|line| prefetch(&line[0]));
+            self.row(row).chunks(LINE_BYTES / size_of::<T>()).for_each(|line| prefetch(&line[0]));
         }
     }
 
@@ -140,7 +141,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If there is none, or rows lie apart.
     #[inline(always)]
-    pub(crate) fn columns_from_row(&self, row: usize) -> (&'a [f32], Step<'a>) {
+    pub(crate) fn columns_from_row(&self, row: usize) -> (&'a [T], Step<'a>) {
         assert!(row < self.shape[0] && matches!(self.steps[0], Step::Stride(1)), "row {row} of {self:?}");
         (&self.elements[row..], self.steps[1])
     }
@@ -191,6 +192,22 @@ impl<'a> Matrix<'a> {
             },
             Step::Offsets(_) => panic!("{self:?} has no strides"),
         })
+    }
+}
+
+impl<'a> Matrix<'a, Bf16> {
+    /// The same memory with two columns in the bits of one f32; `None` if columns lie apart or
+    /// pairs of them are not whole, or not aligned.
+    pub(crate) fn as_pairs(self) -> Option<Matrix<'a>> {
+        let ([rows, columns], [Step::Stride(row_stride), Step::Stride(1)]) = (self.shape, self.steps) else {
+            return None;
+        };
+        // SAFETY: two bf16 are as large as one f32, and all bits are an f32's.
+        let (before, pairs, _) = unsafe { self.elements.align_to::<f32>() };
+        let is_even = [columns, row_stride].iter().all(|len| len.is_multiple_of(2));
+        let is_whole =
+            is_even && before.is_empty() && fits(pairs.len(), [rows, columns / 2], [row_stride / 2, 1]);
+        is_whole.then(|| Matrix::strided(pairs, [rows, columns / 2], [row_stride / 2, 1]))
     }
 }
 
@@ -456,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_matrix_without_elements_may_have_any_stride() {
-        let matrix = Matrix::strided(&[], [5, 0], [usize::MAX, 1]);
+        let matrix = Matrix::<f32>::strided(&[], [5, 0], [usize::MAX, 1]);
         assert_eq!(matrix.rows(3..5).shape(), [2, 0]);
     }
 

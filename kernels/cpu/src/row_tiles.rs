@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::bf16::{Compute, Element};
 use crate::dispatch::Groups;
 use crate::matrix::Matrix;
-use crate::panel_product::fill_with_product;
+use crate::panel_product::{Factor, fill_with_product};
 use crate::simd::{multiply_add, vectorised};
 use crate::unwritten::{Part, Unwritten};
 
@@ -74,7 +75,7 @@ pub(crate) trait Elements: Sized {
     fn cut_at(self, len: usize) -> (Self, Self);
 }
 
-impl Elements for &mut [f32] {
+impl<T> Elements for &mut [T] {
     fn num_elements(&self) -> usize {
         self.len()
     }
@@ -84,7 +85,7 @@ impl Elements for &mut [f32] {
     }
 }
 
-impl Elements for Part<'_> {
+impl<T: Copy + Send + Sync> Elements for Part<'_, T> {
     fn num_elements(&self) -> usize {
         self.len()
     }
@@ -98,14 +99,18 @@ impl Elements for Part<'_> {
 /// `dy`.
 pub(crate) struct WeightGradient<'a> {
     /// `[n, d]`.
-    pub(crate) x: Matrix<'a>,
+    pub(crate) x: Factor<'a>,
     /// `[n, f]`.
-    pub(crate) dy: Matrix<'a>,
+    pub(crate) dy: Factor<'a>,
 }
 
 /// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits
 /// between them. Groups without rows get zeros.
-pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]) -> Vec<Vec<f32>> {
+pub(crate) fn weight_gradients(
+    groups: &Groups,
+    gradients: &[WeightGradient<'_>],
+    compute: Compute,
+) -> Vec<Vec<f32>> {
     let len_of = |gradient: &WeightGradient<'_>| {
         groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()
     };
@@ -115,14 +120,14 @@ pub(crate) fn weight_gradients(groups: &Groups, gradients: &[WeightGradient<'_>]
         .zip(&mut stacks)
         .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.whole()))
         .collect();
-    tasks.into_par_iter().for_each(GradientTask::run);
+    tasks.into_par_iter().for_each(|task| task.run(compute));
     stacks.into_iter().map(Unwritten::into_values).collect()
 }
 
 /// Some rows of one matrix of a stack.
 struct GradientTask<'a> {
-    x: Matrix<'a>,
-    dy: Matrix<'a>,
+    x: Factor<'a>,
+    dy: Factor<'a>,
     target: Part<'a>,
 }
 
@@ -146,8 +151,8 @@ impl<'a> WeightGradient<'a> {
 }
 
 impl GradientTask<'_> {
-    fn run(self) {
-        self.target.fill(|target| fill_with_product(target, self.x.transposed(), self.dy));
+    fn run(self, compute: Compute) {
+        self.target.fill(|target| fill_with_product(target, self.x.transposed(), self.dy, compute));
     }
 }
 
@@ -158,7 +163,11 @@ pub fn sum_rows(x: Matrix<'_>) -> Vec<f32> {
 
 /// The sums of each group's rows of `x`, from the first to the last, one group after the other;
 /// each row times its weight, if there are weights.
-pub(crate) fn sum_rows_by_group(groups: &Groups, x: Matrix<'_>, weights: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn sum_rows_by_group<E: Element>(
+    groups: &Groups,
+    x: Matrix<'_, E>,
+    weights: Option<&[f32]>,
+) -> Vec<f32> {
     let width = x.num_columns();
     let mut sums = vec![0.0; groups.num_groups() * width];
     sums.par_chunks_mut(width.max(1)).enumerate().for_each(|(group, sums)| {
@@ -177,7 +186,7 @@ pub(crate) fn sum_rows_by_group(groups: &Groups, x: Matrix<'_>, weights: Option<
 }
 
 /// Adds `bias` to each row of as many elements.
-pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
+pub(crate) fn add_bias<E: Element>(rows: &mut [E], bias: &[f32]) {
     for row in rows.chunks_mut(bias.len()) {
         add(row, bias);
     }
@@ -185,25 +194,25 @@ pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
 
 vectorised! {
     /// `y = y + x`.
-    pub(crate) fn add(y: &mut [f32], x: &[f32]) = add_each;
+    pub(crate) fn add<Y: Element, X: Element>(y: &mut [Y], x: &[X]) = add_each;
 }
 
 #[inline(always)]
-fn add_each<const FUSED: bool>(y: &mut [f32], x: &[f32]) {
+fn add_each<Y: Element, X: Element, const FUSED: bool>(y: &mut [Y], x: &[X]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y += x;
+        *y = Y::from_f32(y.to_f32() + x.to_f32());
     }
 }
 
 vectorised! {
     /// `y = y + factor x`.
-    fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) = add_each_scaled;
+    fn add_scaled<E: Element>(y: &mut [f32], x: &[E], factor: f32) = add_each_scaled;
 }
 
 #[inline(always)]
-fn add_each_scaled<const FUSED: bool>(y: &mut [f32], x: &[f32], factor: f32) {
+fn add_each_scaled<E: Element, const FUSED: bool>(y: &mut [f32], x: &[E], factor: f32) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y = multiply_add::<FUSED>(factor, *x, *y);
+        *y = multiply_add::<FUSED>(factor, x.to_f32(), *y);
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn max_of_row<const FUSED: bool>(row: &[f32]) -> f32 {
 /// Starts to bring the line of `element` into the second-level cache; a hint, without effect on
 /// some CPUs.
 #[inline(always)]
-pub(crate) fn prefetch(element: &f32) {
+pub(crate) fn prefetch<T>(element: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -75,18 +75,22 @@ pub(crate) fn prefetch(element: &f32) {
 /// The body must be `#[inline(always)]`: it takes the instruction set of the function that it is
 /// inlined into.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident;) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$($generic:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)?
+            = $body:ident;
+    ) => {
         $(#[$meta])*
-        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f")]
-                fn with_avx512($($arg: $ty),*) $(-> $out)? {
-                    $body::<true>($($arg),*)
+                fn with_avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
+                    $body::<$($($generic,)+)? true>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn with_avx2($($arg: $ty),*) $(-> $out)? {
-                    $body::<true>($($arg),*)
+                fn with_avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
+                    $body::<$($($generic,)+)? true>($($arg),*)
                 }
                 if is_x86_feature_detected!("avx512f") {
                     // SAFETY: the CPU has AVX-512F, the only feature that the function needs.
@@ -98,7 +102,7 @@ macro_rules! vectorised {
                 }
             }
             // Every 64-bit ARM fuses in its baseline.
-            $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+            $body::<$($($generic,)+)? { cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };
 }

@@ -10,21 +10,21 @@ use crate::matrix::{Matrix, MatrixMut};
 /// Elements to be written in parts. Their memory is not touched before: filling a large buffer with
 /// zeros costs as much as a pass of the operation that overwrites them.
 #[derive(Debug)]
-pub(crate) struct Unwritten {
+pub(crate) struct Unwritten<T = f32> {
     /// Empty, with room for the elements.
-    elements: Vec<f32>,
+    elements: Vec<T>,
     len: usize,
     num_written: AtomicUsize,
 }
 
-impl Unwritten {
+impl<T: Copy + Send + Sync> Unwritten<T> {
     /// Room for `len` elements.
     pub(crate) fn new(len: usize) -> Self {
         Self { elements: Vec::with_capacity(len), len, num_written: AtomicUsize::new(0) }
     }
 
     /// All elements, to be cut into parts and written.
-    pub(crate) fn whole(&mut self) -> Part<'_> {
+    pub(crate) fn whole(&mut self) -> Part<'_, T> {
         // Counted from the beginning: an element that was written before is written again.
         *self.num_written.get_mut() = 0;
         let elements = &mut self.elements.spare_capacity_mut()[..self.len];
@@ -35,7 +35,7 @@ impl Unwritten {
     ///
     /// # Panics
     /// If a part has not been written.
-    pub(crate) fn into_values(mut self) -> Vec<f32> {
+    pub(crate) fn into_values(mut self) -> Vec<T> {
         let (num_written, len) = (*self.num_written.get_mut(), self.len);
         assert!(num_written == len, "{num_written} of {len} elements are written");
         // SAFETY: the capacity is there. Parts are disjoint, and each is counted once, by the
@@ -47,12 +47,12 @@ impl Unwritten {
 
 /// Some elements of an [`Unwritten`], which no other part has.
 #[derive(Debug)]
-pub(crate) struct Part<'a> {
-    elements: &'a mut [MaybeUninit<f32>],
+pub(crate) struct Part<'a, T = f32> {
+    elements: &'a mut [MaybeUninit<T>],
     num_written: &'a AtomicUsize,
 }
 
-impl<'a> Part<'a> {
+impl<'a, T: Copy + Send + Sync> Part<'a, T> {
     pub(crate) fn len(&self) -> usize {
         self.elements.len()
     }
@@ -76,25 +76,11 @@ impl<'a> Part<'a> {
         self.elements.chunks_mut(len).map(move |elements| Self { elements, num_written })
     }
 
-    /// The part as rows of `num_columns`.
-    ///
-    /// # Panics
-    /// If the last row is not whole.
-    pub(crate) fn into_matrix(self, num_columns: usize) -> UnwrittenMatrix<'a> {
-        UnwrittenMatrix {
-            matrix: MatrixMut::row_major(self.elements, num_columns),
-            num_written: self.num_written,
-        }
-    }
-
     /// Has `write` write the part; returns the values.
     ///
     /// # Panics
     /// If `write` does not return the elements that it was given.
-    pub(crate) fn fill(
-        self,
-        write: impl FnOnce(&'a mut [MaybeUninit<f32>]) -> &'a mut [f32],
-    ) -> &'a mut [f32] {
+    pub(crate) fn fill(self, write: impl FnOnce(&'a mut [MaybeUninit<T>]) -> &'a mut [T]) -> &'a mut [T] {
         let values = write_whole(self.elements, write);
         self.num_written.fetch_add(values.len(), Ordering::Relaxed);
         values
@@ -109,7 +95,7 @@ impl<'a> Part<'a> {
         self,
         len: usize,
         min_chunks: usize,
-        write: impl for<'c> Fn(usize, &'c mut [MaybeUninit<f32>]) -> &'c mut [f32] + Sync,
+        write: impl for<'c> Fn(usize, &'c mut [MaybeUninit<T>]) -> &'c mut [T] + Sync,
     ) {
         let total = self.elements.len();
         self.elements.par_chunks_mut(len).enumerate().with_min_len(min_chunks).for_each(|(index, chunk)| {
@@ -119,15 +105,28 @@ impl<'a> Part<'a> {
     }
 }
 
+impl<'a> Part<'a> {
+    /// The part as rows of `num_columns`.
+    ///
+    /// # Panics
+    /// If the last row is not whole.
+    pub(crate) fn into_matrix(self, num_columns: usize) -> UnwrittenMatrix<'a> {
+        UnwrittenMatrix {
+            matrix: MatrixMut::row_major(self.elements, num_columns),
+            num_written: self.num_written,
+        }
+    }
+}
+
 /// Has `write` write `elements`; returns the values.
 ///
 /// # Panics
 /// If `write` returns others.
-fn write_whole<'a>(
-    elements: &'a mut [MaybeUninit<f32>],
-    write: impl FnOnce(&'a mut [MaybeUninit<f32>]) -> &'a mut [f32],
-) -> &'a mut [f32] {
-    let (start, len) = (elements.as_ptr().cast::<f32>(), elements.len());
+fn write_whole<'a, T>(
+    elements: &'a mut [MaybeUninit<T>],
+    write: impl FnOnce(&'a mut [MaybeUninit<T>]) -> &'a mut [T],
+) -> &'a mut [T] {
+    let (start, len) = (elements.as_ptr().cast::<T>(), elements.len());
     let values = write(elements);
     assert!(
         values.len() == len && (len == 0 || std::ptr::eq(values.as_ptr(), start)),
@@ -257,7 +256,7 @@ mod tests {
 
     #[test]
     fn nothing_at_all_is_written() {
-        assert_eq!(Unwritten::new(0).into_values(), [0.0; 0]);
+        assert_eq!(Unwritten::<f32>::new(0).into_values(), [0.0; 0]);
         let mut buffer = Unwritten::new(0);
         buffer.whole().fill(write_zeros);
         assert_eq!(buffer.into_values(), [0.0; 0]);

@@ -78,6 +78,7 @@ impl HostOperands {
             d_head: q.shape()[1] / call.heads.num_heads,
             d_value: v.shape()[1] / call.heads.num_kv_heads,
             heads: call.heads,
+            compute: call.compute,
         }
     }
 }

@@ -17,6 +17,8 @@ use burn::backend::{
 };
 use burn::tensor::{Int, Tensor};
 
+use switchyard_kernels_cpu::bf16::Compute;
+
 pub use switchyard_kernels_cpu::attention::{Alibi, Heads};
 
 pub use cached::KeyValueCache;
@@ -57,7 +59,8 @@ impl CausalMask {
 /// 1), of every head. With `rotary`, queries and keys are turned by their positions first. Of `sinks`
 /// each head has a score of its own that takes part in the softmax and has no value. On the CPU the
 /// scores of a few queries exist at a time, never a `[seq, seq]` matrix (FlashAttention,
-/// arXiv:2205.14135).
+/// arXiv:2205.14135). Factors of products are of `compute`; scores, weights and sums are not
+/// rounded.
 ///
 /// # Shapes
 /// - `q_tq`: `[batch * seq, num_heads * d_head]`, head by head
@@ -75,6 +78,7 @@ pub fn causal_attention(
     heads: Heads,
     mask: &CausalMask,
     rotary: Option<&RotaryTable>,
+    compute: Compute,
 ) -> Tensor<2> {
     let Heads { num_heads: h, num_kv_heads: g, .. } = heads;
     assert!(g > 0 && h.is_multiple_of(g), "{h} query heads cannot share {g} key/value heads");
@@ -109,7 +113,7 @@ pub fn causal_attention(
         rotation: rotary
             .map(|table| [&table.cos_sp, &table.sin_sp].map(|table_sp| table_sp.clone().into_dispatch())),
     };
-    let call = Call { heads, parts: operands.parts() };
+    let call = Call { heads, parts: operands.parts(), compute };
     Tensor::from_dispatch(Dispatch::causal_attention(
         TensorList::from_vec(operands.into_vec()),
         mask.segment_ids_bs.clone().into_dispatch(),
@@ -122,6 +126,7 @@ pub fn causal_attention(
 pub(crate) struct Call {
     heads: Heads,
     parts: Parts,
+    compute: Compute,
 }
 
 /// What the gradients are computed from: inputs and results of the forward pass.

@@ -1,6 +1,8 @@
 use burn::backend::{Flex, TensorMetadata, flex::FlexTensor};
 use burn::tensor::TensorData;
 
+use switchyard_kernels_cpu::bf16::Compute;
+
 use super::operands::Operands;
 use super::{Alibi, Call, CausalAttention, Heads, SavedForAttention, stock};
 use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
@@ -42,7 +44,7 @@ fn inputs(case: Case) -> (SavedForAttention<Flex>, FlexTensor, Call) {
         sinks: sinks.then(|| random_flex(6, [h])),
         rotation: rotary.then(|| [table(f32::cos), table(f32::sin)]),
     };
-    let call = Call { heads, parts: operands.parts() };
+    let call = Call { heads, parts: operands.parts(), compute: Compute::F32 };
     let inputs = TensorList::from_vec(operands.into_vec());
     let ids: Vec<i32> = (0..b * s).map(|i| if masked { (i / 7) as i32 } else { 0 }).collect();
     let segment_ids_bs = FlexTensor::from_data(TensorData::new(ids, [b, s]));

@@ -1,7 +1,10 @@
 //! Feed-forward blocks on the CPU.
 
-use burn::backend::{Flex, TensorMetadata, flex::FlexTensor};
-use burn::tensor::Shape;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::{Bytes, DType, Shape};
+use switchyard_kernels_cpu::activation::Kept;
+use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::feed_forward::{self as on_slices, Block, Operands, Output};
 
 use super::{FeedForward, stock};
@@ -18,14 +21,10 @@ impl FeedForward for Flex {
             return stock::forward::<Flex>(operands, &block);
         }
         let operands = Operands::from_vec(operands, block.parts).map(contiguous);
-        let [t, d, f] = sizes(&operands);
-        let Output { y, up, gate } = on_slices::forward(operands.as_ref().map(elements), [t, d, f], &block);
-        let n = block.groups(t).num_rows();
-        let mut projections = vec![from_elements(up, Shape::new([n, f]))];
-        if block.parts.gated {
-            projections.push(from_elements(gate, Shape::new([n, f])));
+        match block.compute {
+            Compute::F32 => forward::<f32>(&operands, &block),
+            Compute::Bf16 => forward::<Bf16>(&operands, &block),
         }
-        (from_elements(y, Shape::new([t, d])), projections)
     }
 
     fn feed_forward_gradients(
@@ -40,19 +39,74 @@ impl FeedForward for Flex {
         }
         let (operands, dy_td) =
             (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
-        let mut projections = projections.into_iter().map(contiguous);
-        let (mut up, mut gate) = (projections.next(), projections.next());
-        let gradients = on_slices::gradients(
-            operands.as_ref().map(elements),
-            sizes(&operands),
-            [storage_mut(&mut up), storage_mut(&mut gate)],
-            elements(&dy_td),
-            &block,
-        );
-        let shaped = gradients
-            .zip(operands.as_ref())
-            .map(|(gradient, operand)| from_elements(gradient, operand.shape()));
-        shaped.into_vec()
+        match block.compute {
+            Compute::F32 => gradients::<f32>(&operands, projections, &dy_td, &block),
+            Compute::Bf16 => gradients::<Bf16>(&operands, projections, &dy_td, &block),
+        }
+    }
+}
+
+/// The output and the projections, kept as `E`.
+fn forward<E: KeptTensor>(operands: &Operands<FlexTensor>, block: &Block) -> (FlexTensor, Vec<FlexTensor>) {
+    let [t, d, f] = sizes(operands);
+    let Output { y, up, gate } = on_slices::forward::<E>(operands.as_ref().map(elements), [t, d, f], block);
+    let n = block.groups(t).num_rows();
+    let mut projections = vec![E::tensor(up, Shape::new([n, f]))];
+    if block.parts.gated {
+        projections.push(E::tensor(gate, Shape::new([n, f])));
+    }
+    (from_elements(y, Shape::new([t, d])), projections)
+}
+
+/// Gradients of all operands from projections kept as `E`.
+fn gradients<E: KeptTensor>(
+    operands: &Operands<FlexTensor>,
+    projections: Vec<FlexTensor>,
+    dy_td: &FlexTensor,
+    block: &Block,
+) -> Vec<FlexTensor> {
+    let mut projections = projections.into_iter().map(contiguous);
+    let (mut up, mut gate) = (projections.next(), projections.next());
+    let gradients = on_slices::gradients::<E>(
+        operands.as_ref().map(elements),
+        sizes(operands),
+        [&mut up, &mut gate].map(|projection| projection.as_mut().map_or(&mut [][..], E::elements_mut)),
+        elements(dy_td),
+        block,
+    );
+    let shaped =
+        gradients.zip(operands.as_ref()).map(|(gradient, operand)| from_elements(gradient, operand.shape()));
+    shaped.into_vec()
+}
+
+/// Elements that a tensor between the passes holds.
+trait KeptTensor: Kept {
+    /// A tensor of such elements, which only the backward pass reads.
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor;
+
+    /// The elements of a tensor that covers its buffer.
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self];
+}
+
+impl KeptTensor for f32 {
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
+        from_elements(elements, shape)
+    }
+
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+        tensor.storage_mut()
+    }
+}
+
+/// As integers of their bits: nothing between the passes computes with them.
+impl KeptTensor for Bf16 {
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
+        let bits = Bytes::from_elems(Bf16::into_bits(elements));
+        FlexTensor::new(bits, Layout::contiguous(shape), DType::U16)
+    }
+
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+        Bf16::slice_of_bits(tensor.storage_mut())
     }
 }
 
@@ -60,12 +114,4 @@ impl FeedForward for Flex {
 fn sizes(operands: &Operands<FlexTensor>) -> [usize; 3] {
     let [t, d] = operands.x.shape().dims();
     [t, d, *operands.up.shape().last().expect("a matrix has columns")]
-}
-
-/// The elements of a tensor that covers its buffer; `None` if there is no tensor.
-fn storage_mut(projection: &mut Option<FlexTensor>) -> &mut [f32] {
-    match projection {
-        Some(projection) => projection.storage_mut(),
-        None => &mut [],
-    }
 }

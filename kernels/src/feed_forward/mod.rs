@@ -16,6 +16,7 @@ mod tests;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
 use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
 
@@ -71,7 +72,8 @@ pub struct ExpertBiases {
     pub b_down_ed: Tensor<2>,
 }
 
-/// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down` of every token.
+/// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down` of every token. Products are of
+/// factors of `compute`, of which the projections are kept for the backward pass.
 ///
 /// # Shapes
 /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
@@ -79,7 +81,12 @@ pub struct ExpertBiases {
 /// # Panics
 /// If the shapes do not fit each other, or a gate projection is missing or superfluous for
 /// `activation`.
-pub fn dense_ffn(x_td: Tensor<2>, matrices: DenseMatrices, activation: Activation) -> Tensor<2> {
+pub fn dense_ffn(
+    x_td: Tensor<2>,
+    matrices: DenseMatrices,
+    activation: Activation,
+    compute: Compute,
+) -> Tensor<2> {
     let DenseMatrices { w_gate_df, w_up_df, w_down_fd, biases } = matrices;
     let ([_, d], [_, f]) = (x_td.dims(), w_up_df.dims());
     assert!(
@@ -106,7 +113,7 @@ pub fn dense_ffn(x_td: Tensor<2>, matrices: DenseMatrices, activation: Activatio
         down_bias: b_down.map(Tensor::into_dispatch),
         gate_bias: b_gate.map(Tensor::into_dispatch),
     };
-    let block = Block { activation, parts, plan: None };
+    let block = Block { activation, parts, plan: None, compute };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 
@@ -127,6 +134,7 @@ pub fn expert_ffn(
     matrices: ExpertMatrices,
     activation: Activation,
     plan: &DispatchPlan,
+    compute: Compute,
 ) -> Tensor<2> {
     let ExpertMatrices { w_gate_edf, w_up_edf, w_down_efd, biases } = matrices;
     let ([t, d], [e, _, f]) = (x_td.dims(), w_up_edf.dims());
@@ -173,7 +181,7 @@ pub fn expert_ffn(
         down_bias: b_down.map(Tensor::into_dispatch),
         gate_bias: b_gate.map(Tensor::into_dispatch),
     };
-    let block = Block { activation, parts, plan: Some(plan.clone()) };
+    let block = Block { activation, parts, plan: Some(plan.clone()), compute };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 
@@ -195,7 +203,8 @@ pub(crate) trait FeedForward: Backend {
         Self::feed_forward_keeping_projections(operands, block).0
     }
 
-    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`.
+    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`, which
+    /// nobody but [`FeedForward::feed_forward_gradients`] reads: they may be of any type.
     fn feed_forward_keeping_projections(
         #[extension_type] operands: TensorList<Self>,
         block: Block,

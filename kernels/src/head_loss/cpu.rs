@@ -2,6 +2,7 @@
 
 use burn::backend::{Flex, TensorMetadata, flex::FlexTensor};
 use burn::tensor::Shape;
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::head_loss::{self as on_slices, Head, Means};
 use switchyard_kernels_cpu::matrix::Matrix;
 
@@ -72,6 +73,7 @@ struct Operands {
     w_dv: FlexTensor,
     targets: Vec<Option<usize>>,
     z_loss_weight: f64,
+    compute: Compute,
 }
 
 impl Operands {
@@ -84,7 +86,7 @@ impl Operands {
             contiguous(w_dv)
         };
         let z_loss_weight = options.z_loss_weight.unwrap_or(0.0);
-        Self { x_td: contiguous(x_td), w_dv, targets, z_loss_weight }
+        Self { x_td: contiguous(x_td), w_dv, targets, z_loss_weight, compute: options.compute }
     }
 
     fn head(&self) -> Head<'_> {
@@ -96,6 +98,7 @@ impl Operands {
             w: Matrix::strided(&stored[start..], self.matrix_shape(), strides),
             targets: &self.targets,
             z_loss_weight: self.z_loss_weight,
+            compute: self.compute,
         }
     }
 

@@ -17,6 +17,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{Int, Tensor};
+use switchyard_kernels_cpu::bf16::Compute;
 
 /// What counts, and what is added to the cross-entropy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -26,6 +27,8 @@ pub struct HeadLossOptions {
     /// Weight of the mean squared log-partition, which keeps the logits near zero (PaLM,
     /// arXiv:2204.02311, section 5); `None` adds nothing.
     pub z_loss_weight: Option<f64>,
+    /// What the factors of products are rounded to.
+    pub compute: Compute,
 }
 
 /// Means over the tokens that count, each `[1]`; zero if none does.

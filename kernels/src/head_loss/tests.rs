@@ -1,11 +1,14 @@
 use burn::backend::{Flex, flex::FlexTensor, ops::FloatTensorOps};
 use burn::tensor::{Shape, TensorData};
 
+use switchyard_kernels_cpu::bf16::Compute;
+
 use super::{HeadLossOp, HeadLossOptions, stock};
 use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
 use crate::slices::{contiguous, elements, from_elements};
 
-const EVERYTHING: HeadLossOptions = HeadLossOptions { ignored_target: Some(-1), z_loss_weight: Some(0.125) };
+const EVERYTHING: HeadLossOptions =
+    HeadLossOptions { ignored_target: Some(-1), z_loss_weight: Some(0.125), compute: Compute::F32 };
 
 /// Every third token is ignored.
 fn targets(t: usize, v: usize) -> FlexTensor {
@@ -81,7 +84,8 @@ fn without_an_ignored_target_every_token_counts() {
 
 #[test]
 fn ignored_tokens_are_as_if_they_were_not_there() {
-    let options = HeadLossOptions { ignored_target: Some(-1), z_loss_weight: Some(0.5) };
+    let options =
+        HeadLossOptions { ignored_target: Some(-1), z_loss_weight: Some(0.5), compute: Compute::F32 };
     let (x_td, w_dv) = inputs([4, 3, 7], false);
     let ids = |ids: &[i32]| FlexTensor::from_data(TensorData::new(ids.to_vec(), [ids.len()]));
     let some = Flex::head_loss_and_gradients(x_td.clone(), w_dv.clone(), ids(&[2, 0, -1, -1]), options);

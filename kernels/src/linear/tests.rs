@@ -1,6 +1,8 @@
 use burn::backend::{Flex, TensorMetadata, flex::FlexTensor, ops::FloatTensorOps};
 use burn::tensor::Shape;
 
+use switchyard_kernels_cpu::bf16::Compute;
+
 use super::{Project, stock};
 use crate::slices::elements;
 use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
@@ -9,10 +11,10 @@ use crate::slices::test_support::{assert_agree, bits_with_threads, random_flex};
 fn fused([t, d, f]: [usize; 3]) -> Vec<FlexTensor> {
     let (x_td, w_df, dy_tf) = (random_flex(1, [t, d]), random_flex(2, [d, f]), random_flex(3, [t, f]));
     vec![
-        Flex::project(x_td.clone(), w_df.clone()),
-        Flex::project_with_bias(x_td.clone(), w_df.clone(), random_flex(4, [f])),
-        Flex::project_input_gradient(dy_tf.clone(), w_df),
-        Flex::project_weight_gradient(x_td, dy_tf.clone()),
+        Flex::project(x_td.clone(), w_df.clone(), Compute::F32),
+        Flex::project_with_bias(x_td.clone(), w_df.clone(), random_flex(4, [f]), Compute::F32),
+        Flex::project_input_gradient(dy_tf.clone(), w_df, Compute::F32),
+        Flex::project_weight_gradient(x_td, dy_tf.clone(), Compute::F32),
         Flex::project_bias_gradient(dy_tf),
     ]
 }
@@ -38,14 +40,14 @@ fn fused_projection_agrees_with_the_stock_operations() {
 fn projections_read_transposed_views() {
     let (x_td, w_df) = (random_flex(1, [9, 40]).transpose(0, 1), random_flex(2, [5, 9]).transpose(0, 1));
     let stock = Flex::float_matmul(x_td.clone(), w_df.clone());
-    assert_agree("product", &Flex::project(x_td, w_df), &stock);
+    assert_agree("product", &Flex::project(x_td, w_df, Compute::F32), &stock);
 }
 
 #[test]
 fn no_rows_at_all_have_a_product_and_zero_gradients() {
     let (x_td, w_df) = (random_flex(1, [0, 4]), random_flex(2, [4, 3]));
-    assert_eq!(Flex::project(x_td.clone(), w_df).shape(), Shape::new([0, 3]));
-    let dw_df = Flex::project_weight_gradient(x_td, random_flex(3, [0, 3]));
+    assert_eq!(Flex::project(x_td.clone(), w_df, Compute::F32).shape(), Shape::new([0, 3]));
+    let dw_df = Flex::project_weight_gradient(x_td, random_flex(3, [0, 3]), Compute::F32);
     assert_eq!(elements(&dw_df), [0.0; 12]);
 }
 

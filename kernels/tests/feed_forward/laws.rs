@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use switchyard_kernels::{Activation, DispatchPlan, ExpertMatrices, SlotMap, expert_ffn};
+use switchyard_kernels::{Activation, Compute, DispatchPlan, ExpertMatrices, SlotMap, expert_ffn};
 
 use crate::case::{Case, Inputs};
 use crate::oracle;
@@ -151,7 +151,7 @@ fn frozen_matrices_get_no_gradient_and_the_tokens_keep_theirs() {
     let x_td = x_td.require_grad();
     let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
     let frozen = matrices(2);
-    let y_td = expert_ffn(x_td.clone(), gates_tk, frozen.clone(), Activation::Swiglu, &plan);
+    let y_td = expert_ffn(x_td.clone(), gates_tk, frozen.clone(), Activation::Swiglu, &plan, Compute::F32);
     let gradients = y_td.sum().backward();
     assert!(x_td.grad(&gradients).is_some());
     assert!(frozen.w_up_edf.grad(&gradients).is_none());
@@ -161,14 +161,16 @@ fn frozen_matrices_get_no_gradient_and_the_tokens_keep_theirs() {
 #[should_panic(expected = "2 tokens with gates [2, 1] and 3 experts do not fit 2 rows in 2 groups")]
 fn matrices_that_do_not_fit_the_plan_are_refused() {
     let (x_td, gates_tk) = tokens();
-    expert_ffn(x_td, gates_tk, matrices(3), Activation::Swiglu, &DispatchPlan::new(&[0, 1], None, 2, 1));
+    let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
+    expert_ffn(x_td, gates_tk, matrices(3), Activation::Swiglu, &plan, Compute::F32);
 }
 
 #[test]
 #[should_panic(expected = "Gelu with a gate projection = true")]
 fn a_superfluous_gate_projection_is_refused() {
     let (x_td, gates_tk) = tokens();
-    expert_ffn(x_td, gates_tk, matrices(2), Activation::Gelu, &DispatchPlan::new(&[0, 1], None, 2, 1));
+    let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
+    expert_ffn(x_td, gates_tk, matrices(2), Activation::Gelu, &plan, Compute::F32);
 }
 
 #[test]

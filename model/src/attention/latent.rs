@@ -6,7 +6,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{CausalMask, Heads, KeyValueCache, RotaryTable, causal_attention};
+use switchyard_kernels::{CausalMask, Compute, Heads, KeyValueCache, RotaryTable, causal_attention};
 
 use super::cache::{AttentionCache, CachedSequence, LatentCache};
 use super::projection::{Projection, normalise};
@@ -75,9 +75,10 @@ impl LatentAttention {
         x_td: Tensor<2>,
         rotary: Option<&RotaryTable>,
         mask: &CausalMask,
+        compute: Compute,
     ) -> Tensor<2> {
-        let compressed = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
-        self.mix(x_td, compressed, rotary, mask)
+        let compressed = self.compress(x_td.clone(), rotary, [0, mask.seq_len()], compute);
+        self.mix(x_td, compressed, (rotary, mask), compute)
     }
 
     pub(super) fn forward_and_keep(
@@ -86,9 +87,9 @@ impl LatentAttention {
         (rotary, mask): (Option<&RotaryTable>, &CausalMask),
         cache: LatentCache,
     ) -> (Tensor<2>, LatentCache) {
-        let new = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
+        let new = self.compress(x_td.clone(), rotary, [0, mask.seq_len()], Compute::F32);
         let (cache, compressed) = cache.append(new);
-        (self.mix(x_td, compressed, rotary, mask), cache)
+        (self.mix(x_td, compressed, (rotary, mask), Compute::F32), cache)
     }
 
     pub(super) fn forward_cached(
@@ -102,7 +103,7 @@ impl LatentAttention {
             (mixed_1v, AttentionCache::Latent(cache))
         };
         let (mixed, caches) = sequences.into_iter().enumerate().map(attend).unzip();
-        (self.output.forward(Tensor::cat(mixed, 0)), caches)
+        (self.output.forward(Tensor::cat(mixed, 0), Compute::F32), caches)
     }
 
     /// What the last token takes from all, `[1, h * v]`. Keys and values of all tokens are made
@@ -114,10 +115,10 @@ impl LatentAttention {
         cache: LatentCache,
     ) -> (Tensor<2>, LatentCache) {
         let position = cache.num_tokens();
-        let new = self.compress(x_1d.clone(), rotary, [position, 1]);
+        let new = self.compress(x_1d.clone(), rotary, [position, 1], Compute::F32);
         let (cache, compressed) = cache.append(new);
-        let [k_ng, v_nv] = self.expand(compressed);
-        let q_1q = self.turned_queries(x_1d, rotary, [position, 1]);
+        let [k_ng, v_nv] = self.expand(compressed, Compute::F32);
+        let q_1q = self.turned_queries(x_1d, rotary, [position, 1], Compute::F32);
         let (h, device) = (self.heads.num_heads, k_ng.device());
         let key_values = KeyValueCache::new(h, [self.d_head, self.widths.d_value], position + 1, &device);
         // They are turned already.
@@ -131,14 +132,15 @@ impl LatentAttention {
         &self,
         x_td: Tensor<2>,
         compressed: [Tensor<2>; 2],
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
+        (rotary, mask): (Option<&RotaryTable>, &CausalMask),
+        compute: Compute,
     ) -> Tensor<2> {
-        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()]);
-        let [k_tg, v_tv] = self.expand(compressed);
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()], compute);
+        let [k_tg, v_tv] = self.expand(compressed, compute);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         // They are turned already: only some of their channels are.
-        self.output.forward(causal_attention(q_tq, k_tg, v_tv, sinks_h, self.heads, mask, None))
+        let mixed_tv = causal_attention(q_tq, k_tg, v_tv, sinks_h, self.heads, mask, None, compute);
+        self.output.forward(mixed_tv, compute)
     }
 
     /// Queries, `[t, h * (n + r)]`, of sequences of `seq_len` tokens from position `first` on.
@@ -147,10 +149,11 @@ impl LatentAttention {
         x_td: Tensor<2>,
         rotary: Option<&RotaryTable>,
         [first, seq_len]: [usize; 2],
+        compute: Compute,
     ) -> Tensor<2> {
         let ([t, _], h, r) = (x_td.dims(), self.heads.num_heads, self.widths.d_rope);
         let n = self.d_head - r;
-        let q_thc = self.queries(x_td).reshape([t, h, n + r]);
+        let q_thc = self.queries(x_td, compute).reshape([t, h, n + r]);
         let q_thr = turned(q_thc.clone().narrow(2, n, r), rotary, [first, seq_len]);
         Tensor::cat(vec![q_thc.narrow(2, 0, n), q_thr], 2).reshape([t, h * (n + r)])
     }
@@ -161,31 +164,32 @@ impl LatentAttention {
         x_td: Tensor<2>,
         rotary: Option<&RotaryTable>,
         [first, seq_len]: [usize; 2],
+        compute: Compute,
     ) -> [Tensor<2>; 2] {
         let ([t, _], &LatentConfig { d_key_value: l, d_rope: r, .. }) = (x_td.dims(), &self.widths);
-        let compressed = self.key_value_latent.forward(x_td);
+        let compressed = self.key_value_latent.forward(x_td, compute);
         let k_t1r = turned(compressed.clone().narrow(1, l, r).reshape([t, 1, r]), rotary, [first, seq_len]);
         let latent_tl = normalise(compressed.narrow(1, 0, l), self.key_value_latent_norm_l.val(), EPSILON);
         [latent_tl, k_t1r.reshape([t, r])]
     }
 
     /// Keys, `[t, h * (n + r)]`, and values, `[t, h * v]`.
-    fn expand(&self, [latent_tl, k_tr]: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
+    fn expand(&self, [latent_tl, k_tr]: [Tensor<2>; 2], compute: Compute) -> [Tensor<2>; 2] {
         let LatentConfig { d_rope: r, d_value: v, .. } = self.widths;
         let ([t, _], h, n) = (latent_tl.dims(), self.heads.num_heads, self.d_head - r);
-        let kv_thc = self.key_value.forward(latent_tl).reshape([t, h, n + v]);
+        let kv_thc = self.key_value.forward(latent_tl, compute).reshape([t, h, n + v]);
         let k_thr = k_tr.reshape([t, 1, r]).expand([t, h, r]);
         let k_thc = Tensor::cat(vec![kv_thc.clone().narrow(2, 0, n), k_thr], 2);
         let v_thc = kv_thc.narrow(2, n, v);
         [k_thc.reshape([t, h * (n + r)]), v_thc.reshape([t, h * v])]
     }
 
-    fn queries(&self, x_td: Tensor<2>) -> Tensor<2> {
+    fn queries(&self, x_td: Tensor<2>, compute: Compute) -> Tensor<2> {
         match (&self.query_latent, &self.query_latent_norm_l) {
             (Some(latent), Some(norm_l)) => {
-                self.query.forward(normalise(latent.forward(x_td), norm_l.val(), EPSILON))
+                self.query.forward(normalise(latent.forward(x_td, compute), norm_l.val(), EPSILON), compute)
             }
-            _ => self.query.forward(x_td),
+            _ => self.query.forward(x_td, compute),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{linear, rms_norm};
+use switchyard_kernels::{Compute, linear, rms_norm};
 
 use crate::ParameterSource;
 
@@ -21,8 +21,8 @@ impl Projection {
         }
     }
 
-    pub(super) fn forward(&self, x_ti: Tensor<2>) -> Tensor<2> {
-        linear(x_ti, self.weight_io.val(), self.bias_o.as_ref().map(Param::val))
+    pub(super) fn forward(&self, x_ti: Tensor<2>, compute: Compute) -> Tensor<2> {
+        linear(x_ti, self.weight_io.val(), self.bias_o.as_ref().map(Param::val), compute)
     }
 }
 

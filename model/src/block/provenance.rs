@@ -20,7 +20,7 @@ impl Block {
         }
         let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, mixed, context.pass);
         match self.ffn.as_ref()? {
-            FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td)))
+            FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td, context.pass.compute())))
                 .then(|| (None, "the feed-forward block's output".into())),
             FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the block-sparse feed-forward block's output".into())),
@@ -36,8 +36,9 @@ impl Block {
                 if is_finite(&output.hidden_td) {
                     return None;
                 }
-                let expert =
-                    output.aux.route.and_then(|route| moe.first_non_finite_expert(&routed_td, &route));
+                let expert = output.aux.route.and_then(|route| {
+                    moe.first_non_finite_expert(&routed_td, &route, context.pass.compute())
+                });
                 let op = if expert.is_some() { "the expert's output" } else { "the mixture's output" };
                 Some((expert, op.into()))
             }

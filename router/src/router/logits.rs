@@ -4,7 +4,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softplus;
-use switchyard_kernels::linear;
+use switchyard_kernels::{Compute, linear};
 
 use super::Router;
 use crate::gate::{GateNoise, GateOutput};
@@ -14,7 +14,7 @@ use crate::gate::{GateNoise, GateOutput};
 const NOISE_EPSILON: f64 = 0.01;
 
 impl Router {
-    /// Logits of every token, in the type of `x_td`; with `standard_normal_te` the noisy ones. None
+    /// Logits of every token, in the type of `x_td` and not rounded whatever the run computes with; with `standard_normal_te` the noisy ones. None
     /// if nothing is learned.
     pub(crate) fn gate_logits(
         &self,
@@ -26,13 +26,14 @@ impl Router {
             (Some(cosine), _) => cosine.logits_te(x_td.clone(), dtype),
             (None, Some(weight_de)) => {
                 let bias_e = self.logit_bias_e.as_ref().map(|bias_e| bias_e.val().cast(dtype));
-                linear(x_td.clone(), weight_de.val().cast(dtype), bias_e)
+                linear(x_td.clone(), weight_de.val().cast(dtype), bias_e, Compute::F32)
             }
             (None, None) => return None,
         };
         let noise = self.noise_weight_de.as_ref().and_then(|noise_weight_de| {
             let normal_te = standard_normal_te(clean_logits_te.dims())?.cast(dtype);
-            let std_te = softplus(linear(x_td, noise_weight_de.val().cast(dtype), None), 1.0) + NOISE_EPSILON;
+            let std_te = softplus(linear(x_td, noise_weight_de.val().cast(dtype), None, Compute::F32), 1.0)
+                + NOISE_EPSILON;
             Some((normal_te, std_te))
         });
         Some(match noise {

@@ -2,6 +2,7 @@
 //! FLOPs.
 
 use serde::Serialize;
+use switchyard_model::Compute;
 
 use super::layer_work::LayerWork;
 use super::timing::Work;
@@ -80,12 +81,12 @@ pub fn benchmark_layer(
 fn benchmark_here(name: &str, case: &LayerCase, repetitions: Repetitions) -> Result<LayerReport, TrainError> {
     const DEVICE: &str = "cpu";
     let device = device::select(DEVICE)?;
-    let machine = Machine::observe(DEVICE, &MatmulCeiling::measure(&device)?);
+    let machine = Machine::observe(DEVICE, &MatmulCeiling::measure(&device, Compute::F32)?);
     let contenders = Contenders::new(case);
     let training = contenders.time(repetitions, LayerWork::train)?;
     let usage = Usage::now();
     let forward = contenders.time(repetitions, LayerWork::infer)?;
-    let machine = machine.observe_again(&device)?;
+    let machine = machine.observe_again(&device, Compute::F32)?;
 
     let step_secs = training.layer.median_ms() / 1e3;
     let gflops = case.training_flops() / step_secs / 1e9;

@@ -4,6 +4,7 @@ use std::fs;
 
 use burn::tensor::Device;
 use serde::Serialize;
+use switchyard_model::Compute;
 
 use crate::TrainError;
 use crate::host::{Commit, HostInfo};
@@ -21,6 +22,8 @@ pub struct Machine {
     pub device: String,
     /// Type of parameters and activations.
     pub dtype: String,
+    /// What the factors of products are rounded to, those of the ceiling too.
+    pub compute: Compute,
     /// The processor's name.
     pub cpu_model: Option<String>,
     /// Commit of the sources.
@@ -35,6 +38,7 @@ impl Machine {
             threads: rayon::current_num_threads(),
             device: device_name.into(),
             dtype: "f32".into(),
+            compute: ceiling.compute(),
             cpu_model: HostInfo::detect().cpu_model,
             commit: Commit::of_sources(),
         }
@@ -44,8 +48,8 @@ impl Machine {
     ///
     /// # Errors
     /// [`TrainError::Device`] if the device cannot be read.
-    pub fn observe_again(self, device: &Device) -> Result<Self, TrainError> {
-        let again_gflops = MatmulCeiling::measure(device)?.peak_flops() / 1e9;
+    pub fn observe_again(self, device: &Device, compute: Compute) -> Result<Self, TrainError> {
+        let again_gflops = MatmulCeiling::measure(device, compute)?.peak_flops() / 1e9;
         Ok(Self { matmul_ceiling_gflops: self.matmul_ceiling_gflops.max(again_gflops), ..self })
     }
 }

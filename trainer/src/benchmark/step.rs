@@ -122,7 +122,7 @@ fn benchmark_here<'a>(
     let mut cases = [Some(case), against].into_iter().flatten();
     cases.try_for_each(|case| check_memory(case.config, case.plan))?;
     let dataset = switchyard_datasets::prepare(&config.data, &progress)?;
-    let ceiling = MatmulCeiling::measure(&device)?;
+    let ceiling = MatmulCeiling::measure(&device, plan.compute)?;
     let machine = Machine::observe(&config.device, &ceiling);
 
     let mut training = Training::new(case, &dataset, &device, stop)?;
@@ -143,7 +143,7 @@ fn benchmark_here<'a>(
     let after = Usage::now();
 
     let forward_passes = repetitions.time(|| training.forward(&dataset, config.data.mask_documents))?;
-    let machine = machine.observe_again(&device)?;
+    let machine = machine.observe_again(&device, plan.compute)?;
 
     let step_secs = steps.median_ms() / 1e3;
     let gflops = step_flops / step_secs / 1e9;
@@ -294,6 +294,7 @@ impl<'a> Training<'a> {
             step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
+            compute: plan.compute,
             // Empty or not, it costs the same.
             state: None,
         };

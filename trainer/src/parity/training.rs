@@ -6,7 +6,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_hub::layout::Part;
 use switchyard_hub::{HubError, Located, PublishedModel, TensorFiles};
 use switchyard_model::{
-    ModelOutput, Named, ParameterName, Pass, StepNoise, Transformer, parameter_gradients, update_parameters,
+    Compute, ModelOutput, Named, ParameterName, Pass, StepNoise, Transformer, parameter_gradients,
+    update_parameters,
 };
 
 use super::{Inputs, Parity, max_abs, max_difference, reference, values};
@@ -54,7 +55,7 @@ fn loss(network: &Transformer, inputs: &Inputs, device: &Device) -> Tensor<1> {
     };
     let hidden_td = output.hidden_td.select(0, ints(places));
     let output = ModelOutput { hidden_td, moe_layers: output.moe_layers, state: None };
-    LossParts::new(network, &output, ints(next), None).total
+    LossParts::new(network, &output, ints(next), None, Compute::F32).total
 }
 
 /// The network after the first step of AdamW, in which moments are the gradient and its square.

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
+use switchyard_kernels::Bf16Unit;
 use switchyard_model::{
-    AttentionSpec, FfnUse, LstmSpec, MixerSpec, NormKind, PositionKind, QkNormOver, Residual,
+    AttentionSpec, Compute, FfnUse, LstmSpec, MixerSpec, NormKind, PositionKind, QkNormOver, Residual,
 };
 
 use super::{RunPlan, router};
@@ -126,6 +127,21 @@ impl RunPlan {
         rows
     }
 
+    /// What products compute with, unless it is f32.
+    fn precision_row(&self) -> Option<Row> {
+        let here = match Bf16Unit::of_this_machine() {
+            Bf16Unit::Avx512Bf16 => "here by AVX512-BF16",
+            Bf16Unit::F32 => "here by f32 instructions: less memory, no speed",
+        };
+        match self.compute {
+            Compute::F32 => None,
+            Compute::Bf16 => Some((
+                "precision",
+                format!("factors of products in bf16, {here}; parameters, gradients and sums in f32"),
+            )),
+        }
+    }
+
     /// What the FLOPs hold, where that is more than a reader would expect.
     fn counted_rows(&self) -> Vec<Row> {
         const PRODUCTS: &str = "counted: matrix products, a multiply and an add as two, attention as causal; training three \
@@ -229,6 +245,7 @@ impl RunPlan {
             ),
         )];
         rows.extend(self.counted_rows());
+        rows.extend(self.precision_row());
         rows.extend([
             (
                 "per step",

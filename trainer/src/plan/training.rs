@@ -1,18 +1,20 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
 use switchyard_datasets::{Packing, SourceConfig};
+use switchyard_experts::FfnSpec;
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{MAX_SEQ_LEN, ModelSpec};
+use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, ModelSpec};
 use switchyard_router::Selection;
 
 use crate::config::{
     AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, RunConfig, SampleConfig, ScheduleConfig,
     ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
+use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
 
 // Upper bounds, far above what anybody trains.
@@ -80,6 +82,32 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
         )),
         _ => Ok(()),
     }
+}
+
+/// Ok unless products in bf16 are asked for where they cannot be had.
+///
+/// # Errors
+/// The key, and what stands in its way.
+pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
+    if config.train.precision.compute == Compute::F32 {
+        return Ok(());
+    }
+    let refused = |problem: String, remedy: &str| {
+        Err(KeyError::new("train.precision.compute", format!("is \"bf16\", but {problem}"), remedy))
+    };
+    if !is_cpu(&config.device) {
+        let problem =
+            format!("`device` is \"{}\": only the CPU computes products so", excerpt(&config.device, 60));
+        return refused(problem, "use \"f32\", or the device \"cpu\"");
+    }
+    let is_block_sparse = |layer: &LayerSpec| matches!(layer.ffn, FfnSpec::BlockSparse(_));
+    if model.layers.iter().any(is_block_sparse) {
+        return refused(
+            "block-sparse layers multiply in f32 only".to_owned(),
+            "use \"f32\", or other layers",
+        );
+    }
+    Ok(())
 }
 
 /// Whether the state of the network goes from each window to the next.

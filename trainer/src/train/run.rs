@@ -70,7 +70,7 @@ impl<'a> Run<'a> {
             plan.sequences_per_step(),
             state.data_cursor,
         )?;
-        manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device)?);
+        manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device, plan.compute)?);
         folder.check_held()?;
         let from = resumed.then_some(&state);
         let OpenedObservers { mut observers, rows, earlier_log } =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
 use switchyard_flight::alarms::AlarmKind;
-use switchyard_model::{ParameterName, Transformer, parameter_data};
+use switchyard_model::{Compute, ParameterName, Transformer, parameter_data};
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::optimizer::AdamW;
@@ -50,7 +50,14 @@ fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
         num_sequences: 4,
         seq_len: 16,
     };
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: None,
+        compute: Compute::F32,
+        state: None,
+    };
     let network = network(config);
     let (gradients, _) = step_gradients(&network, vec![batch], &settings, &Device::flex()).unwrap();
     bits(&AdamW::new(&config.train).update(network, gradients, learning_rate))

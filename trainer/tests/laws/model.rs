@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::RouterOverride;
 use switchyard_model::{
-    AttentionBias, ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer, parameter_data,
-    update_parameters,
+    AttentionBias, Compute, ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer,
+    parameter_data, update_parameters,
 };
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::optimizer::AdamW;
@@ -141,8 +141,14 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             num_sequences: 4,
             seq_len: 16,
         };
-        let settings =
-            StepSettings { seed: 1, step, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
+        let settings = StepSettings {
+            seed: 1,
+            step,
+            max_grad_norm: Some(0.5),
+            head_z_weight: None,
+            compute: Compute::F32,
+            state: None,
+        };
         let (gradients, measurements) =
             step_gradients(&network, vec![batch.clone(), batch], &settings, &device).unwrap();
         network = optimizer.update(network, gradients, 1e-2);
@@ -186,8 +192,14 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
 #[test]
 fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
     let config = tiny::dense();
-    let settings =
-        StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: Some(0.25), state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: Some(0.25),
+        compute: Compute::F32,
+        state: None,
+    };
     let batch = TokenBatch {
         input_ids: (0..16).collect(),
         target_ids: (1..17).collect(),
@@ -231,8 +243,14 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         seq_len: 16,
     };
     let norm_of = |batches: Vec<TokenBatch>| {
-        let settings =
-            StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+        let settings = StepSettings {
+            seed: 1,
+            step: 0,
+            max_grad_norm: None,
+            head_z_weight: None,
+            compute: Compute::F32,
+            state: None,
+        };
         let network = model(&config, &device.clone().autodiff());
         step_gradients(&network, batches, &settings, &device).unwrap().1
     };
@@ -260,8 +278,14 @@ fn parameters_are_updated_where_they_lie() {
     let config = tiny::moe();
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
     let mut optimizer = AdamW::new(&config.train);
-    let settings =
-        StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: Some(0.5),
+        head_z_weight: None,
+        compute: Compute::F32,
+        state: None,
+    };
     let batch = TokenBatch {
         input_ids: (0..32).collect(),
         target_ids: (0..32).rev().collect(),

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{ModelInput, Pass, Transformer, parameter_data};
+use switchyard_model::{Compute, ModelInput, Pass, Transformer, parameter_data};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::optimizer::AdamW;
 use switchyard_trainer::plan::RunPlan;
@@ -40,7 +40,14 @@ fn stepped(config: &RunConfig, padding: i32) -> (Vec<Vec<u32>>, StepMeasurements
     let device = Device::flex();
     let plan = RunPlan::resolve(config).unwrap();
     let network = Transformer::new(&plan.model, config.seed, &device.clone().autodiff());
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: None,
+        compute: Compute::F32,
+        state: None,
+    };
     let (gradients, measured) = step_gradients(&network, vec![batch(padding)], &settings, &device).unwrap();
     let network = AdamW::new(&config.train).update(network, gradients, 1e-2);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use switchyard_datasets::{Dataset, Progress, prepare};
 use switchyard_hub::export::ExpertForm;
 use switchyard_hub::tensor_files::Element;
-use switchyard_model::{ModelInput, Pass, Transformer};
+use switchyard_model::{Compute, ModelInput, Pass, Transformer};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointManifest, find_checkpoint};
 use switchyard_trainer::config::RunConfig;
@@ -222,7 +222,8 @@ fn alone(model: &Transformer, ids: &[i32]) -> f64 {
     let input = ModelInput::upload(ids[..len].to_vec(), None, [1, len], &Device::flex());
     let hidden_td = model.forward(&input, Pass::Evaluation).hidden_td;
     let targets = burn::tensor::Tensor::from_data(ids[1..].as_ref(), &Device::flex());
-    f64::from(model.head_loss(hidden_td, targets, None).cross_entropy_1.into_scalar::<f32>()) * len as f64
+    f64::from(model.head_loss(hidden_td, targets, None, Compute::F32).cross_entropy_1.into_scalar::<f32>())
+        * len as f64
 }
 
 /// Loss of the token at `position`, which begins a document, behind the document before it.

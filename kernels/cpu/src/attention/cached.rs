@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::softmax::{exponentials_of_seen, write_divided};
 use super::visibility::Visibility;
 use super::{Heads, QueryBlock};
+use crate::bf16::Compute;
 use crate::matrix::Matrix;
 use crate::panel_product::{Triangle, write_triangular_product};
 use crate::rotary::{Rotation, write_rotated};
@@ -136,12 +137,24 @@ fn attend(
     let turned = turned.into_values();
     let keys = Matrix::strided(&keys[kv_head * d * c + first_key..], [d, num_keys], [c, 1]);
     let mut scores = vec![0.0; num_keys];
-    write_triangular_product(&mut scores, Matrix::row_major(&turned, d), keys, Triangle::Nowhere);
+    write_triangular_product(
+        &mut scores,
+        Matrix::row_major(&turned, d),
+        keys,
+        Triangle::Nowhere,
+        Compute::F32,
+    );
     visibility.apply([0, head], query, first_key..n, &mut scores);
     let (_, sum) = exponentials_of_seen(&mut scores, num_keys, sinks.map(|sinks| sinks[head]));
     let values = &values[(kv_head * c + first_key) * d_value..][..num_keys * d_value];
     let mut mixed = vec![0.0; d_value];
     let weights = Matrix::row_major(&scores, num_keys);
-    write_triangular_product(&mut mixed, weights, Matrix::row_major(values, d_value), Triangle::Nowhere);
+    write_triangular_product(
+        &mut mixed,
+        weights,
+        Matrix::row_major(values, d_value),
+        Triangle::Nowhere,
+        Compute::F32,
+    );
     write_divided(y, Matrix::row_major(&mixed, d_value), &[sum]);
 }

@@ -8,7 +8,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::target::Target;
-use super::{PANEL_DEPTH, Product, Triangle};
+use super::words::Words;
+use super::{Product, Triangle};
+use crate::bf16::Compute;
 use crate::matrix::Matrix;
 use crate::simd::{multiply_add, vectorised};
 
@@ -18,6 +20,8 @@ const SUM_COLUMNS: usize = 1024;
 const TASK_COLUMNS: usize = 256;
 /// Fewest elements of a matrix that is worth several tasks.
 const MIN_SHARED_LEN: usize = 1 << 15;
+/// Terms whose sums are added to those of the terms before, as in tiles.
+const DEPTH: usize = Words::Terms.of_block();
 /// Rows of the matrix that are read side by side.
 const ROWS_AT_ONCE: usize = 8;
 
@@ -29,26 +33,26 @@ pub(super) fn is_worth_tasks([m, k, n]: [usize; 3]) -> bool {
 /// The product of a single row, in tasks.
 pub(super) fn multiply_in_tasks(mut product: Product<'_>) {
     let is_by_rows = takes(&product);
-    let (a, w) = (product.a, product.w);
+    let (a, w) = (product.a.f32(), product.w.f32());
     // SAFETY: nothing but sums is written.
-    let c = unsafe { product.c.elements() };
+    let c = unsafe { product.c.f32_elements() };
     if is_by_rows {
         return write_in_order(c, &partial_sums(a.row(0), w));
     }
     c.par_chunks_mut(TASK_COLUMNS).enumerate().for_each(|(task, c)| {
         let first = task * TASK_COLUMNS;
         let its_columns = w.columns(first..first + c.len());
-        super::multiply(Product::new(Target::replaced(c), a, its_columns));
+        super::multiply(Product::new(Target::replaced(c), a.into(), its_columns.into(), Compute::F32));
     });
 }
 
-/// The sums over each [`PANEL_DEPTH`] terms, one row of sums after the other. A task reads whole
+/// The sums over each [`DEPTH`] terms, one row of sums after the other. A task reads whole
 /// rows, or long parts of them, one behind the other: a stream.
 fn partial_sums(a: &[f32], w: Matrix<'_>) -> Vec<f32> {
     let (k, n) = (w.num_rows(), w.num_columns());
-    let mut sums = vec![0.0; k.div_ceil(PANEL_DEPTH) * n];
+    let mut sums = vec![0.0; k.div_ceil(DEPTH) * n];
     sums.par_chunks_mut(n).enumerate().for_each(|(depth, sums)| {
-        let terms = depth * PANEL_DEPTH..k.min((depth + 1) * PANEL_DEPTH);
+        let terms = depth * DEPTH..k.min((depth + 1) * DEPTH);
         sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(block, sums)| {
             let first = block * SUM_COLUMNS;
             let part = w.rows(terms.clone()).columns(first..first + sums.len());
@@ -77,15 +81,15 @@ pub(super) fn takes(product: &Product<'_>) -> bool {
 
 /// The product of a single row with a matrix that lies by rows.
 pub(super) fn multiply(mut product: Product<'_>) {
-    let (a, w, is_added_to) = (product.a.row(0), product.w, product.c.is_added_to());
+    let (a, w, is_added_to) = (product.a.f32().row(0), product.w.f32(), product.c.is_added_to());
     // SAFETY: nothing but sums is written.
-    let c = unsafe { product.c.elements() };
+    let c = unsafe { product.c.f32_elements() };
     let mut sums = [0.0; SUM_COLUMNS];
     for first_column in (0..w.num_columns()).step_by(SUM_COLUMNS) {
         let columns = first_column..w.num_columns().min(first_column + SUM_COLUMNS);
         let sums = &mut sums[..columns.len()];
-        for first_term in (0..w.num_rows()).step_by(PANEL_DEPTH) {
-            let terms = first_term..w.num_rows().min(first_term + PANEL_DEPTH);
+        for first_term in (0..w.num_rows()).step_by(DEPTH) {
+            let terms = first_term..w.num_rows().min(first_term + DEPTH);
             sums.fill(0.0);
             accumulate(sums, &a[terms.clone()], w.rows(terms).columns(columns.clone()));
             write(&mut c[columns.clone()], sums, is_added_to || first_term > 0);
@@ -149,7 +153,7 @@ mod tests {
 
     fn product(a: Matrix<'_>, w: Matrix<'_>) -> Vec<u32> {
         let mut target = vec![MaybeUninit::new(f32::NAN); a.num_rows() * w.num_columns()];
-        fill_with_product(&mut target, a, w).iter().map(|value| value.to_bits()).collect()
+        fill_with_product(&mut target, a, w, Compute::F32).iter().map(|value| value.to_bits()).collect()
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Shape letters: b batch, s sequence, h query heads, g key/value heads, d head width.
 
 use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, Results, alibi_slopes};
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::rotary::Rotation;
 
-use crate::{Computed, check, irregular};
+use crate::{BOTH, Computed, check, irregular};
 
 /// Angles of the positions, `[s, d / 2]`.
 fn angles(s: usize, d: usize) -> Vec<f64> {
@@ -90,14 +91,18 @@ fn attention_is_its_definition() {
             d_head: d,
             d_value: d,
             heads,
+            compute: Compute::F32,
         };
-        let (y, log_partition) = attention::forward(inputs);
-        let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
-        let Gradients { q: dq, k: dk, v: dv, sinks: dsinks } = attention::gradients(inputs, results);
-        let gradients = [dq, dk, dv, dsinks.unwrap_or_default()];
-        let computed = Computed { y: &y, dy: &dy, gradients: &gradients };
-        check(&format!("{heads:?}, {s} positions"), computed, &[&q, &k, &v, &sinks], |inputs| {
-            oracle(inputs, [b, s, d], heads, &ids, angles.as_deref())
-        });
+        for compute in BOTH {
+            let inputs = Inputs { compute, ..inputs };
+            let (y, log_partition) = attention::forward(inputs);
+            let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
+            let Gradients { q: dq, k: dk, v: dv, sinks: dsinks } = attention::gradients(inputs, results);
+            let gradients = [dq, dk, dv, dsinks.unwrap_or_default()];
+            let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
+            check(&format!("{heads:?}, {s} positions"), computed, &[&q, &k, &v, &sinks], |inputs| {
+                oracle(inputs, [b, s, d], heads, &ids, angles.as_deref())
+            });
+        }
     }
 }

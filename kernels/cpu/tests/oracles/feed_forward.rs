@@ -2,11 +2,12 @@
 //!
 //! Shape letters: t tokens, k slots per token, e experts, d model width, f hidden width.
 
-use switchyard_kernels_cpu::activation::Activation;
+use switchyard_kernels_cpu::activation::{Activation, Kept};
+use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
-use switchyard_kernels_cpu::feed_forward::{self, Block, Operands, Parts};
+use switchyard_kernels_cpu::feed_forward::{self, Block, Operands, Output, Parts};
 
-use crate::{Computed, check, irregular};
+use crate::{BOTH, Computed, check, irregular};
 
 fn activate(activation: Activation, up: f64, gate: f64) -> f64 {
     match activation {
@@ -33,6 +34,29 @@ fn expert(activation: Activation, x: &[f64], [up, down, gate]: [&[f64]; 3]) -> V
     (0..d).map(|i| (0..f).map(|j| hidden[j] * down[j * d + i]).sum()).collect()
 }
 
+/// The output and the gradients of all operands.
+pub(crate) fn there_and_back(
+    operands: Operands<&[f32]>,
+    sizes_tdf: [usize; 3],
+    dy: &[f32],
+    block: &Block,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    fn keeping<E: Kept>(
+        operands: Operands<&[f32]>,
+        sizes_tdf: [usize; 3],
+        dy: &[f32],
+        block: &Block,
+    ) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let Output { y, mut up, mut gate } = feed_forward::forward::<E>(operands, sizes_tdf, block);
+        let gradients = feed_forward::gradients(operands, sizes_tdf, [&mut up, &mut gate], dy, block);
+        (y, gradients.into_vec())
+    }
+    match block.compute {
+        Compute::F32 => keeping::<f32>(operands, sizes_tdf, dy, block),
+        Compute::Bf16 => keeping::<Bf16>(operands, sizes_tdf, dy, block),
+    }
+}
+
 #[test]
 fn mixtures_are_their_definition() {
     let (t, k, e, d, f) = (5, 2, 3, 4, 19);
@@ -57,28 +81,28 @@ fn mixtures_are_their_definition() {
             gate_bias: None,
         };
         let parts = Parts { gated, routed: true, biased: false };
-        let block = Block { activation, parts, plan: Some(plan.clone()) };
-        let mut output = feed_forward::forward(operands, [t, d, f], &block);
-        let projections = [&mut output.up[..], &mut output.gate[..]];
-        let gradients = feed_forward::gradients(operands, [t, d, f], projections, &dy, &block).into_vec();
-        let inputs = operands.into_vec();
-        let computed = Computed { y: &output.y, dy: &dy, gradients: &gradients };
-        check(&format!("{activation:?}"), computed, &inputs, |inputs| {
-            let operands = Operands::from_vec(inputs.to_vec(), parts);
-            let gates = operands.gates.clone().unwrap_or_default();
-            let gate = operands.gate.clone().unwrap_or_else(|| operands.up.clone());
-            let mut y = vec![0.0; t * d];
-            for slot in (0..t * k).filter(|&slot| keep[slot]) {
-                let (token, len) = (slot / k, d * f);
-                let of = |stack: &'_ [f64]| stack[ids[slot] as usize * len..][..len].to_vec();
-                let (up, down, gate) = (of(&operands.up), of(&operands.down), of(&gate));
-                let row = expert(activation, &operands.x[token * d..][..d], [&up, &down, &gate]);
-                for (i, value) in row.iter().enumerate() {
-                    y[token * d + i] += gates[slot] * value;
+        for compute in BOTH {
+            let block = Block { activation, parts, plan: Some(plan.clone()), compute };
+            let (y, gradients) = there_and_back(operands, [t, d, f], &dy, &block);
+            let inputs = operands.into_vec();
+            let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
+            check(&format!("{activation:?}"), computed, &inputs, |inputs| {
+                let operands = Operands::from_vec(inputs.to_vec(), parts);
+                let gates = operands.gates.clone().unwrap_or_default();
+                let gate = operands.gate.clone().unwrap_or_else(|| operands.up.clone());
+                let mut y = vec![0.0; t * d];
+                for slot in (0..t * k).filter(|&slot| keep[slot]) {
+                    let (token, len) = (slot / k, d * f);
+                    let of = |stack: &'_ [f64]| stack[ids[slot] as usize * len..][..len].to_vec();
+                    let (up, down, gate) = (of(&operands.up), of(&operands.down), of(&gate));
+                    let row = expert(activation, &operands.x[token * d..][..d], [&up, &down, &gate]);
+                    for (i, value) in row.iter().enumerate() {
+                        y[token * d + i] += gates[slot] * value;
+                    }
                 }
-            }
-            y
-        });
+                y
+            });
+        }
     }
 }
 
@@ -101,28 +125,29 @@ fn dense_blocks_with_biases_are_their_definition() {
         gate_bias: Some(&gate_bias),
     };
     let parts = Parts { gated: true, routed: false, biased: true };
-    let block = Block { activation, parts, plan: None };
-    let mut output = feed_forward::forward(operands, [t, d, f], &block);
-    let projections = [&mut output.up[..], &mut output.gate[..]];
-    let gradients = feed_forward::gradients(operands, [t, d, f], projections, &dy, &block).into_vec();
-    let computed = Computed { y: &output.y, dy: &dy, gradients: &gradients };
-    // A bias is a row of the matrix that is multiplied by one.
-    check("dense", computed, &operands.into_vec(), |inputs| {
-        let operands = Operands::from_vec(inputs.to_vec(), parts);
-        let with_row = |w: &[f64], bias: &Option<Vec<f64>>| [w, bias.as_deref().unwrap_or_default()].concat();
-        let up = with_row(&operands.up, &operands.up_bias);
-        let gate = with_row(operands.gate.as_deref().unwrap_or_default(), &operands.gate_bias);
-        let token = |x: &[f64]| {
-            let x = [x, &[1.0]].concat();
-            let project =
-                |w: &[f64], j: usize| x.iter().enumerate().map(|(i, x)| x * w[i * f + j]).sum::<f64>();
-            let hidden: Vec<f64> =
-                (0..f).map(|j| activate(activation, project(&up, j), project(&gate, j))).collect();
-            let bias = operands.down_bias.clone().unwrap_or_default();
-            let element =
-                |i: usize| (0..f).map(|j| hidden[j] * operands.down[j * d + i]).sum::<f64>() + bias[i];
-            (0..d).map(element).collect::<Vec<_>>()
-        };
-        operands.x.chunks(d).flat_map(token).collect()
-    });
+    for compute in BOTH {
+        let block = Block { activation, parts, plan: None, compute };
+        let (y, gradients) = there_and_back(operands, [t, d, f], &dy, &block);
+        let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
+        // A bias is a row of the matrix that is multiplied by one.
+        check("dense", computed, &operands.into_vec(), |inputs| {
+            let operands = Operands::from_vec(inputs.to_vec(), parts);
+            let with_row =
+                |w: &[f64], bias: &Option<Vec<f64>>| [w, bias.as_deref().unwrap_or_default()].concat();
+            let up = with_row(&operands.up, &operands.up_bias);
+            let gate = with_row(operands.gate.as_deref().unwrap_or_default(), &operands.gate_bias);
+            let token = |x: &[f64]| {
+                let x = [x, &[1.0]].concat();
+                let project =
+                    |w: &[f64], j: usize| x.iter().enumerate().map(|(i, x)| x * w[i * f + j]).sum::<f64>();
+                let hidden: Vec<f64> =
+                    (0..f).map(|j| activate(activation, project(&up, j), project(&gate, j))).collect();
+                let bias = operands.down_bias.clone().unwrap_or_default();
+                let element =
+                    |i: usize| (0..f).map(|j| hidden[j] * operands.down[j * d + i]).sum::<f64>() + bias[i];
+                (0..d).map(element).collect::<Vec<_>>()
+            };
+            operands.x.chunks(d).flat_map(token).collect()
+        });
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! Shape letters: t rows, d input width, f output width, v vocabulary, b side of a block.
 
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::block_sparse::{self, BlockTopology, Direction};
 use switchyard_kernels_cpu::head_loss::Head;
 use switchyard_kernels_cpu::linear;
 use switchyard_kernels_cpu::matrix::Matrix;
 
-use crate::{Computed, check, irregular};
+use crate::{BOTH, Computed, check, irregular};
 
 /// `x w` plus `bias`, if there is one, with `x` of t rows.
 fn project(x: &[f64], w: &[f64], bias: Option<&[f64]>, [t, d, f]: [usize; 3]) -> Vec<f64> {
@@ -19,18 +20,19 @@ fn project(x: &[f64], w: &[f64], bias: Option<&[f64]>, [t, d, f]: [usize; 3]) ->
 
 #[test]
 fn projections_are_their_definition() {
-    for [t, d, f] in [[1, 1, 1], [5, 17, 3], [7, 4, 33], [3, 2, 70]] {
+    let shapes = [[1, 1, 1], [5, 17, 3], [7, 4, 33], [3, 2, 70]];
+    for (compute, [t, d, f]) in BOTH.into_iter().flat_map(|compute| shapes.map(|shape| (compute, shape))) {
         let (x, w, bias, dy) =
             (irregular(1, t * d), irregular(2, d * f), irregular(3, f), irregular(4, t * f));
         let [x_td, w_df, dy_tf] =
             [(&x, d), (&w, f), (&dy, f)].map(|(values, columns)| Matrix::row_major(values, columns));
-        let y = linear::project(x_td, w_df, Some(&bias));
+        let y = linear::project(x_td, w_df, Some(&bias), compute);
         let gradients = [
-            linear::project(dy_tf, w_df.transposed(), None),
-            linear::weight_gradient(x_td, dy_tf),
+            linear::project(dy_tf, w_df.transposed(), None, compute),
+            linear::weight_gradient(x_td, dy_tf, compute),
             linear::sum_rows(dy_tf),
         ];
-        let computed = Computed { y: &y, dy: &dy, gradients: &gradients };
+        let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
         check(&format!("{t} x {d} x {f}"), computed, &[&x, &w, &bias], |inputs| {
             project(&inputs[0], &inputs[1], Some(&inputs[2]), [t, d, f])
         });
@@ -49,15 +51,20 @@ fn products_with_blocks_are_those_of_the_matrix_with_zeros() {
         block_sparse::product(dy_tf, &blocks, &topology, Direction::Backward),
         block_sparse::weight_gradient(x_td, dy_tf, &topology),
     ];
-    check("blocks", Computed { y: &y, dy: &dy, gradients: &gradients }, &[&x, &blocks], |inputs| {
-        let mut w = vec![0.0; d * f];
-        for (index, [row, column]) in topology.places().iter().enumerate() {
-            for at in 0..b * b {
-                w[(row * b + at / b) * f + column * b + at % b] = inputs[1][index * b * b + at];
+    check(
+        "blocks",
+        Computed { compute: Compute::F32, y: &y, dy: &dy, gradients: &gradients },
+        &[&x, &blocks],
+        |inputs| {
+            let mut w = vec![0.0; d * f];
+            for (index, [row, column]) in topology.places().iter().enumerate() {
+                for at in 0..b * b {
+                    w[(row * b + at / b) * f + column * b + at % b] = inputs[1][index * b * b + at];
+                }
             }
-        }
-        project(&inputs[0], &w, None, [t, d, f])
-    });
+            project(&inputs[0], &w, None, [t, d, f])
+        },
+    );
 }
 
 /// The total loss of tokens whose target is there.
@@ -78,12 +85,14 @@ fn the_loss_of_the_head_is_its_definition() {
         let (x, w) = (irregular(1, t * d), irregular(2, d * v));
         let targets: Vec<_> = (0..t).map(|i| (i % 3 != 1).then_some(i * 7 % v)).collect();
         let by_columns: Vec<f32> = (0..d * v).map(|at| w[at % d * v + at / d]).collect();
-        for tied in [false, true] {
+        for (tied, compute) in [false, true].into_iter().flat_map(|tied| BOTH.map(|compute| (tied, compute)))
+        {
             let w_dv = match tied {
                 true => Matrix::row_major(&by_columns, d).transposed(),
                 false => Matrix::row_major(&w, v),
             };
-            let head = Head { x: Matrix::row_major(&x, d), w: w_dv, targets: &targets, z_loss_weight: 0.125 };
+            let x_td = Matrix::row_major(&x, d);
+            let head = Head { x: x_td, w: w_dv, targets: &targets, z_loss_weight: 0.125, compute };
             let (means, gradients) = head.losses_and_gradients(tied);
             assert_eq!(head.losses(), means, "the losses alone are those with gradients");
             let dw = match tied {
@@ -91,7 +100,7 @@ fn the_loss_of_the_head_is_its_definition() {
                 false => gradients.dw,
             };
             let gradients = [gradients.dx, dw];
-            let computed = Computed { y: &[means.total as f32], dy: &[1.0], gradients: &gradients };
+            let computed = Computed { compute, y: &[means.total as f32], dy: &[1.0], gradients: &gradients };
             check(&format!("{t} x {d} x {v}, tied: {tied}"), computed, &[&x, &w], |inputs| {
                 vec![loss(&inputs[0], &inputs[1], &targets, [d, v], 0.125)]
             });

@@ -3,6 +3,7 @@
 //! Shape letters: n rows, t tokens, d width, e experts, k experts per token, v vocabulary.
 
 use switchyard_kernels_cpu::adamw::{self, AdamWStep, State};
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::blocks::{BLOCK_LEN, InPlace};
 use switchyard_kernels_cpu::norm::{self, Measure};
 use switchyard_kernels_cpu::routing::{self, Chosen, GateSoftmax, RouterLoss};
@@ -32,7 +33,7 @@ fn norms_are_their_definition() {
             let y = norm::normalize(&x, &scale, Some(&bias), measure);
             let (dx, dscale) = norm::gradients(&x, &scale, &dy, measure);
             let gradients = [dx, dscale, norm::sum_rows(&dy, d)];
-            let computed = Computed { y: &y, dy: &dy, gradients: &gradients };
+            let computed = Computed { compute: Compute::F32, y: &y, dy: &dy, gradients: &gradients };
             check(&format!("{n} x {d}, centred: {centred}"), computed, &[&x, &scale, &bias], |inputs| {
                 normalize(inputs, centred, f64::from(measure.epsilon))
             });
@@ -46,9 +47,12 @@ fn rows_of_a_table_are_those_that_the_ids_name() {
     let (table, dy) = (irregular(1, v * d), irregular(2, ids.len() * d));
     let y = embedding::rows(&table, d, &ids);
     let gradients = [embedding::gradient(&ids, &dy, d, v)];
-    check("embedding", Computed { y: &y, dy: &dy, gradients: &gradients }, &[&table], |inputs| {
-        ids.iter().flat_map(|&id| inputs[0][id as usize * d..][..d].to_vec()).collect()
-    });
+    check(
+        "embedding",
+        Computed { compute: Compute::F32, y: &y, dy: &dy, gradients: &gradients },
+        &[&table],
+        |inputs| ids.iter().flat_map(|&id| inputs[0][id as usize * d..][..d].to_vec()).collect(),
+    );
 }
 
 fn softmax(logits: &[f64]) -> Vec<f64> {
@@ -66,7 +70,7 @@ fn gates_are_their_definition() {
                 Chosen { logits: &logits, expert_ids: &ids, num_experts: e, top_k: k, softmax: softmax_over };
             let gates = routing::gates(chosen);
             let gradients = [routing::gates_gradient(chosen, &gates, &dgates)];
-            let computed = Computed { y: &gates, dy: &dgates, gradients: &gradients };
+            let computed = Computed { compute: Compute::F32, y: &gates, dy: &dgates, gradients: &gradients };
             check(&format!("{t} x {e}, {k}, {softmax_over:?}"), computed, &[&logits], |inputs| {
                 let token = |(logits, ids): (&[f64], &[u32])| {
                     let of = |values: &[f64]| ids.iter().map(|&id| values[id as usize]).collect::<Vec<_>>();
@@ -89,7 +93,7 @@ fn losses_of_a_router_are_their_definition() {
     for loss in [RouterLoss::Load(load.clone().into()), RouterLoss::SquareLogPartition] {
         let mean = routing::loss(&logits, e, &loss) as f32;
         let gradients = [routing::loss_gradient(&logits, e, &loss, 0.75)];
-        let computed = Computed { y: &[mean], dy: &[0.75], gradients: &gradients };
+        let computed = Computed { compute: Compute::F32, y: &[mean], dy: &[0.75], gradients: &gradients };
         check(&format!("{loss:?}"), computed, &[&logits], |inputs| {
             let term = |logits: &[f64]| match loss {
                 RouterLoss::Load(_) => {
@@ -158,7 +162,7 @@ fn an_update_follows_the_algorithm() {
         for (name, (after, expected)) in
             ["value", "moment 1", "moment 2"].into_iter().zip(after.iter().zip(&expected))
         {
-            assert_close(&format!("{name}, copied: {copied}"), after, expected);
+            assert_close(&format!("{name}, copied: {copied}"), Compute::F32, after, expected);
         }
     }
 }

@@ -3,14 +3,16 @@
 use rayon::ThreadPoolBuilder;
 use switchyard_kernels_cpu::activation::Activation;
 use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, Results};
+use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::block_sparse::{self, BlockTopology, Direction};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
-use switchyard_kernels_cpu::feed_forward::{self, Block, Operands, Parts};
+use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
 use switchyard_kernels_cpu::head_loss::Head;
 use switchyard_kernels_cpu::matrix::Matrix;
 use switchyard_kernels_cpu::{embedding, linear};
 
-use crate::irregular;
+use crate::feed_forward::there_and_back;
+use crate::{BOTH, irregular};
 
 /// Fails unless `compute` returns the same bits in pools of 1 and of 3 threads, all of them
 /// numbers.
@@ -32,15 +34,17 @@ fn projections_and_rows_do_not_depend_on_the_threads() {
     let ids: Vec<u32> = (0..t).map(|token| (token * token % 300) as u32).collect();
     let [x_td, w_df, dy_tf] =
         [(&x, d), (&w, f), (&dy, f)].map(|(values, columns)| Matrix::row_major(values, columns));
-    assert_same(|| {
-        vec![
-            linear::project(x_td, w_df, None),
-            linear::project(dy_tf, w_df.transposed(), None),
-            linear::weight_gradient(x_td, dy_tf),
-            linear::sum_rows(dy_tf),
-            embedding::gradient(&ids, &x, d, 300),
-        ]
-    });
+    for compute in BOTH {
+        assert_same(|| {
+            vec![
+                linear::project(x_td, w_df, None, compute),
+                linear::project(dy_tf, w_df.transposed(), None, compute),
+                linear::weight_gradient(x_td, dy_tf, compute),
+                linear::sum_rows(dy_tf),
+                embedding::gradient(&ids, &x, d, 300),
+            ]
+        });
+    }
 }
 
 #[test]
@@ -78,13 +82,17 @@ fn attention_does_not_depend_on_the_threads() {
         d_head: d,
         d_value: d,
         heads,
+        compute: Compute::F32,
     };
-    assert_same(|| {
-        let (y, log_partition) = attention::forward(inputs);
-        let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
-        let Gradients { q, k, v, sinks } = attention::gradients(inputs, results);
-        vec![y, log_partition, q, k, v, sinks.unwrap_or_default()]
-    });
+    for compute in BOTH {
+        let inputs = Inputs { compute, ..inputs };
+        assert_same(|| {
+            let (y, log_partition) = attention::forward(inputs);
+            let results = Results { y: &y, dy: &dy, log_partition: &log_partition };
+            let Gradients { q, k, v, sinks } = attention::gradients(inputs, results);
+            vec![y, log_partition, q, k, v, sinks.unwrap_or_default()]
+        });
+    }
 }
 
 #[test]
@@ -107,15 +115,14 @@ fn blocks_of_experts_do_not_depend_on_the_threads() {
     };
     let parts = Parts { gated: true, routed: true, biased: false };
     let plan = Some(DispatchPlan::new(&ids, None, e, k));
-    let block = Block { activation: Activation::Swiglu, parts, plan };
-    assert_same(|| {
-        let mut output = feed_forward::forward(operands, [t, d, f], &block);
-        let projections = [&mut output.up[..], &mut output.gate[..]];
-        let gradients = feed_forward::gradients(operands, [t, d, f], projections, &dy, &block);
-        let mut results = gradients.into_vec();
-        results.push(output.y);
-        results
-    });
+    for compute in BOTH {
+        let block = Block { activation: Activation::Swiglu, parts, plan: plan.clone(), compute };
+        assert_same(|| {
+            let (y, mut results) = there_and_back(operands, [t, d, f], &dy, &block);
+            results.push(y);
+            results
+        });
+    }
 }
 
 /// Several chunks, of which the last one is not whole.
@@ -125,10 +132,13 @@ fn the_loss_of_the_head_does_not_depend_on_the_threads() {
     let (x, w) = (irregular(1, t * d), irregular(2, d * v));
     let targets: Vec<_> = (0..t).map(|i| (i % 3 != 1).then_some(i * 7919 % v)).collect();
     for w_dv in [Matrix::row_major(&w, v), Matrix::row_major(&w, d).transposed()] {
-        let head = Head { x: Matrix::row_major(&x, d), w: w_dv, targets: &targets, z_loss_weight: 0.125 };
-        assert_same(|| {
-            let (means, gradients) = head.losses_and_gradients(true);
-            vec![vec![means.total as f32, means.cross_entropy as f32], gradients.dx, gradients.dw]
-        });
+        for compute in BOTH {
+            let x_td = Matrix::row_major(&x, d);
+            let head = Head { x: x_td, w: w_dv, targets: &targets, z_loss_weight: 0.125, compute };
+            assert_same(|| {
+                let (means, gradients) = head.losses_and_gradients(true);
+                vec![vec![means.total as f32, means.cross_entropy as f32], gradients.dx, gradients.dw]
+            });
+        }
     }
 }

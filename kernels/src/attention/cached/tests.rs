@@ -2,6 +2,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 use burn::tensor::Shape;
 use switchyard_kernels_cpu::attention::Alibi;
 use switchyard_kernels_cpu::attention::cached::CacheShape;
+use switchyard_kernels_cpu::bf16::Compute;
 
 use super::{AppendCall, CachedAttention, CachedCall, Operands, stock};
 use crate::Heads;
@@ -94,7 +95,7 @@ fn grown(case: Case, n: usize, fused: bool) -> FlexTensor {
 fn whole(case: Case, n: usize) -> FlexTensor {
     let Tensors { q, k, v, sinks, rotation } = tensors(case, n);
     let operands = Operands { q, k, v, sinks, rotation };
-    let call = Call { heads: case.heads, parts: operands.parts() };
+    let call = Call { heads: case.heads, parts: operands.parts(), compute: Compute::F32 };
     let ids = FlexTensor::from_data(burn::tensor::TensorData::new(vec![0_i32; n], [1, n]));
     Flex::causal_attention_and_partition(TensorList::from_vec(operands.into_vec()), ids, call).0
 }

@@ -1,0 +1,226 @@
+//! bf16: the upper half of an f32, with its range and eight bits of its precision.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::mem::MaybeUninit;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::blocks::BLOCK_LEN;
+use crate::simd::vectorised;
+use crate::unwritten::Unwritten;
+
+/// What the factors of products are rounded to. Their sums are f32 with either.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Factors are f32.
+    #[default]
+    F32,
+    /// Factors are rounded to bf16, and what a backward pass reads again is kept so.
+    Bf16,
+}
+
+/// What multiplies factors in bf16 on this machine. The results are the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bf16Unit {
+    /// Instructions for pairs of bf16: AVX512-BF16.
+    Avx512Bf16,
+    /// f32 instructions, on factors that are rounded: there are no others, or they are slower.
+    F32,
+}
+
+impl Bf16Unit {
+    /// That of this machine, which is found out the first time it is asked.
+    pub fn of_this_machine() -> Self {
+        crate::panel_product::bf16_unit()
+    }
+}
+
+/// A bf16 number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Bf16(u16);
+
+impl Bf16 {
+    /// The nearest number, ties to even; those below the smallest normal f32 become zero. As the
+    /// x86 instruction `vcvtneps2bf16` rounds, so that every machine has its bits.
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        let bits = value.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let is_subnormal = magnitude < 0x0080_0000;
+        let is_nan = magnitude > 0x7f80_0000;
+        let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        let quiet = bits | 0x0040_0000;
+        let bits = if is_nan { quiet } else { nearest };
+        let bits = if is_subnormal { value.to_bits() & 0x8000_0000 } else { bits };
+        Self((bits >> 16) as u16)
+    }
+
+    /// The same number.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+
+    /// The number with these bits.
+    pub fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// Its bits.
+    #[inline(always)]
+    pub fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    /// Numbers as their bits, in the same memory.
+    pub fn into_bits(numbers: Vec<Self>) -> Vec<u16> {
+        let mut numbers = std::mem::ManuallyDrop::new(numbers);
+        // SAFETY: the same layout and allocation, which nobody else has.
+        unsafe { Vec::from_raw_parts(numbers.as_mut_ptr().cast(), numbers.len(), numbers.capacity()) }
+    }
+
+    /// Bits as numbers, in the same memory.
+    pub fn slice_of_bits(bits: &mut [u16]) -> &mut [Self] {
+        // SAFETY: the same layout, for the same time; all bits are a number's.
+        unsafe { &mut *(std::ptr::from_mut(bits) as *mut [Self]) }
+    }
+}
+
+/// What rows of products are made of in memory.
+pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + Sized + 'static {
+    /// Products of rows of such elements.
+    const COMPUTE: Compute;
+
+    /// The nearest element.
+    fn from_f32(value: f32) -> Self;
+
+    /// The same number.
+    fn to_f32(self) -> f32;
+
+    /// The nearest bf16.
+    fn to_bf16(self) -> Bf16;
+
+    /// All elements, rounded unless they are f32.
+    fn rounded(values: &[f32]) -> Cow<'_, [Self]>;
+}
+
+impl Element for f32 {
+    const COMPUTE: Compute = Compute::F32;
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn to_bf16(self) -> Bf16 {
+        Bf16::from_f32(self)
+    }
+
+    fn rounded(values: &[f32]) -> Cow<'_, [Self]> {
+        Cow::Borrowed(values)
+    }
+}
+
+impl Element for Bf16 {
+    const COMPUTE: Compute = Compute::Bf16;
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn to_bf16(self) -> Bf16 {
+        self
+    }
+
+    fn rounded(values: &[f32]) -> Cow<'_, [Self]> {
+        let mut rounded = Unwritten::new(values.len());
+        rounded.whole().fill_chunks(BLOCK_LEN, 1, |block, to| {
+            let from = &values[block * BLOCK_LEN..][..to.len()];
+            write_rounded(to, from)
+        });
+        Cow::Owned(rounded.into_values())
+    }
+}
+
+/// Fills `to` with as many values, rounded, and returns it.
+///
+/// # Panics
+/// If the lengths differ.
+pub(crate) fn write_rounded<'t, E: Element>(to: &'t mut [MaybeUninit<E>], from: &[f32]) -> &'t mut [E] {
+    assert_eq!(to.len(), from.len(), "lengths of rounded values and their source");
+    round_each(to, from);
+    // SAFETY: the loop has written each element.
+    unsafe { to.assume_init_mut() }
+}
+
+vectorised! {
+    fn round_each<E: Element>(to: &mut [MaybeUninit<E>], from: &[f32]) = round_lanes;
+}
+
+#[inline(always)]
+fn round_lanes<E: Element, const FUSED: bool>(to: &mut [MaybeUninit<E>], from: &[f32]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        to.write(E::from_f32(from));
+    }
+}
+
+vectorised! {
+    /// Replaces `to` by the same numbers.
+    pub(crate) fn widen<E: Element>(to: &mut [f32], from: &[E]) = widen_lanes;
+}
+
+#[inline(always)]
+fn widen_lanes<E: Element, const FUSED: bool>(to: &mut [f32], from: &[E]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_f32();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest_number_and_ties_to_even() {
+        for bits in (0..=u16::MAX).step_by(7) {
+            let number = Bf16::from_bits(bits).to_f32();
+            if !number.is_normal() {
+                continue;
+            }
+            assert_eq!(Bf16::from_f32(number).to_bits(), bits, "{number} is a number of its own");
+            let halfway = f32::from_bits((u32::from(bits) << 16) + 0x8000);
+            let even = bits + (bits & 1);
+            assert_eq!(Bf16::from_f32(halfway).to_bits(), even, "{halfway} lies between two");
+            let above = f32::from_bits((u32::from(bits) << 16) + 0x8001);
+            assert_eq!(Bf16::from_f32(above).to_bits(), bits + 1, "{above} lies nearer to the next");
+        }
+    }
+
+    #[test]
+    fn what_is_no_normal_number_stays_what_it_is_but_subnormal_numbers_are_zero() {
+        assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
+        // A NaN whose upper half alone would be an infinity.
+        assert!(Bf16::from_f32(f32::from_bits(0x7f80_0001)).to_f32().is_nan());
+        assert_eq!(Bf16::from_f32(f32::NEG_INFINITY).to_f32(), f32::NEG_INFINITY);
+        assert_eq!(Bf16::from_f32(f32::MAX).to_f32(), f32::INFINITY);
+        assert_eq!(Bf16::from_f32(-1e-40).to_f32().to_bits(), (-0.0f32).to_bits());
+        assert_eq!(Bf16::from_f32(-0.0).to_f32().to_bits(), (-0.0f32).to_bits());
+    }
+}

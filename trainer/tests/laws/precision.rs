@@ -1,0 +1,81 @@
+//! Runs whose products compute in bf16.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use switchyard_model::{Compute, ModelInput, Pass, StepNoise, Transformer};
+use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::metrics::Record;
+use switchyard_trainer::plan::RunPlan;
+use switchyard_trainer::run_folder::OpenMode;
+use tempfile::TempDir;
+
+use crate::resume::{tensors, with_steps};
+use crate::tiny;
+
+fn in_bf16(mut config: RunConfig) -> RunConfig {
+    config.train.precision.compute = Compute::Bf16;
+    config
+}
+
+fn losses(out: &Path) -> Vec<f64> {
+    tiny::rows(out).iter().filter_map(Record::as_step).map(|row| row.cross_entropy_nats).collect()
+}
+
+#[test]
+fn a_resumed_run_in_bf16_is_the_unbroken_one_for_any_number_of_threads() {
+    let folder = TempDir::new().unwrap();
+    for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
+        let config = in_bf16(config);
+        let whole = folder.path().join(format!("{name}-whole"));
+        let parts = folder.path().join(format!("{name}-parts"));
+        tiny::run(&with_steps(&config, 6, 2), &whole, OpenMode::New).unwrap();
+        tiny::run(&with_steps(&config, 3, 1), &parts, OpenMode::New).unwrap();
+        tiny::run(&with_steps(&config, 6, 1), &parts, OpenMode::Resume).unwrap();
+        assert_eq!(tiny::rows(&whole), tiny::rows(&parts), "{name}: logged numbers");
+        assert!(tensors(&whole, 6) == tensors(&parts, 6), "{name}: stored tensors");
+    }
+}
+
+#[test]
+fn a_run_in_bf16_rounds_and_stays_near_the_run_in_f32() {
+    let folder = TempDir::new().unwrap();
+    for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
+        let [exact, rounded] = [config.clone(), in_bf16(config)].map(|config| {
+            let out = folder.path().join(format!("{name}-{:?}", config.train.precision.compute));
+            tiny::run(&config, &out, OpenMode::New).unwrap();
+            losses(&out)
+        });
+        assert_ne!(exact, rounded, "{name}: nothing is rounded");
+        for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+            // A logit is a sum of products that are rounded by 2.4e-3 of their size, which is at
+            // most some units here.
+            assert!((exact - rounded).abs() < 0.03, "{name}, step {step}: {rounded} instead of {exact}");
+        }
+    }
+}
+
+#[test]
+fn f32_by_name_is_f32_without_a_name() {
+    let text = |precision: &str| {
+        let text = toml::to_string(&tiny::moe()).unwrap() + precision;
+        toml::to_string(&RunPlan::resolve(&tiny::parse(&text)).unwrap()).unwrap()
+    };
+    assert_eq!(text("[train.precision]\ncompute = \"f32\"\n"), text(""));
+    assert_ne!(text("[train.precision]\ncompute = \"bf16\"\n"), text(""));
+}
+
+#[test]
+fn training_alone_rounds_and_evaluation_does_not() {
+    let mut config = in_bf16(tiny::dense());
+    config.model.dropout = 0.0;
+    let device = Device::flex();
+    let model = Transformer::new(&RunPlan::resolve(&config).unwrap().model, config.seed, &device);
+    let ids = (0..64).map(|i| (i * 7 + i * i) % 32).collect();
+    let input = ModelInput::upload(ids, None, [4, 16], &device);
+    let hidden = |pass| model.forward(&input, pass).hidden_td.into_data().iter::<f32>().collect::<Vec<_>>();
+    let noise = StepNoise::new(0, 0, 0);
+    let training = |compute| hidden(Pass::Training { noise, earlier: &[], compute });
+    assert_eq!(training(Compute::F32), hidden(Pass::Evaluation));
+    assert_ne!(training(Compute::Bf16), hidden(Pass::Evaluation));
+}
