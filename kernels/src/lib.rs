@@ -21,6 +21,7 @@ mod embedding;
 mod feed_forward;
 mod head_loss;
 mod linear;
+mod muon;
 mod norm;
 mod rotary;
 mod routing;
@@ -40,6 +41,7 @@ pub use feed_forward::{
 };
 pub use head_loss::{HeadLoss, HeadLossOptions, head_loss, num_logits_held};
 pub use linear::linear;
+pub use muon::{MuonState, MuonStep, muon_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
 pub use routing::{GateSoftmax, expected_load, mean_square_log_partition, top_k_gates};

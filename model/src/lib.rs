@@ -24,6 +24,7 @@ mod config;
 mod counts;
 mod embedding;
 mod footprint;
+mod hidden_matrices;
 mod lstm;
 mod mixer;
 mod names;
@@ -51,6 +52,7 @@ pub use config::{
 pub use counts::{ForwardFlops, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
 pub use footprint::{HeadFootprint, LayerFootprint, ModelFootprint};
+pub use hidden_matrices::hidden_matrices;
 pub use lstm::{Lstm, LstmState};
 pub use mixer::Mixer;
 pub use names::{

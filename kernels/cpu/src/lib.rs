@@ -21,6 +21,8 @@ pub mod feed_forward;
 pub mod head_loss;
 pub mod linear;
 pub mod matrix;
+pub mod muon;
+pub mod newton_schulz;
 pub mod norm;
 mod panel_product;
 pub mod rotary;
