@@ -120,11 +120,12 @@ fn eigenvalues(mut a: Rows) -> Vec<f64> {
             for q in p + 1..n {
                 let angle = 0.5 * (2.0 * a[p][q]).atan2(a[q][q] - a[p][p]);
                 let (sin, cos) = angle.sin_cos();
-                for row in &mut a {
-                    (row[p], row[q]) = (cos * row[p] - sin * row[q], sin * row[p] + cos * row[q]);
-                }
-                for k in 0..n {
-                    (a[p][k], a[q][k]) = (cos * a[p][k] - sin * a[q][k], sin * a[p][k] + cos * a[q][k]);
+                // The rotation of columns, then that of rows.
+                for _ in 0..2 {
+                    for row in &mut a {
+                        (row[p], row[q]) = (cos * row[p] - sin * row[q], sin * row[p] + cos * row[q]);
+                    }
+                    a = transposed(&a);
                 }
             }
         }

@@ -11,7 +11,8 @@ use crate::{Affine, FfnMatrix, LayerSpec, MixerSpec, ModelSpec, Named, Parameter
 pub fn hidden_matrices(spec: &ModelSpec) -> Vec<Named<[usize; 3]>> {
     let of_layer = |(layer, block): (usize, &LayerSpec)| {
         let name = move |role| ParameterName::of_layer(layer, role);
-        let matrices = of_mixer(&block.mixer, spec.d_model).into_iter().chain(of_ffn(&block.ffn, spec.d_model));
+        let matrices =
+            of_mixer(&block.mixer, spec.d_model).into_iter().chain(of_ffn(&block.ffn, spec.d_model));
         matrices.map(move |(role, value)| Named { name: name(role), value })
     };
     spec.layers.iter().enumerate().flat_map(of_layer).collect()

@@ -376,7 +376,10 @@ impl Role {
     /// knows of ids or experts, not the matrices of an LSTM, of which four lie side by side, and not
     /// blocks of a matrix whose others are zero.
     pub fn is_hidden_matrix(self) -> bool {
-        matches!(self, Self::Attention(_, Affine::Weight) | Self::Dense(_) | Self::Expert(_) | Self::Shared(_))
+        matches!(
+            self,
+            Self::Attention(_, Affine::Weight) | Self::Dense(_) | Self::Expert(_) | Self::Shared(_)
+        )
     }
 
     /// Its entry in [`ROLES`].

@@ -2,6 +2,7 @@
 //!
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
+mod muon;
 mod start;
 
 use schemars::JsonSchema;
@@ -10,6 +11,7 @@ use switchyard_datasets::DataConfig;
 use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
+pub use muon::{MuonConfig, MuonRole};
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -80,8 +82,11 @@ pub struct TrainConfig {
     /// (PaLM, arXiv:2204.02311, section 5); absent turns the loss off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_z_loss_weight: Option<f64>,
-    /// The optimizer.
+    /// The optimizer of all that `muon` does not take. Its learning rate is that of the run.
     pub adamw: AdamWConfig,
+    /// Muon for the matrices between hidden units; absent is AdamW for all parameters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
     /// Take no step whose loss or gradient is far above those before; absent takes all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_spikes: Option<SkipSpikesConfig>,
@@ -153,7 +158,7 @@ pub struct ParameterGroupConfig {
     /// Their learning rate over the run's; default 1.
     #[serde(default = "default_learning_rate_factor")]
     pub learning_rate_factor: f64,
-    /// Their weight decay, vectors included; absent is as `train.adamw` says.
+    /// Their weight decay, vectors included; absent is as `train.adamw` or `train.muon` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// Keep them as they are; default false.

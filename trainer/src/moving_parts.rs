@@ -8,7 +8,7 @@ use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer}
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::parameter_groups::is_frozen;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
@@ -19,7 +19,7 @@ use crate::step::{StepMeasurements, StepSettings, step_gradients};
 pub(crate) struct MovingParts {
     pub(crate) loader: Loader,
     pub(crate) model: Replaceable<Transformer>,
-    pub(crate) optimizer: AdamW,
+    pub(crate) optimizer: Optimizer,
     pub(crate) state: TrainingState,
     /// What the last step's sequences left in a recurrent model, where it is carried on.
     pub(crate) carried: Option<ModelState>,

@@ -71,6 +71,12 @@ pub(crate) fn check(config: &RunConfig, names: &[ParameterName]) -> Result<(), K
         let key = if config.start.freeze.is_empty() { "train.groups" } else { "start.freeze" };
         return Err(KeyError::new(key, "leaves nothing to train", "freeze less"));
     }
+    if let Some(muon) = &config.train.muon
+        && names.iter().filter(|name| muon.takes(name.role)).all(|name| is_frozen(config, *name))
+    {
+        let problem = "has nothing to train: all of its matrices are frozen";
+        return Err(KeyError::new("train.muon", problem, "remove the table, or freeze less"));
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! checked.
 
 mod describe;
+mod muon;
 mod router;
 mod training;
 
@@ -13,7 +14,9 @@ use switchyard_ground::key_error::KeyError;
 use switchyard_model::MAX_VOCAB_SIZE;
 use switchyard_model::{ModelCounts, ModelSpec};
 
-use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
+use crate::config::{
+    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, RunConfig, SampleConfig,
+};
 use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
 
@@ -39,8 +42,11 @@ pub struct RunPlan {
     pub carries_state: bool,
     /// The network.
     pub model: ModelSpec,
-    /// The optimizer.
+    /// AdamW, of all parameters that Muon does not take.
     pub optimizer: AdamWConfig,
+    /// Muon, with the roles that the model has and its own decay; `None` means AdamW for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
     /// Global norm to which gradients are clipped; `None` means no clipping.
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` means none.
@@ -112,6 +118,7 @@ impl RunPlan {
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
+        let muon = muon::resolve(&config.train, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
@@ -125,10 +132,11 @@ impl RunPlan {
             tokens_per_step: config.train.batch_tokens,
             micro_batches_per_step: micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
-            memory: MemoryEstimate::of(&model, &counts, size),
+            memory: MemoryEstimate::of(&model, &counts, size, muon.as_ref()),
             carries_state,
             model,
             optimizer: config.train.adamw.clone(),
+            muon,
             max_grad_norm: config.train.max_grad_norm,
             head_z_loss_weight: config.train.head_z_loss_weight,
             schedule,

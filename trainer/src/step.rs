@@ -75,7 +75,7 @@ pub struct LossValue {
 pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
 
 /// Gradients of one update on `micro_batches`, averaged over them and clipped, and what was
-/// measured on the way. [`crate::optimizer::AdamW::update`] makes the update, which cannot fail.
+/// measured on the way. [`crate::optimizer::Optimizer::update`] makes the update, which cannot fail.
 ///
 /// # Errors
 /// [`TrainError::NonFiniteLoss`], [`TrainError::NonFiniteGradient`], or [`TrainError::Device`] if

@@ -16,7 +16,7 @@ use crate::available_memory::check_memory;
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{EvaluationSettings, evaluate_unless};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::step::{StepSettings, step_gradients};
@@ -28,7 +28,7 @@ use crate::train::{loader_config, with_threads};
 pub struct StepReport {
     /// Name of the case.
     pub case: String,
-    /// Median time of a step: forward, backward, clipping, AdamW.
+    /// Median time of a step: forward, backward, clipping, update.
     pub step_ms_median: f64,
     /// Shortest time of a step.
     pub step_ms_min: f64,
@@ -236,7 +236,7 @@ struct Training<'a> {
     plan: &'a RunPlan,
     loader: Loader,
     model: Replaceable<Transformer>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     device: Device,
     stop: &'a AtomicBool,
     next_step: u64,
@@ -261,7 +261,7 @@ impl<'a> Training<'a> {
                 0,
             )?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
-            optimizer: AdamW::new(&config.train),
+            optimizer: Optimizer::new(&config.train),
             device: device.clone(),
             stop,
             next_step: 0,
