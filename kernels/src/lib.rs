@@ -32,6 +32,7 @@ mod tensor_list;
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
 pub use attention::{
     Alibi, CausalMask, Heads, KeyValueCache, attention_elements_per_thread, causal_attention,
+    max_attention_logits,
 };
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;

@@ -21,6 +21,7 @@ pub mod feed_forward;
 pub mod head_loss;
 pub mod linear;
 pub mod matrix;
+pub mod max_logits;
 pub mod muon;
 pub mod newton_schulz;
 pub mod norm;

@@ -6,6 +6,7 @@
 mod autodiff;
 mod cached;
 mod cpu;
+mod max_logits;
 mod operands;
 mod stock;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use burn::tensor::{Int, Tensor};
 pub use switchyard_kernels_cpu::attention::{Alibi, Heads};
 
 pub use cached::KeyValueCache;
+pub use max_logits::max_attention_logits;
 
 use crate::rotary::RotaryTable;
 use crate::tensor_list::TensorList;
