@@ -33,6 +33,7 @@ mod norm;
 mod padding;
 mod parameters;
 mod pass;
+mod qk_clip;
 mod qk_norm;
 pub mod random;
 mod resolve;
@@ -67,6 +68,7 @@ pub use parameters::{
     update_parameters,
 };
 pub use pass::{BlockContext, ModelInput, Pass};
+pub use qk_clip::with_scaled_logits;
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
 pub use resolve::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};

@@ -103,6 +103,8 @@ pub enum Pass<'a> {
         noise: StepNoise,
         /// Routing of the step's earlier micro-batches; empty in the first.
         earlier: &'a [(usize, RouterStatistics)],
+        /// Return the largest logit of each attention head, which costs its logits once more.
+        measures_logits: bool,
     },
     /// No noise; dropless unless a capacity for evaluation is configured.
     Evaluation,
@@ -113,7 +115,11 @@ pub enum Pass<'a> {
 impl Pass<'_> {
     /// The first micro-batch of a training step.
     pub fn training(noise: StepNoise) -> Self {
-        Self::Training { noise, earlier: &[] }
+        Self::Training { noise, earlier: &[], measures_logits: false }
+    }
+
+    pub(crate) fn measures_logits(self) -> bool {
+        matches!(self, Self::Training { measures_logits: true, .. })
     }
 
     pub(crate) fn noise(self) -> Option<StepNoise> {

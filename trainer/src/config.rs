@@ -3,6 +3,7 @@
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
 mod muon;
+mod qk_clip;
 mod start;
 
 use schemars::JsonSchema;
@@ -12,6 +13,7 @@ use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
 pub use muon::{MuonConfig, MuonRole};
+pub use qk_clip::QkClipConfig;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -87,6 +89,9 @@ pub struct TrainConfig {
     /// Muon for the matrices between hidden units; absent is AdamW for all parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
+    /// Make the heads smaller whose attention logits grow too large; absent lets them grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<QkClipConfig>,
     /// Take no step whose loss or gradient is far above those before; absent takes all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_spikes: Option<SkipSpikesConfig>,

@@ -11,6 +11,7 @@ use crate::config::RunConfig;
 use crate::optimizer::Optimizer;
 use crate::parameter_groups::is_frozen;
 use crate::plan::RunPlan;
+use crate::qk_clip::{clip_factors, clipped, num_clipped};
 use crate::replaceable::Replaceable;
 use crate::step::{StepMeasurements, StepSettings, step_gradients};
 
@@ -45,6 +46,7 @@ impl MovingParts {
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
             state: self.carried.as_ref().filter(|_| follows),
+            measures_logits: plan.qk_clip.is_some(),
         };
         let (gradients, mut measurements) =
             step_gradients(self.model.get(), micro_batches, &settings, device)?;
@@ -58,7 +60,14 @@ impl MovingParts {
                 let bias = Role::Router(RouterPart::SelectionBias);
                 !is_frozen(config, ParameterName::of_layer(*layer, bias))
             });
-            self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+            let factors = plan.qk_clip.map(|clip| {
+                clip_factors(&measurements.max_logits, clip.max_logit, |name| is_frozen(config, name))
+            });
+            measurements.clipped_heads = factors.as_ref().map(num_clipped);
+            self.model.replace(|model| {
+                let model = updated(model).with_balanced_routers(&measurements.balance);
+                clipped(model, &factors.unwrap_or_default())
+            });
         }
         self.carried = measurements.state.take().filter(|_| plan.carries_state);
         self.state.step += 1;

@@ -3,6 +3,7 @@
 
 mod describe;
 mod muon;
+mod qk_clip;
 mod router;
 mod training;
 
@@ -15,7 +16,7 @@ use switchyard_model::MAX_VOCAB_SIZE;
 use switchyard_model::{ModelCounts, ModelSpec};
 
 use crate::config::{
-    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, RunConfig, SampleConfig,
+    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
 };
 use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
@@ -47,6 +48,9 @@ pub struct RunPlan {
     /// Muon, with the roles that the model has and its own decay; `None` means AdamW for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
+    /// Which heads are made smaller after an update; `None` means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<QkClipConfig>,
     /// Global norm to which gradients are clipped; `None` means no clipping.
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` means none.
@@ -119,6 +123,7 @@ impl RunPlan {
         training::check_packing(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let muon = muon::resolve(&config.train, &model)?;
+        qk_clip::check(config.train.qk_clip, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
@@ -137,6 +142,7 @@ impl RunPlan {
             model,
             optimizer: config.train.adamw.clone(),
             muon,
+            qk_clip: config.train.qk_clip,
             max_grad_norm: config.train.max_grad_norm,
             head_z_loss_weight: config.train.head_z_loss_weight,
             schedule,

@@ -33,6 +33,8 @@ pub struct StepSettings<'a> {
     /// What the sequences of the step before left in a recurrent model, row by row of all
     /// micro-batches; `None` if they begin.
     pub state: Option<&'a ModelState>,
+    /// Whether the largest logit of each attention head is measured.
+    pub measures_logits: bool,
 }
 
 /// What one step learned, means over its micro-batches.
@@ -54,6 +56,11 @@ pub struct StepMeasurements {
     pub balance: BTreeMap<usize, BalanceCount>,
     /// Gradient norms of each mixture before clipping, by layer.
     pub moe_grad_norms: BTreeMap<usize, MoeNorms>,
+    /// The largest logit of each attention head over all micro-batches, by layer; empty unless they
+    /// are measured.
+    pub max_logits: BTreeMap<usize, Vec<f64>>,
+    /// Heads that were made smaller after the update; `None` before it, and without `train.qk_clip`.
+    pub clipped_heads: Option<usize>,
     /// Why the step is not taken; `None` if it is.
     pub spike: Option<Spike>,
     /// Who went where in each micro-batch.
@@ -100,7 +107,8 @@ pub fn step_gradients(
         let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
-        let mut output = model.forward(&input, Pass::Training { noise, earlier: &earlier });
+        let measures_logits = settings.measures_logits;
+        let mut output = model.forward(&input, Pass::Training { noise, earlier: &earlier, measures_logits });
         states.push(output.state.take());
         let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight);
         let losses = LossReadings::new(&parts, &output, &mut readings);
@@ -117,7 +125,8 @@ pub fn step_gradients(
     for pass in passes {
         measurements.add(&pass.losses, &values, scale);
         if !measurements.total_loss.is_finite() {
-            let training = Pass::Training { noise: pass.noise, earlier: &pass.earlier };
+            let training =
+                Pass::Training { noise: pass.noise, earlier: &pass.earlier, measures_logits: false };
             return Err(TrainError::NonFiniteLoss {
                 step: settings.step + 1,
                 loss: measurements.total_loss,
@@ -155,6 +164,8 @@ struct LossReadings {
     head_z: Option<Reading>,
     /// The load-balancing loss of each mixture.
     of_layers: Vec<Option<Reading>>,
+    /// The largest logits of each layer that measured them.
+    max_logits: Vec<(usize, Reading)>,
 }
 
 impl LossReadings {
@@ -166,6 +177,11 @@ impl LossReadings {
             total: readings.add(&parts.total),
             head_z: parts.head_z.as_ref().map(|head_z| readings.add(head_z)),
             of_layers: RoutedPass::losses(output, readings),
+            max_logits: output
+                .max_logits
+                .iter()
+                .map(|(layer, max_logits_h)| (*layer, readings.add(max_logits_h)))
+                .collect(),
         }
     }
 }
@@ -181,6 +197,11 @@ impl StepMeasurements {
         }
         if let Some(head_z) = &losses.head_z {
             *self.head_z_loss.get_or_insert(0.0) += scale * values.scalar(head_z);
+        }
+        for (layer, reading) in &losses.max_logits {
+            let logits = values.of(reading);
+            let largest = self.max_logits.entry(*layer).or_insert_with(|| logits.to_vec());
+            largest.iter_mut().zip(logits).for_each(|(largest, logit)| *largest = largest.max(*logit));
         }
     }
 

@@ -289,7 +289,14 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     };
     let mut loader = Loader::new(data.train, config, checkpoint.state.data_cursor).unwrap();
     let batches = (0..2).map(|_| loader.next_batch().unwrap()).collect();
-    let settings = StepSettings { seed: 7, step: 5, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 7,
+        step: 5,
+        max_grad_norm: None,
+        head_z_weight: None,
+        state: None,
+        measures_logits: false,
+    };
     let (_, measured) = step_gradients(&model, batches, &settings, &device).unwrap();
     let sum = |of_pass: &dyn Fn(usize) -> Vec<u64>| {
         let (first, second) = (of_pass(0), of_pass(1));
@@ -471,7 +478,14 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         num_sequences: 4,
         seq_len: 16,
     };
-    let settings = StepSettings { seed: 7, step: 2, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 7,
+        step: 2,
+        max_grad_norm: None,
+        head_z_weight: None,
+        state: None,
+        measures_logits: false,
+    };
     step_gradients(&model, vec![batch], &settings, &Device::flex()).unwrap_err()
 }
 

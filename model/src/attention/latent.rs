@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Heads, KeyValueCache, RotaryTable, causal_attention};
 
 use super::cache::{AttentionCache, CachedSequence, LatentCache};
+use super::logits::max_logits;
 use super::projection::{Projection, normalise};
-use crate::{AttentionPart, AttentionSpec, LatentConfig, ModelSpec, ParameterSource};
+use crate::{AttentionPart, AttentionSpec, BlockContext, LatentConfig, ModelSpec, ParameterSource};
 
 /// Added to the mean square of latent vectors, whatever the model's other norms have.
 const EPSILON: f64 = 1e-6;
@@ -73,11 +74,15 @@ impl LatentAttention {
     pub(super) fn forward(
         &self,
         x_td: Tensor<2>,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-    ) -> Tensor<2> {
+        context: &BlockContext<'_>,
+    ) -> (Tensor<2>, Option<Tensor<1>>) {
+        let BlockContext { rotary, mask, .. } = *context;
         let compressed = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
-        self.mix(x_td, compressed, rotary, mask)
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()]);
+        let [k_tg, v_tv] = self.expand(compressed);
+        // They are turned already.
+        let max_logits_h = max_logits([&q_tq, &k_tg], self.heads, context, None);
+        (self.attend([q_tq, k_tg, v_tv], mask), max_logits_h)
     }
 
     pub(super) fn forward_and_keep(
@@ -88,7 +93,9 @@ impl LatentAttention {
     ) -> (Tensor<2>, LatentCache) {
         let new = self.compress(x_td.clone(), rotary, [0, mask.seq_len()]);
         let (cache, compressed) = cache.append(new);
-        (self.mix(x_td, compressed, rotary, mask), cache)
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()]);
+        let [k_tg, v_tv] = self.expand(compressed);
+        (self.attend([q_tq, k_tg, v_tv], mask), cache)
     }
 
     pub(super) fn forward_cached(
@@ -126,16 +133,8 @@ impl LatentAttention {
         (key_values.attend(q_1q, sinks_h, self.heads, None), cache)
     }
 
-    /// The output from what keys and values are made of.
-    fn mix(
-        &self,
-        x_td: Tensor<2>,
-        compressed: [Tensor<2>; 2],
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-    ) -> Tensor<2> {
-        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()]);
-        let [k_tg, v_tv] = self.expand(compressed);
+    /// The output from queries, keys and values.
+    fn attend(&self, [q_tq, k_tg, v_tv]: [Tensor<2>; 3], mask: &CausalMask) -> Tensor<2> {
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         // They are turned already: only some of their channels are.
         self.output.forward(causal_attention(q_tq, k_tg, v_tv, sinks_h, self.heads, mask, None))

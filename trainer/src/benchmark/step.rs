@@ -18,6 +18,7 @@ use crate::device;
 use crate::evaluate::{EvaluationSettings, evaluate_unless};
 use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
+use crate::qk_clip::{clip_factors, clipped};
 use crate::replaceable::Replaceable;
 use crate::step::{StepSettings, step_gradients};
 use crate::throughput::MatmulCeiling;
@@ -296,6 +297,7 @@ impl<'a> Training<'a> {
             head_z_weight: plan.head_z_loss_weight,
             // Empty or not, it costs the same.
             state: None,
+            measures_logits: plan.qk_clip.is_some(),
         };
         let micro_batches = (0..plan.micro_batches_per_step)
             .map(|_| self.loader.next_batch())
@@ -303,7 +305,11 @@ impl<'a> Training<'a> {
         let (gradients, measurements) =
             step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
         let learning_rate = plan.schedule.learning_rate(step);
-        self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
+        let factors = plan
+            .qk_clip
+            .map(|clip| clip_factors(&measurements.max_logits, clip.max_logit, |_| false))
+            .unwrap_or_default();
+        self.model.replace(|model| clipped(self.optimizer.update(model, gradients, learning_rate), &factors));
         let loss = measurements.total_loss;
         self.losses = (if step == 0 { loss } else { self.losses.0 }, loss);
         self.next_step += 1;

@@ -50,7 +50,14 @@ pub(crate) fn gradients_of(network: &Transformer) -> StepGradients {
         num_sequences: 4,
         seq_len: 16,
     };
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: None,
+        state: None,
+        measures_logits: false,
+    };
     step_gradients(network, vec![batch], &settings, &Device::flex()).unwrap().0
 }
 

@@ -11,6 +11,7 @@ mod keeping;
 mod model;
 mod muon;
 mod padding;
+mod qk_clip;
 mod recurrent;
 mod resume;
 mod router_overrides;

@@ -141,8 +141,14 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             num_sequences: 4,
             seq_len: 16,
         };
-        let settings =
-            StepSettings { seed: 1, step, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
+        let settings = StepSettings {
+            seed: 1,
+            step,
+            max_grad_norm: Some(0.5),
+            head_z_weight: None,
+            state: None,
+            measures_logits: false,
+        };
         let (gradients, measurements) =
             step_gradients(&network, vec![batch.clone(), batch], &settings, &device).unwrap();
         network = optimizer.update(network, gradients, 1e-2);
@@ -187,8 +193,14 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
 #[test]
 fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
     let config = tiny::dense();
-    let settings =
-        StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: Some(0.25), state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: Some(0.25),
+        state: None,
+        measures_logits: false,
+    };
     let batch = TokenBatch {
         input_ids: (0..16).collect(),
         target_ids: (1..17).collect(),
@@ -232,8 +244,14 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         seq_len: 16,
     };
     let norm_of = |batches: Vec<TokenBatch>| {
-        let settings =
-            StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+        let settings = StepSettings {
+            seed: 1,
+            step: 0,
+            max_grad_norm: None,
+            head_z_weight: None,
+            state: None,
+            measures_logits: false,
+        };
         let network = model(&config, &device.clone().autodiff());
         step_gradients(&network, batches, &settings, &device).unwrap().1
     };
@@ -262,8 +280,14 @@ fn parameters_are_updated_where_they_lie() {
     config.train.muon = Some(table("roles = [\"experts\"]"));
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
     let mut optimizer = Optimizer::new(&config.train);
-    let settings =
-        StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: Some(0.5),
+        head_z_weight: None,
+        state: None,
+        measures_logits: false,
+    };
     let batch = TokenBatch {
         input_ids: (0..32).collect(),
         target_ids: (0..32).rev().collect(),

@@ -25,7 +25,7 @@ fn with_muon(mut config: RunConfig, muon: &str, groups: &[&str]) -> RunConfig {
 }
 
 /// A mixture whose latent attention has every projection.
-fn latent() -> RunConfig {
+pub(crate) fn latent() -> RunConfig {
     let mut config = tiny::moe();
     let latent = "d_query = 6\nd_key_value = 8\nd_rope = 4\nd_value = 4";
     let attention = config.model.attention_mut();
@@ -33,7 +33,7 @@ fn latent() -> RunConfig {
     config
 }
 
-fn recurrent() -> RunConfig {
+pub(crate) fn recurrent() -> RunConfig {
     let mut config = tiny::moe();
     (config.model.attention, config.model.lstm) = (None, Some(toml::from_str("d_hidden = 12").unwrap()));
     config.model.norm = Some(toml::from_str("[off]").unwrap());

@@ -40,7 +40,14 @@ fn stepped(config: &RunConfig, padding: i32) -> (Vec<Vec<u32>>, StepMeasurements
     let device = Device::flex();
     let plan = RunPlan::resolve(config).unwrap();
     let network = Transformer::new(&plan.model, config.seed, &device.clone().autodiff());
-    let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
+    let settings = StepSettings {
+        seed: 1,
+        step: 0,
+        max_grad_norm: None,
+        head_z_weight: None,
+        state: None,
+        measures_logits: false,
+    };
     let (gradients, measured) = step_gradients(&network, vec![batch(padding)], &settings, &device).unwrap();
     let network = Optimizer::new(&config.train).update(network, gradients, 1e-2);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
