@@ -149,6 +149,27 @@ const RECIPES: &[Recipe] = &[
                 [model.ffn.moe.router]\ntop_k = 2\nselection.soft = {}\n",
     },
     Recipe {
+        name: "many parameters, Muon",
+        threads: 2,
+        vocab_size: 4096,
+        tokens: [128, 256, 256],
+        num_steps: 3,
+        compute: "f32",
+        model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
+                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n[train.muon]\n",
+    },
+    Recipe {
+        name: "many experts, Muon",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [128, 512, 512],
+        num_steps: 4,
+        compute: "f32",
+        model: "num_layers = 2\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 32\nd_expert = 512\n\
+                [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n[train.muon]\n",
+    },
+    Recipe {
         name: "block-sparse",
         threads: 2,
         vocab_size: 2048,

@@ -264,6 +264,31 @@ fn embedding(bencher: Bencher, pass: Pass) {
     pass.time(bencher, work, || ops::embedding(table_vd.clone(), ids_t.clone()));
 }
 
+/// One projection of 8 experts of half the width; there is nothing to differentiate.
+#[divan::bench]
+fn muon_update(bencher: Bencher) {
+    const SHAPE: [usize; 3] = [8, D_MODEL, D_FF / 2];
+    let [number, rows, columns] = SHAPE;
+    let len = number * rows * columns;
+    let step = ops::MuonStep {
+        learning_rate: 1e-3,
+        momentum: 0.95,
+        nesterov: true,
+        newton_schulz_steps: 5,
+        weight_decay: 0.1,
+        gradient_scale: 1.0,
+    };
+    let input = || Pass::Forward.input([len]);
+    let gradient_n = input();
+    let state = || ops::MuonState { value_n: input(), momentum_n: input() };
+    // Both symmetric products as the half that they are, then that with the matrix.
+    let flops = rows * rows * columns + rows * rows * rows + 2 * rows * rows * columns;
+    bencher
+        .counter(ItemsCount::new(step.newton_schulz_steps * number * flops))
+        .with_inputs(state)
+        .bench_local_values(|state| ops::muon_update(state, gradient_n.clone(), SHAPE, &step));
+}
+
 /// All parameters of the dense model at once; there is nothing to differentiate.
 #[divan::bench]
 fn adamw_update(bencher: Bencher) {

@@ -21,6 +21,7 @@ mod embedding;
 mod feed_forward;
 mod head_loss;
 mod linear;
+mod muon;
 mod norm;
 mod rotary;
 mod routing;
@@ -31,6 +32,7 @@ mod tensor_list;
 pub use adamw::{AdamWState, AdamWStep, adamw_update};
 pub use attention::{
     Alibi, CausalMask, Heads, KeyValueCache, attention_elements_per_thread, causal_attention,
+    max_attention_logits,
 };
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
@@ -40,6 +42,7 @@ pub use feed_forward::{
 };
 pub use head_loss::{HeadLoss, HeadLossOptions, head_loss, num_logits_held};
 pub use linear::linear;
+pub use muon::{MuonState, MuonStep, muon_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
 pub use routing::{GateSoftmax, expected_load, mean_square_log_partition, top_k_gates};

@@ -6,13 +6,15 @@
 
 mod cache;
 mod latent;
+mod logits;
 mod projection;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{Alibi, CausalMask, Compute, Heads, KeyValueCache, RotaryTable, causal_attention};
 
-use crate::{AttentionPart, AttentionSpec, ModelSpec, ParameterSource, PositionKind, QkNorm};
+use crate::{AttentionPart, AttentionSpec, BlockContext, ModelSpec, ParameterSource, PositionKind, QkNorm};
+use logits::max_logits;
 use projection::{Projection, normalise};
 
 pub(crate) use cache::{AttentionCache, CachedSequence};
@@ -57,20 +59,15 @@ impl Attention {
         }
     }
 
-    /// What each token takes from the tokens that `mask` lets it see, products computed in `compute`.
+    /// What each token takes from the tokens that the context's mask lets it see, and the largest
+    /// logit of each head, if the pass measures them.
     ///
     /// # Shapes
-    /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub fn forward(
-        &self,
-        x_td: Tensor<2>,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-        compute: Compute,
-    ) -> Tensor<2> {
+    /// - `x_td`: `[batch * seq, d_model]`; returns the same, and `[num_heads]`
+    pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<Tensor<1>>) {
         match self {
-            Self::Direct(direct) => direct.forward(x_td, rotary, mask, compute),
-            Self::Latent(latent) => latent.forward(x_td, rotary, mask, compute),
+            Self::Direct(direct) => direct.forward(x_td, context),
+            Self::Latent(latent) => latent.forward(x_td, context),
         }
     }
 
@@ -147,17 +144,14 @@ impl DirectAttention {
         }
     }
 
-    fn forward(
-        &self,
-        x_td: Tensor<2>,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-        compute: Compute,
-    ) -> Tensor<2> {
+    fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Tensor<2>, Option<Tensor<1>>) {
+        let BlockContext { rotary, mask, pass, .. } = *context;
+        let compute = pass.compute();
         let [q_tq, k_tg, v_tg] = self.queries_keys_values(x_td, compute);
+        let max_logits_h = max_logits([&q_tq, &k_tg], self.heads, context, rotary);
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         let mixed_tq = causal_attention(q_tq, k_tg, v_tg, sinks_h, self.heads, mask, rotary, compute);
-        self.output.forward(mixed_tq, compute)
+        (self.output.forward(mixed_tq, compute), max_logits_h)
     }
 
     fn forward_and_keep(

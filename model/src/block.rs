@@ -16,7 +16,7 @@ use switchyard_router::{
     Sequences,
 };
 
-use crate::mixer::MixerCache;
+use crate::mixer::{MixerCache, MixerOutput};
 use crate::{BlockContext, LstmState, Mixer, ModelSpec, Norm, ParameterSource, Pass, Residual};
 
 /// The feed-forward half of a block.
@@ -90,6 +90,8 @@ pub struct BlockOutput {
     pub aux: Option<MoeAux>,
     /// What a recurrent layer hands to the tokens that come next.
     pub state: Option<LstmState>,
+    /// The largest logit of each attention head, `[num_heads]`, if the pass measures them.
+    pub max_logits_h: Option<Tensor<1>>,
 }
 
 impl FeedForward {
@@ -140,9 +142,11 @@ impl Block {
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
     pub fn forward(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> BlockOutput {
-        let (mixed, state) = self.mix(x_td.clone(), context);
-        let (x_td, aux) = self.feed_forward(x_td, mixed, context);
-        BlockOutput { x_td, aux, state }
+        let read_td = self.mixer_input(x_td.clone());
+        let MixerOutput { y_td: mixed_td, state, max_logits_h } =
+            self.mixer.forward(read_td.clone(), self.layer, context);
+        let (x_td, aux) = self.feed_forward(x_td, Mixed { read_td, mixed_td }, context);
+        BlockOutput { x_td, aux, state, max_logits_h }
     }
 
     /// As [`Block::forward`] of a single sequence, and what is kept of its tokens.
@@ -194,16 +198,6 @@ impl Block {
             }
         };
         (self.add_ffn(input.x_td, hidden_td, context.pass), aux)
-    }
-
-    /// What the mixer gives to this residual stream, and what it read; and the layer's state.
-    ///
-    /// # Shapes
-    /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    fn mix(&self, x_td: Tensor<2>, context: &BlockContext<'_>) -> (Mixed, Option<LstmState>) {
-        let read_td = self.mixer_input(x_td);
-        let (mixed_td, state) = self.mixer.forward(read_td.clone(), self.layer, context);
-        (Mixed { read_td, mixed_td }, state)
     }
 
     /// What the mixer reads of the residual stream.

@@ -280,7 +280,7 @@ fn projection_params(attention: &AttentionSpec, d: u64) -> u64 {
 }
 
 /// Input and output width of each projection.
-fn projections(attention: &AttentionSpec, d: u64) -> Vec<(AttentionPart, [u64; 2])> {
+pub(crate) fn projections(attention: &AttentionSpec, d: u64) -> Vec<(AttentionPart, [u64; 2])> {
     let (q, g) = (attention.query_width() as u64, attention.key_width() as u64);
     let output = (AttentionPart::Output, [attention.mixed_width() as u64, d]);
     let Some(latent) = &attention.latent else {

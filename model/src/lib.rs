@@ -24,6 +24,7 @@ mod config;
 mod counts;
 mod embedding;
 mod footprint;
+mod hidden_matrices;
 mod lstm;
 mod mixer;
 mod names;
@@ -32,6 +33,7 @@ mod norm;
 mod padding;
 mod parameters;
 mod pass;
+mod qk_clip;
 mod qk_norm;
 pub mod random;
 mod resolve;
@@ -51,6 +53,7 @@ pub use config::{
 pub use counts::{ForwardFlops, ModelCounts, ParameterBreakdown};
 pub use embedding::Embedding;
 pub use footprint::{HeadFootprint, LayerFootprint, ModelFootprint};
+pub use hidden_matrices::hidden_matrices;
 pub use lstm::{Lstm, LstmState};
 pub use mixer::Mixer;
 pub use names::{
@@ -64,7 +67,8 @@ pub use parameters::{
     Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
     update_parameters,
 };
-pub use pass::{BlockContext, ModelInput, Pass};
+pub use pass::{BlockContext, ModelInput, Pass, PassOptions};
+pub use qk_clip::with_scaled_logits;
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
 pub use resolve::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};

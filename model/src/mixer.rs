@@ -40,6 +40,16 @@ impl MixerCache {
     }
 }
 
+/// What the mixer of one layer gives.
+pub(crate) struct MixerOutput {
+    /// What each token takes from those before it, `[batch * seq, d_model]`.
+    pub(crate) y_td: Tensor<2>,
+    /// The state behind the last tokens, where the layer has a state.
+    pub(crate) state: Option<LstmState>,
+    /// The largest logit of each attention head, `[num_heads]`, if the pass measures them.
+    pub(crate) max_logits_h: Option<Tensor<1>>,
+}
+
 impl Mixer {
     /// That of layer number `layer`; `key` is the layer's place, such as `blocks.0`.
     pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Self {
@@ -59,25 +69,21 @@ impl Mixer {
         }
     }
 
-    /// What each token takes from those before it, and the state behind the last ones, where the
-    /// layer has a state. It begins with that of `layer` in the context.
+    /// What each token takes from those before it, the state behind the last ones, and what was
+    /// measured. The state begins with that of `layer` in the context.
     ///
     /// # Shapes
     /// - `x_td`: `[batch * seq, d_model]`; returns the same
-    pub(crate) fn forward(
-        &self,
-        x_td: Tensor<2>,
-        layer: usize,
-        context: &BlockContext<'_>,
-    ) -> (Tensor<2>, Option<LstmState>) {
+    pub(crate) fn forward(&self, x_td: Tensor<2>, layer: usize, context: &BlockContext<'_>) -> MixerOutput {
         match self {
             Self::Attention(attention) => {
-                (attention.forward(x_td, context.rotary, context.mask, context.pass.compute()), None)
+                let (y_td, max_logits_h) = attention.forward(x_td, context);
+                MixerOutput { y_td, state: None, max_logits_h }
             }
             Self::Lstm(lstm) => {
                 let state = context.state.map(|state| state.layers[layer].clone());
                 let (y_td, state) = lstm.forward(x_td, context.seq_len, state, context.segment_ids_bs);
-                (y_td, Some(state))
+                MixerOutput { y_td, state: Some(state), max_logits_h: None }
             }
         }
     }

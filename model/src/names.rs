@@ -372,6 +372,16 @@ impl Role {
         }
     }
 
+    /// Whether it is a whole matrix between vectors of hidden units, or a stack of such: not one that
+    /// knows of ids or experts, not the matrices of an LSTM, of which four lie side by side, and not
+    /// blocks of a matrix whose others are zero.
+    pub fn is_hidden_matrix(self) -> bool {
+        matches!(
+            self,
+            Self::Attention(_, Affine::Weight) | Self::Dense(_) | Self::Expert(_) | Self::Shared(_)
+        )
+    }
+
     /// Its entry in [`ROLES`].
     ///
     /// # Panics

@@ -94,6 +94,15 @@ pub struct BlockContext<'a> {
     pub pass: Pass<'a>,
 }
 
+/// How a training pass is computed, and what it returns besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassOptions {
+    /// What products compute with.
+    pub compute: Compute,
+    /// Return the largest logit of each attention head, which costs its logits once more.
+    pub measures_logits: bool,
+}
+
 /// What a forward pass is for.
 #[derive(Debug, Clone, Copy)]
 pub enum Pass<'a> {
@@ -103,8 +112,8 @@ pub enum Pass<'a> {
         noise: StepNoise,
         /// Routing of the step's earlier micro-batches; empty in the first.
         earlier: &'a [(usize, RouterStatistics)],
-        /// What products compute with.
-        compute: Compute,
+        /// How it is computed, and what it returns besides.
+        options: PassOptions,
     },
     /// No noise; dropless unless a capacity for evaluation is configured.
     Evaluation,
@@ -115,15 +124,23 @@ pub enum Pass<'a> {
 impl Pass<'_> {
     /// The first micro-batch of a training step, in f32.
     pub fn training(noise: StepNoise) -> Self {
-        Self::Training { noise, earlier: &[], compute: Compute::F32 }
+        Self::Training { noise, earlier: &[], options: PassOptions::default() }
+    }
+
+    fn options(self) -> PassOptions {
+        match self {
+            Self::Training { options, .. } => options,
+            Self::Evaluation | Self::Generation => PassOptions::default(),
+        }
     }
 
     /// What products compute with: evaluation and generation never round.
     pub(crate) fn compute(self) -> Compute {
-        match self {
-            Self::Training { compute, .. } => compute,
-            Self::Evaluation | Self::Generation => Compute::F32,
-        }
+        self.options().compute
+    }
+
+    pub(crate) fn measures_logits(self) -> bool {
+        self.options().measures_logits
     }
 
     pub(crate) fn noise(self) -> Option<StepNoise> {

@@ -32,6 +32,9 @@ pub struct ModelOutput {
     pub moe_layers: Vec<(usize, MoeAux)>,
     /// What the tokens leave to those that come next, detached; `None` unless the model is recurrent.
     pub state: Option<ModelState>,
+    /// The largest logit of each attention head, `[num_heads]`, with the layer's index; empty unless
+    /// the pass measures them.
+    pub max_logits: Vec<(usize, Tensor<1>)>,
 }
 
 /// A decoder-only Transformer language model, or one of LSTM layers.
@@ -91,18 +94,19 @@ impl Transformer {
     fn run(&self, input: &ModelInput, pass: Pass, mut show: impl FnMut(&Tensor<2>)) -> ModelOutput {
         self.in_context(input, pass, |context| {
             let mut x_td = self.embed(input, pass);
-            let (mut moe_layers, mut states) = (Vec::new(), Vec::new());
+            let (mut moe_layers, mut states, mut max_logits) = (Vec::new(), Vec::new(), Vec::new());
             for (layer, block) in self.blocks.iter().enumerate() {
                 show(&x_td);
-                let BlockOutput { x_td: next_td, aux, state } = block.forward(x_td, context);
+                let BlockOutput { x_td: next_td, aux, state, max_logits_h } = block.forward(x_td, context);
                 x_td = next_td;
                 moe_layers.extend(aux.map(|aux| (layer, aux)));
                 states.extend(state);
+                max_logits.extend(max_logits_h.map(|max_logits_h| (layer, max_logits_h)));
             }
             show(&x_td);
             balance_all_layers(&mut moe_layers);
             let state = self.spec.is_recurrent().then_some(ModelState { layers: states });
-            ModelOutput { hidden_td: self.head_input(x_td), moe_layers, state }
+            ModelOutput { hidden_td: self.head_input(x_td), moe_layers, state, max_logits }
         })
     }
 

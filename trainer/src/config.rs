@@ -2,7 +2,9 @@
 //!
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
+mod muon;
 mod precision;
+mod qk_clip;
 mod start;
 
 use schemars::JsonSchema;
@@ -11,7 +13,9 @@ use switchyard_datasets::DataConfig;
 use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
+pub use muon::{MuonConfig, MuonRole};
 pub use precision::PrecisionConfig;
+pub use qk_clip::QkClipConfig;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -85,8 +89,14 @@ pub struct TrainConfig {
     /// What a step computes with; absent is f32.
     #[serde(default, skip_serializing_if = "PrecisionConfig::is_default")]
     pub precision: PrecisionConfig,
-    /// The optimizer.
+    /// The optimizer of all that `muon` does not take. Its learning rate is that of the run.
     pub adamw: AdamWConfig,
+    /// Muon for the matrices between hidden units; absent is AdamW for all parameters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
+    /// Make the heads smaller whose attention logits grow too large; absent lets them grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<QkClipConfig>,
     /// Take no step whose loss or gradient is far above those before; absent takes all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_spikes: Option<SkipSpikesConfig>,
@@ -158,7 +168,7 @@ pub struct ParameterGroupConfig {
     /// Their learning rate over the run's; default 1.
     #[serde(default = "default_learning_rate_factor")]
     pub learning_rate_factor: f64,
-    /// Their weight decay, vectors included; absent is as `train.adamw` says.
+    /// Their weight decay, vectors included; absent is as `train.adamw` or `train.muon` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// Keep them as they are; default false.

@@ -49,6 +49,7 @@ mod parameter_groups;
 pub mod parity;
 pub mod plan;
 mod provenance;
+mod qk_clip;
 mod readings;
 mod replaceable;
 mod resume;

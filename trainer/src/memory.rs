@@ -6,8 +6,9 @@
 //! keeps nothing for a backward pass: neither is the worst moment.
 
 use serde::{Deserialize, Serialize};
-use switchyard_model::{Compute, LayerFootprint, ModelCounts, ModelFootprint, ModelSpec};
+use switchyard_model::{Compute, LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, hidden_matrices};
 
+use crate::config::MuonConfig;
 use crate::throughput::probe_bytes;
 
 /// Bytes of one f32, the type of parameters, gradients and moments.
@@ -58,7 +59,7 @@ pub struct MemoryEstimate {
     /// Gradients: those of the parameters behind the one at work, or all; with several
     /// micro-batches also the sum over the earlier ones.
     pub gradients_bytes: u64,
-    /// AdamW's two moments per parameter.
+    /// What the optimizer remembers: AdamW's two moments per parameter, Muon's one.
     pub moments_bytes: u64,
     /// Kept for the backward pass, and who went where.
     pub activations_bytes: u64,
@@ -95,7 +96,7 @@ pub enum StepMoment {
     Embedding,
     /// Adding a micro-batch's gradients to those before.
     Accumulation,
-    /// The update of the parameters, which happens in place.
+    /// The update of the parameters, which happens in place but for buffers of Muon.
     #[default]
     Update,
 }
@@ -128,12 +129,14 @@ impl Alive {
 }
 
 impl MemoryEstimate {
-    /// Memory of training the model in steps of this size.
-    pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize) -> Self {
+    /// Memory of training the model in steps of this size, by AdamW and, where it is asked for, Muon.
+    pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize, muon: Option<&MuonConfig>) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let weights = F32_BYTES * counts.total_params as f64;
         let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.compute);
-        let step = Step { model: &model, weights, passes: size.micro_batches as f64 };
+        let of_muon = MuonFootprint::of(spec, muon, size.threads.unwrap_or(1));
+        let moments = 2.0 * weights - of_muon.weights;
+        let step = Step { model: &model, weights, update: of_muon.update, passes: size.micro_batches as f64 };
         let (moment, alive) = step.worst_moment();
         let (probe, probe_of_thread) = probe_bytes();
         let routed = routed_thread_bytes(spec);
@@ -142,12 +145,12 @@ impl MemoryEstimate {
         // first step needs, as if they were there.
         let process = PROCESS_BYTES
             + probe as f64
-            + ALLOCATOR_SHARE * (3.0 * weights + alive.sum())
+            + ALLOCATOR_SHARE * (weights + moments + alive.sum())
             + step.batch_bytes(size.micro_batch_tokens as f64);
         Self {
             weights_bytes: weights as u64,
             gradients_bytes: alive.gradients as u64,
-            moments_bytes: (2.0 * weights) as u64,
+            moments_bytes: moments as u64,
             activations_bytes: alive.activations as u64,
             temporaries_bytes: alive.temporaries as u64,
             process_bytes: process as u64,
@@ -192,10 +195,37 @@ fn routed_thread_bytes(spec: &ModelSpec) -> f64 {
     width.map_or(0.0, |width| (0..TILE_CLASSES).map(|class| class_bytes(class, width)).sum())
 }
 
+/// What Muon's parameters take.
+struct MuonFootprint {
+    /// Themselves: each element has one moment, where AdamW has two.
+    weights: f64,
+    /// Buffers of the update of one: the direction of the whole stack and, for each matrix at work,
+    /// the next iterate and both factors of an iteration, as large as the smaller side is squared.
+    update: f64,
+}
+
+impl MuonFootprint {
+    fn of(spec: &ModelSpec, muon: Option<&MuonConfig>, threads: usize) -> Self {
+        let matrices = hidden_matrices(spec);
+        let taken = matrices.iter().filter(|matrix| muon.is_some_and(|muon| muon.takes(matrix.name.role)));
+        taken.fold(Self { weights: 0.0, update: 0.0 }, |sum, matrix| {
+            let [number, rows, columns] = matrix.value.map(|side| side as f64);
+            let smaller = rows.min(columns);
+            let at_work = number.min(threads as f64) * (rows * columns + 2.0 * smaller * smaller);
+            Self {
+                weights: sum.weights + F32_BYTES * number * rows * columns,
+                update: sum.update.max(F32_BYTES * (number * rows * columns + at_work)),
+            }
+        })
+    }
+}
+
 /// A step of a model whose parameters take `weights` bytes.
 struct Step<'a> {
     model: &'a ModelFootprint,
     weights: f64,
+    /// Buffers of the update.
+    update: f64,
     passes: f64,
 }
 
@@ -213,7 +243,7 @@ impl Step<'_> {
 
     /// Parameters have their gradients, and activations are gone.
     fn at_the_update(&self) -> Alive {
-        Alive { gradients: self.weights, activations: self.records_bytes(), temporaries: 0.0 }
+        Alive { gradients: self.weights, activations: self.records_bytes(), temporaries: self.update }
     }
 
     /// The gradients of the passes before and of this one are both alive, and one parameter's new

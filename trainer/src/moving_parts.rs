@@ -8,9 +8,10 @@ use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer}
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::parameter_groups::is_frozen;
 use crate::plan::RunPlan;
+use crate::qk_clip::{clip_factors, clipped, num_clipped};
 use crate::replaceable::Replaceable;
 use crate::step::{StepMeasurements, StepSettings, step_gradients};
 
@@ -19,7 +20,7 @@ use crate::step::{StepMeasurements, StepSettings, step_gradients};
 pub(crate) struct MovingParts {
     pub(crate) loader: Loader,
     pub(crate) model: Replaceable<Transformer>,
-    pub(crate) optimizer: AdamW,
+    pub(crate) optimizer: Optimizer,
     pub(crate) state: TrainingState,
     /// What the last step's sequences left in a recurrent model, where it is carried on.
     pub(crate) carried: Option<ModelState>,
@@ -44,7 +45,7 @@ impl MovingParts {
             step: self.state.step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
-            compute: plan.compute,
+            options: plan.pass_options(),
             state: self.carried.as_ref().filter(|_| follows),
         };
         let (gradients, mut measurements) =
@@ -59,7 +60,14 @@ impl MovingParts {
                 let bias = Role::Router(RouterPart::SelectionBias);
                 !is_frozen(config, ParameterName::of_layer(*layer, bias))
             });
-            self.model.replace(|model| updated(model).with_balanced_routers(&measurements.balance));
+            let factors = plan.qk_clip.map(|clip| {
+                clip_factors(&measurements.max_logits, clip.max_logit, |name| is_frozen(config, name))
+            });
+            measurements.clipped_heads = factors.as_ref().map(num_clipped);
+            self.model.replace(|model| {
+                let model = updated(model).with_balanced_routers(&measurements.balance);
+                clipped(model, &factors.unwrap_or_default())
+            });
         }
         self.carried = measurements.state.take().filter(|_| plan.carries_state);
         self.state.step += 1;

@@ -264,6 +264,8 @@ pub(crate) fn step_record(
         total_loss: measurements.total_loss,
         learning_rate,
         grad_norm: measurements.grad_norm,
+        max_attention_logit: measurements.max_logits.values().flatten().copied().reduce(f64::max),
+        clipped_heads: measurements.clipped_heads,
         tokens_per_sec: 0.0,
         step_secs: 0.0,
         elapsed_secs: 0.0,

@@ -1,13 +1,14 @@
-//! AdamW over all parameters, with the gradients' global norm.
+//! AdamW over all parameters, or Muon over the matrices between hidden units, with the gradients'
+//! global norm.
 
 use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
+use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
 use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_parameters};
 
-use crate::config::{AdamWConfig, ParameterGroupConfig, TrainConfig};
+use crate::config::{AdamWConfig, MuonConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
 use crate::parameter_groups::group_of;
 use crate::readings::{Readings, Values};
@@ -118,25 +119,39 @@ impl StepGradients {
     }
 }
 
-/// AdamW with its moments.
+/// AdamW, and Muon for the parameters that it takes, with what they remember.
 #[derive(Debug, Clone)]
-pub struct AdamW {
-    config: AdamWConfig,
+pub struct Optimizer {
+    adamw: AdamWConfig,
+    muon: Option<MuonConfig>,
     groups: Vec<ParameterGroupConfig>,
     /// Updates done.
     step: u64,
     moments: BTreeMap<ParameterName, Moments>,
 }
 
-/// What AdamW remembers of one parameter.
-#[derive(Debug, Clone)]
-pub(crate) struct Moments {
-    pub(crate) first_n: Tensor<1>,
-    pub(crate) second_n: Tensor<1>,
+/// What the optimizer remembers of one parameter: what [`moment_names`] lists, in that order.
+pub(crate) type Moments = Vec<Tensor<1>>;
+
+/// Names of what is remembered of a parameter of this role: AdamW's running means of the gradient and
+/// of its square, or Muon's decaying sum of gradients.
+pub(crate) fn moment_names(muon: Option<&MuonConfig>, role: Role) -> &'static [&'static str] {
+    if muon_of(muon, role).is_some() { &["momentum"] } else { &["first", "second"] }
 }
 
-impl AdamW {
-    /// A fresh optimizer of `train.adamw` and `train.groups`: no moments yet.
+/// Muon, if it trains parameters of this role.
+fn muon_of(muon: Option<&MuonConfig>, role: Role) -> Option<&MuonConfig> {
+    muon.filter(|muon| muon.takes(role))
+}
+
+/// How one parameter is updated.
+enum ParameterStep {
+    AdamW(AdamWStep),
+    Muon(MuonStep),
+}
+
+impl Optimizer {
+    /// A fresh optimizer of `train.adamw`, `train.muon` and `train.groups`: no moments yet.
     pub fn new(train: &TrainConfig) -> Self {
         Self::restore(train, 0, BTreeMap::new())
     }
@@ -144,73 +159,121 @@ impl AdamW {
     /// The model after one update.
     pub fn update<M: Module>(&mut self, model: M, gradients: StepGradients, learning_rate: f64) -> M {
         self.step += 1;
+        let StepGradients { gradients, scale } = gradients;
         let mut by_name: BTreeMap<ParameterName, Tensor<1>> =
-            gradients.gradients.into_iter().map(|gradient| (gradient.name, gradient.value)).collect();
-        let step = AdamWStep {
-            learning_rate,
-            beta1: self.config.beta1,
-            beta2: self.config.beta2,
-            epsilon: self.config.epsilon,
-            weight_decay: self.config.weight_decay,
-            step: self.step,
-            gradient_scale: gradients.scale,
-        };
-        update_parameters(model, |name, _, value_n| match by_name.remove(&name) {
-            Some(gradient_n) => {
-                let step = self.step_of(name, &step);
-                self.update_one(name, value_n, gradient_n, &step)
-            }
+            gradients.into_iter().map(|gradient| (gradient.name, gradient.value)).collect();
+        update_parameters(model, |name, shape, value_n| match by_name.remove(&name) {
+            Some(gradient_n) => match self.step_of(name, learning_rate, scale) {
+                ParameterStep::AdamW(step) => self.update_by_adamw(name, value_n, gradient_n, &step),
+                ParameterStep::Muon(step) => {
+                    self.update_by_muon((name, stack_shape(shape)), value_n, gradient_n, &step)
+                }
+            },
             None => value_n,
         })
     }
 
-    fn update_one(
+    /// The step of one parameter: of its group, where it has one.
+    fn step_of(&self, name: ParameterName, learning_rate: f64, gradient_scale: f64) -> ParameterStep {
+        let group = group_of(&self.groups, name);
+        let learning_rate = learning_rate * group.map_or(1.0, |group| group.learning_rate_factor);
+        let own_decay = group.and_then(|group| group.weight_decay);
+        match muon_of(self.muon.as_ref(), name.role) {
+            Some(muon) => ParameterStep::Muon(MuonStep {
+                learning_rate,
+                momentum: muon.momentum,
+                nesterov: muon.nesterov,
+                newton_schulz_steps: muon.newton_schulz_steps,
+                weight_decay: own_decay.or(muon.weight_decay).unwrap_or(self.adamw.weight_decay),
+                gradient_scale,
+            }),
+            None => ParameterStep::AdamW(AdamWStep {
+                learning_rate,
+                beta1: self.adamw.beta1,
+                beta2: self.adamw.beta2,
+                epsilon: self.adamw.epsilon,
+                weight_decay: own_decay.unwrap_or(self.usual_decay(name.role)),
+                step: self.step,
+                gradient_scale,
+            }),
+        }
+    }
+
+    /// AdamW's decay: matrices decay; vectors (norm scales, biases) do not, and embeddings only if
+    /// asked.
+    fn usual_decay(&self, role: Role) -> f64 {
+        let is_embedding = matches!(role, Role::Embedding(_));
+        let decays = !role.is_vector() && (self.adamw.decay_embeddings || !is_embedding);
+        if decays { self.adamw.weight_decay } else { 0.0 }
+    }
+
+    fn update_by_adamw(
         &mut self,
         name: ParameterName,
         value_n: Tensor<1>,
         gradient_n: Tensor<1>,
         step: &AdamWStep,
     ) -> Tensor<1> {
-        let moments = self.moments.remove(&name).unwrap_or_else(|| {
-            let zeros = || Tensor::zeros(value_n.dims(), &value_n.device());
-            Moments { first_n: zeros(), second_n: zeros() }
-        });
-        let state = AdamWState { value_n, moment1_n: moments.first_n, moment2_n: moments.second_n };
+        let [moment1_n, moment2_n] = self.take_moments(name, &value_n);
+        let state = AdamWState { value_n, moment1_n, moment2_n };
         let AdamWState { value_n, moment1_n, moment2_n } = adamw_update(state, gradient_n, step);
-        self.moments.insert(name, Moments { first_n: moment1_n, second_n: moment2_n });
+        self.moments.insert(name, vec![moment1_n, moment2_n]);
         value_n
     }
 
-    /// The step of one parameter: of its group, where it has one.
-    fn step_of(&self, name: ParameterName, step: &AdamWStep) -> AdamWStep {
-        let usual_decay = if self.decays(name.role) { step.weight_decay } else { 0.0 };
-        let group = group_of(&self.groups, name);
-        AdamWStep {
-            learning_rate: step.learning_rate * group.map_or(1.0, |group| group.learning_rate_factor),
-            weight_decay: group.and_then(|group| group.weight_decay).unwrap_or(usual_decay),
-            ..*step
-        }
+    fn update_by_muon(
+        &mut self,
+        (name, shape): (ParameterName, [usize; 3]),
+        value_n: Tensor<1>,
+        gradient_n: Tensor<1>,
+        step: &MuonStep,
+    ) -> Tensor<1> {
+        let [momentum_n] = self.take_moments(name, &value_n);
+        let MuonState { value_n, momentum_n } =
+            muon_update(MuonState { value_n, momentum_n }, gradient_n, shape, step);
+        self.moments.insert(name, vec![momentum_n]);
+        value_n
     }
 
-    /// Matrices decay; vectors (norm scales, biases) do not, and embeddings only if asked.
-    fn decays(&self, role: Role) -> bool {
-        !role.is_vector() && (self.config.decay_embeddings || !matches!(role, Role::Embedding(_)))
+    /// The moments of a parameter, out of the optimizer; zeros before its first update.
+    fn take_moments<const N: usize>(&mut self, name: ParameterName, value_n: &Tensor<1>) -> [Tensor<1>; N] {
+        let zeros = || std::array::from_fn(|_| Tensor::zeros(value_n.dims(), &value_n.device()));
+        let of_optimizer = |moments: Moments| {
+            let wrong = |moments: Moments| panic!("{} moments of `{name}` instead of {N}", moments.len());
+            moments.try_into().unwrap_or_else(wrong)
+        };
+        self.moments.remove(&name).map_or_else(zeros, of_optimizer)
     }
 
-    /// Every moment under `first.NAME` and `second.NAME`, without copying any.
+    /// Every moment, such as `first.NAME`, `second.NAME` and `momentum.NAME`, without copying any.
     pub fn moments(&self) -> Vec<(String, ParameterTensor)> {
-        let moment = |prefix: &str, name: &ParameterName, values_n: &Tensor<1>| {
-            let shape = values_n.dims().to_vec();
-            (format!("{prefix}.{name}"), ParameterTensor { shape, values_n: values_n.clone(), learns: false })
+        let of_parameter = |(name, moments): (&ParameterName, &Moments)| {
+            let prefixes = moment_names(self.muon.as_ref(), name.role);
+            let moment = |(prefix, values_n): (&&str, &Tensor<1>)| {
+                let shape = values_n.dims().to_vec();
+                let values_n = values_n.clone();
+                (format!("{prefix}.{name}"), ParameterTensor { shape, values_n, learns: false })
+            };
+            prefixes.iter().zip(moments).map(moment).collect::<Vec<_>>()
         };
-        let both = |(name, moments): (&ParameterName, &Moments)| {
-            [moment("first", name, &moments.first_n), moment("second", name, &moments.second_n)]
-        };
-        self.moments.iter().flat_map(both).collect()
+        self.moments.iter().flat_map(of_parameter).collect()
     }
 
     /// The optimizer after `step` updates, with the moments of each parameter.
     pub(crate) fn restore(train: &TrainConfig, step: u64, moments: BTreeMap<ParameterName, Moments>) -> Self {
-        Self { config: train.adamw.clone(), groups: train.groups.clone(), step, moments }
+        let (adamw, muon, groups) = (train.adamw.clone(), train.muon.clone(), train.groups.clone());
+        Self { adamw, muon, groups, step, moments }
+    }
+}
+
+/// The matrices of a parameter: a stack of experts' has three dimensions already.
+///
+/// # Panics
+/// If it is no matrix and no stack: then its role is wrong.
+fn stack_shape(shape: &[usize]) -> [usize; 3] {
+    match *shape {
+        [rows, columns] => [1, rows, columns],
+        [matrices, rows, columns] => [matrices, rows, columns],
+        _ => panic!("a parameter of shape {shape:?} has no matrices"),
     }
 }

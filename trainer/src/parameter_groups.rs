@@ -6,6 +6,7 @@ use switchyard_ground::units::grouped;
 use switchyard_model::{ParameterName, Role, RouterPart, Transformer, parameter_tensors};
 
 use crate::config::{ParameterGroupConfig, RunConfig};
+use crate::qk_clip::stays_as_it_is;
 
 /// Whether `word` means this parameter: the word for its kind, with `role:` in front or not, its name,
 /// or a pattern of names with `*`.
@@ -70,6 +71,22 @@ pub(crate) fn check(config: &RunConfig, names: &[ParameterName]) -> Result<(), K
     if names.iter().all(|name| is_frozen(config, *name)) {
         let key = if config.start.freeze.is_empty() { "train.groups" } else { "start.freeze" };
         return Err(KeyError::new(key, "leaves nothing to train", "freeze less"));
+    }
+    if let Some(muon) = &config.train.muon
+        && names.iter().filter(|name| muon.takes(name.role)).all(|name| is_frozen(config, *name))
+    {
+        let problem = "has nothing to train: all of its matrices are frozen";
+        return Err(KeyError::new("train.muon", problem, "remove the table, or freeze less"));
+    }
+    let mut layers = names.iter().filter_map(|name| match name.role {
+        Role::Attention(..) => name.layer,
+        _ => None,
+    });
+    if config.train.qk_clip.is_some()
+        && layers.all(|layer| stays_as_it_is(layer, |name| is_frozen(config, name)))
+    {
+        let problem = "has no head to clip: queries or keys of every layer are frozen";
+        return Err(KeyError::new("train.qk_clip", problem, "remove the table, or freeze less"));
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 //! checked.
 
 mod describe;
+mod muon;
+mod qk_clip;
 mod router;
 mod training;
 
@@ -11,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
 use switchyard_model::MAX_VOCAB_SIZE;
-use switchyard_model::{Compute, ModelCounts, ModelSpec};
+use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions};
 
-use crate::config::{AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, RunConfig, SampleConfig};
+use crate::config::{
+    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
+};
 use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
 
@@ -42,8 +46,14 @@ pub struct RunPlan {
     /// What products of a step compute with.
     #[serde(default, skip_serializing_if = "is_f32")]
     pub compute: Compute,
-    /// The optimizer.
+    /// AdamW, of all parameters that Muon does not take.
     pub optimizer: AdamWConfig,
+    /// Muon, with the roles that the model has and its own decay; `None` means AdamW for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
+    /// Which heads are made smaller after an update; `None` means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<QkClipConfig>,
     /// Global norm to which gradients are clipped; `None` means no clipping.
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` means none.
@@ -121,6 +131,8 @@ impl RunPlan {
         training::check_packing(config, &model)?;
         training::check_precision(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
+        let muon = muon::resolve(&config.train, &model)?;
+        qk_clip::check(config.train.qk_clip, &model)?;
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
@@ -139,11 +151,13 @@ impl RunPlan {
             tokens_per_step: config.train.batch_tokens,
             micro_batches_per_step: micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
-            memory: MemoryEstimate::of(&model, &counts, size),
+            memory: MemoryEstimate::of(&model, &counts, size, muon.as_ref()),
             carries_state,
             model,
             compute: config.train.precision.compute,
             optimizer: config.train.adamw.clone(),
+            muon,
+            qk_clip: config.train.qk_clip,
             max_grad_norm: config.train.max_grad_norm,
             head_z_loss_weight: config.train.head_z_loss_weight,
             schedule,
@@ -196,6 +210,11 @@ impl RunPlan {
     /// Tokens of one forward and backward pass.
     pub fn micro_batch_tokens(&self) -> usize {
         self.sequences_per_micro_batch * self.seq_len
+    }
+
+    /// How training passes are computed.
+    pub(crate) fn pass_options(&self) -> PassOptions {
+        PassOptions { compute: self.compute, measures_logits: self.qk_clip.is_some() }
     }
 
     /// What a training pass goes over.

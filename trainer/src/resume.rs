@@ -13,7 +13,7 @@ use crate::checkpoint::{
 };
 use crate::config::RunConfig;
 use crate::moved_data::{check_has_data, data_path_words, is_data_path};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::parameter_groups;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
@@ -44,7 +44,7 @@ const CHANGES_NO_RESULT: [&str; 4] = ["name", "device", "threads", "data.cache_d
 /// The moving parts at the beginning of this process.
 pub(crate) struct Start {
     pub(crate) model: Transformer,
-    pub(crate) optimizer: AdamW,
+    pub(crate) optimizer: Optimizer,
     pub(crate) state: TrainingState,
     /// What a recurrent model carries on.
     pub(crate) carried: Option<ModelState>,
@@ -71,7 +71,7 @@ pub(crate) fn start(
         return Ok(Start {
             notes: note_on_start(config).into_iter().chain(parameter_groups::notes(&model, config)).collect(),
             model,
-            optimizer: AdamW::new(&config.train),
+            optimizer: Optimizer::new(&config.train),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
             carried: None,
             resumed: false,
@@ -175,10 +175,15 @@ fn check_same_config(before: &Value, now: &RunConfig, may_change: &[&str]) -> Re
     Err(format!(
         "`{}` is {} there and {} now ({} key(s) differ)",
         first.key,
-        first.before,
-        first.now,
+        shown(&first.before),
+        shown(&first.now),
         differences.len()
     ))
+}
+
+/// A value as a message has it.
+fn shown(value: &Value) -> String {
+    if value.is_null() { "absent".into() } else { value.to_string() }
 }
 
 /// What the user should know about going on with another number of steps.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
 use switchyard_model::{
-    Compute, ModelInput, ModelOutput, ModelState, Pass, StepNoise, Transformer, parameter_gradients,
+    ModelInput, ModelOutput, ModelState, Pass, PassOptions, StepNoise, Transformer, parameter_gradients,
 };
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
@@ -30,8 +30,8 @@ pub struct StepSettings<'a> {
     pub max_grad_norm: Option<f64>,
     /// Weight of the head's z-loss; `None` turns it off.
     pub head_z_weight: Option<f64>,
-    /// What products compute with.
-    pub compute: Compute,
+    /// How passes are computed.
+    pub options: PassOptions,
     /// What the sequences of the step before left in a recurrent model, row by row of all
     /// micro-batches; `None` if they begin.
     pub state: Option<&'a ModelState>,
@@ -56,6 +56,11 @@ pub struct StepMeasurements {
     pub balance: BTreeMap<usize, BalanceCount>,
     /// Gradient norms of each mixture before clipping, by layer.
     pub moe_grad_norms: BTreeMap<usize, MoeNorms>,
+    /// The largest logit of each attention head over all micro-batches, by layer; empty unless they
+    /// are measured.
+    pub max_logits: BTreeMap<usize, Vec<f64>>,
+    /// Heads that were made smaller after the update; `None` before it, and without `train.qk_clip`.
+    pub clipped_heads: Option<usize>,
     /// Why the step is not taken; `None` if it is.
     pub spike: Option<Spike>,
     /// Who went where in each micro-batch.
@@ -77,7 +82,7 @@ pub struct LossValue {
 pub type RoutingByLayer = Vec<(usize, RouterStatistics)>;
 
 /// Gradients of one update on `micro_batches`, averaged over them and clipped, and what was
-/// measured on the way. [`crate::optimizer::AdamW::update`] makes the update, which cannot fail.
+/// measured on the way. [`crate::optimizer::Optimizer::update`] makes the update, which cannot fail.
 ///
 /// # Errors
 /// [`TrainError::NonFiniteLoss`], [`TrainError::NonFiniteGradient`], or [`TrainError::Device`] if
@@ -102,10 +107,11 @@ pub fn step_gradients(
         let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
-        let mut output =
-            model.forward(&input, Pass::Training { noise, earlier: &earlier, compute: settings.compute });
+        let training = Pass::Training { noise, earlier: &earlier, options: settings.options };
+        let mut output = model.forward(&input, training);
         states.push(output.state.take());
-        let parts = LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.compute);
+        let parts =
+            LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.options.compute);
         let losses = LossReadings::new(&parts, &output, &mut readings);
         measurements.count(&output);
         let routed = RoutedPass::new(&input, domains, output);
@@ -121,7 +127,7 @@ pub fn step_gradients(
         measurements.add(&pass.losses, &values, scale);
         if !measurements.total_loss.is_finite() {
             let training =
-                Pass::Training { noise: pass.noise, earlier: &pass.earlier, compute: settings.compute };
+                Pass::Training { noise: pass.noise, earlier: &pass.earlier, options: settings.options };
             return Err(TrainError::NonFiniteLoss {
                 step: settings.step + 1,
                 loss: measurements.total_loss,
@@ -159,6 +165,8 @@ struct LossReadings {
     head_z: Option<Reading>,
     /// The load-balancing loss of each mixture.
     of_layers: Vec<Option<Reading>>,
+    /// The largest logits of each layer that measured them.
+    max_logits: Vec<(usize, Reading)>,
 }
 
 impl LossReadings {
@@ -170,6 +178,11 @@ impl LossReadings {
             total: readings.add(&parts.total),
             head_z: parts.head_z.as_ref().map(|head_z| readings.add(head_z)),
             of_layers: RoutedPass::losses(output, readings),
+            max_logits: output
+                .max_logits
+                .iter()
+                .map(|(layer, max_logits_h)| (*layer, readings.add(max_logits_h)))
+                .collect(),
         }
     }
 }
@@ -185,6 +198,11 @@ impl StepMeasurements {
         }
         if let Some(head_z) = &losses.head_z {
             *self.head_z_loss.get_or_insert(0.0) += scale * values.scalar(head_z);
+        }
+        for (layer, reading) in &losses.max_logits {
+            let logits = values.of(reading);
+            let largest = self.max_logits.entry(*layer).or_insert_with(|| logits.to_vec());
+            largest.iter_mut().zip(logits).for_each(|(largest, logit)| *largest = largest.max(*logit));
         }
     }
 

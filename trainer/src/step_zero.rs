@@ -9,7 +9,7 @@ use crate::TrainError;
 use crate::checkpoint::{CheckpointStore, Snapshot, TrainingState};
 use crate::config::RunConfig;
 use crate::metrics::MetricsFile;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 
@@ -55,7 +55,7 @@ impl StepZero<'_> {
         let (log, _) = MetricsFile::create(&folder.paths().metrics())?;
         let mut state = TrainingState::initial(config.seed, data_key);
         state.metrics_log = Some(log.mark());
-        let optimizer = AdamW::new(&config.train);
+        let optimizer = Optimizer::new(&config.train);
         let snapshot =
             Snapshot { model, optimizer: &optimizer, carried: None, state: &state, config, plan, tokenizer };
         Ok(CheckpointStore::open(&folder.paths().checkpoints())?.save(&snapshot)?)

@@ -114,9 +114,9 @@ fn a_file_that_cannot_be_read_is_named() {
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
     insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
-    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, precision, schedule, seq_len, skip_spikes.");
-    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, precision, schedule, seq_len, skip_spikes. Did you mean `adamw`?");
-    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, precision, schedule, seq_len, skip_spikes. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `train.adamw.learning_rate`?");
     insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, start, threads, train. Did you mean `seed`?");
 }
 
@@ -165,11 +165,11 @@ fn what_an_lstm_has_no_use_for_is_named() {
 #[test]
 fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
-    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, precision, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, num_steps, precision, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.position.aliby={}"]), @"--set model.position.aliby={}: `model.position.aliby` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `alibi`?");
     insta::assert_snapshot!(set(&["model.position.alibi.slope=1"]), @"--set model.position.alibi.slope=1: `model.position.alibi.slope` is not a key of the configuration: [model.position.alibi] takes as_falcon.");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
@@ -333,6 +333,9 @@ fn values_out_of_range_name_the_range() {
         ("train.adamw.beta2", "1.0", "use 0, or a number above 0 and below 1"),
         ("train.adamw.epsilon", "0", "use a number above 0"),
         ("train.adamw.weight_decay", "-0.1", "use 0 or a number above 0"),
+        ("train.muon.momentum", "1.0", "use 0, or a number above 0 and below 1"),
+        ("train.muon.newton_schulz_steps", "0", "use 1..=100"),
+        ("train.muon.weight_decay", "-0.1", "use 0 or a number above 0"),
         ("train.schedule.cosine.min_learning_rate", "0.1", "use at most the peak"),
         ("sample.temperature", "-1", "use 0 or a number above 0"),
         ("sample.top_k", "0", "use at least 1, or remove the key"),
@@ -410,6 +413,17 @@ fn a_plan_names_its_router_and_warns_of_one_that_is_not_causal() {
     router         soft mixing, 4 slots per expert and sequence, not causal
     note           `model.ffn.moe.router.selection.soft` in layers 0, 1, 2, 3 is not causal: later tokens are mixed into every output, so the validation loss sees what it should predict and does not compare with that of a causal router
     ");
+}
+
+#[test]
+fn muon_without_matrices_to_train_is_refused() {
+    let roles = |roles: &str| set(&[&format!("train.muon.roles={roles}")]);
+    insta::assert_snapshot!(roles("[\"embedding\"]"), @r#"--set train.muon.roles=["embedding"]: `train.muon.roles[0]` is "embedding": use one of "attention", "dense", "experts", "shared_experts""#);
+    insta::assert_snapshot!(roles("[\"dense\"]"), @r#"--set train.muon.roles=["dense"]: `train.muon.roles` has "dense", of which the model has no matrix: use some of "attention", "experts", or remove the key for all of them"#);
+    insta::assert_snapshot!(roles("[\"experts\", \"experts\"]"), @r#"--set train.muon.roles=["experts", "experts"]: `train.muon.roles` has "experts" twice: use some of "attention", "experts", or remove the key for all of them"#);
+    insta::assert_snapshot!(roles("[]"), @r#"--set train.muon.roles=[]: `train.muon.roles` is empty, so that Muon trains nothing: use some of "attention", "experts", or remove the key for all of them"#);
+    insta::assert_snapshot!(set(&["train.muon.lr=1"]), @"--set train.muon.lr=1: `train.muon.lr` is not a key of the configuration: [train.muon] takes momentum, nesterov, newton_schulz_steps, roles, weight_decay.");
+    insta::assert_snapshot!(set(&["train.muon={}", "model.attention=", "model.lstm={}", "model.ffn.moe="]), @"--set train.muon={}: `train.muon` has nothing to train: the model has neither attention nor whole feed-forward matrices: remove the table, and AdamW trains everything");
 }
 
 #[test]

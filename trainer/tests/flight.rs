@@ -12,7 +12,7 @@ use switchyard_datasets::{Loader, LoaderConfig, Packing, Progress, TokenBatch};
 use switchyard_experts::FfnSpec;
 use switchyard_flight::alarms::AlarmKind;
 use switchyard_flight::columns::{ScoreRow, read_experts, read_scores, recorded_score_steps};
-use switchyard_model::{Compute, ParameterName, Role, Transformer, update_parameters};
+use switchyard_model::{ParameterName, PassOptions, Role, Transformer, update_parameters};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
@@ -294,7 +294,7 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
         step: 5,
         max_grad_norm: None,
         head_z_weight: None,
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
     let (_, measured) = step_gradients(&model, batches, &settings, &device).unwrap();
@@ -483,7 +483,7 @@ fn error_with(parameter: ParameterName, value: f32) -> TrainError {
         step: 2,
         max_grad_norm: None,
         head_z_weight: None,
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
     step_gradients(&model, vec![batch], &settings, &Device::flex()).unwrap_err()

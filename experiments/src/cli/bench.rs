@@ -19,7 +19,7 @@ process. On a busy machine compare ratios within one run only.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Time training steps (forward, backward, clipping, AdamW) and forward passes of a
+    /// Time training steps (forward, backward, clipping, update) and forward passes of a
     /// configuration
     Step(BenchStepArgs),
     /// Time one feed-forward layer, dense or a mixture, described by a small file of its own; a

@@ -71,6 +71,8 @@ fn step_record(
         total_loss: cross_entropy_nats,
         learning_rate: 1e-3,
         grad_norm: 1.0,
+        max_attention_logit: None,
+        clipped_heads: None,
         tokens_per_sec,
         step_secs: 0.5,
         elapsed_secs: 0.5 * step as f64,

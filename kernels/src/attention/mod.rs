@@ -6,6 +6,7 @@
 mod autodiff;
 mod cached;
 mod cpu;
+mod max_logits;
 mod operands;
 mod stock;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use switchyard_kernels_cpu::bf16::Compute;
 pub use switchyard_kernels_cpu::attention::{Alibi, Heads};
 
 pub use cached::KeyValueCache;
+pub use max_logits::max_attention_logits;
 
 use crate::rotary::RotaryTable;
 use crate::tensor_list::TensorList;

@@ -110,7 +110,7 @@ fn of_heads<B: Backend>(x_h: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// `[b * s, h * d]` as `[b, h, s, d]`.
-fn to_heads<B: Backend>(x_tq: FloatTensor<B>, [b, s, h]: [usize; 3]) -> FloatTensor<B> {
+pub(super) fn to_heads<B: Backend>(x_tq: FloatTensor<B>, [b, s, h]: [usize; 3]) -> FloatTensor<B> {
     let d = x_tq.shape()[1] / h;
     B::float_swap_dims(B::float_reshape(x_tq, Shape::new([b, s, h, d])), 1, 2)
 }
@@ -127,7 +127,7 @@ fn scale(heads: Heads, d: usize) -> f64 {
 }
 
 /// Scores, minus infinity where a query does not see a key.
-fn scores<B: Backend>(
+pub(super) fn scores<B: Backend>(
     q_bhsd: FloatTensor<B>,
     k_bhsd: FloatTensor<B>,
     segment_ids_bs: IntTensor<B>,
@@ -182,7 +182,7 @@ fn forbidden<B: Backend>(segment_ids_bs: IntTensor<B>, window: Option<usize>) ->
 }
 
 /// Each key/value head repeated for the query heads that share it.
-fn repeat_heads<B: Backend>(x_bgsd: FloatTensor<B>, num_heads: usize) -> FloatTensor<B> {
+pub(super) fn repeat_heads<B: Backend>(x_bgsd: FloatTensor<B>, num_heads: usize) -> FloatTensor<B> {
     let [b, g, s, d] = x_bgsd.shape().dims();
     if g == num_heads {
         return x_bgsd;

@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use switchyard_kernels::{CausalMask, Compute, Heads, KeyValueCache, RotaryTable, causal_attention};
 
 use super::cache::{AttentionCache, CachedSequence, LatentCache};
+use super::logits::max_logits;
 use super::projection::{Projection, normalise};
-use crate::{AttentionPart, AttentionSpec, LatentConfig, ModelSpec, ParameterSource};
+use crate::{AttentionPart, AttentionSpec, BlockContext, LatentConfig, ModelSpec, ParameterSource};
 
 /// Added to the mean square of latent vectors, whatever the model's other norms have.
 const EPSILON: f64 = 1e-6;
@@ -73,12 +74,16 @@ impl LatentAttention {
     pub(super) fn forward(
         &self,
         x_td: Tensor<2>,
-        rotary: Option<&RotaryTable>,
-        mask: &CausalMask,
-        compute: Compute,
-    ) -> Tensor<2> {
+        context: &BlockContext<'_>,
+    ) -> (Tensor<2>, Option<Tensor<1>>) {
+        let BlockContext { rotary, mask, pass, .. } = *context;
+        let compute = pass.compute();
         let compressed = self.compress(x_td.clone(), rotary, [0, mask.seq_len()], compute);
-        self.mix(x_td, compressed, (rotary, mask), compute)
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()], compute);
+        let [k_tg, v_tv] = self.expand(compressed, compute);
+        // They are turned already.
+        let max_logits_h = max_logits([&q_tq, &k_tg], self.heads, context, None);
+        (self.attend([q_tq, k_tg, v_tv], mask, compute), max_logits_h)
     }
 
     pub(super) fn forward_and_keep(
@@ -89,7 +94,9 @@ impl LatentAttention {
     ) -> (Tensor<2>, LatentCache) {
         let new = self.compress(x_td.clone(), rotary, [0, mask.seq_len()], Compute::F32);
         let (cache, compressed) = cache.append(new);
-        (self.mix(x_td, compressed, (rotary, mask), Compute::F32), cache)
+        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()], Compute::F32);
+        let [k_tg, v_tv] = self.expand(compressed, Compute::F32);
+        (self.attend([q_tq, k_tg, v_tv], mask, Compute::F32), cache)
     }
 
     pub(super) fn forward_cached(
@@ -127,16 +134,8 @@ impl LatentAttention {
         (key_values.attend(q_1q, sinks_h, self.heads, None), cache)
     }
 
-    /// The output from what keys and values are made of.
-    fn mix(
-        &self,
-        x_td: Tensor<2>,
-        compressed: [Tensor<2>; 2],
-        (rotary, mask): (Option<&RotaryTable>, &CausalMask),
-        compute: Compute,
-    ) -> Tensor<2> {
-        let q_tq = self.turned_queries(x_td, rotary, [0, mask.seq_len()], compute);
-        let [k_tg, v_tv] = self.expand(compressed, compute);
+    /// The output from queries, keys and values.
+    fn attend(&self, [q_tq, k_tg, v_tv]: [Tensor<2>; 3], mask: &CausalMask, compute: Compute) -> Tensor<2> {
         let sinks_h = self.sinks_h.as_ref().map(Param::val);
         // They are turned already: only some of their channels are.
         let mixed_tv = causal_attention(q_tq, k_tg, v_tv, sinks_h, self.heads, mask, None, compute);

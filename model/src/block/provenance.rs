@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use switchyard_experts::MoeAux;
 
-use super::{Block, BlockContext, FeedForward, FfnInput};
+use super::{Block, BlockContext, FeedForward, FfnInput, Mixed};
 use crate::non_finite::is_finite;
 
 impl Block {
@@ -14,7 +14,9 @@ impl Block {
         x_td: Tensor<2>,
         context: &BlockContext<'_>,
     ) -> Option<(Option<usize>, String)> {
-        let (mixed, _) = self.mix(x_td.clone(), context);
+        let read_td = self.mixer_input(x_td.clone());
+        let mixed_td = self.mixer.forward(read_td.clone(), self.layer, context).y_td;
+        let mixed = Mixed { read_td, mixed_td };
         if !is_finite(&mixed.mixed_td) {
             return Some((None, format!("the {}'s output", self.mixer.name())));
         }

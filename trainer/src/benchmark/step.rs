@@ -16,8 +16,9 @@ use crate::available_memory::check_memory;
 use crate::config::RunConfig;
 use crate::device;
 use crate::evaluate::{EvaluationSettings, evaluate_unless};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
+use crate::qk_clip::{clip_factors, clipped};
 use crate::replaceable::Replaceable;
 use crate::step::{StepSettings, step_gradients};
 use crate::throughput::MatmulCeiling;
@@ -28,7 +29,7 @@ use crate::train::{loader_config, with_threads};
 pub struct StepReport {
     /// Name of the case.
     pub case: String,
-    /// Median time of a step: forward, backward, clipping, AdamW.
+    /// Median time of a step: forward, backward, clipping, update.
     pub step_ms_median: f64,
     /// Shortest time of a step.
     pub step_ms_min: f64,
@@ -236,7 +237,7 @@ struct Training<'a> {
     plan: &'a RunPlan,
     loader: Loader,
     model: Replaceable<Transformer>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     device: Device,
     stop: &'a AtomicBool,
     next_step: u64,
@@ -261,7 +262,7 @@ impl<'a> Training<'a> {
                 0,
             )?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
-            optimizer: AdamW::new(&config.train),
+            optimizer: Optimizer::new(&config.train),
             device: device.clone(),
             stop,
             next_step: 0,
@@ -294,7 +295,7 @@ impl<'a> Training<'a> {
             step,
             max_grad_norm: plan.max_grad_norm,
             head_z_weight: plan.head_z_loss_weight,
-            compute: plan.compute,
+            options: plan.pass_options(),
             // Empty or not, it costs the same.
             state: None,
         };
@@ -304,7 +305,11 @@ impl<'a> Training<'a> {
         let (gradients, measurements) =
             step_gradients(self.model.get(), micro_batches, &settings, &self.device)?;
         let learning_rate = plan.schedule.learning_rate(step);
-        self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
+        let factors = plan
+            .qk_clip
+            .map(|clip| clip_factors(&measurements.max_logits, clip.max_logit, |_| false))
+            .unwrap_or_default();
+        self.model.replace(|model| clipped(self.optimizer.update(model, gradients, learning_rate), &factors));
         let loss = measurements.total_loss;
         self.losses = (if step == 0 { loss } else { self.losses.0 }, loss);
         self.next_step += 1;

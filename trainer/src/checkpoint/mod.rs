@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `model.safetensors` | parameters, under their paths in the model |
-//! | `optimizer.safetensors` | both AdamW moments of each |
+//! | `optimizer.safetensors` | both AdamW moments of each, or Muon's momentum |
 //! | `recurrent.safetensors` | the state that a recurrent model carries to the next step; only where one is carried |
 //! | `state.json` | [`TrainingState`]: step, data cursor, counters, random-number state, what the log holds |
 //! | `config.toml`, `plan.json` | the configuration as resolved, and what it resolved to |

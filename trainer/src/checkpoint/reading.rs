@@ -17,7 +17,7 @@ use super::{
 };
 use crate::config::RunConfig;
 use crate::moved_data::check_same_data;
-use crate::optimizer::{AdamW, Moments};
+use crate::optimizer::{Moments, Optimizer, moment_names};
 use crate::plan::RunPlan;
 
 /// Far more than the state, the plan or the configuration of any run have.
@@ -174,7 +174,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Damaged`] if moments are missing, left over, of another size, or no
     /// finite numbers, or counters do not agree; [`CheckpointError::Unreadable`].
-    pub fn optimizer(&self, model: &Transformer) -> Result<AdamW, CheckpointError> {
+    pub fn optimizer(&self, model: &Transformer) -> Result<Optimizer, CheckpointError> {
         let counted = self.state.check(&self.config, &self.plan);
         counted.map_err(|problem| self.damaged(STATE_FILE, problem))?;
         let mut file = self.tensors(OPTIMIZER_FILE)?;
@@ -184,8 +184,10 @@ impl Checkpoint {
         let mut unused: Vec<&String> = sizes.keys().collect();
         let mut moments = BTreeMap::new();
         for parameter in parameter_tensors(model) {
-            let names = ["first", "second"]
-                .map(|prefix| format!("{prefix}.{}", self.manifest.name_of(parameter.name)));
+            let prefixes = moment_names(self.config.train.muon.as_ref(), parameter.name.role).iter();
+            let names: Vec<String> = prefixes
+                .map(|prefix| format!("{prefix}.{}", self.manifest.name_of(parameter.name)))
+                .collect();
             let wanted = parameter.value.shape.iter().product::<usize>();
             let found = names.iter().filter_map(|name| sizes.get(name)).collect::<Vec<_>>();
             if found.is_empty() && (self.state.step == 0 || !parameter.value.learns) {
@@ -199,13 +201,13 @@ impl Checkpoint {
                 return Err(damaged(reason));
             }
             unused.retain(|name| !names.contains(name));
-            let [first_n, second_n] = names.map(|name| file.read(&name, &parameter.value.values_n));
-            moments.insert(parameter.name, Moments { first_n: first_n?, second_n: second_n? });
+            let tensors = names.iter().map(|name| file.read(name, &parameter.value.values_n));
+            moments.insert(parameter.name, tensors.collect::<Result<Moments, _>>()?);
         }
         if let Some(name) = unused.first() {
             return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));
         }
-        Ok(AdamW::restore(&self.config.train, self.state.updates(), moments))
+        Ok(Optimizer::restore(&self.config.train, self.state.updates(), moments))
     }
 
     /// The state that a recurrent network carries to the next step, on `device`; `None` where none is

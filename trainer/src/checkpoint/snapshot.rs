@@ -16,7 +16,7 @@ use super::{
     STATE_FILE, TOKENIZER_FILE, TrainingState, tensors,
 };
 use crate::config::RunConfig;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 
 /// Everything that a checkpoint is written from.
@@ -25,7 +25,7 @@ pub struct Snapshot<'a> {
     /// The network.
     pub model: &'a Transformer,
     /// The optimizer with its moments.
-    pub optimizer: &'a AdamW,
+    pub optimizer: &'a Optimizer,
     /// What a recurrent network carries to the next step; `None` if nothing is carried.
     pub carried: Option<&'a ModelState>,
     /// Counters.

@@ -17,7 +17,7 @@ use crate::metrics::{LayerRecord, Record, StepRecord, read_metrics};
 use crate::moved_data::{MayChange, changed_config, check_same_data, with_missing_path};
 use crate::moving_parts::MovingParts;
 use crate::observers::step_record;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 use crate::replaceable::Replaceable;
 use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
@@ -162,7 +162,7 @@ impl Run<'_> {
             }
             None => (
                 initial_network(self.config, self.plan, &training_device)?,
-                AdamW::new(&self.config.train),
+                Optimizer::new(&self.config.train),
                 TrainingState::initial(self.config.seed, &self.dataset.manifest.key),
                 None,
             ),

@@ -53,6 +53,13 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Global L2 norm of the gradient, before clipping.
     pub grad_norm: f64,
+    /// Largest attention logit of any head; absent without `train.qk_clip`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attention_logit: Option<f64>,
+    /// Heads that were made smaller after the update; absent without `train.qk_clip`, and where the
+    /// step was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped_heads: Option<usize>,
     /// Training tokens per second of this step.
     pub tokens_per_sec: f64,
     /// Wall-clock duration of this step.
@@ -267,6 +274,7 @@ impl StepRecord {
             ("total_loss", self.total_loss),
             ("learning_rate", self.learning_rate),
             ("grad_norm", self.grad_norm),
+            ("max_attention_logit", self.max_attention_logit.unwrap_or(0.0)),
             ("tokens_per_sec", self.tokens_per_sec),
             ("step_secs", self.step_secs),
             ("elapsed_secs", self.elapsed_secs),
@@ -374,6 +382,8 @@ pub(super) mod tests {
             total_loss: cross_entropy_nats + 0.015,
             learning_rate: 1e-3,
             grad_norm: 0.75,
+            max_attention_logit: None,
+            clipped_heads: None,
             tokens_per_sec: 1024.0,
             step_secs: 0.5,
             elapsed_secs: 0.5 * step as f64,

@@ -53,8 +53,8 @@ fn loss(network: &Transformer, inputs: &Inputs, device: &Device) -> Tensor<1> {
         let shape = [ids.len()];
         Tensor::<1, Int>::from_data(TensorData::new(ids, shape), device)
     };
-    let hidden_td = output.hidden_td.select(0, ints(places));
-    let output = ModelOutput { hidden_td, moe_layers: output.moe_layers, state: None };
+    let hidden_td = output.hidden_td.clone().select(0, ints(places));
+    let output = ModelOutput { hidden_td, ..output };
     LossParts::new(network, &output, ints(next), None, Compute::F32).total
 }
 

@@ -7,6 +7,7 @@ use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
 use switchyard_kernels::Bf16Unit;
 use switchyard_model::{
     AttentionSpec, Compute, FfnUse, LstmSpec, MixerSpec, NormKind, PositionKind, QkNormOver, Residual,
+    hidden_matrices,
 };
 
 use super::{RunPlan, router};
@@ -306,7 +307,8 @@ impl RunPlan {
         };
         let test = if self.evaluation.test_at_end { "; the test split at the end" } else { "" };
         let best = if self.checkpoints.keep_best { " and the best" } else { "" };
-        let mut rows = vec![
+        let mut rows: Vec<Row> = self.optimizer_row().into_iter().collect();
+        rows.extend([
             ("learning rate", self.schedule_text()),
             ("evaluation", format!("{}, on {extent}{test}", every(self.evaluation.every_steps))),
             (
@@ -317,12 +319,23 @@ impl RunPlan {
                     self.checkpoints.keep_last
                 ),
             ),
-        ];
+        ]);
         if let Some(early_stopping) = &self.early_stopping {
             let evaluations = plural(early_stopping.patience_evals.into(), "evaluation", "evaluations");
             rows.push(("early stopping", format!("after {evaluations} without improvement")));
         }
         rows
+    }
+
+    /// Who trains what, where it is not AdamW alone.
+    fn optimizer_row(&self) -> Option<Row> {
+        let muon = self.muon.as_ref()?;
+        let words: Vec<&str> = muon.roles.iter().flatten().map(|role| role.word()).collect();
+        let taken = hidden_matrices(&self.model).into_iter().filter(|matrix| muon.takes(matrix.name.role));
+        let params: u64 = taken.map(|matrix| matrix.value.iter().product::<usize>() as u64).sum();
+        let rest = self.counts.total_params.saturating_sub(params);
+        let (words, params, rest) = (words.join(", "), grouped(params), grouped(rest));
+        Some(("optimizer", format!("Muon for {params} parameters in matrices of {words}, AdamW for {rest}")))
     }
 
     fn schedule_text(&self) -> String {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
 use switchyard_flight::alarms::AlarmKind;
-use switchyard_model::{Compute, ParameterName, Transformer, parameter_data};
+use switchyard_model::{ParameterName, PassOptions, Transformer, parameter_data};
 use switchyard_trainer::checkpoint::Checkpoint;
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::optimizer::{Optimizer, StepGradients};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::{OpenMode, RunStatus};
 use switchyard_trainer::step::{StepSettings, step_gradients};
@@ -31,13 +31,13 @@ fn bits(network: &Transformer) -> Bits {
     parameters.map(|named| (named.name, bits(named.value.try_into_vec::<f32>().unwrap()))).collect()
 }
 
-fn network(config: &RunConfig) -> Transformer {
+pub(crate) fn network(config: &RunConfig) -> Transformer {
     let plan = RunPlan::resolve(config).unwrap();
     Transformer::new(&plan.model, config.seed, &Device::flex().autodiff())
 }
 
-/// Every parameter after an update at this learning rate.
-fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
+/// The gradients of one step, the same for equal networks.
+pub(crate) fn gradients_of(network: &Transformer) -> StepGradients {
     let batch = TokenBatch {
         input_ids: (0..64).map(|index| (index * 7 + 3) % 32).collect(),
         target_ids: (0..64).map(|index| (index * 7 + 10) % 32).collect(),
@@ -55,12 +55,17 @@ fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
         step: 0,
         max_grad_norm: None,
         head_z_weight: None,
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
+    step_gradients(network, vec![batch], &settings, &Device::flex()).unwrap().0
+}
+
+/// Every parameter after an update at this learning rate.
+fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
     let network = network(config);
-    let (gradients, _) = step_gradients(&network, vec![batch], &settings, &Device::flex()).unwrap();
-    bits(&AdamW::new(&config.train).update(network, gradients, learning_rate))
+    let gradients = gradients_of(&network);
+    bits(&Optimizer::new(&config.train).update(network, gradients, learning_rate))
 }
 
 /// The rate and decay of a group are those of a run that has them for all.

@@ -7,11 +7,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::RouterOverride;
 use switchyard_model::{
-    AttentionBias, Compute, ModelInput, ParameterName, Pass, QkNorm, QkNormConfig, Role, Transformer,
+    AttentionBias, ModelInput, ParameterName, Pass, PassOptions, QkNorm, QkNormConfig, Role, Transformer,
     parameter_data, update_parameters,
 };
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::optimizer::Optimizer;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::step::{StepSettings, step_gradients};
 
@@ -125,7 +125,7 @@ fn masked_documents_do_not_see_each_other() {
 fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, TensorData)>) {
     let device = Device::flex();
     let mut network = model(config, &device.clone().autodiff());
-    let mut optimizer = AdamW::new(&config.train);
+    let mut optimizer = Optimizer::new(&config.train);
     let mut losses = Vec::new();
     for step in 0..steps {
         let token = |i: usize| ((i as u64 * 7 + step * 3 + i as u64 / 5) % 32) as i32;
@@ -146,7 +146,7 @@ fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, Tenso
             step,
             max_grad_norm: Some(0.5),
             head_z_weight: None,
-            compute: Compute::F32,
+            options: PassOptions::default(),
             state: None,
         };
         let (gradients, measurements) =
@@ -163,6 +163,7 @@ fn a_mixture_of_one_expert_trains_as_the_dense_model_bit_for_bit() {
     for activation in ["\"swiglu\"", "{ clamped_swiglu = { limit = 0.5 } }", "\"gelu\"", "\"relu\""] {
         let mut dense = tiny::dense();
         dense.model.ffn = table(&format!("activation = {activation}\nd_ff = 24"));
+        dense.train.muon = (activation == "\"gelu\"").then(|| table(""));
         let mut moe = dense.clone();
         moe.model.ffn = table(&format!(
             "activation = {activation}\n[moe]\nnum_experts = 1\nd_expert = 24\n[moe.router]\ntop_k = 1\n\
@@ -197,7 +198,7 @@ fn the_heads_z_loss_is_added_with_its_weight_and_measured_without() {
         step: 0,
         max_grad_norm: None,
         head_z_weight: Some(0.25),
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
     let batch = TokenBatch {
@@ -248,7 +249,7 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
             step: 0,
             max_grad_norm: None,
             head_z_weight: None,
-            compute: Compute::F32,
+            options: PassOptions::default(),
             state: None,
         };
         let network = model(&config, &device.clone().autodiff());
@@ -275,15 +276,16 @@ fn address(value_n: &Tensor<1>) -> *const u8 {
 
 #[test]
 fn parameters_are_updated_where_they_lie() {
-    let config = tiny::moe();
+    let mut config = tiny::moe();
+    config.train.muon = Some(table("roles = [\"experts\"]"));
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
-    let mut optimizer = AdamW::new(&config.train);
+    let mut optimizer = Optimizer::new(&config.train);
     let settings = StepSettings {
         seed: 1,
         step: 0,
         max_grad_norm: Some(0.5),
         head_z_weight: None,
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
     let batch = TokenBatch {

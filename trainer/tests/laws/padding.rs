@@ -2,9 +2,9 @@
 
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{Compute, ModelInput, Pass, Transformer, parameter_data};
+use switchyard_model::{ModelInput, Pass, PassOptions, Transformer, parameter_data};
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::optimizer::Optimizer;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::step::{StepMeasurements, StepSettings, step_gradients};
 
@@ -45,11 +45,11 @@ fn stepped(config: &RunConfig, padding: i32) -> (Vec<Vec<u32>>, StepMeasurements
         step: 0,
         max_grad_norm: None,
         head_z_weight: None,
-        compute: Compute::F32,
+        options: PassOptions::default(),
         state: None,
     };
     let (gradients, measured) = step_gradients(&network, vec![batch(padding)], &settings, &device).unwrap();
-    let network = AdamW::new(&config.train).update(network, gradients, 1e-2);
+    let network = Optimizer::new(&config.train).update(network, gradients, 1e-2);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     let parameters = parameter_data(&network).into_iter();
     (parameters.map(|named| bits(named.value.try_into_vec::<f32>().unwrap())).collect(), measured)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use switchyard_model::{Compute, ModelInput, Pass, StepNoise, Transformer};
+use switchyard_model::{Compute, ModelInput, Pass, PassOptions, StepNoise, Transformer};
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::plan::RunPlan;
@@ -75,7 +75,10 @@ fn training_alone_rounds_and_evaluation_does_not() {
     let input = ModelInput::upload(ids, None, [4, 16], &device);
     let hidden = |pass| model.forward(&input, pass).hidden_td.into_data().iter::<f32>().collect::<Vec<_>>();
     let noise = StepNoise::new(0, 0, 0);
-    let training = |compute| hidden(Pass::Training { noise, earlier: &[], compute });
+    let training = |compute| {
+        let options = PassOptions { compute, ..PassOptions::default() };
+        hidden(Pass::Training { noise, earlier: &[], options })
+    };
     assert_eq!(training(Compute::F32), hidden(Pass::Evaluation));
     assert_ne!(training(Compute::Bf16), hidden(Pass::Evaluation));
 }

@@ -11,7 +11,7 @@ use switchyard_model::Transformer;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Snapshot, TrainingState};
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::optimizer::AdamW;
+use switchyard_trainer::optimizer::Optimizer;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::{OpenMode, RunFolderError, RunStatus};
 use tempfile::TempDir;
@@ -228,7 +228,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
     let config = tiny::dense();
     let plan = RunPlan::resolve(&config).unwrap();
     let model = Transformer::new(&plan.model, 1, &Device::flex());
-    let optimizer = AdamW::new(&config.train);
+    let optimizer = Optimizer::new(&config.train);
     let store = CheckpointStore::open(folder.path()).unwrap();
     let save = |step: u64| {
         let state: TrainingState = serde_json::from_value(serde_json::json!({
