@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_kernels::{AdamWState, AdamWStep, adamw_update};
-use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_parameters};
+use switchyard_model::{
+    ModelSpec, Named, ParameterName, ParameterTensor, Parametrisation, Role, RoleFactors, update_parameters,
+};
 
 use crate::config::{AdamWConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
@@ -123,6 +125,7 @@ impl StepGradients {
 pub struct AdamW {
     config: AdamWConfig,
     groups: Vec<ParameterGroupConfig>,
+    parametrisation: Option<Parametrisation>,
     /// Updates done.
     step: u64,
     moments: BTreeMap<ParameterName, Moments>,
@@ -136,9 +139,9 @@ pub(crate) struct Moments {
 }
 
 impl AdamW {
-    /// A fresh optimizer of `train.adamw` and `train.groups`: no moments yet.
-    pub fn new(train: &TrainConfig) -> Self {
-        Self::restore(train, 0, BTreeMap::new())
+    /// A fresh optimizer of `train.adamw` and `train.groups` for this model: no moments yet.
+    pub fn new(train: &TrainConfig, model: &ModelSpec) -> Self {
+        Self::restore((train, model), 0, BTreeMap::new())
     }
 
     /// The model after one update.
@@ -181,13 +184,18 @@ impl AdamW {
         value_n
     }
 
-    /// The step of one parameter: of its group, where it has one.
+    /// The step of one parameter: of its group, where it has one, times what the model's
+    /// parametrisation says of its role.
     fn step_of(&self, name: ParameterName, step: &AdamWStep) -> AdamWStep {
         let usual_decay = if self.decays(name.role) { step.weight_decay } else { 0.0 };
         let group = group_of(&self.groups, name);
+        let decay = group.and_then(|group| group.weight_decay).unwrap_or(usual_decay);
+        let rate = step.learning_rate * group.map_or(1.0, |group| group.learning_rate_factor);
+        let factors = self.parametrisation.map_or(RoleFactors::NONE, |of_model| of_model.factors(name.role));
         AdamWStep {
-            learning_rate: step.learning_rate * group.map_or(1.0, |group| group.learning_rate_factor),
-            weight_decay: group.and_then(|group| group.weight_decay).unwrap_or(usual_decay),
+            learning_rate: rate * factors.learning_rate,
+            weight_decay: decay * factors.weight_decay(),
+            epsilon: step.epsilon * factors.epsilon,
             ..*step
         }
     }
@@ -210,7 +218,12 @@ impl AdamW {
     }
 
     /// The optimizer after `step` updates, with the moments of each parameter.
-    pub(crate) fn restore(train: &TrainConfig, step: u64, moments: BTreeMap<ParameterName, Moments>) -> Self {
-        Self { config: train.adamw.clone(), groups: train.groups.clone(), step, moments }
+    pub(crate) fn restore(
+        (train, model): (&TrainConfig, &ModelSpec),
+        step: u64,
+        moments: BTreeMap<ParameterName, Moments>,
+    ) -> Self {
+        let (config, groups) = (train.adamw.clone(), train.groups.clone());
+        Self { config, groups, parametrisation: model.parametrisation, step, moments }
     }
 }

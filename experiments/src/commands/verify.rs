@@ -1,5 +1,7 @@
 //! `switchyard verify`: that a comparison with a recipe is fair, proved by doing it.
 
+mod coordinates;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,7 +23,13 @@ use crate::interrupt::Interruption;
 /// Takes the feed-forward block out of a recipe, to make room for another.
 const FORGET_FFN: [&str; 3] = ["model.ffn.moe=", "model.ffn.d_ff=", "model.ffn.block_sparse="];
 
+/// Steps of the proof, unless given.
+const STEPS: u64 = 20;
+
 pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), Failure> {
+    if args.coordinates {
+        return coordinates::run(args, interruption);
+    }
     let (loaded, _) = load_to_run(&args.config.file, &args.config.overrides)?;
     let ffn = &loaded.config.model.ffn;
     if ffn.bias {
@@ -48,7 +56,7 @@ pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), 
         "{}: a mixture of one expert is the dense model, bit for bit: {rows} rows (losses, gradient norms) and {params} \
          parameter tensors after {} steps, hidden width {width}\n",
         args.config.file.display(),
-        args.steps
+        args.steps.unwrap_or(STEPS)
     ))
 }
 
@@ -62,7 +70,7 @@ impl Trained {
     fn new(args: &VerifyArgs, out: &Path, ffn: String, stop: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let mut overrides = args.config.overrides.clone();
         overrides.extend(FORGET_FFN.map(String::from));
-        overrides.extend([ffn, format!("train.num_steps={}", args.steps)]);
+        overrides.extend([ffn, format!("train.num_steps={}", args.steps.unwrap_or(STEPS))]);
         overrides.extend(
             ["train.schedule.warmup_steps=0", "train.eval_every_steps=", "sample.num_tokens=0"]
                 .map(String::from),

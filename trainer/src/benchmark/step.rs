@@ -261,7 +261,7 @@ impl<'a> Training<'a> {
                 0,
             )?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
-            optimizer: AdamW::new(&config.train),
+            optimizer: AdamW::new(&config.train, &plan.model),
             device: device.clone(),
             stop,
             next_step: 0,

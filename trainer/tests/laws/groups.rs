@@ -53,7 +53,7 @@ fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
     let settings = StepSettings { seed: 1, step: 0, max_grad_norm: None, head_z_weight: None, state: None };
     let network = network(config);
     let (gradients, _) = step_gradients(&network, vec![batch], &settings, &Device::flex()).unwrap();
-    bits(&AdamW::new(&config.train).update(network, gradients, learning_rate))
+    bits(&AdamW::new(&config.train, &network.spec().clone()).update(network, gradients, learning_rate))
 }
 
 /// The rate and decay of a group are those of a run that has them for all.

@@ -10,6 +10,7 @@ mod held_out;
 mod keeping;
 mod model;
 mod padding;
+mod parametrisation;
 mod recurrent;
 mod resume;
 mod router_overrides;

@@ -125,7 +125,7 @@ fn masked_documents_do_not_see_each_other() {
 fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, TensorData)>) {
     let device = Device::flex();
     let mut network = model(config, &device.clone().autodiff());
-    let mut optimizer = AdamW::new(&config.train);
+    let mut optimizer = AdamW::new(&config.train, network.spec());
     let mut losses = Vec::new();
     for step in 0..steps {
         let token = |i: usize| ((i as u64 * 7 + step * 3 + i as u64 / 5) % 32) as i32;
@@ -259,7 +259,7 @@ fn address(value_n: &Tensor<1>) -> *const u8 {
 fn parameters_are_updated_where_they_lie() {
     let config = tiny::moe();
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
-    let mut optimizer = AdamW::new(&config.train);
+    let mut optimizer = AdamW::new(&config.train, network.spec());
     let settings =
         StepSettings { seed: 1, step: 0, max_grad_norm: Some(0.5), head_z_weight: None, state: None };
     let batch = TokenBatch {
