@@ -11,10 +11,19 @@ use switchyard_trainer::coordinates::{Coordinate, Site};
 pub(crate) use shapes::{base_shape, scaled};
 pub(crate) use table::table;
 
-/// Largest exponent, of either sign, with which the changes of a transferred model may go with its
-/// size. Over 8 times the width, 0.25 is a factor of 1.7; without a parametrisation the exponents of
-/// blocks and logits lie at 0.5 and above.
+/// Largest exponent with which the changes of a transferred model may grow with its size. Over 8 times
+/// the width, 0.25 is a factor of 1.7; without a parametrisation the exponents of blocks and logits lie
+/// at 0.5 and above.
 pub(crate) const MAX_EXPONENT: f64 = 0.25;
+
+/// Smallest exponent. What reads the stream out to a few numbers has initial values at random, whose
+/// part falls with the root of the width until what is learned outweighs it; nothing else may vanish.
+pub(crate) fn min_exponent(site: Site) -> f64 {
+    match site {
+        Site::Embedding | Site::Blocks => -MAX_EXPONENT,
+        Site::RouterLogits | Site::Logits => -0.6,
+    }
+}
 
 /// A size of the model that is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,11 +85,14 @@ impl Series {
         exponent(&self.changes(site))
     }
 
-    /// The sites whose changes go with the size by more than [`MAX_EXPONENT`], with their exponents.
+    /// The sites whose changes go with the size by other exponents than [`min_exponent`] to
+    /// [`MAX_EXPONENT`].
     pub(crate) fn drifts(&self) -> Vec<(Site, f64)> {
         let exponents = Site::ALL.into_iter().filter_map(|site| Some((site, self.exponent(site)?)));
         // A change that is zero or not finite has no exponent that could be within the bound.
-        exponents.filter(|(_, exponent)| exponent.is_nan() || exponent.abs() > MAX_EXPONENT).collect()
+        let drifts =
+            |(site, exponent): &(Site, f64)| !(min_exponent(*site)..=MAX_EXPONENT).contains(exponent);
+        exponents.filter(drifts).collect()
     }
 }
 
@@ -104,7 +116,7 @@ mod tests {
     fn series(change: impl Fn(f64) -> f64) -> Series {
         let point = |multiple: &usize| {
             let change_rms = change(*multiple as f64);
-            let coordinate = Coordinate { site: Site::Logits, initial_rms: 1.0, final_rms: 1.0, change_rms };
+            let coordinate = Coordinate { site: Site::Blocks, initial_rms: 1.0, final_rms: 1.0, change_rms };
             (*multiple, vec![coordinate])
         };
         let points = Axis::Width.multiples().iter().map(point).collect();
@@ -115,10 +127,15 @@ mod tests {
     fn a_power_of_the_size_has_its_exponent_and_is_a_drift_above_the_bound() {
         for power in [-1.0, -0.2, 0.0, 0.2, 0.5] {
             let series = series(|multiple| 3.0 * multiple.powf(power));
-            let found = series.exponent(Site::Logits).unwrap();
+            let found = series.exponent(Site::Blocks).unwrap();
             assert!((found - power).abs() < 1e-12, "{found} for {power}");
             assert_eq!(series.drifts().len(), usize::from(power.abs() > MAX_EXPONENT), "{power}");
         }
+    }
+
+    #[test]
+    fn what_is_read_out_at_random_may_fall_with_the_root() {
+        assert!(min_exponent(Site::Logits) < -0.5 && min_exponent(Site::RouterLogits) < -0.5);
     }
 
     #[test]

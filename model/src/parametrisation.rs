@@ -7,10 +7,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Affine, AttentionPart, CosinePart, FfnMatrix, MixerSpec, ModelConfig, ModelSpec, NormPlace, Role,
-    RouterPart,
-};
+use crate::{Affine, AttentionPart, CosinePart, FfnMatrix, NormPlace, Role, RouterPart};
 
 /// `[model.parametrisation]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -111,40 +108,6 @@ impl RoleFactors {
     /// how many steps a weight is forgotten, stays (arXiv:2505.01618, table 1).
     pub fn weight_decay(&self) -> f64 {
         self.learning_rate.recip()
-    }
-}
-
-impl ModelConfig {
-    /// The same network without a parametrisation: its multipliers and its scale of attention
-    /// written out. Initial values and rates are not part of it.
-    pub fn without_parametrisation(&self, spec: &ModelSpec) -> Self {
-        let mut config = self.clone();
-        if config.parametrisation.take().is_none() {
-            return config;
-        }
-        config.multipliers = spec.multipliers;
-        // That of the first layer is not divided by anything, where layers divide it.
-        let scale = spec.layers.first().and_then(|layer| match &layer.mixer {
-            MixerSpec::Attention(attention) => attention.scale,
-            MixerSpec::Lstm(_) => None,
-        });
-        if let Some(attention) = &mut config.attention {
-            attention.scale = scale;
-        }
-        config
-    }
-}
-
-impl ModelSpec {
-    /// What holds for the parameters of `role`, over what holds without a parametrisation.
-    pub fn factors(&self, role: Role) -> RoleFactors {
-        self.parametrisation.map_or(RoleFactors::NONE, |parametrisation| parametrisation.factors(role))
-    }
-
-    /// Standard deviation of the initial values of a matrix of `role`.
-    pub fn initial_std(&self, role: Role) -> f64 {
-        let std = if role.writes_to_residual() { self.residual_std() } else { self.init.std };
-        std * self.factors(role).std
     }
 }
 

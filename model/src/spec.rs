@@ -5,7 +5,7 @@ use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
 use crate::{
     AttentionBias, AttentionPart, InitConfig, LatentConfig, MultipliersConfig, Parametrisation, QkNorm,
-    Residual, RopeScaling,
+    Residual, Role, RoleFactors, RopeScaling,
 };
 
 /// A language model that reads from left to right, every default filled in and every rule checked.
@@ -238,6 +238,17 @@ impl ModelSpec {
     /// The experts of the layer; `None` unless it is a mixture.
     pub fn experts_of(&self, layer: usize) -> Option<&ExpertsSpec> {
         self.layers.get(layer)?.ffn.routed().map(|(experts, _)| experts)
+    }
+
+    /// What holds for the parameters of `role`, over what holds without a parametrisation.
+    pub fn factors(&self, role: Role) -> RoleFactors {
+        self.parametrisation.map_or(RoleFactors::NONE, |parametrisation| parametrisation.factors(role))
+    }
+
+    /// Standard deviation of the initial values of a matrix of `role`.
+    pub fn initial_std(&self, role: Role) -> f64 {
+        let std = if role.writes_to_residual() { self.residual_std() } else { self.init.std };
+        std * self.factors(role).std
     }
 
     /// Standard deviation of the projections that write to the residual stream. With a

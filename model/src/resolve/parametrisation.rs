@@ -3,10 +3,12 @@
 use switchyard_experts::{ExpertsSpec, FfnSpec};
 use switchyard_ground::key_checks::in_range;
 use switchyard_ground::key_error::KeyError;
-use switchyard_router::{RouterConfig, Selection};
+use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
 use super::limits::{MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS};
-use crate::{AttentionSpec, BaseShapeConfig, LayerSpec, MixerSpec, ModelConfig, Parametrisation, Residual};
+use crate::{
+    AttentionSpec, BaseShapeConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, Parametrisation, Residual,
+};
 
 const TABLE: &str = "model.parametrisation";
 
@@ -53,6 +55,27 @@ pub(super) fn resolve_parametrisation(
             _ => top_k.recip(),
         },
     }))
+}
+
+impl ModelConfig {
+    /// The same network without a parametrisation: its multipliers and its scale of attention
+    /// written out. Initial values and rates are not part of it.
+    pub fn without_parametrisation(&self, spec: &ModelSpec) -> Self {
+        let mut config = self.clone();
+        if config.parametrisation.take().is_none() {
+            return config;
+        }
+        config.multipliers = spec.multipliers;
+        // That of the first layer is not divided by anything, where layers divide it.
+        let scale = spec.layers.first().and_then(|layer| match &layer.mixer {
+            MixerSpec::Attention(attention) => attention.scale,
+            MixerSpec::Lstm(_) => None,
+        });
+        if let Some(attention) = &mut config.attention {
+            attention.scale = scale;
+        }
+        config
+    }
 }
 
 /// What the base shape has to say something about.
@@ -202,6 +225,20 @@ pub(super) fn scale_attention(layers: &mut [LayerSpec], heads_over: f64) {
             });
         }
     }
+}
+
+/// What is not transferred where a token's gates begin with a sum that goes with the experts.
+pub(super) fn note_on_gates(parametrisation: &Parametrisation, layers: &[LayerSpec]) -> Option<String> {
+    let router = layers.iter().find_map(|layer| layer.ffn.router())?;
+    let RouterConfig { sigmoid, renormalise, softmax, .. } = &router.config;
+    let has_one_sum = *renormalise || sigmoid.is_some() || *softmax == SoftmaxOrder::AfterSelection;
+    (!has_one_sum && parametrisation.num_experts != parametrisation.top_k).then(|| {
+        format!(
+            "`{}.renormalise` is false, so that a token's gates begin with a sum of `top_k / num_experts`, which is not \
+             that of the base shape: experts begin weaker or stronger than there",
+            router.key
+        )
+    })
 }
 
 /// Whether each gate of a token is a number of its own, so that more of them add up to more.

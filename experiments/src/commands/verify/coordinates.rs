@@ -8,12 +8,12 @@ use anyhow::anyhow;
 use switchyard_datasets::{Dataset, Progress};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
-use switchyard_trainer::coordinates::{Coordinate, coordinates};
+use switchyard_trainer::coordinates::{Coordinate, Site, coordinates};
 use switchyard_trainer::plan::RunPlan;
 
 use crate::cli::VerifyArgs;
 use crate::commands::{load_to_run, print_text};
-use crate::coordinates::{Axis, MAX_EXPONENT, Series, base_shape, scaled, table};
+use crate::coordinates::{Axis, MAX_EXPONENT, Series, base_shape, min_exponent, scaled, table};
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
 
@@ -104,7 +104,7 @@ fn judge(args: &VerifyArgs, all: &[Series]) -> Result<(), Failure> {
         .iter()
         .filter(|series| series.is_transferred)
         .flat_map(|series| {
-            let text = |(site, exponent): (switchyard_trainer::coordinates::Site, f64)| {
+            let text = |(site, exponent): (Site, f64)| {
                 format!("{} over {} ({exponent:+.2})", site.name(), series.axis)
             };
             series.drifts().into_iter().map(text).collect::<Vec<_>>()
@@ -113,12 +113,15 @@ fn judge(args: &VerifyArgs, all: &[Series]) -> Result<(), Failure> {
     let file = args.config.file.display();
     if drifts.is_empty() {
         return print_text(&format!(
-            "{file}: what {} steps change in a transferred model goes with its size by exponents of at most {MAX_EXPONENT}\n",
-            args.steps.unwrap_or(STEPS)
+            "{file}: what {} steps change in a transferred model does not drift with its size: no exponent above \
+             {MAX_EXPONENT}, and none below {} (of what is read out, {})\n",
+            args.steps.unwrap_or(STEPS),
+            min_exponent(Site::Blocks),
+            min_exponent(Site::Logits)
         ));
     }
     Err(Failure::Fault(anyhow!(
-        "{file}: activations of transferred models drift with the model's size: exponents above {MAX_EXPONENT} of {}; a rate \
+        "{file}: activations of transferred models drift with the model's size: {}, where exponents up to {MAX_EXPONENT} are within bounds; a rate \
          that is best for the base shape is not best for larger ones. Try a lower `train.adamw.learning_rate`, or fewer \
          `--steps`: rules of the first steps hold while nothing saturates",
         drifts.join(", ")
