@@ -8,7 +8,7 @@ use std::fmt;
 
 use switchyard_trainer::coordinates::{Coordinate, Site};
 
-pub(crate) use shapes::{base_shape, scaled};
+pub(crate) use shapes::{base_shape, scaled, tuned_shape};
 pub(crate) use table::table;
 
 /// Largest exponent with which the changes of a transferred model may grow with its size. Over 8 times

@@ -32,6 +32,12 @@ pub(crate) fn base_shape(config: &RunConfig, spec: &ModelSpec) -> RunConfig {
     at_base
 }
 
+/// The shape that the learning rate of a model is chosen for: that of its base, or its own without a
+/// parametrisation. `spec` is what the model resolves to.
+pub(crate) fn tuned_shape(config: &RunConfig, spec: &ModelSpec) -> BaseShapeConfig {
+    shape_of(&base_shape(config, spec).model)
+}
+
 /// The shape of `at_base` multiplied along the axis; `None` where it cannot be: finer experts of an odd
 /// width, or along an axis that the model does not have. Transferred, it takes the rate of `at_base`.
 pub(crate) fn scaled(

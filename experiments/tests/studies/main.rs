@@ -610,6 +610,56 @@ fn verify_shows_what_drifts_with_the_size_of_a_model_and_not_of_a_transferred_on
     assert!(message.contains("`model.parametrisation` is given beside `model.lstm`"), "{message}");
 }
 
+/// A study whose second arm, twice as wide, takes the rate that the pilots of the first choose.
+const TRANSFER: &str = r#"
+name = "transfer"
+base = "base.toml"
+held_equal = "tokens"
+seeds = [0, 1]
+[budget]
+num_steps = [4]
+evaluations = 2
+[[arms]]
+label = "small"
+learning_rates = [1e-9, 0.01]
+[[arms]]
+label = "wide"
+learning_rate = { transfer_from = "small" }
+set = ["model.d_model=32", "model.attention.num_heads=4", "model.ffn.d_ff=64",
+    "model.parametrisation={ base = { d_model = 16, num_layers = 1, num_heads = 2, d_ff = 32 } }"]
+"#;
+
+#[test]
+fn an_arm_takes_the_learning_rate_that_the_pilots_of_a_smaller_one_choose() {
+    let desk = Desk::new();
+    desk.write("transfer.toml", TRANSFER);
+    desk.ok(&["compare", "transfer.toml", "--out", "out"]);
+    let result: Value =
+        serde_json::from_str(&fs::read_to_string(desk.path("out/result.json")).unwrap()).unwrap();
+    let rates: Vec<f64> =
+        result["arms"].as_array().unwrap().iter().map(|arm| arm["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [0.01, 0.01]);
+    assert_eq!(result["arms"][1]["runs"].as_array().unwrap().len(), 2);
+    for (from, to, said) in [
+        ("d_model = 16, num", "d_model = 8, num", "is another shape than the one whose rate"),
+        ("transfer_from = \"small\"", "transfer_from = \"tiny\"", "is `tiny`, which is no arm"),
+        ("transfer_from = \"small\"", "transfer_from = \"wide\"", "which has none of its own either"),
+        ("set = [\"model.d", "learning_rates = [0.1]\nset = [\"model.d", "beside `learning_rates`"),
+        (
+            ",\n    \"model.parametrisation={ base = { d_model = 16, num_layers = 1, num_heads = 2, d_ff = 32 } }\"",
+            "",
+            "the arm has no `model.parametrisation`",
+        ),
+    ] {
+        assert!(TRANSFER.contains(from), "{from}");
+        desk.write("transfer.toml", &TRANSFER.replacen(from, to, 1));
+        let refused = desk.run(&["compare", "transfer.toml", "--out", "refused"]);
+        let message = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{message}");
+        assert!(message.contains(said), "{message}");
+    }
+}
+
 #[test]
 fn a_mistake_in_a_study_is_one_message_and_runs_nothing() {
     let desk = Desk::new();
