@@ -4,6 +4,7 @@ mod allocator;
 mod cli;
 mod commands;
 mod comparison;
+mod coordinates;
 mod difference;
 mod failure;
 mod figures;

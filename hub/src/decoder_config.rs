@@ -73,6 +73,7 @@ pub(crate) fn bare(keys: &Keys) -> Result<ModelConfig, HubError> {
         vocab_size: Some(keys.size_of(&["vocab_size"])?),
         num_positions: keys.size("max_position_embeddings")?,
         multipliers: MultipliersConfig::default(),
+        parametrisation: None,
         head_bias: false,
         padding_id: keys.size("pad_token_id")?,
     })

@@ -203,6 +203,8 @@ fn computed(spec: ModelSpec) -> ModelSpec {
         layers: layers.collect(),
         dropout: 0.0,
         init: InitConfig::default(),
+        // Its multipliers and its scale of attention are in the specification.
+        parametrisation: None,
         // A row that lookups do not move is a row all the same.
         padding_id: None,
         max_seq_len,

@@ -13,7 +13,10 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use switchyard_kernels::{Alibi, CausalMask, Compute, Heads, KeyValueCache, RotaryTable, causal_attention};
 
-use crate::{AttentionPart, AttentionSpec, BlockContext, ModelSpec, ParameterSource, PositionKind, QkNorm};
+use crate::{
+    Affine, AttentionPart, AttentionSpec, BlockContext, ModelSpec, ParameterSource, PositionKind, QkNorm,
+    Role,
+};
 use logits::max_logits;
 use projection::{Projection, normalise};
 
@@ -122,19 +125,19 @@ impl DirectAttention {
         source: &ParameterSource,
     ) -> Self {
         let (d, d_q, d_kv) = (model.d_model, spec.query_width(), spec.key_width());
-        let projection = |name: &str, part, shape, std| {
+        let projection = |name: &str, part, shape| {
+            let std = model.initial_std(Role::Attention(part, Affine::Weight));
             Projection::new(&format!("{key}.{name}"), shape, std, spec.has_bias(part), source)
         };
-        let std = model.init.std;
         let scale = |width| match spec.qk_norm.scale_width(width, spec.d_head) {
             0 => None,
             width => Some(Param::from_tensor(source.ones(width))),
         };
         Self {
-            query: projection("query", AttentionPart::Query, [d, d_q], std),
-            key: projection("key", AttentionPart::Key, [d, d_kv], std),
-            value: projection("value", AttentionPart::Value, [d, d_kv], std),
-            output: projection("output", AttentionPart::Output, [d_q, d], model.residual_std()),
+            query: projection("query", AttentionPart::Query, [d, d_q]),
+            key: projection("key", AttentionPart::Key, [d, d_kv]),
+            value: projection("value", AttentionPart::Value, [d, d_kv]),
+            output: projection("output", AttentionPart::Output, [d_q, d]),
             query_norm_k: scale(d_q),
             key_norm_k: scale(d_kv),
             sinks_h: spec.sinks.then(|| Param::from_tensor(source.zeros(spec.num_heads))),

@@ -17,7 +17,10 @@ use switchyard_router::{
 };
 
 use crate::mixer::{MixerCache, MixerOutput};
-use crate::{BlockContext, LstmState, Mixer, ModelSpec, Norm, ParameterSource, Pass, Residual};
+use crate::{
+    BlockContext, CosinePart, FfnMatrix, LstmState, Mixer, ModelSpec, Norm, ParameterSource, Pass, Residual,
+    Role, RouterPart,
+};
 
 /// The feed-forward half of a block.
 #[derive(Module, Debug)]
@@ -99,7 +102,7 @@ impl FeedForward {
     pub fn new(spec: &ModelSpec, layer: usize, key: &str, source: &ParameterSource) -> Option<Self> {
         Some(match &spec.layers[layer].ffn {
             FfnSpec::Absent => return None,
-            FfnSpec::Dense(dense) => Self::Dense(dense_ffn(spec, dense, key, source)),
+            FfnSpec::Dense(dense) => Self::Dense(dense_ffn((spec, Role::Dense), dense, key, source)),
             FfnSpec::BlockSparse(sparse) => {
                 Self::BlockSparse(block_sparse_ffn(spec, sparse, layer, key, source))
             }
@@ -330,13 +333,20 @@ fn normed(norm: Option<&Norm>, x_td: Tensor<2>) -> Tensor<2> {
     }
 }
 
-fn dense_ffn(model: &ModelSpec, spec: &DenseSpec, key: &str, source: &ParameterSource) -> DenseFfn {
+/// A block whose matrices have the roles that `role` gives.
+fn dense_ffn(
+    (model, role): (&ModelSpec, impl Fn(FfnMatrix) -> Role),
+    spec: &DenseSpec,
+    key: &str,
+    source: &ParameterSource,
+) -> DenseFfn {
     let DenseSpec { activation, d_ff, bias } = *spec;
-    let (d, std, gated) = (model.d_model, model.init.std, activation.is_gated());
+    let (d, gated) = (model.d_model, activation.is_gated());
+    let std = |matrix| model.initial_std(role(matrix));
     let weights = DenseFfnWeights {
-        w_gate_df: gated.then(|| source.normal(&format!("{key}.gate"), [d, d_ff], std)),
-        w_up_df: source.normal(&format!("{key}.up"), [d, d_ff], std),
-        w_down_fd: source.normal(&format!("{key}.down"), [d_ff, d], model.residual_std()),
+        w_gate_df: gated.then(|| source.normal(&format!("{key}.gate"), [d, d_ff], std(FfnMatrix::Gate))),
+        w_up_df: source.normal(&format!("{key}.up"), [d, d_ff], std(FfnMatrix::Up)),
+        w_down_fd: source.normal(&format!("{key}.down"), [d_ff, d], std(FfnMatrix::Down)),
         b_gate_f: (bias && gated).then(|| source.zeros(d_ff)),
         b_up_f: bias.then(|| source.zeros(d_ff)),
         b_down_d: bias.then(|| source.zeros(d)),
@@ -371,15 +381,16 @@ fn moe_layer(
     key: &str,
     source: &ParameterSource,
 ) -> MoeLayer {
-    let (d, std, e, f) = (model.d_model, model.init.std, experts.num_experts, experts.d_expert);
+    let (d, e, f) = (model.d_model, experts.num_experts, experts.d_expert);
+    let std = |matrix| model.initial_std(Role::Expert(matrix));
     let activation = experts.activation;
     let router = router(&router_spec.config, [d, e, num_columns], model, &format!("{key}.router"), source);
     let weights = ExpertsWeights {
         w_gate_edf: activation
             .is_gated()
-            .then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std)),
-        w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std),
-        w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], model.residual_std()),
+            .then(|| source.normal_per_expert(&format!("{key}.gate"), [e, d, f], std(FfnMatrix::Gate))),
+        w_up_edf: source.normal_per_expert(&format!("{key}.up"), [e, d, f], std(FfnMatrix::Up)),
+        w_down_efd: source.normal_per_expert(&format!("{key}.down"), [e, f, d], std(FfnMatrix::Down)),
         biases: experts.bias.then(|| ExpertBiases {
             b_gate_ef: activation.is_gated().then(|| source.zeros_per_expert(e, f)),
             b_up_ef: source.zeros_per_expert(e, f),
@@ -388,11 +399,14 @@ fn moe_layer(
     };
     let shared_expert = experts.shared.as_ref().map(|shared| {
         let dense = DenseSpec { activation, d_ff: shared.d_expert, bias: shared.bias };
-        dense_ffn(model, &dense, &format!("{key}.shared_expert"), source)
+        dense_ffn((model, Role::Shared), &dense, &format!("{key}.shared_expert"), source)
     });
     let layer = MoeLayer::new(router, Experts::new(weights, activation), shared_expert, capacity.cloned());
     match experts.shared.as_ref().is_some_and(|shared| shared.is_gated) {
-        true => layer.with_shared_gate(source.normal(&format!("{key}.shared_gate"), [d, 1], std)),
+        true => {
+            let std = model.initial_std(Role::SharedGate);
+            layer.with_shared_gate(source.normal(&format!("{key}.shared_gate"), [d, 1], std))
+        }
         false => layer,
     }
 }
@@ -406,16 +420,24 @@ fn router(
     key: &str,
     source: &ParameterSource,
 ) -> Router {
-    let std = model.init.std * config.init_scale;
+    let std = |part| model.initial_std(Role::Router(part)) * config.init_scale;
     let weights = GateWeights {
         weight_de: (config.learns() && config.cosine.is_none())
-            .then(|| source.normal(key, [d, num_columns], std)),
+            .then(|| source.normal(key, [d, num_columns], std(RouterPart::Weight))),
         logit_bias_e: config.gate_bias.then(|| source.zeros(e)),
         noise_weight_de: matches!(config.selection, Selection::Noisy(_))
             .then(|| Tensor::zeros([d, e], source.device())),
         cosine: config.cosine.as_ref().map(|cosine| CosineWeights {
-            projection_dc: source.normal(&format!("{key}.projection"), [d, cosine.d_projection], std),
-            directions_ce: source.normal(&format!("{key}.directions"), [cosine.d_projection, e], std),
+            projection_dc: source.normal(
+                &format!("{key}.projection"),
+                [d, cosine.d_projection],
+                std(RouterPart::Cosine(CosinePart::Projection)),
+            ),
+            directions_ce: source.normal(
+                &format!("{key}.directions"),
+                [cosine.d_projection, e],
+                std(RouterPart::Cosine(CosinePart::Directions)),
+            ),
             log_scale_1: source.zeros(1) - cosine.temperature.ln(),
         }),
         bias_e: config.bias.as_ref().map(|_| source.zeros(e)),

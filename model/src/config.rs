@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::{Activation, BlockSparseConfig, MoeConfig};
 use switchyard_ground::open_choice::OpenChoice;
 
-use crate::{AttentionBias, QkNorm, RopeScaling};
+use crate::{AttentionBias, ParametrisationConfig, QkNorm, RopeScaling};
 
 /// A language model: a decoder-only Transformer, or layers of LSTM. The vocabulary comes from the
 /// tokenizer.
@@ -58,6 +58,10 @@ pub struct ModelConfig {
     /// Fixed factors inside the network; each is 1 by default.
     #[serde(default, skip_serializing_if = "MultipliersConfig::is_default")]
     pub multipliers: MultipliersConfig,
+    /// Transfer the learning rate of a smaller shape to this one; absent trains with the rate as it is
+    /// written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parametrisation: Option<ParametrisationConfig>,
     /// Bias on the scores of the head; default false.
     #[serde(default, skip_serializing_if = "is_false")]
     pub head_bias: bool,

@@ -355,6 +355,7 @@ mod tests {
             init: InitConfig::default(),
             num_positions: None,
             multipliers: MultipliersConfig::default(),
+            parametrisation: None,
             head_bias: false,
             padding_id: None,
         }

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_kernels::embedding;
 
-use crate::{ModelSpec, ParameterSource, PositionKind};
+use crate::{EmbeddingPart, ModelSpec, ParameterSource, PositionKind, Role};
 
 /// Token ids to vectors, with learned or sinusoidal positions added.
 #[derive(Module, Debug)]
@@ -24,16 +24,16 @@ impl Embedding {
     /// An embedding with initial values from `source`.
     pub fn new(spec: &ModelSpec, source: &ParameterSource) -> Self {
         let learned = matches!(spec.position, PositionKind::Learned);
-        let std = spec.init.std;
+        let std = |part| spec.initial_std(Role::Embedding(part));
         Self {
             token_vd: Param::from_tensor(source.normal(
                 "embedding.token",
                 [spec.vocab_size, spec.d_model],
-                std,
+                std(EmbeddingPart::Token),
             )),
             position_sd: learned.then(|| {
                 let shape = [spec.num_positions(), spec.d_model];
-                Param::from_tensor(source.normal("embedding.position", shape, std))
+                Param::from_tensor(source.normal("embedding.position", shape, std(EmbeddingPart::Position)))
             }),
             sinusoidal: matches!(spec.position, PositionKind::Sinusoidal),
             multiplier: spec.multipliers.embedding,

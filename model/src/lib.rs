@@ -13,6 +13,7 @@
 //! | how rotary angles are stretched | `rope_scaling` |
 //! | where initial values and the noise of a step come from | [`random`] |
 //! | what is a parameter called, and what is it for | `names`, `parameters` |
+//! | how initial values, rates and multipliers go with its size | `parametrisation` |
 //! | how large is it, what does a token cost | `counts` |
 //! | what does a pass over tokens hold in memory | `footprint` |
 //! | where did a NaN come from | `non_finite` |
@@ -32,6 +33,7 @@ mod non_finite;
 mod norm;
 mod padding;
 mod parameters;
+mod parametrisation;
 mod pass;
 mod qk_clip;
 mod qk_norm;
@@ -67,6 +69,7 @@ pub use parameters::{
     Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
     update_parameters,
 };
+pub use parametrisation::{BaseShapeConfig, Parametrisation, ParametrisationConfig, RoleFactors};
 pub use pass::{BlockContext, ModelInput, Pass, PassOptions};
 pub use qk_clip::with_scaled_logits;
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};

@@ -344,6 +344,20 @@ impl Role {
         matches!(self, Self::Expert(_) | Self::ExpertBias(_))
     }
 
+    /// Whether it is the matrix that ends a half of a block, whose product is added to the residual
+    /// stream.
+    pub fn writes_to_residual(self) -> bool {
+        matches!(
+            self,
+            Self::Attention(AttentionPart::Output, Affine::Weight)
+                | Self::Lstm(LstmPart::Projection)
+                | Self::Dense(FfnMatrix::Down)
+                | Self::BlockSparse(FfnMatrix::Down)
+                | Self::Expert(FfnMatrix::Down)
+                | Self::Shared(FfnMatrix::Down)
+        )
+    }
+
     /// Whether it is a vector: a bias, or what scales a norm or a gate. Vectors do not decay.
     pub fn is_vector(self) -> bool {
         match self {

@@ -4,14 +4,15 @@ mod attention;
 mod ffn;
 mod limits;
 mod lstm;
+mod parametrisation;
 mod position;
 
 use switchyard_ground::key_checks::{below_one, in_range, not_negative, positive};
 use switchyard_ground::key_error::KeyError;
 
 use crate::{
-    LayerNormConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, NormConfig, NormKind, PositionKind,
-    Residual, RmsNormConfig,
+    LayerNormConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, MultipliersConfig, NormConfig, NormKind,
+    Parametrisation, PositionKind, Residual, RmsNormConfig,
 };
 use limits::{MAX_D_MODEL, MAX_LAYERS};
 
@@ -35,11 +36,16 @@ impl ModelConfig {
         not_negative("model.init.std", self.init.std)?;
         self.check_multipliers()?;
         let (position, mixers) = self.resolve_mixers()?;
-        let layers = ffn::resolve_ffn(self, seq_len, notes)?
+        let mut layers: Vec<LayerSpec> = ffn::resolve_ffn(self, seq_len, notes)?
             .into_iter()
             .zip(mixers)
             .map(|(ffn, mixer)| LayerSpec { mixer, ffn, residual: self.residual })
             .collect();
+        let parametrisation = parametrisation::resolve_parametrisation(self, &layers)?;
+        if let Some(parametrisation) = &parametrisation {
+            parametrisation::scale_attention(&mut layers, parametrisation.d_head);
+            notes.extend(parametrisation::note_on_gates(parametrisation, &layers));
+        }
         let vocab_size = self.checked_vocab_size(num_ids)?;
         let spec = ModelSpec {
             vocab_size,
@@ -52,7 +58,8 @@ impl ModelConfig {
             tie_embeddings: self.tie_embeddings,
             dropout: self.dropout,
             init: self.init.clone(),
-            multipliers: self.multipliers,
+            multipliers: self.multipliers_of(parametrisation.as_ref()),
+            parametrisation,
             head_bias: self.head_bias,
             padding_id: self.checked_padding(vocab_size)?,
         };
@@ -92,6 +99,19 @@ impl ModelConfig {
         let factors =
             [("embedding", factors.embedding), ("residual", factors.residual), ("logits", factors.logits)];
         factors.iter().try_for_each(|(key, value)| positive(&format!("model.multipliers.{key}"), *value))
+    }
+
+    /// The factors that are written, times those of the parametrisation.
+    fn multipliers_of(&self, parametrisation: Option<&Parametrisation>) -> MultipliersConfig {
+        let MultipliersConfig { embedding, residual, logits } = self.multipliers;
+        match parametrisation {
+            Some(parametrisation) => MultipliersConfig {
+                embedding,
+                residual: residual * parametrisation.residual_multiplier(),
+                logits: logits * parametrisation.logits_multiplier(),
+            },
+            None => self.multipliers,
+        }
     }
 
     fn checked_vocab_size(&self, num_ids: usize) -> Result<usize, KeyError> {

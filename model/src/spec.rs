@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use switchyard_experts::{ExpertsSpec, FfnSpec, RouterSpec};
 
 use crate::{
-    AttentionBias, AttentionPart, InitConfig, LatentConfig, MultipliersConfig, QkNorm, Residual, RopeScaling,
+    AttentionBias, AttentionPart, InitConfig, LatentConfig, MultipliersConfig, Parametrisation, QkNorm,
+    Residual, Role, RoleFactors, RopeScaling,
 };
 
 /// A language model that reads from left to right, every default filled in and every rule checked.
@@ -31,9 +32,13 @@ pub struct ModelSpec {
     pub dropout: f64,
     /// Initial parameter values.
     pub init: InitConfig,
-    /// Fixed factors.
+    /// Fixed factors, those of the parametrisation included.
     #[serde(default)]
     pub multipliers: MultipliersConfig,
+    /// Sizes over those of the shape that the learning rate is transferred from; `None` takes the rate
+    /// as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parametrisation: Option<Parametrisation>,
     /// Bias on the head's scores.
     #[serde(default)]
     pub head_bias: bool,
@@ -235,10 +240,23 @@ impl ModelSpec {
         self.layers.get(layer)?.ffn.routed().map(|(experts, _)| experts)
     }
 
-    /// Standard deviation of the projections that write to the residual stream.
+    /// What holds for the parameters of `role`, over what holds without a parametrisation.
+    pub fn factors(&self, role: Role) -> RoleFactors {
+        self.parametrisation.map_or(RoleFactors::NONE, |parametrisation| parametrisation.factors(role))
+    }
+
+    /// Standard deviation of the initial values of a matrix of `role`.
+    pub fn initial_std(&self, role: Role) -> f64 {
+        let std = if role.writes_to_residual() { self.residual_std() } else { self.init.std };
+        std * self.factors(role).std
+    }
+
+    /// Standard deviation of the projections that write to the residual stream. With a
+    /// parametrisation the multiplier heeds the depth, and this only that of the base shape.
     pub fn residual_std(&self) -> f64 {
+        let base = self.parametrisation.map(|parametrisation| parametrisation.base_num_layers);
         if self.init.scale_residual {
-            self.init.std / (2.0 * self.num_layers() as f64).sqrt()
+            self.init.std / (2.0 * base.unwrap_or(self.num_layers()) as f64).sqrt()
         } else {
             self.init.std
         }

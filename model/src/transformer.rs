@@ -14,7 +14,7 @@ use switchyard_router::{BalanceCount, PooledBalance};
 
 use crate::{
     Block, BlockContext, BlockOutput, Embedding, MixerSpec, ModelInput, ModelSpec, ModelState, Norm,
-    ParameterSource, Pass, PositionKind, rope_scaling::frequencies,
+    ParameterSource, Pass, PositionKind, Role, rope_scaling::frequencies,
 };
 
 /// A target that does not count: of padding.
@@ -55,8 +55,10 @@ impl Transformer {
     /// The network at its initial values, a pure function of `seed` and `spec`.
     pub fn new(spec: &ModelSpec, seed: u64, device: &Device) -> Self {
         let source = ParameterSource::new(seed, device);
-        let head =
-            || Param::from_tensor(source.normal("head", [spec.d_model, spec.vocab_size], spec.init.std));
+        let head = || {
+            let shape = [spec.d_model, spec.vocab_size];
+            Param::from_tensor(source.normal("head", shape, spec.initial_std(Role::Head)))
+        };
         Self {
             embedding: Embedding::new(spec, &source),
             blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),

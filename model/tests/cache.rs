@@ -60,6 +60,7 @@ fn with(attention: AttentionSpec, ffn: FfnSpec, position: PositionKind) -> Model
         // Large, so that scores differ.
         init: InitConfig { std: 0.3, scale_residual: false },
         multipliers: MultipliersConfig::default(),
+        parametrisation: None,
         head_bias: false,
         padding_id: None,
     }

@@ -42,6 +42,7 @@ fn spec(d_hidden: usize) -> ModelSpec {
         dropout: 0.0,
         init: InitConfig::default(),
         multipliers: MultipliersConfig::default(),
+        parametrisation: None,
         head_bias: false,
         padding_id: None,
     }

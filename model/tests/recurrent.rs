@@ -45,6 +45,7 @@ fn spec(norm: NormKind) -> ModelSpec {
         // Large, so that states matter.
         init: InitConfig { std: 0.5, scale_residual: false },
         multipliers: MultipliersConfig::default(),
+        parametrisation: None,
         head_bias: false,
         padding_id: None,
     }

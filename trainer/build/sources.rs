@@ -23,13 +23,14 @@ pub(crate) const PACKAGES: [&str; 6] = [
 ];
 
 /// What of `trainer/src` reads, reports, measures or finds files, and changes no number of a run.
-pub(crate) const REPORTING: [&str; 21] = [
+pub(crate) const REPORTING: [&str; 22] = [
     "available_memory.rs",
     "average.rs",
     "benchmark.rs",
     "benchmark/",
     "config_file.rs",
     "config_file/",
+    "coordinates.rs",
     "energy.rs",
     "error.rs",
     "flight/",

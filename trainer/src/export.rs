@@ -65,7 +65,7 @@ pub fn export(checkpoint: &Checkpoint, settings: &ExportSettings) -> Result<Cert
     let ExportSettings { to, element, experts, family } = settings;
     check_target(to)?;
     let plan = &checkpoint.plan;
-    let mut config = checkpoint.config.model.clone();
+    let mut config = checkpoint.config.model.without_parametrisation(&plan.model);
     config.vocab_size = Some(plan.model.vocab_size);
     config.num_positions = Some(plan.model.num_positions());
     if let Some(attention) = &mut config.attention {

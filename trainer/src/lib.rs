@@ -16,6 +16,7 @@
 //! | where the data lies, if it has moved | [`moved_data`] |
 //! | what every expert did, and what went wrong since when | [`flight`] |
 //! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
+//! | how large activations are after a few steps | [`coordinates`] |
 //! | how fast it runs | [`benchmark`] |
 
 pub mod available_memory;
@@ -27,6 +28,7 @@ pub mod choices;
 pub mod completion;
 pub mod config;
 pub mod config_file;
+pub mod coordinates;
 pub mod device;
 pub mod energy;
 mod error;

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
-use switchyard_model::{Named, ParameterName, ParameterTensor, Role, update_parameters};
+use switchyard_model::{
+    ModelSpec, Named, ParameterName, ParameterTensor, Parametrisation, Role, RoleFactors, update_parameters,
+};
 
 use crate::config::{AdamWConfig, MuonConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
@@ -125,6 +127,7 @@ pub struct Optimizer {
     adamw: AdamWConfig,
     muon: Option<MuonConfig>,
     groups: Vec<ParameterGroupConfig>,
+    parametrisation: Option<Parametrisation>,
     /// Updates done.
     step: u64,
     moments: BTreeMap<ParameterName, Moments>,
@@ -151,9 +154,10 @@ enum ParameterStep {
 }
 
 impl Optimizer {
-    /// A fresh optimizer of `train.adamw`, `train.muon` and `train.groups`: no moments yet.
-    pub fn new(train: &TrainConfig) -> Self {
-        Self::restore(train, 0, BTreeMap::new())
+    /// A fresh optimizer of `train.adamw`, `train.muon` and `train.groups` for this model: no moments
+    /// yet.
+    pub fn new(train: &TrainConfig, model: &ModelSpec) -> Self {
+        Self::restore((train, model), 0, BTreeMap::new())
     }
 
     /// The model after one update.
@@ -173,7 +177,8 @@ impl Optimizer {
         })
     }
 
-    /// The step of one parameter: of its group, where it has one.
+    /// The step of one parameter: of its group, where it has one, times what the model's
+    /// parametrisation says of its role. Its factors are AdamW's: a plan has no Muon beside it.
     fn step_of(&self, name: ParameterName, learning_rate: f64, gradient_scale: f64) -> ParameterStep {
         let group = group_of(&self.groups, name);
         let learning_rate = learning_rate * group.map_or(1.0, |group| group.learning_rate_factor);
@@ -187,15 +192,20 @@ impl Optimizer {
                 weight_decay: own_decay.or(muon.weight_decay).unwrap_or(self.adamw.weight_decay),
                 gradient_scale,
             }),
-            None => ParameterStep::AdamW(AdamWStep {
-                learning_rate,
-                beta1: self.adamw.beta1,
-                beta2: self.adamw.beta2,
-                epsilon: self.adamw.epsilon,
-                weight_decay: own_decay.unwrap_or(self.usual_decay(name.role)),
-                step: self.step,
-                gradient_scale,
-            }),
+            None => {
+                let of_role =
+                    self.parametrisation.map_or(RoleFactors::NONE, |of_model| of_model.factors(name.role));
+                let weight_decay = own_decay.unwrap_or(self.usual_decay(name.role));
+                ParameterStep::AdamW(AdamWStep {
+                    learning_rate: learning_rate * of_role.learning_rate,
+                    beta1: self.adamw.beta1,
+                    beta2: self.adamw.beta2,
+                    epsilon: self.adamw.epsilon * of_role.epsilon,
+                    weight_decay: weight_decay * of_role.weight_decay(),
+                    step: self.step,
+                    gradient_scale,
+                })
+            }
         }
     }
 
@@ -260,9 +270,13 @@ impl Optimizer {
     }
 
     /// The optimizer after `step` updates, with the moments of each parameter.
-    pub(crate) fn restore(train: &TrainConfig, step: u64, moments: BTreeMap<ParameterName, Moments>) -> Self {
+    pub(crate) fn restore(
+        (train, model): (&TrainConfig, &ModelSpec),
+        step: u64,
+        moments: BTreeMap<ParameterName, Moments>,
+    ) -> Self {
         let (adamw, muon, groups) = (train.adamw.clone(), train.muon.clone(), train.groups.clone());
-        Self { adamw, muon, groups, step, moments }
+        Self { adamw, muon, groups, parametrisation: model.parametrisation, step, moments }
     }
 }
 

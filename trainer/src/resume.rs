@@ -71,7 +71,7 @@ pub(crate) fn start(
         return Ok(Start {
             notes: note_on_start(config).into_iter().chain(parameter_groups::notes(&model, config)).collect(),
             model,
-            optimizer: Optimizer::new(&config.train),
+            optimizer: Optimizer::new(&config.train, &plan.model),
             state: TrainingState::initial(config.seed, &dataset.manifest.key),
             carried: None,
             resumed: false,

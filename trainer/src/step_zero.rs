@@ -55,7 +55,7 @@ impl StepZero<'_> {
         let (log, _) = MetricsFile::create(&folder.paths().metrics())?;
         let mut state = TrainingState::initial(config.seed, data_key);
         state.metrics_log = Some(log.mark());
-        let optimizer = Optimizer::new(&config.train);
+        let optimizer = Optimizer::new(&config.train, &plan.model);
         let snapshot =
             Snapshot { model, optimizer: &optimizer, carried: None, state: &state, config, plan, tokenizer };
         Ok(CheckpointStore::open(&folder.paths().checkpoints())?.save(&snapshot)?)

@@ -558,3 +558,34 @@ fn a_mistake_in_the_flight_recorders_table_names_its_key() {
     let misspelt = message("train.flight_recorder.scores_every=5");
     assert!(misspelt.contains("scores_every"), "{misspelt}");
 }
+
+/// The base shape of the sound configuration, changed.
+fn with_base(from: &str, to: &str) -> String {
+    let base = "d_model = 16, num_layers = 2, num_heads = 2, num_experts = 4, d_expert = 8, top_k = 1";
+    assert!(base.contains(from), "nothing to replace: {from}");
+    let base = format!("[model.parametrisation]\nbase = {{ {} }}\n\n[train]", base.replacen(from, to, 1));
+    loaded(&SOUND.replacen("[train]", &base, 1), &[]).map_or_else(|error| error, |(_, plan)| plan.describe())
+}
+
+#[test]
+fn a_base_shape_says_what_the_model_has_and_nothing_else() {
+    let sound = with_base("top_k = 1", "top_k = 1");
+    assert!(sound.contains("transferred: width x2.000, depth x2.000 of the base"), "{sound}");
+    insta::assert_snapshot!(with_base("top_k = 1", "top_k = 5"), @"run.toml:23:86: `model.parametrisation.base.top_k` is 5: use 1..=4");
+    insta::assert_snapshot!(with_base("d_model = 16", "d_model = 0"), @"run.toml:23:10: `model.parametrisation.base.d_model` is 0: use 1..=65536");
+    insta::assert_snapshot!(with_base("num_heads = 2", "num_heads = 3"), @"run.toml:23:40: `model.parametrisation.base.num_heads` is 3, which does not divide `model.parametrisation.base.d_model` = 16: use a divisor, or set `model.parametrisation.base.d_head`");
+    insta::assert_snapshot!(with_base(", d_expert = 8", ""), @"run.toml:23:1: `model.parametrisation.base.d_expert` is missing, but the model has a mixture of experts: give that of the base shape");
+    insta::assert_snapshot!(with_base("top_k = 1", "top_k = 1, d_ff = 32"), @"run.toml:23:97: `model.parametrisation.base.d_ff` has no effect: the model has no dense blocks: remove the key");
+    insta::assert_snapshot!(with_base("top_k = 1", "top_k = 1, d_shared_expert = 32"), @"run.toml:23:97: `model.parametrisation.base.d_shared_expert` has no effect: the model has no shared expert: remove the key");
+    insta::assert_snapshot!(with_base("top_k = 1", "granularity = 1"), @"run.toml:23:86: `model.parametrisation.base.granularity` is not a key of the configuration: [model.parametrisation.base] takes d_expert, d_ff, d_head, d_model, d_shared_expert, num_experts, num_heads, num_layers, top_k. Did you mean `model.ffn.moe.granularity`?");
+    insta::assert_snapshot!(with_base("d_model = 16, ", ""), @"run.toml:23:1: [model.parametrisation.base] lacks `d_model` (Width of its residual stream): add a whole number, 0 or more, or pass `--set model.parametrisation.base.d_model=VALUE`");
+    let beside = |overrides: &[&str]| {
+        let base = "d_model = 16, num_layers = 2, num_heads = 2, num_experts = 4, d_expert = 8, top_k = 1";
+        let base = format!("model.parametrisation.base={{ {base} }}");
+        set(&[&[base.as_str()], overrides].concat())
+    };
+    insta::assert_snapshot!(beside(&["model.residual=\"post_norm\""]), @r#"--set model.parametrisation.base={ d_model = 16, num_layers = 2, num_heads = 2, num_experts = 4, d_expert = 8, top_k = 1 }: `model.parametrisation.base.num_layers` is 2, but the model has 4 layers, and for `model.residual` = "post_norm" no rule over depth is known: use 4, or another `model.residual`"#);
+    insta::assert_snapshot!(beside(&["model.attention=", "model.lstm={}"]), @"--set model.parametrisation.base={ d_model = 16, num_layers = 2, num_heads = 2, num_experts = 4, d_expert = 8, top_k = 1 }: `model.parametrisation` is given beside `model.lstm`, for which no rule is known: remove one of them");
+    insta::assert_snapshot!(beside(&["model.ffn.moe.router.selection={ soft = {} }"]), @"--set model.parametrisation.base={ d_model = 16, num_layers = 2, num_heads = 2, num_experts = 4, d_expert = 8, top_k = 1 }: `model.parametrisation` is given beside `model.ffn.moe.router.selection.soft`, for which no rule is known: remove one of them");
+    insta::assert_snapshot!(beside(&["model.ffn.moe.router_overrides=[{ layers = [1], router = { top_k = 1 , constant_gate = true} }]"]), @"--set model.ffn.moe.router_overrides=[{ layers = [1], router = { top_k = 1 , constant_gate = true} }]: `model.ffn.moe.router_overrides[0].router.top_k` is 1 with gates of one sum, and that of other layers 2 with gates of one sum: their experts would need rates of their own: give all routers the same `top_k` and sum of gates, or remove `model.parametrisation`");
+}

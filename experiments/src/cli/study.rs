@@ -113,7 +113,10 @@ pub(crate) struct ReportArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Optimizer steps of the proof
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) steps: u64,
+    /// Optimizer steps of the proof [default: 20, with --coordinates 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: Option<u64>,
+    /// Check that what the first steps change in the activations does not go with width, depth, experts and granularity
+    #[arg(long)]
+    pub(crate) coordinates: bool,
 }

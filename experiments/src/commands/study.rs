@@ -178,6 +178,13 @@ impl<'a> Session<'a> {
             say!("{}: learning rate {rate} ({nats:.4} nats in the pilot)", arm.label);
             self.learning_rates[index] = rate;
         }
+        for (index, arm) in self.arms.iter().enumerate() {
+            if let Some(source) = arm.transfers_from {
+                self.learning_rates[index] = self.learning_rates[source];
+                let rate = self.learning_rates[index];
+                say!("{}: learning rate {rate}, that of {}", arm.label, self.arms[source].label);
+            }
+        }
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! `switchyard verify`: that a comparison with a recipe is fair, proved by doing it.
 
+mod coordinates;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
-use switchyard_model::Role;
+use switchyard_model::{BaseShapeConfig, ParametrisationConfig, Role};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
 use switchyard_trainer::metrics::{Record, read_metrics};
@@ -21,7 +23,13 @@ use crate::interrupt::Interruption;
 /// Takes the feed-forward block out of a recipe, to make room for another.
 const FORGET_FFN: [&str; 3] = ["model.ffn.moe=", "model.ffn.d_ff=", "model.ffn.block_sparse="];
 
+/// Steps of the proof, unless given.
+const STEPS: u64 = 20;
+
 pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), Failure> {
+    if args.coordinates {
+        return coordinates::run(args, interruption);
+    }
     let (loaded, _) = load_to_run(&args.config.file, &args.config.overrides)?;
     let ffn = &loaded.config.model.ffn;
     if ffn.bias {
@@ -35,12 +43,18 @@ pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), 
         (None, Some(d_ff)) => d_ff,
         (None, None) => ffn.block_sparse.as_ref().map_or(1, |block| block.d_ff),
     };
-    let one_expert =
-        format!("model.ffn.moe={{ num_experts = 1, d_expert = {width}, router = {{ top_k = 1 }} }}");
+    let mut dense = vec![format!("model.ffn.d_ff={width}")];
+    let mut one_expert =
+        vec![format!("model.ffn.moe={{ num_experts = 1, d_expert = {width}, router = {{ top_k = 1 }} }}")];
+    if let Some(ParametrisationConfig { base }) = &loaded.config.model.parametrisation {
+        let [of_dense, of_expert] = base_shapes(base);
+        dense.extend(of_dense);
+        one_expert.extend(of_expert);
+    }
     let folder =
         tempfile::tempdir().map_err(|error| Failure::Fault(anyhow!("cannot make a folder: {error}")))?;
     let stop = interruption.watch("stopping after this step")?;
-    let dense = Trained::new(args, &folder.path().join("dense"), format!("model.ffn.d_ff={width}"), &stop)?;
+    let dense = Trained::new(args, &folder.path().join("dense"), dense, &stop)?;
     let moe = Trained::new(args, &folder.path().join("one-expert"), one_expert, &stop)?;
     let rows = compare_rows(&dense.records, &moe.records)?;
     let params = compare_parameters(&dense.checkpoint, &moe.checkpoint)?;
@@ -48,8 +62,23 @@ pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), 
         "{}: a mixture of one expert is the dense model, bit for bit: {rows} rows (losses, gradient norms) and {params} \
          parameter tensors after {} steps, hidden width {width}\n",
         args.config.file.display(),
-        args.steps
+        args.steps.unwrap_or(STEPS)
     ))
+}
+
+/// The base shape of each of the two, whose block is as wide as what a token uses of the recipe's.
+fn base_shapes(base: &BaseShapeConfig) -> [Vec<String>; 2] {
+    let width = match (base.d_expert, base.top_k) {
+        (Some(d_expert), Some(top_k)) => d_expert * top_k,
+        _ => base.d_ff.unwrap_or(1),
+    };
+    let forget = ["num_experts", "d_expert", "top_k", "d_shared_expert", "d_ff"];
+    let set = |keys: &[(&str, usize)]| {
+        let key = |name: &str| format!("model.parametrisation.base.{name}");
+        let given = keys.iter().map(|(name, value)| format!("{}={value}", key(name)));
+        forget.iter().map(|name| format!("{}=", key(name))).chain(given).collect()
+    };
+    [set(&[("d_ff", width)]), set(&[("num_experts", 1), ("d_expert", width), ("top_k", 1)])]
 }
 
 /// A short run and what it left.
@@ -59,10 +88,11 @@ struct Trained {
 }
 
 impl Trained {
-    fn new(args: &VerifyArgs, out: &Path, ffn: String, stop: &Arc<AtomicBool>) -> Result<Self, Failure> {
+    fn new(args: &VerifyArgs, out: &Path, ffn: Vec<String>, stop: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let mut overrides = args.config.overrides.clone();
         overrides.extend(FORGET_FFN.map(String::from));
-        overrides.extend([ffn, format!("train.num_steps={}", args.steps)]);
+        overrides.extend(ffn);
+        overrides.extend([format!("train.num_steps={}", args.steps.unwrap_or(STEPS))]);
         overrides.extend(
             ["train.schedule.warmup_steps=0", "train.eval_every_steps=", "sample.num_tokens=0"]
                 .map(String::from),

@@ -92,7 +92,10 @@ impl Evidence<'_> {
             measured_peak_bytes: arm.measured_peak_bytes,
             equality: arm.equality,
             learning_rate: self.learning_rates[index],
-            learning_rate_grid: arm.learning_rates.iter().map(|&rate| (rate, pilot_loss(rate))).collect(),
+            learning_rate_grid: match arm.transfers_from {
+                Some(_) => vec![(self.learning_rates[index], None)],
+                None => arm.learning_rates.iter().map(|&rate| (rate, pilot_loss(rate))).collect(),
+            },
             runs,
             diverged: self
                 .diverged

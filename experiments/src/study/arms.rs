@@ -8,6 +8,8 @@ use switchyard_trainer::config_file::{self, Override};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::train::check_words;
 
+use crate::coordinates::tuned_shape;
+
 use super::equality::{nearest_width, quantity};
 use super::file::{ArmConfig, LoadedStudy, StudyFile};
 use super::metric::Metric;
@@ -31,6 +33,8 @@ pub(crate) struct Arm {
     pub(crate) measured_peak_bytes: Option<u64>,
     /// Learning rates to choose from, at least one.
     pub(crate) learning_rates: Vec<f64>,
+    /// The arm whose choice is taken instead.
+    pub(crate) transfers_from: Option<usize>,
 }
 
 /// The arms of `loaded`, the baseline first, each solved for what is held equal.
@@ -65,7 +69,34 @@ pub(crate) fn resolve_arms(loaded: &LoadedStudy) -> Result<Vec<Arm>, Failure> {
         })?;
         arms.push(arm);
     }
+    for index in 0..arms.len() {
+        if let Some(source) = arms[index].transfers_from {
+            check_transfer(loaded, &arms[index], &arms[source])?;
+            // Until the choice is made, what it is made from first.
+            arms[index].learning_rates = vec![arms[source].learning_rates[0]];
+        }
+    }
     Ok(arms)
+}
+
+/// Ok if the rate of `source` is one for the arm: its parametrisation begins at the shape that the rate
+/// is chosen for.
+fn check_transfer(loaded: &LoadedStudy, arm: &Arm, source: &Arm) -> Result<(), Failure> {
+    let tuned_shape = |arm: &Arm| tuned_shape(&arm.config, &arm.plan.model);
+    let problem = match arm.config.model.parametrisation {
+        None => "the arm has no `model.parametrisation`",
+        Some(_) if tuned_shape(arm) != tuned_shape(source) => {
+            "`model.parametrisation.base` of the arm is another shape than the one whose rate that arm chooses"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Failure::Mistake(format!(
+        "{}: arm `{}`: `learning_rate.transfer_from` is `{}`, but {problem}: give the arm the sizes of `{}` as its base",
+        loaded.path.display(),
+        arm.label,
+        source.label,
+        source.label
+    )))
 }
 
 /// Ok unless the arm has a key that the study's own would take the effect from.
@@ -118,8 +149,11 @@ pub(crate) fn written_arm(
         [] => vec![config.train.adamw.learning_rate],
         given => given.to_vec(),
     };
-    let (label, equality) = (arm.label.clone(), 1.0);
-    Ok(Arm { label, overrides, config, plan, equality, measured_peak_bytes: None, learning_rates })
+    let source = arm.learning_rate.as_ref().map(|transfer| &transfer.transfer_from);
+    let transfers_from =
+        source.and_then(|label| loaded.study.arms.iter().position(|arm| arm.label == *label));
+    let (label, equality, measured_peak_bytes) = (arm.label.clone(), 1.0, None);
+    Ok(Arm { label, overrides, config, plan, equality, measured_peak_bytes, learning_rates, transfers_from })
 }
 
 fn solved_arm(loaded: &LoadedStudy, config: &ArmConfig, baseline: &Arm) -> Result<Arm, Failure> {

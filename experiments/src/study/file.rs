@@ -129,6 +129,18 @@ pub(crate) struct ArmConfig {
     pub(crate) solve: Option<String>,
     /// Learning rates of this arm in place of the study's.
     pub(crate) learning_rates: Option<Vec<f64>>,
+    /// The rate of another arm in place of a choice of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) learning_rate: Option<TransferConfig>,
+}
+
+/// `learning_rate = { transfer_from = "LABEL" }` of an arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TransferConfig {
+    /// The arm whose rate is taken, as its pilots choose it. This arm's `model.parametrisation` has the
+    /// shape of that arm as its base, or the same base.
+    pub(crate) transfer_from: String,
 }
 
 impl Default for QuestionConfig {
@@ -361,6 +373,7 @@ impl StudyFile {
                 &format!("arms[{index}].learning_rates"),
                 arm.learning_rates.as_deref().unwrap_or(&[]),
             )?;
+            self.check_transfer(index, arm)?;
             if self.arms[..index].iter().any(|earlier| earlier.label == arm.label) {
                 let problem = format!("is `{}`, as an earlier arm's", arm.label);
                 let key = format!("arms[{index}].label");
@@ -368,6 +381,26 @@ impl StudyFile {
             }
         }
         Ok(())
+    }
+}
+
+impl StudyFile {
+    /// Ok if the arm whose rate this one takes is there, and chooses one.
+    fn check_transfer(&self, index: usize, arm: &ArmConfig) -> Result<(), KeyError> {
+        let Some(TransferConfig { transfer_from: label }) = &arm.learning_rate else { return Ok(()) };
+        let key = format!("arms[{index}].learning_rate.transfer_from");
+        if arm.learning_rates.is_some() {
+            let problem = format!("is `{label}`, beside `learning_rates` to choose from");
+            return Err(KeyError::new(key, problem, "keep one of them"));
+        }
+        let (problem, remedy) = match self.arms.iter().find(|other| other.label == *label) {
+            None => ("which is no arm", "name one of the arms"),
+            Some(other) if other.learning_rate.is_some() => {
+                ("which has none of its own either", "name the arm that chooses")
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(KeyError::new(key, format!("is `{label}`, {problem}"), remedy))
     }
 }
 

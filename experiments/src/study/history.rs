@@ -358,6 +358,7 @@ mod tests {
                 label: "dense".into(),
                 overrides: Vec::new(),
                 learning_rates: vec![0.1],
+                transfers_from: None,
                 recipe_sha256: Some("a".into()),
             }],
             procedure: None,

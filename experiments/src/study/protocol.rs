@@ -53,6 +53,9 @@ pub(crate) struct ProtocolArm {
     pub(crate) overrides: Vec<String>,
     /// Learning rates to choose from.
     pub(crate) learning_rates: Vec<f64>,
+    /// The arm whose choice of a rate is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) transfers_from: Option<String>,
     /// SHA-256 of its whole recipe, without the places of the data; `None` in protocols of earlier
     /// versions.
     #[serde(default)]
@@ -62,7 +65,10 @@ pub(crate) struct ProtocolArm {
 impl ProtocolArm {
     /// In what it differs from `before`, in words; nothing if it does not.
     fn change_since(&self, before: &Self) -> Option<&'static str> {
-        if self.overrides != before.overrides || self.learning_rates != before.learning_rates {
+        if self.overrides != before.overrides
+            || self.learning_rates != before.learning_rates
+            || self.transfers_from != before.transfers_from
+        {
             return Some("changed");
         }
         let recipes = self.recipe_sha256.as_ref().zip(before.recipe_sha256.as_ref());
@@ -85,6 +91,7 @@ impl Protocol {
                     label: arm.label.clone(),
                     overrides: arm.overrides.clone(),
                     learning_rates: arm.learning_rates.clone(),
+                    transfers_from: arm.transfers_from.map(|source| arms[source].label.clone()),
                     recipe_sha256: Some(placeless_hash(&arm.config)),
                 })
                 .collect(),

@@ -261,6 +261,15 @@ fn what_chance_may_do(evidence: &Evidence<'_>, comparisons: &[ArmComparison]) ->
     for (arm, &chosen) in evidence.arms.iter().zip(evidence.learning_rates) {
         notes.extend(edge_of_grid(&arm.label, &arm.learning_rates, chosen));
     }
+    for arm in evidence.arms {
+        notes.extend(arm.transfers_from.map(|source| {
+            let source = &evidence.arms[source].label;
+            format!(
+                "The learning rate of `{}` was not tuned: that of `{source}` was transferred to it.",
+                arm.label
+            )
+        }));
+    }
     if evidence.arms.iter().all(|arm| arm.learning_rates.len() == 1) {
         notes.push("The learning rate was not tuned for each arm: the recipe's was taken.".into());
     }

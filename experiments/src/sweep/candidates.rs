@@ -64,6 +64,7 @@ pub(crate) fn resolve_candidates(loaded: &LoadedSweep) -> Result<Vec<Candidate>,
             set: written.overrides.clone(),
             solve: None,
             learning_rates: None,
+            learning_rate: None,
         };
         let mut arm = written_arm(&study, &config, Vec::new())?;
         check_groups(&study, &arm)?;

@@ -563,6 +563,104 @@ fn verify_proves_that_one_expert_is_the_dense_model() {
 }
 
 #[test]
+fn verify_proves_the_same_with_a_transferred_learning_rate() {
+    let desk = Desk::new();
+    let base = "model.parametrisation={ base = { d_model = 8, num_layers = 2, num_heads = 1, d_ff = 8 } }";
+    let (proof, _) = desk.ok(&["verify", "base.toml", "--steps", "3", "--set", base]);
+    assert!(proof.contains("bit for bit") && proof.contains("hidden width 32"), "{proof}");
+}
+
+/// The exponent in the row of the table that begins with these words.
+fn exponent(table: &str, row: &str) -> f64 {
+    let words = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<String>>();
+    let row = words(row);
+    let found = table.lines().map(words).find(|line| line.starts_with(&row)).unwrap();
+    found[row.len()].parse().unwrap()
+}
+
+#[test]
+fn verify_shows_what_drifts_with_the_size_of_a_model_and_not_of_a_transferred_one() {
+    let desk = Desk::new();
+    let mixture = "[model.ffn.moe]\nnum_experts = 4\nd_expert = 12\n[model.ffn.moe.router]\ntop_k = 2\n";
+    desk.write("moe.toml", &format!("{}{mixture}", BASE.replace("d_ff = 32\n", "")));
+    let (table, _) = desk.ok(&["verify", "moe.toml", "--coordinates"]);
+    for (axis, site) in [("width", "blocks"), ("width", "logits"), ("depth", "blocks")] {
+        assert!(exponent(&table, &format!("{axis} {site} standard")) > 0.25, "{axis} {site}: {table}");
+        assert!(exponent(&table, &format!("{axis} {site} transferred")) < 0.25, "{axis} {site}: {table}");
+    }
+    // 12 is 8 times nothing whole.
+    assert!(table.contains("granularity 8 is left out"), "{table}");
+    assert!(table.contains("does not drift with its size"), "{table}");
+    // A rate at which everything saturates at once, whatever the size.
+    let drifting = desk.run(&["verify", "moe.toml", "--coordinates", "--set", "train.adamw.learning_rate=3"]);
+    let message = String::from_utf8(drifting.stderr).unwrap();
+    assert_eq!(drifting.status.code(), Some(1), "{message}");
+    assert!(message.contains("drift with the model's size: "), "{message}");
+    let lstm = desk.run(&[
+        "verify",
+        "base.toml",
+        "--coordinates",
+        "--set",
+        "model.attention=",
+        "--set",
+        "model.lstm={}",
+    ]);
+    let message = String::from_utf8(lstm.stderr).unwrap();
+    assert_eq!(lstm.status.code(), Some(2), "{message}");
+    assert!(message.contains("`model.parametrisation` is given beside `model.lstm`"), "{message}");
+}
+
+/// A study whose second arm, twice as wide, takes the rate that the pilots of the first choose.
+const TRANSFER: &str = r#"
+name = "transfer"
+base = "base.toml"
+held_equal = "tokens"
+seeds = [0, 1]
+[budget]
+num_steps = [4]
+evaluations = 2
+[[arms]]
+label = "small"
+learning_rates = [1e-9, 0.01]
+[[arms]]
+label = "wide"
+learning_rate = { transfer_from = "small" }
+set = ["model.d_model=32", "model.attention.num_heads=4", "model.ffn.d_ff=64",
+    "model.parametrisation={ base = { d_model = 16, num_layers = 1, num_heads = 2, d_ff = 32 } }"]
+"#;
+
+#[test]
+fn an_arm_takes_the_learning_rate_that_the_pilots_of_a_smaller_one_choose() {
+    let desk = Desk::new();
+    desk.write("transfer.toml", TRANSFER);
+    desk.ok(&["compare", "transfer.toml", "--out", "out"]);
+    let result: Value =
+        serde_json::from_str(&fs::read_to_string(desk.path("out/result.json")).unwrap()).unwrap();
+    let rates: Vec<f64> =
+        result["arms"].as_array().unwrap().iter().map(|arm| arm["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [0.01, 0.01]);
+    assert_eq!(result["arms"][1]["runs"].as_array().unwrap().len(), 2);
+    for (from, to, said) in [
+        ("d_model = 16, num", "d_model = 8, num", "is another shape than the one whose rate"),
+        ("transfer_from = \"small\"", "transfer_from = \"tiny\"", "is `tiny`, which is no arm"),
+        ("transfer_from = \"small\"", "transfer_from = \"wide\"", "which has none of its own either"),
+        ("set = [\"model.d", "learning_rates = [0.1]\nset = [\"model.d", "beside `learning_rates`"),
+        (
+            ",\n    \"model.parametrisation={ base = { d_model = 16, num_layers = 1, num_heads = 2, d_ff = 32 } }\"",
+            "",
+            "the arm has no `model.parametrisation`",
+        ),
+    ] {
+        assert!(TRANSFER.contains(from), "{from}");
+        desk.write("transfer.toml", &TRANSFER.replacen(from, to, 1));
+        let refused = desk.run(&["compare", "transfer.toml", "--out", "refused"]);
+        let message = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{message}");
+        assert!(message.contains(said), "{message}");
+    }
+}
+
+#[test]
 fn a_mistake_in_a_study_is_one_message_and_runs_nothing() {
     let desk = Desk::new();
     desk.write("study.toml", &STUDY.replace("top_k = 2", "top_k = 5"));

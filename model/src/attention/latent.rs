@@ -11,7 +11,9 @@ use switchyard_kernels::{CausalMask, Compute, Heads, KeyValueCache, RotaryTable,
 use super::cache::{AttentionCache, CachedSequence, LatentCache};
 use super::logits::max_logits;
 use super::projection::{Projection, normalise};
-use crate::{AttentionPart, AttentionSpec, BlockContext, LatentConfig, ModelSpec, ParameterSource};
+use crate::{
+    Affine, AttentionPart, AttentionSpec, BlockContext, LatentConfig, ModelSpec, ParameterSource, Role,
+};
 
 /// Added to the mean square of latent vectors, whatever the model's other norms have.
 const EPSILON: f64 = 1e-6;
@@ -45,25 +47,27 @@ impl LatentAttention {
         source: &ParameterSource,
     ) -> Self {
         let LatentConfig { d_query, d_key_value, d_rope, d_value } = *widths;
-        let (d, h, std) = (model.d_model, spec.num_heads, model.init.std);
-        let projection =
-            |name: &str, shape, bias| Projection::new(&format!("{key}.{name}"), shape, std, bias, source);
-        let (bias_query, bias_kv) =
-            (spec.has_bias(AttentionPart::QueryLatent), spec.has_bias(AttentionPart::KeyValueLatent));
+        let (d, h) = (model.d_model, spec.num_heads);
+        let projection = |name: &str, part, shape| {
+            let std = model.initial_std(Role::Attention(part, Affine::Weight));
+            Projection::new(&format!("{key}.{name}"), shape, std, spec.has_bias(part), source)
+        };
         Self {
-            query_latent: d_query.map(|l| projection("query_latent", [d, l], bias_query)),
+            query_latent: d_query.map(|l| projection("query_latent", AttentionPart::QueryLatent, [d, l])),
             query_latent_norm_l: d_query.map(|l| Param::from_tensor(source.ones(l))),
-            query: projection("query", [d_query.unwrap_or(d), spec.query_width()], false),
-            key_value_latent: projection("key_value_latent", [d, d_key_value + d_rope], bias_kv),
-            key_value_latent_norm_l: Param::from_tensor(source.ones(d_key_value)),
-            key_value: projection("key_value", [d_key_value, h * (spec.d_head - d_rope + d_value)], false),
-            output: Projection::new(
-                &format!("{key}.output"),
-                [spec.mixed_width(), d],
-                model.residual_std(),
-                spec.has_bias(AttentionPart::Output),
-                source,
+            query: projection("query", AttentionPart::Query, [d_query.unwrap_or(d), spec.query_width()]),
+            key_value_latent: projection(
+                "key_value_latent",
+                AttentionPart::KeyValueLatent,
+                [d, d_key_value + d_rope],
             ),
+            key_value_latent_norm_l: Param::from_tensor(source.ones(d_key_value)),
+            key_value: projection(
+                "key_value",
+                AttentionPart::KeyValue,
+                [d_key_value, h * (spec.d_head - d_rope + d_value)],
+            ),
+            output: projection("output", AttentionPart::Output, [spec.mixed_width(), d]),
             sinks_h: spec.sinks.then(|| Param::from_tensor(source.zeros(h))),
             heads,
             d_head: spec.d_head,

@@ -224,6 +224,7 @@ fn spec(case: &LayerCase) -> ModelSpec {
         init: InitConfig::default(),
         num_positions: None,
         multipliers: MultipliersConfig::default(),
+        parametrisation: None,
         head_bias: false,
         padding_id: None,
     }

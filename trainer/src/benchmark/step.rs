@@ -262,7 +262,7 @@ impl<'a> Training<'a> {
                 0,
             )?,
             model: Replaceable::new(Transformer::new(&plan.model, plan.seed, &device.clone().autodiff())),
-            optimizer: Optimizer::new(&config.train),
+            optimizer: Optimizer::new(&config.train, &plan.model),
             device: device.clone(),
             stop,
             next_step: 0,

@@ -207,7 +207,7 @@ impl Checkpoint {
         if let Some(name) = unused.first() {
             return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));
         }
-        Ok(Optimizer::restore(&self.config.train, self.state.updates(), moments))
+        Ok(Optimizer::restore((&self.config.train, &self.plan.model), self.state.updates(), moments))
     }
 
     /// The state that a recurrent network carries to the next step, on `device`; `None` where none is

@@ -162,7 +162,7 @@ impl Run<'_> {
             }
             None => (
                 initial_network(self.config, self.plan, &training_device)?,
-                Optimizer::new(&self.config.train),
+                Optimizer::new(&self.config.train, &self.plan.model),
                 TrainingState::initial(self.config.seed, &self.dataset.manifest.key),
                 None,
             ),

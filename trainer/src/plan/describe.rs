@@ -6,8 +6,8 @@ use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
 use switchyard_kernels::Bf16Unit;
 use switchyard_model::{
-    AttentionSpec, Compute, FfnUse, LstmSpec, MixerSpec, NormKind, PositionKind, QkNormOver, Residual,
-    hidden_matrices,
+    Affine, AttentionPart, AttentionSpec, Compute, FfnMatrix, FfnUse, LstmSpec, MixerSpec, NormKind,
+    PositionKind, QkNormOver, Residual, Role, RouterPart, hidden_matrices,
 };
 
 use super::{RunPlan, router};
@@ -60,11 +60,38 @@ impl RunPlan {
             }
         }
         rows.extend(self.mixture_rows());
+        rows.extend(self.parametrisation_row());
         rows.push(("layer map", self.layer_map()));
         let head = if model.tie_embeddings { "tied to" } else { "separate from" };
         let vocab_size = grouped(model.vocab_size as u64);
         rows.push(("vocabulary", format!("{vocab_size} tokens, head {head} the embedding")));
         rows
+    }
+
+    /// How the model's sizes are over those that the learning rate is transferred from, and what that
+    /// makes of the rates of matrices.
+    fn parametrisation_row(&self) -> Option<Row> {
+        let parametrisation = self.model.parametrisation?;
+        let rate = |role| parametrisation.factors(role).learning_rate;
+        let inputs = Role::Attention(AttentionPart::Value, Affine::Weight);
+        let mixture = match self.model.mixture_uses().is_empty() {
+            true => String::new(),
+            false => format!(
+                ", experts' down {:.3}, routers {:.3}",
+                rate(Role::Expert(FfnMatrix::Down)),
+                rate(Role::Router(RouterPart::Weight))
+            ),
+        };
+        let text = format!(
+            "transferred: width x{:.3}, depth x{:.3} of the base; rates of matrices from the stream x{:.3}{mixture}; \
+             blocks add x{:.3}, logits x{:.3}",
+            parametrisation.width,
+            parametrisation.depth,
+            rate(inputs),
+            parametrisation.residual_multiplier(),
+            parametrisation.logits_multiplier(),
+        );
+        Some(("parametrisation", text))
     }
 
     /// What mixes tokens: in all layers what it is in the first.

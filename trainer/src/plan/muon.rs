@@ -12,13 +12,17 @@ const MAX_NEWTON_SCHULZ_STEPS: usize = 100;
 /// Muon with every default filled in; `None` if AdamW trains everything.
 ///
 /// # Errors
-/// A number that cannot be used, or roles of which the model has no matrix.
+/// A number that cannot be used, roles of which the model has no matrix, or a parametrisation.
 pub(super) fn resolve(train: &TrainConfig, model: &ModelSpec) -> Result<Option<MuonConfig>, KeyError> {
     let Some(muon) = &train.muon else { return Ok(None) };
     below_one("train.muon.momentum", muon.momentum)?;
     in_range("train.muon.newton_schulz_steps", muon.newton_schulz_steps, 1..=MAX_NEWTON_SCHULZ_STEPS)?;
     let weight_decay = muon.weight_decay.unwrap_or(train.adamw.weight_decay);
     not_negative("train.muon.weight_decay", weight_decay)?;
+    if model.parametrisation.is_some() {
+        let problem = "cannot go with `model.parametrisation`, whose learning-rate factors are AdamW's";
+        return Err(KeyError::new("train.muon", problem, "remove one of the two tables"));
+    }
     let roles = resolve_roles(muon.roles.as_deref(), model)?;
     Ok(Some(MuonConfig { roles: Some(roles), weight_decay: Some(weight_decay), ..muon.clone() }))
 }

@@ -65,7 +65,7 @@ pub(crate) fn gradients_of(network: &Transformer) -> StepGradients {
 fn updated(config: &RunConfig, learning_rate: f64) -> Bits {
     let network = network(config);
     let gradients = gradients_of(&network);
-    bits(&Optimizer::new(&config.train).update(network, gradients, learning_rate))
+    bits(&Optimizer::new(&config.train, &network.spec().clone()).update(network, gradients, learning_rate))
 }
 
 /// The rate and decay of a group are those of a run that has them for all.

@@ -11,6 +11,7 @@ mod keeping;
 mod model;
 mod muon;
 mod padding;
+mod parametrisation;
 mod precision;
 mod qk_clip;
 mod recurrent;

@@ -125,7 +125,7 @@ fn masked_documents_do_not_see_each_other() {
 fn train(config: &RunConfig, steps: u64) -> (Vec<f64>, Vec<(ParameterName, TensorData)>) {
     let device = Device::flex();
     let mut network = model(config, &device.clone().autodiff());
-    let mut optimizer = Optimizer::new(&config.train);
+    let mut optimizer = Optimizer::new(&config.train, network.spec());
     let mut losses = Vec::new();
     for step in 0..steps {
         let token = |i: usize| ((i as u64 * 7 + step * 3 + i as u64 / 5) % 32) as i32;
@@ -279,7 +279,7 @@ fn parameters_are_updated_where_they_lie() {
     let mut config = tiny::moe();
     config.train.muon = Some(table("roles = [\"experts\"]"));
     let (device, mut network) = (Device::flex(), model(&config, &Device::flex().autodiff()));
-    let mut optimizer = Optimizer::new(&config.train);
+    let mut optimizer = Optimizer::new(&config.train, network.spec());
     let settings = StepSettings {
         seed: 1,
         step: 0,

@@ -90,7 +90,7 @@ fn host(values_n: Tensor<1>) -> Vec<f32> {
 fn updated(config: &RunConfig, learning_rate: f64) -> (Values, Values, BTreeMap<String, Vec<f32>>) {
     let network = network(config);
     let (before, gradients) = (values(&network), gradients_of(&network));
-    let mut optimizer = Optimizer::new(&config.train);
+    let mut optimizer = Optimizer::new(&config.train, &network.spec().clone());
     let after = values(&optimizer.update(network, gradients, learning_rate));
     let moments = optimizer.moments().into_iter().map(|(name, moment)| (name, host(moment.values_n)));
     (before, after, moments.collect())

@@ -49,7 +49,7 @@ fn stepped(config: &RunConfig, padding: i32) -> (Vec<Vec<u32>>, StepMeasurements
         state: None,
     };
     let (gradients, measured) = step_gradients(&network, vec![batch(padding)], &settings, &device).unwrap();
-    let network = Optimizer::new(&config.train).update(network, gradients, 1e-2);
+    let network = Optimizer::new(&config.train, &plan.model).update(network, gradients, 1e-2);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     let parameters = parameter_data(&network).into_iter();
     (parameters.map(|named| bits(named.value.try_into_vec::<f32>().unwrap())).collect(), measured)

@@ -228,7 +228,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_others_whole() {
     let config = tiny::dense();
     let plan = RunPlan::resolve(&config).unwrap();
     let model = Transformer::new(&plan.model, 1, &Device::flex());
-    let optimizer = Optimizer::new(&config.train);
+    let optimizer = Optimizer::new(&config.train, &plan.model);
     let store = CheckpointStore::open(folder.path()).unwrap();
     let save = |step: u64| {
         let state: TrainingState = serde_json::from_value(serde_json::json!({
