@@ -36,8 +36,8 @@ struct Recipe {
     /// From the second one on the moments are there; mixtures need some more until the allocator
     /// holds what it holds.
     num_steps: usize,
-    /// What products compute with.
-    compute: &'static str,
+    /// Below `[train]`.
+    train: &'static str,
     /// Below `[model]`.
     model: &'static str,
 }
@@ -49,7 +49,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 4\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 768\n",
     },
@@ -59,7 +59,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 1024,
         tokens: [2048, 8192, 8192],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 128\n[model.attention]\nnum_heads = 8\nnum_kv_heads = 2\n\
                 [model.ffn]\nactivation = \"gelu\"\nd_ff = 512\n",
     },
@@ -69,7 +69,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 4096,
         tokens: [128, 256, 256],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n",
     },
@@ -79,7 +79,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 4096,
         tokens: [128, 512, 2048],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 512\n[model.attention]\nnum_heads = 8\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1024\n",
     },
@@ -89,7 +89,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 1024,
         tokens: [128, 8192, 8192],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 1\nd_model = 64\n[model.attention]\nnum_heads = 2\n\
                 [model.ffn]\nactivation = \"gelu\"\nd_ff = 2048\n",
     },
@@ -99,7 +99,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 16384,
         tokens: [128, 2048, 2048],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 2\nd_model = 192\ntie_embeddings = true\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 512\n",
     },
@@ -109,7 +109,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [128, 2048, 2048],
         num_steps: 20,
-        compute: "f32",
+        train: "",
         model: "num_layers = 4\nd_model = 128\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 192\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.04\n",
@@ -120,7 +120,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [128, 4096, 8192],
         num_steps: 4,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 16\nd_expert = 192\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
@@ -131,7 +131,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 4,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 256\n\
                 d_shared_expert = 192\nshared_expert_gate = true\n\
@@ -143,7 +143,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 2\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 256\n\
                 [model.ffn.moe.router]\ntop_k = 2\nselection.soft = {}\n",
@@ -154,7 +154,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 4096,
         tokens: [128, 256, 256],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n[train.muon]\n",
     },
@@ -164,7 +164,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [128, 512, 512],
         num_steps: 4,
-        compute: "f32",
+        train: "",
         model: "num_layers = 2\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 32\nd_expert = 512\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n[train.muon]\n",
@@ -175,7 +175,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 2048, 2048],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
     },
@@ -185,7 +185,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 2048, 2048],
         num_steps: 3,
-        compute: "f32",
+        train: "",
         model: "num_layers = 3\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = { clamped_swiglu = {} }\n[model.ffn.block_sparse]\nd_ff = 1024\ndensity = 0.25\n",
     },
@@ -195,9 +195,19 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 3,
-        compute: "bf16",
+        train: "precision.compute = \"bf16\"\n",
         model: "num_layers = 4\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1024\n",
+    },
+    Recipe {
+        name: "dense, projections computed anew",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 4096, 4096],
+        num_steps: 3,
+        train: "recompute = \"ffn\"\n",
+        model: "num_layers = 6\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1536\n",
     },
     Recipe {
         name: "mixture in bf16",
@@ -205,7 +215,7 @@ const RECIPES: &[Recipe] = &[
         vocab_size: 2048,
         tokens: [256, 4096, 4096],
         num_steps: 10,
-        compute: "bf16",
+        train: "precision.compute = \"bf16\"\n",
         model: "num_layers = 3\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 384\n\
                 [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
@@ -222,10 +232,9 @@ impl Recipe {
              [data.synthetic]\nnum_domains = 1\nvocab_size = {}\nnum_documents = {num_documents}\n\
              document_tokens = 512\nbranching = 4\n[data.split.by_document_hash]\nvalidation_fraction = 0.1\n\
              [train]\nnum_steps = {}\nseq_len = {seq_len}\nbatch_tokens = {batch_tokens}\n\
-             micro_batch_tokens = {micro_batch_tokens}\nmax_grad_norm = 1.0\n\
-             [train.precision]\ncompute = \"{}\"\n\
+             micro_batch_tokens = {micro_batch_tokens}\nmax_grad_norm = 1.0\n{}\
              [train.adamw]\nlearning_rate = 1e-3\n[sample]\nnum_tokens = 0\n[model]\n{}",
-            self.threads, self.vocab_size, self.num_steps, self.compute, self.model
+            self.threads, self.vocab_size, self.num_steps, self.train, self.model
         )
     }
 }

@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Activation, Compute, DenseBiases, DenseMatrices, dense_ffn};
+use switchyard_kernels::{Activation, DenseBiases, DenseMatrices, FfnOptions, dense_ffn};
 
 /// Initial values of a [`DenseFfn`].
 #[derive(Debug, Clone)]
@@ -64,11 +64,11 @@ impl DenseFfn {
         }
     }
 
-    /// The block applied to every token, its products in `compute`.
+    /// The block applied to every token, computed as `options` say.
     ///
     /// # Shapes
     /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
-    pub fn forward(&self, x_td: Tensor<2>, compute: Compute) -> Tensor<2> {
+    pub fn forward(&self, x_td: Tensor<2>, options: FfnOptions) -> Tensor<2> {
         let biases = match (&self.b_up_f, &self.b_down_d) {
             (Some(b_up_f), Some(b_down_d)) => Some(DenseBiases {
                 b_gate_f: self.b_gate_f.as_ref().map(Param::val),
@@ -83,6 +83,6 @@ impl DenseFfn {
             w_down_fd: self.w_down_fd.val(),
             biases,
         };
-        dense_ffn(x_td, matrices, self.activation, compute)
+        dense_ffn(x_td, matrices, self.activation, options)
     }
 }

@@ -9,7 +9,7 @@
 //! a token, n rows of all experts, q slots of a sequence under soft mixing, m matrices of a block
 //! (3 if gated, else 2).
 
-use switchyard_kernels::{Activation, Compute, ffn_elements_per_thread};
+use switchyard_kernels::{Activation, Compute, FfnOptions, ffn_elements_per_thread};
 
 use crate::counts::matrices;
 use crate::{BlockSparseSpec, ExpertsSpec, FfnSpec, PassSize};
@@ -37,9 +37,9 @@ pub struct Footprint {
 }
 
 impl FfnSpec {
-    /// Memory of the block between residual streams of width `d_model`, whose products compute in
-    /// `compute`; its input is not counted.
-    pub fn footprint(&self, d_model: usize, pass: PassSize, compute: Compute) -> Footprint {
+    /// Memory of the block between residual streams of width `d_model`, computed as
+    /// `options` say; its input is not counted.
+    pub fn footprint(&self, d_model: usize, pass: PassSize, options: FfnOptions) -> Footprint {
         let (t, d) = (pass.micro_batch_tokens as f64, d_model as f64);
         match self {
             Self::Absent => Footprint::default(),
@@ -47,12 +47,12 @@ impl FfnSpec {
                 let f = dense.d_ff as f64;
                 Footprint {
                     largest_param_bytes: F32_BYTES * d * f,
-                    ..rows(dense.activation, [t, t], d, dense.d_ff, compute)
+                    ..rows(dense.activation, [t, t], d, dense.d_ff, options)
                 }
             }
             Self::BlockSparse(sparse) => sparse.footprint(d_model, t),
             Self::Moe(moe) => {
-                let mixture = moe.experts.footprint(d_model, [t, self.num_rows(pass)], compute);
+                let mixture = moe.experts.footprint(d_model, [t, self.num_rows(pass)], options);
                 // The gate's logits are kept for the gates and the losses, and each slot's gate by
                 // the experts.
                 let (e, k) = (moe.experts.num_experts as f64, self.num_rows(pass) / t);
@@ -67,7 +67,7 @@ impl FfnSpec {
             }
             Self::SoftMoe(soft) => {
                 let (n, q) = (self.num_rows(pass), soft.num_slots() as f64);
-                let mixture = soft.experts.footprint(d_model, [t, n], compute);
+                let mixture = soft.experts.footprint(d_model, [t, n], options);
                 // Of three softmaxes (dispatch, combine, and one for the statistics, which lives as
                 // long because burn drops a branch without a loss only after the backward pass) the
                 // shifted logits and the exponentials; of the first two also the result, as a
@@ -95,21 +95,24 @@ impl FfnSpec {
 /// non-linearity are kept (m - 1 times f). The backward pass makes the hidden values (f) and the
 /// gradient of the rows (d); the projections become their own gradients. In bf16 projections and
 /// hidden values are half as large, and the tokens (d) and their gradients (d) are rounded first.
+/// Projections that are computed anew are there in the backward pass alone.
 fn rows(
     activation: Activation,
     [num_tokens, num_rows]: [f64; 2],
     d: f64,
     d_hidden: usize,
-    compute: Compute,
+    options: FfnOptions,
 ) -> Footprint {
     let (f, projections) = (d_hidden as f64, matrices(activation) as f64 - 1.0);
-    let (kept_bytes, rounded_bytes) = match compute {
+    let (kept_bytes, rounded_bytes) = match options.compute {
         Compute::F32 => (F32_BYTES, 0.0),
         Compute::Bf16 => (BF16_BYTES, 2.0 * BF16_BYTES * num_tokens * d),
     };
+    let projection_bytes = kept_bytes * num_rows * projections * f;
+    let recomputed_bytes = if options.recompute { projection_bytes } else { 0.0 };
     Footprint {
-        kept_bytes: kept_bytes * num_rows * projections * f,
-        backward_bytes: num_rows * (kept_bytes * f + F32_BYTES * d) + rounded_bytes,
+        kept_bytes: projection_bytes - recomputed_bytes,
+        backward_bytes: num_rows * (kept_bytes * f + F32_BYTES * d) + rounded_bytes + recomputed_bytes,
         // In bf16 of half the bytes, and brought into order in as much again.
         thread_bytes: F32_BYTES * ffn_elements_per_thread(d_hidden) as f64,
         ..Footprint::default()
@@ -118,11 +121,11 @@ fn rows(
 
 impl ExpertsSpec {
     /// Rows through the routed experts, and tokens through the shared one.
-    fn footprint(&self, d_model: usize, [num_tokens, num_rows]: [f64; 2], compute: Compute) -> Footprint {
+    fn footprint(&self, d_model: usize, [num_tokens, num_rows]: [f64; 2], options: FfnOptions) -> Footprint {
         let d = d_model as f64;
-        let routed = rows(self.activation, [num_tokens, num_rows], d, self.d_expert, compute);
+        let routed = rows(self.activation, [num_tokens, num_rows], d, self.d_expert, options);
         let shared = self.shared.as_ref().map_or(Footprint::default(), |shared| {
-            let block = rows(self.activation, [num_tokens; 2], d, shared.d_expert, compute);
+            let block = rows(self.activation, [num_tokens; 2], d, shared.d_expert, options);
             // A gate multiplies the output, which is kept for the gate's gradient.
             let output_bytes = if shared.is_gated { F32_BYTES * num_tokens * d } else { 0.0 };
             Footprint { kept_bytes: block.kept_bytes + output_bytes, ..block }
@@ -176,7 +179,7 @@ mod tests {
         for activation in [Activation::Swiglu, Activation::Gelu, Activation::Relu] {
             let kept = |d_ff| {
                 let block = FfnSpec::Dense(DenseSpec { activation, d_ff, bias: false });
-                block.footprint(32, pass, Compute::F32).kept_bytes
+                block.footprint(32, pass, FfnOptions::default()).kept_bytes
             };
             assert!((1..40).map(|width| kept(8 * width)).is_sorted_by(|a, b| a < b), "{activation:?}");
         }

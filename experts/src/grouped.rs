@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use switchyard_kernels::{Activation, Compute, DispatchPlan, ExpertBiases, ExpertMatrices, expert_ffn};
+use switchyard_kernels::{Activation, DispatchPlan, ExpertBiases, ExpertMatrices, FfnOptions, expert_ffn};
 
 /// Initial values of [`Experts`].
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ impl Experts {
     }
 
     /// Each token's sum of gate times expert over its slots in `plan`; zero for a token without
-    /// any. Products are computed in `compute`.
+    /// any. Computed as `options` say.
     ///
     /// # Shapes
     /// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]`; returns `[num_tokens, d]`
@@ -83,7 +83,7 @@ impl Experts {
         x_td: Tensor<2>,
         gates_tk: Tensor<2>,
         plan: &DispatchPlan,
-        compute: Compute,
+        options: FfnOptions,
     ) -> Tensor<2> {
         let biases = match (&self.b_up_ef, &self.b_down_ed) {
             (Some(b_up_ef), Some(b_down_ed)) => Some(ExpertBiases {
@@ -99,6 +99,6 @@ impl Experts {
             w_down_efd: self.w_down_efd.val(),
             biases,
         };
-        expert_ffn(x_td, gates_tk, matrices, self.activation, plan, compute)
+        expert_ffn(x_td, gates_tk, matrices, self.activation, plan, options)
     }
 }

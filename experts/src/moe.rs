@@ -5,7 +5,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
-use switchyard_kernels::{Compute, DispatchPlan, linear};
+use switchyard_kernels::{Compute, DispatchPlan, FfnOptions, linear};
 use switchyard_router::{
     BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, Routing, Selection, Sequences,
 };
@@ -42,8 +42,8 @@ pub struct MoeInput<'a> {
     pub sequences: Sequences<'a>,
     /// Why: while training there are noise, losses and a capacity.
     pub pass: RouterPass<'a>,
-    /// What the experts' products compute with; the router's are never rounded.
-    pub compute: Compute,
+    /// How the experts are computed; the router's products are never rounded.
+    pub options: FfnOptions,
 }
 
 impl MoeLayer {
@@ -83,24 +83,24 @@ impl MoeLayer {
     /// If the device fails to return the gate logits, token ids are missing where the router needs
     /// them, or sequences of several lengths are to be mixed softly.
     pub fn forward(&self, input: MoeInput<'_>) -> MoeOutput {
-        let MoeInput { x_td, router_x_td, token_ids_t, sequences, pass, compute } = input;
+        let MoeInput { x_td, router_x_td, token_ids_t, sequences, pass, options } = input;
         let router_x_td = router_x_td.unwrap_or_else(|| x_td.clone());
         let router_input = RouterInput { x_td: router_x_td, token_ids_t, sequences, pass };
         let (mixture_td, aux) = match &self.router.config().selection {
             Selection::Soft(_) => {
-                soft::forward(&self.router, &self.experts, x_td.clone(), router_input, compute)
+                soft::forward(&self.router, &self.experts, x_td.clone(), router_input, options)
             }
-            _ => self.forward_routed(x_td.clone(), router_input, compute),
+            _ => self.forward_routed(x_td.clone(), router_input, options),
         };
         let hidden_td = match &self.shared_expert {
-            Some(shared_expert) => mixture_td + self.forward_shared(shared_expert, x_td, compute),
+            Some(shared_expert) => mixture_td + self.forward_shared(shared_expert, x_td, options),
             None => mixture_td,
         };
         MoeOutput { hidden_td, aux }
     }
 
-    fn forward_shared(&self, shared_expert: &DenseFfn, x_td: Tensor<2>, compute: Compute) -> Tensor<2> {
-        let hidden_td = shared_expert.forward(x_td.clone(), compute);
+    fn forward_shared(&self, shared_expert: &DenseFfn, x_td: Tensor<2>, options: FfnOptions) -> Tensor<2> {
+        let hidden_td = shared_expert.forward(x_td.clone(), options);
         match &self.shared_gate_d1 {
             Some(gate_d1) => hidden_td * sigmoid(linear(x_td, gate_d1.val(), None, Compute::F32)),
             None => hidden_td,
@@ -111,7 +111,7 @@ impl MoeLayer {
         &self,
         x_td: Tensor<2>,
         input: RouterInput<'_>,
-        compute: Compute,
+        options: FfnOptions,
     ) -> (Tensor<2>, MoeAux) {
         let pass = input.pass;
         let routing = self.router.forward(input);
@@ -137,7 +137,7 @@ impl MoeLayer {
         let plan =
             DispatchPlan::new(&choice.expert_ids_tk, kept_tk.as_deref(), num_experts, choice.slots_per_token);
         let gates_tk = gates_tk.cast(x_td.dtype());
-        let mixture_td = self.experts.forward(x_td, gates_tk, &plan, compute);
+        let mixture_td = self.experts.forward(x_td, gates_tk, &plan, options);
         let aux = MoeAux {
             losses,
             statistics: statistics.with_dropped(num_dropped),
@@ -157,7 +157,7 @@ impl MoeLayer {
         &self,
         x_td: &Tensor<2>,
         route: &Route,
-        compute: Compute,
+        options: FfnOptions,
     ) -> Option<usize> {
         let Choice { expert_ids_tk, slots_per_token: k, .. } = &route.choice;
         let num_experts = self.router.num_experts();
@@ -168,7 +168,7 @@ impl MoeLayer {
             };
             let its_slots: Vec<bool> = expert_ids_tk.iter().enumerate().map(is_its).collect();
             let plan = DispatchPlan::new(expert_ids_tk, Some(&its_slots), num_experts, *k);
-            let output_td = self.experts.forward(x_td.clone(), ones_tk.clone(), &plan, compute);
+            let output_td = self.experts.forward(x_td.clone(), ones_tk.clone(), &plan, options);
             !output_td.to_data().iter::<f32>().all(f32::is_finite)
         })
     }

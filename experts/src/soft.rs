@@ -8,7 +8,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use switchyard_kernels::{Compute, DispatchPlan};
+use switchyard_kernels::{DispatchPlan, FfnOptions};
 use switchyard_router::{Router, RouterInput, RouterStatistics, Sequences};
 
 use crate::Experts;
@@ -20,7 +20,7 @@ pub(crate) fn forward(
     experts: &Experts,
     x_td: Tensor<2>,
     input: RouterInput<'_>,
-    compute: Compute,
+    options: FfnOptions,
 ) -> (Tensor<2>, MoeAux) {
     let Sequences::OfLen(s) = input.sequences else { panic!("soft mixing of sequences of several lengths") };
     let ([t, d], e) = (x_td.dims(), router.num_experts());
@@ -36,7 +36,7 @@ pub(crate) fn forward(
     let expert_ids: Vec<u32> = (0..b * q).map(|slot| (slot % q / (q / e)) as u32).collect();
     let plan = DispatchPlan::new(&expert_ids, None, e, 1);
     let ones = Tensor::ones([b * q, 1], (&slots_bqd.device(), slots_bqd.dtype()));
-    let outputs_bqd = experts.forward(slots_bqd.reshape([b * q, d]), ones, &plan, compute).reshape([b, q, d]);
+    let outputs_bqd = experts.forward(slots_bqd.reshape([b * q, d]), ones, &plan, options).reshape([b, q, d]);
     let hidden_td = combine_bsq.matmul(outputs_bqd).reshape([t, d]);
     let aux = MoeAux {
         losses: Vec::new(),

@@ -157,7 +157,7 @@ fn dense_ffn(bencher: Bencher, pass: Pass) {
     };
     let work = pass.flops(6 * NUM_TOKENS * D_MODEL * D_FF);
     pass.time(bencher, work, || {
-        ops::dense_ffn(x_td.clone(), matrices.clone(), ops::Activation::Swiglu, ops::Compute::F32)
+        ops::dense_ffn(x_td.clone(), matrices.clone(), ops::Activation::Swiglu, ops::FfnOptions::default())
     });
 }
 
@@ -185,7 +185,7 @@ fn expert_ffn(bencher: Bencher, [num_experts, top_k]: [usize; 2]) {
             matrices.clone(),
             ops::Activation::Swiglu,
             &plan,
-            ops::Compute::F32,
+            ops::FfnOptions::default(),
         )
     });
 }

@@ -37,7 +37,7 @@ pub use attention::{
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
 pub use feed_forward::{
-    Activation, DenseBiases, DenseMatrices, ExpertBiases, ExpertMatrices, dense_ffn, expert_ffn,
+    Activation, DenseBiases, DenseMatrices, ExpertBiases, ExpertMatrices, FfnOptions, dense_ffn, expert_ffn,
     ffn_elements_per_thread,
 };
 pub use head_loss::{HeadLoss, HeadLossOptions, head_loss, num_logits_held};

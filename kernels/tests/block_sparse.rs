@@ -8,7 +8,7 @@
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_kernels::{
-    Activation, BlockTopology, Compute, DispatchPlan, ExpertMatrices, block_sparse_linear, expert_ffn,
+    Activation, BlockTopology, DispatchPlan, ExpertMatrices, FfnOptions, block_sparse_linear, expert_ffn,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -169,7 +169,7 @@ fn a_dropless_mixture_is_a_block_diagonal_layer() {
         },
         Activation::Relu,
         &plan,
-        Compute::F32,
+        FfnOptions::default(),
     );
 
     let mut slots: Vec<usize> = (0..ids.len()).collect();

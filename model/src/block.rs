@@ -193,7 +193,7 @@ impl Block {
         let input = self.ffn_input(x_td, mixed, context.pass);
         let (hidden_td, aux) = match &self.ffn {
             None => return (input.x_td, None),
-            Some(FeedForward::Dense(ffn)) => (ffn.forward(input.normed_td, context.pass.compute()), None),
+            Some(FeedForward::Dense(ffn)) => (ffn.forward(input.normed_td, context.pass.ffn_options()), None),
             Some(FeedForward::BlockSparse(ffn)) => (ffn.forward(input.normed_td), None),
             Some(FeedForward::Moe(moe)) => {
                 let output = self.forward_moe(moe, input.residual_td, input.normed_td, context);
@@ -274,7 +274,7 @@ impl Block {
             Pass::Evaluation => RouterPass::Evaluation,
             Pass::Generation => RouterPass::Generation,
         };
-        let compute = context.pass.compute();
+        let options = context.pass.ffn_options();
         let reads_residual = moe.router.config().input == RouterSource::Residual;
         let router_x_td = reads_residual.then_some(residual_td);
         let Some(places) = context.real_places else {
@@ -285,7 +285,7 @@ impl Block {
                 token_ids_t,
                 sequences,
                 pass,
-                compute,
+                options,
             });
         };
         let [num_places, _] = normed_td.dims();
@@ -295,7 +295,7 @@ impl Block {
             token_ids_t: places.token_ids(),
             sequences: Sequences::OfLens(places.seq_lens()),
             pass,
-            compute,
+            options,
         });
         MoeOutput { hidden_td: places.spread(output.hidden_td, num_places), ..output }
     }

@@ -9,7 +9,7 @@
 //! key/value heads * head width, h query heads, c cells of an LSTM, s sequence length, v vocabulary.
 
 use switchyard_experts::{FfnSpec, Footprint, PassSize};
-use switchyard_kernels::{Compute, attention_elements_per_thread, num_logits_held};
+use switchyard_kernels::{FfnOptions, attention_elements_per_thread, num_logits_held};
 
 use crate::counts::mixer_params;
 use crate::{AttentionSpec, LayerSpec, LstmSpec, MixerSpec, ModelSpec, NormKind, Residual};
@@ -60,15 +60,15 @@ pub struct HeadFootprint {
 
 impl ModelFootprint {
     /// Memory of passes over `micro_batch_tokens` tokens, in sequences of the full length, whose
-    /// products compute in `compute`.
-    pub fn of(spec: &ModelSpec, micro_batch_tokens: usize, compute: Compute) -> Self {
+    /// feed-forward blocks are computed as `options` say.
+    pub fn of(spec: &ModelSpec, micro_batch_tokens: usize, options: FfnOptions) -> Self {
         let pass = PassSize { micro_batch_tokens, seq_len: spec.max_seq_len };
         let stream_bytes = F32_BYTES * micro_batch_tokens as f64 * spec.d_model as f64;
         let matrix_bytes = F32_BYTES * spec.vocab_size as f64 * spec.d_model as f64;
         let logits = num_logits_held(micro_batch_tokens, spec.vocab_size) as f64;
         let masks = if spec.dropout > 0.0 { 1.0 } else { 0.0 };
         Self {
-            layers: spec.layers.iter().map(|layer| LayerFootprint::of(layer, spec, pass, compute)).collect(),
+            layers: spec.layers.iter().map(|layer| LayerFootprint::of(layer, spec, pass, options)).collect(),
             head: HeadFootprint {
                 embedding_bytes: matrix_bytes,
                 gradient_bytes: matrix_bytes,
@@ -94,7 +94,7 @@ impl ModelFootprint {
 }
 
 impl LayerFootprint {
-    fn of(layer: &LayerSpec, spec: &ModelSpec, pass: PassSize, compute: Compute) -> Self {
+    fn of(layer: &LayerSpec, spec: &ModelSpec, pass: PassSize, options: FfnOptions) -> Self {
         let (t, d) = (pass.micro_batch_tokens as f64, spec.d_model as f64);
         let params = layer.ffn.params(spec.d_model, pass);
         let ffn_params = params
@@ -107,7 +107,7 @@ impl LayerFootprint {
         // both. Without a norm the block keeps the stream itself.
         let of_norm = if spec.norm == NormKind::Off { 1.0 } else { 2.0 };
         let mask_widths = if spec.dropout > 0.0 { 1.0 } else { 0.0 };
-        let block = layer.ffn.footprint(spec.d_model, pass, compute);
+        let block = layer.ffn.footprint(spec.d_model, pass, options);
         let ffn_widths = match (&layer.ffn, layer.residual) {
             (FfnSpec::Absent, _) => 0.0,
             (_, Residual::Parallel) => mask_widths,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use switchyard_kernels::{CausalMask, Compute, RotaryTable};
+use switchyard_kernels::{CausalMask, Compute, FfnOptions, RotaryTable};
 use switchyard_router::RouterStatistics;
 
 use crate::{ModelState, RealPlaces, StepNoise};
@@ -99,8 +99,18 @@ pub struct BlockContext<'a> {
 pub struct PassOptions {
     /// What products compute with.
     pub compute: Compute,
+    /// The backward pass computes the projections of feed-forward blocks anew, with the same bits,
+    /// instead of keeping them.
+    pub recompute_ffn: bool,
     /// Return the largest logit of each attention head, which costs its logits once more.
     pub measures_logits: bool,
+}
+
+impl PassOptions {
+    /// How feed-forward blocks are computed.
+    pub fn ffn(self) -> FfnOptions {
+        FfnOptions { compute: self.compute, recompute: self.recompute_ffn }
+    }
 }
 
 /// What a forward pass is for.
@@ -137,6 +147,11 @@ impl Pass<'_> {
     /// What products compute with: evaluation and generation never round.
     pub(crate) fn compute(self) -> Compute {
         self.options().compute
+    }
+
+    /// How feed-forward blocks are computed.
+    pub(crate) fn ffn_options(self) -> FfnOptions {
+        self.options().ffn()
     }
 
     pub(crate) fn measures_logits(self) -> bool {

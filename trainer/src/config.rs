@@ -5,6 +5,7 @@
 mod muon;
 mod precision;
 mod qk_clip;
+mod recompute;
 mod start;
 
 use schemars::JsonSchema;
@@ -16,6 +17,7 @@ use switchyard_model::ModelConfig;
 pub use muon::{MuonConfig, MuonRole};
 pub use precision::PrecisionConfig;
 pub use qk_clip::QkClipConfig;
+pub use recompute::Recompute;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -89,6 +91,10 @@ pub struct TrainConfig {
     /// What a step computes with; absent is f32.
     #[serde(default, skip_serializing_if = "PrecisionConfig::is_default")]
     pub precision: PrecisionConfig,
+    /// `none` or `ffn`: what a backward pass computes anew instead of keeping it, with the same bits;
+    /// default `none`.
+    #[serde(default, skip_serializing_if = "Recompute::is_none")]
+    pub recompute: Recompute,
     /// The optimizer of all that `muon` does not take. Its learning rate is that of the run.
     pub adamw: AdamWConfig,
     /// Muon for the matrices between hidden units; absent is AdamW for all parameters.

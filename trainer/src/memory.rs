@@ -6,7 +6,8 @@
 //! keeps nothing for a backward pass: neither is the worst moment.
 
 use serde::{Deserialize, Serialize};
-use switchyard_model::{Compute, LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, hidden_matrices};
+use switchyard_experts::FfnOptions;
+use switchyard_model::{LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, hidden_matrices};
 
 use crate::config::MuonConfig;
 use crate::throughput::probe_bytes;
@@ -110,8 +111,8 @@ pub struct StepSize {
     pub micro_batches: usize,
     /// Threads, if the configuration says how many.
     pub threads: Option<usize>,
-    /// What products compute with.
-    pub compute: Compute,
+    /// How feed-forward blocks are computed.
+    pub options: FfnOptions,
 }
 
 /// What is alive beside weights and moments, in bytes.
@@ -133,7 +134,7 @@ impl MemoryEstimate {
     pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize, muon: Option<&MuonConfig>) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let weights = F32_BYTES * counts.total_params as f64;
-        let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.compute);
+        let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.options);
         let of_muon = MuonFootprint::of(spec, muon, size.threads.unwrap_or(1));
         let moments = 2.0 * weights - of_muon.weights;
         let step = Step { model: &model, weights, update: of_muon.update, passes: size.micro_batches as f64 };

@@ -10,13 +10,14 @@ mod training;
 pub(crate) use training::MAX_THREADS;
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::PassSize;
+use switchyard_experts::{FfnOptions, PassSize};
 use switchyard_ground::key_error::KeyError;
 use switchyard_model::MAX_VOCAB_SIZE;
 use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions};
 
 use crate::config::{
-    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
+    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, Recompute, RunConfig,
+    SampleConfig,
 };
 use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
@@ -46,6 +47,9 @@ pub struct RunPlan {
     /// What products of a step compute with.
     #[serde(default, skip_serializing_if = "is_f32")]
     pub compute: Compute,
+    /// What a backward pass computes anew.
+    #[serde(default, skip_serializing_if = "Recompute::is_none")]
+    pub recompute: Recompute,
     /// AdamW, of all parameters that Muon does not take.
     pub optimizer: AdamWConfig,
     /// Muon, with the roles that the model has and its own decay; `None` means AdamW for all.
@@ -141,7 +145,10 @@ impl RunPlan {
             micro_batch_tokens,
             micro_batches,
             threads: config.threads,
-            compute: config.train.precision.compute,
+            options: FfnOptions {
+                compute: config.train.precision.compute,
+                recompute: config.train.recompute == Recompute::Ffn,
+            },
         };
         Ok(Self {
             name: config.name.clone(),
@@ -155,6 +162,7 @@ impl RunPlan {
             carries_state,
             model,
             compute: config.train.precision.compute,
+            recompute: config.train.recompute,
             optimizer: config.train.adamw.clone(),
             muon,
             qk_clip: config.train.qk_clip,
@@ -214,7 +222,11 @@ impl RunPlan {
 
     /// How training passes are computed.
     pub(crate) fn pass_options(&self) -> PassOptions {
-        PassOptions { compute: self.compute, measures_logits: self.qk_clip.is_some() }
+        PassOptions {
+            compute: self.compute,
+            recompute_ffn: self.recompute == Recompute::Ffn,
+            measures_logits: self.qk_clip.is_some(),
+        }
     }
 
     /// What a training pass goes over.

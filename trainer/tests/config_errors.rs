@@ -114,9 +114,9 @@ fn a_file_that_cannot_be_read_is_named() {
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
     insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
-    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes.");
-    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `adamw`?");
-    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `train.adamw.learning_rate`?");
+    insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes.");
+    insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `adamw`?");
+    insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `train.adamw.learning_rate`?");
     insta::assert_snapshot!(broken("name =", "seeds ="), @"run.toml:1:1: `seeds` is not a key of the configuration: the top level takes data, device, model, name, sample, seed, start, threads, train. Did you mean `seed`?");
 }
 
@@ -165,11 +165,11 @@ fn what_an_lstm_has_no_use_for_is_named() {
 #[test]
 fn overrides_fail_as_files_do_and_are_named() {
     insta::assert_snapshot!(set(&["train.num_steps=many"]), @r#"--set train.num_steps=many: `train.num_steps` is "many": use a whole number, 0 or more"#);
-    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_step=1"]), @"--set train.num_step=1: `train.num_step` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.ffn.moe.router.top_k=9"]), @"--set model.ffn.moe.router.top_k=9: `model.ffn.moe.router.top_k` is 9, but the layer has 8 experts: use 1..=8");
     insta::assert_snapshot!(set(&["name=2026"]), @r#"--set name=2026: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(set(&["train.num_steps="]), @"--set train.num_steps=: [train] lacks `num_steps` (Optimizer steps): add a whole number, 0 or more, or pass `--set train.num_steps=VALUE`");
-    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
+    insta::assert_snapshot!(set(&["train.num_stepz="]), @"--set train.num_stepz=: `train.num_stepz` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `num_steps`?");
     insta::assert_snapshot!(set(&["model.position.aliby={}"]), @"--set model.position.aliby={}: `model.position.aliby` is not a key of the configuration: [model.position] takes alibi, learned, rope, sinusoidal. Did you mean `alibi`?");
     insta::assert_snapshot!(set(&["model.position.alibi.slope=1"]), @"--set model.position.alibi.slope=1: `model.position.alibi.slope` is not a key of the configuration: [model.position.alibi] takes as_falcon.");
     insta::assert_snapshot!(set(&["train.num_steps.x=1"]), @"--set train.num_steps.x=1: `train.num_steps` is 100, not a table");
@@ -347,6 +347,21 @@ fn values_out_of_range_name_the_range() {
         assert!(message.starts_with(&format!("--set {argument}: `{key}`")), "{message}");
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn products_in_bf16_are_refused_where_they_cannot_be_had() {
+    let bf16 = "train.precision.compute=bf16";
+    insta::assert_snapshot!(set(&["train.precision.compute=fp16"]), @r#"--set train.precision.compute=fp16: `train.precision.compute` is "fp16": use one of "f32", "bf16""#);
+    insta::assert_snapshot!(set(&[bf16, "device=wgpu"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but `device` is "wgpu": only the CPU computes products so: use "f32", or the device "cpu""#);
+    insta::assert_snapshot!(set(&[bf16, "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but block-sparse layers multiply in f32 only: use "f32", or other layers"#);
+    insta::assert_snapshot!(set(&["train.recompute=block"]), @r#"--set train.recompute=block: `train.recompute` is "block": use one of "none", "ffn""#);
+}
+
+#[test]
+fn a_parametrisation_is_refused_beside_muon() {
+    let base = "model.parametrisation.base={ d_model = 32, num_layers = 4, num_heads = 4, d_expert = 16, num_experts = 8, top_k = 2 }";
+    insta::assert_snapshot!(set(&[base, "train.muon={}"]), @"--set train.muon={}: `train.muon` cannot go with `model.parametrisation`, whose learning-rate factors are AdamW's: remove one of the two tables");
 }
 
 #[test]

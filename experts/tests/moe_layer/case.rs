@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use switchyard_experts::{
-    Activation, CapacityConfig, Compute, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights,
+    Activation, CapacityConfig, DenseFfn, DenseFfnWeights, DropPolicy, Experts, ExpertsWeights, FfnOptions,
     MoeAux, MoeInput, MoeLayer, MoeOutput,
 };
 use switchyard_router::{
@@ -144,18 +144,18 @@ pub(crate) fn training() -> RouterPass<'static> {
 }
 
 pub(crate) fn forward(layer: &MoeLayer, x_td: Tensor<2>, pass: RouterPass<'_>) -> MoeOutput {
-    forward_in(layer, x_td, pass, Compute::F32)
+    forward_in(layer, x_td, pass, FfnOptions::default())
 }
 
-/// As [`forward`], with factors of `compute`.
+/// As [`forward`], the experts computed as `options` say.
 pub(crate) fn forward_in(
     layer: &MoeLayer,
     x_td: Tensor<2>,
     pass: RouterPass<'_>,
-    compute: Compute,
+    options: FfnOptions,
 ) -> MoeOutput {
     let [seq_len, _] = x_td.dims();
-    forward_of(layer, x_td, seq_len, pass, compute)
+    forward_of(layer, x_td, seq_len, pass, options)
 }
 
 /// As [`forward`], in sequences of `seq_len` tokens; token i has the id i.
@@ -165,7 +165,7 @@ pub(crate) fn forward_in_sequences(
     seq_len: usize,
     pass: RouterPass<'_>,
 ) -> MoeOutput {
-    forward_of(layer, x_td, seq_len, pass, Compute::F32)
+    forward_of(layer, x_td, seq_len, pass, FfnOptions::default())
 }
 
 fn forward_of(
@@ -173,7 +173,7 @@ fn forward_of(
     x_td: Tensor<2>,
     seq_len: usize,
     pass: RouterPass<'_>,
-    compute: Compute,
+    options: FfnOptions,
 ) -> MoeOutput {
     let token_ids: Vec<u32> = (0..x_td.dims()[0] as u32).collect();
     layer.forward(MoeInput {
@@ -182,7 +182,7 @@ fn forward_of(
         token_ids_t: &token_ids,
         sequences: Sequences::OfLen(seq_len),
         pass,
-        compute,
+        options,
     })
 }
 

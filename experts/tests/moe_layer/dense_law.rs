@@ -1,5 +1,5 @@
 use burn::tensor::{DType, Gradients, Tensor};
-use switchyard_experts::{Activation, Compute, DenseFfn, DenseFfnWeights};
+use switchyard_experts::{Activation, Compute, DenseFfn, DenseFfnWeights, FfnOptions};
 use switchyard_router::{AuxLossKind, SoftmaxOrder};
 
 use crate::case::{
@@ -34,25 +34,27 @@ fn dense_gradients(x_td: &Tensor<2>, dense: &DenseFfn, gradients: &Gradients) ->
 #[track_caller]
 fn assert_equals_dense(setup: &Setup) {
     for compute in [Compute::F32, Compute::Bf16] {
-        assert_equals_dense_in(compute, setup);
+        for recompute in [false, true] {
+            assert_equals_dense_in(FfnOptions { compute, recompute }, setup);
+        }
     }
 }
 
 #[track_caller]
-fn assert_equals_dense_in(compute: Compute, setup: &Setup) {
+fn assert_equals_dense_in(options: FfnOptions, setup: &Setup) {
     let inputs = Values::random(setup, 7);
     let shape = [setup.num_tokens, setup.d_model];
     let c_td = tensor(&inputs.c_td, shape, DType::F32);
 
     let dense = dense(setup, &inputs);
     let x_td = tensor(&inputs.x_td, shape, DType::F32).require_grad();
-    let dense_output = dense.forward(x_td.clone(), compute);
+    let dense_output = dense.forward(x_td.clone(), options);
     let dense_loss = (dense_output.clone() * c_td.clone()).sum();
     let expected = dense_gradients(&x_td, &dense, &dense_loss.backward());
 
     let layer = layer(setup, &inputs, DType::F32);
     let x_td = tensor(&inputs.x_td, shape, DType::F32).require_grad();
-    let output = forward_in(&layer, x_td.clone(), training(), compute);
+    let output = forward_in(&layer, x_td.clone(), training(), options);
     let balancing =
         loss_of(&output.aux, AuxLossKind::LoadBalancing).unwrap_or_else(|| panic!("the loss has a weight"));
     let loss = (output.hidden_td.clone() * c_td).sum();
@@ -104,12 +106,13 @@ fn a_bias_is_added_to_every_token() {
         b_down_d: Some(bias(3) * 2.0),
     };
     let x_td = tensor(&inputs.x_td, [4, 3], DType::F32);
-    let output = DenseFfn::new(weights.clone(), Activation::Relu).forward(x_td.clone(), Compute::F32);
+    let output =
+        DenseFfn::new(weights.clone(), Activation::Relu).forward(x_td.clone(), FfnOptions::default());
     assert_eq!(values(&output), [2.0; 12]);
 
     // With zero inputs the hidden layer is the up bias alone: each output is 4 * relu(1) * 1 + 2.
     weights.w_down_fd = weights.w_down_fd.ones_like();
-    let output = DenseFfn::new(weights, Activation::Relu).forward(x_td.zeros_like(), Compute::F32);
+    let output = DenseFfn::new(weights, Activation::Relu).forward(x_td.zeros_like(), FfnOptions::default());
     assert_eq!(values(&output), [6.0; 12]);
 }
 

@@ -1,5 +1,5 @@
 use burn::tensor::DType;
-use switchyard_experts::{CapacityConfig, Compute, DropPolicy, MoeOutput};
+use switchyard_experts::{CapacityConfig, DropPolicy, FfnOptions, MoeOutput};
 use switchyard_router::{RouterNoise, RouterPass, expert_capacity};
 
 use crate::case::{Setup, Values, capacity, forward, layer, tensor, training, values};
@@ -35,7 +35,7 @@ fn a_dropped_token_gets_the_shared_expert_only() {
         let output = forward(&layer, x_td.clone(), training());
         let shared_td = layer
             .shared_expert
-            .map_or_else(|| x_td.zeros_like(), |shared| shared.forward(x_td.clone(), Compute::F32));
+            .map_or_else(|| x_td.zeros_like(), |shared| shared.forward(x_td.clone(), FfnOptions::default()));
         let (hidden, shared_hidden) = (values(&output.hidden_td), values(&shared_td));
         assert_eq!(output.aux.statistics.dropped_fraction(), 7.0 / 8.0);
         assert_eq!(hidden[3..], shared_hidden[3..], "tokens after the first are dropped");

@@ -33,8 +33,18 @@ pub struct Block {
     pub parts: Parts,
     /// Who goes where; `None` for a dense block.
     pub plan: Option<DispatchPlan>,
+    /// How it is computed.
+    pub options: FfnOptions,
+}
+
+/// How a feed-forward block is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FfnOptions {
     /// What the factors of products are rounded to.
     pub compute: Compute,
+    /// The way back computes the projections anew, with the same bits, so that they are not kept
+    /// (arXiv:1604.06174).
+    pub recompute: bool,
 }
 
 impl Block {
@@ -151,7 +161,7 @@ struct ForwardTile<'a, E> {
 
 impl<'a, E: Kept> Reader<'a, E> {
     fn new(operands: Operands<&'a [f32]>, block: &'a Block, sizes: &Sizes) -> Self {
-        assert_eq!(E::COMPUTE, block.compute, "what products read");
+        assert_eq!(E::COMPUTE, block.options.compute, "what products read");
         let slots = block.plan.as_ref().map(|plan| &plan.slots);
         Self {
             operands,

@@ -43,7 +43,10 @@ fn tracked<B: FeedForward, C: CheckpointStrategy, const N: usize>(
     match FeedForwardBackward.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prepared) => {
             let ids = operands.iter().map(|operand| prepared.checkpoint(operand)).collect();
-            let (y_td, projections) = B::feed_forward_keeping_projections(inner(operands), block.clone());
+            let (y_td, projections) = match block.options.recompute {
+                true => (B::feed_forward(inner(operands), block.clone()), Vec::new()),
+                false => B::feed_forward_keeping_projections(inner(operands), block.clone()),
+            };
             prepared.finish(SavedForBlock { operands: ids, projections, block }, y_td)
         }
         OpsKind::UnTracked(prepared) => prepared.finish(B::feed_forward(inner(operands), block)),
@@ -53,7 +56,8 @@ fn tracked<B: FeedForward, C: CheckpointStrategy, const N: usize>(
 #[derive(Debug)]
 struct FeedForwardBackward;
 
-/// What the backward pass reads again. The hidden values are not kept but made again.
+/// What the backward pass reads again. The hidden values are not kept but made again, and the
+/// projections too if the block says so.
 #[derive(Debug, Clone)]
 struct SavedForBlock<B: Backend> {
     operands: Vec<NodeId>,
@@ -67,8 +71,15 @@ impl<B: FeedForward, const N: usize> Backward<B, N> for FeedForwardBackward {
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy_td = grads.consume::<B>(&ops.node);
         let SavedForBlock { operands, projections, block } = ops.state;
-        let operands =
+        let operands: Vec<_> =
             operands.into_iter().map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)).collect();
+        let projections = match block.options.recompute {
+            true => {
+                let operands = TensorList::from_vec(operands.clone());
+                B::feed_forward_keeping_projections(operands, block.clone()).1
+            }
+            false => projections,
+        };
         let gradients = B::feed_forward_gradients(
             TensorList::from_vec(operands),
             TensorList::from_vec(projections),

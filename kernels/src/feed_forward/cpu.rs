@@ -21,7 +21,7 @@ impl FeedForward for Flex {
             return stock::forward::<Flex>(operands, &block);
         }
         let operands = Operands::from_vec(operands, block.parts).map(contiguous);
-        match block.compute {
+        match block.options.compute {
             Compute::F32 => forward::<f32>(&operands, &block),
             Compute::Bf16 => forward::<Bf16>(&operands, &block),
         }
@@ -39,7 +39,7 @@ impl FeedForward for Flex {
         }
         let (operands, dy_td) =
             (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
-        match block.compute {
+        match block.options.compute {
             Compute::F32 => gradients::<f32>(&operands, projections, &dy_td, &block),
             Compute::Bf16 => gradients::<Bf16>(&operands, projections, &dy_td, &block),
         }

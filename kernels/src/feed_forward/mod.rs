@@ -16,9 +16,10 @@ mod tests;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
-use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
 use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
+
+pub use switchyard_kernels_cpu::feed_forward::FfnOptions;
 
 pub use switchyard_kernels_cpu::activation::Activation;
 
@@ -72,8 +73,8 @@ pub struct ExpertBiases {
     pub b_down_ed: Tensor<2>,
 }
 
-/// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down` of every token. Products are of
-/// factors of `compute`, of which the projections are kept for the backward pass.
+/// `activation(x W_gate + b_gate, x W_up + b_up) W_down + b_down` of every token. The projections
+/// are kept for the backward pass unless `options` say otherwise.
 ///
 /// # Shapes
 /// - `x_td`: `[num_tokens, d]`; returns `[num_tokens, d]`
@@ -85,7 +86,7 @@ pub fn dense_ffn(
     x_td: Tensor<2>,
     matrices: DenseMatrices,
     activation: Activation,
-    compute: Compute,
+    options: FfnOptions,
 ) -> Tensor<2> {
     let DenseMatrices { w_gate_df, w_up_df, w_down_fd, biases } = matrices;
     let ([_, d], [_, f]) = (x_td.dims(), w_up_df.dims());
@@ -113,7 +114,7 @@ pub fn dense_ffn(
         down_bias: b_down.map(Tensor::into_dispatch),
         gate_bias: b_gate.map(Tensor::into_dispatch),
     };
-    let block = Block { activation, parts, plan: None, compute };
+    let block = Block { activation, parts, plan: None, options };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 
@@ -134,7 +135,7 @@ pub fn expert_ffn(
     matrices: ExpertMatrices,
     activation: Activation,
     plan: &DispatchPlan,
-    compute: Compute,
+    options: FfnOptions,
 ) -> Tensor<2> {
     let ExpertMatrices { w_gate_edf, w_up_edf, w_down_efd, biases } = matrices;
     let ([t, d], [e, _, f]) = (x_td.dims(), w_up_edf.dims());
@@ -181,7 +182,7 @@ pub fn expert_ffn(
         down_bias: b_down.map(Tensor::into_dispatch),
         gate_bias: b_gate.map(Tensor::into_dispatch),
     };
-    let block = Block { activation, parts, plan: Some(plan.clone()), compute };
+    let block = Block { activation, parts, plan: Some(plan.clone()), options };
     Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
 }
 

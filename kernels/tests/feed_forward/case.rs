@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Gradients, Tensor};
 use switchyard_kernels::{
-    Activation, Compute, DenseBiases, DenseMatrices, DispatchPlan, ExpertBiases, ExpertMatrices, dense_ffn,
-    expert_ffn,
+    Activation, DenseBiases, DenseMatrices, DispatchPlan, ExpertBiases, ExpertMatrices, FfnOptions,
+    dense_ffn, expert_ffn,
 };
 
 use crate::tensors::{random, tensor, values};
@@ -108,7 +108,7 @@ impl Case {
                     w_up_edf: up.clone().expect("a leaf has its tensor and gradient"),
                     w_down_efd: down.clone().expect("a leaf has its tensor and gradient"),
                 };
-                expert_ffn(x.clone(), gates.clone(), matrices, self.activation, plan, Compute::F32)
+                expert_ffn(x.clone(), gates.clone(), matrices, self.activation, plan, FfnOptions::default())
             }
             _ => {
                 let flat =
@@ -124,7 +124,7 @@ impl Case {
                         b_down_d,
                     }),
                 };
-                dense_ffn(x.clone(), matrices, self.activation, Compute::F32)
+                dense_ffn(x.clone(), matrices, self.activation, FfnOptions::default())
             }
         };
         let gradients = (y.clone() * tensor(c, [t, d], dtype)).sum().backward();

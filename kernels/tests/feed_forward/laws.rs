@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use switchyard_kernels::{Activation, Compute, DispatchPlan, ExpertMatrices, SlotMap, expert_ffn};
+use switchyard_kernels::{Activation, DispatchPlan, ExpertMatrices, FfnOptions, SlotMap, expert_ffn};
 
 use crate::case::{Case, Inputs};
 use crate::oracle;
@@ -151,7 +151,8 @@ fn frozen_matrices_get_no_gradient_and_the_tokens_keep_theirs() {
     let x_td = x_td.require_grad();
     let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
     let frozen = matrices(2);
-    let y_td = expert_ffn(x_td.clone(), gates_tk, frozen.clone(), Activation::Swiglu, &plan, Compute::F32);
+    let y_td =
+        expert_ffn(x_td.clone(), gates_tk, frozen.clone(), Activation::Swiglu, &plan, FfnOptions::default());
     let gradients = y_td.sum().backward();
     assert!(x_td.grad(&gradients).is_some());
     assert!(frozen.w_up_edf.grad(&gradients).is_none());
@@ -162,7 +163,7 @@ fn frozen_matrices_get_no_gradient_and_the_tokens_keep_theirs() {
 fn matrices_that_do_not_fit_the_plan_are_refused() {
     let (x_td, gates_tk) = tokens();
     let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
-    expert_ffn(x_td, gates_tk, matrices(3), Activation::Swiglu, &plan, Compute::F32);
+    expert_ffn(x_td, gates_tk, matrices(3), Activation::Swiglu, &plan, FfnOptions::default());
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn matrices_that_do_not_fit_the_plan_are_refused() {
 fn a_superfluous_gate_projection_is_refused() {
     let (x_td, gates_tk) = tokens();
     let plan = DispatchPlan::new(&[0, 1], None, 2, 1);
-    expert_ffn(x_td, gates_tk, matrices(2), Activation::Gelu, &plan, Compute::F32);
+    expert_ffn(x_td, gates_tk, matrices(2), Activation::Gelu, &plan, FfnOptions::default());
 }
 
 #[test]

@@ -22,7 +22,7 @@ impl Block {
         }
         let FfnInput { residual_td, normed_td, .. } = self.ffn_input(x_td, mixed, context.pass);
         match self.ffn.as_ref()? {
-            FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td, context.pass.compute())))
+            FeedForward::Dense(ffn) => (!is_finite(&ffn.forward(normed_td, context.pass.ffn_options())))
                 .then(|| (None, "the feed-forward block's output".into())),
             FeedForward::BlockSparse(ffn) => (!is_finite(&ffn.forward(normed_td)))
                 .then(|| (None, "the block-sparse feed-forward block's output".into())),
@@ -39,7 +39,7 @@ impl Block {
                     return None;
                 }
                 let expert = output.aux.route.and_then(|route| {
-                    moe.first_non_finite_expert(&routed_td, &route, context.pass.compute())
+                    moe.first_non_finite_expert(&routed_td, &route, context.pass.ffn_options())
                 });
                 let op = if expert.is_some() { "the expert's output" } else { "the mixture's output" };
                 Some((expert, op.into()))

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use switchyard_experts::{
-    Compute, DenseFfn, DenseFfnWeights, DenseSpec, ExpertsSpec, FfnSpec, MoeInput, MoeLayer, MoeOutput,
+    DenseFfn, DenseFfnWeights, DenseSpec, ExpertsSpec, FfnOptions, FfnSpec, MoeInput, MoeLayer, MoeOutput,
     MoeSpec, RouterSpec,
 };
 use switchyard_model::{
@@ -153,7 +153,7 @@ impl LayerWork {
     /// The output, and the load-balancing loss of a mixture.
     fn forward(&self) -> (Tensor<2>, Option<Tensor<1>>) {
         match &self.layer {
-            FeedForward::Dense(dense) => (dense.forward(self.x_td.clone(), Compute::F32), None),
+            FeedForward::Dense(dense) => (dense.forward(self.x_td.clone(), FfnOptions::default()), None),
             FeedForward::BlockSparse(ffn) => (ffn.forward(self.x_td.clone()), None),
             FeedForward::Moe(moe) => {
                 let MoeOutput { hidden_td, aux } = self.forward_moe(moe);
@@ -178,7 +178,7 @@ impl LayerWork {
             token_ids_t: &[],
             sequences: Sequences::OfLen(num_tokens),
             pass: RouterPass::Training { noise: RouterNoise::new(0), earlier_tokens_per_expert: &[] },
-            compute: Compute::F32,
+            options: FfnOptions::default(),
         })
     }
 }

@@ -11,6 +11,7 @@ use switchyard_model::{
 };
 
 use super::{RunPlan, router};
+use crate::config::Recompute;
 use crate::memory::StepMoment;
 use crate::schedule::ScheduleShape;
 
@@ -306,7 +307,7 @@ impl RunPlan {
             Some(threads) => format!("with {threads} threads"),
             None => format!("with one thread, and {} with each further one", bytes(memory.thread_bytes)),
         };
-        let total = format!("about {} in f32 {threads}", bytes(memory.total_bytes()));
+        let total = format!("about {} {threads}", bytes(memory.total_bytes()));
         let process = memory.total_bytes().saturating_sub(memory.run_bytes());
         let parts = format!(
             "{}: weights {}, gradients {}, moments {}, activations {}, temporaries {}, process {}",
@@ -318,7 +319,12 @@ impl RunPlan {
             bytes(memory.temporaries_bytes),
             bytes(process),
         );
-        vec![("memory", total), ("", parts)]
+        let mut rows = vec![("memory", total), ("", parts)];
+        if self.recompute == Recompute::Ffn {
+            let anew = "projections of feed-forward blocks are computed anew in the backward pass";
+            rows.push(("", anew.to_owned()));
+        }
+        rows
     }
 
     fn run_rows(&self) -> Vec<Row> {

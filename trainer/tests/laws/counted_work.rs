@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_experts::{Compute, MoeInput, MoeLayer};
+use switchyard_experts::{FfnOptions, MoeInput, MoeLayer};
 use switchyard_model::Transformer;
 use switchyard_router::{RouterNoise, RouterPass, Sequences};
 use switchyard_trainer::plan::RunPlan;
@@ -182,7 +182,7 @@ fn check(router: &str, activation: &str, loops: impl Fn(&Weights, &Rows, &mut Co
             token_ids_t: &[],
             sequences: Sequences::OfLen(SEQ_LEN),
             pass,
-            compute: Compute::F32,
+            options: FfnOptions::default(),
         };
         let actual: Vec<f64> = moe.forward(input).hidden_td.into_data().iter::<f64>().collect();
         let expected = loops(&Weights::of(moe), &x, &mut counter).concat();

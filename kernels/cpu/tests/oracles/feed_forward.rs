@@ -5,7 +5,7 @@
 use switchyard_kernels_cpu::activation::{Activation, Kept};
 use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
-use switchyard_kernels_cpu::feed_forward::{self, Block, Operands, Output, Parts};
+use switchyard_kernels_cpu::feed_forward::{self, Block, FfnOptions, Operands, Output, Parts};
 
 use crate::{BOTH, Computed, check, irregular};
 
@@ -51,7 +51,7 @@ pub(crate) fn there_and_back(
         let gradients = feed_forward::gradients(operands, sizes_tdf, [&mut up, &mut gate], dy, block);
         (y, gradients.into_vec())
     }
-    match block.compute {
+    match block.options.compute {
         Compute::F32 => keeping::<f32>(operands, sizes_tdf, dy, block),
         Compute::Bf16 => keeping::<Bf16>(operands, sizes_tdf, dy, block),
     }
@@ -82,7 +82,12 @@ fn mixtures_are_their_definition() {
         };
         let parts = Parts { gated, routed: true, biased: false };
         for compute in BOTH {
-            let block = Block { activation, parts, plan: Some(plan.clone()), compute };
+            let block = Block {
+                activation,
+                parts,
+                plan: Some(plan.clone()),
+                options: FfnOptions { compute, recompute: false },
+            };
             let (y, gradients) = there_and_back(operands, [t, d, f], &dy, &block);
             let inputs = operands.into_vec();
             let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
@@ -126,7 +131,8 @@ fn dense_blocks_with_biases_are_their_definition() {
     };
     let parts = Parts { gated: true, routed: false, biased: true };
     for compute in BOTH {
-        let block = Block { activation, parts, plan: None, compute };
+        let block =
+            Block { activation, parts, plan: None, options: FfnOptions { compute, recompute: false } };
         let (y, gradients) = there_and_back(operands, [t, d, f], &dy, &block);
         let computed = Computed { compute, y: &y, dy: &dy, gradients: &gradients };
         // A bias is a row of the matrix that is multiplied by one.

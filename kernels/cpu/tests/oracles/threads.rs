@@ -6,7 +6,7 @@ use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, R
 use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::block_sparse::{self, BlockTopology, Direction};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
-use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
+use switchyard_kernels_cpu::feed_forward::{Block, FfnOptions, Operands, Parts};
 use switchyard_kernels_cpu::head_loss::Head;
 use switchyard_kernels_cpu::matrix::Matrix;
 use switchyard_kernels_cpu::{embedding, linear};
@@ -116,7 +116,8 @@ fn blocks_of_experts_do_not_depend_on_the_threads() {
     let parts = Parts { gated: true, routed: true, biased: false };
     let plan = Some(DispatchPlan::new(&ids, None, e, k));
     for compute in BOTH {
-        let block = Block { activation: Activation::Swiglu, parts, plan: plan.clone(), compute };
+        let options = FfnOptions { compute, recompute: false };
+        let block = Block { activation: Activation::Swiglu, parts, plan: plan.clone(), options };
         assert_same(|| {
             let (y, mut results) = there_and_back(operands, [t, d, f], &dy, &block);
             results.push(y);
