@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use switchyard_flight::alarms::SkippedStep;
 
 use crate::config::SkipSpikesConfig;
 
@@ -24,6 +25,13 @@ pub struct Spike {
     what: &'static str,
     value: f64,
     limit: f64,
+}
+
+impl Spike {
+    /// What the alarms are told.
+    pub(crate) fn observation(self) -> SkippedStep {
+        SkippedStep { what: self.what, value: self.value, limit: self.limit }
+    }
 }
 
 impl fmt::Display for Spike {

@@ -33,6 +33,8 @@ pub enum AlarmKind {
     /// The load of a layer is not its tokens times `top_k`: tokens were counted twice, or not at
     /// all.
     DuplicatedCounts,
+    /// A step was not taken: its loss or its gradient was a spike.
+    SkippedStep,
 }
 
 /// When to raise an alarm. Alarms are recorded and printed once; those in `stop_on` end the run.

@@ -68,6 +68,10 @@ impl Reading<'_> {
             AlarmKind::DuplicatedCounts => format!(
                 "the experts were sent {value} tokens at step {since}, but the tokens times top_k are {threshold}"
             ),
+            AlarmKind::SkippedStep => format!(
+                "step {since} moved no parameter: its {} of {value:.4} is above {threshold:.4}",
+                self.what
+            ),
         }
     }
 }
@@ -115,6 +119,10 @@ fn advice(kind: AlarmKind) -> &'static str {
         AlarmKind::DuplicatedCounts => {
             "tokens were counted twice (recomputation, evaluation or accumulation adding to the counts of the step) \
              or lost; a selection bias that follows these counts is wrong"
+        }
+        AlarmKind::SkippedStep => {
+            "`train.skip_spikes` asks for it; if there are many, try a lower `train.adamw.learning_rate` or a longer \
+             warm-up; `switchyard replay` repeats the step"
         }
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bound::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 pub use config::{AlarmKind, AlarmsConfig};
-pub use observation::{LayerObservation, StepObservation};
+pub use observation::{LayerObservation, SkippedStep, StepObservation};
 
 use config::Thresholds;
 use readings::{LayerState, Reading};
@@ -108,7 +108,7 @@ impl Alarms {
     /// hovers there is said once.
     pub fn observe(&mut self, observation: &StepObservation) -> Vec<Alarm> {
         let readings = readings::readings(&mut self.state, observation, &self.thresholds);
-        self.forget_non_finite(observation);
+        self.forget_what_has_no_reading(observation);
         let raised = readings.into_iter().filter(|reading| self.begins(reading));
         raised.map(|reading| reading.alarm(observation.step)).collect()
     }
@@ -130,10 +130,13 @@ impl Alarms {
         reading.fires() && self.state.active.insert(place)
     }
 
-    /// A value that is no longer NaN leaves no reading behind that could clear it.
-    fn forget_non_finite(&mut self, observation: &StepObservation) {
-        if observation.non_finite.is_none() {
-            self.state.active.retain(|place| place.kind != AlarmKind::NonFinite);
-        }
+    /// A value that is no longer NaN leaves no reading behind that could clear it. Each step that is
+    /// skipped is an alarm of its own.
+    fn forget_what_has_no_reading(&mut self, observation: &StepObservation) {
+        self.state.active.retain(|place| match place.kind {
+            AlarmKind::NonFinite => observation.non_finite.is_some(),
+            AlarmKind::SkippedStep => false,
+            _ => true,
+        });
     }
 }

@@ -16,6 +16,19 @@ pub struct StepObservation {
     /// The first NaN or infinity of the step, in the order of computation; `None` if all was
     /// finite.
     pub non_finite: Option<NonFinite>,
+    /// Why the step moved no parameter; `None` if it did.
+    pub skipped: Option<SkippedStep>,
+}
+
+/// A step that was not taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SkippedStep {
+    /// What was too large, such as `loss`.
+    pub what: &'static str,
+    /// Its value.
+    pub value: f64,
+    /// The most that it might have been.
+    pub limit: f64,
 }
 
 /// The routing of one layer in the step, over all its micro-batches.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::config::Thresholds;
-use super::{AlarmKind, AlarmsState, LayerObservation, StepObservation};
+use super::{AlarmKind, AlarmsState, LayerObservation, SkippedStep, StepObservation};
 
 /// Share of the threshold by which a value must be back within it before the alarm can be raised
 /// again.
@@ -125,6 +125,7 @@ pub(super) fn readings<'a>(
     thresholds: &Thresholds,
 ) -> Vec<Reading<'a>> {
     let mut readings: Vec<Reading<'a>> = non_finite(observation).into_iter().collect();
+    readings.extend(skipped_step(observation));
     readings.extend(loss_spike(&mut state.losses, observation, thresholds));
     // A layer without tokens has nothing to say, and its experts are not dead for it.
     for layer in observation.layers.iter().filter(|layer| layer.num_tokens > 0) {
@@ -206,6 +207,20 @@ fn non_finite(observation: &StepObservation) -> Option<Reading<'_>> {
         side: Side::Above,
         since_step: observation.step,
         what: &source.op,
+    })
+}
+
+fn skipped_step(observation: &StepObservation) -> Option<Reading<'static>> {
+    let SkippedStep { what, value, limit } = observation.skipped?;
+    Some(Reading {
+        kind: AlarmKind::SkippedStep,
+        layer: None,
+        expert: None,
+        value,
+        threshold: limit,
+        side: Side::Above,
+        since_step: observation.step,
+        what,
     })
 }
 

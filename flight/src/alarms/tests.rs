@@ -250,6 +250,19 @@ fn a_jump_of_the_loss_is_a_spike_and_its_descent_is_none() {
 }
 
 #[test]
+fn each_step_that_is_skipped_is_an_alarm() {
+    let alarms = run(40, |step| {
+        let is_skipped = [30, 31, 35].contains(&step.step);
+        step.skipped = is_skipped.then_some(SkippedStep { what: "gradient norm", value: 9.0, limit: 2.5 });
+    });
+    let steps: Vec<(u64, AlarmKind)> = alarms.iter().map(|alarm| (alarm.step, alarm.kind)).collect();
+    assert_eq!(steps, [30, 31, 35].map(|step| (step, AlarmKind::SkippedStep)));
+    assert!(
+        alarms[1].message.starts_with("step 31 moved no parameter: its gradient norm of 9.0000 is above 2.5")
+    );
+}
+
+#[test]
 fn an_alarm_is_raised_again_only_after_it_has_cleared() {
     let share_at = |step: u64| match step {
         1..=10 => 0.2,

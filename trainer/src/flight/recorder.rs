@@ -20,6 +20,7 @@ use crate::norms::router_weight_norm;
 use crate::plan::RunPlan;
 use crate::routed_pass::{RoutedLayer, RoutedPass};
 use crate::run_folder::RunPaths;
+use crate::spikes::Spike;
 use crate::step::StepMeasurements;
 use switchyard_flight::alarms::{Alarm, Alarms, LayerObservation, StepObservation};
 use switchyard_flight::columns::{self, EncodedScores, ExpertLog, ExpertRow, HeldFolder};
@@ -152,6 +153,7 @@ impl FlightRecorder {
             cross_entropy_nats: measurements.cross_entropy_nats,
             layers: layers.iter().map(LayerStep::observation).collect(),
             non_finite: None,
+            skipped: measurements.spike.map(Spike::observation),
         });
         keep_first(written);
         let written = self.experts.append(layers.iter().flat_map(|layer| {
@@ -195,6 +197,7 @@ impl FlightRecorder {
                 cross_entropy_nats: f64::NAN,
                 layers: Vec::new(),
                 non_finite: origin,
+                skipped: None,
             };
             self.observe(&observation).1?;
         }

@@ -24,7 +24,7 @@ use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
 use crate::throughput::measure_matmul_peak_flops;
-use switchyard_flight::alarms::Alarm;
+use switchyard_flight::alarms::{Alarm, AlarmKind};
 
 /// A run in progress.
 pub(super) struct Run<'a> {
@@ -207,7 +207,8 @@ impl<'a> Run<'a> {
         let step_secs = step_started.elapsed().as_secs_f64();
         let (state, sequences) = (&self.parts.state, self.parts.loader.sequences_per_source());
         let shown = self.observers.step(state, &sequences, &measurements, &flight, learning_rate, step_secs);
-        if let Some(spike) = measurements.spike {
+        let is_said = flight.alarms.iter().any(|alarm| alarm.kind == AlarmKind::SkippedStep);
+        if let Some(spike) = measurements.spike.filter(|_| !is_said) {
             self.observers.note(&format!("alarm: step {} moves no parameter: {spike}", state.step));
         }
         // All of it is tried before the first error counts: a checkpoint can still be made of the

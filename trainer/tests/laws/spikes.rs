@@ -1,5 +1,6 @@
 //! Laws of steps that are skipped.
 
+use std::fs;
 use std::path::Path;
 
 use switchyard_trainer::metrics::{Record, StepRecord};
@@ -38,6 +39,8 @@ fn a_skipped_step_moves_nothing_is_counted_and_a_resumed_run_skips_the_same() {
     }
     let manifest = RunManifest::read(&whole.join("run.json")).unwrap();
     assert_eq!((manifest.steps_done, manifest.skipped_steps), (12, skipped as u64));
+    let alarms = fs::read_to_string(whole.join("flight/alarms.jsonl")).unwrap();
+    assert_eq!(alarms.matches("\"skipped_step\"").count(), skipped);
     // One that never spikes is the run without the rule.
     let mut calm = config.clone();
     calm.train.skip_spikes = Some(toml::from_str("deviations = 1e9").unwrap());
