@@ -166,6 +166,8 @@ fn step_scalars(row: &StepRecord) -> Vec<(String, f64)> {
         ("total_loss", Some(row.total_loss)),
         ("learning_rate", Some(row.learning_rate)),
         ("grad_norm", Some(row.grad_norm)),
+        ("max_attention_logit", row.max_attention_logit),
+        ("clipped_heads", row.clipped_heads.map(|number| number as f64)),
         ("tokens_per_sec", Some(row.tokens_per_sec)),
         ("mfu", row.mfu),
     ];
@@ -340,7 +342,10 @@ mod tests {
     fn every_number_of_a_row_is_a_scalar_of_its_step() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = EventFile::create(folder.path(), "my.host", None).unwrap();
-        file.append(&Record::Step(step(300, 2.5, vec![layer(1, &[3, 1])]))).unwrap();
+        let (max_attention_logit, clipped_heads) = (Some(3.5), Some(2));
+        let row =
+            StepRecord { max_attention_logit, clipped_heads, ..step(300, 2.5, vec![layer(1, &[3, 1])]) };
+        file.append(&Record::Step(row)).unwrap();
         file.append(&Record::Eval(eval(300, 3.0))).unwrap();
         let paths = event_files(folder.path());
         assert!(paths[0].to_str().unwrap().ends_with(".my_host"), "{paths:?}");
@@ -354,6 +359,8 @@ mod tests {
             ("train/load_balancing_loss", 1.5),
             ("train/learning_rate", 1e-3),
             ("train/grad_norm", 0.75),
+            ("train/max_attention_logit", 3.5),
+            ("train/clipped_heads", 2.0),
             ("train/tokens_per_sec", 1024.0),
             ("moe/layer_1/max_violation", 0.5),
             ("moe/layer_1/dropped_fraction", 0.0),
