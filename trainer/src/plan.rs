@@ -12,7 +12,6 @@ pub(crate) use training::MAX_THREADS;
 use serde::{Deserialize, Serialize};
 use switchyard_experts::{FfnOptions, PassSize};
 use switchyard_ground::key_error::KeyError;
-use switchyard_model::MAX_VOCAB_SIZE;
 use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions};
 
 use crate::config::{
@@ -123,14 +122,7 @@ impl RunPlan {
         training::check_run(config)?;
         config.data.validate().map_err(|error| error.under("data"))?;
         let micro_batch_tokens = training::resolve_micro_batch_tokens(&config.train)?;
-        let vocab_size = config
-            .data
-            .vocab_size()
-            .map_err(|error| KeyError::new("data.tokenizer", "cannot be used", error.to_string()))?;
-        if !(2..=MAX_VOCAB_SIZE).contains(&vocab_size) {
-            let remedy = format!("use 2..={MAX_VOCAB_SIZE}");
-            return Err(KeyError::new("data.tokenizer", format!("gives {vocab_size} ids"), remedy));
-        }
+        let vocab_size = training::resolve_vocab_size(&config.data)?;
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
         training::check_precision(config, &model)?;

@@ -1,13 +1,13 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
-use switchyard_datasets::{Packing, SourceConfig};
+use switchyard_datasets::{DataConfig, Packing, SourceConfig};
 use switchyard_experts::FfnSpec;
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, ModelSpec};
+use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec};
 use switchyard_router::Selection;
 
 use crate::config::{
@@ -66,6 +66,21 @@ pub(super) fn resolve_micro_batch_tokens(train: &TrainConfig) -> Result<usize, K
     check_multiple(key, micro_batch_tokens, "train.seq_len", train.seq_len)?;
     check_multiple("train.batch_tokens", train.batch_tokens, key, micro_batch_tokens)?;
     Ok(micro_batch_tokens)
+}
+
+/// Ids of the tokenizer.
+///
+/// # Errors
+/// A tokenizer that cannot be used, or with too few or too many ids.
+pub(super) fn resolve_vocab_size(data: &DataConfig) -> Result<usize, KeyError> {
+    const KEY: &str = "data.tokenizer";
+    let vocab_size =
+        data.vocab_size().map_err(|error| KeyError::new(KEY, "cannot be used", error.to_string()))?;
+    if (2..=MAX_VOCAB_SIZE).contains(&vocab_size) {
+        return Ok(vocab_size);
+    }
+    let remedy = format!("use 2..={MAX_VOCAB_SIZE}");
+    Err(KeyError::new(KEY, format!("gives {vocab_size} ids"), remedy))
 }
 
 /// Ok unless documents that are to be seen alone would be mixed with others of their sequence.
