@@ -29,6 +29,7 @@ fn healthy_step(step: u64) -> StepObservation {
         cross_entropy_nats: 3.0 + 0.01 * (step % 3) as f64,
         layers: vec![healthy_layer(0), healthy_layer(2)],
         non_finite: None,
+        skipped: None,
     }
 }
 
