@@ -44,6 +44,7 @@ impl ModelConfig {
         let parametrisation = parametrisation::resolve_parametrisation(self, &layers)?;
         if let Some(parametrisation) = &parametrisation {
             parametrisation::scale_attention(&mut layers, parametrisation.d_head);
+            notes.extend(parametrisation::note_on_size(parametrisation));
             notes.extend(parametrisation::note_on_gates(parametrisation, &layers));
         }
         let vocab_size = self.checked_vocab_size(num_ids)?;

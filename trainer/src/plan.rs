@@ -126,6 +126,7 @@ impl RunPlan {
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
         training::check_precision(config, &model)?;
+        training::check_recompute(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let muon = muon::resolve(&config.train, &model)?;
         qk_clip::check(config.train.qk_clip, &model)?;

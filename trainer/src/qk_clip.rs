@@ -25,10 +25,12 @@ pub(crate) fn clip_factors(
     clipped.map(|(layer, logits)| (*layer, factors(logits))).collect()
 }
 
-/// Whether queries or keys of the layer are frozen, so that none of its heads is clipped.
+/// Whether queries or keys of the layer, or biases of theirs, are frozen, so that none of its heads is
+/// clipped.
 pub(crate) fn stays_as_it_is(layer: usize, is_frozen: impl Fn(ParameterName) -> bool) -> bool {
-    let weight = |part| ParameterName::of_layer(layer, Role::Attention(part, Affine::Weight));
-    CLIPPED.iter().any(|part| is_frozen(weight(*part)))
+    let name = |part, affine| ParameterName::of_layer(layer, Role::Attention(part, affine));
+    let either = [Affine::Weight, Affine::Bias];
+    CLIPPED.iter().any(|part| either.into_iter().any(|affine| is_frozen(name(*part, affine))))
 }
 
 /// Heads that are made smaller by these factors.

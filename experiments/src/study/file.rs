@@ -136,7 +136,10 @@ pub(crate) struct ArmConfig {
 
 /// `learning_rate = { transfer_from = "LABEL" }` of an arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "{ transfer_from = \"LABEL\" } (rates of an arm's own are `learning_rates = [...]`)"
+)]
 pub(crate) struct TransferConfig {
     /// The arm whose rate is taken, as its pilots choose it. This arm's `model.parametrisation` has the
     /// shape of that arm as its base, or the same base.

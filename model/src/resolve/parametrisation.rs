@@ -7,7 +7,8 @@ use switchyard_router::{RouterConfig, Selection, SoftmaxOrder};
 
 use super::limits::{MAX_D_HEAD, MAX_D_MODEL, MAX_EXPERTS, MAX_HEADS, MAX_HIDDEN_WIDTH, MAX_LAYERS};
 use crate::{
-    AttentionSpec, BaseShapeConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, Parametrisation, Residual,
+    AttentionSpec, BaseShapeConfig, LayerSpec, MixerSpec, ModelConfig, ModelSpec, MultipliersConfig,
+    Parametrisation, Residual,
 };
 
 const TABLE: &str = "model.parametrisation";
@@ -66,9 +67,14 @@ impl ModelConfig {
             return config;
         }
         config.multipliers = spec.multipliers;
-        // That of the first layer is not divided by anything, where layers divide it.
+        // That of the first layer is not divided by anything, where layers divide it. A family with
+        // multipliers writes the scale out, also the usual one.
+        let has_multipliers = spec.multipliers != MultipliersConfig::default();
         let scale = spec.layers.first().and_then(|layer| match &layer.mixer {
-            MixerSpec::Attention(attention) => attention.scale,
+            MixerSpec::Attention(attention) => {
+                let usual = has_multipliers.then(|| 1.0 / (attention.d_head as f64).sqrt());
+                attention.scale.or(usual)
+            }
             MixerSpec::Lstm(_) => None,
         });
         if let Some(attention) = &mut config.attention {
@@ -237,6 +243,17 @@ pub(super) fn note_on_gates(parametrisation: &Parametrisation, layers: &[LayerSp
             "`{}.renormalise` is false, so that a token's gates begin with a sum of `top_k / num_experts`, which is not \
              that of the base shape: experts begin weaker or stronger than there",
             router.key
+        )
+    })
+}
+
+/// What is odd about a base shape that is larger than the model.
+pub(super) fn note_on_size(parametrisation: &Parametrisation) -> Option<String> {
+    let Parametrisation { width, depth, .. } = *parametrisation;
+    (width < 1.0 || depth < 1.0).then(|| {
+        format!(
+            "`{TABLE}.base` is wider or deeper than the model (the model has {width:.3} times its width and {depth:.3} times \
+             its layers): rates are chosen on a small model and taken to a large one"
         )
     })
 }

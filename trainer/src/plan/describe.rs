@@ -341,6 +341,11 @@ impl RunPlan {
         let test = if self.evaluation.test_at_end { "; the test split at the end" } else { "" };
         let best = if self.checkpoints.keep_best { " and the best" } else { "" };
         let mut rows: Vec<Row> = self.optimizer_row().into_iter().collect();
+        rows.extend(self.qk_clip.map(|clip| {
+            let text =
+                format!("heads whose largest logit of a step is above {} are made smaller", clip.max_logit);
+            ("qk-clip", text)
+        }));
         rows.extend([
             ("learning rate", self.schedule_text()),
             ("evaluation", format!("{}, on {extent}{test}", every(self.evaluation.every_steps))),

@@ -18,9 +18,11 @@ pub(super) fn check(clip: Option<QkClipConfig>, model: &ModelSpec) -> Result<(),
     let attentions: Vec<&AttentionSpec> =
         model.layers.iter().filter_map(|layer| attention_of(&layer.mixer)).collect();
     let has = |of: fn(&AttentionSpec) -> bool| attentions.iter().any(|attention| of(attention));
-    let problem = if attentions.is_empty() {
-        "needs attention, and the model has none"
-    } else if has(|attention| attention.qk_norm.settings().is_some()) {
+    if attentions.is_empty() {
+        let problem = "needs attention, and the model has none";
+        return Err(KeyError::new(KEY, problem, "remove the table"));
+    }
+    let problem = if has(|attention| attention.qk_norm.settings().is_some()) {
         "has no effect beside `model.attention.qk_norm`, which makes queries and keys as large again"
     } else if has(|attention| attention.clip_qkv.is_some()) {
         "is given beside `model.attention.clip_qkv`, which bounds the same queries and keys"

@@ -125,6 +125,21 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
     Ok(())
 }
 
+/// Ok unless nothing of the model would be computed anew.
+///
+/// # Errors
+/// The key, if no block keeps projections of its own.
+pub(super) fn check_recompute(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
+    let keeps_projections =
+        |layer: &LayerSpec| !matches!(layer.ffn, FfnSpec::BlockSparse(_) | FfnSpec::Absent);
+    if config.train.recompute.is_none() || model.layers.iter().any(keeps_projections) {
+        return Ok(());
+    }
+    let problem =
+        "is \"ffn\", but the model has neither dense blocks nor experts, whose projections it is about";
+    Err(KeyError::new("train.recompute", problem, "remove the key"))
+}
+
 /// Whether the state of the network goes from each window to the next.
 ///
 /// # Errors

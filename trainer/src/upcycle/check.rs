@@ -60,6 +60,16 @@ fn check_carried_over(dense: &ModelSpec, spec: &ModelSpec) -> Result<(), Upcycle
         same("model.attention.scale", &now.scale, &before.scale)?;
         same("model.attention.latent", &now.latent, &before.latent)?;
     }
+    if spec.parametrisation.is_some() != dense.parametrisation.is_some() {
+        let (with, without) = match spec.parametrisation {
+            Some(_) => ("the mixture", "the dense model"),
+            None => ("the dense model", "the mixture"),
+        };
+        let problem =
+            format!("is given for {with}, but not for {without}: their rates would not be of one kind");
+        let remedy = "give the mixture the table exactly if the dense model has it";
+        return Err(KeyError::new("model.parametrisation", problem, remedy).into());
+    }
     same("model.multipliers", &spec.multipliers, &dense.multipliers)?;
     same("model.head_bias", &spec.head_bias, &dense.head_bias)?;
     same("model.padding_id", &spec.padding_id, &dense.padding_id)?;

@@ -248,9 +248,17 @@ fn experts_cut_into_finer_ones_take_the_same_steps() {
 
 #[test]
 fn a_transferred_model_is_exported_with_its_multipliers_or_refused_by_name() {
+    // Narrower heads, and heads as wide as the model's, whose scale is the usual one.
+    for (d_model, logits) in [(4, "0.25"), (8, "0.5")] {
+        check_export(d_model, logits);
+    }
+}
+
+fn check_export(base_d_model: usize, logits: &str) {
     let folder = TempDir::new().unwrap();
-    let mut config =
-        with_base("d_model = 4, num_layers = 1, num_heads = 1, num_experts = 2, d_expert = 3, top_k = 1");
+    let mut config = with_base(&format!(
+        "d_model = {base_d_model}, num_layers = 1, num_heads = 1, num_experts = 2, d_expert = 3, top_k = 1"
+    ));
     config.model.tie_embeddings = true;
     config.model.dropout = 0.0;
     let moe = config.model.ffn.moe.as_mut().unwrap();
@@ -270,6 +278,6 @@ fn a_transferred_model_is_exported_with_its_multipliers_or_refused_by_name() {
     assert!(certificate.logits_max_abs > 0.0 && certificate.logits_max_abs_diff < 1e-6, "{certificate:?}");
     let mixtral = Family::ALL.into_iter().find(|family| family.names().0 == "mixtral").unwrap();
     let message = export(&checkpoint, &settings("mixtral", Some(mixtral))).unwrap_err().to_string();
-    assert!(message.contains("multipliers.logits = 0.25"), "{message}");
+    assert!(message.contains(&format!("multipliers.logits = {logits}")), "{message}");
     assert!(message.contains("multipliers.residual = 0.5"), "{message}");
 }

@@ -190,12 +190,20 @@ fn values(network: &Transformer) -> BTreeMap<ParameterName, Vec<f32>> {
 
 #[test]
 fn a_layer_with_frozen_queries_is_not_clipped() {
+    for frozen in ["blocks.0.attention.query.*", "blocks.0.attention.query.bias"] {
+        check_not_clipped(frozen);
+    }
+}
+
+/// Frozen are queries of the first layer, or their biases alone.
+fn check_not_clipped(frozen: &str) {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let mut config = clipping(tiny::dense(), 1e-4);
+    config.model.attention_mut().bias = AttentionBias::All;
     config.train.adamw.learning_rate = 1e-30;
     config.train.adamw.weight_decay = 0.0;
-    config.train.groups = vec![table("match = \"blocks.0.attention.query.*\"\nfreeze = true")];
+    config.train.groups = vec![table(&format!("match = \"{frozen}\"\nfreeze = true"))];
     tiny::run(&with_steps(&config, 1, 1), &out, OpenMode::New).unwrap();
     assert_eq!(measured(&out)[0].1, 2, "the heads of the other layer");
     let plan = RunPlan::resolve(&config).unwrap();

@@ -24,6 +24,7 @@ const STEP_TOKENS: usize = 1024;
 
 pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), Failure> {
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
+    check_heeded(args, &loaded.config)?;
     let at_base = with_short_steps(base_shape(&loaded.config, &plan.model));
     let stop = interruption.watch("stopping after this step")?;
     let progress = Progress::stderr().with_stop(stop.clone());
@@ -37,6 +38,25 @@ pub(super) fn run(args: &VerifyArgs, interruption: &Interruption) -> Result<(), 
     }
     print_text(&table(&all))?;
     judge(args, &all)
+}
+
+/// Ok unless the recipe has something that the check does not heed: it draws initial values, trains
+/// every parameter, and clips no head.
+fn check_heeded(args: &VerifyArgs, config: &RunConfig) -> Result<(), Failure> {
+    let freezes = config.train.groups.iter().any(|group| group.freeze);
+    let unheeded = [
+        ("start", !config.start.is_default()),
+        ("train.groups", freezes),
+        ("train.qk_clip", config.train.qk_clip.is_some()),
+    ];
+    match unheeded.into_iter().find(|(_, is_there)| *is_there) {
+        None => Ok(()),
+        Some((key, _)) => Err(Failure::Mistake(format!(
+            "{}: `{key}` has no effect on the coordinate check, which draws initial values, trains every parameter and \
+             clips no head: pass `--set {key}=`",
+            args.config.file.display()
+        ))),
+    }
 }
 
 /// Small batches, and no warm-up: the first steps are the ones that are looked at.
