@@ -80,9 +80,12 @@ impl Series {
         self.points.iter().filter_map(change).collect()
     }
 
-    /// The exponent with which it goes with the multiple; `None` with fewer than two points.
+    /// The exponent with which it goes with the multiple; `None` with fewer than two points, and for
+    /// routers that learn nothing, such as a hash.
     pub(crate) fn exponent(&self, site: Site) -> Option<f64> {
-        exponent(&self.changes(site))
+        let changes = self.changes(site);
+        let learns = site != Site::RouterLogits || changes.iter().any(|(_, change)| *change != 0.0);
+        exponent(&changes).filter(|_| learns)
     }
 
     /// The sites whose changes go with the size by other exponents than [`min_exponent`] to
@@ -131,6 +134,17 @@ mod tests {
             assert!((found - power).abs() < 1e-12, "{found} for {power}");
             assert_eq!(series.drifts().len(), usize::from(power.abs() > MAX_EXPONENT), "{power}");
         }
+    }
+
+    #[test]
+    fn a_router_that_learns_nothing_does_not_drift_but_blocks_that_stand_still_do() {
+        let still = series(|_| 0.0);
+        assert_eq!(still.drifts().len(), 1, "blocks");
+        let mut routers = still;
+        for coordinate in routers.points.iter_mut().flat_map(|(_, coordinates)| coordinates) {
+            coordinate.site = Site::RouterLogits;
+        }
+        assert!(routers.drifts().is_empty());
     }
 
     #[test]

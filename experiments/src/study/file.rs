@@ -396,6 +396,11 @@ impl StudyFile {
             let problem = format!("is `{label}`, beside `learning_rates` to choose from");
             return Err(KeyError::new(key, problem, "keep one of them"));
         }
+        let rate_key = "train.adamw.learning_rate";
+        if arm.set.iter().any(|text| text.split('=').next().map(str::trim) == Some(rate_key)) {
+            let problem = format!("is `{label}`, beside `{rate_key}` in the arm's `set`");
+            return Err(KeyError::new(key, problem, "keep one of them"));
+        }
         let (problem, remedy) = match self.arms.iter().find(|other| other.label == *label) {
             None => ("which is no arm", "name one of the arms"),
             Some(other) if other.learning_rate.is_some() => {

@@ -645,6 +645,8 @@ fn an_arm_takes_the_learning_rate_that_the_pilots_of_a_smaller_one_choose() {
         ("transfer_from = \"small\"", "transfer_from = \"tiny\"", "is `tiny`, which is no arm"),
         ("transfer_from = \"small\"", "transfer_from = \"wide\"", "which has none of its own either"),
         ("set = [\"model.d", "learning_rates = [0.1]\nset = [\"model.d", "beside `learning_rates`"),
+        ("set = [\"model.d", "set = [\"train.adamw.learning_rate=0.5\", \"model.d", "in the arm's `set`"),
+        ("{ transfer_from = \"small\" }", "0.01", "{ transfer_from = \"LABEL\" }"),
         (
             ",\n    \"model.parametrisation={ base = { d_model = 16, num_layers = 1, num_heads = 2, d_ff = 32 } }\"",
             "",
