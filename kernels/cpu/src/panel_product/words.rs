@@ -75,10 +75,7 @@ impl Words {
     pub(super) fn along<'t, E: Loads>(self, to: &'t mut [MaybeUninit<f32>], row: &[E]) -> &'t mut [f32] {
         assert_eq!(to.len(), self.of_terms(0..row.len()).end, "words of {} terms", row.len());
         match self {
-            Self::Terms | Self::Rounded => {
-                let whole = round_whole(to, row, true);
-                round_along(&mut to[whole..], &row[whole..]);
-            }
+            Self::Terms | Self::Rounded => round_along(to, row),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(cpu) => cpu.pair_along(to, row),
         }
@@ -102,10 +99,7 @@ impl Words {
         let row = |row: usize| (row < terms.num_rows()).then(|| &terms.row(row)[first_column..][..len]);
         match self {
             Self::Terms | Self::Rounded => match row(index ^ 1) {
-                Some(row) => {
-                    let whole = round_whole(to, row, false);
-                    round_each(&mut to[whole..], &row[whole..]);
-                }
+                Some(row) => round_each(to, row),
                 None => return write_zeros(to),
             },
             #[cfg(target_arch = "x86_64")]
@@ -206,18 +200,6 @@ fn by_columns<E: Loads>(words: Words, columns: Matrix<'_, E>, triangle: Triangle
 fn as_unwritten(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: the same layout; `Words` writes nothing but values.
     unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) }
-}
-
-/// Fills the first elements of `to` by an instruction that rounds, if the CPU has one: as many as there
-/// are whole registers of. The second of each pair comes first if `swaps`. Returns their number, which
-/// is even.
-fn round_whole<E: Loads>(to: &mut [MaybeUninit<f32>], row: &[E], swaps: bool) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(cpu) = Avx512Bf16::try_new() {
-        return cpu.round_whole(to, row, swaps);
-    }
-    let _ = (to, row, swaps);
-    0
 }
 
 vectorised! {

@@ -1,11 +1,10 @@
 //! Pairs of bf16 by the instructions of AVX512-BF16.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_castsi512_ps,
-    _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16,
-    _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_permute_ps,
-    _mm512_permutexvar_epi16, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
+    __m512, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtne2ps_pbh,
+    _mm512_dpbf16_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16,
+    _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16,
+    _mm512_storeu_si512,
 };
 use std::mem::{MaybeUninit, transmute, transmute_copy};
 use std::sync::OnceLock;
@@ -43,20 +42,6 @@ impl Avx512Bf16 {
         }
         // SAFETY: the CPU has what `V4` stands for, and AVX512-BF16.
         unsafe { with_bf16(self.avx512, product) }
-    }
-
-    /// Fills the first elements of `to` with the terms of a row, rounded: as many as there are whole
-    /// registers of in both. With `swaps`, the second of each pair comes first. Returns their number.
-    pub(super) fn round_whole<E: Loads>(self, to: &mut [MaybeUninit<f32>], row: &[E], swaps: bool) -> usize {
-        let whole = to.len().min(row.len()) / LANES * LANES;
-        // SAFETY: the CPU has the instructions, and both have so many elements.
-        unsafe {
-            match swaps {
-                true => round_whole::<E, true>(to.as_mut_ptr().cast(), row.as_ptr(), whole),
-                false => round_whole::<E, false>(to.as_mut_ptr().cast(), row.as_ptr(), whole),
-            }
-        }
-        whole
     }
 
     /// Fills `to` with the pairs of a row; a missing second term is zero.
@@ -145,20 +130,6 @@ impl Multiply for Avx512Bf16 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn round_whole<E: Loads, const SWAPS: bool>(to: *mut f32, row: *const E, len: usize) {
-    /// Each element of a pair in the other's place.
-    const SWAPPED: i32 = 0b10_11_00_01;
-    for first in (0..len).step_by(LANES) {
-        // SAFETY: as many elements are there, says the caller.
-        unsafe {
-            let rounded = E::round16(row.add(first));
-            let rounded = if SWAPS { _mm512_permute_ps::<SWAPPED>(rounded) } else { rounded };
-            _mm512_storeu_ps(to.add(first), rounded);
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn pair_along<E: Loads>(to: *mut u16, row: &[E]) {
     let whole = row.len() / (2 * LANES) * 2 * LANES;
     // SAFETY: the parts lie within the row, and there is room for as many, rounded up to a pair.
@@ -199,9 +170,6 @@ unsafe fn pair_across<E: Loads>(to: &mut [MaybeUninit<f32>], first: &[E], second
 /// # Safety
 /// Of all methods: the CPU has AVX-512 F, BW and BF16, and the elements are there.
 pub(in crate::panel_product) trait Loads: Element {
-    /// Sixteen elements that follow one another, rounded, in f32.
-    unsafe fn round16(at: *const Self) -> __m512;
-
     /// 32 elements that follow one another.
     unsafe fn load32(at: *const Self) -> __m512i;
 
@@ -248,20 +216,7 @@ unsafe fn rounded(low: __m512, high: __m512) -> __m512i {
     unsafe { transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// Sixteen bf16 as f32.
-#[inline(always)]
-unsafe fn widened(numbers: __m256i) -> __m512 {
-    // SAFETY: as the trait says.
-    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers))) }
-}
-
 impl Loads for f32 {
-    #[inline(always)]
-    unsafe fn round16(at: *const Self) -> __m512 {
-        // SAFETY: as the trait says.
-        unsafe { widened(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(at)))) }
-    }
-
     #[inline(always)]
     unsafe fn load32(at: *const Self) -> __m512i {
         // SAFETY: as the trait says.
@@ -296,12 +251,6 @@ impl Loads for f32 {
 }
 
 impl Loads for Bf16 {
-    #[inline(always)]
-    unsafe fn round16(at: *const Self) -> __m512 {
-        // SAFETY: as the trait says.
-        unsafe { widened(_mm256_loadu_si256(at.cast())) }
-    }
-
     #[inline(always)]
     unsafe fn load32(at: *const Self) -> __m512i {
         // SAFETY: as the trait says.

@@ -193,29 +193,3 @@ fn the_products_of_a_row_in_bf16_do_not_depend_on_the_rows_beside_it() {
         assert_eq!(product(first..last), all[first * n..last * n], "rows {first} to {last}");
     }
 }
-
-/// Of every upper half of an f32 the number itself, what lies halfway to the next, and either side.
-#[cfg(target_arch = "x86_64")]
-#[test]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn the_instruction_rounds_as_the_loops_do() {
-    let Some(cpu) = super::Avx512Bf16::try_new() else {
-        eprintln!("skipped: this CPU has no AVX512-BF16");
-        return;
-    };
-    let lower = [0x0000, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff];
-    let values: Vec<f32> = (0..=u16::MAX)
-        .flat_map(|upper| lower.map(|lower: u32| f32::from_bits(u32::from(upper) << 16 | lower)))
-        .collect();
-    for swaps in [false, true] {
-        let mut rounded = vec![std::mem::MaybeUninit::new(f32::NAN); values.len()];
-        assert_eq!(cpu.round_whole(&mut rounded, &values, swaps), values.len());
-        for (at, rounded) in rounded.into_iter().enumerate() {
-            // SAFETY: all elements were made with values.
-            let rounded = unsafe { rounded.assume_init() };
-            let value = values[if swaps { at ^ 1 } else { at }];
-            let expected = Bf16::from_f32(value).to_f32();
-            assert_eq!(rounded.to_bits(), expected.to_bits(), "{value} ({:#x})", value.to_bits());
-        }
-    }
-}
