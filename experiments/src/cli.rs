@@ -103,8 +103,8 @@ pub(crate) enum Command {
     Fit(FitArgs),
     /// Make the report of a study or of any runs: one page, its figures and its numbers
     Report(ReportArgs),
-    /// Prove that a mixture of one expert trains as the dense model does in a recipe, bit for bit; or check that activations
-    /// do not drift with the model's size
+    /// Prove that a mixture of one expert trains as the dense model does in a recipe, bit for bit; or
+    /// check that activations do not drift with the model's size
     Verify(VerifyArgs),
     /// Time training steps or one feed-forward layer on this machine
     #[command(subcommand, after_help = bench::BENCH_HELP)]

@@ -3,9 +3,11 @@
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
 mod muon;
+mod parameter_group;
 mod precision;
 mod qk_clip;
 mod recompute;
+mod skip_spikes;
 mod start;
 
 use schemars::JsonSchema;
@@ -15,9 +17,11 @@ use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::ModelConfig;
 
 pub use muon::{MuonConfig, MuonRole};
+pub use parameter_group::ParameterGroupConfig;
 pub use precision::PrecisionConfig;
 pub use qk_clip::QkClipConfig;
 pub use recompute::Recompute;
+pub use skip_spikes::SkipSpikesConfig;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
 
@@ -148,38 +152,6 @@ pub struct AdamWConfig {
     /// Decay the embedding (and a tied head) too, as nanoGPT does; default false.
     #[serde(default)]
     pub decay_embeddings: bool,
-}
-
-/// `[train.skip_spikes]`: what a spike is (arXiv:2501.00656, section 3.3).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SkipSpikesConfig {
-    /// Steps that a step is compared with, the last ones; default 128. Nothing is skipped before half
-    /// of them are done.
-    #[serde(default = "default_spike_window_steps")]
-    pub window_steps: usize,
-    /// Standard deviations above their mean from which a loss or a gradient norm is a spike; default 6.
-    #[serde(default = "default_spike_deviations")]
-    pub deviations: f64,
-}
-
-/// A group of parameters: one of `[[train.groups]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ParameterGroupConfig {
-    /// Which parameters: `role:` and embedding, head, norms, attention, lstm, dense, router, experts or
-    /// shared_experts; or a name with `*`, such as `blocks.0.*`.
-    #[serde(rename = "match")]
-    pub matches: String,
-    /// Their learning rate over the run's; default 1.
-    #[serde(default = "default_learning_rate_factor")]
-    pub learning_rate_factor: f64,
-    /// Their weight decay, vectors included; absent is as `train.adamw` or `train.muon` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_decay: Option<f64>,
-    /// Keep them as they are; default false.
-    #[serde(default)]
-    pub freeze: bool,
 }
 
 /// The learning rate over the steps: linear warm-up, then at most one of the tables.
@@ -447,18 +419,6 @@ fn default_beta2() -> f64 {
 
 fn default_adam_epsilon() -> f64 {
     1e-8
-}
-
-fn default_spike_window_steps() -> usize {
-    128
-}
-
-fn default_spike_deviations() -> f64 {
-    6.0
-}
-
-fn default_learning_rate_factor() -> f64 {
-    1.0
 }
 
 fn default_weight_decay() -> f64 {

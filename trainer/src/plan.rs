@@ -10,7 +10,7 @@ mod training;
 pub(crate) use training::MAX_THREADS;
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::{FfnOptions, PassSize};
+use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
 use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions};
 
@@ -134,15 +134,8 @@ impl RunPlan {
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
         let micro_batches = config.train.batch_tokens / micro_batch_tokens;
-        let size = StepSize {
-            micro_batch_tokens,
-            micro_batches,
-            threads: config.threads,
-            options: FfnOptions {
-                compute: config.train.precision.compute,
-                recompute: config.train.recompute == Recompute::Ffn,
-            },
-        };
+        let options = training::ffn_options(&config.train);
+        let size = StepSize { micro_batch_tokens, micro_batches, threads: config.threads, options };
         Ok(Self {
             name: config.name.clone(),
             seed: config.seed,

@@ -14,8 +14,8 @@ use crate::gate::{GateNoise, GateOutput};
 const NOISE_EPSILON: f64 = 0.01;
 
 impl Router {
-    /// Logits of every token, in the type of `x_td` and not rounded whatever the run computes with; with `standard_normal_te` the noisy ones. None
-    /// if nothing is learned.
+    /// Logits of every token, in the type of `x_td` and not rounded whatever the run computes with;
+    /// with `standard_normal_te` the noisy ones. None if nothing is learned.
     pub(crate) fn gate_logits(
         &self,
         x_td: Tensor<2>,

@@ -1,7 +1,7 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
 use switchyard_datasets::{DataConfig, Packing, SourceConfig};
-use switchyard_experts::FfnSpec;
+use switchyard_experts::{FfnOptions, FfnSpec};
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
@@ -11,8 +11,8 @@ use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpe
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, RunConfig, SampleConfig, ScheduleConfig,
-    ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, Recompute, RunConfig, SampleConfig,
+    ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
@@ -97,6 +97,11 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
         )),
         _ => Ok(()),
     }
+}
+
+/// How feed-forward blocks are computed while training.
+pub(super) fn ffn_options(train: &TrainConfig) -> FfnOptions {
+    FfnOptions { compute: train.precision.compute, recompute: train.recompute == Recompute::Ffn }
 }
 
 /// Ok unless products in bf16 are asked for where they cannot be had.

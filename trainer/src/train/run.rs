@@ -75,9 +75,8 @@ impl<'a> Run<'a> {
         let from = resumed.then_some(&state);
         let OpenedObservers { mut observers, rows, earlier_log } =
             Observers::open(folder, &manifest, plan, &dataset, from, request.show_progress)?;
-        let masks = config.data.mask_documents;
         let OpenedRecorder { recorder, notes: recorder_notes } =
-            FlightRecorder::open(folder.paths(), plan, from, &dataset, masks, &device)?;
+            FlightRecorder::open(folder.paths(), plan, from, &dataset, config.data.mask_documents, &device)?;
         if let Some(state) = from {
             restore_best_validation(&mut manifest, state, &rows);
             // Of a model that this run is about to leave behind.

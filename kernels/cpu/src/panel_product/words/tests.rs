@@ -109,16 +109,17 @@ fn results_in_bf16_are_sums_of_all_terms_rounded_once() {
             (0..len).map(|i| (((i + seed) * 7919 % 15) as f32 - 7.0) / 8.0).collect()
         };
         let (a, w) = (exact(m * k, 0), exact(k * n, 5));
-        let mut sums = vec![std::mem::MaybeUninit::new(f32::NAN); m * n];
+        let sum =
+            |at: usize| (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(w[p * n + at % n])).sum();
+        let sums: Vec<f64> = (0..m * n).map(sum).collect();
         let (a, w) = (Matrix::row_major(&a, k), Matrix::row_major(&w, n));
-        let sums = fill_with_product(&mut sums, a, w, Compute::Bf16);
         for (way, multiply) in all_ways(Compute::Bf16) {
             let mut c = vec![std::mem::MaybeUninit::new(Bf16::from_f32(f32::NAN)); m * n];
             multiply(Product::new(Target::replaced(&mut c), a.into(), w.into(), Compute::Bf16));
-            for (at, (c, sum)) in c.into_iter().zip(&*sums).enumerate() {
+            for (at, (c, sum)) in c.into_iter().zip(&sums).enumerate() {
                 // SAFETY: all elements were made with values.
                 let c = unsafe { c.assume_init() };
-                assert_eq!(c, Bf16::from_f32(*sum), "{way}, element {at} of {m} x {k} x {n}");
+                assert_eq!(c, Bf16::from_f32(*sum as f32), "{way}, element {at} of {m} x {k} x {n}");
             }
         }
     }
