@@ -1,15 +1,9 @@
 //! bf16: the upper half of an f32, with its range and eight bits of its precision.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
-use std::mem::MaybeUninit;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::blocks::BLOCK_LEN;
-use crate::simd::vectorised;
-use crate::unwritten::Unwritten;
 
 /// What the factors of products are rounded to. Their sums are f32 with either.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,22 +14,6 @@ pub enum Compute {
     F32,
     /// Factors are rounded to bf16, and what a backward pass reads again is kept so.
     Bf16,
-}
-
-/// What multiplies factors in bf16 on this machine. The results are the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bf16Unit {
-    /// Instructions for pairs of bf16: AVX512-BF16.
-    Avx512Bf16,
-    /// f32 instructions, on factors that are rounded: there are no others, or they are slower.
-    F32,
-}
-
-impl Bf16Unit {
-    /// That of this machine, which is found out the first time it is asked.
-    pub fn of_this_machine() -> Self {
-        crate::panel_product::bf16_unit()
-    }
 }
 
 /// A bf16 number.
@@ -104,8 +82,8 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + Sized + 's
     /// The nearest bf16.
     fn to_bf16(self) -> Bf16;
 
-    /// All elements, rounded unless they are f32.
-    fn rounded(values: &[f32]) -> Cow<'_, [Self]>;
+    /// The values, if they are such elements already.
+    fn unrounded(values: &[f32]) -> Option<&[Self]>;
 }
 
 impl Element for f32 {
@@ -126,8 +104,8 @@ impl Element for f32 {
         Bf16::from_f32(self)
     }
 
-    fn rounded(values: &[f32]) -> Cow<'_, [Self]> {
-        Cow::Borrowed(values)
+    fn unrounded(values: &[f32]) -> Option<&[Self]> {
+        Some(values)
     }
 }
 
@@ -149,47 +127,8 @@ impl Element for Bf16 {
         self
     }
 
-    fn rounded(values: &[f32]) -> Cow<'_, [Self]> {
-        let mut rounded = Unwritten::new(values.len());
-        rounded.whole().fill_chunks(BLOCK_LEN, 1, |block, to| {
-            let from = &values[block * BLOCK_LEN..][..to.len()];
-            write_rounded(to, from)
-        });
-        Cow::Owned(rounded.into_values())
-    }
-}
-
-/// Fills `to` with as many values, rounded, and returns it.
-///
-/// # Panics
-/// If the lengths differ.
-pub(crate) fn write_rounded<'t, E: Element>(to: &'t mut [MaybeUninit<E>], from: &[f32]) -> &'t mut [E] {
-    assert_eq!(to.len(), from.len(), "lengths of rounded values and their source");
-    round_each(to, from);
-    // SAFETY: the loop has written each element.
-    unsafe { to.assume_init_mut() }
-}
-
-vectorised! {
-    fn round_each<E: Element>(to: &mut [MaybeUninit<E>], from: &[f32]) = round_lanes;
-}
-
-#[inline(always)]
-fn round_lanes<E: Element, const FUSED: bool>(to: &mut [MaybeUninit<E>], from: &[f32]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        to.write(E::from_f32(from));
-    }
-}
-
-vectorised! {
-    /// Replaces `to` by the same numbers.
-    pub(crate) fn widen<E: Element>(to: &mut [f32], from: &[E]) = widen_lanes;
-}
-
-#[inline(always)]
-fn widen_lanes<E: Element, const FUSED: bool>(to: &mut [f32], from: &[E]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = from.to_f32();
+    fn unrounded(_: &[f32]) -> Option<&[Self]> {
+        None
     }
 }
 

@@ -17,6 +17,7 @@ use crate::bf16::{Compute, Element};
 use crate::dispatch::{DispatchPlan, Groups, SlotMap};
 use crate::matrix::Matrix;
 use crate::panel_product::{Stored, add_product, fill_with_product};
+use crate::rounding::rounded;
 pub use crate::row_tiles::MAX_TILE_ROWS;
 use crate::row_tiles::{RowTile, WeightGradient, add_bias, sum_rows_by_group, weight_gradients};
 use crate::simd::dot;
@@ -75,7 +76,7 @@ pub struct Output<E> {
 pub fn forward<E: Kept>(operands: Operands<&[f32]>, sizes_tdf: [usize; 3], block: &Block) -> Output<E> {
     let sizes = Sizes::new(sizes_tdf, block);
     let reader = Reader::<E>::new(operands, block, &sizes);
-    let x = E::rounded(operands.x);
+    let x = rounded(operands.x);
     let Sizes { groups, n, d, f, f_gate } = &sizes;
     let (n, d, f, f_gate) = (*n, *d, *f, *f_gate);
     let tiles = RowTile::of(groups);
@@ -111,7 +112,7 @@ pub fn gradients<E: Kept>(
 ) -> Operands<Vec<f32>> {
     let sizes = Sizes::new(sizes_tdf, block);
     let reader = Reader::<E>::new(operands, block, &sizes);
-    let dy = OutputGradient { exact: dy, factor: E::rounded(dy) };
+    let dy = OutputGradient { exact: dy, factor: rounded(dy) };
     RowGradients::new(&reader, &sizes, &dy, projections).into_operands(&reader, &sizes, &dy)
 }
 
@@ -286,7 +287,7 @@ impl<'a, E: Kept> RowGradients<'a, E> {
     ) -> Operands<Vec<f32>> {
         let operands = reader.operands;
         let Sizes { groups, n, d, f, .. } = sizes;
-        let x = E::rounded(reader.operands.x);
+        let x = rounded(reader.operands.x);
         let x = E::factor(reader.rows(&x, 0..*n));
         let [dup, dgate, hidden] =
             [self.dup, self.dgate, &*self.weighted_hidden].map(|rows| Matrix::row_major(rows, *f));

@@ -28,9 +28,12 @@ pub mod newton_schulz;
 pub mod norm;
 mod panel_product;
 pub mod rotary;
+mod rounding;
 pub mod routing;
 mod row_tiles;
 mod simd;
 pub mod square_sum;
 pub mod thread_products;
 mod unwritten;
+
+pub use panel_product::Bf16Unit;

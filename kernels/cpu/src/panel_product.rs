@@ -35,7 +35,7 @@ use pulp::aarch64::Neon;
 use pulp::x86::{V3, V4};
 use pulp::{Scalar128b, Simd, WithSimd};
 
-use crate::bf16::{Bf16Unit, Compute};
+use crate::bf16::Compute;
 use crate::matrix::Matrix;
 use multiply::{Fused, Multiply, Unfused};
 use panels::{EIGHT, Fetch, Panels};
@@ -218,13 +218,24 @@ fn multiply(product: Product<'_>) {
     }
 }
 
-/// What multiplies factors in bf16.
-pub(crate) fn bf16_unit() -> Bf16Unit {
-    #[cfg(target_arch = "x86_64")]
-    if words::avx512bf16::if_faster().is_some() {
-        return Bf16Unit::Avx512Bf16;
+/// What multiplies factors in bf16 on this machine. The results are the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bf16Unit {
+    /// Instructions for pairs of bf16: AVX512-BF16.
+    Avx512Bf16,
+    /// f32 instructions, on factors that are rounded: there are no others, or they are slower.
+    F32,
+}
+
+impl Bf16Unit {
+    /// That of this machine, which is found out the first time it is asked.
+    pub fn of_this_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if words::avx512bf16::if_faster().is_some() {
+            return Self::Avx512Bf16;
+        }
+        Self::F32
     }
-    Bf16Unit::F32
 }
 
 /// With words of one term.

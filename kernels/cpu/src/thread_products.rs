@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::bf16::{Bf16, Compute, Element};
 use crate::matrix::{Matrix, MatrixMut, multiply};
 use crate::panel_product::write_product;
+use crate::rounding::rounded;
 
 /// The same product by every thread of the pool, of the same two matrices.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl ThreadProducts {
             shape_mkn,
             factors: match compute {
                 Compute::F32 => Factors::F32(factors),
-                Compute::Bf16 => Factors::Bf16(factors.map(|values| Bf16::rounded(&values).into_owned())),
+                Compute::Bf16 => Factors::Bf16(factors.map(|values| rounded(&values).into_owned())),
             },
             c_mn: vec![vec![0.0; m * n]; rayon::current_num_threads()],
         }

@@ -3,8 +3,9 @@
 use std::mem::MaybeUninit;
 
 use super::{Activation, activate, backward};
-use crate::bf16::{Bf16, widen, write_rounded};
+use crate::bf16::Bf16;
 use crate::panel_product::Stored;
+use crate::rounding::{widen, write_rounded};
 
 /// Elements that are widened at a time: a few kilobytes of the first-level cache.
 const CHUNK_LEN: usize = 512;
