@@ -7,6 +7,7 @@ mod rows;
 use rayon::prelude::*;
 
 use crate::blocks::BLOCK_LEN;
+use crate::unwritten::{Unwritten, write_zeros};
 
 pub use rows::Measure;
 
@@ -15,12 +16,14 @@ pub use rows::Measure;
 /// # Panics
 /// If `scale`, `[d]`, is empty.
 pub fn normalize(x: &[f32], scale: &[f32], bias: Option<&[f32]>, measure: Measure) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
+    let mut y = Unwritten::new(x.len());
     let block_len = whole_rows(scale.len());
-    y.par_chunks_mut(block_len)
-        .zip(x.par_chunks(block_len))
-        .for_each(|(y, x)| rows::normalize(y, x, scale, bias, measure));
-    y
+    y.whole().fill_chunks(block_len, 1, |block, y| {
+        let y = write_zeros(y);
+        rows::normalize(y, &x[block * block_len..][..y.len()], scale, bias, measure);
+        y
+    });
+    y.into_values()
 }
 
 /// Gradients of `x`, `[n, d]`, and of `scale`, `[d]`, from that of the result, `dy`, `[n, d]`.
@@ -28,17 +31,22 @@ pub fn normalize(x: &[f32], scale: &[f32], bias: Option<&[f32]>, measure: Measur
 /// # Panics
 /// If `scale` is empty.
 pub fn gradients(x: &[f32], scale: &[f32], dy: &[f32], measure: Measure) -> (Vec<f32>, Vec<f32>) {
-    let mut dx = vec![0.0; x.len()];
+    let mut dx = Unwritten::new(x.len());
     let block_len = whole_rows(scale.len());
-    let mut dscale_of_block = vec![0.0; dx.len().div_ceil(block_len) * scale.len()];
-    dx.par_chunks_mut(block_len)
+    let mut dscale_of_block = vec![0.0; x.len().div_ceil(block_len) * scale.len()];
+    let parts: Vec<_> = dx.whole().chunks(block_len).collect();
+    parts
+        .into_par_iter()
         .zip(dscale_of_block.par_chunks_mut(scale.len()))
         .zip(x.par_chunks(block_len))
         .zip(dy.par_chunks(block_len))
-        .for_each(|(((dx, dscale), x), dy)| rows::gradients(dx, dscale, x, scale, dy, measure));
+        .for_each(|(((dx, dscale), x), dy)| {
+            let dx = dx.fill(write_zeros);
+            rows::gradients(dx, dscale, x, scale, dy, measure);
+        });
     let mut dscale = vec![0.0; scale.len()];
     rows::add_rows(&mut dscale, &dscale_of_block);
-    (dx, dscale)
+    (dx.into_values(), dscale)
 }
 
 /// The gradient of the bias, `[d]`: the sum of the rows of `dy`, `[n, d]`.

@@ -1,9 +1,8 @@
 //! From rows back to tokens: sums in the order of the slots.
 
-use rayon::prelude::*;
-
 use crate::dispatch::SlotMap;
 use crate::simd::{multiply_add, vectorised};
+use crate::unwritten::{Unwritten, write_zeros};
 
 /// Tokens of one task.
 const TASK_TOKENS: usize = 64;
@@ -30,8 +29,9 @@ fn sums_of_tokens(
     weight_of: impl Fn(usize) -> f32 + Sync,
 ) -> Vec<f32> {
     let top_k = slots.top_k();
-    let mut sums = vec![0.0; slots.num_tokens() * d];
-    sums.par_chunks_mut(TASK_TOKENS * d).enumerate().for_each(|(task, sums)| {
+    let mut sums = Unwritten::new(slots.num_tokens() * d);
+    sums.whole().fill_chunks(TASK_TOKENS * d, 1, |task, sums| {
+        let sums = write_zeros(sums);
         for (i, sum) in sums.chunks_exact_mut(d).enumerate() {
             let first_slot = (task * TASK_TOKENS + i) * top_k;
             let slots_with_rows = (first_slot..first_slot + top_k)
@@ -43,8 +43,9 @@ fn sums_of_tokens(
                 if i == 0 { scale(sum, row, weight_of(slot)) } else { add_scaled(sum, row, weight_of(slot)) }
             }
         }
+        sums
     });
-    sums
+    sums.into_values()
 }
 
 vectorised! {
