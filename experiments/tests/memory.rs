@@ -210,6 +210,27 @@ const RECIPES: &[Recipe] = &[
                 [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1536\n",
     },
     Recipe {
+        name: "dense, blocks computed anew",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 8192, 8192],
+        num_steps: 3,
+        train: "recompute = \"block\"\n",
+        model: "num_layers = 8\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 1536\n",
+    },
+    Recipe {
+        name: "mixture, blocks computed anew",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [256, 4096, 8192],
+        num_steps: 4,
+        train: "recompute = \"block\"\n",
+        model: "num_layers = 6\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 384\n\
+                [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
+    },
+    Recipe {
         name: "mixture in bf16",
         threads: 2,
         vocab_size: 2048,

@@ -8,6 +8,7 @@
 //! | what did the user write in `[model]` | `config` |
 //! | what is each layer | `spec`; from what is written: `resolve` |
 //! | text token by token | `transformer/cached` |
+//! | the backward pass, and blocks run once more in it | `transformer/backward` |
 //! | the network | `transformer`, of `embedding`, `block`, `mixer` (`attention` or `lstm`), `norm`; what it goes over: `pass` |
 //! | what a recurrent model hands from one window to the next | `state` |
 //! | how rotary angles are stretched | `rope_scaling` |
@@ -38,6 +39,7 @@ mod pass;
 mod qk_clip;
 mod qk_norm;
 pub mod random;
+mod recompute;
 mod resolve;
 mod rope_scaling;
 mod spec;
@@ -74,6 +76,7 @@ pub use pass::{BlockContext, ModelInput, Pass, PassOptions};
 pub use qk_clip::with_scaled_logits;
 pub use qk_norm::{QkNorm, QkNormConfig, QkNormOver};
 pub use random::{ParameterSource, StepNoise};
+pub use recompute::Recompute;
 pub use resolve::{MAX_SEQ_LEN, MAX_VOCAB_SIZE};
 pub use rope_scaling::{
     DynamicScaling, LinearScaling, Llama3Scaling, LongropeScaling, RopeScaling, YarnScaling,
@@ -83,4 +86,4 @@ pub use spec::{
 };
 pub use state::{ModelState, StateTensor};
 pub use switchyard_kernels::Compute;
-pub use transformer::{CachedOutput, IGNORED_TARGET, ModelOutput, SequenceCache, Transformer};
+pub use transformer::{CachedOutput, IGNORED_TARGET, ModelOutput, SequenceCache, Streams, Tape, Transformer};

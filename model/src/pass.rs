@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use switchyard_kernels::{CausalMask, Compute, FfnOptions, RotaryTable};
 use switchyard_router::RouterStatistics;
 
-use crate::{ModelState, RealPlaces, StepNoise};
+use crate::{ModelState, RealPlaces, Recompute, StepNoise};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
@@ -99,9 +99,8 @@ pub struct BlockContext<'a> {
 pub struct PassOptions {
     /// What products compute with.
     pub compute: Compute,
-    /// The backward pass computes the projections of feed-forward blocks anew, with the same bits,
-    /// instead of keeping them.
-    pub recompute_ffn: bool,
+    /// What the backward pass computes anew, with the same bits, instead of keeping it.
+    pub recompute: Recompute,
     /// Return the largest logit of each attention head, which costs its logits once more.
     pub measures_logits: bool,
 }
@@ -109,7 +108,7 @@ pub struct PassOptions {
 impl PassOptions {
     /// How feed-forward blocks are computed.
     pub fn ffn(self) -> FfnOptions {
-        FfnOptions { compute: self.compute, recompute: self.recompute_ffn }
+        FfnOptions { compute: self.compute, recompute: self.recompute == Recompute::Ffn }
     }
 }
 
@@ -137,6 +136,16 @@ impl Pass<'_> {
         Self::Training { noise, earlier: &[], options: PassOptions::default() }
     }
 
+    /// The same pass over a block for the second time, which measures nothing.
+    pub(crate) fn again(self) -> Self {
+        match self {
+            Self::Training { noise, earlier, options } => {
+                Self::Training { noise, earlier, options: PassOptions { measures_logits: false, ..options } }
+            }
+            Self::Evaluation | Self::Generation => self,
+        }
+    }
+
     fn options(self) -> PassOptions {
         match self {
             Self::Training { options, .. } => options,
@@ -152,6 +161,11 @@ impl Pass<'_> {
     /// How feed-forward blocks are computed.
     pub(crate) fn ffn_options(self) -> FfnOptions {
         self.options().ffn()
+    }
+
+    /// Whether blocks are run once more in the backward pass.
+    pub(crate) fn recomputes_blocks(self) -> bool {
+        self.options().recompute == Recompute::Block
     }
 
     pub(crate) fn measures_logits(self) -> bool {

@@ -1,6 +1,7 @@
 //! The whole network: embedding, blocks, final norm, head. Also that of LSTM layers: what mixes
 //! tokens is a matter of the blocks.
 
+mod backward;
 mod cached;
 mod provenance;
 
@@ -20,6 +21,7 @@ use crate::{
 /// A target that does not count: of padding.
 pub const IGNORED_TARGET: i32 = -1;
 
+pub use backward::{Streams, Tape};
 pub use cached::{CachedOutput, SequenceCache};
 
 /// What a forward pass returns; nothing else leaves the model.
@@ -79,7 +81,7 @@ impl Transformer {
     /// # Panics
     /// If the sequence is longer than the positions allow.
     pub fn forward(&self, input: &ModelInput, pass: Pass) -> ModelOutput {
-        self.run(input, pass, |_| ())
+        self.run(input, pass, |_| ()).0
     }
 
     /// As [`Transformer::forward`], and the residual stream before each block and after the last.
@@ -88,12 +90,18 @@ impl Transformer {
     /// As [`Transformer::forward`].
     pub fn forward_with_streams(&self, input: &ModelInput, pass: Pass) -> (Vec<Tensor<2>>, ModelOutput) {
         let mut streams = Vec::with_capacity(self.blocks.len() + 1);
-        let output = self.run(input, pass, |x_td| streams.push(x_td.clone()));
+        let (output, _) = self.run(input, pass, |x_td| streams.push(x_td.clone()));
         (streams, output)
     }
 
-    /// The pass, each residual stream shown on the way.
-    fn run(&self, input: &ModelInput, pass: Pass, mut show: impl FnMut(&Tensor<2>)) -> ModelOutput {
+    /// The pass, each residual stream shown on the way, and the assignments of all layers together,
+    /// where losses go by them.
+    fn run(
+        &self,
+        input: &ModelInput,
+        pass: Pass,
+        mut show: impl FnMut(&Tensor<2>),
+    ) -> (ModelOutput, Vec<u64>) {
         self.in_context(input, pass, |context| {
             let mut x_td = self.embed(input, pass);
             let (mut moe_layers, mut states, mut max_logits) = (Vec::new(), Vec::new(), Vec::new());
@@ -106,9 +114,9 @@ impl Transformer {
                 max_logits.extend(max_logits_h.map(|max_logits_h| (layer, max_logits_h)));
             }
             show(&x_td);
-            balance_all_layers(&mut moe_layers);
+            let pooled_loads = balance_all_layers(&mut moe_layers);
             let state = self.spec.is_recurrent().then_some(ModelState { layers: states });
-            ModelOutput { hidden_td: self.head_input(x_td), moe_layers, state, max_logits }
+            (ModelOutput { hidden_td: self.head_input(x_td), moe_layers, state, max_logits }, pooled_loads)
         })
     }
 
@@ -270,12 +278,15 @@ impl RotaryAngles {
     }
 }
 
-/// Gives each mixture its loss against the loads of all, where the configuration asks for it.
-fn balance_all_layers(moe_layers: &mut [(usize, MoeAux)]) {
+/// Gives each mixture its loss against the loads of all, where the configuration asks for it; returns
+/// these.
+fn balance_all_layers(moe_layers: &mut [(usize, MoeAux)]) -> Vec<u64> {
     let of_layers = moe_layers.iter_mut().enumerate();
     let (indices, pooled): (Vec<usize>, Vec<PooledBalance>) =
         of_layers.filter_map(|(index, (_, aux))| Some((index, aux.pooled_balance.take()?))).unzip();
-    for (index, loss) in indices.into_iter().zip(PooledBalance::losses(&pooled)) {
-        moe_layers[index].1.losses.push(loss);
+    let loads = PooledBalance::loads(&pooled);
+    for (index, layer) in indices.into_iter().zip(pooled) {
+        moe_layers[index].1.losses.push(layer.loss(&loads));
     }
+    loads
 }

@@ -127,19 +127,26 @@ pub struct PooledBalance {
 }
 
 impl PooledBalance {
-    /// The loss of each layer against the loads of all; their mean is the loss of all layers.
-    pub fn losses(layers: &[Self]) -> Vec<AuxLoss> {
+    /// Assignments to each expert in all layers together.
+    pub fn loads(layers: &[Self]) -> Vec<u64> {
         let num_experts = layers.iter().map(|layer| layer.tokens_per_expert.len()).max().unwrap_or(0);
         let mut loads = vec![0; num_experts];
         for layer in layers {
             loads.iter_mut().zip(&layer.tokens_per_expert).for_each(|(sum, load)| *sum += load);
         }
-        let of_layer = |layer: &Self| AuxLoss {
+        loads
+    }
+
+    /// The loss of this layer against the `loads` of all; their mean is the loss of all layers.
+    ///
+    /// # Panics
+    /// As [`load_balancing_loss`].
+    pub fn loss(self, loads: &[u64]) -> AuxLoss {
+        AuxLoss {
             kind: AuxLossKind::LoadBalancing,
-            value_1: load_balancing_loss(layer.logits_te.clone(), &loads),
-            weight: layer.weight,
-        };
-        layers.iter().map(of_layer).collect()
+            value_1: load_balancing_loss(self.logits_te, loads),
+            weight: self.weight,
+        }
     }
 }
 

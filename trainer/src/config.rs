@@ -6,7 +6,6 @@ mod muon;
 mod parameter_group;
 mod precision;
 mod qk_clip;
-mod recompute;
 mod skip_spikes;
 mod start;
 
@@ -14,13 +13,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::DataConfig;
 use switchyard_flight::alarms::AlarmsConfig;
-use switchyard_model::ModelConfig;
+use switchyard_model::{ModelConfig, Recompute};
 
 pub use muon::{MuonConfig, MuonRole};
 pub use parameter_group::ParameterGroupConfig;
 pub use precision::PrecisionConfig;
 pub use qk_clip::QkClipConfig;
-pub use recompute::Recompute;
 pub use skip_spikes::SkipSpikesConfig;
 pub use start::StartConfig;
 pub(crate) use start::fill_model;
@@ -95,8 +93,8 @@ pub struct TrainConfig {
     /// What a step computes with; absent is f32.
     #[serde(default, skip_serializing_if = "PrecisionConfig::is_default")]
     pub precision: PrecisionConfig,
-    /// `none` or `ffn`: what a backward pass computes anew instead of keeping it, with the same bits;
-    /// default `none`.
+    /// `none`, `ffn` or `block`: what a backward pass computes anew instead of keeping it, with the
+    /// same bits; default `none`.
     #[serde(default, skip_serializing_if = "Recompute::is_none")]
     pub recompute: Recompute,
     /// The optimizer of all that `muon` does not take. Its learning rate is that of the run.

@@ -6,8 +6,9 @@
 //! keeps nothing for a backward pass: neither is the worst moment.
 
 use serde::{Deserialize, Serialize};
-use switchyard_experts::FfnOptions;
-use switchyard_model::{LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, hidden_matrices};
+use switchyard_model::{
+    LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, PassOptions, Recompute, hidden_matrices,
+};
 
 use crate::config::MuonConfig;
 use crate::throughput::probe_bytes;
@@ -111,8 +112,8 @@ pub struct StepSize {
     pub micro_batches: usize,
     /// Threads, if the configuration says how many.
     pub threads: Option<usize>,
-    /// How feed-forward blocks are computed.
-    pub options: FfnOptions,
+    /// How passes are computed.
+    pub options: PassOptions,
 }
 
 /// What is alive beside weights and moments, in bytes.
@@ -134,10 +135,16 @@ impl MemoryEstimate {
     pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize, muon: Option<&MuonConfig>) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let weights = F32_BYTES * counts.total_params as f64;
-        let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.options);
+        let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.options.ffn());
         let of_muon = MuonFootprint::of(spec, muon, size.threads.unwrap_or(1));
         let moments = 2.0 * weights - of_muon.weights;
-        let step = Step { model: &model, weights, update: of_muon.update, passes: size.micro_batches as f64 };
+        let step = Step {
+            model: &model,
+            weights,
+            update: of_muon.update,
+            passes: size.micro_batches as f64,
+            recomputes_blocks: size.options.recompute == Recompute::Block,
+        };
         let (moment, alive) = step.worst_moment();
         let (probe, probe_of_thread) = probe_bytes();
         let routed = routed_thread_bytes(spec);
@@ -228,6 +235,7 @@ struct Step<'a> {
     /// Buffers of the update.
     update: f64,
     passes: f64,
+    recomputes_blocks: bool,
 }
 
 impl Step<'_> {
@@ -262,9 +270,12 @@ impl Step<'_> {
     /// activations go.
     fn pass(&self) -> Vec<(StepMoment, Alive)> {
         let ModelFootprint { layers, head, stream_bytes, .. } = self.model;
+        let kept_by_the_loss = |layer| kept_bytes(layer) - self.recomputed_bytes(layer);
         let mut alive = Alive {
             gradients: if self.passes > 1.0 { self.weights } else { 0.0 },
-            activations: self.records_bytes() + head.kept_bytes + layers.iter().map(kept_bytes).sum::<f64>(),
+            activations: self.records_bytes()
+                + head.kept_bytes
+                + layers.iter().map(kept_by_the_loss).sum::<f64>(),
             temporaries: 0.0,
         };
         alive.gradients += head.gradient_bytes;
@@ -277,6 +288,7 @@ impl Step<'_> {
                 temporaries: stream_bytes + buffers,
                 ..alive
             };
+            alive.activations += self.recomputed_bytes(layer);
             let ffn = at_work(alive, layer.ffn_param_bytes, layer.ffn.backward_bytes);
             moments.push((StepMoment::FeedForward(index), ffn));
             alive.gradients += layer.ffn_param_bytes;
@@ -291,6 +303,12 @@ impl Step<'_> {
         let gradients = alive.gradients + head.embedding_bytes - tied;
         moments.push((StepMoment::Embedding, Alive { gradients, temporaries: stream_bytes + tied, ..alive }));
         moments
+    }
+
+    /// What a layer keeps only while its own backward pass is at work: all but its input, if blocks
+    /// are computed anew.
+    fn recomputed_bytes(&self, layer: &LayerFootprint) -> f64 {
+        if self.recomputes_blocks { kept_bytes(layer) - self.model.stream_bytes } else { 0.0 }
     }
 
     /// Who went where in all passes of the step, for the flight recorder.

@@ -12,11 +12,10 @@ pub(crate) use training::MAX_THREADS;
 use serde::{Deserialize, Serialize};
 use switchyard_experts::PassSize;
 use switchyard_ground::key_error::KeyError;
-use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions};
+use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions, Recompute};
 
 use crate::config::{
-    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, Recompute, RunConfig,
-    SampleConfig,
+    AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
 };
 use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
@@ -134,7 +133,7 @@ impl RunPlan {
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
         let micro_batches = config.train.batch_tokens / micro_batch_tokens;
-        let options = training::ffn_options(&config.train);
+        let options = training::pass_options(&config.train);
         let size = StepSize { micro_batch_tokens, micro_batches, threads: config.threads, options };
         Ok(Self {
             name: config.name.clone(),
@@ -210,7 +209,7 @@ impl RunPlan {
     pub(crate) fn pass_options(&self) -> PassOptions {
         PassOptions {
             compute: self.compute,
-            recompute_ffn: self.recompute == Recompute::Ffn,
+            recompute: self.recompute,
             measures_logits: self.qk_clip.is_some(),
         }
     }

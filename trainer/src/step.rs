@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{
-    ModelInput, ModelOutput, ModelState, Pass, PassOptions, StepNoise, Transformer, parameter_gradients,
-};
+use switchyard_model::{ModelInput, ModelOutput, ModelState, Pass, PassOptions, StepNoise, Transformer};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
@@ -108,15 +106,15 @@ pub fn step_gradients(
         let noise = StepNoise::new(settings.seed, settings.step, index as u64);
         let earlier = measurements.routing.clone();
         let training = Pass::Training { noise, earlier: &earlier, options: settings.options };
-        let mut output = model.forward(&input, training);
+        let (mut output, tape) = model.forward_for_backward(&input, training);
         states.push(output.state.take());
         let parts =
             LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.options.compute);
         let losses = LossReadings::new(&parts, &output, &mut readings);
         measurements.count(&output);
         let routed = RoutedPass::new(&input, domains, output);
+        gradients.accumulate(model.backward(&parts.total.mul_scalar(scale), tape, &input, training));
         passes.push(PassDone { input, noise, earlier, losses, routed });
-        gradients.accumulate(parameter_gradients(model, &parts.total.mul_scalar(scale).backward()));
     }
     measurements.state = ModelState::stacked(states);
     let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());

@@ -356,7 +356,7 @@ fn products_in_bf16_are_refused_where_they_cannot_be_had() {
     insta::assert_snapshot!(set(&[bf16, "device=wgpu"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but `device` is "wgpu": only the CPU computes products so: use "f32", or the device "cpu""#);
     insta::assert_snapshot!(set(&[bf16, "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but block-sparse layers multiply in f32 only: use "f32", or other layers"#);
     insta::assert_snapshot!(set(&["train.recompute=ffn", "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.recompute=ffn: `train.recompute` is "ffn", but the model has neither dense blocks nor experts, whose projections it is about: remove the key"#);
-    insta::assert_snapshot!(set(&["train.recompute=block"]), @r#"--set train.recompute=block: `train.recompute` is "block": use one of "none", "ffn""#);
+    insta::assert_snapshot!(set(&["train.recompute=blocks"]), @r#"--set train.recompute=blocks: `train.recompute` is "blocks": use one of "none", "ffn", "block". Did you mean "block"?"#);
 }
 
 #[test]

@@ -245,7 +245,10 @@ impl Prober {
             return Ok(BTreeMap::new());
         };
         let mut gradients = StepGradients::default();
-        gradients.accumulate(parameter_gradients(model, &loss_1.backward()));
+        // It is not on a tape if all that it depends on is frozen.
+        if loss_1.is_tracked() {
+            gradients.accumulate(parameter_gradients(model, &loss_1.backward()));
+        }
         let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
         let mut readings = Readings::default();
         let squares = gradients.start_norms(num_experts, &mut readings);

@@ -7,11 +7,10 @@ use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
 use switchyard_kernels::Bf16Unit;
 use switchyard_model::{
     Affine, AttentionPart, AttentionSpec, Compute, FfnMatrix, FfnUse, LstmSpec, MixerSpec, NormKind,
-    PositionKind, QkNormOver, Residual, Role, RouterPart, hidden_matrices,
+    PositionKind, QkNormOver, Recompute, Residual, Role, RouterPart, hidden_matrices,
 };
 
 use super::{RunPlan, router};
-use crate::config::Recompute;
 use crate::memory::StepMoment;
 use crate::schedule::ScheduleShape;
 
@@ -320,10 +319,12 @@ impl RunPlan {
             bytes(process),
         );
         let mut rows = vec![("memory", total), ("", parts)];
-        if self.recompute == Recompute::Ffn {
-            let anew = "projections of feed-forward blocks are computed anew in the backward pass";
-            rows.push(("", anew.to_owned()));
-        }
+        let anew = match self.recompute {
+            Recompute::None => return rows,
+            Recompute::Ffn => "projections of feed-forward blocks are",
+            Recompute::Block => "each block but for its input is",
+        };
+        rows.push(("", format!("{anew} computed anew in the backward pass")));
         rows
     }
 

@@ -1,18 +1,18 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
 use switchyard_datasets::{DataConfig, Packing, SourceConfig};
-use switchyard_experts::{FfnOptions, FfnSpec};
+use switchyard_experts::FfnSpec;
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec};
+use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOptions, Recompute};
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, Recompute, RunConfig, SampleConfig,
-    ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, RunConfig, SampleConfig, ScheduleConfig,
+    ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
@@ -99,9 +99,13 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
     }
 }
 
-/// How feed-forward blocks are computed while training.
-pub(super) fn ffn_options(train: &TrainConfig) -> FfnOptions {
-    FfnOptions { compute: train.precision.compute, recompute: train.recompute == Recompute::Ffn }
+/// How training passes are computed.
+pub(super) fn pass_options(train: &TrainConfig) -> PassOptions {
+    PassOptions {
+        compute: train.precision.compute,
+        recompute: train.recompute,
+        measures_logits: train.qk_clip.is_some(),
+    }
 }
 
 /// Ok unless products in bf16 are asked for where they cannot be had.
@@ -137,7 +141,7 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
 pub(super) fn check_recompute(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
     let keeps_projections =
         |layer: &LayerSpec| !matches!(layer.ffn, FfnSpec::BlockSparse(_) | FfnSpec::Absent);
-    if config.train.recompute.is_none() || model.layers.iter().any(keeps_projections) {
+    if config.train.recompute != Recompute::Ffn || model.layers.iter().any(keeps_projections) {
         return Ok(());
     }
     let problem =

@@ -14,6 +14,7 @@ mod padding;
 mod parametrisation;
 mod precision;
 mod qk_clip;
+mod recompute;
 mod recurrent;
 mod resume;
 mod router_overrides;

@@ -40,7 +40,7 @@ pub(crate) fn recurrent() -> RunConfig {
     config
 }
 
-fn block_sparse() -> RunConfig {
+pub(crate) fn block_sparse() -> RunConfig {
     let mut config = tiny::dense();
     config.model.ffn = toml::from_str(
         "activation = \"gelu_tanh\"\n[block_sparse]\nblock = 4\nd_ff = 48\ndensity = 0.5\ntopology = { random = {} }",

@@ -1,4 +1,4 @@
-//! `train.recompute`: what a backward pass computes anew.
+//! What a backward pass computes anew.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ pub enum Recompute {
     None,
     /// The up and gate projections of feed-forward blocks and experts.
     Ffn,
+    /// Each block from its input, which alone is kept.
+    Block,
 }
 
 impl Recompute {
