@@ -18,7 +18,7 @@ use switchyard_model::ModelConfig;
 
 pub use muon::{MuonConfig, MuonRole};
 pub use parameter_group::ParameterGroupConfig;
-pub use precision::PrecisionConfig;
+pub use precision::{ComputeType, PrecisionConfig};
 pub use qk_clip::QkClipConfig;
 pub use recompute::Recompute;
 pub use skip_spikes::SkipSpikesConfig;
@@ -451,4 +451,8 @@ fn default_temperature() -> f64 {
 
 fn enabled() -> bool {
     true
+}
+
+fn is_enabled(value: &bool) -> bool {
+    *value
 }

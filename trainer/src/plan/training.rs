@@ -7,12 +7,12 @@ use switchyard_ground::key_checks::{
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec};
+use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec};
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, Recompute, RunConfig, SampleConfig,
-    ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, ComputeType, FlightRecorderConfig, ParameterGroupConfig, PrecisionConfig, Recompute,
+    RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
@@ -101,7 +101,7 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
 
 /// How feed-forward blocks are computed while training.
 pub(super) fn ffn_options(train: &TrainConfig) -> FfnOptions {
-    FfnOptions { compute: train.precision.compute, recompute: train.recompute == Recompute::Ffn }
+    FfnOptions { compute: train.precision.resolve(), recompute: train.recompute == Recompute::Ffn }
 }
 
 /// Ok unless products in bf16 are asked for where they cannot be had.
@@ -109,8 +109,16 @@ pub(super) fn ffn_options(train: &TrainConfig) -> FfnOptions {
 /// # Errors
 /// The key, and what stands in its way.
 pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
-    if config.train.precision.compute == Compute::F32 {
-        return Ok(());
+    let PrecisionConfig { compute, matrix_units } = config.train.precision;
+    if compute == ComputeType::F32 {
+        return match matrix_units {
+            true => Ok(()),
+            false => Err(KeyError::new(
+                "train.precision.matrix_units",
+                "is false, but `train.precision.compute` is \"f32\": matrix units multiply bf16 only",
+                "remove the key, or compute in \"bf16\"",
+            )),
+        };
     }
     let refused = |problem: String, remedy: &str| {
         Err(KeyError::new("train.precision.compute", format!("is \"bf16\", but {problem}"), remedy))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use switchyard_model::{Compute, ModelInput, Pass, PassOptions, StepNoise, Transformer};
-use switchyard_trainer::config::{Recompute, RunConfig};
+use switchyard_trainer::config::{ComputeType, Recompute, RunConfig};
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
@@ -14,7 +14,7 @@ use crate::resume::{tensors, with_steps};
 use crate::tiny;
 
 fn in_bf16(mut config: RunConfig) -> RunConfig {
-    config.train.precision.compute = Compute::Bf16;
+    config.train.precision.compute = ComputeType::Bf16;
     config
 }
 
@@ -62,7 +62,20 @@ fn f32_by_name_is_f32_without_a_name() {
         toml::to_string(&RunPlan::resolve(&tiny::parse(&text)).unwrap()).unwrap()
     };
     assert_eq!(text("[train.precision]\ncompute = \"f32\"\n"), text(""));
-    assert_ne!(text("[train.precision]\ncompute = \"bf16\"\n"), text(""));
+    let in_bf16 = text("[train.precision]\ncompute = \"bf16\"\n");
+    assert_ne!(in_bf16, text(""));
+    assert_eq!(text("[train.precision]\ncompute = \"bf16\"\nmatrix_units = true\n"), in_bf16);
+    assert_ne!(text("[train.precision]\ncompute = \"bf16\"\nmatrix_units = false\n"), in_bf16);
+}
+
+#[test]
+fn a_default_key_of_precision_is_not_written() {
+    let text = |config: &RunConfig| toml::to_string(config).unwrap();
+    assert!(!text(&tiny::moe()).contains("train.precision"));
+    let mut config = in_bf16(tiny::moe());
+    assert!(!text(&config).contains("matrix_units"));
+    config.train.precision.matrix_units = false;
+    assert_eq!(tiny::parse(&text(&config)).train.precision, config.train.precision);
 }
 
 #[test]
