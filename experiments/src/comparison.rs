@@ -13,6 +13,7 @@ use serde_json::Value;
 use switchyard_ground::printable::excerpt;
 use switchyard_ground::units::compact;
 use switchyard_trainer::metrics::Record;
+use switchyard_trainer::products::bits_differ;
 use switchyard_trainer::run_folder::{RunManifest, RunStatus};
 
 pub(crate) use data_key::data_key;
@@ -232,6 +233,12 @@ fn notes(arms: &[Arm], target: Option<f64>) -> Vec<String> {
     }
     for arm in others {
         notes.extend(why_not_comparable(&measured(baseline), &measured(arm)));
+        if let Some([a, b]) = bits_differ(baseline.manifest.products(), arm.manifest.products()) {
+            notes.push(format!(
+                "Products of `{}` were computed by {a}, those of `{}` by {b}: their bits differ.",
+                baseline.label, arm.label
+            ));
+        }
         if machine(arm) != machine(baseline) {
             notes.push(format!(
                 "`{}` and `{}` ran on different machines, devices or numbers of threads: seconds cannot be compared.",

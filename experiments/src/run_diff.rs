@@ -153,6 +153,7 @@ fn provenance(outcome: &Outcome) -> Value {
         "device": manifest.device,
         "host": manifest.host,
         "matmul_peak_flops": manifest.matmul_peak_flops,
+        "products": manifest.products,
         "upcycled_from": manifest.upcycled_from,
         "resumed_from_steps": manifest.resumed_from_steps,
     })

@@ -622,6 +622,31 @@ fn two_runs_are_bisected() {
 }
 
 #[test]
+fn what_compares_runs_says_where_the_bits_of_products_differ() {
+    let desk = Desk::new();
+    let train = |out: &str, more: &[&str]| {
+        let set = ["train", "moe.toml", "--out", out, "--set", "train.precision.compute=bf16"];
+        desk.run(&[&set[..], more].concat())
+    };
+    assert!(["a", "b"].iter().all(|out| train(out, &[]).status.success()));
+    let mut manifest: Value = serde_json::from_slice(&fs::read(desk.path("b/run.json")).unwrap()).unwrap();
+    let has_units = manifest["products"] == "amx";
+    manifest["products"] = if has_units { "rounded_f32" } else { "amx" }.into();
+    desk.write("b/run.json", &manifest.to_string());
+    let said = |command: &[&str]| desk.ok(command).contains("their bits differ");
+    assert!(said(&["bisect", "a", "b"]) && !said(&["bisect", "a", "a"]));
+    assert!(said(&["compare", "a", "b"]));
+    assert!(said(&["replay", "b", "--step", "2"]) && !said(&["replay", "a", "--step", "2"]));
+    assert!(desk.ok(&["diff", "a", "b"]).contains("products"));
+    let resumed = |out: &str| {
+        let output = train(out, &["--set", "train.num_steps=9", "--resume"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr).contains("which has other bits")
+    };
+    assert!(resumed("b") && !resumed("a"));
+}
+
+#[test]
 fn what_if_is_answered_from_recorded_scores() {
     let desk = Desk::new();
     assert_eq!(recorded_run(&desk, &[]).status.code(), Some(0));

@@ -106,7 +106,7 @@ fn rows(
     let (f, projections) = (d_hidden as f64, matrices(activation) as f64 - 1.0);
     let (kept_bytes, rounded_bytes) = match options.compute {
         Compute::F32 => (F32_BYTES, 0.0),
-        Compute::Bf16 => (BF16_BYTES, 2.0 * BF16_BYTES * num_tokens * d),
+        Compute::Bf16 | Compute::PortableBf16 => (BF16_BYTES, 2.0 * BF16_BYTES * num_tokens * d),
     };
     let projection_bytes = kept_bytes * num_rows * projections * f;
     let recomputed_bytes = if options.recompute { projection_bytes } else { 0.0 };

@@ -17,7 +17,7 @@ use switchyard_model::{ModelConfig, Recompute};
 
 pub use muon::{MuonConfig, MuonRole};
 pub use parameter_group::ParameterGroupConfig;
-pub use precision::PrecisionConfig;
+pub use precision::{ComputeType, PrecisionConfig};
 pub use qk_clip::QkClipConfig;
 pub use skip_spikes::SkipSpikesConfig;
 pub use start::StartConfig;
@@ -449,4 +449,8 @@ fn default_temperature() -> f64 {
 
 fn enabled() -> bool {
     true
+}
+
+fn is_enabled(value: &bool) -> bool {
+    *value
 }

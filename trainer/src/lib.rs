@@ -50,6 +50,7 @@ pub mod optimizer;
 mod parameter_groups;
 pub mod parity;
 pub mod plan;
+pub mod products;
 mod provenance;
 mod qk_clip;
 mod readings;

@@ -146,7 +146,7 @@ impl RunPlan {
             memory: MemoryEstimate::of(&model, &counts, size, muon.as_ref()),
             carries_state,
             model,
-            compute: config.train.precision.compute,
+            compute: config.train.precision.resolve(),
             recompute: config.train.recompute,
             optimizer: config.train.adamw.clone(),
             muon,

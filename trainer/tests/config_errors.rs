@@ -355,6 +355,7 @@ fn products_in_bf16_are_refused_where_they_cannot_be_had() {
     insta::assert_snapshot!(set(&["train.precision.compute=fp16"]), @r#"--set train.precision.compute=fp16: `train.precision.compute` is "fp16": use one of "f32", "bf16""#);
     insta::assert_snapshot!(set(&[bf16, "device=wgpu"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but `device` is "wgpu": only the CPU computes products so: use "f32", or the device "cpu""#);
     insta::assert_snapshot!(set(&[bf16, "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but block-sparse layers multiply in f32 only: use "f32", or other layers"#);
+    insta::assert_snapshot!(set(&["train.precision.matrix_units=false"]), @r#"--set train.precision.matrix_units=false: `train.precision.matrix_units` is false, but `train.precision.compute` is "f32": matrix units multiply bf16 only: remove the key, or compute in "bf16""#);
     insta::assert_snapshot!(set(&["train.recompute=ffn", "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.recompute=ffn: `train.recompute` is "ffn", but the model has neither dense blocks nor experts, whose projections it is about: remove the key"#);
     insta::assert_snapshot!(set(&["train.recompute=blocks"]), @r#"--set train.recompute=blocks: `train.recompute` is "blocks": use one of "none", "ffn", "block". Did you mean "block"?"#);
 }

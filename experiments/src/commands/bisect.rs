@@ -5,6 +5,7 @@ use std::path::Path;
 use switchyard_flight::RunStep;
 use switchyard_flight::divergence::{Divergence, first_divergence};
 use switchyard_trainer::metrics::Record;
+use switchyard_trainer::products::{Products, bits_differ};
 use switchyard_trainer::run_folder::{RunManifest, RunPaths};
 
 use super::print_text;
@@ -13,7 +14,7 @@ use crate::failure::Failure;
 use crate::run_series::read_records;
 
 pub(super) fn run(args: &BisectArgs) -> Result<(), Failure> {
-    let (a, b) = (steps_of(&args.run_a)?, steps_of(&args.run_b)?);
+    let ((a, a_products), (b, b_products)) = (read(&args.run_a)?, read(&args.run_b)?);
     let divergence = first_divergence(&a, &b);
     if divergence == Divergence::NothingInCommon {
         let (a, b) = (args.run_a.display(), args.run_b.display());
@@ -21,11 +22,17 @@ pub(super) fn run(args: &BisectArgs) -> Result<(), Failure> {
             "no step is in both `{a}` and `{b}`: name two runs that have been trained"
         )));
     }
-    print_text(&format!("A {}\nB {}\n{divergence}\n", args.run_a.display(), args.run_b.display()))
+    let products = match bits_differ(a_products, b_products) {
+        Some([a, b]) => format!("products by {a} in A and by {b} in B: their bits differ\n"),
+        None => String::new(),
+    };
+    print_text(&format!("A {}\nB {}\n{products}{divergence}\n", args.run_a.display(), args.run_b.display()))
 }
 
-fn steps_of(folder: &Path) -> Result<Vec<RunStep>, Failure> {
+/// The steps of a run, and what multiplied in it.
+fn read(folder: &Path) -> Result<(Vec<RunStep>, Products), Failure> {
     let paths = RunPaths::new(folder);
-    RunManifest::read(&paths.manifest())?;
-    Ok(read_records(&paths)?.iter().filter_map(Record::as_step).map(RunStep::from).collect())
+    let products = RunManifest::read(&paths.manifest())?.products();
+    let steps = read_records(&paths)?.iter().filter_map(Record::as_step).map(RunStep::from).collect();
+    Ok((steps, products))
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use switchyard_trainer::flight::replay::{Replay, ReplayRequest, replay};
+use switchyard_trainer::products::bits_differ;
 
 use super::{parsed, print_json, print_text, with_device};
 use crate::cli::ReplayArgs;
@@ -23,6 +24,8 @@ pub(super) fn run(args: &ReplayArgs, interruption: &Interruption) -> Result<(), 
             "from_step": replay.from_step,
             "repeated": replay.repeated,
             "recorded": replay.recorded,
+            "recorded_products": replay.products[0],
+            "products": replay.products[1],
             "first_difference": replay.first_difference,
             "is_exact": replay.is_exact(),
         }))?;
@@ -64,6 +67,10 @@ fn describe(replay: &Replay) -> Result<String, std::fmt::Error> {
             100.0 * layer.dropped_fraction,
             layer.tokens_per_expert
         )?;
+    }
+    let [then, now] = replay.products;
+    if let Some([then, now]) = bits_differ(then, now) {
+        writeln!(text, "products by {now}, but by {then} in the run: their bits differ")?;
     }
     if replay.is_exact() {
         let num_steps = repeated.step - from_step;

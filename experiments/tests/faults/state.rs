@@ -120,10 +120,11 @@ fn content(path: &Path, file: &str) -> Content {
 }
 
 /// Keys whose values are measured, or words about what was, or say how often the run was begun.
-const CLOCK: [&str; 11] = [
+const CLOCK: [&str; 12] = [
     "tokens_per_sec",
     "mfu",
     "matmul_peak_flops",
+    "products",
     "energy_joules",
     "at",
     "started_at",

@@ -2,18 +2,31 @@
 
 use std::fmt::Debug;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the factors of products are rounded to. Their sums are f32 with either.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+/// What the factors of products are rounded to, and what may multiply them. Their sums are f32 with
+/// any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Compute {
     /// Factors are f32.
     #[default]
     F32,
     /// Factors are rounded to bf16, and what a backward pass reads again is kept so.
     Bf16,
+    /// The same without matrix units, which have an order of summation of their own: the bits that
+    /// every machine has.
+    PortableBf16,
+}
+
+impl Compute {
+    /// Whether factors are rounded to bf16.
+    pub fn is_rounded(self) -> bool {
+        match self {
+            Self::F32 => false,
+            Self::Bf16 | Self::PortableBf16 => true,
+        }
+    }
 }
 
 /// A bf16 number.
@@ -70,8 +83,8 @@ impl Bf16 {
 
 /// What rows of products are made of in memory.
 pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + Sized + 'static {
-    /// Products of rows of such elements.
-    const COMPUTE: Compute;
+    /// Whether they are what [`Compute::is_rounded`] factors are rounded to.
+    const IS_ROUNDED: bool;
 
     /// The nearest element.
     fn from_f32(value: f32) -> Self;
@@ -87,7 +100,7 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + Sized + 's
 }
 
 impl Element for f32 {
-    const COMPUTE: Compute = Compute::F32;
+    const IS_ROUNDED: bool = false;
 
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
@@ -110,7 +123,7 @@ impl Element for f32 {
 }
 
 impl Element for Bf16 {
-    const COMPUTE: Compute = Compute::Bf16;
+    const IS_ROUNDED: bool = true;
 
     #[inline(always)]
     fn from_f32(value: f32) -> Self {

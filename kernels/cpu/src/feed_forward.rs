@@ -149,6 +149,7 @@ struct Reader<'a, E> {
     token_offsets: Option<Vec<usize>>,
     d: usize,
     f: usize,
+    compute: Compute,
     element: PhantomData<E>,
 }
 
@@ -162,7 +163,8 @@ struct ForwardTile<'a, E> {
 
 impl<'a, E: Kept> Reader<'a, E> {
     fn new(operands: Operands<&'a [f32]>, block: &'a Block, sizes: &Sizes) -> Self {
-        assert_eq!(E::COMPUTE, block.options.compute, "what products read");
+        let compute = block.options.compute;
+        assert_eq!(E::IS_ROUNDED, compute.is_rounded(), "what products in {compute:?} read");
         let slots = block.plan.as_ref().map(|plan| &plan.slots);
         Self {
             operands,
@@ -171,6 +173,7 @@ impl<'a, E: Kept> Reader<'a, E> {
             token_offsets: slots.map(|slots| slots.token_of_row().map(|token| token * sizes.d).collect()),
             d: sizes.d,
             f: sizes.f,
+            compute,
             element: PhantomData,
         }
     }
@@ -181,13 +184,28 @@ impl<'a, E: Kept> Reader<'a, E> {
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         let x = self.rows(x, tile.rows.clone());
         let bias_of = |biases: Option<&'a [f32]>, width| bias_of(biases, tile.group, width);
-        let up = project(up, x, matrix_of(w_up, self.f), bias_of(up_bias, self.f));
-        let gate =
-            w_gate.map(|w_gate| &*project(gate, x, matrix_of(w_gate, self.f), bias_of(gate_bias, self.f)));
+        let up = self.project(up, x, matrix_of(w_up, self.f), bias_of(up_bias, self.f));
+        let gate = w_gate
+            .map(|w_gate| &*self.project(gate, x, matrix_of(w_gate, self.f), bias_of(gate_bias, self.f)));
         let mut hidden = Unwritten::new(up.len());
         let hidden = hidden.whole().fill(|hidden| E::activate(self.activation, hidden, up, gate));
         let down_bias = bias_of(down_bias, self.d);
-        project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
+        self.project(y, Matrix::row_major(hidden, self.f), matrix_of(w_down, self.d), down_bias);
+    }
+
+    /// `target = x w + bias`.
+    fn project<'t, T: Stored>(
+        &self,
+        target: Part<'t, T>,
+        x: Matrix<'_, E>,
+        w: Matrix<'_>,
+        bias: Option<&[f32]>,
+    ) -> &'t mut [T] {
+        let target = target.fill(|target| fill_with_product(target, E::factor(x), w, self.compute));
+        if let Some(bias) = bias {
+            add_bias(target, bias);
+        }
+        target
     }
 
     /// Some rows of `x_td`, where they lie: a row's token is read through the index.
@@ -207,20 +225,6 @@ impl<'a, E: Kept> Reader<'a, E> {
 /// The bias of one group among those of all, of this width.
 fn bias_of(biases: Option<&[f32]>, group: usize, width: usize) -> Option<&[f32]> {
     biases.map(|biases| &biases[group * width..][..width])
-}
-
-/// `target = x w + bias`.
-fn project<'t, E: Stored, T: Stored>(
-    target: Part<'t, T>,
-    x: Matrix<'_, E>,
-    w: Matrix<'_>,
-    bias: Option<&[f32]>,
-) -> &'t mut [T] {
-    let target = target.fill(|target| fill_with_product(target, E::factor(x), w, E::COMPUTE));
-    if let Some(bias) = bias {
-        add_bias(target, bias);
-    }
-    target
 }
 
 /// Gradients per row, from which those of tokens and matrices are summed.
@@ -300,7 +304,7 @@ impl<'a, E: Kept> RowGradients<'a, E> {
             gradients.push(WeightGradient { x, dy: E::factor(dgate) });
         }
         let dy = reader.rows(dy_td.exact, 0..*n);
-        let mut stacks = weight_gradients(groups, &gradients, E::COMPUTE).into_iter();
+        let mut stacks = weight_gradients(groups, &gradients, reader.compute).into_iter();
         let mut next_stack = || stacks.next().expect("one stack per gradient");
         let (dw_up, dw_down) = (next_stack(), next_stack());
         Operands {
@@ -328,7 +332,7 @@ impl<E: Kept> Reader<'_, E> {
         let matrix_of = |stack, num_columns| self.matrix_of(stack, tile.group, num_columns);
         let dy = E::factor(self.rows(&dy_td.factor, tile.rows.clone()));
         let w_down = matrix_of(w_down, self.d).transposed();
-        let dhidden = weighted_hidden.fill(|target| fill_with_product(target, dy, w_down, E::COMPUTE));
+        let dhidden = weighted_hidden.fill(|target| fill_with_product(target, dy, w_down, self.compute));
         let dy = self.rows(dy_td.exact, tile.rows.clone());
         let gated = w_gate.is_some();
         for (i, (row, dweight)) in tile.rows.clone().zip(dweight).enumerate() {
@@ -348,9 +352,9 @@ impl<E: Kept> Reader<'_, E> {
         }
         let [dup, dgate] = [up, gate].map(|rows| E::factor(Matrix::row_major(rows, self.f)));
         let w_up = matrix_of(w_up, self.f).transposed();
-        let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up, E::COMPUTE));
+        let dx = dx.fill(|dx| fill_with_product(dx, dup, w_up, self.compute));
         if let Some(w_gate) = w_gate {
-            add_product(dx, dgate, matrix_of(w_gate, self.f).transposed(), E::COMPUTE);
+            add_product(dx, dgate, matrix_of(w_gate, self.f).transposed(), self.compute);
         }
     }
 

@@ -36,4 +36,4 @@ pub mod square_sum;
 pub mod thread_products;
 mod unwritten;
 
-pub use panel_product::Bf16Unit;
+pub use panel_product::Products;

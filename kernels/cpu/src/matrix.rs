@@ -126,6 +126,19 @@ impl<'a, T: Copy> Matrix<'a, T> {
         &self.elements[self.steps[0].to(row)..][..self.shape[1]]
     }
 
+    /// The elements from a row on, and how many lie between the beginnings of two rows, of a matrix
+    /// whose columns lie next to each other and whose rows lie equally far apart.
+    ///
+    /// # Panics
+    /// If there is none, or they lie otherwise.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    #[inline(always)]
+    pub(crate) fn rows_from(&self, row: usize) -> (&'a [T], usize) {
+        let [Step::Stride(stride), Step::Stride(1)] = self.steps else { panic!("strided rows of {self:?}") };
+        assert!(row < self.shape[0], "row {row} of {self:?}");
+        (&self.elements[row * stride..], stride)
+    }
+
     /// Starts to bring a row into the second-level cache, if there is one: rows that lie apart are
     /// not fetched ahead by the CPU itself.
     #[inline(always)]

@@ -13,17 +13,24 @@
 //! are bf16 in memory already. Sums are f32 either way.
 //!
 //! An element of a product is a sum over the terms of one block in order, to which the sums of the
-//! next terms are added: the same bits whichever rows and columns surround it.
+//! next terms are added: the same bits whichever rows and columns surround it. Matrix units have an
+//! order of their own within a block (`tile_unit.rs`).
 
 mod factor;
+mod interleave;
 mod multiply;
 mod panels;
+mod products;
 mod registers;
 mod row_vector;
 mod target;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod tile_unit;
+#[cfg(target_arch = "x86_64")]
+mod trial;
 mod words;
 
 use std::mem::MaybeUninit;
@@ -37,14 +44,17 @@ use pulp::{Scalar128b, Simd, WithSimd};
 
 use crate::bf16::Compute;
 use crate::matrix::Matrix;
-use multiply::{Fused, Multiply, Unfused};
-use panels::{EIGHT, Fetch, Panels};
+use interleave::EIGHT;
+use multiply::{Fused, Unfused};
+use panels::{Fetch, Panels};
+use products::Unit;
 use registers::panel_width;
 use target::Target;
-use tile::Pass;
+use tile::{MultiplyPanels, Pass};
 use words::{LeftWords, Words};
 
 pub(crate) use factor::Factor;
+pub use products::Products;
 pub(crate) use target::Stored;
 
 /// Rows of a tile: their addresses stay in registers too.
@@ -94,6 +104,11 @@ pub(crate) enum Triangle {
 pub(crate) const READ_BEYOND_DIAGONAL: usize = TILE_ROWS;
 
 impl Triangle {
+    /// Whether the left factor is a triangle, or its transpose.
+    fn is_left(self) -> bool {
+        matches!(self, Self::Left { .. } | Self::LeftTransposed { .. })
+    }
+
     /// Whether the element of the product is wanted.
     #[inline(always)]
     fn contains(self, row: usize, column: usize) -> bool {
@@ -204,37 +219,15 @@ fn multiply(product: Product<'_>) {
     match product.compute {
         Compute::F32 if row_vector::takes(&product) => row_vector::multiply(product),
         Compute::F32 => multiply_terms(product, Words::Terms),
-        Compute::Bf16 => {
+        Compute::Bf16 | Compute::PortableBf16 => match Unit::of(product.compute) {
             #[cfg(target_arch = "x86_64")]
-            if let Some(cpu) = words::avx512bf16::if_faster() {
-                return cpu.run(Tiled::<_, MANY_REGISTERS> {
-                    product,
-                    multiply: cpu,
-                    words: Words::Pairs(cpu),
-                });
+            Unit::Amx(units) => units.run(product),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512Bf16(cpu) => {
+                cpu.run(Tiled::<_, MANY_REGISTERS> { product, multiply: cpu, words: Words::Pairs(cpu) });
             }
-            multiply_terms(product, Words::Rounded);
-        }
-    }
-}
-
-/// What multiplies factors in bf16 on this machine. The results are the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bf16Unit {
-    /// Instructions for pairs of bf16: AVX512-BF16.
-    Avx512Bf16,
-    /// f32 instructions, on factors that are rounded: there are no others, or they are slower.
-    F32,
-}
-
-impl Bf16Unit {
-    /// That of this machine, which is found out the first time it is asked.
-    pub fn of_this_machine() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if words::avx512bf16::if_faster().is_some() {
-            return Self::Avx512Bf16;
-        }
-        Self::F32
+            Unit::F32 => multiply_terms(product, Words::Rounded),
+        },
     }
 }
 
@@ -289,7 +282,7 @@ struct Tiled<'a, M, const REGISTERS: usize> {
     words: Words,
 }
 
-impl<M: Multiply, const REGISTERS: usize> WithSimd for Tiled<'_, M, REGISTERS> {
+impl<M: MultiplyPanels, const REGISTERS: usize> WithSimd for Tiled<'_, M, REGISTERS> {
     type Output = ();
 
     // All that computes with vectors is inlined into this function, which then is compiled for one
@@ -304,7 +297,9 @@ impl<M: Multiply, const REGISTERS: usize> WithSimd for Tiled<'_, M, REGISTERS> {
         let rest = num_columns % panel_width::<S, REGISTERS>();
         let whole = num_columns - rest;
         match rest.div_ceil(panel_width::<S, 1>()) {
-            1 if panel_width::<S, 1>() >= EIGHT => tiles.compute_columns::<1>(whole..num_columns),
+            1 if panel_width::<S, 1>() >= EIGHT && M::FEWEST_REGISTERS == 1 => {
+                tiles.compute_columns::<1>(whole..num_columns);
+            }
             1 | 2 => tiles.compute_columns::<2>(whole..num_columns),
             _ => return tiles.compute_columns::<REGISTERS>(0..num_columns),
         }
@@ -326,7 +321,7 @@ struct Tiles<'a, S, M> {
     triangle: Triangle,
 }
 
-impl<S: Simd, M: Multiply> Tiles<'_, S, M> {
+impl<S: Simd, M: MultiplyPanels> Tiles<'_, S, M> {
     /// The blocks that these columns of the matrix are packed in: those of the first columns from
     /// top to bottom, then those of the next. One block of all words if sums are rounded.
     fn blocks(&self, columns: Range<usize>, [num_words, num_columns]: [usize; 2]) -> Vec<Block> {
@@ -385,7 +380,7 @@ impl<S: Simd, M: Multiply> Tiles<'_, S, M> {
             // SAFETY: a pass writes sums. What is added to has values, and a block that does not
             // hold the first words comes after one of the same columns that does: its pass has
             // written the elements that this one adds to.
-            unsafe { pass.run(self.c.elements(), &mut fetch) };
+            unsafe { M::run(&pass, self.c.elements(), &mut fetch) };
         }
     }
 }

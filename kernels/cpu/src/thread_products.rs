@@ -14,6 +14,7 @@ use crate::rounding::rounded;
 pub struct ThreadProducts {
     shape_mkn: [usize; 3],
     factors: Factors,
+    compute: Compute,
     /// One for each thread.
     c_mn: Vec<Vec<f32>>,
 }
@@ -38,8 +39,11 @@ impl ThreadProducts {
             shape_mkn,
             factors: match compute {
                 Compute::F32 => Factors::F32(factors),
-                Compute::Bf16 => Factors::Bf16(factors.map(|values| rounded(&values).into_owned())),
+                Compute::Bf16 | Compute::PortableBf16 => {
+                    Factors::Bf16(factors.map(|values| rounded(&values).into_owned()))
+                }
             },
+            compute,
             c_mn: vec![vec![0.0; m * n]; rayon::current_num_threads()],
         }
     }
@@ -61,7 +65,7 @@ impl ThreadProducts {
             }
             Factors::Bf16([a_mk, b_kn]) => {
                 let (a, b) = (Matrix::row_major(a_mk, k), Matrix::row_major(b_kn, n));
-                products.for_each(|c_mn| write_product(c_mn, a, b, Compute::Bf16));
+                products.for_each(|c_mn| write_product(c_mn, a, b, self.compute));
             }
         }
     }
@@ -75,7 +79,7 @@ mod tests {
     fn every_thread_computes_the_whole_product() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         pool.install(|| {
-            for compute in [Compute::F32, Compute::Bf16] {
+            for compute in [Compute::F32, Compute::Bf16, Compute::PortableBf16] {
                 let mut products = ThreadProducts::new([2, 5, 4], compute);
                 products.compute();
                 assert_eq!(products.flops(), 3.0 * 2.0 * 40.0);

@@ -23,7 +23,7 @@ impl FeedForward for Flex {
         let operands = Operands::from_vec(operands, block.parts).map(contiguous);
         match block.options.compute {
             Compute::F32 => forward::<f32>(&operands, &block),
-            Compute::Bf16 => forward::<Bf16>(&operands, &block),
+            Compute::Bf16 | Compute::PortableBf16 => forward::<Bf16>(&operands, &block),
         }
     }
 
@@ -41,7 +41,9 @@ impl FeedForward for Flex {
             (Operands::from_vec(operands, block.parts).map(contiguous), contiguous(dy_td));
         match block.options.compute {
             Compute::F32 => gradients::<f32>(&operands, projections, &dy_td, &block),
-            Compute::Bf16 => gradients::<Bf16>(&operands, projections, &dy_td, &block),
+            Compute::Bf16 | Compute::PortableBf16 => {
+                gradients::<Bf16>(&operands, projections, &dy_td, &block)
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchyard_datasets::{Dataset, Loader, Progress};
+use switchyard_kernels::Products;
 
 use super::question::plan_of;
 use crate::TrainError;
@@ -34,6 +35,8 @@ pub struct Replay {
     /// What the run recorded of it, without clock readings; `None` if the run has not come that
     /// far.
     pub recorded: Option<StepRecord>,
+    /// What multiplied in the run's last process, and what multiplied here.
+    pub products: [Products; 2],
     /// The first repeated step that is not, bit for bit, what the run recorded.
     pub first_difference: Option<u64>,
 }
@@ -70,7 +73,8 @@ pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
     let step = request.step;
     let paths = RunPaths::new(&request.run);
     // First: a folder that is no run is the user's mistake, a lost log is not.
-    let data_key = RunManifest::read(&paths.manifest())?.data_key;
+    let manifest = RunManifest::read(&paths.manifest())?;
+    let data_key = manifest.data_key.as_ref();
     let rows = read_metrics(&paths.metrics())?;
     let (config, plan) = settings_of(&paths, step)?;
     let config = changed_config(&config, &paths.config(), &request.overrides, MayChange::Places)?;
@@ -81,11 +85,11 @@ pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
         let progress = if request.show_progress { Progress::stderr() } else { Progress::silent() };
         let dataset = switchyard_datasets::prepare(&config.data, &progress.with_stop(request.stop.clone()))
             .map_err(|error| with_missing_path(error.into(), &config.data))?;
-        if let Some(then) = &data_key {
+        if let Some(then) = data_key {
             check_same_data(&request.run, then, &config.data, &dataset)?;
         }
         let run = Run { config: &config, plan: &plan, dataset: &dataset, stop: &request.stop };
-        repeat(&paths, step, &rows, &run)
+        repeat(&paths, step, &rows, &run, manifest.products())
     })
 }
 
@@ -97,7 +101,13 @@ struct Run<'a> {
     stop: &'a AtomicBool,
 }
 
-fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result<Replay, TrainError> {
+fn repeat(
+    paths: &RunPaths,
+    step: u64,
+    rows: &[Record],
+    run: &Run<'_>,
+    multiplied_by: Products,
+) -> Result<Replay, TrainError> {
     let device = device::select(&run.config.device)?;
     let mut parts = run.parts_before(paths, step, &device)?;
     let from_step = parts.state.step;
@@ -112,7 +122,8 @@ fn repeat(paths: &RunPaths, step: u64, rows: &[Record], run: &Run<'_>) -> Result
             first_difference.get_or_insert(this);
         }
         if this >= step {
-            return Ok(Replay { from_step, repeated, recorded, first_difference });
+            let products = [multiplied_by, Products::of(run.plan.compute)];
+            return Ok(Replay { from_step, repeated, recorded, products, first_difference });
         }
         if run.stop.load(Ordering::SeqCst) {
             return Err(TrainError::Interrupted);

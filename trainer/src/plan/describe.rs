@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
 use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
-use switchyard_kernels::Bf16Unit;
+use switchyard_kernels::Products;
 use switchyard_model::{
     Affine, AttentionPart, AttentionSpec, Compute, FfnMatrix, FfnUse, LstmSpec, MixerSpec, NormKind,
     PositionKind, QkNormOver, Recompute, Residual, Role, RouterPart, hidden_matrices,
@@ -157,17 +157,19 @@ impl RunPlan {
 
     /// What products compute with, unless it is f32.
     fn precision_row(&self) -> Option<Row> {
-        let here = match Bf16Unit::of_this_machine() {
-            Bf16Unit::Avx512Bf16 => "here by AVX512-BF16",
-            Bf16Unit::F32 => "here by f32 instructions: less memory, no speed",
+        let here = match Products::of(self.compute) {
+            Products::F32 => return None,
+            Products::RoundedF32 => "here by f32 instructions: less memory, no speed",
+            Products::Avx512Bf16 => "here by AVX512-BF16",
+            Products::Amx => "here by matrix units (AMX), with bits of their own",
         };
-        match self.compute {
-            Compute::F32 => None,
-            Compute::Bf16 => Some((
-                "precision",
-                format!("factors of products in bf16, {here}; parameters, gradients and sums in f32"),
-            )),
-        }
+        let portable = match self.compute {
+            Compute::PortableBf16 => " without matrix units",
+            Compute::F32 | Compute::Bf16 => "",
+        };
+        let text =
+            format!("factors of products in bf16{portable}, {here}; parameters, gradients and sums in f32");
+        Some(("precision", text))
     }
 
     /// What the FLOPs hold, where that is more than a reader would expect.

@@ -7,12 +7,12 @@ use switchyard_ground::key_checks::{
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
-use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOptions, Recompute};
+use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOptions, Recompute};
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, RunConfig, SampleConfig, ScheduleConfig,
-    ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, ComputeType, FlightRecorderConfig, ParameterGroupConfig, PrecisionConfig, RunConfig,
+    SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
@@ -102,7 +102,7 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
 /// How training passes are computed.
 pub(super) fn pass_options(train: &TrainConfig) -> PassOptions {
     PassOptions {
-        compute: train.precision.compute,
+        compute: train.precision.resolve(),
         recompute: train.recompute,
         measures_logits: train.qk_clip.is_some(),
     }
@@ -113,8 +113,16 @@ pub(super) fn pass_options(train: &TrainConfig) -> PassOptions {
 /// # Errors
 /// The key, and what stands in its way.
 pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
-    if config.train.precision.compute == Compute::F32 {
-        return Ok(());
+    let PrecisionConfig { compute, matrix_units } = config.train.precision;
+    if compute == ComputeType::F32 {
+        return match matrix_units {
+            true => Ok(()),
+            false => Err(KeyError::new(
+                "train.precision.matrix_units",
+                "is false, but `train.precision.compute` is \"f32\": matrix units multiply bf16 only",
+                "remove the key, or compute in \"bf16\"",
+            )),
+        };
     }
     let refused = |problem: String, remedy: &str| {
         Err(KeyError::new("train.precision.compute", format!("is \"bf16\", but {problem}"), remedy))

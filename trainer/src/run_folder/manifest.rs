@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use switchyard_kernels::Products;
+
 use super::RunFolderError;
 use super::timestamp::now_rfc3339;
 use crate::checkpoint::LoggedEvaluation;
@@ -100,6 +102,10 @@ pub struct RunManifest {
     /// Rate of a large matrix product on this device, as measured at the start; the base of `mfu`.
     /// In operations per second.
     pub matmul_peak_flops: Option<f64>,
+    /// What multiplied factors in the last process that did steps. Absent before the first one, and
+    /// in runs of earlier versions; see [`RunManifest::products`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<Products>,
     /// Start of the first process, RFC 3339 UTC.
     pub started_at: String,
     /// End of the last process; `None` while it runs and after a kill.
@@ -152,6 +158,7 @@ impl RunManifest {
             flight_recorder_secs: 0.0,
             energy_joules: None,
             matmul_peak_flops: None,
+            products: None,
             started_at: now_rfc3339(),
             ended_at: None,
             resumed_from_steps: Vec::new(),
@@ -183,6 +190,13 @@ impl RunManifest {
         self.version = env!("CARGO_PKG_VERSION").into();
         self.commit = Commit::of_sources();
         self.cargo_lock_sha256 = host::cargo_lock_sha256();
+    }
+
+    /// What multiplied factors. Earlier versions did not say it, and had no matrix units: all their
+    /// runs in bf16 have the bits of [`Products::RoundedF32`].
+    pub fn products(&self) -> Products {
+        let in_bf16 = self.plan.get("compute").is_some_and(|compute| compute != "f32");
+        self.products.unwrap_or(if in_bf16 { Products::RoundedF32 } else { Products::F32 })
     }
 
     /// Whether it is what importing a model leaves: a run without data that has done no step.
@@ -289,6 +303,18 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_value(status).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn runs_that_do_not_say_what_multiplied_had_no_matrix_units() {
+        let of_plan = |plan: Value| RunManifest { plan, ..manifest() }.products();
+        assert_eq!(of_plan(json!({})), Products::F32);
+        assert_eq!(of_plan(json!({ "compute": "bf16" })), Products::RoundedF32);
+        let said = RunManifest { products: Some(Products::Amx), ..manifest() };
+        assert_eq!(said.products(), Products::Amx);
+        let texts = [Products::F32, Products::RoundedF32, Products::Avx512Bf16, Products::Amx]
+            .map(|products| serde_json::to_value(products).unwrap());
+        assert_eq!(texts, ["f32", "rounded_f32", "avx512_bf16", "amx"]);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use switchyard_datasets::{Dataset, DatasetSource, passes, passes_note};
+use switchyard_kernels::Products;
 
 use crate::checkpoint::TrainingState;
 use crate::plan::RunPlan;
+use crate::products::bits_differ;
 use crate::run_folder::{RunFolder, RunManifest};
 
 /// Names of files that a note lists, at most.
@@ -57,6 +59,16 @@ pub(super) fn on_lost_steps(manifest: &RunManifest, resumed_from: Option<&Traini
     })
 }
 
+/// That the coming steps have other bits than those so far; `None` if they have the same.
+pub(super) fn on_products(then: Products, now: Products) -> Option<String> {
+    let [then, now] = bits_differ(then, now)?;
+    Some(format!(
+        "products were computed by {then} so far and are by {now} here, which has other bits: this is not, bit for \
+         bit, the run that it would have been there; a run with `train.precision.matrix_units = false` has the same \
+         bits everywhere"
+    ))
+}
+
 /// What an overwritten folder still holds; `None` if nothing.
 pub(super) fn on_left(folder: &RunFolder) -> Option<String> {
     let names: Vec<String> = folder.left().iter().map(|path| format!("`{}`", path.display())).collect();
@@ -66,4 +78,22 @@ pub(super) fn on_left(folder: &RunFolder) -> Option<String> {
     };
     let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
     (!names.is_empty()).then(|| format!("left as it is, because no run writes it: {listed}{more}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_goes_on_with_other_bits_says_so() {
+        let note = |then, now| on_products(then, now);
+        assert_eq!(note(Products::F32, Products::F32), None);
+        assert_eq!(note(Products::RoundedF32, Products::Avx512Bf16), None, "the same bits");
+        assert_eq!(note(Products::Amx, Products::Amx), None);
+        let text = note(Products::Amx, Products::Avx512Bf16).unwrap();
+        assert!(
+            text.starts_with("products were computed by AMX so far and are by AVX512-BF16 here"),
+            "{text}"
+        );
+    }
 }

@@ -25,6 +25,7 @@ use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
 use crate::throughput::measure_matmul_peak_flops;
 use switchyard_flight::alarms::{Alarm, AlarmKind};
+use switchyard_kernels::Products;
 
 /// A run in progress.
 pub(super) struct Run<'a> {
@@ -70,6 +71,9 @@ impl<'a> Run<'a> {
             plan.sequences_per_step(),
             state.data_cursor,
         )?;
+        let products = Products::of(plan.compute);
+        let other_products = resumed.then(|| notes::on_products(manifest.products(), products)).flatten();
+        manifest.products = Some(products);
         manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device, plan.compute)?);
         folder.check_held()?;
         let from = resumed.then_some(&state);
@@ -89,7 +93,7 @@ impl<'a> Run<'a> {
         let restart = restarts.then(|| notes::on_restart(folder, earlier_log.as_deref()));
         let first =
             [Some(notes::on_passes(plan, &dataset)), notes::on_short_sources(plan, &dataset), restart];
-        let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from)];
+        let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from), other_products];
         let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
         told.for_each(|note| observers.note(note));
         let earlier_secs = state.train_secs;

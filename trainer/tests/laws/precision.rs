@@ -4,17 +4,18 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use switchyard_model::{Compute, ModelInput, Pass, PassOptions, StepNoise, Transformer};
-use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::config::{ComputeType, RunConfig};
 use switchyard_trainer::metrics::Record;
 use switchyard_trainer::plan::RunPlan;
-use switchyard_trainer::run_folder::OpenMode;
+use switchyard_trainer::products::Products;
+use switchyard_trainer::run_folder::{OpenMode, RunManifest, RunPaths};
 use tempfile::TempDir;
 
 use crate::resume::{tensors, with_steps};
 use crate::tiny;
 
 pub(crate) fn in_bf16(mut config: RunConfig) -> RunConfig {
-    config.train.precision.compute = Compute::Bf16;
+    config.train.precision.compute = ComputeType::Bf16;
     config
 }
 
@@ -62,7 +63,39 @@ fn f32_by_name_is_f32_without_a_name() {
         toml::to_string(&RunPlan::resolve(&tiny::parse(&text)).unwrap()).unwrap()
     };
     assert_eq!(text("[train.precision]\ncompute = \"f32\"\n"), text(""));
-    assert_ne!(text("[train.precision]\ncompute = \"bf16\"\n"), text(""));
+    let in_bf16 = text("[train.precision]\ncompute = \"bf16\"\n");
+    assert_ne!(in_bf16, text(""));
+    assert_eq!(text("[train.precision]\ncompute = \"bf16\"\nmatrix_units = true\n"), in_bf16);
+    assert_ne!(text("[train.precision]\ncompute = \"bf16\"\nmatrix_units = false\n"), in_bf16);
+}
+
+#[test]
+fn a_default_key_of_precision_is_not_written() {
+    let text = |config: &RunConfig| toml::to_string(config).unwrap();
+    assert!(!text(&tiny::moe()).contains("train.precision"));
+    let mut config = in_bf16(tiny::moe());
+    assert!(!text(&config).contains("matrix_units"));
+    config.train.precision.matrix_units = false;
+    assert_eq!(tiny::parse(&text(&config)).train.precision, config.train.precision);
+}
+
+/// What multiplies is in `run.json`; without matrix units it has the bits of every machine.
+#[test]
+fn a_run_says_what_multiplied() {
+    let folder = TempDir::new().unwrap();
+    let mut portable = in_bf16(tiny::moe());
+    portable.train.precision.matrix_units = false;
+    let of = |name: &str, config: &RunConfig| {
+        let out = folder.path().join(name);
+        tiny::run(config, &out, OpenMode::New).unwrap();
+        (RunManifest::read(&RunPaths::new(&out).manifest()).unwrap().products.unwrap(), losses(&out))
+    };
+    let (f32, _) = of("f32", &tiny::moe());
+    let (rounded, rounded_losses) = of("bf16", &in_bf16(tiny::moe()));
+    let (portable, portable_losses) = of("portable", &portable);
+    assert_eq!((f32, rounded), (Products::F32, Products::of(Compute::Bf16)));
+    assert!(portable.has_bits_of(Products::RoundedF32));
+    assert_eq!(rounded_losses == portable_losses, rounded.has_bits_of(portable), "{rounded:?}, {portable:?}");
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Where a product is written.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use pulp::Simd;
 
 use super::factor::Factor;
+use super::registers::first_lanes;
 use crate::bf16::{Bf16, Element};
 use crate::matrix::Matrix;
 
@@ -46,6 +50,84 @@ impl Stored for Bf16 {
 
     fn elements(elements: &mut [MaybeUninit<Self>]) -> Elements<'_> {
         Elements::Bf16(elements)
+    }
+}
+
+impl Elements<'_> {
+    /// Writes these elements of one row, or with `add` adds to them: as many sums as they are.
+    ///
+    /// # Safety
+    /// With `add`, they have values.
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Simd, const REGISTERS: usize>(
+        &mut self,
+        simd: S,
+        elements: Range<usize>,
+        sums: &[S::f32s; REGISTERS],
+        add: bool,
+    ) {
+        match self {
+            // SAFETY: the caller's.
+            Self::F32(row) => unsafe { write_row(simd, &mut row[elements], sums, add) },
+            Self::Bf16(row) => round_row::<S, REGISTERS>(&mut row[elements], sums),
+        }
+    }
+}
+
+/// Writes the sums of one row, as many as there are elements.
+///
+/// # Safety
+/// With `add`, all elements have values.
+#[inline(always)]
+unsafe fn write_row<S: Simd, const REGISTERS: usize>(
+    simd: S,
+    row: &mut [MaybeUninit<f32>],
+    sums: &[S::f32s; REGISTERS],
+    add: bool,
+) {
+    let (whole, rest) = S::as_uninit_mut_simd_f32s(row);
+    // By constant numbers, all of which are looked at: registers have no others.
+    for (register, &sum) in sums.iter().enumerate() {
+        if let Some(target) = whole.get_mut(register) {
+            let sum = if add {
+                // SAFETY: with `add`, all elements have values, says the caller.
+                simd.add_f32s(unsafe { target.assume_init() }, sum)
+            } else {
+                sum
+            };
+            target.write(sum);
+        } else if register == whole.len() {
+            // SAFETY: the caller's.
+            unsafe { write_part(simd, rest, sum, add) };
+        }
+    }
+}
+
+/// Writes the first lanes of `sum`, as many as there are elements.
+///
+/// # Safety
+/// With `add`, all elements have values.
+#[inline(always)]
+unsafe fn write_part<S: Simd>(simd: S, part: &mut [MaybeUninit<f32>], sum: S::f32s, add: bool) {
+    let lanes = first_lanes(simd, part.len());
+    let part = part.as_mut_ptr().cast::<f32>();
+    // SAFETY: only the lanes of the part are read and written; with `add`, all elements have values,
+    // says the caller.
+    unsafe {
+        let sum = match add {
+            true => simd.add_f32s(simd.mask_load_ptr_f32s(lanes, part), sum),
+            false => sum,
+        };
+        simd.mask_store_ptr_f32s(lanes, part, sum);
+    }
+}
+
+/// Writes the sums of one row, rounded, as many as there are elements.
+#[inline(always)]
+fn round_row<S: Simd, const REGISTERS: usize>(row: &mut [MaybeUninit<Bf16>], sums: &[S::f32s; REGISTERS]) {
+    let lanes = pulp::bytemuck::cast_slice::<S::f32s, f32>(sums);
+    for (to, &sum) in row.iter_mut().zip(lanes) {
+        to.write(Bf16::from_f32(sum));
     }
 }
 

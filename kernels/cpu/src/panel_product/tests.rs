@@ -13,7 +13,7 @@ pub(super) fn all_ways(compute: Compute) -> Vec<(&'static str, Multiply)> {
     fn words_of(product: &Product<'_>) -> Words {
         match product.compute {
             Compute::F32 => Words::Terms,
-            Compute::Bf16 => Words::Rounded,
+            Compute::Bf16 | Compute::PortableBf16 => Words::Rounded,
         }
     }
     macro_rules! way {
@@ -37,7 +37,7 @@ pub(super) fn all_ways(compute: Compute) -> Vec<(&'static str, Multiply)> {
         if V4::is_available() {
             ways.push(("AVX-512", way!(V4::try_new().unwrap(), MANY_REGISTERS, Fused)));
         }
-        if compute == Compute::Bf16 && Avx512Bf16::try_new().is_some() {
+        if compute.is_rounded() && Avx512Bf16::try_new().is_some() {
             ways.push(("AVX512-BF16", |product| {
                 let cpu = Avx512Bf16::try_new().unwrap();
                 cpu.run(Tiled::<_, MANY_REGISTERS> { product, multiply: cpu, words: Words::Pairs(cpu) });

@@ -1,11 +1,14 @@
 //! What panels and rows are made of: words of 32 bits, each of one term of the sums, or of two.
 //!
-//! A product in bf16 has the same bits on every machine. A pair of terms is added to a sum one
-//! after the other, the second first, each rounded once: that is what `vdpbf16ps` does. A product
-//! of two bf16 is exact in f32, so an f32 sum of rounded terms in that order is the same.
+//! A product in bf16 has the same bits on every machine, unless matrix units compute it. A pair of
+//! terms is added to a sum one after the other, the second first, each rounded once: that is what
+//! `vdpbf16ps` does. A product of two bf16 is exact in f32, so an f32 sum of rounded terms in that
+//! order is the same. Matrix units read the same pairs in tiles (`tile_unit.rs`).
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512bf16;
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(super) mod pairing;
 #[cfg(test)]
 mod tests;
 
@@ -13,13 +16,17 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::factor::{Factor, of_either};
-use super::{TILE_ROWS, Triangle};
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::interleave::{EIGHT, interleave};
+use super::{READ_BEYOND_DIAGONAL, Triangle};
 use crate::bf16::Element;
 use crate::matrix::Matrix;
 use crate::simd::vectorised;
 use crate::unwritten::{Unwritten, write_zeros};
 #[cfg(target_arch = "x86_64")]
 use avx512bf16::Avx512Bf16;
+#[cfg(any(test, target_arch = "x86_64"))]
+use pairing::Pairing;
 
 /// How terms become words.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +39,18 @@ pub(super) enum Words {
     /// A pair is a word, rounded to bf16: the first in the lower half.
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512Bf16),
+    /// As `Pairs`, filled up with zeros: a multiple of [`TILE_WORDS`] in at least [`TILES_ROWS`]
+    /// rows, each in one piece.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    Tiles(Pairing),
 }
+
+/// Words of a row of a matrix unit's tile.
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(super) const TILE_WORDS: usize = 16;
+/// Rows that a matrix unit multiplies at a time: those of two tiles.
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(super) const TILES_ROWS: usize = 32;
 
 /// Most words of one panel, but of a product that is rounded: as many bytes as 256 terms in f32.
 const PANEL_WORDS: usize = 256;
@@ -55,6 +73,11 @@ impl Words {
             Self::Rounded => terms.start & !1..terms.end.next_multiple_of(2),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(_) => terms.start / 2..terms.end.div_ceil(2),
+            #[cfg(any(test, target_arch = "x86_64"))]
+            Self::Tiles(_) => {
+                let (start, end) = (terms.start / 2, terms.end.div_ceil(2));
+                start / TILE_WORDS * TILE_WORDS..end.next_multiple_of(TILE_WORDS)
+            }
         }
     }
 
@@ -65,6 +88,17 @@ impl Words {
             Self::Rounded => words.start..words.end.min(num_terms),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(_) => 2 * words.start..num_terms.min(2 * words.end),
+            #[cfg(any(test, target_arch = "x86_64"))]
+            Self::Tiles(_) => 2 * words.start..num_terms.min(2 * words.end),
+        }
+    }
+
+    /// Rows of words that are made of as many rows of terms.
+    fn num_rows(self, num_rows: usize) -> usize {
+        match self {
+            #[cfg(any(test, target_arch = "x86_64"))]
+            Self::Tiles(_) => num_rows.max(TILES_ROWS),
+            _ => num_rows,
         }
     }
 
@@ -78,6 +112,12 @@ impl Words {
             Self::Terms | Self::Rounded => round_along(to, row),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(cpu) => cpu.pair_along(to, row),
+            #[cfg(any(test, target_arch = "x86_64"))]
+            Self::Tiles(pairing) => {
+                let (pairs, missing) = to.split_at_mut(row.len().div_ceil(2));
+                pairing.along(pairs, row);
+                write_zeros(missing);
+            }
         }
         // SAFETY: either writes every word.
         unsafe { to.assume_init_mut() }
@@ -104,52 +144,68 @@ impl Words {
             },
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(cpu) => cpu.pair_across(to, row(2 * index), row(2 * index + 1)),
+            #[cfg(any(test, target_arch = "x86_64"))]
+            Self::Tiles(pairing) => pairing.across(to, row(2 * index), row(2 * index + 1)),
         }
         // SAFETY: either writes every word.
         unsafe { to.assume_init_mut() }
     }
 }
 
-/// The rows of a left factor as words, in a copy unless they are such where they lie.
-pub(super) struct LeftWords<'a> {
-    source: Factor<'a>,
-    copy: Option<Vec<f32>>,
-    words: Words,
+/// The rows of a left factor as words.
+pub(super) enum LeftWords<'a> {
+    /// Where they lie, of such words already.
+    InPlace(Matrix<'a>),
+    /// In a copy of this shape, each in one piece.
+    Rows(Vec<f32>, [usize; 2]),
+    /// In a copy of this shape, next to each other.
+    Columns(Vec<f32>, [usize; 2]),
 }
 
 impl<'a> LeftWords<'a> {
     /// Of a factor that `triangle` says of which terms are not read.
     pub(super) fn new(words: Words, source: Factor<'a>, triangle: Triangle) -> Self {
-        let copy = match words {
-            Words::Terms => None,
-            _ if pairs_in_place(words, source).is_some() => None,
+        let shape = [source.num_rows(), words.of_terms(0..source.num_columns()).end];
+        match words {
+            Words::Terms => Self::InPlace(source.f32()),
+            _ if let Some(pairs) = pairs_in_place(words, source, triangle) => Self::InPlace(pairs),
             _ if source.has_contiguous_rows() => {
-                Some(of_either!(source, rows => by_rows(words, rows, triangle)))
+                Self::Rows(of_either!(source, rows => by_rows(words, rows, triangle)), shape)
             }
-            _ => Some(of_either!(source, columns => by_columns(words, columns.transposed(), triangle))),
-        };
-        Self { source, copy, words }
+            _ => {
+                let columns = source.transposed();
+                let copy = of_either!(columns, columns => by_columns(words, columns, triangle));
+                match words {
+                    #[cfg(any(test, target_arch = "x86_64"))]
+                    Words::Tiles(_) => Self::Rows(in_one_piece(words, &copy, shape), shape),
+                    _ => Self::Columns(copy, shape),
+                }
+            }
+        }
     }
 
     /// `[rows, words]`.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        let Self { source, copy, words } = self;
-        let (num_rows, num_words) = (source.num_rows(), words.of_terms(0..source.num_columns()).end);
-        match copy {
-            None => pairs_in_place(*words, *source).unwrap_or_else(|| source.f32()),
-            Some(copy) if source.has_contiguous_rows() => {
-                Matrix::strided(copy, [num_rows, num_words], [num_words, 1])
+        match self {
+            &Self::InPlace(matrix) => matrix,
+            &Self::Rows(ref copy, [rows, words]) => Matrix::strided(copy, [rows, words], [words, 1]),
+            &Self::Columns(ref copy, [rows, words]) => {
+                Matrix::strided(copy, [words, rows], [rows, 1]).transposed()
             }
-            Some(copy) => Matrix::strided(copy, [num_words, num_rows], [num_rows, 1]).transposed(),
         }
     }
 }
 
 /// Rows of bf16 as they lie, if they are pairs.
-fn pairs_in_place(words: Words, source: Factor<'_>) -> Option<Matrix<'_>> {
-    match (words, source) {
+fn pairs_in_place<'a>(words: Words, source: Factor<'a>, triangle: Triangle) -> Option<Matrix<'a>> {
+    match (words, source, triangle.is_left()) {
         #[cfg(target_arch = "x86_64")]
-        (Words::Pairs(_), Factor::Bf16(rows)) => rows.as_pairs(),
+        (Words::Pairs(_), Factor::Bf16(rows), _) => rows.as_pairs(),
+        // Of a triangle, many rows share the terms of the longest: more than may be read.
+        #[cfg(any(test, target_arch = "x86_64"))]
+        (Words::Tiles(_), Factor::Bf16(rows), false) => rows
+            .as_pairs()
+            .filter(|pairs| pairs.num_rows() >= TILES_ROWS && pairs.num_columns().is_multiple_of(TILE_WORDS)),
         _ => None,
     }
 }
@@ -158,19 +214,23 @@ fn pairs_in_place(words: Words, source: Factor<'_>) -> Option<Matrix<'_>> {
 fn by_rows<E: Loads>(words: Words, rows: Matrix<'_, E>, triangle: Triangle) -> Vec<f32> {
     let num_terms = rows.num_columns();
     let num_words = words.of_terms(0..num_terms).end;
+    let len = words.num_rows(rows.num_rows()) * num_words;
     if let Triangle::Left { .. } = triangle {
-        // Of each row only what the tile that it falls into may read.
-        let mut copy = vec![0.0; rows.num_rows() * num_words];
-        for (row, to) in copy.chunks_exact_mut(num_words).enumerate() {
-            let read = words.of_terms(triangle.terms(row..row + TILE_ROWS, 0..num_terms));
-            let terms = words.terms(read.clone(), num_terms);
-            words.along(as_unwritten(&mut to[read]), &rows.row(row)[terms]);
+        // Of each row only what may be read. The zeros behind it are read by whole tiles.
+        let mut copy = vec![0.0; len];
+        for (row, to) in copy.chunks_exact_mut(num_words).enumerate().take(rows.num_rows()) {
+            let terms = triangle.terms(row..row + READ_BEYOND_DIAGONAL, 0..num_terms);
+            let words_of_row = words.of_terms(terms.clone());
+            words.along(as_unwritten(&mut to[words_of_row]), &rows.row(row)[terms]);
         }
         return copy;
     }
-    let mut copy = Unwritten::new(rows.num_rows() * num_words);
+    let mut copy = Unwritten::new(len);
     for (row, to) in copy.whole().chunks(num_words.max(1)).enumerate() {
-        to.fill(|to| words.along(to, rows.row(row)));
+        to.fill(|to| match row < rows.num_rows() {
+            true => words.along(to, rows.row(row)),
+            false => write_zeros(to),
+        });
     }
     copy.into_values()
 }
@@ -182,9 +242,9 @@ fn by_columns<E: Loads>(words: Words, columns: Matrix<'_, E>, triangle: Triangle
     if let Triangle::LeftTransposed { first } = triangle {
         let mut copy = vec![0.0; num_rows * num_words];
         for (word, to) in copy.chunks_exact_mut(num_rows.max(1)).enumerate() {
-            // The last row that reads a term, and those of its tile.
-            let last_term = words.terms(word & !1..word + 2, num_terms).end;
-            let read = num_rows.min(first + last_term + TILE_ROWS);
+            // Of a pair's first term what may be read: its second term counts for one row more.
+            let first_term = words.terms(word & !1..word + 2, num_terms).start;
+            let read = num_rows.min(first + first_term + 1 + READ_BEYOND_DIAGONAL);
             words.across(as_unwritten(&mut to[..read]), word, columns, 0);
         }
         return copy;
@@ -193,6 +253,22 @@ fn by_columns<E: Loads>(words: Words, columns: Matrix<'_, E>, triangle: Triangle
     for (word, to) in copy.whole().chunks(num_rows.max(1)).enumerate() {
         to.fill(|to| words.across(to, word, columns, 0));
     }
+    copy.into_values()
+}
+
+/// Rows of words that lie next to each other, each in one piece; whole tiles.
+#[cfg(any(test, target_arch = "x86_64"))]
+fn in_one_piece(words: Words, columns: &[f32], [num_rows, num_words]: [usize; 2]) -> Vec<f32> {
+    let mut copy = Unwritten::new(words.num_rows(num_rows) * num_words);
+    copy.whole().fill(|to| {
+        for (first, eight) in (0..).step_by(EIGHT).zip(columns.chunks_exact((EIGHT * num_rows).max(1))) {
+            let column = |i| &eight[i * num_rows..][..num_rows];
+            interleave(&mut to[first..], num_words, std::array::from_fn(column));
+        }
+        write_zeros(&mut to[num_rows * num_words..]);
+        // SAFETY: as many words as there are, a multiple of eight, of each row, and the rows behind.
+        unsafe { to.assume_init_mut() }
+    });
     copy.into_values()
 }
 

@@ -6,7 +6,7 @@ use switchyard_kernels_cpu::attention::{self, Alibi, Gradients, Heads, Inputs, R
 use switchyard_kernels_cpu::bf16::Compute;
 use switchyard_kernels_cpu::rotary::Rotation;
 
-use crate::{BOTH, Computed, check, irregular};
+use crate::{ALL, Computed, check, irregular};
 
 /// Angles of the positions, `[s, d / 2]`.
 fn angles(s: usize, d: usize) -> Vec<f64> {
@@ -93,7 +93,7 @@ fn attention_is_its_definition() {
             heads,
             compute: Compute::F32,
         };
-        for compute in BOTH {
+        for compute in ALL {
             let inputs = Inputs { compute, ..inputs };
             let (y, log_partition) = attention::forward(inputs);
             let results = Results { y: &y, dy: &dy, log_partition: &log_partition };

@@ -7,7 +7,7 @@ use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
 use switchyard_kernels_cpu::feed_forward::{self, Block, FfnOptions, Operands, Output, Parts};
 
-use crate::{BOTH, Computed, check, irregular};
+use crate::{ALL, Computed, check, irregular};
 
 fn activate(activation: Activation, up: f64, gate: f64) -> f64 {
     match activation {
@@ -53,7 +53,7 @@ pub(crate) fn there_and_back(
     }
     match block.options.compute {
         Compute::F32 => keeping::<f32>(operands, sizes_tdf, dy, block),
-        Compute::Bf16 => keeping::<Bf16>(operands, sizes_tdf, dy, block),
+        Compute::Bf16 | Compute::PortableBf16 => keeping::<Bf16>(operands, sizes_tdf, dy, block),
     }
 }
 
@@ -81,7 +81,7 @@ fn mixtures_are_their_definition() {
             gate_bias: None,
         };
         let parts = Parts { gated, routed: true, biased: false };
-        for compute in BOTH {
+        for compute in ALL {
             let block = Block {
                 activation,
                 parts,
@@ -130,7 +130,7 @@ fn dense_blocks_with_biases_are_their_definition() {
         gate_bias: Some(&gate_bias),
     };
     let parts = Parts { gated: true, routed: false, biased: true };
-    for compute in BOTH {
+    for compute in ALL {
         let block =
             Block { activation, parts, plan: None, options: FfnOptions { compute, recompute: false } };
         let (y, gradients) = there_and_back(operands, [t, d, f], &dy, &block);

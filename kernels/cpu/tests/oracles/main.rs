@@ -19,7 +19,7 @@ use switchyard_kernels_cpu::bf16::Compute;
 
 const TOLERANCE: f64 = 1e-5;
 const TOLERANCE_BF16: f64 = 2e-2;
-const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
+const ALL: [Compute; 3] = [Compute::F32, Compute::Bf16, Compute::PortableBf16];
 
 /// Numbers between -1 and 1 whose sums do round.
 fn irregular(seed: usize, len: usize) -> Vec<f32> {
@@ -41,7 +41,7 @@ fn assert_close(what: &str, compute: Compute, actual: &[f32], expected: &[f64]) 
                 assert!(error((a, e)) <= TOLERANCE * scale, "{what}[{i}]: {a} is not {e} (scale {scale})");
             }
         }
-        Compute::Bf16 => {
+        Compute::Bf16 | Compute::PortableBf16 => {
             let root = |squares: f64| (squares / expected.len() as f64).sqrt();
             let size = root(expected.iter().map(|value| value * value).sum()).max(0.1);
             let error = root(actual.iter().zip(expected).map(|pair| error(pair).powi(2)).sum());

@@ -8,7 +8,7 @@ use switchyard_kernels_cpu::head_loss::Head;
 use switchyard_kernels_cpu::linear;
 use switchyard_kernels_cpu::matrix::Matrix;
 
-use crate::{BOTH, Computed, check, irregular};
+use crate::{ALL, Computed, check, irregular};
 
 /// `x w` plus `bias`, if there is one, with `x` of t rows.
 fn project(x: &[f64], w: &[f64], bias: Option<&[f64]>, [t, d, f]: [usize; 3]) -> Vec<f64> {
@@ -21,7 +21,7 @@ fn project(x: &[f64], w: &[f64], bias: Option<&[f64]>, [t, d, f]: [usize; 3]) ->
 #[test]
 fn projections_are_their_definition() {
     let shapes = [[1, 1, 1], [5, 17, 3], [7, 4, 33], [3, 2, 70]];
-    for (compute, [t, d, f]) in BOTH.into_iter().flat_map(|compute| shapes.map(|shape| (compute, shape))) {
+    for (compute, [t, d, f]) in ALL.into_iter().flat_map(|compute| shapes.map(|shape| (compute, shape))) {
         let (x, w, bias, dy) =
             (irregular(1, t * d), irregular(2, d * f), irregular(3, f), irregular(4, t * f));
         let [x_td, w_df, dy_tf] =
@@ -85,8 +85,7 @@ fn the_loss_of_the_head_is_its_definition() {
         let (x, w) = (irregular(1, t * d), irregular(2, d * v));
         let targets: Vec<_> = (0..t).map(|i| (i % 3 != 1).then_some(i * 7 % v)).collect();
         let by_columns: Vec<f32> = (0..d * v).map(|at| w[at % d * v + at / d]).collect();
-        for (tied, compute) in [false, true].into_iter().flat_map(|tied| BOTH.map(|compute| (tied, compute)))
-        {
+        for (tied, compute) in [false, true].into_iter().flat_map(|tied| ALL.map(|compute| (tied, compute))) {
             let w_dv = match tied {
                 true => Matrix::row_major(&by_columns, d).transposed(),
                 false => Matrix::row_major(&w, v),

@@ -12,7 +12,7 @@ use switchyard_kernels_cpu::matrix::Matrix;
 use switchyard_kernels_cpu::{embedding, linear};
 
 use crate::feed_forward::there_and_back;
-use crate::{BOTH, irregular};
+use crate::{ALL, irregular};
 
 /// Fails unless `compute` returns the same bits in pools of 1 and of 3 threads, all of them
 /// numbers.
@@ -34,7 +34,7 @@ fn projections_and_rows_do_not_depend_on_the_threads() {
     let ids: Vec<u32> = (0..t).map(|token| (token * token % 300) as u32).collect();
     let [x_td, w_df, dy_tf] =
         [(&x, d), (&w, f), (&dy, f)].map(|(values, columns)| Matrix::row_major(values, columns));
-    for compute in BOTH {
+    for compute in ALL {
         assert_same(|| {
             vec![
                 linear::project(x_td, w_df, None, compute),
@@ -84,7 +84,7 @@ fn attention_does_not_depend_on_the_threads() {
         heads,
         compute: Compute::F32,
     };
-    for compute in BOTH {
+    for compute in ALL {
         let inputs = Inputs { compute, ..inputs };
         assert_same(|| {
             let (y, log_partition) = attention::forward(inputs);
@@ -115,7 +115,7 @@ fn blocks_of_experts_do_not_depend_on_the_threads() {
     };
     let parts = Parts { gated: true, routed: true, biased: false };
     let plan = Some(DispatchPlan::new(&ids, None, e, k));
-    for compute in BOTH {
+    for compute in ALL {
         let options = FfnOptions { compute, recompute: false };
         let block = Block { activation: Activation::Swiglu, parts, plan: plan.clone(), options };
         assert_same(|| {
@@ -133,7 +133,7 @@ fn the_loss_of_the_head_does_not_depend_on_the_threads() {
     let (x, w) = (irregular(1, t * d), irregular(2, d * v));
     let targets: Vec<_> = (0..t).map(|i| (i % 3 != 1).then_some(i * 7919 % v)).collect();
     for w_dv in [Matrix::row_major(&w, v), Matrix::row_major(&w, d).transposed()] {
-        for compute in BOTH {
+        for compute in ALL {
             let x_td = Matrix::row_major(&x, d);
             let head = Head { x: x_td, w: w_dv, targets: &targets, z_loss_weight: 0.125, compute };
             assert_same(|| {

@@ -8,13 +8,14 @@ use std::arch::x86_64::{
 };
 use std::mem::{MaybeUninit, transmute, transmute_copy};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::Duration;
 
 use pulp::Simd;
 use pulp::x86::V4;
 
 use crate::bf16::{Bf16, Element};
 use crate::panel_product::multiply::{Fused, Multiply};
+use crate::panel_product::trial::shortest;
 
 /// Lanes of a register.
 const LANES: usize = 16;
@@ -80,28 +81,25 @@ pub(in crate::panel_product) fn if_faster() -> Option<Avx512Bf16> {
 }
 
 impl Avx512Bf16 {
-    /// Multiplies the same number of terms either way, a few times: the shortest of each counts.
     fn is_faster_than_f32(self) -> bool {
-        let shortest = |multiply: &dyn Fn()| {
-            let time = |_| {
-                let start = Instant::now();
-                multiply();
-                start.elapsed()
-            };
-            (0..TRIALS).map(time).min()
-        };
-        // SAFETY: the CPU has the instructions.
-        let pairs = shortest(&|| unsafe { chains(self.avx512, self, TRIAL_WORDS) });
-        // SAFETY: as above.
-        let terms = shortest(&|| unsafe { chains(self.avx512, Fused, 2 * TRIAL_WORDS) });
+        let [pairs, terms] = self.trials();
         pairs < terms
+    }
+
+    /// What as many terms as those of [`TRIAL_PAIRS`] take: by these instructions, and by f32.
+    pub(in crate::panel_product) fn trials(self) -> [Duration; 2] {
+        // SAFETY: the CPU has the instructions.
+        let pairs = shortest(|| unsafe { chains(self.avx512, self, TRIAL_WORDS) });
+        // SAFETY: as above.
+        let terms = shortest(|| unsafe { chains(self.avx512, Fused, 2 * TRIAL_WORDS) });
+        [pairs, terms]
     }
 }
 
-/// Times that each way is tried.
-const TRIALS: usize = 20;
 /// Words that each lane multiplies in a trial: some twenty microseconds.
 const TRIAL_WORDS: usize = 2048;
+/// Products of pairs in a trial.
+pub(in crate::panel_product) const TRIAL_PAIRS: usize = TRIAL_WORDS * CHAINS * LANES;
 /// Sums at a time, as in a tile.
 const CHAINS: usize = 24;
 

@@ -67,12 +67,12 @@ fn check_bits([m, k, n]: [usize; 3]) {
     }
     let lefts = [ways(&a, &a_by_columns, [m, k]), ways(&a16, &a16_by_columns, [m, k])].concat();
     let rights = [ways(&w, &w_by_columns, [k, n]), ways(&w16, &w16_by_columns, [k, n])].concat();
-    for (way, multiply) in all_ways(Compute::Bf16) {
+    for (way, multiply) in all_ways(Compute::PortableBf16) {
         for (left, right) in lefts.iter().flat_map(|&left| rights.iter().map(move |&right| (left, right))) {
             for add in [false, true] {
                 let mut c = irregular(m * n, 3);
                 let expected = reference(add.then_some(&c[..]), &a, &w, [m, k, n]);
-                multiply(Product::new(Target::values(&mut c, add), left, right, Compute::Bf16));
+                multiply(Product::new(Target::values(&mut c, add), left, right, Compute::PortableBf16));
                 let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                 if k > 0 {
                     assert!(
@@ -113,9 +113,9 @@ fn results_in_bf16_are_sums_of_all_terms_rounded_once() {
             |at: usize| (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(w[p * n + at % n])).sum();
         let sums: Vec<f64> = (0..m * n).map(sum).collect();
         let (a, w) = (Matrix::row_major(&a, k), Matrix::row_major(&w, n));
-        for (way, multiply) in all_ways(Compute::Bf16) {
+        for (way, multiply) in all_ways(Compute::PortableBf16) {
             let mut c = vec![std::mem::MaybeUninit::new(Bf16::from_f32(f32::NAN)); m * n];
-            multiply(Product::new(Target::replaced(&mut c), a.into(), w.into(), Compute::Bf16));
+            multiply(Product::new(Target::replaced(&mut c), a.into(), w.into(), Compute::PortableBf16));
             for (at, (c, sum)) in c.into_iter().zip(&sums).enumerate() {
                 // SAFETY: all elements were made with values.
                 let c = unsafe { c.assume_init() };
@@ -137,8 +137,8 @@ fn rows_of_bf16_read_through_an_index_are_multiplied_as_their_copies() {
         let products = [Matrix::of_rows_at(&x, width, &offsets), Matrix::row_major(&copy, width)].map(|x| {
             let mut y = vec![std::mem::MaybeUninit::new(f32::NAN); picks.len() * 20];
             let mut dw = vec![std::mem::MaybeUninit::new(f32::NAN); width * width];
-            let y = fill_with_product(&mut y, x, w, Compute::Bf16).to_vec();
-            (y, fill_with_product(&mut dw, x.transposed(), x, Compute::Bf16).to_vec())
+            let y = fill_with_product(&mut y, x, w, Compute::PortableBf16).to_vec();
+            (y, fill_with_product(&mut dw, x.transposed(), x, Compute::PortableBf16).to_vec())
         });
         assert_eq!(products[0], products[1]);
     }
@@ -167,11 +167,12 @@ fn triangles_in_bf16_leave_out_nothing_that_counts() {
             ];
             for (triangle, left, zeroed, shape) in cases {
                 let w = irregular(shape[1] * n, 2);
-                for (way, multiply) in all_ways(Compute::Bf16) {
+                for (way, multiply) in all_ways(Compute::PortableBf16) {
                     let mut c = irregular(shape[0] * n, 3);
                     let expected = reference(Some(&c), zeroed, &w, shape);
                     let w = Matrix::row_major(&w, n).into();
-                    let product = Product::new(Target::values(&mut c, true), left.into(), w, Compute::Bf16);
+                    let product =
+                        Product::new(Target::values(&mut c, true), left.into(), w, Compute::PortableBf16);
                     multiply(Product { triangle, ..product });
                     assert_eq!(c, expected, "{way}, {triangle:?}, {shape:?}");
                 }
@@ -187,7 +188,7 @@ fn the_products_of_a_row_in_bf16_do_not_depend_on_the_rows_beside_it() {
     let product = |rows: std::ops::Range<usize>| {
         let mut c = vec![std::mem::MaybeUninit::new(f32::NAN); rows.len() * n];
         let a = Matrix::row_major(&a, k).rows(rows);
-        fill_with_product(&mut c, a, Matrix::row_major(&w, n), Compute::Bf16).to_vec()
+        fill_with_product(&mut c, a, Matrix::row_major(&w, n), Compute::PortableBf16).to_vec()
     };
     let all = product(0..m);
     for (first, last) in [(0, 1), (11, 12), (28, 29), (3, 20), (5, 29)] {

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 /// Columns that are interleaved at once; the width of a panel is a multiple.
-pub(in crate::panel_product) const EIGHT: usize = 8;
+pub(super) const EIGHT: usize = 8;
 
 /// Writes row p of the matrix of these columns to `target[p * stride..][..8]`.
 ///
