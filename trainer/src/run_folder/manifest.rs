@@ -103,7 +103,7 @@ pub struct RunManifest {
     /// In operations per second.
     pub matmul_peak_flops: Option<f64>,
     /// What multiplied factors in the last process that did steps. Absent before the first one, and
-    /// in runs of earlier versions; see [`RunManifest::products`].
+    /// in runs of earlier versions; see [`RunManifest::products()`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub products: Option<Products>,
     /// Start of the first process, RFC 3339 UTC.

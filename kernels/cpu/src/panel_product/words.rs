@@ -186,10 +186,10 @@ impl<'a> LeftWords<'a> {
 
     /// `[rows, words]`.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        match self {
-            &Self::InPlace(matrix) => matrix,
-            &Self::Rows(ref copy, [rows, words]) => Matrix::strided(copy, [rows, words], [words, 1]),
-            &Self::Columns(ref copy, [rows, words]) => {
+        match *self {
+            Self::InPlace(matrix) => matrix,
+            Self::Rows(ref copy, [rows, words]) => Matrix::strided(copy, [rows, words], [words, 1]),
+            Self::Columns(ref copy, [rows, words]) => {
                 Matrix::strided(copy, [words, rows], [rows, 1]).transposed()
             }
         }

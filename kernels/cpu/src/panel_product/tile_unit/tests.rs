@@ -256,12 +256,16 @@ fn triangles_by_tiles_leave_out_nothing_that_counts_and_read_nothing_else() {
 #[cfg(target_arch = "x86_64")]
 fn of_all_sizes(len: usize, seed: u64) -> Vec<u16> {
     let mixed = |i: usize| (i as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24;
-    (0..len).map(|i| mixed(i) as u16).map(|bits| bits & 0x807f | (bits >> 7 & 0xff) % 160 << 7).collect()
+    (0..len)
+        .map(|i| mixed(i) as u16)
+        .map(|bits| (bits & 0x807f) | (((bits >> 7) & 0xff) % 160) << 7)
+        .collect()
 }
 
 /// Those of the processor, where it has them.
 #[cfg(target_arch = "x86_64")]
 #[test]
+#[expect(clippy::print_stderr, reason = "a skipped check says so")]
 fn the_units_do_what_the_manual_says() {
     let Some(units) = super::amx::Amx::try_new() else {
         eprintln!("skipped: no AMX-BF16 on this machine; its machine code is emulated on Linux");
@@ -323,6 +327,7 @@ fn a_linear_layer_by_the_machine_code_is_that_by_the_manual_for_any_number_of_th
 /// Also where a product panics.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
+#[expect(clippy::print_stderr, reason = "a skipped check says so")]
 fn tiles_are_laid_out_once_for_each_product_and_given_up_after_it() {
     use super::amx::Amx;
     use super::emulated::{Counts, is_laid_out, take_counts, units};
