@@ -130,7 +130,7 @@ fn a_wrong_type_names_value_and_type() {
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limit = 0 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limit` is 0: use a number above 0, between 1e-37 and 1e38");
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limits = 7 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limits` is not a key of the configuration: [model.ffn.activation.clamped_swiglu] takes alpha, limit. Did you mean `limit`?");
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = [1.0, 2.0] }"), @"run.toml:13:16: `model.ffn.activation.clamped_swiglu` is a list: use a table with the keys alpha, limit");
-    insta::assert_snapshot!(broken("[train.adamw]\n", "[[train.adamw]]\n"), @"run.toml:27:9: `train.adamw` is a list: use a table with the keys beta1, beta2, decay_embeddings, epsilon, learning_rate, weight_decay");
+    insta::assert_snapshot!(broken("[train.adamw]\n", "[[train.adamw]]\n"), @"run.toml:27:9: `train.adamw` is a list: use a table with the keys beta1, beta2, decay_embeddings, epsilon, learning_rate, moments, weight_decay");
     insta::assert_snapshot!(broken("\"sound\"", "2026"), @r#"run.toml:1:1: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(broken("[data.crates]", "data = 3"), @"run.toml:3:1: `data` is 3: use a table with the keys cache_dir, crates, mask_documents, packing, sources, split, synthetic, text, tokenizer, tokens");
     insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:23: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);
@@ -357,6 +357,13 @@ fn products_in_bf16_are_refused_where_they_cannot_be_had() {
     insta::assert_snapshot!(set(&[bf16, "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.precision.compute=bf16: `train.precision.compute` is "bf16", but block-sparse layers multiply in f32 only: use "f32", or other layers"#);
     insta::assert_snapshot!(set(&["train.recompute=ffn", "model.ffn.moe=", "model.ffn.block_sparse={ d_ff = 64, density = 0.5 }"]), @r#"--set train.recompute=ffn: `train.recompute` is "ffn", but the model has neither dense blocks nor experts, whose projections it is about: remove the key"#);
     insta::assert_snapshot!(set(&["train.recompute=block"]), @r#"--set train.recompute=block: `train.recompute` is "block": use one of "none", "ffn""#);
+}
+
+#[test]
+fn moments_in_bf16_are_refused_where_they_cannot_be_had() {
+    let bf16 = "train.adamw.moments=bf16";
+    insta::assert_snapshot!(set(&["train.adamw.moments=fp16"]), @r#"--set train.adamw.moments=fp16: `train.adamw.moments` is "fp16": use one of "f32", "bf16""#);
+    insta::assert_snapshot!(set(&[bf16, "device=wgpu"]), @r#"--set train.adamw.moments=bf16: `train.adamw.moments` is "bf16", but `device` is "wgpu": only the CPU rounds them so: use "f32", or the device "cpu""#);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::bf16::{Bf16, Compute, Element};
+use crate::bf16::{Bf16, Compute};
 use crate::matrix::{Matrix, MatrixMut, multiply};
 use crate::panel_product::write_product;
 use crate::rounding::rounded;

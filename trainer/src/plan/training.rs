@@ -11,7 +11,7 @@ use switchyard_model::{Compute, LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpe
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, FlightRecorderConfig, ParameterGroupConfig, Recompute, RunConfig, SampleConfig,
+    AdamWConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig, Recompute, RunConfig, SampleConfig,
     ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
@@ -128,6 +128,24 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
         );
     }
     Ok(())
+}
+
+/// Ok unless moments in bf16 are asked for where they cannot be had.
+///
+/// # Errors
+/// The key, beside the device.
+pub(super) fn check_moments(config: &RunConfig) -> Result<(), KeyError> {
+    match config.train.adamw.moments {
+        MomentType::Bf16 if !is_cpu(&config.device) => Err(KeyError::new(
+            "train.adamw.moments",
+            format!(
+                "is \"bf16\", but `device` is \"{}\": only the CPU rounds them so",
+                excerpt(&config.device, 60)
+            ),
+            "use \"f32\", or the device \"cpu\"",
+        )),
+        MomentType::Bf16 | MomentType::F32 => Ok(()),
+    }
 }
 
 /// Ok unless nothing of the model would be computed anew.
