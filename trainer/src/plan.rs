@@ -125,6 +125,7 @@ impl RunPlan {
         let vocab_size = training::resolve_vocab_size(&config.data)?;
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
+        training::check_token_rounding(&model, micro_batch_tokens)?;
         training::check_precision(config, &model)?;
         training::check_moments(config)?;
         training::check_recompute(config, &model)?;

@@ -99,6 +99,22 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
     }
 }
 
+/// Ok unless a router's tile is larger than what it is to be filled from.
+///
+/// # Errors
+/// The tile's key, beside the tokens of a micro-batch.
+pub(super) fn check_token_rounding(model: &ModelSpec, micro_batch_tokens: usize) -> Result<(), KeyError> {
+    for (_, router) in model.routers() {
+        let Some(rounding) = &router.config.token_rounding else { continue };
+        if rounding.tile > micro_batch_tokens {
+            let key = format!("{}.token_rounding.tile", router.key);
+            let problem = format!("is {}, but a micro-batch has {micro_batch_tokens} tokens", rounding.tile);
+            return Err(KeyError::new(key, problem, "use a smaller tile, or larger micro-batches"));
+        }
+    }
+    Ok(())
+}
+
 /// How feed-forward blocks are computed while training.
 pub(super) fn ffn_options(train: &TrainConfig) -> FfnOptions {
     FfnOptions { compute: train.precision.compute, recompute: train.recompute == Recompute::Ffn }
