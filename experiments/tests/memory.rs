@@ -149,6 +149,27 @@ const RECIPES: &[Recipe] = &[
                 [model.ffn.moe.router]\ntop_k = 2\nselection.soft = {}\n",
     },
     Recipe {
+        name: "many parameters, moments in bf16",
+        threads: 2,
+        vocab_size: 4096,
+        tokens: [128, 256, 256],
+        num_steps: 3,
+        train: "adamw.moments = \"bf16\"\n",
+        model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
+                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n",
+    },
+    Recipe {
+        name: "many experts, moments in bf16",
+        threads: 2,
+        vocab_size: 2048,
+        tokens: [128, 512, 512],
+        num_steps: 4,
+        train: "adamw.moments = \"bf16\"\n",
+        model: "num_layers = 2\nd_model = 256\n[model.attention]\nnum_heads = 4\n\
+                [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 32\nd_expert = 512\n\
+                [model.ffn.moe.router]\ntop_k = 2\nload_balancing_weight = 0.01\n",
+    },
+    Recipe {
         name: "many parameters, Muon",
         threads: 2,
         vocab_size: 4096,
@@ -253,8 +274,8 @@ impl Recipe {
              [data.synthetic]\nnum_domains = 1\nvocab_size = {}\nnum_documents = {num_documents}\n\
              document_tokens = 512\nbranching = 4\n[data.split.by_document_hash]\nvalidation_fraction = 0.1\n\
              [train]\nnum_steps = {}\nseq_len = {seq_len}\nbatch_tokens = {batch_tokens}\n\
-             micro_batch_tokens = {micro_batch_tokens}\nmax_grad_norm = 1.0\n{}\
-             [train.adamw]\nlearning_rate = 1e-3\n[sample]\nnum_tokens = 0\n[model]\n{}",
+             micro_batch_tokens = {micro_batch_tokens}\nmax_grad_norm = 1.0\nadamw.learning_rate = 1e-3\n{}\
+             [sample]\nnum_tokens = 0\n[model]\n{}",
             self.threads, self.vocab_size, self.num_steps, self.train, self.model
         )
     }

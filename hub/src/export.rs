@@ -217,6 +217,7 @@ fn computed_router(router: RouterConfig) -> RouterConfig {
     let bias = router.bias.map(|_| BiasRule::Fixed {});
     RouterConfig {
         bias,
+        token_rounding: None,
         jitter: None,
         precision: GatePrecision::F32,
         init_scale: 1.0,

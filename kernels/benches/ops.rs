@@ -301,6 +301,7 @@ fn adamw_update(bencher: Bencher) {
         weight_decay: 0.1,
         step: 1,
         gradient_scale: 1.0,
+        rounding_key: 0,
     };
     let input = || Pass::Forward.input([NUM_PARAMS]);
     let gradient_n = input();

@@ -1,8 +1,11 @@
 //! Flex tensors as f32 slices and matrices.
 
+use std::marker::PhantomData;
+
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
+use switchyard_kernels_cpu::bf16::Bf16;
 use switchyard_kernels_cpu::blocks::InPlace;
 use switchyard_kernels_cpu::matrix::Matrix;
 
@@ -51,28 +54,93 @@ pub(crate) fn host_integers(tensor: FlexTensor) -> Vec<i64> {
     tensor.into_data().iter::<i64>().collect()
 }
 
-/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside
-/// the source to copy from.
-pub(crate) struct InPlaceTensor {
-    target: FlexTensor,
-    source: Option<FlexTensor>,
+/// Elements that slice loops read from a tensor and write to it.
+pub(crate) trait Stored: Copy {
+    /// The type of such a tensor.
+    const DTYPE: DType;
+
+    /// A tensor of `elements` in row-major order.
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor;
+
+    /// The elements of a contiguous tensor.
+    ///
+    /// # Panics
+    /// If the tensor is not a contiguous one of this type.
+    fn elements(tensor: &FlexTensor) -> &[Self];
+
+    /// The elements of a tensor that covers its buffer.
+    ///
+    /// # Panics
+    /// If the tensor is not of this type.
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self];
 }
 
-impl InPlaceTensor {
-    /// The f32 tensor `tensor`, to be updated.
+impl Stored for f32 {
+    const DTYPE: DType = DType::F32;
+
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
+        from_elements(elements, shape)
+    }
+
+    fn elements(tensor: &FlexTensor) -> &[Self] {
+        elements(tensor)
+    }
+
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+        tensor.storage_mut()
+    }
+}
+
+/// As integers of their bits, which no stock operation computes with.
+impl Stored for Bf16 {
+    const DTYPE: DType = DType::U16;
+
+    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
+        let bits = Bytes::from_elems(Bf16::into_bits(elements));
+        FlexTensor::new(bits, Layout::contiguous(shape), DType::U16)
+    }
+
+    fn elements(tensor: &FlexTensor) -> &[Self] {
+        match tensor.as_slice() {
+            Some(bits) => Bf16::slice_of_bits(bits),
+            None => panic!("a {:?} tensor with layout {:?} has no bits", tensor.dtype(), tensor.layout()),
+        }
+    }
+
+    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+        Bf16::slice_of_bits_mut(tensor.storage_mut())
+    }
+}
+
+/// The same buffer as a tensor of another type whose elements are as large.
+pub(crate) fn relabelled(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    FlexTensor::from_arc(tensor.data_arc(), tensor.layout().clone(), dtype)
+}
+
+/// A tensor to be updated in place: its own buffer if nobody else holds it, else a new one beside
+/// the source to copy from.
+pub(crate) struct InPlaceTensor<E> {
+    target: FlexTensor,
+    source: Option<FlexTensor>,
+    elements: PhantomData<E>,
+}
+
+impl<E: Stored> InPlaceTensor<E> {
+    /// The tensor `tensor` of such elements, to be updated.
     pub(crate) fn new(tensor: FlexTensor) -> Self {
         let tensor = contiguous(tensor);
         let shape = tensor.shape();
-        let covers_buffer = tensor.bytes().len() == shape.num_elements() * size_of::<f32>();
+        let covers_buffer = tensor.bytes().len() == shape.num_elements() * size_of::<E>();
         if tensor.is_unique() && covers_buffer {
-            return Self { target: tensor, source: None };
+            return Self { target: tensor, source: None, elements: PhantomData };
         }
-        Self { target: FlexTensor::empty(shape, DType::F32), source: Some(tensor) }
+        let target = FlexTensor::empty(shape, E::DTYPE);
+        Self { target, source: Some(tensor), elements: PhantomData }
     }
 
     /// The elements to update.
-    pub(crate) fn elements(&mut self) -> InPlace<'_> {
-        InPlace { target: self.target.storage_mut(), source: self.source.as_ref().map(elements) }
+    pub(crate) fn elements(&mut self) -> InPlace<'_, E> {
+        InPlace { target: E::elements_mut(&mut self.target), source: self.source.as_ref().map(E::elements) }
     }
 
     /// The updated tensor.

@@ -401,8 +401,16 @@ fn adamw_follows_the_algorithm_over_several_steps() {
             let v_hat = v[i] / (1.0 - beta2.powi(step as i32));
             value[i] -= learning_rate * (m_hat / (v_hat.sqrt() + epsilon) + weight_decay * value[i]);
         }
-        let constants =
-            AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale: 0.5 };
+        let constants = AdamWStep {
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            step,
+            gradient_scale: 0.5,
+            rounding_key: 0,
+        };
         state = adamw_update(state, plain(&gradient), &constants);
         assert_close("value", &values(state.value_n.clone()), &value);
         assert_close("moment1", &values(state.moment1_n.clone()), &m);

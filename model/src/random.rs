@@ -133,8 +133,8 @@ fn normal_values(key: u64, count: usize, std: f64) -> Vec<f32> {
     values
 }
 
-/// FNV-1a over the name, mixed with the seed.
-fn stream_key(seed: u64, name: &str) -> u64 {
+/// Key of the random stream `name` under a seed: FNV-1a over the name, mixed with the seed.
+pub fn stream_key(seed: u64, name: &str) -> u64 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     split_mix(seed ^ name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv))
 }

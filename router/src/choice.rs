@@ -7,11 +7,12 @@ use std::borrow::Cow;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
+use crate::expert_choice::pad;
 use crate::noise::Purpose;
 use crate::{
     BiasRule, ExpertChoice, RouterConfig, RouterInput, RouterNoise, RouterPass, RouterStatistics, Selection,
     TokenHash, expert_capacity, expert_choice, forced_uniform_experts, keep_second_at_random, random_experts,
-    sample_second_expert, select_top_k, sinkhorn_plan,
+    round_tokens, sample_second_expert, select_top_k, sinkhorn_plan,
 };
 
 /// Tokens whose choice is made at once.
@@ -101,16 +102,32 @@ impl RouterConfig {
             return select_in_blocks(logits_te, num_experts, best);
         }
         select_in_blocks(logits_te, num_experts, |logits_te| {
-            let mut scores_te = self.scores(HostScores { logits_te, ..scores });
-            if let Some(bias_e) = bias_e {
-                let biases = bias_e.iter().cycle();
-                scores_te.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
-            }
+            let scores_te = self.biased_scores(HostScores { logits_te, ..scores });
             match &self.groups {
                 Some(groups) => best(&groups.mask_scores(&scores_te, num_experts)),
                 None => best(&scores_te),
             }
         })
+    }
+
+    /// `plain`, a choice of the best experts, with the tokens of each expert rounded to a multiple of
+    /// the tile by the scores that it was made by; `None` without a tile.
+    pub(crate) fn rounded(&self, plain: &Choice, scores: HostScores<'_>) -> Option<Choice> {
+        let rounding = self.token_rounding.as_ref()?;
+        let scores_te = self.biased_scores(scores);
+        let ids_tk = (&plain.expert_ids_tk[..], plain.slots_per_token);
+        let experts_of_token = round_tokens(ids_tk, (&scores_te, scores.num_experts), rounding.tile);
+        Some(chosen_by_experts(pad(&experts_of_token)))
+    }
+
+    /// Scores, and the bias where there is one.
+    fn biased_scores(&self, scores: HostScores<'_>) -> Vec<f64> {
+        let mut scores_te = self.scores(scores);
+        if let Some(bias_e) = scores.bias_e {
+            let biases = bias_e.iter().cycle();
+            scores_te.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
+        }
+        scores_te
     }
 
     /// Scores between 0 and 1: sigmoids, or each token's softmax. `[t, e]`, row-major.

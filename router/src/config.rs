@@ -58,6 +58,10 @@ pub struct RouterConfig {
     /// How experts are picked from the scores; absent is the `top_k` best of each token.
     #[serde(default, skip_serializing_if = "Selection::is_top_k")]
     pub selection: Selection,
+    /// Round the number of tokens of each expert to a multiple of a tile while training; absent takes
+    /// each token's choice as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_rounding: Option<TokenRoundingConfig>,
     /// Multiply the router's input by uniform noise in `[1 - jitter, 1 + jitter]` while training
     /// (Switch, arXiv:2101.03961, appendix C); absent turns it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +108,7 @@ impl RouterConfig {
             groups: None,
             bias: None,
             selection: Selection::TopK,
+            token_rounding: None,
             jitter: None,
             precision: GatePrecision::default(),
             init_scale: one(),
@@ -149,6 +154,18 @@ pub struct CosineConfig {
     /// Initial temperature, which divides the cosines and is learned; default 0.07.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
+}
+
+/// `[model.ffn.moe.router.token_rounding]`: each expert takes a multiple of `tile` tokens of a
+/// micro-batch, whichever is nearest, by dropping its tokens with the lowest scores or adding those
+/// with the highest of the others (arXiv:2512.14080). While training; evaluation and generation take
+/// each token's best experts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRoundingConfig {
+    /// Tokens of a tile; default 128.
+    #[serde(default = "default_tile")]
+    pub tile: usize,
 }
 
 /// `[model.ffn.moe.router.bias]`: exactly one of the tables. The bias is updated once per optimizer
@@ -368,6 +385,10 @@ fn is_one(value: &f64) -> bool {
 
 fn default_sparse_mixer_jitter() -> f64 {
     0.01
+}
+
+fn default_tile() -> usize {
+    128
 }
 
 fn default_temperature() -> f64 {

@@ -49,7 +49,8 @@ fn best_tokens(scores_te: &[f64], num_experts: usize, expert: usize, capacity: u
     tokens
 }
 
-fn pad(experts_of_token: &[Vec<u32>]) -> ExpertChoice {
+/// The experts of each token, distinct, in equally many slots.
+pub(crate) fn pad(experts_of_token: &[Vec<u32>]) -> ExpertChoice {
     let slots_per_token = experts_of_token.iter().map(Vec::len).max().unwrap_or(0).max(1);
     let num_slots = experts_of_token.len() * slots_per_token;
     let (mut expert_ids_tk, mut keep_tk) = (Vec::with_capacity(num_slots), Vec::with_capacity(num_slots));

@@ -24,6 +24,7 @@ mod selection;
 mod sinkhorn;
 mod sparse_mixer;
 mod statistics;
+mod token_rounding;
 mod validate;
 
 pub use bias::BiasUpdate;
@@ -32,7 +33,7 @@ pub use choice::Choice;
 pub use config::{
     BalancingScope, BiasRateConfig, BiasRule, CapacityConfig, CosineConfig, DropPolicy, ExpertChoiceConfig,
     GatePrecision, GenerationRule, HashConfig, NoisyConfig, RandomSecondConfig, RouterConfig, RouterSource,
-    Selection, SigmoidConfig, SoftConfig, SoftmaxOrder, SparseMixerConfig,
+    Selection, SigmoidConfig, SoftConfig, SoftmaxOrder, SparseMixerConfig, TokenRoundingConfig,
 };
 pub use control::{forced_uniform_experts, random_experts};
 pub use expert_choice::{ExpertChoice, expert_choice};
@@ -49,3 +50,4 @@ pub use selection::select_top_k;
 pub use sinkhorn::{SinkhornConfig, sinkhorn_plan};
 pub use sparse_mixer::sparse_mixer_gates;
 pub use statistics::{RouterStatistics, RouterSummary};
+pub use token_rounding::round_tokens;

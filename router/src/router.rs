@@ -158,7 +158,6 @@ impl Router {
     /// the router mixes softly.
     pub fn forward(&self, input: RouterInput<'_>) -> Routing {
         let [num_tokens, _] = input.x_td.dims();
-        let device = input.x_td.device();
         let noise = input.pass.noise();
         let gate = self.gate_output(&input, noise);
         let logits_te = match &gate {
@@ -168,13 +167,7 @@ impl Router {
         let bias_e = self.bias_on_host();
         let scores =
             HostScores { logits_te: &logits_te, bias_e: bias_e.as_deref(), num_experts: self.num_experts };
-        let choice = self.config.choose(scores, &input);
-        let gates_tk = match &gate {
-            Some(gate) => self.gates(gate.logits_te.clone(), &logits_te, &choice),
-            None => {
-                Tensor::full([num_tokens, choice.slots_per_token], 1.0 / self.config.top_k as f64, &device)
-            }
-        };
+        let (choice, gates_tk) = self.chosen(gate.as_ref(), scores, &input);
         let required_biases =
             bias_e.as_ref().filter(|_| noise.is_some() && self.config.balances_by_quantile()).map(|bias_e| {
                 let mut histogram = QuantileHistogram::new(bias_e, self.config.top_k);
@@ -217,6 +210,32 @@ impl Router {
         }
     }
 
+    /// Who goes where, and the gate of each slot.
+    fn chosen(
+        &self,
+        gate: Option<&GateOutput>,
+        scores: HostScores<'_>,
+        input: &RouterInput<'_>,
+    ) -> (Choice, Tensor<2>) {
+        let plain = self.config.choose(scores, input);
+        let Some(gate) = gate else {
+            let shape_tk = [input.x_td.dims()[0], plain.slots_per_token];
+            let gates_tk = Tensor::full(shape_tk, 1.0 / self.config.top_k as f64, &input.x_td.device());
+            return (plain, gates_tk);
+        };
+        let logits_te = gate.logits_te.clone();
+        match input.pass.noise().and_then(|_| self.config.rounded(&plain, scores)) {
+            Some(rounded) => {
+                let gates_tk = self.rounded_gates((logits_te, scores.logits_te), &plain, &rounded);
+                (rounded, gates_tk)
+            }
+            None => {
+                let gates_tk = self.gates(logits_te, scores.logits_te, &plain);
+                (plain, gates_tk)
+            }
+        }
+    }
+
     /// Logits of the slots of a router that mixes softly: `[num_tokens, num_slots]`.
     ///
     /// # Panics
@@ -253,6 +272,27 @@ impl Router {
             return Tensor::zeros(shape_tk, (&logits_te.device(), logits_te.dtype()));
         }
         self.unscaled_gates(logits_te, host_logits_te, choice).mul_scalar(self.config.gate_scale())
+    }
+
+    /// The gate of each slot of `rounded`: the slot's own score, over the sum of those that the token
+    /// chose in `plain` where gates are renormalised. So a slot that stays keeps its gate whatever the
+    /// token's others do, and has in training the gate that it has in evaluation.
+    fn rounded_gates(
+        &self,
+        (logits_te, host_logits_te): (Tensor<2>, &[f64]),
+        plain: &Choice,
+        rounded: &Choice,
+    ) -> Tensor<2> {
+        let sums_to_one = self.config.renormalise || self.config.softmax == SoftmaxOrder::AfterSelection;
+        if !sums_to_one || rounded.expert_ids_tk.is_empty() {
+            return self.gates(logits_te, host_logits_te, rounded);
+        }
+        let log_scores_te = if self.config.sigmoid.is_some() { log_sigmoid(logits_te) } else { logits_te };
+        let of_all = |choice: &Choice| {
+            top_k_gates(log_scores_te.clone(), choice.expert_ids_tk.as_slice(), GateSoftmax::OverAll)
+        };
+        let gates_tk = of_all(rounded) / of_all(plain).sum_dim(1);
+        gates_tk.mul_scalar(self.config.gate_scale())
     }
 
     /// As [`Router::gates`], before the factor on all of them.

@@ -22,6 +22,7 @@ impl RouterConfig {
         self.validate_numbers()?;
         self.validate_selection(num_experts)?;
         self.validate_bias()?;
+        self.validate_token_rounding()?;
         match &self.groups {
             Some(groups) => validate_groups(groups, self.top_k, num_experts),
             None => Ok(()),
@@ -96,6 +97,7 @@ impl RouterConfig {
             ("entropy_weight", self.entropy_weight.is_some()),
             ("jitter", self.jitter.is_some()),
             ("bias", self.bias.is_some()),
+            ("token_rounding", self.token_rounding.is_some()),
             ("groups", self.groups.is_some()),
             ("sigmoid", self.sigmoid.is_some()),
             ("cosine", self.cosine.is_some()),
@@ -156,6 +158,19 @@ impl RouterConfig {
         Err(KeyError::new(key, problem, remedy))
     }
 
+    fn validate_token_rounding(&self) -> Result<(), KeyError> {
+        let Some(rounding) = &self.token_rounding else { return Ok(()) };
+        if self.groups.is_some() {
+            let problem = "cannot go with groups: a token that an expert adds may have other groups";
+            return Err(KeyError::new("token_rounding", problem, "remove it, or `groups`").naming("groups"));
+        }
+        if rounding.tile < 2 {
+            let problem = format!("is {}, which rounds nothing", rounding.tile);
+            return Err(KeyError::new("token_rounding.tile", problem, "use at least 2, or remove the table"));
+        }
+        Ok(())
+    }
+
     fn validate_bias(&self) -> Result<(), KeyError> {
         match &self.bias {
             Some(BiasRule::Sign(config)) => positive("bias.sign.rate", Some(config.rate), ""),
@@ -175,11 +190,13 @@ impl Selection {
         const IDLE: &str = "has no effect on this selection";
         match self {
             Self::TopK => (&[], IDLE),
-            Self::Noisy(_) => (&["bias", "groups", "sigmoid"], "does not go with noisy gating"),
-            Self::RandomSecond(_) | Self::Sinkhorn(_) => (&["bias", "groups"], IDLE),
-            Self::SparseMixer(_) => (&["bias", "groups", "sigmoid", "softmax"], IDLE),
+            Self::Noisy(_) => {
+                (&["bias", "groups", "sigmoid", "token_rounding"], "does not go with noisy gating")
+            }
+            Self::RandomSecond(_) | Self::Sinkhorn(_) => (&["bias", "groups", "token_rounding"], IDLE),
+            Self::SparseMixer(_) => (&["bias", "groups", "sigmoid", "softmax", "token_rounding"], IDLE),
             Self::ExpertChoice(_) => (
-                &["bias", "groups", "softmax", "load_balancing_weight"],
+                &["bias", "groups", "softmax", "load_balancing_weight", "token_rounding"],
                 "has no effect where experts take equally many tokens by their own scores",
             ),
             Self::Soft(_) => (
@@ -189,6 +206,7 @@ impl Selection {
                     "entropy_weight",
                     "bias",
                     "groups",
+                    "token_rounding",
                     "sigmoid",
                     "cosine",
                     "softmax",
@@ -205,6 +223,7 @@ impl Selection {
                     "jitter",
                     "bias",
                     "groups",
+                    "token_rounding",
                     "sigmoid",
                     "cosine",
                     "softmax",
@@ -233,8 +252,12 @@ impl CapacityConfig {
     /// capacity.
     ///
     /// # Errors
-    /// If it decides by itself how many tokens an expert takes.
+    /// If it decides by itself how many tokens an expert takes, or rounds them.
     pub fn validate_selection(&self, router: &RouterConfig, router_key: &str) -> Result<(), KeyError> {
+        if router.token_rounding.is_some() {
+            let problem = format!("would empty the tiles that `{router_key}.token_rounding` fills");
+            return Err(KeyError::new("", problem, format!("remove it, or `{router_key}.token_rounding`")));
+        }
         let (reason, key) = match &router.selection {
             Selection::ExpertChoice(_) => {
                 ("where experts take their tokens", "expert_choice.capacity_factor")
@@ -429,6 +452,7 @@ mod tests {
         for selection in ["hash", "random", "forced_uniform"] {
             for key in [
                 r#""bias": {"sign": {}}"#,
+                r#""token_rounding": {}"#,
                 r#""groups": {"num_groups": 2, "top_groups": 1}"#,
                 r#""load_balancing_weight": 0.1"#,
                 r#""z_loss_weight": 0.1"#,
@@ -476,6 +500,39 @@ mod tests {
                 r#"{"top_k": 3, "selection": {"random_second": {}}}"#,
                 "selection.random_second` needs two experts per token, but `top_k` is 3: set it \
                  to 2, or remove the table",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn token_rounding_is_for_the_best_of_each_token_alone() {
+        assert_refused(&[
+            (
+                r#"{"top_k": 2, "selection": {"expert_choice": {}}, "token_rounding": {"tile": 8}}"#,
+                "token_rounding` has no effect where experts take equally many tokens by their own scores: \
+                 remove it, or `selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"soft": {}}, "token_rounding": {}}"#,
+                "token_rounding` has no effect on soft mixing, which selects nothing: remove it, or \
+                 `selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"noisy": {}}, "token_rounding": {}}"#,
+                "token_rounding` does not go with noisy gating: remove it, or `selection`",
+            ),
+            (
+                r#"{"top_k": 2, "selection": {"sparse_mixer": {}}, "token_rounding": {}}"#,
+                "token_rounding` has no effect on this selection: remove it, or `selection`",
+            ),
+            (
+                r#"{"top_k": 2, "groups": {"num_groups": 2, "top_groups": 1}, "token_rounding": {}}"#,
+                "token_rounding` cannot go with groups: a token that an expert adds may have other groups: \
+                 remove it, or `groups`",
+            ),
+            (
+                r#"{"top_k": 2, "token_rounding": {"tile": 1}}"#,
+                "token_rounding.tile` is 1, which rounds nothing: use at least 2, or remove the table",
             ),
         ]);
     }
@@ -550,6 +607,9 @@ mod tests {
             capacity(1.0).validate_selection(&serde_json::from_str(&router).unwrap(), "model.ffn.moe.router")
         };
         assert_eq!(with("hash"), Ok(()));
+        let rounding: Config = serde_json::from_str(r#"{"top_k": 2, "token_rounding": {}}"#).unwrap();
+        let message = capacity(1.0).validate_selection(&rounding, "r").unwrap_err().to_string();
+        assert!(message.contains("would empty the tiles that `r.token_rounding` fills"), "{message}");
         for (selection, key) in [("expert_choice", "capacity_factor"), ("soft", "slots_per_expert")] {
             let message = with(selection).unwrap_err().to_string();
             assert!(message.starts_with("has no effect"), "{message}");

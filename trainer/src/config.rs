@@ -2,6 +2,7 @@
 //!
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
+mod adamw;
 mod muon;
 mod parameter_group;
 mod precision;
@@ -15,6 +16,7 @@ use switchyard_datasets::DataConfig;
 use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::{ModelConfig, Recompute};
 
+pub use adamw::{AdamWConfig, MomentType};
 pub use muon::{MuonConfig, MuonRole};
 pub use parameter_group::ParameterGroupConfig;
 pub use precision::{ComputeType, PrecisionConfig};
@@ -127,29 +129,6 @@ pub struct TrainConfig {
     /// What is recorded about routers and experts, and what raises an alarm; on without the table.
     #[serde(default, skip_serializing_if = "FlightRecorderConfig::is_default")]
     pub flight_recorder: FlightRecorderConfig,
-}
-
-/// AdamW (arXiv:1711.05101). Matrices decay; norms, biases and embeddings do not.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AdamWConfig {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decay of the first moment; default 0.9.
-    #[serde(default = "default_beta1")]
-    pub beta1: f64,
-    /// Decay of the second moment; default 0.95.
-    #[serde(default = "default_beta2")]
-    pub beta2: f64,
-    /// Added to the root of the second moment; default 1e-8.
-    #[serde(default = "default_adam_epsilon")]
-    pub epsilon: f64,
-    /// Decoupled weight decay; default 0.1.
-    #[serde(default = "default_weight_decay")]
-    pub weight_decay: f64,
-    /// Decay the embedding (and a tied head) too, as nanoGPT does; default false.
-    #[serde(default)]
-    pub decay_embeddings: bool,
 }
 
 /// The learning rate over the steps: linear warm-up, then at most one of the tables.
@@ -405,22 +384,6 @@ impl Default for SampleConfig {
 
 fn default_device() -> String {
     "cpu".into()
-}
-
-fn default_beta1() -> f64 {
-    0.9
-}
-
-fn default_beta2() -> f64 {
-    0.95
-}
-
-fn default_adam_epsilon() -> f64 {
-    1e-8
-}
-
-fn default_weight_decay() -> f64 {
-    0.1
 }
 
 fn default_keep_last() -> usize {

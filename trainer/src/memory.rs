@@ -10,11 +10,13 @@ use switchyard_model::{
     LayerFootprint, ModelCounts, ModelFootprint, ModelSpec, PassOptions, Recompute, hidden_matrices,
 };
 
-use crate::config::MuonConfig;
+use crate::config::{AdamWConfig, MomentType, MuonConfig};
 use crate::throughput::probe_bytes;
 
-/// Bytes of one f32, the type of parameters, gradients and moments.
+/// Bytes of one f32, the type of parameters, gradients and, usually, moments.
 const F32_BYTES: f64 = 4.0;
+/// Bytes of one bf16.
+const BF16_BYTES: f64 = 2.0;
 /// The estimate is above or below the peak by at most this share of the peak:
 /// `experiments/tests/memory.rs` holds it against measured peaks.
 pub const MEMORY_ERROR: f64 = 0.15;
@@ -132,12 +134,21 @@ impl Alive {
 
 impl MemoryEstimate {
     /// Memory of training the model in steps of this size, by AdamW and, where it is asked for, Muon.
-    pub fn of(spec: &ModelSpec, counts: &ModelCounts, size: StepSize, muon: Option<&MuonConfig>) -> Self {
+    pub fn of(
+        spec: &ModelSpec,
+        counts: &ModelCounts,
+        size: StepSize,
+        (adamw, muon): (&AdamWConfig, Option<&MuonConfig>),
+    ) -> Self {
         // Products in f64: an absurd configuration saturates instead of overflowing.
         let weights = F32_BYTES * counts.total_params as f64;
         let model = ModelFootprint::of(spec, size.micro_batch_tokens, size.options.ffn());
         let of_muon = MuonFootprint::of(spec, muon, size.threads.unwrap_or(1));
-        let moments = 2.0 * weights - of_muon.weights;
+        let moment_share = match adamw.moments {
+            MomentType::F32 => 1.0,
+            MomentType::Bf16 => BF16_BYTES / F32_BYTES,
+        };
+        let moments = 2.0 * moment_share * (weights - of_muon.weights) + of_muon.weights;
         let step = Step {
             model: &model,
             weights,

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
+use switchyard_model::random::stream_key;
 use switchyard_model::{
     ModelSpec, Named, ParameterName, ParameterTensor, Parametrisation, Role, RoleFactors, update_parameters,
 };
 
-use crate::config::{AdamWConfig, MuonConfig, ParameterGroupConfig, TrainConfig};
+use crate::config::{AdamWConfig, MomentType, MuonConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
 use crate::parameter_groups::group_of;
 use crate::readings::{Readings, Values};
@@ -142,6 +143,14 @@ pub(crate) fn moment_names(muon: Option<&MuonConfig>, role: Role) -> &'static [&
     if muon_of(muon, role).is_some() { &["momentum"] } else { &["first", "second"] }
 }
 
+/// Type of what is remembered of a parameter of this role: Muon's is f32.
+pub(crate) fn moment_dtype(adamw: &AdamWConfig, muon: Option<&MuonConfig>, role: Role) -> DType {
+    match adamw.moments {
+        MomentType::Bf16 if muon_of(muon, role).is_none() => DType::BF16,
+        MomentType::Bf16 | MomentType::F32 => DType::F32,
+    }
+}
+
 /// Muon, if it trains parameters of this role.
 fn muon_of(muon: Option<&MuonConfig>, role: Role) -> Option<&MuonConfig> {
     muon.filter(|muon| muon.takes(role))
@@ -204,6 +213,7 @@ impl Optimizer {
                     weight_decay: weight_decay * of_role.weight_decay(),
                     step: self.step,
                     gradient_scale,
+                    rounding_key: stream_key(self.step, &name.to_string()),
                 })
             }
         }
@@ -247,7 +257,8 @@ impl Optimizer {
 
     /// The moments of a parameter, out of the optimizer; zeros before its first update.
     fn take_moments<const N: usize>(&mut self, name: ParameterName, value_n: &Tensor<1>) -> [Tensor<1>; N] {
-        let zeros = || std::array::from_fn(|_| Tensor::zeros(value_n.dims(), &value_n.device()));
+        let dtype = moment_dtype(&self.adamw, self.muon.as_ref(), name.role);
+        let zeros = || std::array::from_fn(|_| Tensor::zeros(value_n.dims(), (&value_n.device(), dtype)));
         let of_optimizer = |moments: Moments| {
             let wrong = |moments: Moments| panic!("{} moments of `{name}` instead of {N}", moments.len());
             moments.try_into().unwrap_or_else(wrong)

@@ -124,7 +124,9 @@ impl RunPlan {
         let vocab_size = training::resolve_vocab_size(&config.data)?;
         let model = config.model.resolve(vocab_size, config.train.seq_len, &mut notes)?;
         training::check_packing(config, &model)?;
+        training::check_token_rounding(&model, micro_batch_tokens)?;
         training::check_precision(config, &model)?;
+        training::check_moments(config)?;
         training::check_recompute(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let muon = muon::resolve(&config.train, &model)?;
@@ -143,7 +145,7 @@ impl RunPlan {
             tokens_per_step: config.train.batch_tokens,
             micro_batches_per_step: micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
-            memory: MemoryEstimate::of(&model, &counts, size, muon.as_ref()),
+            memory: MemoryEstimate::of(&model, &counts, size, (&config.train.adamw, muon.as_ref())),
             carries_state,
             model,
             compute: config.train.precision.resolve(),

@@ -113,7 +113,7 @@ fn a_file_that_cannot_be_read_is_named() {
 
 #[test]
 fn an_unknown_key_names_the_known_ones_and_the_likely_one() {
-    insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    insta::assert_snapshot!(broken("top_k = 2", "top_K = 2"), @"run.toml:20:1: `model.ffn.moe.router.top_K` is not a key of the configuration: [model.ffn.moe.router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, token_rounding, top_k, z_loss_weight. Did you mean `top_k`?");
     insta::assert_snapshot!(broken("num_steps", "steps"), @"run.toml:23:1: `train.steps` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes.");
     insta::assert_snapshot!(broken("[train.adamw]", "[train.adamv]"), @"run.toml:27:8: `train.adamv` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `adamw`?");
     insta::assert_snapshot!(broken("batch_tokens", "learning_rate"), @"run.toml:25:1: `train.learning_rate` is not a key of the configuration: [train] takes adamw, batch_tokens, carry_state, checkpoint_every_steps, checkpoints, data_seed, early_stopping, eval, eval_every_steps, flight_recorder, groups, head_z_loss_weight, max_grad_norm, micro_batch_tokens, muon, num_steps, precision, qk_clip, recompute, schedule, seq_len, skip_spikes. Did you mean `train.adamw.learning_rate`?");
@@ -130,7 +130,7 @@ fn a_wrong_type_names_value_and_type() {
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limit = 0 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limit` is 0: use a number above 0, between 1e-37 and 1e38");
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = { limits = 7 } }"), @"run.toml:13:35: `model.ffn.activation.clamped_swiglu.limits` is not a key of the configuration: [model.ffn.activation.clamped_swiglu] takes alpha, limit. Did you mean `limit`?");
     insta::assert_snapshot!(broken("\"swiglu\"", "{ clamped_swiglu = [1.0, 2.0] }"), @"run.toml:13:16: `model.ffn.activation.clamped_swiglu` is a list: use a table with the keys alpha, limit");
-    insta::assert_snapshot!(broken("[train.adamw]\n", "[[train.adamw]]\n"), @"run.toml:27:9: `train.adamw` is a list: use a table with the keys beta1, beta2, decay_embeddings, epsilon, learning_rate, weight_decay");
+    insta::assert_snapshot!(broken("[train.adamw]\n", "[[train.adamw]]\n"), @"run.toml:27:9: `train.adamw` is a list: use a table with the keys beta1, beta2, decay_embeddings, epsilon, learning_rate, moments, weight_decay");
     insta::assert_snapshot!(broken("\"sound\"", "2026"), @r#"run.toml:1:1: `name` is 2026: use a string, as in `name = "2026"` or `--set 'name="2026"'`"#);
     insta::assert_snapshot!(broken("[data.crates]", "data = 3"), @"run.toml:3:1: `data` is 3: use a table with the keys cache_dir, crates, mask_documents, packing, sources, split, synthetic, text, tokenizer, tokens");
     insta::assert_snapshot!(broken("d_expert = 16", "d_expert = 16\nlayers = { list = [1, \"a\"] }"), @r#"run.toml:18:23: `model.ffn.moe.layers.list[1]` is "a": use a whole number, 0 or more"#);
@@ -361,6 +361,21 @@ fn products_in_bf16_are_refused_where_they_cannot_be_had() {
 }
 
 #[test]
+fn token_rounding_is_refused_where_it_makes_no_sense() {
+    let tile = |tile: usize| format!("model.ffn.moe.router.token_rounding.tile={tile}");
+    insta::assert_snapshot!(set(&[&tile(1 << 20)]), @"--set model.ffn.moe.router.token_rounding.tile=1048576: `model.ffn.moe.router.token_rounding.tile` is 1048576, but a micro-batch has 64 tokens: use a smaller tile, or larger micro-batches");
+    insta::assert_snapshot!(set(&[&tile(128), "model.ffn.moe.capacity.factor=1.5"]), @"--set model.ffn.moe.capacity.factor=1.5: `model.ffn.moe.capacity` would empty the tiles that `model.ffn.moe.router.token_rounding` fills: remove it, or `model.ffn.moe.router.token_rounding`");
+    insta::assert_snapshot!(set(&[&tile(128), "model.ffn.moe.router.selection.hash={}"]), @"--set model.ffn.moe.router.token_rounding.tile=128: `model.ffn.moe.router.token_rounding` has no effect, because the selection learns nothing: remove it, or `model.ffn.moe.router.selection`");
+}
+
+#[test]
+fn moments_in_bf16_are_refused_where_they_cannot_be_had() {
+    let bf16 = "train.adamw.moments=bf16";
+    insta::assert_snapshot!(set(&["train.adamw.moments=fp16"]), @r#"--set train.adamw.moments=fp16: `train.adamw.moments` is "fp16": use one of "f32", "bf16""#);
+    insta::assert_snapshot!(set(&[bf16, "device=wgpu"]), @r#"--set train.adamw.moments=bf16: `train.adamw.moments` is "bf16", but `device` is "wgpu": only the CPU rounds them so: use "f32", or the device "cpu""#);
+}
+
+#[test]
 fn a_parametrisation_is_refused_beside_muon() {
     let base = "model.parametrisation.base={ d_model = 32, num_layers = 4, num_heads = 4, d_expert = 16, num_experts = 8, top_k = 2 }";
     insta::assert_snapshot!(set(&[base, "train.muon={}"]), @"--set train.muon={}: `train.muon` cannot go with `model.parametrisation`, whose learning-rate factors are AdamW's: remove one of the two tables");
@@ -467,7 +482,7 @@ fn granularity_and_other_routers_that_cannot_be_are_refused() {
     insta::assert_snapshot!(with(&rule("[]", "top_k = 2")), @"run.toml:23:1: `model.ffn.moe.router_overrides[0].layers` is empty: name at least one layer, or remove the override");
     insta::assert_snapshot!(with(&rule("[0, 1]", "top_k = 2").repeat(2)), @"run.toml:26:1: `model.ffn.moe.router_overrides[1].layers` holds 0, which has a router of its own already: name each layer once");
     insta::assert_snapshot!(with(&rule("[0]", "top_k = 9")), @"run.toml:24:12: `model.ffn.moe.router_overrides[0].router.top_k` is 9, but the layer has 8 experts: use 1..=8");
-    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:24:12: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, top_k, z_loss_weight. Did you mean `top_k`?");
+    insta::assert_snapshot!(with(&rule("[0]", "top_K = 2")), @"run.toml:24:12: `model.ffn.moe.router_overrides[0].router.top_K` is not a key of the configuration: [model.ffn.moe.router_overrides[0].router] takes bias, constant_gate, cosine, entropy_weight, gate_bias, groups, init_scale, input, jitter, load_balancing_scope, load_balancing_weight, precision, renormalise, routed_scaling, selection, sigmoid, softmax, token_rounding, top_k, z_loss_weight. Did you mean `top_k`?");
     let dense = format!("[model.ffn.moe.layers]\nevery = 2\n{}", rule("[0]", "top_k = 2"));
     insta::assert_snapshot!(with(&dense), @"run.toml:25:1: `model.ffn.moe.router_overrides[0].layers` holds 0, which is dense: name layers that are mixtures");
 }

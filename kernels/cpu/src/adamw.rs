@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::bf16::{Bf16, Element};
 use crate::blocks::{BLOCK_LEN, InPlace};
 use crate::simd::{multiply_add, vectorised};
 
@@ -22,6 +23,56 @@ pub struct AdamWStep {
     pub step: u64,
     /// Multiplies the gradient first: clipping without a pass of its own.
     pub gradient_scale: f64,
+    /// Key of the random bits by which bf16 moments are rounded: another one for each parameter and
+    /// each step. f32 moments are not rounded.
+    pub rounding_key: u64,
+}
+
+/// What a moment is between two updates.
+///
+/// Rounding to the nearest bf16 would lose what an update adds to the second moment: `1 - beta2` is
+/// 0.001 to 0.05, and a bf16 keeps a sum that grows by less than 2^-9 of itself as it was. So a bf16
+/// moment is rounded at random, which is right in the mean.
+pub trait Moment: Element {
+    /// The element for `value`, rounded by the lower half of `random`.
+    fn rounded(value: f32, random: u32) -> Self;
+}
+
+impl Moment for f32 {
+    #[inline(always)]
+    fn rounded(value: f32, _: u32) -> Self {
+        value
+    }
+}
+
+impl Moment for Bf16 {
+    #[inline(always)]
+    fn rounded(value: f32, random: u32) -> Self {
+        Self::from_f32_at_random(value, random)
+    }
+}
+
+/// Random bits as a function of a key and an element's index alone, so that neither the number of
+/// threads nor a resumed run changes them.
+#[derive(Debug, Clone, Copy)]
+struct RandomBits {
+    key: [u32; 2],
+}
+
+impl RandomBits {
+    fn new(key: u64) -> Self {
+        Self { key: [key as u32, (key >> 32) as u32] }
+    }
+
+    /// 32 bits for the element: C. Wellons' `lowbias32` of its index with both halves of the key, one
+    /// added, one mixed in. 32-bit arithmetic, which vectors have.
+    #[inline(always)]
+    fn of_element(self, index: u32) -> u32 {
+        let x = index.wrapping_mul(0x9e37_79b9).wrapping_add(self.key[0]);
+        let x = (x ^ (x >> 16) ^ self.key[1]).wrapping_mul(0x7feb_352d);
+        let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+        x ^ (x >> 16)
+    }
 }
 
 /// Factors of one update, the same for every element.
@@ -80,21 +131,22 @@ impl Factors<f64> {
 
 /// A flattened parameter with its two moments, each of `n` elements.
 #[derive(Debug)]
-pub struct State<'a> {
+pub struct State<'a, M = f32> {
     /// The parameter's values.
     pub value: InPlace<'a>,
     /// Running mean of the gradient.
-    pub moment1: InPlace<'a>,
+    pub moment1: InPlace<'a, M>,
     /// Running mean of the squared gradient.
-    pub moment2: InPlace<'a>,
+    pub moment2: InPlace<'a, M>,
 }
 
 /// Updates a parameter and its moments with its gradient, of `n` elements (arXiv:1711.05101,
-/// algorithm 2; the decay is multiplied by the learning rate, as in PyTorch).
+/// algorithm 2; the decay is multiplied by the learning rate, as in PyTorch). The arithmetic is f32;
+/// moments are rounded last, and the value moves by what they are before that.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn update(state: State<'_>, gradient: &[f32], step: &AdamWStep) {
+pub fn update<M: Moment>(state: State<'_, M>, gradient: &[f32], step: &AdamWStep) {
     let State { value, moment1, moment2 } = state;
     let lengths = [value.target.len(), moment1.target.len(), moment2.target.len(), gradient.len()];
     assert!(
@@ -102,41 +154,49 @@ pub fn update(state: State<'_>, gradient: &[f32], step: &AdamWStep) {
         "value, moments and gradient have the lengths {lengths:?}",
     );
     let factors = Factors::new(step).as_f32();
+    let random = RandomBits::new(step.rounding_key);
     value
         .par_blocks()
         .zip(moment1.par_blocks())
         .zip(moment2.par_blocks())
         .zip(gradient.par_chunks(BLOCK_LEN))
-        .for_each(|(((value, moment1), moment2), gradient)| {
-            update_block(value, moment1, moment2, gradient, factors);
+        .enumerate()
+        .for_each(|(block, (((value, moment1), moment2), gradient))| {
+            // Behind 2^32 elements the bits come again: far enough.
+            let first = (block * BLOCK_LEN) as u32;
+            update_block(value, [moment1, moment2], gradient, factors, (random, first));
         });
 }
 
 vectorised! {
-    /// Updates some elements.
-    fn update_block(
+    /// Updates some elements, of which the first has the index that stands beside the random bits.
+    fn update_block<M: Moment>(
         value: &mut [f32],
-        moment1: &mut [f32],
-        moment2: &mut [f32],
+        moments: [&mut [M]; 2],
         gradient: &[f32],
         factors: Factors<f32>,
+        random: (RandomBits, u32),
     ) = update_each;
 }
 
 #[inline(always)]
-fn update_each<const FUSED: bool>(
+fn update_each<M: Moment, const FUSED: bool>(
     value: &mut [f32],
-    moment1: &mut [f32],
-    moment2: &mut [f32],
+    [moment1, moment2]: [&mut [M]; 2],
     gradient: &[f32],
     factors: Factors<f32>,
+    (random, first): (RandomBits, u32),
 ) {
     let state = value.iter_mut().zip(moment1).zip(moment2);
-    for (((value, moment1), moment2), &gradient) in state.zip(gradient) {
+    for (i, (((value, moment1), moment2), &gradient)) in state.zip(gradient).enumerate() {
         let gradient = gradient * factors.gradient_scale;
-        *moment1 = multiply_add::<FUSED>(*moment1, factors.keep1, gradient * factors.add1);
-        *moment2 = multiply_add::<FUSED>(*moment2, factors.keep2, gradient * gradient * factors.add2);
-        let denominator = multiply_add::<FUSED>(moment2.sqrt(), factors.root_correction, factors.epsilon);
-        *value = multiply_add::<FUSED>(*value, factors.decay, -(*moment1 * factors.rate / denominator));
+        let mean = multiply_add::<FUSED>(moment1.to_f32(), factors.keep1, gradient * factors.add1);
+        let square =
+            multiply_add::<FUSED>(moment2.to_f32(), factors.keep2, gradient * gradient * factors.add2);
+        let denominator = multiply_add::<FUSED>(square.sqrt(), factors.root_correction, factors.epsilon);
+        *value = multiply_add::<FUSED>(*value, factors.decay, -(mean * factors.rate / denominator));
+        let bits = random.of_element(first.wrapping_add(i as u32));
+        *moment1 = M::rounded(mean, bits);
+        *moment2 = M::rounded(square, bits >> 16);
     }
 }

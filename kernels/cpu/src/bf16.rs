@@ -50,6 +50,18 @@ impl Bf16 {
         Self((bits >> 16) as u16)
     }
 
+    /// One of the two numbers between which `value` lies, the nearer the likelier: over all values of
+    /// the lower half of `random`, the mean is `value`. What is no number stays none.
+    #[inline(always)]
+    pub fn from_f32_at_random(value: f32, random: u32) -> Self {
+        let bits = value.to_bits();
+        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
+        // Carries into the upper half as often as the lower half is large.
+        let carried = bits.wrapping_add(random & 0xffff);
+        let quiet = bits | 0x0040_0000;
+        Self(((if is_nan { quiet } else { carried }) >> 16) as u16)
+    }
+
     /// The same number.
     #[inline(always)]
     pub fn to_f32(self) -> f32 {
@@ -75,7 +87,13 @@ impl Bf16 {
     }
 
     /// Bits as numbers, in the same memory.
-    pub fn slice_of_bits(bits: &mut [u16]) -> &mut [Self] {
+    pub fn slice_of_bits(bits: &[u16]) -> &[Self] {
+        // SAFETY: the same layout, for the same time; all bits are a number's.
+        unsafe { &*(std::ptr::from_ref(bits) as *const [Self]) }
+    }
+
+    /// As [`Bf16::slice_of_bits`], to be written to.
+    pub fn slice_of_bits_mut(bits: &mut [u16]) -> &mut [Self] {
         // SAFETY: the same layout, for the same time; all bits are a number's.
         unsafe { &mut *(std::ptr::from_mut(bits) as *mut [Self]) }
     }
@@ -162,6 +180,30 @@ mod tests {
             assert_eq!(Bf16::from_f32(halfway).to_bits(), even, "{halfway} lies between two");
             let above = f32::from_bits((u32::from(bits) << 16) + 0x8001);
             assert_eq!(Bf16::from_f32(above).to_bits(), bits + 1, "{above} lies nearer to the next");
+        }
+    }
+
+    #[test]
+    fn rounding_at_random_keeps_the_mean_and_what_needs_no_rounding() {
+        for value in [1.0f32, -1.0, 0.1, -0.1, 3.0e-20, -7.7e30, 1e-40, 0.0, 255.3] {
+            let rounded = |random: u32| Bf16::from_f32_at_random(value, random).to_f32();
+            let mut sum = 0.0;
+            let below = f32::from_bits(value.to_bits() & 0xffff_0000);
+            let above = f32::from_bits((value.to_bits() & 0xffff_0000) + 0x1_0000);
+            for random in 0..=0xffff {
+                let one = rounded(random);
+                assert!(one == below || (one == above && value != below), "{value} becomes {one}");
+                sum += f64::from(one);
+            }
+            let mean = sum / 65536.0;
+            // A sum of 65536 doubles.
+            assert!((mean - f64::from(value)).abs() <= 1e-11 * f64::from(value).abs(), "{value}: {mean}");
+        }
+        for random in [0, 1, 0x8000, 0xffff, 0xffff_ffff] {
+            for nan in [f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)] {
+                assert!(Bf16::from_f32_at_random(nan, random).to_f32().is_nan());
+            }
+            assert_eq!(Bf16::from_f32_at_random(f32::NEG_INFINITY, random).to_f32(), f32::NEG_INFINITY);
         }
     }
 

@@ -9,19 +9,19 @@ pub const BLOCK_LEN: usize = 16 * 1024;
 /// Elements to be updated where they lie, or copied first from elsewhere, each block by the task
 /// that updates it, so that the copy is as parallel as the update.
 #[derive(Debug)]
-pub struct InPlace<'a> {
+pub struct InPlace<'a, T = f32> {
     /// What is updated.
-    pub target: &'a mut [f32],
+    pub target: &'a mut [T],
     /// The values before the update, as many; `None` if `target` holds them.
-    pub source: Option<&'a [f32]>,
+    pub source: Option<&'a [T]>,
 }
 
-impl<'a> InPlace<'a> {
+impl<'a, T: Copy + Send + Sync> InPlace<'a, T> {
     /// The elements to update, in blocks of [`BLOCK_LEN`].
     ///
     /// # Panics
     /// If there are fewer source elements.
-    pub(crate) fn par_blocks(self) -> impl IndexedParallelIterator<Item = &'a mut [f32]> {
+    pub(crate) fn par_blocks(self) -> impl IndexedParallelIterator<Item = &'a mut [T]> {
         let Self { target, source } = self;
         target.par_chunks_mut(BLOCK_LEN).enumerate().map(move |(index, block)| {
             if let Some(source) = source {

@@ -11,7 +11,8 @@ use burn::tensor::Tensor;
 
 pub use switchyard_kernels_cpu::adamw::AdamWStep;
 
-/// A flattened parameter with its two moments.
+/// A flattened parameter with its two moments. Both moments are f32, or both are bf16, which only the
+/// CPU's device can update.
 #[derive(Debug, Clone)]
 pub struct AdamWState {
     /// The parameter's values.
@@ -26,8 +27,11 @@ pub struct AdamWState {
 /// the decay is multiplied by the learning rate, as in PyTorch). Nothing is differentiated: the
 /// results do not remember how they were made.
 ///
+/// The CPU's bf16 moments are rounded at random by [`AdamWStep::rounding_key`]; the arithmetic is f32.
+///
 /// # Panics
-/// If the lengths differ.
+/// If the lengths differ, or on another device than the CPU with moments of another type than the
+/// value's.
 pub fn adamw_update(state: AdamWState, gradient_n: Tensor<1>, step: &AdamWStep) -> AdamWState {
     let AdamWState { value_n, moment1_n, moment2_n } = state;
     let lengths = [&value_n, &moment1_n, &moment2_n, &gradient_n].map(|tensor| tensor.dims()[0]);

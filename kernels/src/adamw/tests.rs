@@ -1,4 +1,6 @@
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, flex::FlexTensor};
+use burn::tensor::{DType, FloatDType};
 
 use super::{AdamW, AdamWStep, stock};
 use crate::slices::elements;
@@ -12,6 +14,7 @@ const STEP: AdamWStep = AdamWStep {
     weight_decay: 0.1,
     step: 3,
     gradient_scale: 0.5,
+    rounding_key: 0,
 };
 
 /// Value, first moment, second moment (not negative), gradient.
@@ -36,6 +39,31 @@ fn fused_update_agrees_with_the_stock_body_in_place_or_not() {
             assert_agree("value", &fused.0, &stock.0);
             assert_agree("first moment", &fused.1, &stock.1);
             assert_agree("second moment", &fused.2, &stock.2);
+        }
+    }
+}
+
+/// In place or not, the value is that of f32 moments, and the moments are theirs, rounded.
+#[test]
+fn bf16_moments_stay_bf16_and_round_those_in_f32() {
+    let [value, moment1, moment2, gradient] = inputs(40_001);
+    let as_bf16 = |tensor: FlexTensor| Flex::float_cast(tensor, FloatDType::BF16);
+    let as_f32 = |tensor: FlexTensor| Flex::float_cast(tensor, FloatDType::F32);
+    let rounded = [moment1, moment2].map(as_bf16);
+    let [moment1, moment2] = rounded.clone().map(as_f32);
+    let exact = <Flex as AdamW>::adamw(value.clone(), moment1, moment2, gradient.clone(), STEP);
+    let [moment1, moment2] = rounded.clone();
+    let shared = <Flex as AdamW>::adamw(value.clone(), moment1, moment2, gradient.clone(), STEP);
+    let [moment1, moment2] = rounded;
+    let owned = <Flex as AdamW>::adamw(value, moment1, moment2, gradient, STEP);
+    for found in [shared, owned] {
+        assert_eq!(elements(&found.0), elements(&exact.0));
+        for (found, exact) in [(found.1, &exact.1), (found.2, &exact.2)] {
+            assert_eq!(found.dtype(), DType::BF16);
+            for (found, exact) in elements(&as_f32(found)).iter().zip(elements(exact)) {
+                // Two neighbours differ by at most 2^-7 of either.
+                assert!((found - exact).abs() <= exact.abs() / 128.0, "{found} is not beside {exact}");
+            }
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Feed-forward blocks on the CPU.
 
-use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::flex::FlexTensor;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::Shape;
 use switchyard_kernels_cpu::activation::Kept;
 use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::feed_forward::{self as on_slices, Block, Operands, Output};
 
 use super::{FeedForward, stock};
-use crate::slices::{all_f32, contiguous, elements, from_elements};
+use crate::slices::{Stored, all_f32, contiguous, elements, from_elements};
 use crate::tensor_list::TensorList;
 
 impl FeedForward for Flex {
@@ -49,7 +49,10 @@ impl FeedForward for Flex {
 }
 
 /// The output and the projections, kept as `E`.
-fn forward<E: KeptTensor>(operands: &Operands<FlexTensor>, block: &Block) -> (FlexTensor, Vec<FlexTensor>) {
+fn forward<E: Kept + Stored>(
+    operands: &Operands<FlexTensor>,
+    block: &Block,
+) -> (FlexTensor, Vec<FlexTensor>) {
     let [t, d, f] = sizes(operands);
     let Output { y, up, gate } = on_slices::forward::<E>(operands.as_ref().map(elements), [t, d, f], block);
     let n = block.groups(t).num_rows();
@@ -61,7 +64,7 @@ fn forward<E: KeptTensor>(operands: &Operands<FlexTensor>, block: &Block) -> (Fl
 }
 
 /// Gradients of all operands from projections kept as `E`.
-fn gradients<E: KeptTensor>(
+fn gradients<E: Kept + Stored>(
     operands: &Operands<FlexTensor>,
     projections: Vec<FlexTensor>,
     dy_td: &FlexTensor,
@@ -79,37 +82,6 @@ fn gradients<E: KeptTensor>(
     let shaped =
         gradients.zip(operands.as_ref()).map(|(gradient, operand)| from_elements(gradient, operand.shape()));
     shaped.into_vec()
-}
-
-/// Elements that a tensor between the passes holds.
-trait KeptTensor: Kept {
-    /// A tensor of such elements, which only the backward pass reads.
-    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor;
-
-    /// The elements of a tensor that covers its buffer.
-    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self];
-}
-
-impl KeptTensor for f32 {
-    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
-        from_elements(elements, shape)
-    }
-
-    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
-        tensor.storage_mut()
-    }
-}
-
-/// As integers of their bits: nothing between the passes computes with them.
-impl KeptTensor for Bf16 {
-    fn tensor(elements: Vec<Self>, shape: Shape) -> FlexTensor {
-        let bits = Bytes::from_elems(Bf16::into_bits(elements));
-        FlexTensor::new(bits, Layout::contiguous(shape), DType::U16)
-    }
-
-    fn elements_mut(tensor: &mut FlexTensor) -> &mut [Self] {
-        Bf16::slice_of_bits(tensor.storage_mut())
-    }
 }
 
 /// t, d and f.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 use serde::Deserialize;
 use switchyard_datasets::{DataConfig, Dataset, Tokenizer, TokenizerConfig};
 use switchyard_model::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::config::RunConfig;
 use crate::moved_data::check_same_data;
-use crate::optimizer::{Moments, Optimizer, moment_names};
+use crate::optimizer::{Moments, Optimizer, moment_dtype, moment_names};
 use crate::plan::RunPlan;
 
 /// Far more than the state, the plan or the configuration of any run have.
@@ -146,7 +146,7 @@ impl Checkpoint {
         }
         let mut problem = None;
         let model = update_parameters(initial, |name, _, initial_n| {
-            match file.read(&self.manifest.name_of(name), &initial_n) {
+            match file.read(&self.manifest.name_of(name), DType::F32, &initial_n.device()) {
                 _ if problem.is_some() => initial_n,
                 Ok(values_n) => values_n,
                 Err(error) => {
@@ -177,6 +177,7 @@ impl Checkpoint {
     pub fn optimizer(&self, model: &Transformer) -> Result<Optimizer, CheckpointError> {
         let counted = self.state.check(&self.config, &self.plan);
         counted.map_err(|problem| self.damaged(STATE_FILE, problem))?;
+        let train = &self.config.train;
         let mut file = self.tensors(OPTIMIZER_FILE)?;
         let damaged = |reason: String| self.damaged(OPTIMIZER_FILE, reason);
         let sizes: BTreeMap<String, Vec<usize>> =
@@ -184,7 +185,7 @@ impl Checkpoint {
         let mut unused: Vec<&String> = sizes.keys().collect();
         let mut moments = BTreeMap::new();
         for parameter in parameter_tensors(model) {
-            let prefixes = moment_names(self.config.train.muon.as_ref(), parameter.name.role).iter();
+            let prefixes = moment_names(train.muon.as_ref(), parameter.name.role).iter();
             let names: Vec<String> = prefixes
                 .map(|prefix| format!("{prefix}.{}", self.manifest.name_of(parameter.name)))
                 .collect();
@@ -201,13 +202,15 @@ impl Checkpoint {
                 return Err(damaged(reason));
             }
             unused.retain(|name| !names.contains(name));
-            let tensors = names.iter().map(|name| file.read(name, &parameter.value.values_n));
+            let dtype = moment_dtype(&train.adamw, train.muon.as_ref(), parameter.name.role);
+            let device = parameter.value.values_n.device();
+            let tensors = names.iter().map(|name| file.read(name, dtype, &device));
             moments.insert(parameter.name, tensors.collect::<Result<Moments, _>>()?);
         }
         if let Some(name) = unused.first() {
             return Err(damaged(format!("`{name}` is no moment of a parameter of the model")));
         }
-        Ok(Optimizer::restore((&self.config.train, &self.plan.model), self.state.updates(), moments))
+        Ok(Optimizer::restore((train, &self.plan.model), self.state.updates(), moments))
     }
 
     /// The state that a recurrent network carries to the next step, on `device`; `None` where none is
@@ -242,9 +245,9 @@ impl Checkpoint {
         if let Some(name) = wanted.keys().next() {
             return damaged(format!("`{name}` is missing"));
         }
-        let like_n = Tensor::zeros([1], device);
-        let part =
-            |(name, width): &(String, usize)| Ok(file.read(name, &like_n)?.reshape([num_sequences, *width]));
+        let part = |(name, width): &(String, usize)| {
+            Ok(file.read(name, DType::F32, device)?.reshape([num_sequences, *width]))
+        };
         let values = parts.iter().map(part).collect::<Result<_, CheckpointError>>()?;
         Ok(Some(self.plan.model.state_of(values)))
     }

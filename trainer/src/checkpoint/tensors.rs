@@ -1,11 +1,12 @@
-//! Named f32 tensors as a safetensors file, one piece of one tensor in memory at a time.
+//! Named tensors of f32 or bf16 as a safetensors file, one piece of one tensor in memory at a time.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use switchyard_ground::printable::excerpt;
 use switchyard_model::ParameterTensor;
@@ -15,7 +16,6 @@ use super::CheckpointError;
 /// A tensor with its name in the file.
 pub(crate) type NamedTensor = (String, ParameterTensor);
 
-const F32_BYTES: usize = 4;
 /// Elements that are brought to the host, or read from the file, at a time.
 const PIECE_ELEMENTS: usize = 1 << 20;
 /// What the format allows.
@@ -27,8 +27,8 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// # Errors
 /// Those of `out` and of the device.
 pub(super) fn write(mut tensors: Vec<NamedTensor>, out: &mut impl Write) -> io::Result<Option<String>> {
-    // The order of the format's own library, for tensors of one type.
-    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    // The order of the format's own library: the larger elements first.
+    tensors.sort_by_cached_key(|(name, value)| (Reverse(value.values_n.dtype().size()), name.clone()));
     out.write_all(&header(&tensors)?)?;
     for (name, value) in tensors {
         let num_elements = value.values_n.dims()[0];
@@ -49,15 +49,26 @@ pub(super) fn write(mut tensors: Vec<NamedTensor>, out: &mut impl Write) -> io::
 fn header(tensors: &[NamedTensor]) -> io::Result<Vec<u8>> {
     let mut end = 0;
     let info = |(name, value): &NamedTensor| {
-        let start = end;
-        end += value.shape.iter().product::<usize>() * F32_BYTES;
-        let info = TensorInfo { dtype: Dtype::F32, shape: value.shape.clone(), data_offsets: (start, end) };
-        (name.clone(), info)
+        let (start, dtype) = (end, value.values_n.dtype());
+        end += value.shape.iter().product::<usize>() * dtype.size();
+        let info =
+            TensorInfo { dtype: written_as(dtype)?, shape: value.shape.clone(), data_offsets: (start, end) };
+        Ok((name.clone(), info))
     };
-    let metadata = Metadata::new(None, tensors.iter().map(info).collect()).map_err(io::Error::other)?;
+    let infos = tensors.iter().map(info).collect::<io::Result<_>>()?;
+    let metadata = Metadata::new(None, infos).map_err(io::Error::other)?;
     let mut json = serde_json::to_vec(&metadata)?;
     json.resize(json.len().next_multiple_of(size_of::<u64>()), b' ');
     Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+}
+
+/// What the format calls the type.
+fn written_as(dtype: DType) -> io::Result<Dtype> {
+    match dtype {
+        DType::F32 => Ok(Dtype::F32),
+        DType::BF16 => Ok(Dtype::BF16),
+        other => Err(io::Error::other(format!("a checkpoint has no tensors of {other:?}"))),
+    }
 }
 
 fn is_finite(data: &TensorData) -> bool {
@@ -81,8 +92,8 @@ impl TensorFile {
     /// The tensors in `file`, which lies at `path` and is at its beginning; none is read yet.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if it is no such file, does not end with its last tensor or
-    /// holds another type than f32; [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::Damaged`] if it is no such file or does not end with its last tensor;
+    /// [`CheckpointError::Unreadable`].
     pub(super) fn open(path: &Path, mut file: File) -> Result<Self, CheckpointError> {
         let damaged = |reason: String| CheckpointError::damaged(path, reason);
         let reading = |error: io::Error| CheckpointError::reading(path, error);
@@ -101,20 +112,13 @@ impl TensorFile {
         if data_start + metadata.data_len() as u64 != file_bytes {
             return Err(damaged("it does not end with its last tensor".into()));
         }
-        let tensors: BTreeMap<String, TensorInfo> =
-            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-        if let Some((name, info)) = tensors.iter().find(|(_, info)| info.dtype != Dtype::F32) {
-            return Err(damaged(format!("tensor `{}` is {:?}, not F32", excerpt(name, 80), info.dtype)));
-        }
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         Ok(Self { path: path.into(), file, data_start, tensors })
     }
 
     /// Elements of all tensors together.
     pub(super) fn num_elements(&self) -> u64 {
-        self.tensors
-            .values()
-            .map(|info| (info.data_offsets.1 - info.data_offsets.0) / F32_BYTES)
-            .sum::<usize>() as u64
+        self.tensors.values().map(|info| info.shape.iter().product::<usize>() as u64).sum()
     }
 
     /// Names and shapes of the tensors.
@@ -122,44 +126,47 @@ impl TensorFile {
         self.tensors.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
     }
 
-    /// The values of tensor `name`, flattened.
+    /// The values of tensor `name`, flattened, of the type that it has to have.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] if there is none, or one of its values is a NaN or an infinity;
-    /// [`CheckpointError::Unreadable`].
-    pub(super) fn read(&mut self, name: &str, like_n: &Tensor<1>) -> Result<Tensor<1>, CheckpointError> {
+    /// [`CheckpointError::Damaged`] if there is none, it is of another type, or one of its values is a
+    /// NaN or an infinity; [`CheckpointError::Unreadable`].
+    pub(super) fn read(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor<1>, CheckpointError> {
         let damaged = |reason: &str| {
             CheckpointError::damaged(&self.path, format!("tensor `{}` {reason}", excerpt(name, 120)))
         };
+        let reading = |error: io::Error| CheckpointError::reading(&self.path, error);
         let info = self.tensors.get(name).ok_or_else(|| damaged("is missing"))?;
+        let wanted = written_as(dtype).map_err(reading)?;
+        if info.dtype != wanted {
+            return Err(damaged(&format!("is {:?}, not {wanted:?}", info.dtype)));
+        }
         let (start, end) = info.data_offsets;
-        let values = read_values(&mut self.file, self.data_start + start as u64, (end - start) / F32_BYTES)
-            .map_err(|error| CheckpointError::reading(&self.path, error))?;
-        if !values.iter().all(|value| value.is_finite()) {
+        let data = read_values(&mut self.file, self.data_start + start as u64, (end - start, dtype))
+            .map_err(reading)?;
+        if !is_finite(&data) {
             return Err(damaged("holds a NaN or an infinity"));
         }
-        let shape = [values.len()];
-        Ok(Tensor::from_data(TensorData::new(values, shape), &like_n.device()))
+        Ok(Tensor::from_data(data, (device, dtype)))
     }
 }
 
-fn read_values(file: &mut File, start: u64, num_elements: usize) -> io::Result<Vec<f32>> {
+/// So many bytes of the file as numbers.
+fn read_values(file: &mut File, start: u64, (num_bytes, dtype): (usize, DType)) -> io::Result<TensorData> {
     file.seek(SeekFrom::Start(start))?;
-    let mut values = Vec::with_capacity(num_elements);
-    let mut piece = vec![0; PIECE_ELEMENTS.min(num_elements) * F32_BYTES];
-    while values.len() < num_elements {
-        let length = PIECE_ELEMENTS.min(num_elements - values.len());
-        let bytes = &mut piece[..length * F32_BYTES];
-        file.read_exact(bytes)?;
-        values.extend(bytes.as_chunks::<F32_BYTES>().0.iter().map(|value| f32::from_le_bytes(*value)));
-    }
-    Ok(values)
+    let mut bytes = vec![0; num_bytes];
+    file.read_exact(&mut bytes)?;
+    Ok(TensorData::from_bytes(Bytes::from_bytes_vec(bytes), [num_bytes / dtype.size()], dtype))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use proptest::prelude::*;
     use safetensors::tensor::TensorView;
 
@@ -168,6 +175,10 @@ mod tests {
         let data = TensorData::new(values, [shape.iter().product::<usize>()]);
         let values_n = Tensor::from_data(data, &Device::flex());
         (name.into(), ParameterTensor { shape: shape.into(), values_n, learns: true })
+    }
+
+    fn in_bf16((name, tensor): NamedTensor) -> NamedTensor {
+        (name, ParameterTensor { values_n: tensor.values_n.cast(DType::BF16), ..tensor })
     }
 
     fn written(tensors: &[NamedTensor]) -> Vec<u8> {
@@ -182,7 +193,8 @@ mod tests {
             tensors.iter().map(|tensor| (tensor, tensor.1.values_n.clone().into_data())).collect();
         let views = data.iter().map(|((name, tensor), data)| {
             let shape = tensor.shape.clone();
-            (name.as_str(), TensorView::new(Dtype::F32, shape, data.as_bytes()).unwrap())
+            let dtype = if data.dtype() == DType::F32 { Dtype::F32 } else { Dtype::BF16 };
+            (name.as_str(), TensorView::new(dtype, shape, data.as_bytes()).unwrap())
         });
         safetensors::serialize(views, None).unwrap()
     }
@@ -201,6 +213,8 @@ mod tests {
             tensor("blocks.10.norm", &[7], -2.0),
             tensor("blocks.2.norm", &[1], 0.5),
             tensor("embedding \"ü\"", &[2, 1, 4], 9.0),
+            in_bf16(tensor("blocks.2.norm in bf16", &[3], 0.5)),
+            in_bf16(tensor("a first in bf16", &[5, 1], 0.5)),
             // Longer than a piece.
             tensor("large", &[PIECE_ELEMENTS / 1024 + 1, 1024], 0.0),
         ];
@@ -211,14 +225,26 @@ mod tests {
 
     #[test]
     fn every_tensor_is_read_back_bit_for_bit() {
-        let tensors = [tensor("a", &[2, 3], 0.1), tensor("b", &[PIECE_ELEMENTS + 3], -1.0)];
+        let c = in_bf16(tensor("c", &[PIECE_ELEMENTS + 1], -1.0));
+        let tensors = [tensor("a", &[2, 3], 0.1), tensor("b", &[PIECE_ELEMENTS + 3], -1.0), c];
         let mut file = opened(&written(&tensors)).unwrap();
-        assert_eq!(file.num_elements(), 6 + PIECE_ELEMENTS as u64 + 3);
+        assert_eq!(file.num_elements(), 6 + 2 * PIECE_ELEMENTS as u64 + 4);
         assert_eq!(file.shapes().next(), Some(("a", &[2, 3][..])));
         for (name, tensor) in tensors {
-            let like_n = Tensor::zeros([1], &Device::flex());
-            let read = file.read(&name, &like_n).unwrap();
+            let read = file.read(&name, tensor.values_n.dtype(), &Device::flex()).unwrap();
             assert!(read.into_data() == tensor.values_n.into_data(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_of_another_type_is_named() {
+        let mut file = opened(&written(&[tensor("a", &[2], 0.1), in_bf16(tensor("b", &[3], 0.1))])).unwrap();
+        for (name, dtype, expected) in [
+            ("a", DType::BF16, "tensor `a` is F32, not BF16"),
+            ("b", DType::F32, "tensor `b` is BF16, not F32"),
+        ] {
+            let message = file.read(name, dtype, &Device::flex()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 
@@ -230,7 +256,7 @@ mod tests {
         let all = [tensor("a", &[2], 1.0), bad];
         assert_eq!(write(all.to_vec(), &mut Vec::new()).unwrap().as_deref(), Some("b"));
         let mut file = opened(&by_the_library(&all)).unwrap();
-        let message = file.read("b", &Tensor::zeros([1], &Device::flex())).unwrap_err().to_string();
+        let message = file.read("b", DType::F32, &Device::flex()).unwrap_err().to_string();
         assert!(message.contains("tensor `b` holds a NaN or an infinity"), "{message}");
     }
 
@@ -254,7 +280,7 @@ mod tests {
             if let Ok(mut file) = opened(&bytes) {
                 let names: Vec<String> = file.shapes().map(|(name, _)| name.to_string()).collect();
                 for name in names {
-                    drop(file.read(&name, &Tensor::zeros([1], &Device::flex())));
+                    drop(file.read(&name, DType::F32, &Device::flex()));
                 }
             }
         }

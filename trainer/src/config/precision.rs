@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use switchyard_model::Compute;
 
-/// `[train.precision]`: what a step computes with. Parameters, their gradients and moments, the
-/// residual stream, routers, norms, softmax, losses and all sums are f32 whatever it says;
+/// `[train.precision]`: what a step computes with. Parameters, their gradients and moments
+/// (but for [`super::AdamWConfig::moments`]), the residual stream, routers, norms, softmax, losses and all sums are f32 whatever it says;
 /// evaluation and generation compute in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

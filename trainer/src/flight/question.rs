@@ -169,6 +169,7 @@ fn plain_obstacle(router: &RouterConfig) -> Option<&'static str> {
     match &router.selection {
         Selection::TopK if router.bias.is_some() => Some("bias"),
         Selection::TopK if router.groups.is_some() => Some("groups"),
+        Selection::TopK if router.token_rounding.is_some() => Some("token_rounding"),
         Selection::TopK if router.sigmoid.is_some() => Some("sigmoid"),
         Selection::TopK if router.precision == GatePrecision::F64 => Some("precision = \"f64\""),
         Selection::TopK => None,

@@ -368,15 +368,19 @@ impl RunPlan {
         rows
     }
 
-    /// Who trains what, where it is not AdamW alone.
+    /// Who trains what, where it is not AdamW alone with moments in f32.
     fn optimizer_row(&self) -> Option<Row> {
-        let muon = self.muon.as_ref()?;
+        let moments = if self.optimizer.moments.is_f32() { "" } else { ", its moments in bf16" };
+        let Some(muon) = &self.muon else {
+            return (!moments.is_empty()).then(|| ("optimizer", format!("AdamW{moments}")));
+        };
         let words: Vec<&str> = muon.roles.iter().flatten().map(|role| role.word()).collect();
         let taken = hidden_matrices(&self.model).into_iter().filter(|matrix| muon.takes(matrix.name.role));
         let params: u64 = taken.map(|matrix| matrix.value.iter().product::<usize>() as u64).sum();
         let rest = self.counts.total_params.saturating_sub(params);
         let (words, params, rest) = (words.join(", "), grouped(params), grouped(rest));
-        Some(("optimizer", format!("Muon for {params} parameters in matrices of {words}, AdamW for {rest}")))
+        let text = format!("Muon for {params} parameters in matrices of {words}, AdamW for {rest}{moments}");
+        Some(("optimizer", text))
     }
 
     fn schedule_text(&self) -> String {

@@ -3,7 +3,7 @@
 use switchyard_experts::{ExpertWork, FfnSpec};
 use switchyard_router::{
     BalancingScope, BiasRateConfig, BiasRule, GatePrecision, RouterConfig, RouterSource, Selection,
-    SoftmaxOrder,
+    SoftmaxOrder, TokenRoundingConfig,
 };
 
 use super::RunPlan;
@@ -64,6 +64,9 @@ pub(super) fn counted_work(plan: &RunPlan, ffn: &FfnSpec) -> Option<String> {
         Selection::RandomSecond(config) if !config.sampled => {
             Some("2 experts per token, also where the second is not kept".to_owned())
         }
+        Selection::TopK if moe.router.config.token_rounding.is_some() => {
+            Some(format!("{} experts per token, which rounding may change a little", moe.router.config.top_k))
+        }
         _ if moe.capacity.is_some() => {
             Some(format!("{} experts per token, dropped assignments too", moe.router.config.top_k))
         }
@@ -78,7 +81,7 @@ fn two_decimals(number: f64) -> String {
 
 fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
     match &router.selection {
-        Selection::TopK => Vec::new(),
+        Selection::TopK => router.token_rounding.iter().map(token_rounding).collect(),
         Selection::Noisy(_) => vec!["noisy logits".into()],
         Selection::RandomSecond(second) if second.sampled => vec!["second expert sampled".into()],
         Selection::RandomSecond(_) => vec!["second expert kept with twice its gate".into()],
@@ -96,6 +99,10 @@ fn selection(ffn: &FfnSpec, router: &RouterConfig) -> Vec<String> {
         Selection::Random {} => vec!["at random, a control".into()],
         Selection::ForcedUniform {} => vec!["in turn, a control".into()],
     }
+}
+
+fn token_rounding(rounding: &TokenRoundingConfig) -> String {
+    format!("tokens of an expert rounded to a multiple of {} while training", rounding.tile)
 }
 
 fn scores(router: &RouterConfig) -> Vec<String> {

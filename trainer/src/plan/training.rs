@@ -11,8 +11,8 @@ use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOp
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, ComputeType, FlightRecorderConfig, ParameterGroupConfig, PrecisionConfig, RunConfig,
-    SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, ComputeType, FlightRecorderConfig, MomentType, ParameterGroupConfig, PrecisionConfig,
+    RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::schedule::{Schedule, ScheduleShape};
@@ -99,6 +99,22 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
     }
 }
 
+/// Ok unless a router's tile is larger than what it is to be filled from.
+///
+/// # Errors
+/// The tile's key, beside the tokens of a micro-batch.
+pub(super) fn check_token_rounding(model: &ModelSpec, micro_batch_tokens: usize) -> Result<(), KeyError> {
+    for (_, router) in model.routers() {
+        let Some(rounding) = &router.config.token_rounding else { continue };
+        if rounding.tile > micro_batch_tokens {
+            let key = format!("{}.token_rounding.tile", router.key);
+            let problem = format!("is {}, but a micro-batch has {micro_batch_tokens} tokens", rounding.tile);
+            return Err(KeyError::new(key, problem, "use a smaller tile, or larger micro-batches"));
+        }
+    }
+    Ok(())
+}
+
 /// How training passes are computed.
 pub(super) fn pass_options(train: &TrainConfig) -> PassOptions {
     PassOptions {
@@ -140,6 +156,24 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
         );
     }
     Ok(())
+}
+
+/// Ok unless moments in bf16 are asked for where they cannot be had.
+///
+/// # Errors
+/// The key, beside the device.
+pub(super) fn check_moments(config: &RunConfig) -> Result<(), KeyError> {
+    match config.train.adamw.moments {
+        MomentType::Bf16 if !is_cpu(&config.device) => Err(KeyError::new(
+            "train.adamw.moments",
+            format!(
+                "is \"bf16\", but `device` is \"{}\": only the CPU rounds them so",
+                excerpt(&config.device, 60)
+            ),
+            "use \"f32\", or the device \"cpu\"",
+        )),
+        MomentType::Bf16 | MomentType::F32 => Ok(()),
+    }
 }
 
 /// Ok unless nothing of the model would be computed anew.

@@ -9,6 +9,7 @@ mod groups;
 mod held_out;
 mod keeping;
 mod model;
+mod moments;
 mod muon;
 mod padding;
 mod parametrisation;

@@ -18,7 +18,7 @@ use crate::groups::{gradients_of, network};
 use crate::resume::{tensors, with_steps};
 use crate::tiny;
 
-fn with_muon(mut config: RunConfig, muon: &str, groups: &[&str]) -> RunConfig {
+pub(crate) fn with_muon(mut config: RunConfig, muon: &str, groups: &[&str]) -> RunConfig {
     config.train.muon = Some(toml::from_str(muon).unwrap());
     config.train.groups = groups.iter().map(|text| toml::from_str(text).unwrap()).collect();
     config

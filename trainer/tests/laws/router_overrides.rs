@@ -96,8 +96,9 @@ fn a_model_whose_every_layer_is_overridden_is_planned_described_and_refused_as_t
             }
         }
     }
-    // Nine of the others with and without a capacity; with one, also expert choice and soft mixing.
-    assert_eq!(num_refused, 2 * 9 + 2 + 2);
+    // Nine of the others with and without a capacity; with one, also expert choice, soft mixing and
+    // token rounding.
+    assert_eq!(num_refused, 2 * 9 + 2 + 2 + 1);
 }
 
 /// Layers with what was recorded and asked, and why others have no answer.

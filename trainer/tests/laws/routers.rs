@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 /// Every router, with the options that a run could trip over: noise, losses over several
 /// micro-batches, biases, an f64 gate.
-pub(crate) const ROUTERS: [(&str, &str); 15] = [
+pub(crate) const ROUTERS: [(&str, &str); 16] = [
     (
         "mixtral",
         "top_k = 2\nsoftmax = \"after_selection\"\nload_balancing_weight = 0.01\n\
@@ -51,6 +51,11 @@ pub(crate) const ROUTERS: [(&str, &str); 15] = [
         "group_limited",
         "top_k = 2\nrenormalise = false\nload_balancing_weight = 0.01\n\
          groups = { num_groups = 2, top_groups = 1, score = \"max\" }",
+    ),
+    (
+        "token_rounding",
+        "top_k = 2\ntoken_rounding = { tile = 4 }\nload_balancing_weight = 0.01\n\
+         bias = { sign = { rate = 0.01 } }",
     ),
     ("quantile", "top_k = 2\nsigmoid = {}\nbias = { quantile = {} }\nentropy_weight = -0.001"),
     ("sinkhorn", "top_k = 1\nrenormalise = false\nselection = { sinkhorn = {} }"),

@@ -39,7 +39,7 @@ fn copy() -> (TempDir, PathBuf) {
 }
 
 /// Puts `bytes` into file `name`, and their hash into the manifest.
-fn put(step: &Path, name: &str, bytes: &[u8]) {
+pub(crate) fn put(step: &Path, name: &str, bytes: &[u8]) {
     fs::write(step.join(name), bytes).unwrap();
     let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     change_json(step, "manifest.json", |manifest| {

@@ -11,6 +11,7 @@
 
 mod attention;
 mod feed_forward;
+mod moments;
 mod projections;
 mod rows;
 mod threads;
