@@ -139,6 +139,7 @@ fn results(outcome: &Outcome) -> Value {
         "active_flops": manifest.active_flops,
         "train_secs": manifest.train_secs,
         "flight_recorder_secs": manifest.flight_recorder_secs,
+        "checkpoint_stall_secs": manifest.checkpoint_stall_secs,
         "energy_joules": manifest.energy_joules,
         "median_tokens_per_sec": outcome.median_tokens_per_sec,
     })

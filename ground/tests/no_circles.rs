@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const CRATES: [&str; 11] = [
+const CRATES: [&str; 12] = [
     "ground",
+    "comm",
     "kernels/cpu",
     "kernels",
     "router",

@@ -142,10 +142,12 @@ fn describe_run(
         line(format!("training data    {passes:.2} passes over it"))?;
     }
     line(format!("active FLOPs     {:.3e}", manifest.active_flops))?;
+    let share = |secs: f64| 100.0 * secs / manifest.train_secs.max(f64::MIN_POSITIVE);
     line(format!(
-        "training time    {:.1} s, {:.1}% of it for the flight recorder",
+        "training time    {:.1} s, {:.1}% of it for the flight recorder, {:.1}% waiting for checkpoints",
         manifest.train_secs,
-        100.0 * manifest.flight_recorder_secs / manifest.train_secs.max(f64::MIN_POSITIVE)
+        share(manifest.flight_recorder_secs),
+        share(manifest.checkpoint_stall_secs)
     ))?;
     let words = |bits: Option<f64>| bits.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let bits = words(final_bits_per_byte(manifest));

@@ -21,16 +21,19 @@ mod state;
 mod step_name;
 mod store;
 mod tensors;
+mod writer;
 
 pub use error::CheckpointError;
 pub use manifest::{CheckpointManifest, FileRecord, MANIFEST_FILE};
 pub use reading::{Checkpoint, read_state};
+pub(crate) use snapshot::HeldSnapshot;
 pub use snapshot::Snapshot;
 pub use state::{LoggedEvaluation, RngState, TrainingState};
 pub use step_name::step_name;
 pub(crate) use step_name::step_of;
 pub use store::{CheckpointStore, LATEST, find_checkpoint, steps_in};
 pub(crate) use store::{is_temporary, remove_checkpoint_files};
+pub(crate) use writer::{CheckpointWriter, Outcome};
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use switchyard_datasets::Tokenizer;
 use switchyard_ground::durable;
@@ -36,6 +37,31 @@ pub struct Snapshot<'a> {
     pub plan: &'a RunPlan,
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
+}
+
+/// The same, kept while the run goes on. Parameters and moments are those of the run, in the same
+/// memory, until it updates them: then it takes new memory, and leaves this as it was.
+#[derive(Debug, Clone)]
+pub(crate) struct HeldSnapshot {
+    pub(crate) model: Transformer,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) carried: Option<ModelState>,
+    pub(crate) state: TrainingState,
+    pub(crate) config: Arc<RunConfig>,
+    pub(crate) plan: Arc<RunPlan>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+}
+
+impl HeldSnapshot {
+    /// The step that it is of.
+    pub(crate) fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    pub(super) fn view(&self) -> Snapshot<'_> {
+        let Self { model, optimizer, carried, state, config, plan, tokenizer } = self;
+        Snapshot { model, optimizer, carried: carried.as_ref(), state, config, plan, tokenizer }
+    }
 }
 
 /// Why a folder was not written.

@@ -94,6 +94,10 @@ pub struct RunManifest {
     /// Part of it that the flight recorder took.
     #[serde(default)]
     pub flight_recorder_secs: f64,
+    /// Part of it in which the loop stood still for checkpoints: for the logs, for the checkpoint
+    /// before, which was still being written, and for the one at the end.
+    #[serde(default)]
+    pub checkpoint_stall_secs: f64,
     /// Energy of the processor packages over the same time, other processes' included; `None` where
     /// their counters cannot be read, see [`crate::energy`]. What a killed process took after its
     /// last checkpoint is missing.
@@ -156,6 +160,7 @@ impl RunManifest {
             active_flops: 0.0,
             train_secs: 0.0,
             flight_recorder_secs: 0.0,
+            checkpoint_stall_secs: 0.0,
             energy_joules: None,
             matmul_peak_flops: None,
             products: None,

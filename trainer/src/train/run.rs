@@ -4,15 +4,19 @@ mod held_out;
 mod sample;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader};
+use switchyard_datasets::{Dataset, Loader, Tokenizer};
 
 use super::{TrainRequest, loader_config, notes};
 use crate::TrainError;
-use crate::checkpoint::{CheckpointError, CheckpointStore, LoggedEvaluation, Snapshot, TrainingState};
+use crate::checkpoint::{
+    CheckpointError, CheckpointStore, CheckpointWriter, HeldSnapshot, LoggedEvaluation, Outcome,
+    TrainingState,
+};
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
@@ -38,6 +42,9 @@ pub(super) struct Run<'a> {
     dataset: Dataset,
     parts: MovingParts,
     checkpoints: CheckpointStore,
+    writer: CheckpointWriter,
+    /// What every checkpoint holds, shared with the thread that writes.
+    written: Written,
     observers: Observers,
     recorder: Option<FlightRecorder>,
     /// Start of this process's part of the run, and the training seconds of the parts before it.
@@ -49,6 +56,13 @@ pub(super) struct Run<'a> {
     /// Whether it was said that something around a checkpoint, which is whole, could not be written
     /// or removed.
     has_complained: bool,
+}
+
+/// What every checkpoint of a run holds.
+struct Written {
+    config: Arc<RunConfig>,
+    plan: Arc<RunPlan>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl<'a> Run<'a> {
@@ -96,6 +110,11 @@ impl<'a> Run<'a> {
         let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from), other_products];
         let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
         told.for_each(|note| observers.note(note));
+        let written = Written {
+            config: Arc::new(config.clone()),
+            plan: Arc::new(plan.clone()),
+            tokenizer: Arc::new(dataset.tokenizer.clone()),
+        };
         let earlier_secs = state.train_secs;
         let energy = energy_meter(&manifest, resumed);
         Ok(Self {
@@ -108,6 +127,8 @@ impl<'a> Run<'a> {
             dataset,
             parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried },
             checkpoints,
+            writer: CheckpointWriter::default(),
+            written,
             observers,
             recorder,
             started: Instant::now(),
@@ -150,9 +171,12 @@ impl<'a> Run<'a> {
         }
         while !self.is_at_its_end() {
             let stops = self.step()?;
+            if let Some(outcome) = self.writer.outcome() {
+                self.settle(outcome)?;
+            }
             let is_complete = !self.parts.state.evaluation_is_pending || self.evaluate_and_track()?;
             if is_complete && self.checkpoint_is_due() {
-                self.save_checkpoint()?;
+                self.begin_checkpoint()?;
             }
             if let Some(alarm) = stops {
                 self.manifest.error = Some(format!("stopped by an alarm: {}", alarm.message));
@@ -268,11 +292,41 @@ impl<'a> Run<'a> {
         Ok(Some(evaluation.cross_entropy_nats))
     }
 
-    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+    /// Has a checkpoint of the run as it stands written while it goes on, after the one before, if
+    /// that is still being written.
+    fn begin_checkpoint(&mut self) -> Result<(), TrainError> {
+        let begun = Instant::now();
+        self.settle_begun()?;
         // Before the logs: what lies at their paths may be another run's by now.
         self.folder.check_held()?;
         self.sync_logs()?;
-        self.write_checkpoint()
+        let snapshot = self.snapshot();
+        let outcome = self.writer.begin(&self.checkpoints, snapshot);
+        self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
+        outcome.map_or(Ok(()), |outcome| self.settle(outcome))
+    }
+
+    /// Writes a checkpoint of the run as it stands.
+    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        self.begin_checkpoint()?;
+        self.settle_begun()
+    }
+
+    /// Waits for the checkpoint that is being written.
+    fn settle_begun(&mut self) -> Result<(), TrainError> {
+        let begun = Instant::now();
+        let outcome = self.writer.wait();
+        self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
+        outcome.map_or(Ok(()), |outcome| self.settle(outcome))
+    }
+
+    /// What there is to do about a checkpoint that is written, or is not.
+    fn settle(&mut self, outcome: Outcome) -> Result<(), TrainError> {
+        self.tolerate(outcome.map(drop).map_err(TrainError::from))?;
+        self.retain_checkpoints()?;
+        self.update_manifest();
+        let written = self.folder.write_manifest(&self.manifest);
+        self.tolerate(written.map_err(TrainError::from))
     }
 
     /// Force all logs to the disk, so that no checkpoint is ahead of them.
@@ -285,25 +339,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn write_checkpoint(&mut self) -> Result<(), TrainError> {
+    /// The run as it stands, for a checkpoint.
+    fn snapshot(&mut self) -> HeldSnapshot {
         self.parts.state.train_secs = self.elapsed_secs();
         self.parts.state.metrics_log = Some(self.observers.log_mark());
         self.parts.state.best_validation = self.manifest.best_validation();
         self.parts.state.flight = self.recorder.as_ref().map(FlightRecorder::state);
-        let saved = self.checkpoints.save(&Snapshot {
-            model: self.parts.model.get(),
-            optimizer: &self.parts.optimizer,
-            carried: self.parts.carried.as_ref(),
-            state: &self.parts.state,
-            config: self.config,
-            plan: self.plan,
-            tokenizer: &self.dataset.tokenizer,
-        });
-        self.tolerate(saved.map(drop).map_err(TrainError::from))?;
-        self.retain_checkpoints()?;
-        self.update_manifest();
-        let written = self.folder.write_manifest(&self.manifest);
-        self.tolerate(written.map_err(TrainError::from))
+        HeldSnapshot {
+            model: self.parts.model.get().clone(),
+            optimizer: self.parts.optimizer.clone(),
+            carried: self.parts.carried.clone(),
+            state: self.parts.state.clone(),
+            config: self.written.config.clone(),
+            plan: self.written.plan.clone(),
+            tokenizer: self.written.tokenizer.clone(),
+        }
     }
 
     fn retain_checkpoints(&mut self) -> Result<(), TrainError> {
@@ -335,6 +385,7 @@ impl<'a> Run<'a> {
     fn end(&mut self, status: RunStatus) -> Result<RunStatus, TrainError> {
         self.folder.check_held()?;
         // First of all: whatever fails after this, the trained model is on disk.
+        self.settle_begun()?;
         let step = self.parts.state.step;
         if self.checkpoints.steps()?.last() == Some(&step) {
             // The process that wrote it may have got no further.
@@ -374,6 +425,8 @@ impl<'a> Run<'a> {
     /// Save what there is of a run that ends in `error`, if its model is as it should be.
     fn rescue(&mut self, error: &TrainError) {
         let step = self.parts.state.step;
+        // What became of the one before does not matter: this one is newer.
+        drop(self.writer.wait());
         let is_saved = self.checkpoints.steps().is_ok_and(|steps| steps.last() == Some(&step));
         if !error.leaves_the_model_whole() || is_saved || self.folder.check_held().is_err() {
             return;
@@ -381,7 +434,9 @@ impl<'a> Run<'a> {
         // A log that still cannot be written is no reason to lose the steps: the next start will
         // say what is missing.
         drop(self.sync_logs());
-        match self.write_checkpoint() {
+        let snapshot = self.snapshot();
+        let outcome = self.writer.begin(&self.checkpoints, snapshot).or_else(|| self.writer.wait());
+        match outcome.map_or(Ok(()), |outcome| self.settle(outcome)) {
             Ok(()) => self.observers.note(&format!("the checkpoint of step {step} is written all the same")),
             Err(second) => self.observers.note(&second.to_string()),
         }

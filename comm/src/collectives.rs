@@ -1,0 +1,307 @@
+//! The collectives, each made of exchanges of messages.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+
+use crate::CommError;
+use crate::single::Single;
+use crate::threads::Threads;
+use crate::transport::{Call, Incoming, Outgoing, Traffic, Transport};
+use crate::tree::tree_sum;
+
+/// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// One rank's end of a group of ranks. Clones are the same end.
+#[derive(Debug, Clone)]
+pub struct Comm {
+    transport: Arc<dyn Transport>,
+    /// The ranks of the world that are the ranks of this group, by their number here.
+    members: Arc<[usize]>,
+    /// The number here of this rank.
+    rank: usize,
+    timeout: Duration,
+    sent: Arc<Sent>,
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Comm {
+    /// A process alone, rank 0 of 1.
+    pub fn single() -> Self {
+        Self::new(Arc::new(Single))
+    }
+
+    /// The ends of `size` ranks that are threads of this process.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    pub fn threads(size: usize) -> Vec<Self> {
+        assert!(size > 0, "a group without ranks");
+        Threads::world(size).into_iter().map(|transport| Self::new(Arc::new(transport))).collect()
+    }
+
+    /// The processes that `mpirun` or another launcher of MPI has started; this one alone if none
+    /// has. To be called once in a process.
+    ///
+    /// # Errors
+    /// [`CommError::Unusable`] if MPI does not start, or serves one thread only.
+    #[cfg(feature = "mpi")]
+    pub fn mpi() -> Result<Self, CommError> {
+        Ok(Self::new(Arc::new(crate::mpi::Mpi::start()?)))
+    }
+
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
+        let (rank, size) = (transport.rank(), transport.size());
+        Self { transport, members: (0..size).collect(), rank, timeout: TIMEOUT, sent: Arc::default() }
+    }
+
+    /// The same end, whose collectives wait this long for others.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    /// What this rank has sent so far, in this group and those that it was split into.
+    pub fn traffic(&self) -> Traffic {
+        let Sent { messages, bytes } = &*self.sent;
+        Traffic { messages: messages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Ends the processes of all ranks at once. Of ranks that are threads it panics.
+    ///
+    /// # Panics
+    /// If ranks are threads.
+    pub fn abort(&self) -> ! {
+        match self.transport.abort() {
+            Some(never) => match never {},
+            None => panic!("rank {} ends the job", self.rank),
+        }
+    }
+
+    /// Groups of the ranks that give the same `color`, in the order of their ranks here; returns
+    /// this rank's.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    pub fn split(&self, color: u64) -> Result<Self, CommError> {
+        let colors = self.gather("split", &color.to_le_bytes())?;
+        let of_color: Vec<usize> =
+            (0..self.size()).filter(|&rank| colors[rank] == color.to_le_bytes()).collect();
+        let rank = of_color.iter().take_while(|&&rank| rank < self.rank).count();
+        let members = of_color.iter().map(|&rank| self.members[rank]).collect();
+        Ok(Self { members, rank, ..self.clone() })
+    }
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    pub fn barrier(&self) -> Result<(), CommError> {
+        // A message that has no bytes still has to come.
+        let nothing = vec![Vec::new(); self.size()];
+        self.exchange("barrier", &nothing.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut nothing.clone())
+    }
+
+    /// `bytes` become those of the rank `root`.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn broadcast(&self, bytes: &mut Vec<u8>, root: usize) -> Result<(), CommError> {
+        assert!(root < self.size(), "rank {root} of {}", self.size());
+        // Down a binary tree of the ranks, numbered from the root: each hands on to those that its
+        // number's free digits reach. The length goes first.
+        let call = self.call("broadcast");
+        let size = self.size();
+        let number = (self.rank + size - root) % size;
+        let member = |number: usize| self.members[(number + root) % size];
+        if number > 0 {
+            let from = member(number & (number - 1));
+            let mut len = [0; 8];
+            self.run(&[], vec![Incoming { from, bytes: &mut len }], call)?;
+            *bytes = vec![0; u64::from_le_bytes(len) as usize];
+            self.run(&[], vec![Incoming { from, bytes }], call)?;
+        }
+        let free_digits = if number == 0 { usize::BITS } else { number.trailing_zeros() };
+        let children: Vec<usize> = (0..free_digits)
+            .rev()
+            .filter_map(|digit| 1_usize.checked_shl(digit)?.checked_add(number))
+            .filter(|&child| child < size)
+            .collect();
+        let len = (bytes.len() as u64).to_le_bytes();
+        for message in [&len[..], bytes.as_slice()] {
+            let sends: Vec<_> =
+                children.iter().map(|&child| Outgoing { to: member(child), bytes: message }).collect();
+            self.run(&sends, Vec::new(), call)?;
+        }
+        Ok(())
+    }
+
+    /// What every rank gives, by rank. Lengths may differ.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    pub fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        self.gather("all_gather", bytes)
+    }
+
+    /// What every rank has for this one, by rank; `parts` are for the others, by rank. Lengths may
+    /// differ.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    ///
+    /// # Panics
+    /// If there is not a part for each rank.
+    pub fn all_to_all(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CommError> {
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        self.all_to_all_of("all_to_all", &parts)
+    }
+
+    /// The slice `slices[rank]` of the sum of every rank's `values`, by the tree of
+    /// [`crate::tree`] over the ranks.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    ///
+    /// # Panics
+    /// If there is not a slice for each rank, or one lies outside the values.
+    pub fn ordered_sum_slices(&self, values: &[f32], slices: &[Range<usize>]) -> Result<Vec<f32>, CommError> {
+        let parts: Vec<&[u8]> = slices.iter().map(|slice| cast_slice(&values[slice.clone()])).collect();
+        let own_len = slices[self.rank].len();
+        let mut received = vec![vec![0.0_f32; own_len]; self.size()];
+        let mut targets: Vec<&mut [u8]> =
+            received.iter_mut().map(|part| cast_slice_mut(part.as_mut_slice())).collect();
+        self.exchange_into("ordered_sum", &parts, &mut targets)?;
+        let sum = tree_sum(received, |mut left, right| {
+            left.iter_mut().zip(right).for_each(|(left, right)| *left += right);
+            left
+        });
+        Ok(sum.unwrap_or_default())
+    }
+
+    /// Each rank has the elements of its slice; afterwards all have all.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    ///
+    /// # Panics
+    /// If the slices are not one for each rank, one after another from the first element to the last.
+    pub fn all_gather_slices(&self, values: &mut [f32], slices: &[Range<usize>]) -> Result<(), CommError> {
+        let end = slices.iter().try_fold(0, |end, slice| (end == slice.start).then_some(slice.end));
+        assert!(
+            slices.len() == self.size() && end == Some(values.len()),
+            "{slices:?} of {} elements for {} ranks",
+            values.len(),
+            self.size()
+        );
+        let own = values[slices[self.rank].clone()].to_vec();
+        let parts = vec![cast_slice(&own); self.size()];
+        let mut rest = values;
+        let mut targets: Vec<&mut [u8]> = Vec::with_capacity(slices.len());
+        for slice in slices {
+            let (part, behind) = rest.split_at_mut(slice.len());
+            targets.push(cast_slice_mut(part));
+            rest = behind;
+        }
+        self.exchange_into("all_gather", &parts, &mut targets)
+    }
+
+    /// `values` become the sum of every rank's, by the tree of [`crate::tree`] over the ranks: the
+    /// same bits on each.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    pub fn ordered_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let slices = even_slices(values.len(), self.size());
+        let sum = self.ordered_sum_slices(values, &slices)?;
+        values[slices[self.rank].clone()].copy_from_slice(&sum);
+        self.all_gather_slices(values, &slices)
+    }
+
+    fn gather(&self, collective: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        self.all_to_all_of(collective, &vec![bytes; self.size()])
+    }
+
+    fn all_to_all_of(&self, collective: &'static str, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, CommError> {
+        let lens: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_le_bytes()).collect();
+        let lens: Vec<&[u8]> = lens.iter().map(|len| len.as_slice()).collect();
+        let mut their_lens = vec![vec![0; 8]; self.size()];
+        self.exchange(collective, &lens, &mut their_lens)?;
+        let len_of =
+            |len: &Vec<u8>| u64::from_le_bytes(len.as_slice().try_into().unwrap_or_default()) as usize;
+        let mut received: Vec<Vec<u8>> = their_lens.iter().map(|len| vec![0; len_of(len)]).collect();
+        self.exchange(collective, parts, &mut received)?;
+        Ok(received)
+    }
+
+    fn exchange(
+        &self,
+        collective: &'static str,
+        parts: &[&[u8]],
+        received: &mut [Vec<u8>],
+    ) -> Result<(), CommError> {
+        let mut targets: Vec<&mut [u8]> = received.iter_mut().map(Vec::as_mut_slice).collect();
+        self.exchange_into(collective, parts, &mut targets)
+    }
+
+    /// A part for each rank, and a place for that of each rank. What a rank has for itself is copied.
+    fn exchange_into(
+        &self,
+        collective: &'static str,
+        parts: &[&[u8]],
+        targets: &mut [&mut [u8]],
+    ) -> Result<(), CommError> {
+        assert!(parts.len() == self.size(), "{} parts for {} ranks", parts.len(), self.size());
+        targets[self.rank].copy_from_slice(parts[self.rank]);
+        let others = || (0..self.size()).filter(|&rank| rank != self.rank);
+        let sends: Vec<_> =
+            others().map(|rank| Outgoing { to: self.members[rank], bytes: parts[rank] }).collect();
+        let of_others = targets.iter_mut().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let receives = of_others.map(|(rank, bytes)| Incoming { from: self.members[rank], bytes }).collect();
+        self.run(&sends, receives, self.call(collective))
+    }
+
+    fn call(&self, collective: &'static str) -> Call {
+        Call { collective, timeout: self.timeout }
+    }
+
+    fn run(&self, sends: &[Outgoing<'_>], receives: Vec<Incoming<'_>>, call: Call) -> Result<(), CommError> {
+        let bytes: usize = sends.iter().map(|send| send.bytes.len()).sum();
+        self.sent.messages.fetch_add(sends.len() as u64, Ordering::Relaxed);
+        self.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.transport.exchange(sends, receives, call)
+    }
+}
+
+/// `len` elements cut into `num` slices, as equal as can be, the longer ones first.
+pub fn even_slices(len: usize, num: usize) -> Vec<Range<usize>> {
+    let (short, num_longer) = (len / num, len % num);
+    let start = |slice: usize| slice * short + slice.min(num_longer);
+    (0..num).map(|slice| start(slice)..start(slice + 1)).collect()
+}

@@ -1,0 +1,24 @@
+//! Bytes between the processes of one run, and nothing that knows of tensors.
+//!
+//! A [`Comm`] is one process's end of a group of *ranks*, numbered from 0. Every rank calls the same
+//! collectives in the same order; each returns when this rank has what it asked for. One primitive
+//! carries them all, an exchange of messages with several ranks at once: a transport of its own
+//! implements it for a single process, for threads of one process (what tests use) and for MPI
+//! (feature `mpi`). So every collective has one implementation, and [`Comm::traffic`] counts each
+//! message and byte that a rank sends.
+//!
+//! Floats are never summed by the transport: [`Comm::ordered_sum`] adds what the ranks have by the
+//! fixed binary tree of [`tree`], so that a sum has the same bits on any number of ranks.
+
+mod collectives;
+mod error;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod single;
+mod threads;
+mod transport;
+pub mod tree;
+
+pub use collectives::{Comm, even_slices};
+pub use error::CommError;
+pub use transport::Traffic;

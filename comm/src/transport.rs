@@ -1,0 +1,55 @@
+//! The primitive that every collective is made of.
+
+use std::time::Duration;
+
+use crate::CommError;
+
+/// A message to another rank of the world.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) to: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Where a message of another rank goes, which has exactly as many bytes.
+pub(crate) struct Incoming<'a> {
+    pub(crate) from: usize,
+    pub(crate) bytes: &'a mut [u8],
+}
+
+/// How messages go between the ranks of the world. Two messages from one rank to another arrive in
+/// the order in which they were sent.
+pub(crate) trait Transport: std::fmt::Debug + Send + Sync {
+    fn rank(&self) -> usize;
+
+    fn size(&self) -> usize;
+
+    /// Sends and receives all of these, in no order among different ranks.
+    ///
+    /// # Errors
+    /// [`CommError`], with messages lost: the job is to be ended.
+    fn exchange(
+        &self,
+        sends: &[Outgoing<'_>],
+        receives: Vec<Incoming<'_>>,
+        call: Call,
+    ) -> Result<(), CommError>;
+
+    /// Ends the processes of all ranks; `None` if they are threads of this one.
+    fn abort(&self) -> Option<std::convert::Infallible>;
+}
+
+/// Which collective an exchange belongs to, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) collective: &'static str,
+    pub(crate) timeout: Duration,
+}
+
+/// What a rank has sent so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages, one for each call of a transport however it cuts them.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
