@@ -81,6 +81,10 @@ pub struct MemoryEstimate {
     /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Weights and moments that a checkpoint is still being written from when an update has made
+    /// others.
+    #[serde(default)]
+    pub checkpoint_bytes: u64,
     /// When most is alive.
     #[serde(default)]
     pub moment: StepMoment,
@@ -116,6 +120,8 @@ pub struct StepSize {
     pub threads: Option<usize>,
     /// How passes are computed.
     pub options: PassOptions,
+    /// Checkpoints are written while the run goes on.
+    pub writes_checkpoints: bool,
 }
 
 /// What is alive beside weights and moments, in bytes.
@@ -157,6 +163,7 @@ impl MemoryEstimate {
             recomputes_blocks: size.options.recompute == Recompute::Block,
         };
         let (moment, alive) = step.worst_moment();
+        let checkpoint = if size.writes_checkpoints { weights + moments } else { 0.0 };
         let (probe, probe_of_thread) = probe_bytes();
         let routed = routed_thread_bytes(spec);
         // The probe's matrices are freed before the first step, but the allocator keeps them, and
@@ -164,7 +171,7 @@ impl MemoryEstimate {
         // first step needs, as if they were there.
         let process = PROCESS_BYTES
             + probe as f64
-            + ALLOCATOR_SHARE * (weights + moments + alive.sum())
+            + ALLOCATOR_SHARE * (weights + moments + checkpoint + alive.sum())
             + step.batch_bytes(size.micro_batch_tokens as f64);
         Self {
             weights_bytes: weights as u64,
@@ -175,6 +182,7 @@ impl MemoryEstimate {
             process_bytes: process as u64,
             thread_bytes: (probe_of_thread as f64 + model.thread_bytes() + routed) as u64,
             threads: size.threads,
+            checkpoint_bytes: checkpoint as u64,
             moment,
         }
     }
@@ -186,8 +194,13 @@ impl MemoryEstimate {
 
     /// What the run itself holds, the process around it left out: the same on every machine.
     pub fn run_bytes(&self) -> u64 {
-        let parts =
-            [self.gradients_bytes, self.moments_bytes, self.activations_bytes, self.temporaries_bytes];
+        let parts = [
+            self.gradients_bytes,
+            self.moments_bytes,
+            self.activations_bytes,
+            self.temporaries_bytes,
+            self.checkpoint_bytes,
+        ];
         parts.into_iter().fold(self.weights_bytes, u64::saturating_add)
     }
 

@@ -17,7 +17,7 @@ use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions, Recompute};
 use crate::config::{
     AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
 };
-use crate::memory::{MemoryEstimate, StepSize};
+use crate::memory::MemoryEstimate;
 use crate::schedule::Schedule;
 
 /// A run with nothing left open.
@@ -134,16 +134,14 @@ impl RunPlan {
         let schedule = training::resolve_schedule(&config.train, &mut notes)?;
         training::check_intervals(&config.train)?;
         let counts = ModelCounts::of(&model, micro_batch_tokens);
-        let micro_batches = config.train.batch_tokens / micro_batch_tokens;
-        let options = training::pass_options(&config.train);
-        let size = StepSize { micro_batch_tokens, micro_batches, threads: config.threads, options };
+        let size = training::step_size(config, micro_batch_tokens);
         Ok(Self {
             name: config.name.clone(),
             seed: config.seed,
             num_steps: config.train.num_steps,
             seq_len: config.train.seq_len,
             tokens_per_step: config.train.batch_tokens,
-            micro_batches_per_step: micro_batches,
+            micro_batches_per_step: size.micro_batches,
             sequences_per_micro_batch: micro_batch_tokens / config.train.seq_len,
             memory: MemoryEstimate::of(&model, &counts, size, (&config.train.adamw, muon.as_ref())),
             carries_state,

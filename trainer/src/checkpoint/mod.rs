@@ -10,8 +10,8 @@
 //! | `tokenizer.json` | the tokenizer, so that the checkpoint generates text on its own |
 //! | `manifest.json` | size and SHA-256 of each of these |
 //!
-//! Tensors are written and read one at a time: beside the model, a checkpoint needs no memory worth
-//! mentioning.
+//! Tensors are written and read one at a time. A checkpoint that is written while the run goes on
+//! keeps the weights and moments of its step in memory until it is written.
 
 mod error;
 mod manifest;

@@ -321,6 +321,11 @@ impl RunPlan {
             bytes(process),
         );
         let mut rows = vec![("memory", total), ("", parts)];
+        if memory.checkpoint_bytes > 0 {
+            let of_checkpoint = bytes(memory.checkpoint_bytes);
+            let why = "from which a checkpoint is written while the run goes on";
+            rows.push(("", format!("of it weights and moments of {of_checkpoint}, {why}")));
+        }
         let anew = match self.recompute {
             Recompute::None => return rows,
             Recompute::Ffn => "projections of feed-forward blocks are",

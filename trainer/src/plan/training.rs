@@ -15,6 +15,7 @@ use crate::config::{
     RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
+use crate::memory::StepSize;
 use crate::schedule::{Schedule, ScheduleShape};
 
 // Upper bounds, far above what anybody trains.
@@ -115,12 +116,19 @@ pub(super) fn check_token_rounding(model: &ModelSpec, micro_batch_tokens: usize)
     Ok(())
 }
 
-/// How training passes are computed.
-pub(super) fn pass_options(train: &TrainConfig) -> PassOptions {
-    PassOptions {
-        compute: train.precision.resolve(),
-        recompute: train.recompute,
-        measures_logits: train.qk_clip.is_some(),
+/// What decides about a step's memory.
+pub(super) fn step_size(config: &RunConfig, micro_batch_tokens: usize) -> StepSize {
+    let train = &config.train;
+    StepSize {
+        micro_batch_tokens,
+        micro_batches: train.batch_tokens / micro_batch_tokens,
+        threads: config.threads,
+        options: PassOptions {
+            compute: train.precision.resolve(),
+            recompute: train.recompute,
+            measures_logits: train.qk_clip.is_some(),
+        },
+        writes_checkpoints: train.checkpoint_every_steps.is_some(),
     }
 }
 
