@@ -12,8 +12,8 @@ impl Run<'_> {
     /// Has a checkpoint of the run as it stands written while it goes on, after the one before, if
     /// that is still being written.
     pub(super) fn begin_checkpoint(&mut self) -> Result<(), TrainError> {
-        let begun = Instant::now();
         self.settle_begun()?;
+        let begun = Instant::now();
         // Before the logs: what lies at their paths may be another run's by now.
         self.folder.check_held()?;
         self.sync_logs()?;
