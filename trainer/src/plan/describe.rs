@@ -1,18 +1,19 @@
 //! The plan as a page for people: what `switchyard plan FILE` prints.
 
+mod memory;
+mod training;
+
 use std::fmt::Write;
 
 use switchyard_experts::{Activation, BlockSparseSpec, FfnSpec, TopologyKind};
-use switchyard_ground::units::{bytes, exact, grouped, plural, scaled};
+use switchyard_ground::units::{exact, grouped, plural, scaled};
 use switchyard_kernels::Products;
 use switchyard_model::{
     Affine, AttentionPart, AttentionSpec, Compute, FfnMatrix, FfnUse, LstmSpec, MixerSpec, NormKind,
-    PositionKind, QkNormOver, Recompute, Residual, Role, RouterPart, hidden_matrices,
+    PositionKind, QkNormOver, Residual, Role, RouterPart,
 };
 
 use super::{RunPlan, router};
-use crate::memory::StepMoment;
-use crate::schedule::ScheduleShape;
 
 /// A label and what stands beside it; an empty label continues the row above.
 type Row = (&'static str, String);
@@ -301,114 +302,6 @@ impl RunPlan {
         rows
     }
 
-    fn memory_rows(&self) -> Vec<Row> {
-        let memory = &self.memory;
-        let threads = match memory.threads {
-            Some(1) => "with one thread".to_owned(),
-            Some(threads) => format!("with {threads} threads"),
-            None => format!("with one thread, and {} with each further one", bytes(memory.thread_bytes)),
-        };
-        let total = format!("about {} {threads}", bytes(memory.total_bytes()));
-        let process = memory.total_bytes().saturating_sub(memory.run_bytes());
-        let parts = format!(
-            "{}: weights {}, gradients {}, moments {}, activations {}, temporaries {}, process {}",
-            self.moment_text(),
-            bytes(memory.weights_bytes),
-            bytes(memory.gradients_bytes),
-            bytes(memory.moments_bytes),
-            bytes(memory.activations_bytes),
-            bytes(memory.temporaries_bytes),
-            bytes(process),
-        );
-        let mut rows = vec![("memory", total), ("", parts)];
-        if memory.checkpoint_bytes > 0 {
-            let of_checkpoint = bytes(memory.checkpoint_bytes);
-            let why = "from which a checkpoint is written while the run goes on";
-            rows.push(("", format!("of it weights and moments of {of_checkpoint}, {why}")));
-        }
-        let anew = match self.recompute {
-            Recompute::None => return rows,
-            Recompute::Ffn => "projections of feed-forward blocks are",
-            Recompute::Block => "each block but for its input is",
-        };
-        rows.push(("", format!("{anew} computed anew in the backward pass")));
-        rows
-    }
-
-    fn run_rows(&self) -> Vec<Row> {
-        let every = |steps: Option<u64>| match steps {
-            Some(steps) => format!("every {} and at the end", plural(steps, "step", "steps")),
-            None => "at the end".to_owned(),
-        };
-        let extent = match self.evaluation.max_tokens {
-            Some(tokens) => {
-                format!("the first {} tokens of the validation split, at the end all of it", grouped(tokens))
-            }
-            None => "the whole validation split".to_owned(),
-        };
-        let test = if self.evaluation.test_at_end { "; the test split at the end" } else { "" };
-        let best = if self.checkpoints.keep_best { " and the best" } else { "" };
-        let mut rows: Vec<Row> = self.optimizer_row().into_iter().collect();
-        rows.extend(self.qk_clip.map(|clip| {
-            let text =
-                format!("heads whose largest logit of a step is above {} are made smaller", clip.max_logit);
-            ("qk-clip", text)
-        }));
-        rows.extend([
-            ("learning rate", self.schedule_text()),
-            ("evaluation", format!("{}, on {extent}{test}", every(self.evaluation.every_steps))),
-            (
-                "checkpoints",
-                format!(
-                    "{}, keeping the newest {}{best}",
-                    every(self.checkpoints.every_steps),
-                    self.checkpoints.keep_last
-                ),
-            ),
-        ]);
-        if let Some(early_stopping) = &self.early_stopping {
-            let evaluations = plural(early_stopping.patience_evals.into(), "evaluation", "evaluations");
-            rows.push(("early stopping", format!("after {evaluations} without improvement")));
-        }
-        rows
-    }
-
-    /// Who trains what, where it is not AdamW alone with moments in f32.
-    fn optimizer_row(&self) -> Option<Row> {
-        let moments = if self.optimizer.moments.is_f32() { "" } else { ", its moments in bf16" };
-        let Some(muon) = &self.muon else {
-            return (!moments.is_empty()).then(|| ("optimizer", format!("AdamW{moments}")));
-        };
-        let words: Vec<&str> = muon.roles.iter().flatten().map(|role| role.word()).collect();
-        let taken = hidden_matrices(&self.model).into_iter().filter(|matrix| muon.takes(matrix.name.role));
-        let params: u64 = taken.map(|matrix| matrix.value.iter().product::<usize>() as u64).sum();
-        let rest = self.counts.total_params.saturating_sub(params);
-        let (words, params, rest) = (words.join(", "), grouped(params), grouped(rest));
-        let text = format!("Muon for {params} parameters in matrices of {words}, AdamW for {rest}{moments}");
-        Some(("optimizer", text))
-    }
-
-    fn schedule_text(&self) -> String {
-        let peak = self.schedule.peak_learning_rate;
-        let rise = match self.schedule.warmup_steps {
-            0 => format!("{peak}"),
-            steps => format!("up to {peak} in {}", plural(steps, "step", "steps")),
-        };
-        let course = match self.schedule.shape {
-            ScheduleShape::Constant => "then constant".to_owned(),
-            ScheduleShape::InverseSqrt => "then falling with the root of the step".to_owned(),
-            ScheduleShape::Cosine { min_learning_rate } => {
-                format!("then a cosine down to {min_learning_rate}")
-            }
-            ScheduleShape::Linear { min_learning_rate } => format!("then a line down to {min_learning_rate}"),
-            ScheduleShape::Wsd { decay_steps, min_learning_rate } => {
-                let steps = plural(decay_steps, "step", "steps");
-                format!("then constant, in the last {steps} a line down to {min_learning_rate}")
-            }
-        };
-        format!("{rise}, {course}")
-    }
-
     fn position_name(&self) -> &'static str {
         match self.model.position {
             PositionKind::Rope { .. } => "rotary",
@@ -425,23 +318,6 @@ impl RunPlan {
             NormKind::Layer { bias: true, .. } => "layer norm",
             NormKind::Layer { bias: false, .. } => "layer norm without bias",
             NormKind::Off => "none",
-        }
-    }
-
-    /// When most memory is alive.
-    fn moment_text(&self) -> String {
-        match self.memory.moment {
-            StepMoment::Loss => "most at the loss".to_owned(),
-            StepMoment::Attention(layer) => {
-                let mixer = if self.model.is_recurrent() { "the LSTM" } else { "attention" };
-                format!("most in the backward pass of {mixer} in layer {layer}")
-            }
-            StepMoment::FeedForward(layer) => {
-                format!("most in the backward pass of the feed-forward block in layer {layer}")
-            }
-            StepMoment::Embedding => "most at the end of the backward pass".to_owned(),
-            StepMoment::Accumulation => "most where gradients are added up".to_owned(),
-            StepMoment::Update => "most at the update of the parameters".to_owned(),
         }
     }
 }
