@@ -3,7 +3,8 @@
 //! What a run needs is an estimate. Refused is only what would not fit if the estimate were too
 //! high by as much as it can be ([`MEMORY_ERROR`]), or what parameters, gradients and moments alone
 //! exceed, which is certain. So a run that is within the error above the limit starts, and may
-//! still turn out to be too large.
+//! still turn out to be too large. What a checkpoint takes that is written beside the loop is not
+//! needed: without memory for it, the loop waits for the checkpoint.
 
 use std::fs;
 use std::num::NonZero;
@@ -57,13 +58,23 @@ pub fn check_memory(config: &RunConfig, plan: &RunPlan) -> Result<(), TooLargeFo
     if !is_cpu(&config.device) {
         return Ok(());
     }
+    tightest_limit().map_or(Ok(()), |limit| check_against(plan, num_threads(config), limit))
+}
+
+/// Whether there is memory to go on beside a checkpoint that is being written, as far as anybody
+/// says how much there is.
+pub(crate) fn has_room_beside_checkpoints(config: &RunConfig, plan: &RunPlan) -> bool {
+    let needed = plan.memory.total_bytes_with(num_threads(config));
+    !is_cpu(&config.device) || tightest_limit().is_none_or(|limit| needed <= limit.limit_bytes)
+}
+
+fn num_threads(config: &RunConfig) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = config.threads.unwrap_or_else(cores);
-    tightest_limit().map_or(Ok(()), |limit| check_against(plan, threads, limit))
+    config.threads.unwrap_or_else(cores)
 }
 
 fn check_against(plan: &RunPlan, threads: usize, limit: MemoryLimit) -> Result<(), TooLargeForMemory> {
-    let estimate_bytes = plan.memory.total_bytes_with(threads);
+    let estimate_bytes = plan.memory.without_checkpoint().total_bytes_with(threads);
     // The estimate is at most so much above the peak.
     let least = estimate_bytes as f64 / (1.0 + MEMORY_ERROR);
     let needed_bytes = plan.memory.parameter_bytes().max(least as u64);

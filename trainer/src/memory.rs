@@ -171,7 +171,7 @@ impl MemoryEstimate {
         // first step needs, as if they were there.
         let process = PROCESS_BYTES
             + probe as f64
-            + ALLOCATOR_SHARE * (weights + moments + checkpoint + alive.sum())
+            + ALLOCATOR_SHARE * (weights + moments + alive.sum())
             + step.batch_bytes(size.micro_batch_tokens as f64);
         Self {
             weights_bytes: weights as u64,
@@ -202,6 +202,11 @@ impl MemoryEstimate {
             self.checkpoint_bytes,
         ];
         parts.into_iter().fold(self.weights_bytes, u64::saturating_add)
+    }
+
+    /// The same of a run that waits for its checkpoints.
+    pub fn without_checkpoint(&self) -> Self {
+        Self { checkpoint_bytes: 0, ..*self }
     }
 
     /// Sum of the parts, with the configuration's threads or one.

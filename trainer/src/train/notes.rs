@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use switchyard_datasets::{Dataset, DatasetSource, passes, passes_note};
+use switchyard_ground::units::bytes;
 use switchyard_kernels::Products;
 
 use crate::checkpoint::TrainingState;
@@ -67,6 +68,17 @@ pub(super) fn on_products(then: Products, now: Products) -> Option<String> {
          bit, the run that it would have been there; a run with `train.precision.matrix_units = false` has the same \
          bits everywhere"
     ))
+}
+
+/// Why the loop stands still while a checkpoint is written; `None` if it does not, or none is written
+/// on the way.
+pub(super) fn on_waiting_for_checkpoints(plan: &RunPlan, goes_on: bool) -> Option<String> {
+    (plan.checkpoints.every_steps.is_some() && !goes_on).then(|| {
+        format!(
+            "each checkpoint is waited for: there is no memory for the {} that it would be written from beside the next steps",
+            bytes(plan.memory.checkpoint_bytes)
+        )
+    })
 }
 
 /// What an overwritten folder still holds; `None` if nothing.

@@ -5,16 +5,15 @@ mod held_out;
 mod sample;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader, Tokenizer};
+use switchyard_datasets::{Dataset, Loader};
 
 use super::{TrainRequest, loader_config, notes};
 use crate::TrainError;
-use crate::checkpoint::{CheckpointStore, CheckpointWriter, LoggedEvaluation, TrainingState};
+use crate::checkpoint::{CheckpointStore, LoggedEvaluation, TrainingState};
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
 use crate::flight::{FlightRecorder, OpenedRecorder, StepFlight};
@@ -26,6 +25,7 @@ use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
 use crate::throughput::measure_matmul_peak_flops;
+use checkpoints::Checkpoints;
 use switchyard_flight::alarms::{Alarm, AlarmKind};
 use switchyard_kernels::Products;
 
@@ -39,10 +39,7 @@ pub(super) struct Run<'a> {
     device: Device,
     dataset: Dataset,
     parts: MovingParts,
-    checkpoints: CheckpointStore,
-    writer: CheckpointWriter,
-    /// What every checkpoint holds, shared with the thread that writes.
-    written: Written,
+    checkpoints: Checkpoints,
     observers: Observers,
     recorder: Option<FlightRecorder>,
     /// Start of this process's part of the run, and the training seconds of the parts before it.
@@ -54,13 +51,6 @@ pub(super) struct Run<'a> {
     /// Whether it was said that something around a checkpoint, which is whole, could not be written
     /// or removed.
     has_complained: bool,
-}
-
-/// What every checkpoint of a run holds.
-struct Written {
-    config: Arc<RunConfig>,
-    plan: Arc<RunPlan>,
-    tokenizer: Arc<Tokenizer>,
 }
 
 impl<'a> Run<'a> {
@@ -103,16 +93,16 @@ impl<'a> Run<'a> {
         observers.begin_after(loader.sequences_per_source());
         let restarts = *mode == OpenMode::Resume && !resumed;
         let restart = restarts.then(|| notes::on_restart(folder, earlier_log.as_deref()));
-        let first =
-            [Some(notes::on_passes(plan, &dataset)), notes::on_short_sources(plan, &dataset), restart];
+        let checkpoints = Checkpoints::new(checkpoints, config, plan, &dataset.tokenizer);
+        let first = [
+            Some(notes::on_passes(plan, &dataset)),
+            notes::on_short_sources(plan, &dataset),
+            notes::on_waiting_for_checkpoints(plan, checkpoints.go_beside_the_loop()),
+            restart,
+        ];
         let last = [notes::on_left(folder), notes::on_lost_steps(&manifest, from), other_products];
         let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
         told.for_each(|note| observers.note(note));
-        let written = Written {
-            config: Arc::new(config.clone()),
-            plan: Arc::new(plan.clone()),
-            tokenizer: Arc::new(dataset.tokenizer.clone()),
-        };
         let earlier_secs = state.train_secs;
         let energy = energy_meter(&manifest, resumed);
         Ok(Self {
@@ -125,8 +115,6 @@ impl<'a> Run<'a> {
             dataset,
             parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried },
             checkpoints,
-            writer: CheckpointWriter::default(),
-            written,
             observers,
             recorder,
             started: Instant::now(),
@@ -169,7 +157,7 @@ impl<'a> Run<'a> {
         }
         while !self.is_at_its_end() {
             let stops = self.step()?;
-            if let Some(outcome) = self.writer.outcome() {
+            if let Some(outcome) = self.checkpoints.outcome() {
                 self.settle(outcome)?;
             }
             let is_complete = !self.parts.state.evaluation_is_pending || self.evaluate_and_track()?;
@@ -296,9 +284,9 @@ impl<'a> Run<'a> {
         // First of all: whatever fails after this, the trained model is on disk.
         self.settle_begun()?;
         let step = self.parts.state.step;
-        if self.checkpoints.steps()?.last() == Some(&step) {
+        if self.checkpoints.store.steps()?.last() == Some(&step) {
             // The process that wrote it may have got no further.
-            let named = self.checkpoints.name_latest(step);
+            let named = self.checkpoints.store.name_latest(step);
             self.tolerate(named.map_err(TrainError::from))?;
             self.retain_checkpoints()?;
         } else {

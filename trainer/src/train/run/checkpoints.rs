@@ -1,12 +1,63 @@
 //! What a run does about its checkpoints.
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use switchyard_datasets::Tokenizer;
 
 use super::Run;
 use crate::TrainError;
-use crate::checkpoint::{CheckpointError, HeldSnapshot, Outcome};
+use crate::available_memory::has_room_beside_checkpoints;
+use crate::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter, HeldSnapshot, Outcome};
+use crate::config::RunConfig;
 use crate::flight::FlightRecorder;
+use crate::plan::RunPlan;
 use crate::run_folder::RunFolderError;
+
+/// Where a run's checkpoints are, who writes them, and what each of them holds.
+pub(super) struct Checkpoints {
+    pub(super) store: CheckpointStore,
+    writer: CheckpointWriter,
+    /// Checkpoints on the way are written while the run goes on.
+    beside_the_loop: bool,
+    // What each of them holds, shared with the thread that writes.
+    config: Arc<RunConfig>,
+    plan: Arc<RunPlan>,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Checkpoints {
+    pub(super) fn new(
+        store: CheckpointStore,
+        config: &RunConfig,
+        plan: &RunPlan,
+        tokenizer: &Tokenizer,
+    ) -> Self {
+        Self {
+            store,
+            writer: CheckpointWriter::default(),
+            beside_the_loop: has_room_beside_checkpoints(config, plan),
+            config: Arc::new(config.clone()),
+            plan: Arc::new(plan.clone()),
+            tokenizer: Arc::new(tokenizer.clone()),
+        }
+    }
+
+    /// Whether those on the way are written while the run goes on: there is memory for it.
+    pub(super) fn go_beside_the_loop(&self) -> bool {
+        self.beside_the_loop
+    }
+
+    /// Begins to write one, after the one before has been waited for.
+    fn begin(&mut self, snapshot: HeldSnapshot) -> Option<Outcome> {
+        self.writer.begin(&self.store, snapshot)
+    }
+
+    /// What became of the one that is being written, once it is known.
+    pub(super) fn outcome(&mut self) -> Option<Outcome> {
+        self.writer.outcome()
+    }
+}
 
 impl Run<'_> {
     /// Has a checkpoint of the run as it stands written while it goes on, after the one before, if
@@ -18,9 +69,10 @@ impl Run<'_> {
         self.folder.check_held()?;
         self.sync_logs()?;
         let snapshot = self.snapshot();
-        let outcome = self.writer.begin(&self.checkpoints, snapshot);
+        let outcome = self.checkpoints.begin(snapshot);
         self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
-        outcome.map_or(Ok(()), |outcome| self.settle(outcome))
+        outcome.map_or(Ok(()), |outcome| self.settle(outcome))?;
+        if self.checkpoints.beside_the_loop { Ok(()) } else { self.settle_begun() }
     }
 
     /// Writes a checkpoint of the run as it stands.
@@ -32,7 +84,7 @@ impl Run<'_> {
     /// Waits for the checkpoint that is being written.
     pub(super) fn settle_begun(&mut self) -> Result<(), TrainError> {
         let begun = Instant::now();
-        let outcome = self.writer.wait();
+        let outcome = self.checkpoints.writer.wait();
         self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
         outcome.map_or(Ok(()), |outcome| self.settle(outcome))
     }
@@ -67,16 +119,16 @@ impl Run<'_> {
             optimizer: self.parts.optimizer.clone(),
             carried: self.parts.carried.clone(),
             state: self.parts.state.clone(),
-            config: self.written.config.clone(),
-            plan: self.written.plan.clone(),
-            tokenizer: self.written.tokenizer.clone(),
+            config: self.checkpoints.config.clone(),
+            plan: self.checkpoints.plan.clone(),
+            tokenizer: self.checkpoints.tokenizer.clone(),
         }
     }
 
     pub(super) fn retain_checkpoints(&mut self) -> Result<(), TrainError> {
         let kept = &self.plan.checkpoints;
         let best_step = self.parts.state.best_checkpoint.filter(|_| kept.keep_best).map(|best| best.step);
-        let retained = self.checkpoints.retain(kept.keep_last, best_step);
+        let retained = self.checkpoints.store.retain(kept.keep_last, best_step);
         self.tolerate(retained.map_err(TrainError::from))
     }
 
@@ -102,8 +154,8 @@ impl Run<'_> {
     pub(super) fn rescue(&mut self, error: &TrainError) {
         let step = self.parts.state.step;
         // What became of the one before does not matter: this one is newer.
-        drop(self.writer.wait());
-        let is_saved = self.checkpoints.steps().is_ok_and(|steps| steps.last() == Some(&step));
+        drop(self.checkpoints.writer.wait());
+        let is_saved = self.checkpoints.store.steps().is_ok_and(|steps| steps.last() == Some(&step));
         if !error.leaves_the_model_whole() || is_saved || self.folder.check_held().is_err() {
             return;
         }
@@ -111,7 +163,7 @@ impl Run<'_> {
         // say what is missing.
         drop(self.sync_logs());
         let snapshot = self.snapshot();
-        let outcome = self.writer.begin(&self.checkpoints, snapshot).or_else(|| self.writer.wait());
+        let outcome = self.checkpoints.begin(snapshot).or_else(|| self.checkpoints.writer.wait());
         match outcome.map_or(Ok(()), |outcome| self.settle(outcome)) {
             Ok(()) => self.observers.note(&format!("the checkpoint of step {step} is written all the same")),
             Err(second) => self.observers.note(&second.to_string()),
