@@ -23,8 +23,8 @@ use tempfile::TempDir;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_switchyard");
 
 /// Parts of the estimate, as `plan` names them.
-const PARTS: [&str; 8] =
-    ["weights", "gradients", "moments", "activations", "temporaries", "process", "thread", "checkpoint"];
+const PARTS: [&str; 7] =
+    ["weights", "gradients", "moments", "activations", "temporaries", "process", "thread"];
 
 /// A recipe, as what is not the same in all of them.
 struct Recipe {
@@ -147,16 +147,6 @@ const RECIPES: &[Recipe] = &[
         model: "num_layers = 2\nd_model = 192\n[model.attention]\nnum_heads = 4\n\
                 [model.ffn]\nactivation = \"swiglu\"\n[model.ffn.moe]\nnum_experts = 8\nd_expert = 256\n\
                 [model.ffn.moe.router]\ntop_k = 2\nselection.soft = {}\n",
-    },
-    Recipe {
-        name: "many parameters, checkpoints",
-        threads: 2,
-        vocab_size: 4096,
-        tokens: [128, 256, 256],
-        num_steps: 6,
-        train: "checkpoint_every_steps = 1\n",
-        model: "num_layers = 3\nd_model = 768\n[model.attention]\nnum_heads = 12\n\
-                [model.ffn]\nactivation = \"swiglu\"\nd_ff = 2048\n",
     },
     Recipe {
         name: "many parameters, moments in bf16",

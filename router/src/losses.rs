@@ -153,9 +153,9 @@ impl PooledBalance {
 fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &LossInput<'_>) -> Tensor<1> {
     let counts = input.tokens_per_expert;
     match scope {
-        BalancingScope::MicroBatch | BalancingScope::AllLayers => load_balancing_loss(log_scores_te, counts),
+        BalancingScope::MicroBatch | BalancingScope::AllLayers => balancing_or_nothing(log_scores_te, counts),
         BalancingScope::GlobalBatch if input.earlier_tokens_per_expert.is_empty() => {
-            load_balancing_loss(log_scores_te, counts)
+            balancing_or_nothing(log_scores_te, counts)
         }
         BalancingScope::GlobalBatch => {
             let so_far: Vec<u64> = counts
@@ -163,10 +163,25 @@ fn balancing_in_scope(log_scores_te: Tensor<2>, scope: BalancingScope, input: &L
                 .zip(input.earlier_tokens_per_expert)
                 .map(|(now, earlier)| now + earlier)
                 .collect();
-            load_balancing_loss(log_scores_te, &so_far)
+            balancing_or_nothing(log_scores_te, &so_far)
         }
         BalancingScope::Sequence => sequence_balancing_loss(log_scores_te, input.choice, input.sequences),
     }
+}
+
+/// [`load_balancing_loss`], or 0 where no expert got a token, so that there are no loads: rounding to
+/// tiles can leave all of them without.
+fn balancing_or_nothing(log_scores_te: Tensor<2>, tokens_per_expert: &[u64]) -> Tensor<1> {
+    if tokens_per_expert.iter().all(|&count| count == 0) {
+        return no_loss(log_scores_te);
+    }
+    load_balancing_loss(log_scores_te, tokens_per_expert)
+}
+
+/// 0, on the tape of the scores.
+fn no_loss(log_scores_te: Tensor<2>) -> Tensor<1> {
+    // A score may be minus infinity, which times 0 is no number.
+    log_scores_te.clamp(-1.0, 1.0).mul_scalar(0.0).sum()
 }
 
 /// The mean over sequences of [`load_balancing_loss`] (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). A
@@ -185,6 +200,9 @@ fn sequence_balancing_loss(log_scores_te: Tensor<2>, choice: &Choice, sequences:
         })
     };
     let losses: Vec<_> = sequences.ranges(num_tokens).into_iter().filter_map(of_sequence).collect();
+    if losses.is_empty() {
+        return no_loss(log_scores_te);
+    }
     Tensor::cat(losses, 0).mean()
 }
 
@@ -317,6 +335,14 @@ mod tests {
         for (actual, expected) in gradient.iter().zip(expected) {
             assert!((actual - expected).abs() < 1e-8, "{gradient:?} instead of {expected:?}");
         }
+    }
+
+    #[test]
+    fn where_no_expert_gets_a_token_nothing_is_balanced() {
+        let logits_te = leaf(&[0.5, f64::NEG_INFINITY, -3.0], E);
+        let loss = balancing_or_nothing(logits_te.clone(), &[0; E]);
+        assert_eq!(value(&loss), 0.0);
+        assert_gradient(&logits_te, loss, &[0.0; E]);
     }
 
     fn oracle_z_loss(logits_te: &[f64]) -> f64 {

@@ -11,9 +11,9 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use switchyard_ground::units::{bytes, exact, grouped};
-use switchyard_model::ParameterBreakdown;
+use switchyard_model::{ParameterBreakdown, Recompute};
 
-use crate::config::RunConfig;
+use crate::config::{MomentType, RunConfig};
 use crate::device::is_cpu;
 use crate::memory::MEMORY_ERROR;
 use crate::plan::RunPlan;
@@ -64,7 +64,8 @@ pub fn check_memory(config: &RunConfig, plan: &RunPlan) -> Result<(), TooLargeFo
 /// Whether there is memory to go on beside a checkpoint that is being written, as far as anybody
 /// says how much there is.
 pub(crate) fn has_room_beside_checkpoints(config: &RunConfig, plan: &RunPlan) -> bool {
-    let needed = plan.memory.total_bytes_with(num_threads(config));
+    let needed =
+        plan.memory.total_bytes_with(num_threads(config)).saturating_add(plan.memory.checkpoint_bytes);
     !is_cpu(&config.device) || tightest_limit().is_none_or(|limit| needed <= limit.limit_bytes)
 }
 
@@ -74,7 +75,7 @@ fn num_threads(config: &RunConfig) -> usize {
 }
 
 fn check_against(plan: &RunPlan, threads: usize, limit: MemoryLimit) -> Result<(), TooLargeForMemory> {
-    let estimate_bytes = plan.memory.without_checkpoint().total_bytes_with(threads);
+    let estimate_bytes = plan.memory.total_bytes_with(threads);
     // The estimate is at most so much above the peak.
     let least = estimate_bytes as f64 / (1.0 + MEMORY_ERROR);
     let needed_bytes = plan.memory.parameter_bytes().max(least as u64);
@@ -96,14 +97,20 @@ fn advice(plan: &RunPlan, threads: usize) -> String {
         let (part, keys) = largest_part(&plan.counts.params);
         let params = exact(plan.counts.total_params);
         return format!(
-            "Most of it is for {params} parameters with gradients and moments, most of them in {part}: make {keys} smaller"
+            "Most of it is for {params} parameters with gradients and moments, most of them in {part}: make {keys} smaller{}",
+            if plan.optimizer.moments == MomentType::F32 {
+                ", set `train.adamw.moments = \"bf16\"`"
+            } else {
+                ""
+            }
         );
     }
     let tokens = plan.micro_batch_tokens();
     let key = if tokens > plan.seq_len { "train.micro_batch_tokens" } else { "train.seq_len" };
     format!(
-        "Most of it is for what a pass over {} tokens keeps: make `{key}` smaller",
-        grouped(tokens as u64)
+        "Most of it is for what a pass over {} tokens keeps: make `{key}` smaller{}",
+        grouped(tokens as u64),
+        if plan.recompute == Recompute::Block { "" } else { ", set `train.recompute = \"block\"`" }
     )
 }
 

@@ -81,8 +81,8 @@ pub struct MemoryEstimate {
     /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Weights and moments that a checkpoint is still being written from when an update has made
-    /// others.
+    /// Weights and moments that a checkpoint may still be written from when an update has made
+    /// others. Not part of any sum: a disk that is faster than a step never needs it.
     #[serde(default)]
     pub checkpoint_bytes: u64,
     /// When most is alive.
@@ -194,19 +194,9 @@ impl MemoryEstimate {
 
     /// What the run itself holds, the process around it left out: the same on every machine.
     pub fn run_bytes(&self) -> u64 {
-        let parts = [
-            self.gradients_bytes,
-            self.moments_bytes,
-            self.activations_bytes,
-            self.temporaries_bytes,
-            self.checkpoint_bytes,
-        ];
+        let parts =
+            [self.gradients_bytes, self.moments_bytes, self.activations_bytes, self.temporaries_bytes];
         parts.into_iter().fold(self.weights_bytes, u64::saturating_add)
-    }
-
-    /// The same of a run that waits for its checkpoints.
-    pub fn without_checkpoint(&self) -> Self {
-        Self { checkpoint_bytes: 0, ..*self }
     }
 
     /// Sum of the parts, with the configuration's threads or one.

@@ -20,8 +20,8 @@ use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
 use crate::start::{initial_network, note_on_start, with_frozen_parameters};
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
-/// where it runs and what is kept. The model, the data and the optimizer may not.
-const MAY_CHANGE: [&str; 11] = [
+/// where it runs, what is kept, and what is computed anew to the same bits. The model, the data and the optimizer may not.
+const MAY_CHANGE: [&str; 12] = [
     "name",
     "device",
     "threads",
@@ -31,6 +31,7 @@ const MAY_CHANGE: [&str; 11] = [
     "train.eval",
     "train.checkpoint_every_steps",
     "train.checkpoints",
+    "train.recompute",
     "train.flight_recorder",
     "sample",
 ];
@@ -39,7 +40,7 @@ const MAY_CHANGE: [&str; 11] = [
 const SAME_OR_NEW: &str = ". Resume with the run's own configuration, or start a new run in another folder";
 
 /// Those of them that change nothing of what a finished run has left.
-const CHANGES_NO_RESULT: [&str; 4] = ["name", "device", "threads", "data.cache_dir"];
+const CHANGES_NO_RESULT: [&str; 5] = ["name", "device", "threads", "data.cache_dir", "train.recompute"];
 
 /// The moving parts at the beginning of this process.
 pub(crate) struct Start {

@@ -97,6 +97,8 @@ impl Trained {
             ["train.schedule.warmup_steps=0", "train.eval_every_steps=", "sample.num_tokens=0"]
                 .map(String::from),
         );
+        // They are rounded at random by the names of parameters, which the two do not share.
+        overrides.push("train.adamw.moments=".into());
         let (loaded, plan) = load_to_run(&args.config.file, &overrides)?;
         let request = TrainRequest {
             config: loaded.config,

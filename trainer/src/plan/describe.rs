@@ -160,7 +160,7 @@ impl RunPlan {
     fn precision_row(&self) -> Option<Row> {
         let here = match Products::of(self.compute) {
             Products::F32 => return None,
-            Products::RoundedF32 => "here by f32 instructions: less memory, no speed",
+            Products::RoundedF32 => "here by f32 instructions: less memory, and slower than f32",
             Products::Avx512Bf16 => "here by AVX512-BF16",
             Products::Amx => "here by matrix units (AMX), with bits of their own",
         };

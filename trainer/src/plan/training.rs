@@ -100,16 +100,22 @@ pub(super) fn check_packing(config: &RunConfig, model: &ModelSpec) -> Result<(),
     }
 }
 
-/// Ok unless a router's tile is larger than what it is to be filled from.
+/// Ok unless a router's tiles would be empty: an expert whose load is that of the mean gets no token
+/// if that is less than half a tile.
 ///
 /// # Errors
-/// The tile's key, beside the tokens of a micro-batch.
+/// The tile's key, beside the tokens of an expert.
 pub(super) fn check_token_rounding(model: &ModelSpec, micro_batch_tokens: usize) -> Result<(), KeyError> {
-    for (_, router) in model.routers() {
+    for (moe, router) in model.layers.iter().filter_map(|layer| layer.ffn.routed()) {
         let Some(rounding) = &router.config.token_rounding else { continue };
-        if rounding.tile > micro_batch_tokens {
+        let mean_load = (micro_batch_tokens * router.config.top_k) as f64 / moe.num_experts as f64;
+        if rounding.tile > micro_batch_tokens || rounding.tile as f64 > 2.0 * mean_load {
             let key = format!("{}.token_rounding.tile", router.key);
-            let problem = format!("is {}, but a micro-batch has {micro_batch_tokens} tokens", rounding.tile);
+            let problem = format!(
+                "is {}, but in a micro-batch of {micro_batch_tokens} tokens an expert has {mean_load:.1} on average: with less \
+                 than half a tile it would get none",
+                rounding.tile
+            );
             return Err(KeyError::new(key, problem, "use a smaller tile, or larger micro-batches"));
         }
     }

@@ -68,6 +68,21 @@ fn assert_same(name: &str, config: &RunConfig, anew: Recompute) {
 }
 
 #[test]
+fn a_run_may_go_on_with_less_or_more_computed_anew() {
+    let folder = TempDir::new().unwrap();
+    let config = deep(config(ROUTERS[0].1));
+    let (out, unbroken) = (folder.path().join("changed"), folder.path().join("unbroken"));
+    for (num_steps, recompute) in [(1, Recompute::Block), (2, Recompute::None), (3, Recompute::Ffn)] {
+        let part = changed(with_steps(&config, num_steps, 1), |config| config.train.recompute = recompute);
+        let mode = if num_steps == 1 { OpenMode::New } else { OpenMode::Resume };
+        tiny::run(&part, &out, mode).unwrap();
+    }
+    tiny::run(&with_steps(&config, 3, 1), &unbroken, OpenMode::New).unwrap();
+    assert_eq!(tiny::rows(&out), tiny::rows(&unbroken));
+    assert!(tensors(&out, 3) == tensors(&unbroken, 3));
+}
+
+#[test]
 fn projections_computed_anew_change_nothing() {
     for (name, config) in
         [("dense", tiny::dense()), ("moe", tiny::moe()), ("moe in bf16", in_bf16(tiny::moe()))]

@@ -30,8 +30,8 @@ impl RunPlan {
         let mut rows = vec![("memory", total), ("", parts)];
         if memory.checkpoint_bytes > 0 {
             let of_checkpoint = bytes(memory.checkpoint_bytes);
-            let why = "from which a checkpoint is written while the run goes on";
-            rows.push(("", format!("of it weights and moments of {of_checkpoint}, {why}")));
+            let why = "if a checkpoint is still being written at the next update";
+            rows.push(("", format!("up to {of_checkpoint} more, {why}")));
         }
         let anew = match self.recompute {
             Recompute::None => return rows,
