@@ -117,7 +117,18 @@ impl RouterConfig {
         let scores_te = self.biased_scores(scores);
         let ids_tk = (&plain.expert_ids_tk[..], plain.slots_per_token);
         let experts_of_token = round_tokens(ids_tk, (&scores_te, scores.num_experts), rounding.tile);
-        Some(chosen_by_experts(pad(&experts_of_token)))
+        // Each token keeps the slots of its plain choice, by which its gates are renormalised; those of
+        // experts that dropped it are no choices.
+        let all_of_token = |(plain, now): (&[u32], &Vec<u32>)| {
+            let added = now.iter().filter(|expert| !plain.contains(expert));
+            plain.iter().chain(added).copied().collect()
+        };
+        let tokens = plain.expert_ids_tk.chunks(plain.slots_per_token).zip(&experts_of_token);
+        let mut choice = chosen_by_experts(pad(&tokens.map(all_of_token).collect::<Vec<_>>()));
+        let slots = choice.expert_ids_tk.chunks(choice.slots_per_token).zip(&experts_of_token);
+        let keep_tk = slots.flat_map(|(ids, now)| ids.iter().map(|expert| now.contains(expert)));
+        choice.keep_tk = Some(keep_tk.collect());
+        Some(choice)
     }
 
     /// Scores, and the bias where there is one.

@@ -62,8 +62,8 @@ pub(crate) fn chosen_gates(
     let scores = LayerScores { step: 0, layer: 0, config, route };
     let (k, num_experts) = (route.choice.slots_per_token, route.logits_te.len() / num_rows.max(1));
     let chosen = scores.chosen(row * k..(row + 1) * k);
-    let ids: Vec<u32> = chosen.iter().map(|slot| slot.expert).collect();
-    let gates = gates(config, &route.logits_te[row * num_experts..][..num_experts], &ids);
+    let logits_e = &route.logits_te[row * num_experts..][..num_experts];
+    let gates = scores.gates(logits_e, row * k..(row + 1) * k, &chosen);
     let slots = chosen.iter().zip(gates).filter(|(slot, _)| slot.is_kept);
     slots.map(|(slot, gate)| (slot.expert, gate)).collect()
 }
@@ -84,14 +84,14 @@ impl<'a> LayerScores<'a> {
         first_token: u32,
         has_domains: bool,
     ) -> impl Iterator<Item = ScoreRow> + 'a {
-        let Self { step, layer, config, route } = self;
+        let Self { step, layer, route, .. } = self;
         let (k, num_tokens) = (route.choice.slots_per_token, pass.token_ids_t.len());
         let num_experts = route.logits_te.len() / num_tokens.max(1);
         let tokens = (0..num_tokens).zip(pass.token_ids_t.iter()).zip(pass.domains_of_tokens());
         let rows_of_token = move |((token, &token_id), domain): ((usize, &u32), u32)| {
             let logits_e = &route.logits_te[token * num_experts..][..num_experts];
             let chosen = self.chosen(token * k..(token + 1) * k);
-            let gates = gates(config, logits_e, &chosen.iter().map(|slot| slot.expert).collect::<Vec<_>>());
+            let gates = self.gates(logits_e, token * k..(token + 1) * k, &chosen);
             (0_u32..).zip(logits_e).map(move |(expert, &logit)| {
                 let rank = chosen.iter().position(|slot| slot.expert == expert);
                 ScoreRow {
@@ -111,6 +111,17 @@ impl<'a> LayerScores<'a> {
         tokens.flat_map(rows_of_token)
     }
 
+    /// The gates of the chosen slots among `slots`, those of one token.
+    fn gates(self, logits_e: &[f64], slots: std::ops::Range<usize>, chosen: &[ChosenSlot]) -> Vec<f32> {
+        let ids: Vec<u32> = chosen.iter().map(|slot| slot.expert).collect();
+        // A token whose experts are rounded to tiles has its plain choice first.
+        let plain = match self.config.token_rounding {
+            Some(_) => &self.route.choice.expert_ids_tk[slots][..self.config.top_k],
+            None => &ids,
+        };
+        gates(self.config, logits_e, &ids, plain)
+    }
+
     /// The slots that are choices, in order.
     fn chosen(&self, slots: std::ops::Range<usize>) -> Vec<ChosenSlot> {
         let Route { choice, kept_tk, .. } = self.route;
@@ -128,14 +139,15 @@ struct ChosenSlot {
     is_kept: bool,
 }
 
-/// The gates of a token's chosen experts, from its gate logits. The device computes them in f32;
-/// these are f64, rounded.
-fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
+/// The gates of a token's chosen experts, from its gate logits; renormalised over those of `plain`.
+/// The device computes them in f32; these are f64, rounded.
+fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32], plain: &[u32]) -> Vec<f32> {
     if !config.learns() {
         return iter::repeat_n((1.0 / config.top_k as f64) as f32, chosen.len()).collect();
     }
     let scores_e = config.log_scores(logits_e);
-    let chosen: Vec<f64> = chosen.iter().map(|&expert| scores_e[expert as usize]).collect();
+    let scores_of = |ids: &[u32]| ids.iter().map(|&expert| scores_e[expert as usize]).collect::<Vec<f64>>();
+    let (chosen, plain) = (scores_of(chosen), scores_of(plain));
     let over_chosen = config.renormalise && !matches!(config.selection, Selection::ExpertChoice(_));
     let scaling = config.gate_scale();
     if let Selection::SparseMixer(mixer) = &config.selection {
@@ -146,7 +158,7 @@ fn gates(config: &RouterConfig, logits_e: &[f64], chosen: &[u32]) -> Vec<f32> {
         Some(_) if !over_chosen => chosen.iter().map(|score| (scaling * score.exp()) as f32).collect(),
         _ => {
             let rivals = if over_chosen || config.softmax == SoftmaxOrder::AfterSelection {
-                chosen.as_slice()
+                plain.as_slice()
             } else {
                 &*scores_e
             };
@@ -166,7 +178,10 @@ mod tests {
         let scores = [1.0_f64.ln(), 2.0_f64.ln(), 5.0_f64.ln()];
         let mut config = RouterConfig::top_k(2);
         let rounded = |config: &RouterConfig| {
-            gates(config, &scores, &[2, 1]).iter().map(|gate| (gate * 1000.0).round()).collect::<Vec<_>>()
+            gates(config, &scores, &[2, 1], &[2, 1])
+                .iter()
+                .map(|gate| (gate * 1000.0).round())
+                .collect::<Vec<_>>()
         };
         assert_eq!(rounded(&config), [714.0, 286.0]); // 5/7 and 2/7.
         config.renormalise = false;

@@ -94,8 +94,8 @@ pub struct RunManifest {
     /// Part of it that the flight recorder took.
     #[serde(default)]
     pub flight_recorder_secs: f64,
-    /// Part of it in which the loop stood still for checkpoints: for the logs, for the checkpoint
-    /// before, which was still being written, and for the one at the end.
+    /// Part of it in which the loop stood still for checkpoints: for the logs, the checkpoint before,
+    /// which was still being written, the one at the end, older ones that go, and this file.
     #[serde(default)]
     pub checkpoint_stall_secs: f64,
     /// Energy of the processor packages over the same time, other processes' included; `None` where

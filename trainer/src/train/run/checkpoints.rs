@@ -91,10 +91,12 @@ impl Run<'_> {
 
     /// What there is to do about a checkpoint that is written, or is not.
     pub(super) fn settle(&mut self, outcome: Outcome) -> Result<(), TrainError> {
+        let begun = Instant::now();
         self.tolerate(outcome.map(drop).map_err(TrainError::from))?;
         self.retain_checkpoints()?;
         self.update_manifest();
         let written = self.folder.write_manifest(&self.manifest);
+        self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
         self.tolerate(written.map_err(TrainError::from))
     }
 
