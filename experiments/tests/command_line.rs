@@ -531,11 +531,16 @@ fn a_dense_run_upcycled_goes_on_as_a_mixture() {
     // Sums in f32 over the same terms in another order.
     assert!((dense - upcycled).abs() < 1e-6, "{dense} {upcycled}");
 
-    desk.ok(&["train", "upcycled.toml", "--out", "up", "--resume", "--set", "train.num_steps=2"]);
+    let two_steps = ["--set", "train.num_steps=2", "--set", "train.checkpoints.keep_last=1"];
+    desk.ok(&[&["train", "upcycled.toml", "--out", "up", "--resume"], &two_steps[..]].concat());
     let run = desk.json("up/run.json");
     assert_eq!((&run["status"], &run["steps_done"]), (&"finished".into(), &2.into()));
     assert_eq!(run["upcycled_from"]["step"], 3, "where it came from is not forgotten");
     assert!(run["final_validation_cross_entropy_nats"].as_f64().unwrap() < dense);
+    let refused = desk.run(&["replay", "up", "--step", "1"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let message = text(&refused.stderr);
+    assert!(message.contains("step 1 cannot be repeated") && message.contains("after 2"), "{message}");
 }
 
 #[test]

@@ -109,6 +109,17 @@ pub enum TrainError {
         /// Steps of the run.
         num_steps: u64,
     },
+    /// A step of an upcycled run before which no checkpoint is left.
+    #[error(
+        "step {step} cannot be repeated: the run began with an upcycled model, whose checkpoint of step 0 is gone, and no other \
+         before the step is left. {}; `train.checkpoints.keep_last` says how many stay", ask_for_later(*.oldest)
+    )]
+    NothingToRepeatFrom {
+        /// The step.
+        step: u64,
+        /// Step of the oldest checkpoint that is left; `None` if none is.
+        oldest: Option<u64>,
+    },
     /// A question about a run's routing that has no answer.
     #[error(transparent)]
     Question(#[from] WhatIfError),
@@ -181,6 +192,13 @@ pub enum TrainError {
     Device(#[from] DeviceReadError),
 }
 
+fn ask_for_later(oldest: Option<u64>) -> String {
+    match oldest {
+        Some(oldest) => format!("Ask for a step after {oldest}"),
+        None => "Run it again".into(),
+    }
+}
+
 impl TrainError {
     /// Where the NaN or infinity that stopped the run came from; `None` for other errors.
     pub fn non_finite(&self) -> Option<NonFinite> {
@@ -205,6 +223,7 @@ impl TrainError {
             | Self::NotCausal { .. }
             | Self::Threads { .. }
             | Self::NoSuchStep { .. }
+            | Self::NothingToRepeatFrom { .. }
             | Self::CarriedStride { .. }
             | Self::NoTestSplit { .. }
             | Self::NoNumbers { .. }

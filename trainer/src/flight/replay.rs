@@ -88,7 +88,9 @@ pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
         if let Some(then) = data_key {
             check_same_data(&request.run, then, &config.data, &dataset)?;
         }
-        let run = Run { config: &config, plan: &plan, dataset: &dataset, stop: &request.stop };
+        let is_upcycled = manifest.upcycled_from.is_some();
+        let run =
+            Run { config: &config, plan: &plan, dataset: &dataset, is_upcycled, stop: &request.stop };
         repeat(&paths, step, &rows, &run, manifest.products())
     })
 }
@@ -98,6 +100,8 @@ struct Run<'a> {
     config: &'a RunConfig,
     plan: &'a RunPlan,
     dataset: &'a Dataset,
+    /// It began with a checkpoint, not with initial values.
+    is_upcycled: bool,
     stop: &'a AtomicBool,
 }
 
@@ -160,7 +164,8 @@ impl Run<'_> {
         device: &burn::tensor::Device,
     ) -> Result<MovingParts, TrainError> {
         let training_device = device.clone().autodiff();
-        let before = checkpoint_steps(paths)?.into_iter().rfind(|&saved| saved < step);
+        let saved = checkpoint_steps(paths)?;
+        let before = saved.iter().copied().rfind(|&saved| saved < step);
         let (model, optimizer, state, carried) = match before {
             Some(saved) => {
                 let checkpoint = Checkpoint::read(&checkpoint_path(paths, saved))?;
@@ -170,6 +175,9 @@ impl Run<'_> {
                 let optimizer = checkpoint.optimizer(&model)?;
                 let carried = checkpoint.carried_state(&training_device)?;
                 (model, optimizer, checkpoint.state, carried)
+            }
+            None if self.is_upcycled => {
+                return Err(TrainError::NothingToRepeatFrom { step, oldest: saved.first().copied() });
             }
             None => (
                 initial_network(self.config, self.plan, &training_device)?,
