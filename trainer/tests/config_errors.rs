@@ -363,7 +363,7 @@ fn products_in_bf16_are_refused_where_they_cannot_be_had() {
 #[test]
 fn token_rounding_is_refused_where_it_makes_no_sense() {
     let tile = |tile: usize| format!("model.ffn.moe.router.token_rounding.tile={tile}");
-    insta::assert_snapshot!(set(&[&tile(1 << 20)]), @"--set model.ffn.moe.router.token_rounding.tile=1048576: `model.ffn.moe.router.token_rounding.tile` is 1048576, but in a micro-batch of 64 tokens an expert has 32.0 on average: with less than half a tile it would get none: use a smaller tile, or larger micro-batches");
+    insta::assert_snapshot!(set(&[&tile(1 << 20)]), @"--set model.ffn.moe.router.token_rounding.tile=1048576: `model.ffn.moe.router.token_rounding.tile` is 1048576, but in a micro-batch of 64 tokens an expert has 16.0 on average: with less than half a tile it would get none: use a smaller tile, or larger micro-batches");
     insta::assert_snapshot!(set(&[&tile(128), "model.ffn.moe.capacity.factor=1.5"]), @"--set model.ffn.moe.capacity.factor=1.5: `model.ffn.moe.capacity` would empty the tiles that `model.ffn.moe.router.token_rounding` fills: remove it, or `model.ffn.moe.router.token_rounding`");
     insta::assert_snapshot!(set(&[&tile(128), "model.ffn.moe.router.selection.hash={}"]), @"--set model.ffn.moe.router.token_rounding.tile=128: `model.ffn.moe.router.token_rounding` has no effect, because the selection learns nothing: remove it, or `model.ffn.moe.router.selection`");
 }
