@@ -89,8 +89,7 @@ pub fn replay(request: &ReplayRequest) -> Result<Replay, TrainError> {
             check_same_data(&request.run, then, &config.data, &dataset)?;
         }
         let is_upcycled = manifest.upcycled_from.is_some();
-        let run =
-            Run { config: &config, plan: &plan, dataset: &dataset, is_upcycled, stop: &request.stop };
+        let run = Run { config: &config, plan: &plan, dataset: &dataset, is_upcycled, stop: &request.stop };
         repeat(&paths, step, &rows, &run, manifest.products())
     })
 }
