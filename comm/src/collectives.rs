@@ -87,17 +87,6 @@ impl Comm {
         Traffic { messages: messages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
     }
 
-    /// Ends the processes of all ranks at once. Of ranks that are threads it panics.
-    ///
-    /// # Panics
-    /// If ranks are threads.
-    pub fn abort(&self) -> ! {
-        match self.transport.abort() {
-            Some(never) => match never {},
-            None => panic!("rank {} ends the job", self.rank),
-        }
-    }
-
     /// Groups of the ranks that give the same `color`, in the order of their ranks here; returns
     /// this rank's.
     ///

@@ -1,6 +1,5 @@
 //! Ranks that are processes, started by `mpirun` or another launcher of MPI.
 
-use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -99,11 +98,6 @@ impl Transport for Mpi {
             self.complete(open, call);
         });
         Ok(())
-    }
-
-    fn abort(&self) -> Option<Infallible> {
-        // Without the lock: another thread may have it, in a collective that will not end.
-        SimpleCommunicator::world().abort(1)
     }
 }
 

@@ -1,7 +1,5 @@
 //! One process alone.
 
-use std::convert::Infallible;
-
 use crate::CommError;
 use crate::transport::{Call, Incoming, Outgoing, Transport};
 
@@ -29,9 +27,5 @@ impl Transport for Single {
             call.collective
         );
         Ok(())
-    }
-
-    fn abort(&self) -> Option<Infallible> {
-        std::process::abort()
     }
 }

@@ -1,7 +1,6 @@
 //! Ranks that are threads of one process: the whole of a distributed run in one test.
 
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -91,10 +90,6 @@ impl Transport for Threads {
             };
             state = self.world.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn abort(&self) -> Option<Infallible> {
-        None
     }
 }
 

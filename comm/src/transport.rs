@@ -33,9 +33,6 @@ pub(crate) trait Transport: std::fmt::Debug + Send + Sync {
         receives: Vec<Incoming<'_>>,
         call: Call,
     ) -> Result<(), CommError>;
-
-    /// Ends the processes of all ranks; `None` if they are threads of this one.
-    fn abort(&self) -> Option<std::convert::Infallible>;
 }
 
 /// Which collective an exchange belongs to, and how long it may take.

@@ -20,7 +20,8 @@ use crate::run_folder::{OpenMode, RunManifest, RunPaths, RunStatus};
 use crate::start::{initial_network, note_on_start, with_frozen_parameters};
 
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
-/// where it runs, what is kept, and what is computed anew to the same bits. The model, the data and the optimizer may not.
+/// where it runs, what is kept, and what is computed anew to the same bits. The model, the data and
+/// the optimizer may not.
 const MAY_CHANGE: [&str; 12] = [
     "name",
     "device",

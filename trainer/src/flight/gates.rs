@@ -189,4 +189,14 @@ mod tests {
         config.softmax = SoftmaxOrder::AfterSelection;
         assert_eq!(rounded(&config), [714.0, 286.0]);
     }
+
+    /// An added expert weighs by the scores of those that the token chose itself, of which one may have
+    /// dropped it.
+    #[test]
+    fn gates_of_rounded_tokens_are_renormalised_over_the_plain_choice() {
+        let scores = [1.0_f64.ln(), 2.0_f64.ln(), 5.0_f64.ln()];
+        let config = RouterConfig::top_k(2);
+        let gates = gates(&config, &scores, &[2, 0], &[2, 1]);
+        assert_eq!(gates.iter().map(|gate| (gate * 1000.0).round()).collect::<Vec<_>>(), [714.0, 143.0]);
+    }
 }

@@ -11,7 +11,9 @@ use switchyard_trainer::run_folder::OpenMode;
 use tempfile::TempDir;
 
 use crate::muon::with_muon;
-use crate::resume::{tensors, with_steps};
+use crate::resume::{
+    assert_refused_on_resume, assert_resumes_for_any_number_of_threads, tensors, with_steps,
+};
 use crate::tiny;
 use crate::untrusted::put;
 
@@ -22,17 +24,9 @@ fn in_bf16(mut config: RunConfig) -> RunConfig {
 
 #[test]
 fn a_resumed_run_with_bf16_moments_is_the_unbroken_one_for_any_number_of_threads() {
-    let folder = TempDir::new().unwrap();
     let muon = with_muon(tiny::dense(), "", &[]);
     for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe()), ("muon", muon)] {
-        let config = in_bf16(config);
-        let whole = folder.path().join(format!("{name}-whole"));
-        let parts = folder.path().join(format!("{name}-parts"));
-        tiny::run(&with_steps(&config, 6, 2), &whole, OpenMode::New).unwrap();
-        tiny::run(&with_steps(&config, 3, 1), &parts, OpenMode::New).unwrap();
-        tiny::run(&with_steps(&config, 6, 1), &parts, OpenMode::Resume).unwrap();
-        assert_eq!(tiny::rows(&whole), tiny::rows(&parts), "{name}: logged numbers");
-        assert!(tensors(&whole, 6) == tensors(&parts, 6), "{name}: stored tensors");
+        assert_resumes_for_any_number_of_threads(name, &in_bf16(config));
     }
 }
 
@@ -95,9 +89,7 @@ fn moments_of_another_type_are_refused_by_key_and_by_tensor() {
     .enumerate()
     {
         let out = folder.path().join(format!("run-{index}"));
-        tiny::run(before, &out, OpenMode::New).unwrap();
-        let message = tiny::run(&with_steps(now, 6, 1), &out, OpenMode::Resume).unwrap_err().to_string();
-        assert!(message.contains(expected), "{message}");
+        assert_refused_on_resume((before, now), &out, expected);
     }
     // A checkpoint whose configuration says otherwise than its tensors.
     let step = folder.path().join("run-0/checkpoints/step-3");

@@ -11,7 +11,7 @@ use switchyard_trainer::products::Products;
 use switchyard_trainer::run_folder::{OpenMode, RunManifest, RunPaths};
 use tempfile::TempDir;
 
-use crate::resume::{tensors, with_steps};
+use crate::resume::assert_resumes_for_any_number_of_threads;
 use crate::tiny;
 
 pub(crate) fn in_bf16(mut config: RunConfig) -> RunConfig {
@@ -25,16 +25,8 @@ fn losses(out: &Path) -> Vec<f64> {
 
 #[test]
 fn a_resumed_run_in_bf16_is_the_unbroken_one_for_any_number_of_threads() {
-    let folder = TempDir::new().unwrap();
     for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
-        let config = in_bf16(config);
-        let whole = folder.path().join(format!("{name}-whole"));
-        let parts = folder.path().join(format!("{name}-parts"));
-        tiny::run(&with_steps(&config, 6, 2), &whole, OpenMode::New).unwrap();
-        tiny::run(&with_steps(&config, 3, 1), &parts, OpenMode::New).unwrap();
-        tiny::run(&with_steps(&config, 6, 1), &parts, OpenMode::Resume).unwrap();
-        assert_eq!(tiny::rows(&whole), tiny::rows(&parts), "{name}: logged numbers");
-        assert!(tensors(&whole, 6) == tensors(&parts, 6), "{name}: stored tensors");
+        assert_resumes_for_any_number_of_threads(name, &in_bf16(config));
     }
 }
 

@@ -22,6 +22,26 @@ pub(crate) fn tensors(out: &Path, step: u64) -> [Vec<u8>; 2] {
     ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(folder.join(name)).unwrap())
 }
 
+/// Steps at two threads are the steps at one thread with a stop between.
+#[track_caller]
+pub(crate) fn assert_resumes_for_any_number_of_threads(name: &str, config: &RunConfig) {
+    let folder = TempDir::new().unwrap();
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    tiny::run(&with_steps(config, 6, 2), &whole, OpenMode::New).unwrap();
+    tiny::run(&with_steps(config, 3, 1), &parts, OpenMode::New).unwrap();
+    tiny::run(&with_steps(config, 6, 1), &parts, OpenMode::Resume).unwrap();
+    assert_eq!(tiny::rows(&whole), tiny::rows(&parts), "{name}: logged numbers");
+    assert!(tensors(&whole, 6) == tensors(&parts, 6), "{name}: stored tensors");
+}
+
+/// A run of the first configuration does not go on with the second one, for this reason.
+#[track_caller]
+pub(crate) fn assert_refused_on_resume((before, now): (&RunConfig, &RunConfig), out: &Path, expected: &str) {
+    tiny::run(before, out, OpenMode::New).unwrap();
+    let message = tiny::run(&with_steps(now, 6, 1), out, OpenMode::Resume).unwrap_err().to_string();
+    assert!(message.contains(expected), "{message}");
+}
+
 pub(crate) fn with_steps(config: &RunConfig, num_steps: u64, threads: usize) -> RunConfig {
     let mut config = config.clone();
     config.train.num_steps = num_steps;
