@@ -57,6 +57,11 @@ impl EvaluationWindows {
         self.num_windows
     }
 
+    /// Number of [`EvaluationWindows::batches`] of so many sequences.
+    pub fn num_batches(&self, sequences_per_batch: usize) -> usize {
+        self.num_windows.div_ceil(sequences_per_batch) + usize::from(self.num_rest > 0)
+    }
+
     /// Number of targets: what an average over all batches is an average of.
     pub fn num_tokens(&self) -> usize {
         self.num_windows * self.seq_len + self.num_rest

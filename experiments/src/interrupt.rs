@@ -46,6 +46,18 @@ impl Interruption {
     /// # Errors
     /// If the system refuses a signal handler.
     pub(crate) fn watch(&self, promise: &'static str) -> io::Result<Arc<AtomicBool>> {
+        self.watch_and(move || say!("\n{promise}; press Ctrl-C again to stop at once"))
+    }
+
+    /// As [`Interruption::watch`], and nobody is told.
+    ///
+    /// # Errors
+    /// If the system refuses a signal handler.
+    pub(crate) fn watch_quietly(&self) -> io::Result<Arc<AtomicBool>> {
+        self.watch_and(|| {})
+    }
+
+    fn watch_and(&self, promise: impl Fn() + Send + 'static) -> io::Result<Arc<AtomicBool>> {
         let hurry = Arc::new(AtomicBool::new(false));
         let ignored = ignored_signals();
         for signal in STOPPING.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
@@ -67,7 +79,7 @@ impl Interruption {
             while !stop.load(Ordering::SeqCst) {
                 std::thread::sleep(LOOK_EVERY);
             }
-            say!("\n{promise}; press Ctrl-C again to stop at once");
+            promise();
             std::thread::sleep(SAME_REQUEST);
             hurry.store(true, Ordering::SeqCst);
         });

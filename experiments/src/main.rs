@@ -10,6 +10,7 @@ mod failure;
 mod figures;
 mod flatten;
 mod interrupt;
+mod launch;
 mod live_view;
 mod lock_file;
 mod metrics_tail;
@@ -30,9 +31,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use switchyard_ground::say;
+use switchyard_trainer::train::dismiss;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Cli;
+use crate::failure::Failure;
 use crate::interrupt::Interruption;
 
 fn main() -> ExitCode {
@@ -48,20 +51,50 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .log_internal_errors(false)
         .init();
-    let cli = Cli::parse();
     let interruption = Interruption::default();
     interrupt::make_large_files_an_error();
+    let code = run_in_job(&interruption);
+    launch::leave();
+    code
+}
+
+/// Runs the command on the first process of the job that this one was started in; the others follow
+/// it.
+fn run_in_job(interruption: &Interruption) -> ExitCode {
+    let ended = launch::join().and_then(|()| {
+        let comm = launch::comm();
+        if comm.rank() > 0 {
+            return commands::follow(&comm, interruption).map(|()| ExitCode::SUCCESS);
+        }
+        let code = run_command(interruption);
+        dismiss(&comm);
+        Ok(code)
+    });
+    ended.unwrap_or_else(|failure| ended_by(&failure, interruption))
+}
+
+fn run_command(interruption: &Interruption) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help is one too. Not by `exit`, which the other processes of a job would wait for.
+        Err(error) => {
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
     // Nothing of the command is used after a panic, whose message the hook has printed.
-    match panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli.command, &interruption))) {
+    match panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli.command, interruption))) {
         // Whoever asked it to stop is told so, although it was done by then.
         Ok(Ok(())) if interruption.has_come() => ExitCode::from(interruption.exit_code()),
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(failure)) => {
-            if let Some(message) = failure.message() {
-                say!("{message}");
-            }
-            failure.exit_code(&interruption)
-        }
+        Ok(Err(failure)) => ended_by(&failure, interruption),
         Err(_) => ExitCode::from(1),
     }
+}
+
+fn ended_by(failure: &Failure, interruption: &Interruption) -> ExitCode {
+    if let Some(message) = failure.message() {
+        say!("{message}");
+    }
+    failure.exit_code(interruption)
 }

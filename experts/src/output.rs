@@ -3,6 +3,7 @@
 //! Shape letters: t tokens, d model width, e experts, k slots per token.
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 use switchyard_router::{AuxLoss, BalanceCount, Choice, PooledBalance, RouterStatistics};
 
 /// What the layer returns.
@@ -30,7 +31,7 @@ pub struct MoeAux {
 }
 
 /// Who went where and why, on the host.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Route {
     /// Logits of the gate, with jitter and noise where there are some and without the bias:
     /// `[t, e]`, row-major. Zeros if nothing is learned.

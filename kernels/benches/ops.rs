@@ -302,6 +302,7 @@ fn adamw_update(bencher: Bencher) {
         step: 1,
         gradient_scale: 1.0,
         rounding_key: 0,
+        first_element: 0,
     };
     let input = || Pass::Forward.input([NUM_PARAMS]);
     let gradient_n = input();

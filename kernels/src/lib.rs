@@ -46,7 +46,7 @@ pub use muon::{MuonState, MuonStep, muon_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::RotaryTable;
 pub use routing::{GateSoftmax, expected_load, mean_square_log_partition, top_k_gates};
-pub use square_sum::{square_sums, square_sums_of_rows};
+pub use square_sum::{SQUARE_SUM_BLOCK, square_sums, square_sums_of_rows};
 pub use switchyard_kernels_cpu::Products;
 pub use switchyard_kernels_cpu::bf16::Compute;
 pub use switchyard_kernels_cpu::dispatch::{DispatchPlan, Groups, SlotMap};

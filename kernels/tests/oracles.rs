@@ -410,6 +410,7 @@ fn adamw_follows_the_algorithm_over_several_steps() {
             step,
             gradient_scale: 0.5,
             rounding_key: 0,
+            first_element: 0,
         };
         state = adamw_update(state, plain(&gradient), &constants);
         assert_close("value", &values(state.value_n.clone()), &value);

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// Where a NaN or an infinity came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NonFinite {
     /// The layer; `None` outside the layers (embedding, head, loss).
     pub layer: Option<usize>,

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::expert_choice::pad;
 use crate::noise::Purpose;
@@ -19,7 +20,7 @@ use crate::{
 const BLOCK_TOKENS: usize = 256;
 
 /// Which experts each token goes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     /// Experts of each token: `[t, k]`, row-major.
     pub expert_ids_tk: Vec<u32>,

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use burn::tensor::activation::{log_sigmoid, log_softmax};
 use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 use switchyard_kernels::{expected_load, mean_square_log_partition};
 
 use crate::gate::{GateNoise, GateOutput};
@@ -13,7 +14,7 @@ use crate::host::read_to_host;
 use crate::{BalancingScope, Choice, RouterConfig, Selection, Sequences, select_top_k};
 
 /// Which loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum AuxLossKind {
     /// See [`load_balancing_loss`].
     LoadBalancing,

@@ -8,6 +8,8 @@
 //!
 //! Shape letters: t tokens, e experts, b histogram bins.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bias::recentre;
 use crate::select_top_k;
 
@@ -17,7 +19,7 @@ const NUM_BINS: usize = 1000;
 /// histogram of 1000 uniform bins from `min(bias) - 1` to `max(bias) + 1`, which holds every
 /// required bias of scores in `0..=1`, such as sigmoid's or softmax's (Kimi K3, appendix D). Values
 /// beyond count in the outermost bins.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantileHistogram {
     bias_e: Vec<f64>,
     top_k: usize,

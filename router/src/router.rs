@@ -7,6 +7,7 @@ mod logits;
 use burn::module::{Module, Param};
 use burn::tensor::activation::{log_sigmoid, sigmoid};
 use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 use switchyard_kernels::{GateSoftmax, top_k_gates};
 
 use crate::choice::{HostScores, statistics};
@@ -68,7 +69,7 @@ pub struct Routing {
 }
 
 /// What a step's tokens say about an expert bias.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BalanceCount {
     /// Assignments to each expert.
     pub tokens_per_expert: Vec<u64>,

@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Routing statistics of one layer over some tokens. Holds sums, so that
 /// [`RouterStatistics::merge`] over micro-batches gives what one measurement over all their tokens
-/// gives; serialises as its [`RouterSummary`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(into = "RouterSummary")]
+/// gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RouterStatistics {
     num_tokens: u64,
     tokens_per_expert: Vec<u64>,

@@ -329,6 +329,14 @@ pub struct FlightRecorderConfig {
     pub alarms: AlarmsConfig,
 }
 
+impl FlightRecorderConfig {
+    /// Whether the recorder looks at each token of this step, counted from 1.
+    pub(crate) fn looks_at_tokens(&self, step: u64) -> bool {
+        let is_due = |every: u64| step.is_multiple_of(every);
+        self.enabled && (is_due(self.probe_every_steps) || is_due(self.scores_every_steps))
+    }
+}
+
 impl Default for FlightRecorderConfig {
     fn default() -> Self {
         Self {

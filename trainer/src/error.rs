@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use switchyard_comm::CommError;
 use switchyard_datasets::DatasetError;
 use switchyard_ground::key_error::KeyError;
 use switchyard_hub::HubError;
@@ -187,6 +188,27 @@ pub enum TrainError {
     /// A published model could not be read or written.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// A key that several ranks cannot do.
+    #[error(transparent)]
+    Distributed(KeyError),
+    /// Another rank cannot go on.
+    #[error("rank {rank}: {message}")]
+    OfRank {
+        /// Which.
+        rank: usize,
+        /// Its error.
+        message: String,
+        /// Where the NaN or infinity is that it met; `None` for other errors.
+        non_finite: Option<NonFinite>,
+        /// Whether its model and counters are as they should be.
+        leaves_the_model_whole: bool,
+    },
+    /// This rank was started with another program than the first.
+    #[error("its program computes otherwise than that of rank 0: start all ranks with the same build")]
+    OtherProgram,
+    /// The ranks lost one another.
+    #[error(transparent)]
+    Comm(#[from] CommError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceReadError),
@@ -204,6 +226,7 @@ impl TrainError {
     pub fn non_finite(&self) -> Option<NonFinite> {
         match self {
             Self::NonFiniteLoss { origin, .. } => Some(origin.clone()),
+            Self::OfRank { non_finite, .. } => non_finite.clone(),
             Self::NonFiniteGradient { source, .. } => Some(NonFinite {
                 layer: source.name.layer,
                 expert: source.expert,
@@ -230,6 +253,8 @@ impl TrainError {
             | Self::OtherTokens { .. }
             | Self::MissingData { .. }
             | Self::Setting(_)
+            | Self::Distributed(_)
+            | Self::OtherProgram
             | Self::Question(_)
             | Self::Start(_)
             | Self::Upcycle(_) => true,
@@ -243,6 +268,8 @@ impl TrainError {
             }
             Self::NonFiniteLoss { .. }
             | Self::NonFiniteGradient { .. }
+            | Self::OfRank { .. }
+            | Self::Comm(_)
             | Self::Output { .. }
             | Self::Interrupted
             | Self::Device(_) => false,
@@ -260,6 +287,7 @@ impl TrainError {
                 matches!(error, ColumnsError::Io { .. } | ColumnsError::Unwritable { .. })
             }
             Self::RunFolder(error) => matches!(error, RunFolderError::Io { .. }),
+            Self::OfRank { leaves_the_model_whole, .. } => *leaves_the_model_whole,
             _ => false,
         }
     }

@@ -1,23 +1,25 @@
 //! The loss on held-out text: dropless, without noise, over fixed windows in order.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, s};
+use serde::{Deserialize, Serialize};
 use switchyard_datasets::{DatasetError, EvaluationWindows, SlidingWindows, TokenBatch, TokenStore};
 use switchyard_model::{Compute, Pass, Transformer};
 
 use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::metrics::DocumentLoss;
-use crate::readings::{Readings, read_scalar};
-use crate::step::{RoutingByLayer, merge_routing};
+use crate::readings::{Reading, Readings, read_scalar};
+use crate::step::{RoutingByLayer, add_statistics, statistics_of};
 
 /// How much of the split is read, and in what pieces.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct EvaluationSettings {
     /// Tokens per window.
     pub seq_len: usize,
@@ -86,41 +88,101 @@ pub fn evaluate_unless(
     device: &Device,
 ) -> Result<Evaluation, TrainError> {
     let started = Instant::now();
+    let batches = evaluate_batches(stop, model, store, settings, device, |num_batches| 0..num_batches)?;
+    Evaluation::of(batches, store, settings, started)
+}
+
+/// What was found in one batch of an evaluation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BatchEvaluation {
+    nats: f64,
+    num_tokens: u64,
+    routing: RoutingByLayer,
+    /// The loss of each document's part of the batch; `None` unless it was asked for.
+    documents: Option<Vec<DocumentLoss>>,
+}
+
+/// The loss of `model` on those batches of `store` that `share` says of their number; looks at `stop`
+/// before each.
+///
+/// # Errors
+/// As [`evaluate_unless`].
+pub(crate) fn evaluate_batches(
+    stop: &AtomicBool,
+    model: &Transformer,
+    store: &Arc<TokenStore>,
+    settings: &EvaluationSettings,
+    device: &Device,
+    share: impl FnOnce(usize) -> Range<usize>,
+) -> Result<Vec<BatchEvaluation>, TrainError> {
     let model = model.valid();
     let windows = Windows::new(store, settings)?;
-    let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
-    let mut state = None;
     let knows_documents = settings.by_document && settings.stride.is_none() && store.num_documents() > 0;
-    let mut documents = knows_documents.then(|| DocumentLosses { store, losses: Vec::new() });
     let num_rows = if settings.carries_state { 1 } else { settings.sequences_per_batch };
-    for batch in windows.batches(num_rows) {
+    let share = share(windows.num_batches(num_rows));
+    let (mut found, mut state, mut first_target) = (Vec::new(), None, 0);
+    for (index, batch) in windows.batches(num_rows).enumerate().take(share.end) {
         if stop.load(Ordering::SeqCst) {
             return Err(TrainError::Interrupted);
         }
         let batch = batch?;
-        let batch_tokens = batch.num_counted_targets() as u64;
+        let num_tokens = batch.num_counted_targets();
+        // The first token of the split is no target.
+        let start = 1 + first_target;
+        first_target += num_tokens;
+        if index < share.start {
+            continue;
+        }
         let before = state.take().filter(|_| batch.follows);
         let batch = DeviceBatch::upload(batch, device);
         let mut output = model.forward(&batch.input.after(before), Pass::Evaluation);
         state = output.state.take();
         let loss = model.head_loss(output.hidden_td.clone(), batch.target_ids_t.clone(), None, Compute::F32);
-        nats += read_scalar(&loss.cross_entropy_1)? * batch_tokens as f64;
-        if let Some(documents) = &mut documents {
-            // The first token of the split is no target.
-            documents.add(&model, &output.hidden_td, &batch.target_ids_t, 1 + num_tokens as usize)?;
-        }
-        num_tokens += batch_tokens;
-        merge_routing(&mut routing, &output);
+        let documents = match knows_documents {
+            true => Some(document_losses(&model, store, (&output.hidden_td, &batch.target_ids_t), start)?),
+            false => None,
+        };
+        found.push(BatchEvaluation {
+            nats: read_scalar(&loss.cross_entropy_1)? * num_tokens as f64,
+            num_tokens: num_tokens as u64,
+            routing: statistics_of(&output),
+            documents,
+        });
     }
-    Ok(Evaluation {
-        cross_entropy_nats: nats / num_tokens as f64,
-        num_tokens,
-        whole_split: num_tokens == windows.num_targets_of_whole_split() as u64,
-        documents: documents.map(|documents| documents.losses),
-        sources: BTreeMap::new(),
-        secs: started.elapsed().as_secs_f64(),
-        routing,
-    })
+    Ok(found)
+}
+
+impl Evaluation {
+    /// What all `batches` of an evaluation of `store` have found, in their order.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`] if the data is shorter than one window.
+    pub(crate) fn of(
+        batches: Vec<BatchEvaluation>,
+        store: &Arc<TokenStore>,
+        settings: &EvaluationSettings,
+        started: Instant,
+    ) -> Result<Self, TrainError> {
+        let (mut nats, mut num_tokens, mut routing) = (0.0, 0u64, RoutingByLayer::new());
+        let mut documents: Option<Vec<DocumentLoss>> = None;
+        for batch in batches {
+            nats += batch.nats;
+            num_tokens += batch.num_tokens;
+            add_statistics(&mut routing, batch.routing);
+            for part in batch.documents.into_iter().flatten() {
+                add_document(documents.get_or_insert_default(), part);
+            }
+        }
+        Ok(Self {
+            cross_entropy_nats: nats / num_tokens as f64,
+            num_tokens,
+            whole_split: num_tokens == Windows::new(store, settings)?.num_targets_of_whole_split() as u64,
+            documents,
+            sources: BTreeMap::new(),
+            secs: started.elapsed().as_secs_f64(),
+            routing,
+        })
+    }
 }
 
 /// The windows of an evaluation.
@@ -153,6 +215,14 @@ impl Windows {
         }
     }
 
+    /// Batches of windows one after the other, or more than those of windows that slide.
+    fn num_batches(&self, size: usize) -> usize {
+        match self {
+            Self::OneByOne { windows, .. } => windows.num_batches(size),
+            Self::Sliding { .. } => usize::MAX,
+        }
+    }
+
     fn batches(&self, size: usize) -> Box<dyn Iterator<Item = Result<TokenBatch, DatasetError>> + '_> {
         match self {
             Self::OneByOne { windows, .. } => Box::new(windows.batches(size)),
@@ -161,72 +231,64 @@ impl Windows {
     }
 }
 
-/// The loss of `model` on the split of each source, in `stores`, that there is and that holds a window,
-/// by the source's index; looks at `stop` before each batch.
+/// What `evaluate` finds on the split of each source, in `stores`, that there is and that holds a
+/// window, by the source's index.
 ///
 /// # Errors
-/// As [`evaluate_unless`].
+/// As `evaluate`.
 pub fn evaluate_sources(
-    stop: &AtomicBool,
-    model: &Transformer,
     stores: &[Option<&Arc<TokenStore>>],
     settings: &EvaluationSettings,
-    device: &Device,
+    evaluate: impl Fn(usize, &Arc<TokenStore>, &EvaluationSettings) -> Result<Evaluation, TrainError>,
 ) -> Result<BTreeMap<usize, Evaluation>, TrainError> {
     let settings = EvaluationSettings { by_document: false, ..*settings };
     let long_enough = |(index, store): (usize, &Option<&Arc<TokenStore>>)| {
         Some((index, (*store).filter(|store| store.len() > settings.seq_len)?.clone()))
     };
-    let evaluated = |(index, store): (usize, Arc<TokenStore>)| {
-        Ok((index, evaluate_unless(stop, model, &store, &settings, device)?))
-    };
+    let evaluated =
+        |(index, store): (usize, Arc<TokenStore>)| Ok((index, evaluate(index, &store, &settings)?));
     stores.iter().enumerate().filter_map(long_enough).map(evaluated).collect()
 }
 
-/// The loss of each document so far.
-struct DocumentLosses<'a> {
-    store: &'a TokenStore,
-    losses: Vec<DocumentLoss>,
+/// The loss of each document's part of consecutive targets, the first of them at position `start` of
+/// the store, with the hidden states that predict them.
+fn document_losses(
+    model: &Transformer,
+    store: &TokenStore,
+    (hidden_td, target_ids_t): (&Tensor<2>, &Tensor<1, Int>),
+    start: usize,
+) -> Result<Vec<DocumentLoss>, TrainError> {
+    let spans = store.documents_of(start, target_ids_t.dims()[0]).unwrap_or_default();
+    let (mut readings, mut first) = (Readings::default(), 0);
+    let mut means = Vec::new();
+    for (_, len) in &spans {
+        let end = first + len;
+        let loss = model.head_loss(
+            hidden_td.clone().slice(s![first..end, ..]),
+            target_ids_t.clone().slice(s![first..end]),
+            None,
+            Compute::F32,
+        );
+        means.push(readings.add(&loss.cross_entropy_1));
+        first = end;
+    }
+    let values = readings.read()?;
+    let mut position = start;
+    let of_span = |((document, len), mean): ((usize, usize), &Reading)| {
+        let domain = store.domain(position);
+        position += len;
+        DocumentLoss { document, domain, num_tokens: len as u64, nats: values.scalar(mean) * len as f64 }
+    };
+    Ok(spans.into_iter().zip(&means).map(of_span).collect())
 }
 
-impl DocumentLosses<'_> {
-    /// Adds consecutive targets, the first of them at position `start` of the store, with the hidden
-    /// states that predict them.
-    fn add(
-        &mut self,
-        model: &Transformer,
-        hidden_td: &Tensor<2>,
-        target_ids_t: &Tensor<1, Int>,
-        start: usize,
-    ) -> Result<(), TrainError> {
-        let spans = self.store.documents_of(start, target_ids_t.dims()[0]).unwrap_or_default();
-        let (mut readings, mut first) = (Readings::default(), 0);
-        let mut means = Vec::new();
-        for (_, len) in &spans {
-            let end = first + len;
-            let loss = model.head_loss(
-                hidden_td.clone().slice(s![first..end, ..]),
-                target_ids_t.clone().slice(s![first..end]),
-                None,
-                Compute::F32,
-            );
-            means.push(readings.add(&loss.cross_entropy_1));
-            first = end;
+/// Adds a document, or the next part of the last one.
+fn add_document(documents: &mut Vec<DocumentLoss>, part: DocumentLoss) {
+    match documents.last_mut().filter(|last| last.document == part.document) {
+        Some(last) => {
+            last.num_tokens += part.num_tokens;
+            last.nats += part.nats;
         }
-        let values = readings.read()?;
-        let mut position = start;
-        for ((document, len), mean) in spans.into_iter().zip(&means) {
-            let nats = values.scalar(mean) * len as f64;
-            let domain = self.store.domain(position);
-            position += len;
-            match self.losses.last_mut().filter(|last| last.document == document) {
-                Some(last) => {
-                    last.num_tokens += len as u64;
-                    last.nats += nats;
-                }
-                None => self.losses.push(DocumentLoss { document, domain, num_tokens: len as u64, nats }),
-            }
-        }
-        Ok(())
+        None => documents.push(part),
     }
 }

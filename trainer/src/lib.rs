@@ -18,9 +18,11 @@
 //! | where it runs, and what that takes | [`device`], [`host`], [`available_memory`], [`throughput`], [`energy`] |
 //! | how large activations are after a few steps | [`coordinates`] |
 //! | how fast it runs | [`benchmark`] |
+//! | the same run on several ranks | `ranks`, and who updates what, `sharding` |
 
 pub mod available_memory;
 pub mod average;
+mod balancing_bound;
 pub mod batch;
 pub mod benchmark;
 pub mod checkpoint;
@@ -53,6 +55,7 @@ pub mod plan;
 pub mod products;
 mod provenance;
 mod qk_clip;
+mod ranks;
 mod readings;
 mod replaceable;
 mod resume;
@@ -60,6 +63,7 @@ mod routed_pass;
 pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
+mod sharding;
 pub mod spikes;
 mod start;
 pub mod step;

@@ -61,7 +61,7 @@ pub struct MemoryEstimate {
     /// Parameters.
     pub weights_bytes: u64,
     /// Gradients: those of the parameters behind the one at work, or all; with several
-    /// micro-batches also the sum over the earlier ones.
+    /// micro-batches also sums over earlier ones, one for each doubling of their number.
     pub gradients_bytes: u64,
     /// What the optimizer remembers: AdamW's two moments per parameter, Muon's one.
     pub moments_bytes: u64,
@@ -274,11 +274,17 @@ impl Step<'_> {
         Alive { gradients: self.weights, activations: self.records_bytes(), temporaries: self.update }
     }
 
-    /// The gradients of the passes before and of this one are both alive, and one parameter's new
-    /// sum.
+    /// Sums of gradients of the passes before that wait for others, at most: the tree of
+    /// `switchyard_comm::tree` holds one for each digit 1 of their number.
+    fn sums_alive(&self) -> f64 {
+        self.passes.log2().floor().max(0.0)
+    }
+
+    /// The sums of gradients of the passes before and the gradients of this one are alive, and one
+    /// parameter's new sum.
     fn accumulation(&self) -> Option<(StepMoment, Alive)> {
         let alive = Alive {
-            gradients: 2.0 * self.weights,
+            gradients: (1.0 + self.sums_alive()) * self.weights,
             activations: self.records_bytes(),
             temporaries: self.model.largest_param_bytes(),
         };
@@ -291,7 +297,7 @@ impl Step<'_> {
         let ModelFootprint { layers, head, stream_bytes, .. } = self.model;
         let kept_by_the_loss = |layer| kept_bytes(layer) - self.recomputed_bytes(layer);
         let mut alive = Alive {
-            gradients: if self.passes > 1.0 { self.weights } else { 0.0 },
+            gradients: self.sums_alive() * self.weights,
             activations: self.records_bytes()
                 + head.kept_bytes
                 + layers.iter().map(kept_by_the_loss).sum::<f64>(),

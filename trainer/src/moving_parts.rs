@@ -3,16 +3,18 @@
 
 use burn::tensor::Device;
 use switchyard_datasets::Loader;
-use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer};
+use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer, update_parameters};
 
 use crate::TrainError;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, StepGradients};
 use crate::parameter_groups::is_frozen;
 use crate::plan::RunPlan;
 use crate::qk_clip::{clip_factors, clipped, num_clipped};
+use crate::ranks::Ranks;
 use crate::replaceable::Replaceable;
+use crate::sharding::ShardGradients;
 use crate::step::{StepMeasurements, StepSettings, step_gradients};
 
 /// The moving parts of a run.
@@ -24,6 +26,8 @@ pub(crate) struct MovingParts {
     pub(crate) state: TrainingState,
     /// What the last step's sequences left in a recurrent model, where it is carried on.
     pub(crate) carried: Option<ModelState>,
+    /// The ranks that do each step together.
+    pub(crate) ranks: Ranks,
 }
 
 impl MovingParts {
@@ -48,14 +52,22 @@ impl MovingParts {
             options: plan.pass_options(),
             state: self.carried.as_ref().filter(|_| follows),
         };
-        let (gradients, mut measurements) =
-            step_gradients(self.model.get(), micro_batches, &settings, device)?;
+        let (gradients, mut measurements) = if self.ranks.is_alone() {
+            let (gradients, measurements) =
+                step_gradients(self.model.get(), micro_batches, &settings, device)?;
+            (Gradients::Whole(gradients), measurements)
+        } else {
+            let keeps_tokens = plan.flight_recorder.looks_at_tokens(self.state.step + 1);
+            let parts = (self.model.get(), &self.optimizer);
+            let (gradients, measurements) =
+                self.ranks.step_gradients(parts, micro_batches, &settings, keeps_tokens, device)?;
+            (Gradients::OfShard(gradients), measurements)
+        };
         measurements.spike = config.train.skip_spikes.and_then(|spikes| {
             let history = self.state.spikes.get_or_insert_default();
             history.judge(&spikes, measurements.total_loss, measurements.grad_norm)
         });
         if measurements.spike.is_none() {
-            let updated = |model| self.optimizer.update(model, gradients, learning_rate);
             measurements.balance.retain(|layer, _| {
                 let bias = Role::Router(RouterPart::SelectionBias);
                 !is_frozen(config, ParameterName::of_layer(*layer, bias))
@@ -64,8 +76,9 @@ impl MovingParts {
                 clip_factors(&measurements.max_logits, clip.max_logit, |name| is_frozen(config, name))
             });
             measurements.clipped_heads = factors.as_ref().map(num_clipped);
+            self.update(gradients, learning_rate)?;
             self.model.replace(|model| {
-                let model = updated(model).with_balanced_routers(&measurements.balance);
+                let model = model.with_balanced_routers(&measurements.balance);
                 clipped(model, &factors.unwrap_or_default())
             });
         }
@@ -77,4 +90,30 @@ impl MovingParts {
         self.state.rng.next_step = self.state.step;
         Ok(measurements)
     }
+
+    /// The update of all parameters; of several ranks, each makes a part of it.
+    fn update(&mut self, gradients: Gradients, learning_rate: f64) -> Result<(), TrainError> {
+        match gradients {
+            Gradients::Whole(gradients) => {
+                self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
+            }
+            Gradients::OfShard(gradients) => {
+                let sharding = gradients.sharding.clone();
+                let pieces = self.optimizer.update_pieces(self.model.get(), gradients, learning_rate);
+                let mut parameters = self.ranks.all_parameters(&sharding, pieces)?;
+                self.model.replace(|model| {
+                    update_parameters(model, |name, _, value_n| parameters.remove(&name).unwrap_or(value_n))
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of an update.
+enum Gradients {
+    /// Of all parameters.
+    Whole(StepGradients),
+    /// Of those that this rank updates.
+    OfShard(ShardGradients),
 }

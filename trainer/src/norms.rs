@@ -93,6 +93,11 @@ fn row_sums(parts: &[f64], num_rows: usize) -> Vec<f64> {
 }
 
 impl HostSquares {
+    /// Those of a parameter with these sums of rows.
+    pub(crate) fn new(name: ParameterName, rows: Vec<f64>) -> Self {
+        Self { part: part_of(name), rows }
+    }
+
     pub(crate) fn total(&self) -> f64 {
         self.rows.iter().sum()
     }

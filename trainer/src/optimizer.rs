@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
+use switchyard_comm::tree::TreeSum;
 use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
 use switchyard_model::random::stream_key;
 use switchyard_model::{
-    ModelSpec, Named, ParameterName, ParameterTensor, Parametrisation, Role, RoleFactors, update_parameters,
+    ModelSpec, Named, ParameterName, ParameterTensor, Parametrisation, Role, RoleFactors, parameter_tensors,
+    update_parameters,
 };
 
 use crate::config::{AdamWConfig, MomentType, MuonConfig, ParameterGroupConfig, TrainConfig};
 use crate::norms::{Norms, ParameterSquares};
 use crate::parameter_groups::group_of;
 use crate::readings::{Readings, Values};
+use crate::sharding::{Piece, PieceValues, ShardGradients, Sharding};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
 #[derive(Debug, Clone)]
@@ -24,10 +27,37 @@ pub struct StepGradients {
     scale: f64,
 }
 
-impl Default for StepGradients {
-    fn default() -> Self {
-        Self { gradients: Vec::new(), scale: 1.0 }
+/// The sum of the gradients of one micro-batch after another, added by the tree of
+/// [`switchyard_comm::tree`], so that it does not depend on how they are spread over ranks.
+#[derive(Debug, Default)]
+pub struct GradientSum(TreeSum<Vec<Named<Tensor<1>>>>);
+
+impl GradientSum {
+    /// Adds the next micro-batch's gradients.
+    ///
+    /// # Panics
+    /// If they are not of the same parameters in the same order as those before: a sum of others
+    /// would train nothing.
+    pub fn push(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
+        self.0.push(micro_batch, added);
     }
+
+    /// The sum; of no parameters if nothing was added.
+    pub fn finish(self) -> StepGradients {
+        StepGradients { gradients: self.0.finish(added).unwrap_or_default(), scale: 1.0 }
+    }
+}
+
+/// The sums of both, parameter by parameter.
+fn added(left: Vec<Named<Tensor<1>>>, right: Vec<Named<Tensor<1>>>) -> Vec<Named<Tensor<1>>> {
+    // A mixture's untouched expert still has a (zero) gradient, so every micro-batch brings the same
+    // parameters in the same order.
+    assert_eq!(left.len(), right.len(), "gradients of other parameters");
+    let sum = |(left, right): (Named<Tensor<1>>, Named<Tensor<1>>)| {
+        assert_eq!(left.name, right.name, "gradients of other parameters");
+        Named { name: left.name, value: left.value + right.value }
+    };
+    left.into_iter().zip(right).map(sum).collect()
 }
 
 /// A gradient that is not a finite number.
@@ -56,30 +86,16 @@ impl NonFiniteGradient {
     }
 }
 
+/// `max_norm / norm` if `norm` is above `max_norm`, else 1 (arXiv:1211.5063, algorithm 1).
+pub(crate) fn clip_factor(norm: f64, max_norm: Option<f64>) -> f64 {
+    max_norm.filter(|max_norm| norm > *max_norm).map_or(1.0, |max_norm| max_norm / norm)
+}
+
 fn of_expert(expert: Option<usize>) -> String {
     expert.map_or_else(String::new, |expert| format!(", the first of them of expert {expert}"))
 }
 
 impl StepGradients {
-    /// Adds one micro-batch's gradients.
-    ///
-    /// # Panics
-    /// If they are not of the same parameters in the same order as those before: a sum of others
-    /// would train nothing.
-    pub fn accumulate(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
-        if self.gradients.is_empty() {
-            self.gradients = micro_batch;
-            return;
-        }
-        // A mixture's untouched expert still has a (zero) gradient, so every micro-batch brings
-        // the same parameters in the same order.
-        assert_eq!(self.gradients.len(), micro_batch.len(), "gradients of other parameters");
-        for (sum, new) in self.gradients.iter_mut().zip(micro_batch) {
-            assert_eq!(sum.name, new.name, "gradients of other parameters");
-            sum.value = sum.value.clone() + new.value;
-        }
-    }
-
     /// Starts the sums of squares that [`StepGradients::norms`] needs. `num_experts` of a layer
     /// says into how many rows the gradients of its experts divide.
     pub(crate) fn start_norms(
@@ -114,11 +130,14 @@ impl StepGradients {
         Ok(norms.finish())
     }
 
-    /// Multiply by `max_norm / norm` if `norm` is above `max_norm` (arXiv:1211.5063, algorithm 1).
-    pub fn clip(&mut self, norm: f64, max_norm: f64) {
-        if norm > max_norm {
-            self.scale *= max_norm / norm;
-        }
+    /// Without their scale.
+    pub(crate) fn into_gradients(self) -> Vec<Named<Tensor<1>>> {
+        self.gradients
+    }
+
+    /// Multiply by [`clip_factor`].
+    pub(crate) fn clip(&mut self, norm: f64, max_norm: Option<f64>) {
+        self.scale *= clip_factor(norm, max_norm);
     }
 }
 
@@ -132,6 +151,8 @@ pub struct Optimizer {
     /// Updates done.
     step: u64,
     moments: BTreeMap<ParameterName, Moments>,
+    /// What of them is here, where ranks share them.
+    sharding: Option<Sharding>,
 }
 
 /// What the optimizer remembers of one parameter: what [`moment_names`] lists, in that order.
@@ -156,6 +177,15 @@ fn muon_of(muon: Option<&MuonConfig>, role: Role) -> Option<&MuonConfig> {
     muon.filter(|muon| muon.takes(role))
 }
 
+/// A parameter, or a part of it.
+struct Part<'a> {
+    name: ParameterName,
+    /// Its shape, of a stack of matrices that of the part.
+    shape: &'a [usize],
+    /// Number of its first element in the parameter.
+    first: usize,
+}
+
 /// How one parameter is updated.
 enum ParameterStep {
     AdamW(AdamWStep),
@@ -176,14 +206,99 @@ impl Optimizer {
         let mut by_name: BTreeMap<ParameterName, Tensor<1>> =
             gradients.into_iter().map(|gradient| (gradient.name, gradient.value)).collect();
         update_parameters(model, |name, shape, value_n| match by_name.remove(&name) {
-            Some(gradient_n) => match self.step_of(name, learning_rate, scale) {
-                ParameterStep::AdamW(step) => self.update_by_adamw(name, value_n, gradient_n, &step),
-                ParameterStep::Muon(step) => {
-                    self.update_by_muon((name, stack_shape(shape)), value_n, gradient_n, &step)
-                }
-            },
+            Some(gradient_n) => {
+                self.updated(Part { name, shape, first: 0 }, value_n, gradient_n, (learning_rate, scale))
+            }
             None => value_n,
         })
+    }
+
+    /// This rank's pieces of the parameters of `model` after one update. From now on the optimizer
+    /// remembers of each parameter what belongs to its piece alone.
+    pub(crate) fn update_pieces<M: Module>(
+        &mut self,
+        model: &M,
+        gradients: ShardGradients,
+        learning_rate: f64,
+    ) -> Vec<PieceValues> {
+        self.step += 1;
+        let ShardGradients { sharding, pieces, scale } = gradients;
+        self.keep_moments_of(&sharding);
+        self.sharding = Some(sharding);
+        let parameters: BTreeMap<ParameterName, ParameterTensor> =
+            parameter_tensors(model).into_iter().map(|named| (named.name, named.value)).collect();
+        let updated = |PieceValues { piece, values_n: gradient_n }| {
+            let (name, elements) = (piece.of.name, piece.elements.clone());
+            let ParameterTensor { shape, values_n, .. } = &parameters[&name];
+            let mut shape = shape.clone();
+            if let [rows, _, _] = &mut shape[..] {
+                *rows = elements.len() / piece.of.row_len();
+            }
+            let part = Part { name, shape: &shape, first: elements.start };
+            let value_n = values_n.clone().slice([elements]);
+            let values_n = self.updated(part, value_n, gradient_n, (learning_rate, scale));
+            PieceValues { piece, values_n }
+        };
+        pieces.into_iter().map(updated).collect()
+    }
+
+    /// Forgets what other ranks remember.
+    fn keep_moments_of(&mut self, sharding: &Sharding) {
+        let mut all = std::mem::take(&mut self.moments);
+        for piece in sharding.own_pieces() {
+            let Some(mut moments) = all.remove(&piece.of.name) else { continue };
+            for moment_n in &mut moments {
+                if moment_n.dims()[0] != piece.elements.len() {
+                    *moment_n = moment_n.clone().slice([piece.elements.clone()]);
+                }
+            }
+            self.moments.insert(piece.of.name, moments);
+        }
+    }
+
+    /// How what is remembered is spread over ranks; `None` while all of it is here.
+    pub(crate) fn sharding(&self) -> Option<&Sharding> {
+        self.sharding.as_ref()
+    }
+
+    /// What is remembered of a piece.
+    pub(crate) fn moments_of(&self, piece: &Piece) -> &[Tensor<1>] {
+        self.moments.get(&piece.of.name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Types of what is remembered of a parameter.
+    pub(crate) fn moment_dtypes(&self, name: ParameterName) -> Vec<DType> {
+        let dtype = moment_dtype(&self.adamw, self.muon.as_ref(), name.role);
+        vec![dtype; moment_names(self.muon.as_ref(), name.role).len()]
+    }
+
+    /// The optimizer of a process alone that remembers `moments` of each parameter.
+    pub(crate) fn with_all_moments(&self, moments: BTreeMap<ParameterName, Moments>) -> Self {
+        Self { moments, sharding: None, ..self.clone() }
+    }
+
+    /// Whether the update of an element of the parameter depends on all of its matrix.
+    pub(crate) fn updates_matrices(&self, name: ParameterName) -> bool {
+        muon_of(self.muon.as_ref(), name.role).is_some()
+    }
+
+    /// Values of a parameter, or of a part of it, after its update.
+    fn updated(
+        &mut self,
+        part: Part<'_>,
+        value_n: Tensor<1>,
+        gradient_n: Tensor<1>,
+        (learning_rate, scale): (f64, f64),
+    ) -> Tensor<1> {
+        match self.step_of(part.name, learning_rate, scale) {
+            ParameterStep::AdamW(step) => {
+                let step = AdamWStep { first_element: part.first, ..step };
+                self.update_by_adamw(part.name, value_n, gradient_n, &step)
+            }
+            ParameterStep::Muon(step) => {
+                self.update_by_muon((part.name, stack_shape(part.shape)), value_n, gradient_n, &step)
+            }
+        }
     }
 
     /// The step of one parameter: of its group, where it has one, times what the model's
@@ -214,6 +329,7 @@ impl Optimizer {
                     step: self.step,
                     gradient_scale,
                     rounding_key: stream_key(self.step, &name.to_string()),
+                    first_element: 0,
                 })
             }
         }
@@ -287,7 +403,7 @@ impl Optimizer {
         moments: BTreeMap<ParameterName, Moments>,
     ) -> Self {
         let (adamw, muon, groups) = (train.adamw.clone(), train.muon.clone(), train.groups.clone());
-        Self { adamw, muon, groups, parametrisation: model.parametrisation, step, moments }
+        Self { adamw, muon, groups, parametrisation: model.parametrisation, step, moments, sharding: None }
     }
 }
 

@@ -1,8 +1,10 @@
 //! One optimizer step: forward, backward, accumulate, clip, update.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
 use switchyard_datasets::TokenBatch;
 use switchyard_model::{ModelInput, ModelOutput, ModelState, Pass, PassOptions, StepNoise, Transformer};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
@@ -11,7 +13,7 @@ use crate::TrainError;
 use crate::batch::DeviceBatch;
 use crate::loss::{LossParts, RouterLoss};
 use crate::norms::MoeNorms;
-use crate::optimizer::StepGradients;
+use crate::optimizer::{GradientSum, StepGradients};
 use crate::provenance::non_finite_origin;
 use crate::readings::{Reading, Readings, Values};
 use crate::routed_pass::RoutedPass;
@@ -91,67 +93,157 @@ pub fn step_gradients(
     settings: &StepSettings<'_>,
     device: &Device,
 ) -> Result<(StepGradients, StepMeasurements), TrainError> {
-    let scale = 1.0 / micro_batches.len() as f64;
-    let mut gradients = StepGradients::default();
-    let mut measurements = StepMeasurements::default();
+    let share = Share { first: 0, of: micro_batches.len() };
     let mut readings = Readings::default();
-    let mut passes = Vec::with_capacity(micro_batches.len());
+    let Passes { gradients, passes, state } =
+        run_passes(model, micro_batches, (settings, share), device, &mut readings);
+    let mut gradients = gradients.finish();
+    let squares = gradients.start_norms(num_experts_in(model), &mut readings);
+    // The step's only wait for the device, but for the routers that choose on the host.
+    let values = readings.read()?;
+    let measured = measured(model, passes, &values, settings)?;
+    let mut measurements = StepMeasurements { state, ..StepMeasurements::of(measured) };
+    let norms = gradients
+        .norms(&squares, &values)
+        .map_err(|source| TrainError::NonFiniteGradient { step: settings.step + 1, source })?;
+    (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
+    gradients.clip(measurements.grad_norm, settings.max_grad_norm);
+    Ok((gradients, measurements))
+}
+
+/// Into how many rows the gradients of a layer's experts divide.
+pub(crate) fn num_experts_in(model: &Transformer) -> impl Fn(usize) -> usize {
+    |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts())
+}
+
+/// Which of a step's micro-batches some are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    /// Number of the first of them among those of the step, from 0.
+    pub(crate) first: usize,
+    /// Micro-batches of the step.
+    pub(crate) of: usize,
+}
+
+/// What forward and backward passes left.
+pub(crate) struct Passes {
+    /// Gradients of the mean loss over all micro-batches of the step, of these alone.
+    pub(crate) gradients: GradientSum,
+    pub(crate) passes: Vec<PassDone>,
+    /// What the sequences leave to the next step.
+    pub(crate) state: Option<ModelState>,
+}
+
+/// A forward and backward pass whose losses are still to be read.
+pub(crate) struct PassDone {
+    input: ModelInput,
+    noise: StepNoise,
+    /// Routing of the step's passes before it.
+    earlier: RoutingByLayer,
+    losses: LossReadings,
+    statistics: RoutingByLayer,
+    balance: BTreeMap<usize, BalanceCount>,
+    routed: RoutedPass,
+}
+
+/// Forward and backward passes over `micro_batches`, the given share of the step's.
+pub(crate) fn run_passes(
+    model: &Transformer,
+    micro_batches: Vec<TokenBatch>,
+    (settings, share): (&StepSettings<'_>, Share),
+    device: &Device,
+    readings: &mut Readings,
+) -> Passes {
+    let mut gradients = GradientSum::default();
+    let mut passes: Vec<PassDone> = Vec::with_capacity(micro_batches.len());
     let (mut states, mut num_rows) = (Vec::with_capacity(micro_batches.len()), 0);
+    let mut earlier = RoutingByLayer::new();
     for (index, micro_batch) in micro_batches.into_iter().enumerate() {
         let domains = micro_batch.domains.clone();
         let (first_row, num_sequences) = (num_rows, micro_batch.num_sequences);
         num_rows += num_sequences;
         let DeviceBatch { input, target_ids_t } = DeviceBatch::upload(micro_batch, device);
         let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
-        let noise = StepNoise::new(settings.seed, settings.step, index as u64);
-        let earlier = measurements.routing.clone();
+        let noise = StepNoise::new(settings.seed, settings.step, (share.first + index) as u64);
         let training = Pass::Training { noise, earlier: &earlier, options: settings.options };
         let (mut output, tape) = model.forward_for_backward(&input, training);
         states.push(output.state.take());
         let parts =
             LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.options.compute);
-        let losses = LossReadings::new(&parts, &output, &mut readings);
-        measurements.count(&output);
-        let routed = RoutedPass::new(&input, domains, output);
-        gradients.accumulate(model.backward(&parts.total.mul_scalar(scale), tape, &input, training));
-        passes.push(PassDone { input, noise, earlier, losses, routed });
+        let losses = LossReadings::new(&parts, &output, readings);
+        let mean = parts.total.mul_scalar(1.0 / share.of as f64);
+        gradients.push(model.backward(&mean, tape, &input, training));
+        let (before, statistics) = (earlier.clone(), statistics_of(&output));
+        add_statistics(&mut earlier, statistics.clone());
+        passes.push(PassDone {
+            statistics,
+            balance: balance_of(&output),
+            routed: RoutedPass::new((model, &input), domains, &before, output),
+            input,
+            noise,
+            earlier: before,
+            losses,
+        });
     }
-    measurements.state = ModelState::stacked(states);
-    let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
-    let squares = gradients.start_norms(num_experts, &mut readings);
-    // The step's only wait for the device, but for the routers that choose on the host.
-    let values = readings.read()?;
-    for pass in passes {
-        measurements.add(&pass.losses, &values, scale);
-        if !measurements.total_loss.is_finite() {
-            let training =
-                Pass::Training { noise: pass.noise, earlier: &pass.earlier, options: settings.options };
-            return Err(TrainError::NonFiniteLoss {
-                step: settings.step + 1,
-                loss: measurements.total_loss,
-                origin: non_finite_origin(model, &pass.input, training),
-            });
-        }
-        measurements.passes.push(pass.routed.with_losses(&pass.losses.of_layers, &values));
-    }
-    let norms = gradients
-        .norms(&squares, &values)
-        .map_err(|source| TrainError::NonFiniteGradient { step: settings.step + 1, source })?;
-    (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
-    if let Some(max_norm) = settings.max_grad_norm {
-        gradients.clip(measurements.grad_norm, max_norm);
-    }
-    Ok((gradients, measurements))
+    Passes { gradients, passes, state: ModelState::stacked(states) }
 }
 
-/// A forward and backward pass whose losses are still to be read.
-struct PassDone {
-    input: ModelInput,
-    noise: StepNoise,
-    /// Routing of the step's passes before it.
-    earlier: RoutingByLayer,
-    losses: LossReadings,
-    routed: RoutedPass,
+/// What one pass of a step measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PassMeasurements {
+    cross_entropy_nats: f64,
+    total_loss: f64,
+    /// Unweighted and weighted.
+    router_losses: Vec<(AuxLossKind, [f64; 2])>,
+    head_z_loss: Option<f64>,
+    /// The largest logits of each layer that measured them.
+    max_logits: Vec<(usize, Vec<f64>)>,
+    statistics: RoutingByLayer,
+    balance: BTreeMap<usize, BalanceCount>,
+    pub(crate) routed: RoutedPass,
+}
+
+/// What the passes measured, now that it has been read.
+///
+/// # Errors
+/// [`TrainError::NonFiniteLoss`].
+pub(crate) fn measured(
+    model: &Transformer,
+    passes: Vec<PassDone>,
+    values: &Values,
+    settings: &StepSettings<'_>,
+) -> Result<Vec<PassMeasurements>, TrainError> {
+    let measured = |pass: PassDone| {
+        let PassDone { input, noise, earlier, losses, statistics, balance, routed } = pass;
+        let total_loss = values.scalar(&losses.total);
+        if !total_loss.is_finite() {
+            let training = Pass::Training { noise, earlier: &earlier, options: settings.options };
+            return Err(TrainError::NonFiniteLoss {
+                step: settings.step + 1,
+                loss: total_loss,
+                origin: non_finite_origin(model, &input, training),
+            });
+        }
+        Ok(PassMeasurements {
+            cross_entropy_nats: values.scalar(&losses.cross_entropy),
+            total_loss,
+            router_losses: losses
+                .router
+                .iter()
+                .map(|(kind, both)| (*kind, both.each_ref().map(|reading| values.scalar(reading))))
+                .collect(),
+            head_z_loss: losses.head_z.as_ref().map(|reading| values.scalar(reading)),
+            max_logits: losses
+                .max_logits
+                .iter()
+                .map(|(layer, reading)| (*layer, values.of(reading).to_vec()))
+                .collect(),
+            statistics,
+            balance,
+            routed: routed.with_losses(&losses.of_layers, values),
+        })
+    };
+    passes.into_iter().map(measured).collect()
 }
 
 /// Where the losses of one pass will be.
@@ -186,50 +278,56 @@ impl LossReadings {
 }
 
 impl StepMeasurements {
-    fn add(&mut self, losses: &LossReadings, values: &Values, scale: f64) {
-        self.cross_entropy_nats += scale * values.scalar(&losses.cross_entropy);
-        self.total_loss += scale * values.scalar(&losses.total);
-        for (kind, [unweighted, weighted]) in &losses.router {
-            let value = self.router_losses.entry(*kind).or_default();
-            value.unweighted += scale * values.scalar(unweighted);
-            value.weighted += scale * values.scalar(weighted);
-        }
-        if let Some(head_z) = &losses.head_z {
-            *self.head_z_loss.get_or_insert(0.0) += scale * values.scalar(head_z);
-        }
-        for (layer, reading) in &losses.max_logits {
-            let logits = values.of(reading);
-            let largest = self.max_logits.entry(*layer).or_insert_with(|| logits.to_vec());
-            largest.iter_mut().zip(logits).for_each(|(largest, logit)| *largest = largest.max(*logit));
-        }
+    /// What all passes of a step measured, in their order, norms and state left out.
+    pub(crate) fn of(passes: Vec<PassMeasurements>) -> Self {
+        let scale = 1.0 / passes.len() as f64;
+        let mut all = Self::default();
+        passes.into_iter().for_each(|pass| all.add(pass, scale));
+        all
     }
 
-    /// Adds the routing of one pass.
-    fn count(&mut self, output: &ModelOutput) {
-        merge_routing(&mut self.routing, output);
-        self.merge_balance(output);
-    }
-
-    fn merge_balance(&mut self, output: &ModelOutput) {
-        for (layer, aux) in &output.moe_layers {
-            match (self.balance.get_mut(layer), &aux.balance) {
-                (Some(sum), Some(balance)) => sum.merge(balance),
-                (None, Some(balance)) => {
-                    self.balance.insert(*layer, balance.clone());
-                }
-                (_, None) => {}
+    fn add(&mut self, pass: PassMeasurements, scale: f64) {
+        self.cross_entropy_nats += scale * pass.cross_entropy_nats;
+        self.total_loss += scale * pass.total_loss;
+        for (kind, [unweighted, weighted]) in pass.router_losses {
+            let value = self.router_losses.entry(kind).or_default();
+            value.unweighted += scale * unweighted;
+            value.weighted += scale * weighted;
+        }
+        if let Some(head_z) = pass.head_z_loss {
+            *self.head_z_loss.get_or_insert(0.0) += scale * head_z;
+        }
+        for (layer, logits) in pass.max_logits {
+            let largest = self.max_logits.entry(layer).or_insert_with(|| logits.clone());
+            largest.iter_mut().zip(logits).for_each(|(largest, logit)| *largest = largest.max(logit));
+        }
+        add_statistics(&mut self.routing, pass.statistics);
+        for (layer, balance) in pass.balance {
+            match self.balance.entry(layer) {
+                Entry::Occupied(mut sum) => sum.get_mut().merge(&balance),
+                Entry::Vacant(none) => drop(none.insert(balance)),
             }
         }
+        self.passes.push(pass.routed);
     }
 }
 
-/// Add the routing of one forward pass to what earlier passes gathered.
-pub fn merge_routing(routing: &mut RoutingByLayer, output: &ModelOutput) {
+/// Routing of each mixture in one forward pass.
+pub(crate) fn statistics_of(output: &ModelOutput) -> RoutingByLayer {
+    output.moe_layers.iter().map(|(layer, aux)| (*layer, aux.statistics.clone())).collect()
+}
+
+fn balance_of(output: &ModelOutput) -> BTreeMap<usize, BalanceCount> {
+    output.moe_layers.iter().filter_map(|(layer, aux)| Some((*layer, aux.balance.clone()?))).collect()
+}
+
+/// Add the statistics of each layer to what earlier passes gathered.
+pub(crate) fn add_statistics(routing: &mut RoutingByLayer, more: RoutingByLayer) {
     if routing.is_empty() {
-        routing.extend(output.moe_layers.iter().map(|(layer, aux)| (*layer, aux.statistics.clone())));
+        *routing = more;
         return;
     }
-    for ((_, sum), (_, aux)) in routing.iter_mut().zip(&output.moe_layers) {
-        sum.merge(&aux.statistics);
+    for ((_, sum), (_, more)) in routing.iter_mut().zip(&more) {
+        sum.merge(more);
     }
 }

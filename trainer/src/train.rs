@@ -1,5 +1,6 @@
 //! A run from beginning to end: prepare, start or resume, loop, finish.
 
+mod follow;
 mod notes;
 mod run;
 
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use switchyard_comm::Comm;
 use switchyard_datasets::{Dataset, EvaluationWindows, LoaderConfig, Progress, SplitManifest, TokenStore};
 use switchyard_ground::say;
 
@@ -16,13 +18,16 @@ use crate::checkpoint::CheckpointStore;
 use crate::config::RunConfig;
 use crate::device;
 use crate::generate::prompt_ids;
+use crate::host::training_code_sha256;
 use crate::moved_data;
 use crate::plan::{MAX_THREADS, RunPlan};
+use crate::ranks::{self, Begin, Leader, Ranks};
 pub use crate::resume::check_asked_for;
 use crate::resume::{check_restart, finished_already};
 use crate::run_folder::{OpenMode, RunFolder, RunManifest, RunStatus};
 use crate::start;
 pub use crate::start::check_words;
+pub use follow::{dismiss, follow};
 use run::Run;
 
 /// What to train, and where.
@@ -40,6 +45,8 @@ pub struct TrainRequest {
     pub show_progress: bool,
     /// Set by Ctrl-C: finish the step, write a checkpoint, return.
     pub stop: Arc<AtomicBool>,
+    /// The ranks that do it, of which this process is the first; the others [`follow`].
+    pub comm: Comm,
 }
 
 /// How a run ended.
@@ -84,6 +91,8 @@ pub fn with_threads<T: Send>(
 
 fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let TrainRequest { config, plan, out, mode, .. } = request;
+    let ranks = Ranks::new(request.comm.clone(), request.stop.clone());
+    ranks::check(config, plan, ranks.number()).map_err(TrainError::Distributed)?;
     let device = device::select(&config.device)?;
     check_memory(config, plan)?;
     // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite`
@@ -128,7 +137,13 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
         Err(error) => return conclude(Err(error), fresh, &folder).map(summary),
     };
     let resumes = !manifest.resumed_from_steps.is_empty();
-    let mut run = match Run::start(request, dataset, &folder, checkpoints, manifest.clone(), device) {
+    let begun = begin(request, &ranks, &checkpoints);
+    let started = begun.and_then(|leader| {
+        let data = (dataset, device);
+        Run::start(request, data, &folder, checkpoints, manifest.clone(), ranks.clone())
+            .map(|run| (run, leader))
+    });
+    let (mut run, _leader) = match started {
         Ok(run) => run,
         // A checkpoint that is refused leaves the run as it was.
         Err(error) if resumes => return Err(error),
@@ -136,6 +151,18 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     };
     let outcome = run.run_to_its_end();
     conclude(outcome, run.into_manifest(), &folder).map(summary)
+}
+
+/// Has the other ranks begin the run where this one does.
+fn begin<'a>(
+    request: &TrainRequest,
+    ranks: &'a Ranks,
+    checkpoints: &CheckpointStore,
+) -> Result<Leader<'a>, TrainError> {
+    let newest = if request.mode == OpenMode::Resume { checkpoints.steps()?.pop() } else { None };
+    let checkpoint = newest.map(|step| checkpoints.path_of(step));
+    let (config, plan) = (request.config.clone(), request.plan.clone());
+    Leader::begin(ranks, Begin { training_code: training_code_sha256().into(), config, plan, checkpoint })
 }
 
 /// Removes what a process or the power left half-done around a run that has finished, unless

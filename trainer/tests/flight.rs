@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use switchyard_comm::Comm;
 use switchyard_datasets::{Loader, LoaderConfig, Packing, Progress, TokenBatch};
 use switchyard_experts::FfnSpec;
 use switchyard_flight::alarms::AlarmKind;
@@ -96,7 +97,15 @@ fn run(config: &RunConfig, out: &Path, mode: OpenMode) -> Result<RunSummary, Tra
     config.data.cache_dir = Some(out.with_file_name("cache"));
     let plan = RunPlan::resolve(&config).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    train(&TrainRequest { config, plan, out: out.into(), mode, show_progress: false, stop })
+    train(&TrainRequest {
+        config,
+        plan,
+        out: out.into(),
+        mode,
+        show_progress: false,
+        stop,
+        comm: Comm::single(),
+    })
 }
 
 fn step_rows(out: &Path) -> Vec<StepRecord> {
@@ -304,7 +313,7 @@ fn rerun_first_mixture(out: &Path, factor: f64) -> (Vec<u64>, Vec<u64>) {
     };
     (
         sum(&|pass| measured.passes[pass].layers[0].tokens_per_expert.clone()),
-        sum(&|pass| measured.passes[pass].layers[0].dropped_per_expert()),
+        sum(&|pass| measured.passes[pass].layers[0].dropped_per_expert.clone()),
     )
 }
 

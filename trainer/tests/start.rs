@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use switchyard_comm::Comm;
 use switchyard_hub::PublishedModel;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
@@ -62,6 +63,7 @@ fn run(config: &RunConfig, out: &Path, mode: OpenMode) -> Result<(), TrainError>
         mode,
         show_progress: false,
         stop: Arc::new(AtomicBool::new(false)),
+        comm: Comm::single(),
     };
     train(&request).map(|_| ())
 }

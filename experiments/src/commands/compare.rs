@@ -20,6 +20,7 @@ use crate::comparison::{Arm, Comparison, data_key, distinct_labels};
 use crate::failure::Failure;
 use crate::figures::loss_curve_svg;
 use crate::interrupt::Interruption;
+use crate::launch;
 use crate::lock_file::LockFile;
 use crate::report::files::file_name_of;
 use crate::run_series::read_records;
@@ -124,6 +125,7 @@ impl ArmPlan {
             mode,
             show_progress: true,
             stop,
+            comm: launch::comm(),
         })))
     }
 

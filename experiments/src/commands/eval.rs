@@ -134,7 +134,9 @@ fn measure(args: &EvalArgs, checkpoint: &Checkpoint, stop: &Arc<AtomicBool>) -> 
             HeldOutSplit::Validation => sources.map(|source| Some(&source.validation)).collect(),
             HeldOutSplit::Test => sources.map(|source| source.test.as_ref()).collect(),
         };
-        evaluation.sources = evaluate_sources(stop, &model, &stores, &settings, &device)?;
+        evaluation.sources = evaluate_sources(&stores, &settings, |_, store, settings| {
+            evaluate_unless(stop, &model, store, settings, &device)
+        })?;
     }
     if !evaluation.cross_entropy_nats.is_finite() {
         return Err(TrainError::NoNumbers { what: "the loss is NaN or infinite" });

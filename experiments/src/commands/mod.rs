@@ -34,6 +34,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use serde::Serialize;
+use switchyard_comm::Comm;
 use switchyard_ground::printable::printable;
 use switchyard_trainer::config_file::{self, LoadedConfig, Override};
 use switchyard_trainer::device;
@@ -42,6 +43,12 @@ use switchyard_trainer::plan::RunPlan;
 use crate::cli::{Cli, Command, ConfigArgs};
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
+
+/// Follow the first process of the job through its runs.
+pub(crate) fn follow(comm: &Comm, interruption: &Interruption) -> Result<(), Failure> {
+    let stop = interruption.watch_quietly()?;
+    Ok(switchyard_trainer::train::follow(comm, &stop)?)
+}
 
 /// Do what the command line asks.
 pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), Failure> {

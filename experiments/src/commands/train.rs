@@ -13,6 +13,7 @@ use super::{load_to_run, loss_words, next_command};
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
+use crate::launch;
 
 pub(super) fn run(args: &TrainArgs, interruption: &Interruption) -> Result<(), Failure> {
     let (loaded, plan) = load_to_run(&args.config.file, &args.config.overrides)?;
@@ -25,7 +26,15 @@ pub(super) fn run(args: &TrainArgs, interruption: &Interruption) -> Result<(), F
         _ => OpenMode::New,
     };
     let stop = interruption.watch("stopping after this step, with a checkpoint")?;
-    let request = TrainRequest { config: loaded.config, plan, out, mode, show_progress: true, stop };
+    let request = TrainRequest {
+        config: loaded.config,
+        plan,
+        out,
+        mode,
+        show_progress: true,
+        stop,
+        comm: launch::comm(),
+    };
     let summary = train(&request).map_err(|error| with_missing_path(error, &request.config.data))?;
     report(&summary)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
+use switchyard_comm::Comm;
 use switchyard_model::{BaseShapeConfig, ParametrisationConfig, Role};
 use switchyard_trainer::TrainError;
 use switchyard_trainer::checkpoint::{Checkpoint, find_checkpoint};
@@ -107,6 +108,7 @@ impl Trained {
             mode: OpenMode::New,
             show_progress: false,
             stop: stop.clone(),
+            comm: Comm::single(),
         };
         let data = &request.config.data;
         let summary = train(&request).map_err(|error| match with_missing_path(error, data) {

@@ -20,6 +20,7 @@ use super::finished::is_finished;
 use super::matrix::PlannedRun;
 use super::questions::{Questions, RunAnswers};
 use crate::failure::Failure;
+use crate::launch;
 use crate::lock_file::LockFile;
 use crate::whole_file;
 
@@ -361,6 +362,7 @@ fn run_one(folder: &StudyFolder, run: &PlannedRun, orders: Orders<'_>) -> Result
         mode,
         show_progress: true,
         stop: orders.stop.clone(),
+        comm: launch::comm(),
     };
     match train(&request) {
         Ok(summary) if summary.manifest.status == RunStatus::Alarmed => {

@@ -26,6 +26,9 @@ pub struct AdamWStep {
     /// Key of the random bits by which bf16 moments are rounded: another one for each parameter and
     /// each step. f32 moments are not rounded.
     pub rounding_key: u64,
+    /// Number of the first element among those of the whole parameter, by which they are rounded too:
+    /// above 0 where a part of a parameter is updated by itself.
+    pub first_element: usize,
 }
 
 /// What a moment is between two updates.
@@ -163,7 +166,7 @@ pub fn update<M: Moment>(state: State<'_, M>, gradient: &[f32], step: &AdamWStep
         .enumerate()
         .for_each(|(block, (((value, moment1), moment2), gradient))| {
             // Behind 2^32 elements the bits come again: far enough.
-            let first = (block * BLOCK_LEN) as u32;
+            let first = (step.first_element + block * BLOCK_LEN) as u32;
             update_block(value, [moment1, moment2], gradient, factors, (random, first));
         });
 }

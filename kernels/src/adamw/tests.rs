@@ -15,6 +15,7 @@ const STEP: AdamWStep = AdamWStep {
     step: 3,
     gradient_scale: 0.5,
     rounding_key: 0,
+    first_element: 0,
 };
 
 /// Value, first moment, second moment (not negative), gradient.

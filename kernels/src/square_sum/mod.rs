@@ -9,9 +9,12 @@ mod tests;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
+pub use switchyard_kernels_cpu::blocks::BLOCK_LEN as SQUARE_SUM_BLOCK;
+
 /// The sum of the squares of all elements in several parts, to be added in order: `[parts]`. On the
-/// CPU the parts are f64, so that neither their number nor that of the elements costs precision.
-/// Nothing is differentiated.
+/// CPU the parts are f64, so that neither their number nor that of the elements costs precision:
+/// each is of [`SQUARE_SUM_BLOCK`] elements, the last one of a row of what is left. Nothing is
+/// differentiated.
 pub fn square_sums(x_n: Tensor<1>) -> Tensor<1> {
     square_sums_of_rows(x_n, 1)
 }

@@ -10,7 +10,6 @@
 //! | what another capacity or `top_k` would have done to a run's step | [`question`] |
 //! | whether a step comes out the same again | [`replay`] |
 
-mod bounds;
 mod error;
 mod gates;
 mod lines;

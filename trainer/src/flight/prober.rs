@@ -22,7 +22,7 @@ use super::lines::{FlightRow, Lines, ResumedLines, read_rows, replace_rows};
 use crate::batch::DeviceBatch;
 use crate::metrics::MetricsError;
 use crate::norms::expert_weight_norms;
-use crate::optimizer::StepGradients;
+use crate::optimizer::GradientSum;
 use crate::plan::RunPlan;
 use crate::readings::Readings;
 use crate::routed_pass::RoutedPass;
@@ -244,11 +244,12 @@ impl Prober {
         let Some(loss_1) = balancing_loss(&model.forward(&batch.input, Pass::training(noise))) else {
             return Ok(BTreeMap::new());
         };
-        let mut gradients = StepGradients::default();
+        let mut sum = GradientSum::default();
         // It is not on a tape if all that it depends on is frozen.
         if loss_1.is_tracked() {
-            gradients.accumulate(parameter_gradients(model, &loss_1.backward()));
+            sum.push(parameter_gradients(model, &loss_1.backward()));
         }
+        let gradients = sum.finish();
         let num_experts = |layer| model.moe(layer).map_or(1, |moe| moe.router.num_experts());
         let mut readings = Readings::default();
         let squares = gradients.start_norms(num_experts, &mut readings);
@@ -341,7 +342,7 @@ struct StepRouting {
 
 impl StepRouting {
     fn of(passes: &[RoutedPass], layer: usize, has_domains: bool) -> Option<Self> {
-        let top_k = passes.first()?.layer(layer)?.top_k()?;
+        let top_k = passes.first()?.layer(layer)?.top_k?;
         let mut all = Self { expert_ids_tk: Vec::new(), top_k, token_ids: Vec::new(), domains: Vec::new() };
         for pass in passes {
             let route = pass.layer(layer)?.route.as_ref()?;

@@ -8,7 +8,6 @@ use switchyard_datasets::Dataset;
 use switchyard_experts::MoeLayer;
 use switchyard_model::{NonFinite, Transformer};
 
-use super::bounds::balancing_bound;
 use super::error::RecorderError;
 use super::gates::{recordable, score_rows};
 use super::lines::{FlightRow, Lines, ResumedLines};
@@ -297,7 +296,7 @@ impl<'a> LayerStep<'a> {
             moe,
             passes: &measurements.passes,
             tokens_per_expert: sum(routed.iter().map(|routed| routed.tokens_per_expert.clone()).collect()),
-            dropped_per_expert: sum(routed.iter().map(|routed| routed.dropped_per_expert()).collect()),
+            dropped_per_expert: sum(routed.iter().map(|routed| routed.dropped_per_expert.clone()).collect()),
             routed,
             entropies_nats: entropies_nats.unwrap_or_default(),
             router_grad_norm: norms.and_then(|norms| norms.router),
@@ -309,11 +308,11 @@ impl<'a> LayerStep<'a> {
 
     fn observation(&self) -> LayerObservation {
         let learns = self.moe.router.config().learns();
-        let num_tokens = self.passes.iter().map(|pass| pass.token_ids_t.len() as u64).sum();
+        let num_tokens = self.passes.iter().map(|pass| pass.num_tokens as u64).sum();
         LayerObservation {
             layer: self.layer,
             num_tokens,
-            top_k: self.routed.first().and_then(|routed| routed.top_k()),
+            top_k: self.routed.first().and_then(|routed| routed.top_k),
             tokens_per_expert: self.tokens_per_expert.clone(),
             num_dropped: self.dropped_per_expert.iter().sum(),
             gate_entropy_nats: self.entropies_nats.0,
@@ -321,16 +320,8 @@ impl<'a> LayerStep<'a> {
             // A router that learns and got no gradient got one of exactly zero; a frozen one is meant to.
             router_grad_norm: (learns && self.is_trained()).then(|| self.router_grad_norm.unwrap_or(0.0)),
             balancing_grad_norm: self.probe.and_then(|probe| probe.balancing_grad_norm),
-            load_balancing_loss: self.mean_over_passes(|index| self.routed[index].load_balancing_loss),
-            load_balancing_bound: self.mean_over_passes(|index| {
-                let config = self.moe.router.config();
-                balancing_bound(
-                    self.routed[index],
-                    config,
-                    &self.routed[..index],
-                    &self.passes[index].seq_lens,
-                )
-            }),
+            load_balancing_loss: self.mean_over_passes(|routed| routed.load_balancing_loss),
+            load_balancing_bound: self.mean_over_passes(|routed| routed.load_balancing_bound),
             agreement: self.probe.and_then(|probe| probe.agreement_with_previous).filter(|_| learns),
         }
     }
@@ -344,9 +335,9 @@ impl<'a> LayerStep<'a> {
     }
 
     /// The mean of a value of each pass; `None` if a pass has none.
-    fn mean_over_passes(&self, value: impl Fn(usize) -> Option<f64>) -> Option<f64> {
+    fn mean_over_passes(&self, value: impl Fn(&RoutedLayer) -> Option<f64>) -> Option<f64> {
         let num_passes = self.routed.len();
-        let sum = (0..num_passes).map(value).sum::<Option<f64>>()?;
+        let sum = self.routed.iter().map(|routed| value(routed)).sum::<Option<f64>>()?;
         (num_passes > 0).then(|| sum / num_passes as f64)
     }
 

@@ -20,6 +20,7 @@ use crate::moving_parts::MovingParts;
 use crate::observers::step_record;
 use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
+use crate::ranks::Ranks;
 use crate::replaceable::Replaceable;
 use crate::run_folder::{RunFolderError, RunManifest, RunPaths};
 use crate::start::{initial_network, with_frozen_parameters};
@@ -189,7 +190,8 @@ impl Run<'_> {
         let sequences_per_step = self.plan.sequences_per_step();
         let loader =
             Loader::of_sources(&self.dataset.sources, loader_config, sequences_per_step, state.data_cursor)?;
-        Ok(MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried })
+        let (model, ranks) = (Replaceable::new(model), Ranks::alone());
+        Ok(MovingParts { loader, model, optimizer, state, carried, ranks })
     }
 }
 

@@ -38,6 +38,15 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
 /// Where the parameters of an upcycled run come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UpcycledFrom {
@@ -88,6 +97,9 @@ pub struct RunManifest {
     pub tokens_seen: u64,
     /// Floating-point operations of training, forward and backward, of the active parameters only.
     pub active_flops: f64,
+    /// Processes that did it together, the latest part of the run.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// Wall-clock time of training with its evaluations and checkpoints, over all processes of the
     /// run.
     pub train_secs: f64,
@@ -156,6 +168,7 @@ impl RunManifest {
             best_validation_step: None,
             steps_done: 0,
             skipped_steps: 0,
+            ranks: 1,
             tokens_seen: 0,
             active_flops: 0.0,
             train_secs: 0.0,

@@ -21,13 +21,12 @@ use crate::metrics::{DocumentLoss, Record};
 use crate::moving_parts::MovingParts;
 use crate::observers::{Observers, OpenedObservers};
 use crate::plan::RunPlan;
+use crate::ranks::{Order, Ranks, Readiness};
 use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
-use crate::throughput::measure_matmul_peak_flops;
 use checkpoints::Checkpoints;
 use switchyard_flight::alarms::{Alarm, AlarmKind};
-use switchyard_kernels::Products;
 
 /// A run in progress.
 pub(super) struct Run<'a> {
@@ -58,25 +57,27 @@ impl<'a> Run<'a> {
     /// anything is written.
     pub(super) fn start(
         request: &'a TrainRequest,
-        dataset: Dataset,
+        (dataset, device): (Dataset, Device),
         folder: &'a RunFolder,
         checkpoints: CheckpointStore,
         mut manifest: RunManifest,
-        device: Device,
+        ranks: Ranks,
     ) -> Result<Self, TrainError> {
         let TrainRequest { config, plan, mode, .. } = request;
-        let Start { model, optimizer, state, carried, resumed, notes } =
-            start(config, plan, &dataset, &checkpoints, *mode, &device)?;
+        let started = start(config, plan, &dataset, &checkpoints, *mode, &device);
+        let (started, readiness) = ranks.ready(started, &device, plan.compute)?;
+        let Start { model, optimizer, state, carried, resumed, notes } = started;
         let loader = Loader::of_sources(
             &dataset.sources,
             loader_config(config, plan),
             plan.sequences_per_step(),
             state.data_cursor,
         )?;
-        let products = Products::of(plan.compute);
+        let Readiness { products, matmul_peak_flops } = readiness;
         let other_products = resumed.then(|| notes::on_products(manifest.products(), products)).flatten();
         manifest.products = Some(products);
-        manifest.matmul_peak_flops = Some(measure_matmul_peak_flops(&device, plan.compute)?);
+        manifest.matmul_peak_flops = Some(matmul_peak_flops);
+        manifest.ranks = ranks.number();
         folder.check_held()?;
         let from = resumed.then_some(&state);
         let OpenedObservers { mut observers, rows, earlier_log } =
@@ -113,7 +114,7 @@ impl<'a> Run<'a> {
             manifest,
             device,
             dataset,
-            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried },
+            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried, ranks },
             checkpoints,
             observers,
             recorder,
@@ -203,6 +204,7 @@ impl<'a> Run<'a> {
     fn step(&mut self) -> Result<Option<Alarm>, TrainError> {
         let step_started = Instant::now();
         let learning_rate = self.plan.schedule.learning_rate(self.parts.state.step);
+        self.parts.ranks.order(&Order::Step)?;
         let measurements = self.parts.step(self.config, self.plan, &self.device)?;
         let (step, model) = (self.parts.state.step, self.parts.model.get());
         self.parts.state.evaluation_is_pending = is_due(self.plan.evaluation.every_steps, step);

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use switchyard_comm::Comm;
 use switchyard_trainer::checkpoint::MANIFEST_FILE;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::plan::RunPlan;
@@ -136,7 +137,15 @@ pub(crate) fn resume_or_start(folder: &Path, out: &Path, mode: OpenMode) -> Resu
     }
     let plan = RunPlan::resolve(&config).expect("a plan");
     let stop = Arc::new(AtomicBool::new(false));
-    let request = TrainRequest { config, plan, out: out.to_owned(), mode, show_progress: false, stop };
+    let request = TrainRequest {
+        config,
+        plan,
+        out: out.to_owned(),
+        mode,
+        show_progress: false,
+        stop,
+        comm: Comm::single(),
+    };
     train(&request).map(drop).map_err(|error| error.to_string())
 }
 

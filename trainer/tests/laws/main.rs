@@ -15,6 +15,7 @@ mod padding;
 mod parametrisation;
 mod precision;
 mod qk_clip;
+mod ranks;
 mod recompute;
 mod recurrent;
 mod resume;

@@ -4,13 +4,15 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
+use switchyard_comm::Comm;
 use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::metrics::{Record, read_metrics};
 use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
-use switchyard_trainer::train::{RunSummary, TrainRequest, train};
+use switchyard_trainer::train::{RunSummary, TrainRequest, dismiss, follow, train};
 
 const HEAD: &str = r#"
 name = "tiny"
@@ -101,11 +103,34 @@ pub(crate) fn run_with_stop(
     mode: OpenMode,
     stopped: bool,
 ) -> Result<RunSummary, TrainError> {
+    train(&request(config, out, mode, stopped, Comm::single()))
+}
+
+/// As [`run`] on so many ranks, each a thread.
+pub(crate) fn run_on_ranks(
+    num_ranks: usize,
+    config: &RunConfig,
+    out: &Path,
+    mode: OpenMode,
+) -> Result<RunSummary, TrainError> {
+    let mut others = Comm::threads(num_ranks);
+    let first = others.remove(0);
+    thread::scope(|scope| {
+        for comm in others {
+            scope.spawn(move || follow(&comm, &Arc::default()).unwrap());
+        }
+        let outcome = train(&request(config, out, mode, false, first.clone()));
+        dismiss(&first);
+        outcome
+    })
+}
+
+fn request(config: &RunConfig, out: &Path, mode: OpenMode, stopped: bool, comm: Comm) -> TrainRequest {
     let mut config = config.clone();
     config.data.cache_dir = Some(out.with_file_name("cache"));
     let plan = RunPlan::resolve(&config).unwrap();
     let stop = Arc::new(AtomicBool::new(stopped));
-    train(&TrainRequest { config, plan, out: out.into(), mode, show_progress: false, stop })
+    TrainRequest { config, plan, out: out.into(), mode, show_progress: false, stop, comm }
 }
 
 /// Every logged row without its clock readings.

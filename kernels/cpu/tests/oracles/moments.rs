@@ -18,6 +18,7 @@ fn constants(beta2: f64, step: u64) -> AdamWStep {
         step,
         gradient_scale: 0.5,
         rounding_key: step.wrapping_mul(0x2545_f491_4f6c_dd1d),
+        first_element: 0,
     }
 }
 

@@ -132,6 +132,7 @@ fn an_update_follows_the_algorithm() {
         step: 3,
         gradient_scale: 0.5,
         rounding_key: 0,
+        first_element: 0,
     };
     let n = BLOCK_LEN + 13;
     let [value, moment1, moment2, gradient] = [1, 2, 3, 4].map(|seed| irregular(seed, n));

@@ -12,6 +12,7 @@ use crate::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter, Held
 use crate::config::RunConfig;
 use crate::flight::FlightRecorder;
 use crate::plan::RunPlan;
+use crate::ranks::Order;
 use crate::run_folder::RunFolderError;
 
 /// Where a run's checkpoints are, who writes them, and what each of them holds.
@@ -68,7 +69,7 @@ impl Run<'_> {
         // Before the logs: what lies at their paths may be another run's by now.
         self.folder.check_held()?;
         self.sync_logs()?;
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot()?;
         let outcome = self.checkpoints.begin(snapshot);
         self.manifest.checkpoint_stall_secs += begun.elapsed().as_secs_f64();
         outcome.map_or(Ok(()), |outcome| self.settle(outcome))?;
@@ -111,20 +112,22 @@ impl Run<'_> {
     }
 
     /// The run as it stands, for a checkpoint.
-    fn snapshot(&mut self) -> HeldSnapshot {
+    fn snapshot(&mut self) -> Result<HeldSnapshot, TrainError> {
         self.parts.state.train_secs = self.elapsed_secs();
         self.parts.state.metrics_log = Some(self.observers.log_mark());
         self.parts.state.best_validation = self.manifest.best_validation();
         self.parts.state.flight = self.recorder.as_ref().map(FlightRecorder::state);
-        HeldSnapshot {
+        self.parts.ranks.order(&Order::GatherMoments)?;
+        let optimizer = self.parts.ranks.whole_optimizer(&self.parts.optimizer, &self.device)?;
+        Ok(HeldSnapshot {
             model: self.parts.model.get().clone(),
-            optimizer: self.parts.optimizer.clone(),
+            optimizer: optimizer.unwrap_or_else(|| unreachable!("the first rank has what all remember")),
             carried: self.parts.carried.clone(),
             state: self.parts.state.clone(),
             config: self.checkpoints.config.clone(),
             plan: self.checkpoints.plan.clone(),
             tokenizer: self.checkpoints.tokenizer.clone(),
-        }
+        })
     }
 
     pub(super) fn retain_checkpoints(&mut self) -> Result<(), TrainError> {
@@ -164,9 +167,11 @@ impl Run<'_> {
         // A log that still cannot be written is no reason to lose the steps: the next start will
         // say what is missing.
         drop(self.sync_logs());
-        let snapshot = self.snapshot();
-        let outcome = self.checkpoints.begin(snapshot).or_else(|| self.checkpoints.writer.wait());
-        match outcome.map_or(Ok(()), |outcome| self.settle(outcome)) {
+        let written = self.snapshot().and_then(|snapshot| {
+            let outcome = self.checkpoints.begin(snapshot).or_else(|| self.checkpoints.writer.wait());
+            outcome.map_or(Ok(()), |outcome| self.settle(outcome))
+        });
+        match written {
             Ok(()) => self.observers.note(&format!("the checkpoint of step {step} is written all the same")),
             Err(second) => self.observers.note(&second.to_string()),
         }

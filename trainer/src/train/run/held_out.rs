@@ -6,8 +6,9 @@ use switchyard_datasets::TokenStore;
 
 use super::Run;
 use crate::TrainError;
-use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_sources, evaluate_unless};
+use crate::evaluate::{Evaluation, EvaluationSettings, evaluate_sources};
 use crate::metrics::{DocumentLoss, SplitLosses, document_loss_lines};
+use crate::ranks::{EvaluatedSplit, Order};
 use crate::train::test_split;
 
 impl Run<'_> {
@@ -16,18 +17,21 @@ impl Run<'_> {
         &self,
         max_tokens: Option<u64>,
     ) -> Result<Option<Evaluation>, TrainError> {
-        let Some(mut evaluation) = self.evaluate(&self.dataset.validation, max_tokens)? else {
+        let split = EvaluatedSplit::Validation;
+        let settings = self.evaluation_settings(max_tokens);
+        let Some(mut evaluation) =
+            unless_interrupted(self.evaluate(split, &self.dataset.validation, &settings))?
+        else {
             return Ok(None);
         };
         let sources = &self.dataset.sources;
         if sources.len() > 1 {
-            let settings = self.evaluation_settings(max_tokens);
-            let model = self.parts.model.get();
             let stores: Vec<_> = sources.iter().map(|source| Some(&source.validation)).collect();
-            match evaluate_sources(self.stop, model, &stores, &settings, &self.device) {
-                Err(TrainError::Interrupted) => return Ok(None),
-                found => evaluation.sources = found?,
-            }
+            let found = evaluate_sources(&stores, &settings, |source, store, settings| {
+                self.evaluate(EvaluatedSplit::ValidationOf(source), store, settings)
+            });
+            let Some(found) = unless_interrupted(found)? else { return Ok(None) };
+            evaluation.sources = found;
             evaluation.secs += evaluation.sources.values().map(|found| found.secs).sum::<f64>();
         }
         Ok(Some(evaluation))
@@ -57,7 +61,9 @@ impl Run<'_> {
             },
         }
         if self.plan.evaluation.test_at_end {
-            let Some(evaluation) = self.evaluate(test_split(&self.dataset)?, None)? else { return Ok(false) };
+            let (store, settings) = (test_split(&self.dataset)?, self.evaluation_settings(None));
+            let found = self.evaluate(EvaluatedSplit::Test, store, &settings);
+            let Some(evaluation) = unless_interrupted(found)? else { return Ok(false) };
             if !evaluation.cross_entropy_nats.is_finite() {
                 return Err(TrainError::NoNumbers { what: "the loss on the test split is NaN or infinite" });
             }
@@ -71,16 +77,16 @@ impl Run<'_> {
         Ok(true)
     }
 
+    /// The loss on a split, whose text is in `store`, which all ranks find together.
     fn evaluate(
         &self,
+        split: EvaluatedSplit,
         store: &Arc<TokenStore>,
-        max_tokens: Option<u64>,
-    ) -> Result<Option<Evaluation>, TrainError> {
-        let settings = self.evaluation_settings(max_tokens);
-        match evaluate_unless(self.stop, self.parts.model.get(), store, &settings, &self.device) {
-            Err(TrainError::Interrupted) => Ok(None),
-            other => other.map(Some),
-        }
+        settings: &EvaluationSettings,
+    ) -> Result<Evaluation, TrainError> {
+        let ranks = &self.parts.ranks;
+        ranks.order(&Order::Evaluate { split, settings: *settings })?;
+        ranks.evaluate(self.parts.model.get(), store, settings, &self.device)
     }
 
     fn evaluation_settings(&self, max_tokens: Option<u64>) -> EvaluationSettings {
@@ -94,5 +100,13 @@ impl Run<'_> {
             // Only what is found at the end is kept.
             by_document: self.is_at_its_end() && max_tokens.is_none(),
         }
+    }
+}
+
+/// What was found; `None` if the run is asked to stop before it is.
+fn unless_interrupted<T>(found: Result<T, TrainError>) -> Result<Option<T>, TrainError> {
+    match found {
+        Err(TrainError::Interrupted) => Ok(None),
+        other => other.map(Some),
     }
 }

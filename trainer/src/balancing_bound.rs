@@ -3,18 +3,16 @@
 use switchyard_experts::Route;
 use switchyard_router::{BalancingScope, RouterConfig, Selection, Sequences};
 
-use crate::routed_pass::RoutedLayer;
 use switchyard_flight::alarms::{balancing_bound_of_any_selection, balancing_bound_of_top_k};
 
 /// Lower bound of the load-balancing loss, given the loads that it counted: those of this pass, or
-/// with the step's earlier passes.
-pub(super) fn balancing_bound(
-    layer: &RoutedLayer,
+/// with the step's `earlier` passes, whose loads are empty in the first.
+pub(crate) fn balancing_bound(
+    route: &Route,
     config: &RouterConfig,
-    earlier: &[&RoutedLayer],
+    [loads, earlier]: [&[u64]; 2],
     seq_lens: &[usize],
 ) -> Option<f64> {
-    let route = layer.route.as_ref()?;
     let chooses_largest = matches!(config.selection, Selection::TopK | Selection::Noisy(_))
         && config.bias.is_none()
         && config.groups.is_none();
@@ -23,20 +21,17 @@ pub(super) fn balancing_bound(
         false => balancing_bound_of_any_selection(loads),
     };
     match config.load_balancing_scope {
-        BalancingScope::MicroBatch => Some(bound(&layer.tokens_per_expert)),
+        BalancingScope::MicroBatch => Some(bound(loads)),
         // Other layers' tokens are in the loads.
         BalancingScope::AllLayers => None,
         // The probabilities are those of this pass alone, so its tokens need not have made these
         // loads.
         BalancingScope::GlobalBatch => {
-            let sums = layer.tokens_per_expert.iter().enumerate().map(|(expert, load)| {
-                load + earlier.iter().map(|layer| layer.tokens_per_expert[expert]).sum::<u64>()
-            });
+            let before = |expert: usize| earlier.get(expert).copied().unwrap_or(0);
+            let sums = loads.iter().enumerate().map(|(expert, load)| load + before(expert));
             Some(balancing_bound_of_any_selection(&sums.collect::<Vec<_>>()))
         }
-        BalancingScope::Sequence => {
-            mean_over_sequences(route, layer.tokens_per_expert.len(), seq_lens, bound)
-        }
+        BalancingScope::Sequence => mean_over_sequences(route, loads.len(), seq_lens, bound),
     }
 }
 

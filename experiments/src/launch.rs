@@ -1,0 +1,64 @@
+//! The processes of one job that an MPI launcher started: `mpirun`, `srun --mpi=pmix`, an MPIJob.
+
+use std::env;
+use std::sync::{Mutex, PoisonError};
+
+use switchyard_comm::Comm;
+
+use crate::failure::Failure;
+
+/// Variables by which launchers tell a process how many there are: Open MPI; MPICH, Intel MPI and
+/// Slurm.
+const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+/// A variable by which PMIx tells a process which it is, but not how many there are, and the one by
+/// which Slurm says that.
+const PMIX_RANK: &str = "PMIX_RANK";
+const SLURM_SIZE: &str = "SLURM_NTASKS";
+
+/// The job's processes; `None` for one alone. MPI ends with the last of its ends, which therefore may
+/// not stay here.
+static JOB: Mutex<Option<Comm>> = Mutex::new(None);
+
+/// Processes of the job as its launcher says; `None` without a launcher.
+fn launched() -> Option<usize> {
+    let number = |name: &str| env::var(name).ok()?.parse().ok();
+    let of_pmix = || env::var_os(PMIX_RANK).map(|_| number(SLURM_SIZE).unwrap_or(1));
+    SIZES.iter().find_map(|name| number(name)).or_else(of_pmix)
+}
+
+/// Joins the job that this process was started in.
+///
+/// # Errors
+/// If there are others that it cannot reach: each would do the whole of the work.
+pub(crate) fn join() -> Result<(), Failure> {
+    let Some(size) = launched() else { return Ok(()) };
+    let comm = world(size)?;
+    *JOB.lock().unwrap_or_else(PoisonError::into_inner) = comm;
+    Ok(())
+}
+
+#[cfg(feature = "mpi")]
+fn world(_size: usize) -> Result<Option<Comm>, Failure> {
+    Comm::mpi().map(Some).map_err(|error| Failure::Fault(anyhow::Error::new(error)))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn world(size: usize) -> Result<Option<Comm>, Failure> {
+    if size > 1 {
+        return Err(Failure::Mistake(format!(
+            "a launcher started {size} processes, but this `switchyard` was built without MPI, so each would do the whole \
+             run: build it with `--features mpi`, or start one process"
+        )));
+    }
+    Ok(None)
+}
+
+/// This process's end of the job; that of one alone where there is no other.
+pub(crate) fn comm() -> Comm {
+    JOB.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(Comm::single)
+}
+
+/// Leaves the job, once nobody has another end of it.
+pub(crate) fn leave() {
+    drop(JOB.lock().unwrap_or_else(PoisonError::into_inner).take());
+}

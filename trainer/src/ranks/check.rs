@@ -1,0 +1,73 @@
+//! Which runs several ranks can do.
+
+use switchyard_comm::tree::spreads_over;
+use switchyard_experts::FfnSpec;
+use switchyard_ground::key_error::KeyError;
+use switchyard_router::BalancingScope;
+
+use crate::config::RunConfig;
+use crate::device::is_cpu;
+use crate::plan::RunPlan;
+
+/// Ok if so many ranks can do the run with the bits of one.
+///
+/// # Errors
+/// The key that stands in the way.
+pub(crate) fn check(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError> {
+    if num_ranks == 1 {
+        return Ok(());
+    }
+    check_micro_batches(plan, num_ranks)?;
+    if !is_cpu(&config.device) {
+        let problem = format!("is `{}`, but {num_ranks} ranks compute on the CPU only", config.device);
+        return Err(KeyError::new("device", problem, "use `cpu`, or start one process"));
+    }
+    if plan.carries_state {
+        let problem = format!(
+            "is on: what sequences leave to the next step stays with one process, and there are {num_ranks} ranks"
+        );
+        return Err(KeyError::new("train.carry_state", problem, "set it to false, or start one process"));
+    }
+    let routers = plan.model.layers.iter().filter_map(|layer| match &layer.ffn {
+        FfnSpec::Moe(moe) => Some(&moe.router.config),
+        _ => None,
+    });
+    if routers.into_iter().any(|router| router.load_balancing_scope == BalancingScope::GlobalBatch) {
+        let problem = format!(
+            "is `global_batch`: each micro-batch counts those before it in the step, which {num_ranks} ranks compute \
+             at the same time"
+        );
+        let remedy = "use another scope, or start one process";
+        return Err(KeyError::new("model.ffn.moe.router.load_balancing_scope", problem, remedy));
+    }
+    Ok(())
+}
+
+/// A step's micro-batches, spread over the ranks in order, are whole blocks of the tree by which
+/// gradients are added.
+fn check_micro_batches(plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError> {
+    let (num, tokens) = (plan.micro_batches_per_step, plan.tokens_per_step);
+    if spreads_over(num, num_ranks) {
+        return Ok(());
+    }
+    let of_one = tokens / num;
+    let problem = format!(
+        "is {of_one}, so a step of {tokens} tokens is {num} micro-batches, which cannot be spread over {num_ranks} ranks: \
+         each takes 1, 2, 4, 8 or another power of two of them"
+    );
+    // One, two, four and so on micro-batches a rank: the largest that the sequences allow.
+    let fits = (0..usize::BITS).map_while(|level| num_ranks.checked_shl(level)).find(|parts| {
+        tokens.is_multiple_of(*parts) && (tokens / parts).is_multiple_of(plan.seq_len) && *parts >= num
+    });
+    let remedy = match fits {
+        Some(parts) => format!(
+            "use {}, which is another run than one with {of_one} but has the same bits on any number of ranks",
+            tokens / parts
+        ),
+        None => format!(
+            "make `train.batch_tokens` a multiple of {num_ranks} sequences of {} tokens",
+            plan.seq_len
+        ),
+    };
+    Err(KeyError::new("train.micro_batch_tokens", problem, remedy))
+}

@@ -1,0 +1,153 @@
+//! What the first rank has the others do: it runs the run, and they follow.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use switchyard_ground::key_error::KeyError;
+use switchyard_kernels::{Compute, Products};
+
+use super::{Ranks, from_bytes, to_bytes};
+use crate::TrainError;
+use crate::config::RunConfig;
+use crate::evaluate::EvaluationSettings;
+use crate::plan::RunPlan;
+use crate::products::bits_differ;
+use crate::throughput::measure_matmul_peak_flops;
+
+/// Something that all ranks do together.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// A run.
+    Begin(Box<Begin>),
+    /// The run's next step.
+    Step,
+    /// An evaluation of the model.
+    Evaluate {
+        /// On what.
+        split: EvaluatedSplit,
+        /// How.
+        settings: EvaluationSettings,
+    },
+    /// Bring together what the optimizers remember.
+    GatherMoments,
+    /// The run is over.
+    End,
+    /// There will be no other run.
+    Quit,
+}
+
+/// A run that begins or goes on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Begin {
+    /// Hash of the code that trains.
+    pub(crate) training_code: String,
+    pub(crate) config: RunConfig,
+    pub(crate) plan: RunPlan,
+    /// The checkpoint that it goes on from.
+    pub(crate) checkpoint: Option<PathBuf>,
+}
+
+/// Text of a run's data.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum EvaluatedSplit {
+    /// The validation split.
+    Validation,
+    /// That of one source, by its index.
+    ValidationOf(usize),
+    /// The test split.
+    Test,
+}
+
+/// What a rank tells before the first step.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Readiness {
+    /// What multiplies its matrices.
+    pub(crate) products: Products,
+    /// How fast, in FLOP/s.
+    pub(crate) matmul_peak_flops: f64,
+}
+
+impl Ranks {
+    /// `own`, with what multiplies and how fast all ranks together are, once all are ready.
+    ///
+    /// # Errors
+    /// This rank's own error, or that of another; [`TrainError::Distributed`] if their numbers would
+    /// have other bits.
+    pub(crate) fn ready<T>(
+        &self,
+        own: Result<T, TrainError>,
+        device: &Device,
+        compute: Compute,
+    ) -> Result<(T, Readiness), TrainError> {
+        let measured = || -> Result<Readiness, TrainError> {
+            let matmul_peak_flops = measure_matmul_peak_flops(device, compute)?;
+            Ok(Readiness { products: Products::of(compute), matmul_peak_flops })
+        };
+        let (own, readiness) = match own.and_then(|own| Ok((own, measured()?))) {
+            Ok((own, readiness)) => (Some(own), Ok(readiness)),
+            Err(error) => (None, Err(error)),
+        };
+        let all = self.agree(readiness)?;
+        let products = all[0].products;
+        if let Some((rank, other)) = all.iter().enumerate().find(|(_, other)| other.products != products)
+            && let Some([first, other]) = bits_differ(products, other.products)
+        {
+            let problem = format!(
+                "lets rank 0 compute products by {first} and rank {rank} by {other}, which has other bits"
+            );
+            let remedy = "set it to false, which has the same bits everywhere";
+            return Err(TrainError::Distributed(KeyError::new(
+                "train.precision.matrix_units",
+                problem,
+                remedy,
+            )));
+        }
+        let matmul_peak_flops = all.iter().map(|readiness| readiness.matmul_peak_flops).sum();
+        let own = own.unwrap_or_else(|| unreachable!("all ranks are ready"));
+        Ok((own, Readiness { products, matmul_peak_flops }))
+    }
+
+    /// Has the other ranks do something, of which this one, the first, then does its part.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`].
+    pub(crate) fn order(&self, order: &Order) -> Result<(), TrainError> {
+        if !self.is_alone() {
+            self.comm.broadcast(&mut to_bytes(order), 0)?;
+        }
+        Ok(())
+    }
+
+    /// What the first rank has the others do next.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`].
+    pub(crate) fn next_order(&self) -> Result<Order, TrainError> {
+        let mut bytes = Vec::new();
+        self.comm.broadcast(&mut bytes, 0)?;
+        Ok(from_bytes(&bytes))
+    }
+}
+
+/// Has the other ranks end their part of a run when it goes, however this one's ends.
+#[derive(Debug)]
+pub(crate) struct Leader<'a>(&'a Ranks);
+
+impl<'a> Leader<'a> {
+    /// Has the other ranks begin their part of a run.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`].
+    pub(crate) fn begin(ranks: &'a Ranks, begin: Begin) -> Result<Self, TrainError> {
+        ranks.order(&Order::Begin(Box::new(begin)))?;
+        Ok(Self(ranks))
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        // Ranks that cannot be told have ended.
+        drop(self.0.order(&Order::End));
+    }
+}

@@ -1,0 +1,193 @@
+//! One step on several ranks: each computes its own micro-batches, then all know what all measured,
+//! and each has the sum of the gradients of the parameters that it updates.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use switchyard_datasets::TokenBatch;
+use switchyard_kernels::square_sums;
+use switchyard_model::{Named, ParameterName, Transformer};
+
+use super::{Ranks, from_bytes, to_bytes};
+use crate::TrainError;
+use crate::norms::{HostSquares, Norms};
+use crate::optimizer::{GradientSum, NonFiniteGradient, Optimizer, clip_factor};
+use crate::readings::{Readings, read_floats};
+use crate::routed_pass::RoutedPass;
+use crate::sharding::{Divisible, PieceValues, ShardGradients, Sharding, ShardingError};
+use crate::step::{
+    PassMeasurements, Passes, Share, StepMeasurements, StepSettings, measured, num_experts_in, run_passes,
+};
+
+/// What a rank tells of the pieces of a gradient's norm: the addends of each row that is in each
+/// piece.
+#[derive(Debug, Serialize, Deserialize)]
+struct PieceSquares(Vec<Vec<f64>>);
+
+impl Ranks {
+    /// As [`crate::step::step_gradients`] of all ranks together: the same measurements on each, and
+    /// the gradients of its own parameters. `micro_batches` are all of the step; what there is of each
+    /// token comes to the first rank alone, if `keeps_tokens`.
+    ///
+    /// # Errors
+    /// As [`crate::step::step_gradients`] on each rank if on any; [`TrainError::Comm`].
+    pub(crate) fn step_gradients(
+        &self,
+        (model, optimizer): (&Transformer, &Optimizer),
+        micro_batches: Vec<TokenBatch>,
+        settings: &StepSettings<'_>,
+        keeps_tokens: bool,
+        device: &Device,
+    ) -> Result<(ShardGradients, StepMeasurements), TrainError> {
+        let share = self.share_of(micro_batches.len());
+        let of = micro_batches.len();
+        let own = micro_batches.into_iter().skip(share.start).take(share.len()).collect();
+        let (gradients, passes) = match own_passes(model, own, (settings, share.start, of), device) {
+            Ok((gradients, passes)) => (Ok(gradients), Ok(passes)),
+            Err(error) => (Err(()), Err(error)),
+        };
+        let mut measurements = self.measurements(passes, keeps_tokens)?;
+        let gradients = gradients.unwrap_or_else(|()| unreachable!("all ranks have gradients"));
+        let gradients = gradients.finish().into_gradients();
+        let sharding = Sharding::new(&divisible(&gradients, model, optimizer), &self.comm);
+        let pieces = sharding.sum(gradients, &self.comm)?;
+        let norms = self.norms(&sharding, &pieces, settings.step)?;
+        (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
+        let scale = clip_factor(measurements.grad_norm, settings.max_grad_norm);
+        Ok((ShardGradients { sharding, pieces, scale }, measurements))
+    }
+
+    /// What all ranks measured, in the order of their micro-batches.
+    fn measurements(
+        &self,
+        own: Result<Vec<PassMeasurements>, TrainError>,
+        keeps_tokens: bool,
+    ) -> Result<StepMeasurements, TrainError> {
+        let mut routed = Vec::new();
+        let told = own.map(|passes| {
+            passes
+                .into_iter()
+                .map(|mut pass| {
+                    let without_tokens = pass.routed.without_tokens();
+                    routed.push(std::mem::replace(&mut pass.routed, without_tokens));
+                    pass
+                })
+                .collect::<Vec<_>>()
+        });
+        let all = self.agree(told)?;
+        let mut measurements = StepMeasurements::of(all.into_iter().flatten().collect());
+        if keeps_tokens && let Some(of_ranks) = self.gather_bytes(to_bytes(&routed))? {
+            let passes = of_ranks.iter().map(|bytes| from_bytes::<Vec<RoutedPass>>(bytes));
+            measurements.passes = passes.flatten().collect();
+        }
+        Ok(measurements)
+    }
+
+    /// Norms of the gradients that all ranks have pieces of.
+    fn norms(&self, sharding: &Sharding, own: &[PieceValues], step: u64) -> Result<Norms, TrainError> {
+        let mut readings = Readings::default();
+        let mut started = Vec::new();
+        for PieceValues { piece, values_n } in own {
+            let row = |row: std::ops::Range<usize>| readings.add(&square_sums(values_n.clone().slice([row])));
+            started.push(piece.rows().map(row).collect::<Vec<_>>());
+        }
+        let values = readings.read()?;
+        let of_piece = |rows: &Vec<_>| PieceSquares(rows.iter().map(|row| values.of(row).to_vec()).collect());
+        let told: Vec<PieceSquares> = started.iter().map(of_piece).collect();
+        let mut of_ranks: Vec<_> = self.all_gather(&told)?.into_iter().map(Vec::into_iter).collect();
+        let mut rows: Vec<(Divisible, Vec<Vec<f64>>)> = Vec::new();
+        for (rank, piece) in sharding.all_pieces() {
+            let PieceSquares(addends) =
+                of_ranks[rank].next().unwrap_or_else(|| unreachable!("a piece without squares: {piece:?}"));
+            if rows.last().is_none_or(|(of, _)| of.name != piece.of.name) {
+                rows.push((piece.of, vec![Vec::new(); piece.of.num_rows]));
+            }
+            let first_row = piece.first_row();
+            let of_parameter = rows.last_mut().map_or(&mut [][..], |(_, rows)| rows.as_mut_slice());
+            of_parameter
+                .iter_mut()
+                .skip(first_row)
+                .zip(addends)
+                .for_each(|(row, addends)| row.extend(addends));
+        }
+        let mut norms = Norms::default();
+        for (of, rows) in rows {
+            let squares =
+                HostSquares::new(of.name, rows.iter().map(|addends| addends.iter().sum()).collect());
+            if !squares.total().is_finite() {
+                let source = self.non_finite_gradient(of, squares.first_non_finite_expert(), own)?;
+                return Err(TrainError::NonFiniteGradient { step: step + 1, source });
+            }
+            norms.add(&squares);
+        }
+        Ok(norms.finish())
+    }
+
+    /// What there is to say of a gradient that all ranks have found not to be finite.
+    fn non_finite_gradient(
+        &self,
+        of: Divisible,
+        expert: Option<usize>,
+        own: &[PieceValues],
+    ) -> Result<NonFiniteGradient, TrainError> {
+        let mut num_bad = 0;
+        for PieceValues { values_n, .. } in own.iter().filter(|values| values.piece.of == of) {
+            num_bad += read_floats(values_n.clone())?.iter().filter(|value| !value.is_finite()).count();
+        }
+        let num_bad = self.all_gather(&num_bad)?.iter().sum();
+        Ok(NonFiniteGradient { name: of.name, expert, num_bad, num_elements: of.num_elements })
+    }
+
+    /// Every parameter after its update, from this rank's pieces and those of the others.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`], [`TrainError::Device`].
+    pub(crate) fn all_parameters(
+        &self,
+        sharding: &Sharding,
+        own: Vec<PieceValues>,
+    ) -> Result<BTreeMap<ParameterName, Tensor<1>>, TrainError> {
+        Ok(sharding.all_gather(own, &self.comm)?)
+    }
+}
+
+/// Passes over this rank's micro-batches, the first of them number `first` of the step's `of`.
+fn own_passes(
+    model: &Transformer,
+    micro_batches: Vec<TokenBatch>,
+    (settings, first, of): (&StepSettings<'_>, usize, usize),
+    device: &Device,
+) -> Result<(GradientSum, Vec<PassMeasurements>), TrainError> {
+    let mut readings = Readings::default();
+    let Passes { gradients, passes, .. } =
+        run_passes(model, micro_batches, (settings, Share { first, of }), device, &mut readings);
+    let values = readings.read()?;
+    Ok((gradients, measured(model, passes, &values, settings)?))
+}
+
+/// How the parameters of these gradients may be cut.
+fn divisible(gradients: &[Named<Tensor<1>>], model: &Transformer, optimizer: &Optimizer) -> Vec<Divisible> {
+    let num_experts = num_experts_in(model);
+    let of_gradient = |gradient: &Named<Tensor<1>>| {
+        let [num_elements] = gradient.value.dims();
+        let name = gradient.name;
+        let experts = name.role.is_of_experts().then_some(name.layer).flatten();
+        Divisible {
+            name,
+            num_elements,
+            num_rows: experts.map_or(1, &num_experts),
+            keeps_rows_whole: optimizer.updates_matrices(name),
+        }
+    };
+    gradients.iter().map(of_gradient).collect()
+}
+
+impl From<ShardingError> for TrainError {
+    fn from(error: ShardingError) -> Self {
+        match error {
+            ShardingError::Comm(error) => error.into(),
+            ShardingError::Device(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A run on several ranks is the run of one, bit for bit.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::resume::{tensors, with_steps};
+use crate::routers::{self, ROUTERS};
+use crate::tiny;
+use switchyard_trainer::TrainError;
+use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::run_folder::OpenMode;
+use tempfile::TempDir;
+
+/// The configuration in micro-batches of so many tokens, of the 128 of a step.
+fn in_micro_batches(config: &RunConfig, tokens: usize) -> RunConfig {
+    let mut config = config.clone();
+    config.train.micro_batch_tokens = Some(tokens);
+    config.train.flight_recorder.probe_every_steps = 2;
+    config.train.flight_recorder.scores_every_steps = 3;
+    config
+}
+
+/// Everything that a run leaves and that does not tell time: logged numbers, tensors, generated text,
+/// the losses of documents, what the flight recorder has seen.
+fn traces(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut traces = BTreeMap::new();
+    traces.insert("rows".into(), format!("{:?}", tiny::rows(out)).into_bytes());
+    for step in [3, 6] {
+        let [model, optimizer] = tensors(out, step);
+        traces.extend([(format!("model {step}"), model), (format!("optimizer {step}"), optimizer)]);
+    }
+    for name in ["sample.txt", "document_losses.jsonl"] {
+        traces.insert(name.into(), fs::read(out.join(name)).unwrap_or_default());
+    }
+    for entry in fs::read_dir(out.join("flight")).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            traces.insert(path.file_name().unwrap().to_string_lossy().into(), fs::read(&path).unwrap());
+        }
+    }
+    traces
+}
+
+#[track_caller]
+fn assert_same(name: &str, one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>) {
+    let names = |traces: &BTreeMap<String, Vec<u8>>| traces.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(one), names(other), "{name}: what is there");
+    for (trace, bytes) in one {
+        assert!(*bytes == other[trace], "{name}: {trace} differs");
+    }
+}
+
+/// So many ranks leave what one leaves.
+#[track_caller]
+fn assert_independent_of_ranks(name: &str, config: &RunConfig, numbers: &[usize]) {
+    let folder = TempDir::new().unwrap();
+    let alone = folder.path().join("alone");
+    tiny::run(config, &alone, OpenMode::New).unwrap();
+    for ranks in numbers {
+        let out = folder.path().join(format!("on {ranks}"));
+        let summary = tiny::run_on_ranks(*ranks, config, &out, OpenMode::New).unwrap();
+        assert_eq!(summary.manifest.ranks, *ranks);
+        assert_same(&format!("{name} on {ranks} ranks"), &traces(&alone), &traces(&out));
+    }
+}
+
+#[test]
+fn a_dense_run_and_a_mixture_are_the_same_on_1_2_and_4_ranks() {
+    for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
+        // One, two and four micro-batches of each rank.
+        assert_independent_of_ranks(name, &in_micro_batches(&config, 16), &[2, 4, 8]);
+    }
+}
+
+#[test]
+fn a_number_of_ranks_that_is_no_power_of_two_changes_nothing() {
+    let mut config = in_micro_batches(&tiny::moe(), 16);
+    config.train.batch_tokens = 96;
+    assert_independent_of_ranks("6 micro-batches", &config, &[3, 6]);
+}
+
+#[test]
+fn threads_of_ranks_change_nothing() {
+    let config = in_micro_batches(&tiny::moe(), 32);
+    let folder = TempDir::new().unwrap();
+    let outs = [1, 2, 3].map(|threads| {
+        let out = folder.path().join(format!("{threads} threads"));
+        tiny::run_on_ranks(2, &with_steps(&config, 6, threads), &out, OpenMode::New).unwrap();
+        traces(&out)
+    });
+    assert_same("2 threads", &outs[0], &outs[1]);
+    assert_same("3 threads", &outs[0], &outs[2]);
+}
+
+#[test]
+fn every_router_is_the_same_on_two_ranks_or_refused_by_name() {
+    for (name, router) in ROUTERS {
+        let config = in_micro_batches(&routers::config(router), 32);
+        if router.contains("global_batch") {
+            let folder = TempDir::new().unwrap();
+            let refused =
+                tiny::run_on_ranks(2, &config, &folder.path().join("run"), OpenMode::New).unwrap_err();
+            assert!(
+                refused.to_string().contains("router.load_balancing_scope` is `global_batch`"),
+                "{refused}"
+            );
+        } else {
+            assert_independent_of_ranks(name, &config, &[2]);
+        }
+    }
+}
+
+#[test]
+fn every_option_of_training_is_the_same_on_ranks() {
+    let with = |text: &str| {
+        let mut value = toml::Value::try_from(in_micro_batches(&tiny::moe(), 32)).unwrap();
+        merge(&mut value, toml::from_str(text).unwrap());
+        value.try_into::<RunConfig>().unwrap()
+    };
+    for (name, text, ranks) in [
+        ("32 experts", "model.ffn.moe.num_experts = 32", 4),
+        ("a bias", "model.ffn.moe.expert_bias = true", 4),
+        ("bf16", "train.precision.compute = \"bf16\"", 2),
+        ("recompute", "train.recompute = \"block\"", 2),
+        ("bf16 moments", "train.adamw.moments = \"bf16\"", 4),
+        ("Muon", "[train.muon]", 4),
+        ("QK-clip", "train.qk_clip.max_logit = 0.5", 2),
+        ("spikes", "train.skip_spikes = { window_steps = 4, deviations = 0.1 }", 2),
+        ("groups", "[[train.groups]]\nmatch = \"role:router\"\nfreeze = true", 2),
+        ("no recorder", "train.flight_recorder.enabled = false", 2),
+        ("packing", "data.packing = \"best_fit\"", 2),
+    ] {
+        assert_independent_of_ranks(name, &with(text), &[ranks]);
+    }
+}
+
+fn merge(value: &mut toml::Value, more: toml::Value) {
+    match (value, more) {
+        (toml::Value::Table(table), toml::Value::Table(more)) => {
+            for (key, more) in more {
+                match table.get_mut(&key) {
+                    Some(value) => merge(value, more),
+                    None => drop(table.insert(key, more)),
+                }
+            }
+        }
+        (value, more) => *value = more,
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks_to_the_bits_of_an_unbroken_one() {
+    for (name, config) in [("dense", tiny::dense()), ("moe", tiny::moe())] {
+        let config = in_micro_batches(&config, 32);
+        let folder = TempDir::new().unwrap();
+        let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+        tiny::run(&config, &whole, OpenMode::New).unwrap();
+        for (ranks, num_steps) in [(1, 1), (4, 3), (2, 4), (1, 5), (4, 6)] {
+            let mode = if num_steps == 1 { OpenMode::New } else { OpenMode::Resume };
+            tiny::run_on_ranks(ranks, &with_steps(&config, num_steps, 1), &parts, mode).unwrap();
+        }
+        let steps = |out: &Path| [3, 6].map(|step| tensors(out, step));
+        assert!(steps(&whole) == steps(&parts), "{name}");
+    }
+}
+
+#[test]
+fn micro_batches_that_cannot_be_spread_are_refused_with_what_to_write() {
+    let folder = TempDir::new().unwrap();
+    let refused = |ranks: usize, tokens: Option<usize>| {
+        let mut config = tiny::dense();
+        config.train.micro_batch_tokens = tokens;
+        let out = folder.path().join("run");
+        let error = tiny::run_on_ranks(ranks, &config, &out, OpenMode::New).unwrap_err();
+        assert!(matches!(error, TrainError::Distributed(_)) && !out.exists(), "{error}");
+        error.to_string()
+    };
+    let message = refused(2, None);
+    assert!(
+        message.starts_with("`train.micro_batch_tokens` is 128, so a step of 128 tokens is 1 micro-batches")
+    );
+    assert!(message.contains("use 64"), "{message}");
+    assert!(refused(4, Some(64)).contains("use 32"));
+    assert!(
+        refused(3, Some(16)).contains("make `train.batch_tokens` a multiple of 3 sequences of 16 tokens")
+    );
+}
