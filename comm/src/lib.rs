@@ -14,11 +14,14 @@ mod collectives;
 mod error;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod plan;
 mod single;
+mod sums;
 mod threads;
 mod transport;
 pub mod tree;
 
-pub use collectives::{Comm, even_slices};
+pub use collectives::Comm;
 pub use error::CommError;
+pub use sums::even_slices;
 pub use transport::Traffic;

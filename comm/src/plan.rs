@@ -1,0 +1,89 @@
+//! Who sends what to whom: what the collectives do and [`crate::cost`] predicts.
+
+use std::iter::StepBy;
+use std::ops::Range;
+
+/// Whether sums go by halves in the rounds of [`rounds`]. Two ranks have one message each either
+/// way, and the direct exchange copies less.
+pub(crate) fn goes_by_halves(size: usize) -> bool {
+    size > 2 && size.is_power_of_two()
+}
+
+/// One exchange of a sum by halves, with one other rank.
+///
+/// Ranks are *alike* if their numbers have the same digits up to the one that tells `partner` from
+/// this rank. A rank sends the slices of the ranks that are like its partner, and keeps those of
+/// the ranks that are like itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    pub(crate) partner: usize,
+    size: usize,
+    /// Ranks that are alike have the same remainder by this.
+    modulus: usize,
+}
+
+impl Round {
+    /// The ranks that are like `rank`, in order.
+    pub(crate) fn alike(&self, rank: usize) -> StepBy<Range<usize>> {
+        (rank % self.modulus..self.size).step_by(self.modulus)
+    }
+}
+
+/// The rounds of `rank` among `size` ranks, a power of two: with the nearest rank first, where the
+/// messages are longest. Before the round of digit `l` a rank holds the sum of its block of level
+/// `l` of [`crate::tree`], and its partner that of the other half of the next block.
+pub(crate) fn rounds(rank: usize, size: usize) -> impl DoubleEndedIterator<Item = Round> + ExactSizeIterator {
+    (0..size.ilog2() as usize).map(move |digit| Round {
+        partner: rank ^ (1 << digit),
+        size,
+        modulus: 2 << digit,
+    })
+}
+
+/// Those to whom a broadcast's rank hands on, the one with the most to do first; ranks are numbered
+/// from the root. They form a binary tree: each serves those that its number's free digits reach.
+pub(crate) fn children(number: usize, size: usize) -> impl Iterator<Item = usize> {
+    let free_digits = if number == 0 { usize::BITS } else { number.trailing_zeros() };
+    (0..free_digits)
+        .rev()
+        .filter_map(move |digit| 1_usize.checked_shl(digit)?.checked_add(number))
+        .filter(move |&child| child < size)
+}
+
+/// From whom a broadcast's rank has it; `None` for the root.
+pub(crate) fn parent(number: usize) -> Option<usize> {
+    (number > 0).then(|| number & (number - 1))
+}
+
+/// The ranks other than `rank`, in order.
+pub(crate) fn others(rank: usize, size: usize) -> impl Iterator<Item = usize> {
+    (0..size).filter(move |&other| other != rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slice_leaves_a_rank_once_and_never_its_own() {
+        for size in [4, 8, 16] {
+            for rank in 0..size {
+                let mut sent: Vec<usize> =
+                    rounds(rank, size).flat_map(|round| round.alike(round.partner)).collect();
+                sent.sort_unstable();
+                assert_eq!(sent, others(rank, size).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn partners_name_each_other_and_keep_what_the_other_gives() {
+        for rank in 0..16 {
+            for (index, round) in rounds(rank, 16).enumerate() {
+                let theirs = rounds(round.partner, 16).nth(index).unwrap();
+                assert_eq!(theirs.partner, rank);
+                assert!(theirs.alike(theirs.partner).eq(round.alike(rank)));
+            }
+        }
+    }
+}
