@@ -220,9 +220,9 @@ impl Comm {
         receives: Vec<Incoming<'_>>,
         call: Call,
     ) -> Result<(), CommError> {
-        let bytes: usize = sends.iter().map(|send| send.bytes.len()).sum();
-        self.sent.messages.fetch_add(sends.len() as u64, Ordering::Relaxed);
-        self.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let traffic = Traffic::of(sends.iter().map(|send| send.bytes.len()));
+        self.sent.messages.fetch_add(traffic.messages, Ordering::Relaxed);
+        self.sent.bytes.fetch_add(traffic.bytes, Ordering::Relaxed);
         self.transport.exchange(sends, receives, call)
     }
 }

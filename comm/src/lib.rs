@@ -11,6 +11,7 @@
 //! fixed binary tree of [`tree`], so that a sum has the same bits on any number of ranks.
 
 mod collectives;
+pub mod cost;
 mod error;
 #[cfg(feature = "mpi")]
 mod mpi;

@@ -1,5 +1,7 @@
 //! The primitive that every collective is made of.
 
+use std::iter::Sum;
+use std::ops::Add;
 use std::time::Duration;
 
 use crate::CommError;
@@ -49,4 +51,25 @@ pub struct Traffic {
     pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+impl Traffic {
+    /// Messages of so many bytes each.
+    pub(crate) fn of(message_lens: impl Iterator<Item = usize>) -> Self {
+        message_lens.map(|len| Self { messages: 1, bytes: len as u64 }).sum()
+    }
+}
+
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(traffic: I) -> Self {
+        traffic.fold(Self::default(), Add::add)
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use switchyard_comm::{Comm, even_slices};
+use switchyard_comm::{Comm, CommError, Traffic, cost, even_slices};
 
 /// All laws, one after another.
 pub(crate) fn hold(comm: &Comm) {
@@ -14,6 +14,7 @@ pub(crate) fn hold(comm: &Comm) {
     slices_are_gathered_in_place(comm);
     groups_keep_apart(comm);
     a_rank_counts_what_it_sends(comm);
+    each_collective_sends_what_was_predicted(comm);
     comm.barrier().unwrap();
 }
 
@@ -133,13 +134,46 @@ fn groups_keep_apart(comm: &Comm) {
 }
 
 fn a_rank_counts_what_it_sends(comm: &Comm) {
-    let before = comm.traffic();
     // As long for each of up to ten ranks.
     let len = 2520;
-    comm.ordered_sum(&mut vec![1.0; len]).unwrap();
-    let (messages, bytes) = (comm.traffic().messages - before.messages, comm.traffic().bytes - before.bytes);
+    let Traffic { messages, bytes } = sent_in(comm, || comm.ordered_sum(&mut vec![1.0; len]));
     let (size, others) = (comm.size() as u64, comm.size() as u64 - 1);
     // Every slice but the own goes out once, and the own comes back to each other rank.
     assert_eq!(bytes, 4 * 2 * others * len as u64 / size);
     assert_eq!(messages, 2 * if size.is_power_of_two() { u64::from(size.ilog2()) } else { others });
+}
+
+/// What this rank sends in `collective`.
+fn sent_in<T>(comm: &Comm, collective: impl FnOnce() -> Result<T, CommError>) -> Traffic {
+    let before = comm.traffic();
+    collective().unwrap();
+    let after = comm.traffic();
+    Traffic { messages: after.messages - before.messages, bytes: after.bytes - before.bytes }
+}
+
+fn each_collective_sends_what_was_predicted(comm: &Comm) {
+    let (size, rank) = (comm.size(), comm.rank());
+    assert_eq!(sent_in(comm, || comm.barrier()), cost::barrier(size));
+    assert_eq!(sent_in(comm, || comm.split(rank as u64 % 2)), cost::split(size));
+    for root in 0..size {
+        let mut bytes = bytes_of(root, len_of(root));
+        let sent = sent_in(comm, || comm.broadcast(&mut bytes, root));
+        assert_eq!(sent, cost::broadcast(size, rank, root, len_of(root)), "from rank {root}");
+    }
+    let sent = sent_in(comm, || comm.all_gather(&bytes_of(rank, len_of(rank))));
+    assert_eq!(sent, cost::all_gather(size, len_of(rank)));
+    let part_lens: Vec<_> = (0..size).map(|to| len_of(rank + 2 * to)).collect();
+    let parts: Vec<_> = part_lens.iter().map(|&len| bytes_of(rank, len)).collect();
+    assert_eq!(sent_in(comm, || comm.all_to_all(&parts)), cost::all_to_all(rank, &part_lens));
+    let slices = ragged_slices(size);
+    let slice_lens: Vec<_> = slices.iter().map(Range::len).collect();
+    let mut values = values_of(rank, slice_lens.iter().sum());
+    let sent = sent_in(comm, || comm.ordered_sum_slices(&values, &slices));
+    assert_eq!(sent, cost::ordered_sum_slices(rank, &slice_lens));
+    let sent = sent_in(comm, || comm.all_gather_slices(&mut values, &slices));
+    assert_eq!(sent, cost::all_gather_slices(rank, &slice_lens));
+    for len in [0, 1, 3, 1001] {
+        let sent = sent_in(comm, || comm.ordered_sum(&mut vec![1.0; len]));
+        assert_eq!(sent, cost::ordered_sum(size, rank, len), "{len} values");
+    }
 }
