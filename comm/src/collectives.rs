@@ -203,7 +203,7 @@ impl Comm {
         self.run(&sends, receives, self.call(collective))
     }
 
-    fn call(&self, collective: &'static str) -> Call {
+    pub(crate) fn call(&self, collective: &'static str) -> Call {
         Call { collective, timeout: self.timeout }
     }
 

@@ -13,6 +13,7 @@
 mod collectives;
 pub mod cost;
 mod error;
+pub mod link;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod plan;

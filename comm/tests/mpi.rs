@@ -7,7 +7,7 @@ use std::env;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use switchyard_comm::Comm;
+use switchyard_comm::{Comm, link};
 use switchyard_ground::say;
 
 /// What the ranks are to do; absent in the process that starts them.
@@ -16,6 +16,7 @@ const PART: &str = "SWITCHYARD_MPI_TEST";
 fn main() {
     match env::var(PART).as_deref() {
         Ok("laws") => laws::hold(&Comm::mpi().unwrap()),
+        Ok("links") => say_links(&Comm::mpi().unwrap()),
         Ok("late") => wait_for_one_that_does_not_come(),
         Ok(part) => panic!("no part {part}"),
         Err(_) => start_ranks(),
@@ -57,4 +58,12 @@ fn wait_for_one_that_does_not_come() {
         std::thread::sleep(Duration::from_secs(60));
     }
     comm.barrier().unwrap();
+}
+
+fn say_links(comm: &Comm) {
+    for measured in link::measure(comm).unwrap() {
+        if comm.rank() == 0 {
+            say!("{measured:?}");
+        }
+    }
 }

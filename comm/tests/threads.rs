@@ -6,6 +6,7 @@ mod laws;
 use std::thread;
 use std::time::Duration;
 
+use switchyard_comm::link::{self, Measured};
 use switchyard_comm::{Comm, CommError};
 
 /// What each rank returns, by rank.
@@ -58,4 +59,16 @@ fn ranks_that_give_values_of_different_lengths_are_told() {
         matches!(errors[0], Some(CommError::OutOfStep { rank: 0, from: 1, got: 12, expected: 8, .. })),
         "{errors:?}"
     );
+}
+
+#[test]
+fn every_rank_has_the_same_links_by_distance() {
+    for (size, distances) in [(1, vec![]), (2, vec![1]), (3, vec![1, 2])] {
+        let of_ranks = on_ranks(size, |comm| link::measure(&comm).unwrap());
+        assert!(of_ranks.iter().all(|links| *links == of_ranks[0]), "{of_ranks:?}");
+        assert_eq!(of_ranks[0].iter().map(|link| link.distance).collect::<Vec<_>>(), distances);
+        for Measured { link, .. } in &of_ranks[0] {
+            assert!(link.alpha_secs >= 0.0 && link.beta_secs_per_byte > 0.0, "{link:?}");
+        }
+    }
 }
