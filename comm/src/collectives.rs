@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use switchyard_ground::say;
+
 use crate::CommError;
 use crate::plan;
 use crate::single::Single;
@@ -82,6 +84,14 @@ impl Comm {
     pub fn traffic(&self) -> Traffic {
         let Sent { messages, bytes } = &*self.sent;
         Traffic { messages: messages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Says `message` on standard error, after the number that this rank has in the whole job, and
+    /// ends the job with status 1: every process of it, and with ranks that are threads this one.
+    /// A panic hook may call it while another thread is in a collective.
+    pub fn abort(&self, message: &str) -> ! {
+        say!("rank {}: {message}", self.transport.rank());
+        self.transport.end_job()
     }
 
     /// Groups of the ranks that give the same `color`, in the order of their ranks here; returns

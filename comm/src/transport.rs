@@ -2,6 +2,7 @@
 
 use std::iter::Sum;
 use std::ops::Add;
+use std::process;
 use std::time::Duration;
 
 use crate::CommError;
@@ -35,6 +36,16 @@ pub(crate) trait Transport: std::fmt::Debug + Send + Sync {
         receives: Vec<Incoming<'_>>,
         call: Call,
     ) -> Result<(), CommError>;
+
+    /// Ends the process and all other ranks, with status 1; also while another thread is in
+    /// [`Self::exchange`].
+    fn end_job(&self) -> !;
+}
+
+/// Ends the process, in which all ranks are.
+#[expect(clippy::exit, reason = "asked for, from wherever the caller is")]
+pub(crate) fn end_process() -> ! {
+    process::exit(1)
 }
 
 /// Which collective an exchange belongs to, and how long it may take.

@@ -3,6 +3,7 @@
 
 mod laws;
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -71,4 +72,22 @@ fn every_rank_has_the_same_links_by_distance() {
             assert!(link.alpha_secs >= 0.0 && link.beta_secs_per_byte > 0.0, "{link:?}");
         }
     }
+}
+
+#[test]
+fn a_rank_that_aborts_says_so_and_ends_the_process_while_others_wait() {
+    const CHILD: &str = "SWITCHYARD_TEST_ABORTS";
+    if std::env::var_os(CHILD).is_some() {
+        on_ranks(2, |comm| {
+            let group = comm.split(comm.rank() as u64).unwrap();
+            if comm.rank() == 1 { group.abort("no such luck") } else { comm.barrier().unwrap() }
+        });
+        unreachable!("rank 1 has ended the process");
+    }
+    let name = "a_rank_that_aborts_says_so_and_ends_the_process_while_others_wait";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.lines().any(|line| line == "rank 1: no such luck"), "{said}");
 }
