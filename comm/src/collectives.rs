@@ -217,8 +217,8 @@ impl Comm {
         Call { collective, timeout: self.timeout }
     }
 
-    /// A round that waits for a rank which itself waits for another in an earlier round waits longer
-    /// than that one: the first to give up is to name the rank that is missing.
+    /// A later round waits longer, for its partner may itself wait for a rank in an earlier one: the
+    /// first to give up is to name the rank that is missing.
     pub(crate) fn call_of_round(&self, collective: &'static str, round: usize) -> Call {
         let longer = (self.timeout / 8).saturating_mul(round as u32);
         Call { collective, timeout: self.timeout.saturating_add(longer) }

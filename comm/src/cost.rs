@@ -3,7 +3,9 @@
 //! It is what [`Comm::traffic`](crate::Comm::traffic) counts. Lengths are in bytes, or in elements
 //! of 4 bytes where the collective takes floats.
 
-use crate::plan;
+use std::ops::Range;
+
+use crate::plan::{self, Round};
 use crate::sums::even_slices;
 use crate::transport::Traffic;
 
@@ -48,27 +50,26 @@ pub fn all_to_all(rank: usize, part_lens: &[usize]) -> Traffic {
 /// of the ranks have `slice_lens` elements.
 pub fn ordered_sum_slices(rank: usize, slice_lens: &[usize]) -> Traffic {
     let size = slice_lens.len();
-    let bytes = |rank: usize| slice_lens[rank] * FLOAT_BYTES;
     if plan::goes_by_halves(size) {
-        Traffic::of(plan::rounds(rank, size).map(|round| round.alike(round.partner).map(bytes).sum()))
+        by_halves(rank, slice_lens, |round| round.given)
     } else {
-        Traffic::of(plan::others(rank, size).map(bytes))
+        Traffic::of(plan::others(rank, size).map(|other| slice_lens[other] * FLOAT_BYTES))
     }
 }
 
-/// What `rank` sends in [`Comm::all_gather_slices`](crate::Comm::all_gather_slices) if the slices of
-/// the ranks have `slice_lens` elements.
+/// What `rank` sends in [`Comm::all_gather_slices`](crate::Comm::all_gather_slices) if the slices
+/// of the ranks have `slice_lens` elements.
 pub fn all_gather_slices(rank: usize, slice_lens: &[usize]) -> Traffic {
     let size = slice_lens.len();
-    let bytes = |rank: usize| slice_lens[rank] * FLOAT_BYTES;
     if plan::goes_by_halves(size) {
-        Traffic::of(plan::rounds(rank, size).map(|round| round.alike(rank).map(bytes).sum()))
+        by_halves(rank, slice_lens, |round| round.kept)
     } else {
-        to_each_other(size, bytes(rank))
+        to_each_other(size, slice_lens[rank] * FLOAT_BYTES)
     }
 }
 
-/// What `rank` of `size` sends in [`Comm::ordered_sum`](crate::Comm::ordered_sum) of `len` elements.
+/// What `rank` of `size` sends in [`Comm::ordered_sum`](crate::Comm::ordered_sum) of `len`
+/// elements.
 pub fn ordered_sum(size: usize, rank: usize, len: usize) -> Traffic {
     let slice_lens: Vec<usize> = even_slices(len, size).iter().map(ExactSizeIterator::len).collect();
     ordered_sum_slices(rank, &slice_lens) + all_gather_slices(rank, &slice_lens)
@@ -76,4 +77,11 @@ pub fn ordered_sum(size: usize, rank: usize, len: usize) -> Traffic {
 
 fn to_each_other(size: usize, len: usize) -> Traffic {
     Traffic::of((1..size).map(|_| len))
+}
+
+/// One message a round, of the slices at `sent` of it.
+fn by_halves(rank: usize, slice_lens: &[usize], sent: impl Fn(Round) -> Range<usize>) -> Traffic {
+    let size = slice_lens.len();
+    let bytes = |position| slice_lens[plan::reversed(position, size)] * FLOAT_BYTES;
+    Traffic::of(plan::rounds(rank, size).map(|round| sent(round).map(bytes).sum()))
 }

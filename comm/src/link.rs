@@ -1,14 +1,15 @@
 //! How long messages take: a measured line of start-up time and time for each byte.
 //!
 //! A training step ends when its slowest rank does, and in its collectives all ranks send and
-//! receive at once. So [`measure`] times what they do: all pairs of ranks at one distance swap
-//! messages of one length at the same time, and the slowest pair counts. Distances are those of the
-//! rounds of a sum by halves, 1, 2, 4 ..., a few rounds for any number of ranks, and each level of a
-//! cluster whose neighbours are numbered one after another shows in one of them.
+//! receive at once. So [`measure`] does not play ping-pong on an idle network: all pairs of ranks at
+//! one distance swap messages of one length at the same time, and the slowest pair counts. The
+//! distances are those of the rounds of a sum by halves, 1, 2, 4 ...: few for any number of ranks,
+//! and where neighbours are numbered one after another, each level of a cluster shows in one of
+//! them.
 //!
-//! [`Link::secs`] of the link with the greatest distance and what a rank sends in a step
-//! ([`crate::cost`]) is thus an estimate from above where nearer links are faster. It leaves out
-//! that messages to several ranks may travel together, and that computing may hide them.
+//! To predict a step, give [`Link::secs`] of the farthest link what a rank sends in it
+//! ([`crate::cost`]). That errs to the slow side: nearer links are faster, and messages to several
+//! ranks travel together. Work between the messages, as the additions of a sum, is not in it.
 
 use std::time::Instant;
 
@@ -40,9 +41,9 @@ impl Link {
         traffic.messages as f64 * self.alpha_secs + traffic.bytes as f64 * self.beta_secs_per_byte
     }
 
-    /// The line nearest to the times of messages by their bytes. What it makes small are the squares
-    /// of the *relative* errors: else the longest messages alone would decide, and the start-up
-    /// would be their noise. Neither number is negative.
+    /// The line nearest to the times of messages by their bytes. What it makes small are the
+    /// squares of the *relative* errors: else the longest messages alone would decide, and the
+    /// start-up would be their noise. Neither number is negative.
     fn fit(times: &[(usize, f64)]) -> Self {
         let [mut one, mut len, mut len_len, mut time, mut time_len] = [0.0; 5];
         for &(bytes, secs) in times {
@@ -162,7 +163,7 @@ mod tests {
             let found = Link::fit(&times_of(link, |at| noise[at]));
             for (len, secs) in times_of(link, |_| 1.0) {
                 let predicted = found.secs(Traffic { messages: 1, bytes: len as u64 });
-                // What a weighted mean of factors in 0.9..1.1 may do, and a margin for two such means.
+                // What a weighted mean of factors in 0.9..1.1 may do, and a margin for two of them.
                 prop_assert!((predicted / secs - 1.0).abs() < 0.15, "{len}: {predicted} for {secs}");
             }
         }

@@ -1,17 +1,17 @@
 //! Sums over the ranks in one order, and their slices gathered.
 //!
-//! Among 4, 8, 16 ... ranks a rank sends one message for each doubling, else one to each other rank.
-//! The bytes are as many, and so are the additions.
+//! Among 4, 8, 16 ... ranks a rank sends one message for each doubling, else one to each other
+//! rank. The bytes are as many, and the additions are the same.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
+use crate::CommError;
 use crate::collectives::Comm;
+use crate::plan::{self, Round};
 use crate::transport::{Call, Incoming, Outgoing};
 use crate::tree::tree_sum;
-use crate::{CommError, plan};
 
 const SUM: &str = "ordered_sum";
 const GATHER: &str = "all_gather";
@@ -34,14 +34,15 @@ impl Comm {
         }
     }
 
-    /// Each rank has the elements of its slice; afterwards all have all. Holds at most as much again
-    /// as the values.
+    /// Each rank has the elements of its slice; afterwards all have all. Holds at most as much
+    /// again as the values.
     ///
     /// # Errors
     /// [`CommError`].
     ///
     /// # Panics
-    /// If the slices are not one for each rank, one after another from the first element to the last.
+    /// If the slices are not one for each rank, one after another from the first element to the
+    /// last.
     pub fn all_gather_slices(&self, values: &mut [f32], slices: &[Range<usize>]) -> Result<(), CommError> {
         let end = slices.iter().try_fold(0, |end, slice| (end == slice.start).then_some(slice.end));
         assert!(
@@ -73,39 +74,55 @@ impl Comm {
         self.all_gather_slices(values, &slices)
     }
 
-    /// Each round adds to the slices that this rank keeps those of the other half of a block.
     fn sum_by_halves(&self, values: &[f32], slices: &[Range<usize>]) -> Result<Vec<f32>, CommError> {
-        let mut held = Cow::Borrowed(values);
-        // Where each rank's slice lies in `held`; of those that have been sent, where it lay.
-        let mut places = slices.to_vec();
-        for (index, round) in plan::rounds(self.rank(), self.size()).enumerate() {
-            let given = packed(&held, round.alike(round.partner).map(|rank| &places[rank]));
-            let mut sums = vec![0.0; round.alike(self.rank()).map(|rank| places[rank].len()).sum()];
-            self.swap(self.call_of_round(SUM, index), round.partner, &given, &mut sums)?;
-            let mut start = 0;
-            for rank in round.alike(self.rank()) {
-                let own = &held[places[rank].clone()];
-                places[rank] = start..start + own.len();
-                start += own.len();
-                add(own, &mut sums[places[rank].clone()]);
-            }
-            held = Cow::Owned(sums);
+        let packed = Packed::new(slices);
+        let mut rounds = plan::rounds(self.rank(), self.size()).enumerate();
+        let Some((index, Round { partner, given, kept: held })) = rounds.next() else {
+            return self.sum_where_owned(values, slices);
+        };
+        let mut buffer = Vec::with_capacity(packed.place(given.clone()).len());
+        given.for_each(|position| buffer.extend_from_slice(&values[packed.slice(position)]));
+        let mut sums = vec![0.0; packed.place(held.clone()).len()];
+        self.swap(self.call_of_round(SUM, index), partner, &buffer, &mut sums)?;
+        // Where slices lie in `sums`, which has those of `held` alone.
+        let start = packed.starts[held.start];
+        let place = |positions: Range<usize>| {
+            let place = packed.place(positions);
+            place.start - start..place.end - start
+        };
+        for position in held {
+            add(&values[packed.slice(position)], &mut sums[place(position..position + 1)]);
         }
-        Ok(held.into_owned())
+        let mut own = 0..sums.len();
+        for (index, Round { partner, given, kept }) in rounds {
+            own = place(kept);
+            buffer.resize(own.len(), 0.0);
+            self.swap(self.call_of_round(SUM, index), partner, &sums[place(given)], &mut buffer)?;
+            add(&buffer, &mut sums[own.clone()]);
+        }
+        Ok(sums[own].to_vec())
     }
 
     /// The rounds of [`Self::sum_by_halves`] backwards: the most goes to the nearest rank here too.
     fn gather_by_doubling(&self, values: &mut [f32], slices: &[Range<usize>]) -> Result<(), CommError> {
-        for (index, round) in plan::rounds(self.rank(), self.size()).rev().enumerate() {
-            let own = packed(values, round.alike(self.rank()).map(|rank| &slices[rank]));
-            let mut theirs = vec![0.0; round.alike(round.partner).map(|rank| slices[rank].len()).sum()];
-            self.swap(self.call_of_round(GATHER, index), round.partner, &own, &mut theirs)?;
-            let mut rest = theirs.as_slice();
-            for rank in round.alike(round.partner) {
-                let (part, behind) = rest.split_at(slices[rank].len());
-                values[slices[rank].clone()].copy_from_slice(part);
-                rest = behind;
-            }
+        let packed = Packed::new(slices);
+        let mut gathered = vec![0.0; values.len()];
+        let own = plan::reversed(self.rank(), self.size());
+        gathered[packed.place(own..own + 1)].copy_from_slice(&values[packed.slice(own)]);
+        for (index, Round { partner, given, kept }) in
+            plan::rounds(self.rank(), self.size()).rev().enumerate()
+        {
+            // They lie side by side.
+            let (left, right) = gathered.split_at_mut(packed.starts[given.start.max(kept.start)]);
+            let (own, theirs) = if kept.start < given.start {
+                (&left[packed.starts[kept.start]..], &mut right[..packed.place(given).len()])
+            } else {
+                (&right[..packed.place(kept).len()], &mut left[packed.starts[given.start]..])
+            };
+            self.swap(self.call_of_round(GATHER, index), partner, own, theirs)?;
+        }
+        for position in 0..self.size() {
+            values[packed.slice(position)].copy_from_slice(&gathered[packed.place(position..position + 1)]);
         }
         Ok(())
     }
@@ -144,15 +161,38 @@ impl Comm {
     }
 }
 
-/// The elements at `places`, one after another.
-fn packed<'a>(values: &[f32], places: impl Iterator<Item = &'a Range<usize>> + Clone) -> Vec<f32> {
-    let mut packed = Vec::with_capacity(places.clone().map(Range::len).sum());
-    places.for_each(|place| packed.extend_from_slice(&values[place.clone()]));
-    packed
+/// The slices one after another in the order of [`plan::reversed`], in which the messages of all
+/// rounds are runs of elements and none has to be put together but the first.
+struct Packed<'a> {
+    slices: &'a [Range<usize>],
+    /// Where the slice at each position begins, and the end.
+    starts: Vec<usize>,
 }
 
-/// `sums` become the sums with `others`. An addition has the same bits either way round (but for the
-/// payload of a NaN, which Rust leaves open), so which of them is left in the tree does not matter.
+impl<'a> Packed<'a> {
+    fn new(slices: &'a [Range<usize>]) -> Self {
+        let mut packed = Self { slices, starts: vec![0] };
+        let mut end = 0;
+        for position in 0..slices.len() {
+            end += packed.slice(position).len();
+            packed.starts.push(end);
+        }
+        packed
+    }
+
+    /// The slice at `position`, of the values that are not packed.
+    fn slice(&self, position: usize) -> Range<usize> {
+        self.slices[plan::reversed(position, self.slices.len())].clone()
+    }
+
+    /// Where the slices at `positions` lie.
+    fn place(&self, positions: Range<usize>) -> Range<usize> {
+        self.starts[positions.start]..self.starts[positions.end]
+    }
+}
+
+/// `sums` become the sums with `others`. An addition has the same bits either way round (but for
+/// the payload of a NaN, which Rust leaves open): it does not matter which is left in the tree.
 fn add(others: &[f32], sums: &mut [f32]) {
     sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
 }

@@ -57,8 +57,8 @@ fn values_of(rank: usize, len: usize) -> Vec<f32> {
     (0..len).map(|at| if at % 2 == 0 { exact(at) } else { great(at) }).collect()
 }
 
-/// The sum of the `len` ranks from `first` on, a power of two, as far as there are such: that of the
-/// left half plus that of the right.
+/// The sum of the `len` ranks from `first` on, a power of two, as far as there are such: that of
+/// the left half plus that of the right.
 fn sum_of_block(values: &[Vec<f32>], first: usize, len: usize) -> Option<Vec<f32>> {
     if len == 1 {
         return values.get(first).cloned();
