@@ -18,7 +18,8 @@ const GATHER: &str = "all_gather";
 
 impl Comm {
     /// The slice `slices[rank]` of the sum of every rank's `values`, by the tree of
-    /// [`crate::tree`] over the ranks. Holds as much again as the slices have together.
+    /// [`crate::tree`] over the ranks. With slices of one length it holds as much again as they have
+    /// together.
     ///
     /// # Errors
     /// [`CommError`].
@@ -35,7 +36,7 @@ impl Comm {
     }
 
     /// Each rank has the elements of its slice; afterwards all have all. Holds at most as much
-    /// again as the values.
+    /// again as the values while it works.
     ///
     /// # Errors
     /// [`CommError`].
@@ -59,7 +60,7 @@ impl Comm {
     }
 
     /// `values` become the sum of every rank's, by the tree of [`crate::tree`] over the ranks: the
-    /// same bits on each. Holds at most as much again.
+    /// same bits on each. Holds as much again while it works.
     ///
     /// # Errors
     /// [`CommError`].
@@ -100,6 +101,7 @@ impl Comm {
             self.swap(self.call_of_round(SUM, index), partner, &sums[place(given)], &mut buffer)?;
             add(&buffer, &mut sums[own.clone()]);
         }
+        drop(buffer);
         Ok(sums[own].to_vec())
     }
 
