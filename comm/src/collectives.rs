@@ -1,17 +1,16 @@
 //! The collectives, each made of exchanges of messages.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use switchyard_ground::say;
 
 use crate::CommError;
+use crate::plan;
 use crate::single::Single;
 use crate::threads::Threads;
 use crate::transport::{Call, Incoming, Outgoing, Traffic, Transport};
-use crate::tree::tree_sum;
 
 /// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -21,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 pub struct Comm {
     transport: Arc<dyn Transport>,
     /// The ranks of the world that are the ranks of this group, by their number here.
-    members: Arc<[usize]>,
+    pub(crate) members: Arc<[usize]>,
     /// The number here of this rank.
     rank: usize,
     timeout: Duration,
@@ -87,6 +86,14 @@ impl Comm {
         Traffic { messages: messages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
     }
 
+    /// Says `message` on standard error, after the number that this rank has in the whole job, and
+    /// ends the job with status 1: every process of it, and with ranks that are threads this one.
+    /// A panic hook may call it while another thread is in a collective.
+    pub fn abort(&self, message: &str) -> ! {
+        say!("rank {}: {message}", self.transport.rank());
+        self.transport.end_job()
+    }
+
     /// Groups of the ranks that give the same `color`, in the order of their ranks here; returns
     /// this rank's.
     ///
@@ -120,29 +127,23 @@ impl Comm {
     /// If there is no such rank.
     pub fn broadcast(&self, bytes: &mut Vec<u8>, root: usize) -> Result<(), CommError> {
         assert!(root < self.size(), "rank {root} of {}", self.size());
-        // Down a binary tree of the ranks, numbered from the root: each hands on to those that its
-        // number's free digits reach. The length goes first.
+        // The length goes first.
         let call = self.call("broadcast");
         let size = self.size();
         let number = (self.rank + size - root) % size;
         let member = |number: usize| self.members[(number + root) % size];
-        if number > 0 {
-            let from = member(number & (number - 1));
+        if let Some(parent) = plan::parent(number) {
+            let from = member(parent);
             let mut len = [0; 8];
             self.run(&[], vec![Incoming { from, bytes: &mut len }], call)?;
             *bytes = vec![0; u64::from_le_bytes(len) as usize];
             self.run(&[], vec![Incoming { from, bytes }], call)?;
         }
-        let free_digits = if number == 0 { usize::BITS } else { number.trailing_zeros() };
-        let children: Vec<usize> = (0..free_digits)
-            .rev()
-            .filter_map(|digit| 1_usize.checked_shl(digit)?.checked_add(number))
-            .filter(|&child| child < size)
-            .collect();
         let len = (bytes.len() as u64).to_le_bytes();
         for message in [&len[..], bytes.as_slice()] {
-            let sends: Vec<_> =
-                children.iter().map(|&child| Outgoing { to: member(child), bytes: message }).collect();
+            let sends: Vec<_> = plan::children(number, size)
+                .map(|child| Outgoing { to: member(child), bytes: message })
+                .collect();
             self.run(&sends, Vec::new(), call)?;
         }
         Ok(())
@@ -167,70 +168,6 @@ impl Comm {
     pub fn all_to_all(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CommError> {
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         self.all_to_all_of("all_to_all", &parts)
-    }
-
-    /// The slice `slices[rank]` of the sum of every rank's `values`, by the tree of
-    /// [`crate::tree`] over the ranks.
-    ///
-    /// # Errors
-    /// [`CommError`].
-    ///
-    /// # Panics
-    /// If there is not a slice for each rank, or one lies outside the values.
-    pub fn ordered_sum_slices(&self, values: &[f32], slices: &[Range<usize>]) -> Result<Vec<f32>, CommError> {
-        let parts: Vec<&[u8]> = slices.iter().map(|slice| cast_slice(&values[slice.clone()])).collect();
-        let own_len = slices[self.rank].len();
-        let mut received = vec![vec![0.0_f32; own_len]; self.size()];
-        let mut targets: Vec<&mut [u8]> =
-            received.iter_mut().map(|part| cast_slice_mut(part.as_mut_slice())).collect();
-        self.exchange_into("ordered_sum", &parts, &mut targets)?;
-        let sum = tree_sum(received, |mut left, right| {
-            left.iter_mut().zip(right).for_each(|(left, right)| *left += right);
-            left
-        });
-        Ok(sum.unwrap_or_default())
-    }
-
-    /// Each rank has the elements of its slice; afterwards all have all.
-    ///
-    /// # Errors
-    /// [`CommError`].
-    ///
-    /// # Panics
-    /// If the slices are not one for each rank, one after another from the first element to the last.
-    pub fn all_gather_slices(&self, values: &mut [f32], slices: &[Range<usize>]) -> Result<(), CommError> {
-        let end = slices.iter().try_fold(0, |end, slice| (end == slice.start).then_some(slice.end));
-        assert!(
-            slices.len() == self.size() && end == Some(values.len()),
-            "{slices:?} of {} elements for {} ranks",
-            values.len(),
-            self.size()
-        );
-        let own = values[slices[self.rank].clone()].to_vec();
-        let parts = vec![cast_slice(&own); self.size()];
-        let mut rest = values;
-        let mut targets: Vec<&mut [u8]> = Vec::with_capacity(slices.len());
-        for slice in slices {
-            let (part, behind) = rest.split_at_mut(slice.len());
-            targets.push(cast_slice_mut(part));
-            rest = behind;
-        }
-        self.exchange_into("all_gather", &parts, &mut targets)
-    }
-
-    /// `values` become the sum of every rank's, by the tree of [`crate::tree`] over the ranks: the
-    /// same bits on each.
-    ///
-    /// # Errors
-    /// [`CommError`].
-    pub fn ordered_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
-        if self.size() == 1 {
-            return Ok(());
-        }
-        let slices = even_slices(values.len(), self.size());
-        let sum = self.ordered_sum_slices(values, &slices)?;
-        values[slices[self.rank].clone()].copy_from_slice(&sum);
-        self.all_gather_slices(values, &slices)
     }
 
     fn gather(&self, collective: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
@@ -260,7 +197,7 @@ impl Comm {
     }
 
     /// A part for each rank, and a place for that of each rank. What a rank has for itself is copied.
-    fn exchange_into(
+    pub(crate) fn exchange_into(
         &self,
         collective: &'static str,
         parts: &[&[u8]],
@@ -268,29 +205,34 @@ impl Comm {
     ) -> Result<(), CommError> {
         assert!(parts.len() == self.size(), "{} parts for {} ranks", parts.len(), self.size());
         targets[self.rank].copy_from_slice(parts[self.rank]);
-        let others = || (0..self.size()).filter(|&rank| rank != self.rank);
-        let sends: Vec<_> =
-            others().map(|rank| Outgoing { to: self.members[rank], bytes: parts[rank] }).collect();
+        let sends: Vec<_> = plan::others(self.rank, self.size())
+            .map(|rank| Outgoing { to: self.members[rank], bytes: parts[rank] })
+            .collect();
         let of_others = targets.iter_mut().enumerate().filter(|(rank, _)| *rank != self.rank);
         let receives = of_others.map(|(rank, bytes)| Incoming { from: self.members[rank], bytes }).collect();
         self.run(&sends, receives, self.call(collective))
     }
 
-    fn call(&self, collective: &'static str) -> Call {
+    pub(crate) fn call(&self, collective: &'static str) -> Call {
         Call { collective, timeout: self.timeout }
     }
 
-    fn run(&self, sends: &[Outgoing<'_>], receives: Vec<Incoming<'_>>, call: Call) -> Result<(), CommError> {
-        let bytes: usize = sends.iter().map(|send| send.bytes.len()).sum();
-        self.sent.messages.fetch_add(sends.len() as u64, Ordering::Relaxed);
-        self.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// A later round waits longer, for its partner may itself wait for a rank in an earlier one: the
+    /// first to give up is to name the rank that is missing.
+    pub(crate) fn call_of_round(&self, collective: &'static str, round: usize) -> Call {
+        let longer = (self.timeout / 8).saturating_mul(round as u32);
+        Call { collective, timeout: self.timeout.saturating_add(longer) }
+    }
+
+    pub(crate) fn run(
+        &self,
+        sends: &[Outgoing<'_>],
+        receives: Vec<Incoming<'_>>,
+        call: Call,
+    ) -> Result<(), CommError> {
+        let traffic = Traffic::of(sends.iter().map(|send| send.bytes.len()));
+        self.sent.messages.fetch_add(traffic.messages, Ordering::Relaxed);
+        self.sent.bytes.fetch_add(traffic.bytes, Ordering::Relaxed);
         self.transport.exchange(sends, receives, call)
     }
-}
-
-/// `len` elements cut into `num` slices, as equal as can be, the longer ones first.
-pub fn even_slices(len: usize, num: usize) -> Vec<Range<usize>> {
-    let (short, num_longer) = (len / num, len % num);
-    let start = |slice: usize| slice * short + slice.min(num_longer);
-    (0..num).map(|slice| start(slice)..start(slice + 1)).collect()
 }

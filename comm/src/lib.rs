@@ -9,16 +9,24 @@
 //!
 //! Floats are never summed by the transport: [`Comm::ordered_sum`] adds what the ranks have by the
 //! fixed binary tree of [`tree`], so that a sum has the same bits on any number of ranks.
+//!
+//! What a run on other machines would send and wait for can be told without them: [`cost`] gives the
+//! messages and bytes of each collective, [`link`] what they take where it was measured.
 
 mod collectives;
+pub mod cost;
 mod error;
+pub mod link;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod plan;
 mod single;
+mod sums;
 mod threads;
 mod transport;
 pub mod tree;
 
-pub use collectives::{Comm, even_slices};
+pub use collectives::Comm;
 pub use error::CommError;
+pub use sums::even_slices;
 pub use transport::Traffic;

@@ -99,6 +99,12 @@ impl Transport for Mpi {
         });
         Ok(())
     }
+
+    fn end_job(&self) -> ! {
+        // Without the lock, which another thread may hold for as long as it waits for a rank. Two
+        // calls of MPI at once are against its rules, but one of them ends everything.
+        SimpleCommunicator::world().abort(1)
+    }
 }
 
 /// A message on its way.
@@ -124,7 +130,7 @@ impl Mpi {
                     Ok(status) => {
                         let got = status.count(u8::equivalent_datatype()) as usize;
                         if let Some(expected) = expected.filter(|expected| *expected != got) {
-                            end_job(&CommError::OutOfStep { rank, collective, from: with, got, expected });
+                            self.fail(&CommError::OutOfStep { rank, collective, from: with, got, expected });
                         }
                     }
                     Err(request) => still_open.push(Open { with, expected, request }),
@@ -137,7 +143,7 @@ impl Mpi {
                 let mut missing: Vec<usize> = still_open.iter().map(|open| open.with).collect();
                 missing.sort_unstable();
                 missing.dedup();
-                end_job(&CommError::Timeout { rank, collective, missing, waited: begun.elapsed() });
+                self.fail(&CommError::Timeout { rank, collective, missing, waited: begun.elapsed() });
             }
             open = still_open;
             looks += 1;
@@ -148,11 +154,11 @@ impl Mpi {
             }
         }
     }
-}
 
-fn end_job(error: &CommError) -> ! {
-    say!("error: {error}");
-    SimpleCommunicator::world().abort(1)
+    fn fail(&self, error: &CommError) -> ! {
+        say!("error: {error}");
+        self.end_job()
+    }
 }
 
 /// `bytes` in parts of at most `longest`; one empty part if there are none, for a message without

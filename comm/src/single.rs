@@ -1,7 +1,7 @@
 //! One process alone.
 
 use crate::CommError;
-use crate::transport::{Call, Incoming, Outgoing, Transport};
+use crate::transport::{Call, Incoming, Outgoing, Transport, end_process};
 
 #[derive(Debug)]
 pub(crate) struct Single;
@@ -27,5 +27,9 @@ impl Transport for Single {
             call.collective
         );
         Ok(())
+    }
+
+    fn end_job(&self) -> ! {
+        end_process()
     }
 }

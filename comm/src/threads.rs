@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::CommError;
-use crate::transport::{Call, Incoming, Outgoing, Transport};
+use crate::transport::{Call, Incoming, Outgoing, Transport, end_process};
 
 /// One rank's end.
 #[derive(Debug)]
@@ -90,6 +90,10 @@ impl Transport for Threads {
             };
             state = self.world.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn end_job(&self) -> ! {
+        end_process()
     }
 }
 

@@ -1,5 +1,8 @@
 //! The primitive that every collective is made of.
 
+use std::iter::Sum;
+use std::ops::Add;
+use std::process;
 use std::time::Duration;
 
 use crate::CommError;
@@ -33,6 +36,16 @@ pub(crate) trait Transport: std::fmt::Debug + Send + Sync {
         receives: Vec<Incoming<'_>>,
         call: Call,
     ) -> Result<(), CommError>;
+
+    /// Ends the process and all other ranks, with status 1; also while another thread is in
+    /// [`Self::exchange`].
+    fn end_job(&self) -> !;
+}
+
+/// Ends the process, in which all ranks are.
+#[expect(clippy::exit, reason = "asked for, from wherever the caller is")]
+pub(crate) fn end_process() -> ! {
+    process::exit(1)
 }
 
 /// Which collective an exchange belongs to, and how long it may take.
@@ -49,4 +62,25 @@ pub struct Traffic {
     pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+impl Traffic {
+    /// Messages of so many bytes each.
+    pub(crate) fn of(message_lens: impl Iterator<Item = usize>) -> Self {
+        message_lens.map(|len| Self { messages: 1, bytes: len as u64 }).sum()
+    }
+}
+
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(traffic: I) -> Self {
+        traffic.fold(Self::default(), Add::add)
+    }
 }

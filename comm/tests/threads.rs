@@ -3,9 +3,11 @@
 
 mod laws;
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use switchyard_comm::link::{self, Measured};
 use switchyard_comm::{Comm, CommError};
 
 /// What each rank returns, by rank.
@@ -19,8 +21,8 @@ fn on_ranks<T: Send>(size: usize, work: impl Fn(Comm) -> T + Sync) -> Vec<T> {
 }
 
 #[test]
-fn every_law_holds_on_one_to_five_ranks() {
-    for size in 1..=5 {
+fn every_law_holds_on_one_to_nine_ranks() {
+    for size in 1..=9 {
         on_ranks(size, |comm| laws::hold(&comm));
     }
     laws::hold(&Comm::single());
@@ -58,4 +60,34 @@ fn ranks_that_give_values_of_different_lengths_are_told() {
         matches!(errors[0], Some(CommError::OutOfStep { rank: 0, from: 1, got: 12, expected: 8, .. })),
         "{errors:?}"
     );
+}
+
+#[test]
+fn every_rank_has_the_same_links_by_distance() {
+    for (size, distances) in [(1, vec![]), (2, vec![1]), (3, vec![1, 2])] {
+        let of_ranks = on_ranks(size, |comm| link::measure(&comm).unwrap());
+        assert!(of_ranks.iter().all(|links| *links == of_ranks[0]), "{of_ranks:?}");
+        assert_eq!(of_ranks[0].iter().map(|link| link.distance).collect::<Vec<_>>(), distances);
+        for Measured { link, .. } in &of_ranks[0] {
+            assert!(link.alpha_secs >= 0.0 && link.beta_secs_per_byte > 0.0, "{link:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_aborts_says_so_and_ends_the_process_while_others_wait() {
+    const CHILD: &str = "SWITCHYARD_TEST_ABORTS";
+    if std::env::var_os(CHILD).is_some() {
+        on_ranks(2, |comm| {
+            let group = comm.split(comm.rank() as u64).unwrap();
+            if comm.rank() == 1 { group.abort("no such luck") } else { comm.barrier().unwrap() }
+        });
+        unreachable!("rank 1 has ended the process");
+    }
+    let name = "a_rank_that_aborts_says_so_and_ends_the_process_while_others_wait";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.lines().any(|line| line == "rank 1: no such luck"), "{said}");
 }
