@@ -16,6 +16,7 @@ use switchyard_trainer::metrics::MetricsError;
 use switchyard_trainer::run_folder::RunFolderError;
 
 use crate::interrupt::Interruption;
+use crate::launch;
 
 /// Characters of a message that are printed.
 const MAX_MESSAGE_CHARS: usize = 4000;
@@ -185,9 +186,15 @@ pub(crate) fn report_panics_as_errors() {
             .location()
             .map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let what = info.payload_as_str().unwrap_or("no message");
-        say!(
+        let message = format!(
             "error: a bug in switchyard{place}: {what}\nCheckpoints on disk are intact: `--resume` goes on from the \
              newest. Please report this message with the configuration; RUST_BACKTRACE=1 adds where it happened."
         );
+        let comm = launch::comm();
+        if comm.size() > 1 {
+            // The others would wait for this one.
+            comm.abort(&message);
+        }
+        say!("{message}");
     }));
 }

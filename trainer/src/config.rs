@@ -3,6 +3,7 @@
 //! Nothing here is derived. [`crate::plan`] resolves a configuration into what will happen.
 
 mod adamw;
+mod distributed;
 mod muon;
 mod parameter_group;
 mod precision;
@@ -17,6 +18,7 @@ use switchyard_flight::alarms::AlarmsConfig;
 use switchyard_model::{ModelConfig, Recompute};
 
 pub use adamw::{AdamWConfig, MomentType};
+pub use distributed::DistributedConfig;
 pub use muon::{MuonConfig, MuonRole};
 pub use parameter_group::ParameterGroupConfig;
 pub use precision::{ComputeType, PrecisionConfig};
@@ -50,6 +52,9 @@ pub struct RunConfig {
     pub start: StartConfig,
     /// The loop.
     pub train: TrainConfig,
+    /// How several processes share the run; absent is data parallel.
+    #[serde(default, skip_serializing_if = "DistributedConfig::is_default")]
+    pub distributed: DistributedConfig,
     /// Text generated at the end of the run, written to `sample.txt`.
     #[serde(default)]
     pub sample: SampleConfig,

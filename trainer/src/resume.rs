@@ -22,10 +22,11 @@ use crate::start::{initial_network, note_on_start, with_frozen_parameters};
 /// Keys that may change between the parts of a run: how far it goes, how often it is looked at,
 /// where it runs, what is kept, and what is computed anew to the same bits. The model, the data and
 /// the optimizer may not.
-const MAY_CHANGE: [&str; 12] = [
+const MAY_CHANGE: [&str; 13] = [
     "name",
     "device",
     "threads",
+    "distributed",
     "data.cache_dir",
     "train.num_steps",
     "train.eval_every_steps",
@@ -41,7 +42,8 @@ const MAY_CHANGE: [&str; 12] = [
 const SAME_OR_NEW: &str = ". Resume with the run's own configuration, or start a new run in another folder";
 
 /// Those of them that change nothing of what a finished run has left.
-const CHANGES_NO_RESULT: [&str; 5] = ["name", "device", "threads", "data.cache_dir", "train.recompute"];
+const CHANGES_NO_RESULT: [&str; 6] =
+    ["name", "device", "threads", "distributed", "data.cache_dir", "train.recompute"];
 
 /// The moving parts at the beginning of this process.
 pub(crate) struct Start {

@@ -11,7 +11,7 @@ use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOp
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, ComputeType, FlightRecorderConfig, MomentType, ParameterGroupConfig, PrecisionConfig,
+    AdamWConfig, ComputeType, DistributedConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig, PrecisionConfig,
     RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
@@ -24,6 +24,8 @@ pub(super) const MAX_BATCH_TOKENS: usize = 1 << 30;
 const MAX_SPIKE_WINDOW: usize = 1 << 16;
 pub(super) const MAX_STEPS: u64 = 1_000_000_000;
 pub(crate) const MAX_THREADS: usize = 4096;
+const MAX_RANKS: usize = 1 << 20;
+const MAX_WAIT_SECS: u64 = 30 * 24 * 3600;
 
 /// Checks the keys that stand alone.
 ///
@@ -35,6 +37,10 @@ pub(super) fn check_run(config: &RunConfig) -> Result<(), KeyError> {
     in_range("seed", config.seed, 0..=i64::MAX as u64)?;
     optional_in_range("train.data_seed", config.train.data_seed, 0..=i64::MAX as u64, "to take `seed`")?;
     optional_in_range("threads", config.threads, 1..=MAX_THREADS, "to use all cores")?;
+    let DistributedConfig { expert_parallel, silence_secs, timeout_secs } = config.distributed;
+    in_range("distributed.expert_parallel", expert_parallel, 1..=MAX_RANKS)?;
+    in_range("distributed.silence_secs", silence_secs, 2..=MAX_WAIT_SECS)?;
+    in_range("distributed.timeout_secs", timeout_secs, 1..=MAX_WAIT_SECS)?;
     check_adamw(&config.train.adamw)?;
     check_groups(&config.train.groups)?;
     if let Some(spikes) = &config.train.skip_spikes {

@@ -144,6 +144,22 @@ impl Ranks {
         };
         of_ranks.into_iter().enumerate().map(value).collect()
     }
+
+    /// `own`, if every rank has what it asked for.
+    ///
+    /// # Errors
+    /// As [`Ranks::agree`].
+    pub(crate) fn all_or_none<T>(&self, own: Result<T, TrainError>) -> Result<T, TrainError> {
+        if self.is_alone() {
+            return own;
+        }
+        let (own, told) = match own {
+            Ok(own) => (Some(own), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        self.agree(told)?;
+        Ok(own.unwrap_or_else(|| unreachable!("no rank has failed")))
+    }
 }
 
 /// A value as ranks send it: CBOR, which keeps every float as it is.

@@ -43,12 +43,9 @@ impl Ranks {
         let share = self.share_of(micro_batches.len());
         let of = micro_batches.len();
         let own = micro_batches.into_iter().skip(share.start).take(share.len()).collect();
-        let (gradients, passes) = match own_passes(model, own, (settings, share.start, of), device) {
-            Ok((gradients, passes)) => (Ok(gradients), Ok(passes)),
-            Err(error) => (Err(()), Err(error)),
-        };
+        let passes = own_passes(model, own, (settings, share.start, of), device);
+        let (gradients, passes) = self.all_or_none(passes)?;
         let mut measurements = self.measurements(passes, keeps_tokens)?;
-        let gradients = gradients.unwrap_or_else(|()| unreachable!("all ranks have gradients"));
         let gradients = gradients.finish().into_gradients();
         let sharding = Sharding::new(&divisible(&gradients, model, optimizer), &self.comm);
         let pieces = sharding.sum(gradients, &self.comm)?;
@@ -61,21 +58,15 @@ impl Ranks {
     /// What all ranks measured, in the order of their micro-batches.
     fn measurements(
         &self,
-        own: Result<Vec<PassMeasurements>, TrainError>,
+        mut own: Vec<PassMeasurements>,
         keeps_tokens: bool,
     ) -> Result<StepMeasurements, TrainError> {
         let mut routed = Vec::new();
-        let told = own.map(|passes| {
-            passes
-                .into_iter()
-                .map(|mut pass| {
-                    let without_tokens = pass.routed.without_tokens();
-                    routed.push(std::mem::replace(&mut pass.routed, without_tokens));
-                    pass
-                })
-                .collect::<Vec<_>>()
-        });
-        let all = self.agree(told)?;
+        for pass in &mut own {
+            let without_tokens = pass.routed.without_tokens();
+            routed.push(std::mem::replace(&mut pass.routed, without_tokens));
+        }
+        let all = self.all_gather(&own)?;
         let mut measurements = StepMeasurements::of(all.into_iter().flatten().collect());
         if keeps_tokens && let Some(of_ranks) = self.gather_bytes(to_bytes(&routed))? {
             let passes = of_ranks.iter().map(|bytes| from_bytes::<Vec<RoutedPass>>(bytes));
