@@ -56,7 +56,8 @@ fn check(case: &Case, choices: &[Choices]) {
             let stacks = gradients.into_stacks();
             assert_eq!(stacks.len(), expected.len(), "stacks of {case:?}");
             for (stack, expected) in stacks.iter().zip(expected) {
-                let own = expected.chunks(expected.len() / case.num_ranks).nth(rank).expect("a part for each rank");
+                let own =
+                    expected.chunks(expected.len() / case.num_ranks).nth(rank).expect("a part for each rank");
                 assert!(bits_of(stack) == own, "experts of rank {rank}, tokens of {source}: {case:?}");
             }
         }
