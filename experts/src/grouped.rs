@@ -74,8 +74,8 @@ impl Experts {
         }
     }
 
-    /// These experts as one rank's own: the other ranks of `ranks` hold as many each. A forward pass
-    /// then is a collective of all ranks, and autodiff gives the matrices no gradient, see
+    /// These experts as one rank's own: the other ranks of `ranks` hold as many each. A forward
+    /// pass then is a collective of all ranks, and autodiff gives the matrices no gradient, see
     /// [`expert_parallel_ffn`].
     pub fn of_rank(self, ranks: ExpertParallel) -> Self {
         Self { ranks: Some(ranks), ..self }
@@ -130,8 +130,8 @@ impl Experts {
         self.activation
     }
 
-    /// Each token's sum of gate times expert over its slots in `plan`, which is one over the experts
-    /// of all ranks; zero for a token without any. Computed as `options` say.
+    /// Each token's sum of gate times expert over its slots in `plan`, which is one over the
+    /// experts of all ranks; zero for a token without any. Computed as `options` say.
     ///
     /// # Shapes
     /// - `x_td`: `[num_tokens, d]`; `gates_tk`: `[num_tokens, top_k]`; returns `[num_tokens, d]`

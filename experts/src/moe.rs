@@ -158,8 +158,8 @@ impl MoeLayer {
     }
 
     /// The first expert whose output for one of its tokens is not finite; `None` if all are. Runs
-    /// every expert alone. Where experts are spread over ranks, it is of this rank's own: a rank may
-    /// ask alone, and no other answers.
+    /// every expert alone. Where experts are spread over ranks, it is of this rank's own: a rank
+    /// may ask alone, and no other answers.
     ///
     /// # Panics
     /// If `route` is not of these tokens, or the device fails to return the outputs.

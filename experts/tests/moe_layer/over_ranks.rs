@@ -48,8 +48,8 @@ fn dense_gradients(x_td: &Tensor<2>, layer: &MoeLayer, gradients: &Gradients) ->
 struct Step {
     hidden: Vec<u32>,
     dense: Vec<Vec<u32>>,
-    /// Gradients of the gate, up and down projections: all in one process, or the rank's own from each
-    /// rank's tokens.
+    /// Gradients of the gate, up and down projections: all in one process, or the rank's own from
+    /// each rank's tokens.
     experts: Vec<Vec<Vec<u32>>>,
 }
 

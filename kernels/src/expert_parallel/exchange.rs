@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 /// Takes lists of numbers from every rank to every other. Each method is a collective: every rank
-/// calls the same ones in the same order. There is no error to return: a rank that cannot go on ends
-/// its process.
+/// calls the same ones in the same order. There is no error to return: a rank that cannot go on
+/// ends its process.
 pub trait RowExchange: Debug + Send + Sync {
     /// How many ranks there are.
     fn num_ranks(&self) -> usize;

@@ -44,17 +44,17 @@ impl From<Matrices<Vec<f32>>> for ExpertGradients {
     }
 }
 
-/// What backward passes leave. They return nothing to their caller but gradients of tensors, and the
-/// sum over ranks is not theirs to make: whoever sums over micro-batches in a fixed order takes them
-/// from here.
+/// What backward passes leave. They return nothing to their caller but gradients of tensors, and
+/// the sum over ranks is not theirs to make: whoever sums over micro-batches in a fixed order takes
+/// them from here.
 #[derive(Debug, Default)]
 pub struct ExpertGradientSink {
     deposits: Mutex<Vec<Vec<ExpertGradients>>>,
 }
 
 impl ExpertGradientSink {
-    /// Everything since the last call: for each backward pass, in order, the gradients from the tokens
-    /// of each rank, by rank.
+    /// Everything since the last call: for each backward pass, in order, the gradients from the
+    /// tokens of each rank, by rank.
     pub fn take(&self) -> Vec<Vec<ExpertGradients>> {
         std::mem::take(&mut self.deposits.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,11 +1,11 @@
 //! A mixture of experts whose experts are spread over ranks (expert parallelism, GShard,
 //! arXiv:2006.16668, section 3.2).
 //!
-//! Each rank has its own tokens and as many experts as any other. Rows go to the ranks that own their
-//! experts and come back: counts, rows and outputs on the way there, gradients of the outputs and of
-//! the rows on the way back. A row's output does not depend on the others, and the rows of different
-//! ranks are never summed, so every bit is that of [`expert_ffn`](crate::expert_ffn) on each rank's
-//! tokens with all experts.
+//! Each rank has its own tokens and as many experts as any other. Rows go to the ranks that own
+//! their experts and come back: counts, rows and outputs on the way there, gradients of the outputs
+//! and of the rows on the way back. A row's output does not depend on the others, and the rows of
+//! different ranks are never summed, so every bit is that of [`expert_ffn`](crate::expert_ffn) on
+//! each rank's tokens with all experts.
 //!
 //! Shape letters: t tokens, k slots per token, n packed rows, e experts of one rank, d model width,
 //! f hidden width of one expert.
@@ -29,8 +29,8 @@ pub use gradients::{ExpertGradientSink, ExpertGradients};
 use crate::feed_forward::{ExpertMatrices, assert_plan_fits, mixture_operands};
 use crate::tensor_list::TensorList;
 
-/// The ranks that the experts of one layer are spread over, as one of them sees them. Rank i of n owns
-/// experts `i * num_experts / n..(i + 1) * num_experts / n`. Cheap to clone.
+/// The ranks that the experts of one layer are spread over, as one of them sees them. Rank i of n
+/// owns experts `i * num_experts / n..(i + 1) * num_experts / n`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ExpertParallel {
     /// Takes rows from rank to rank.
@@ -50,13 +50,13 @@ pub struct RoutedTokens<'a> {
     pub plan: &'a DispatchPlan,
 }
 
-/// As [`expert_ffn`](crate::expert_ffn) of the rank's tokens with the experts of all ranks, of which
-/// `matrices` are the rank's own. Every rank calls it as often and in the same order, with the same
-/// activation and options, be it without tokens, and so its backward pass.
+/// As [`expert_ffn`](crate::expert_ffn) of the rank's tokens with the experts of all ranks, of
+/// which `matrices` are the rank's own. Every rank calls it as often and in the same order, with
+/// the same activation and options, be it without tokens, and so its backward pass.
 ///
-/// Gradients go to the tokens and the gates. The matrices get none from autodiff: each backward pass
-/// leaves them in [`ExpertParallel::gradients`], one set for each rank that tokens came from. There is
-/// no backward pass where neither tokens nor gates have a gradient: on no rank or on all.
+/// Gradients go to the tokens and the gates. The matrices get none from autodiff: each backward
+/// pass leaves them in [`ExpertParallel::gradients`], one set for each rank that tokens came from.
+/// There is no backward pass where neither tokens nor gates have a gradient: on no rank or on all.
 ///
 /// # Shapes
 /// - returns `[num_tokens, d]`
@@ -134,8 +134,8 @@ pub(crate) trait ExpertParallelFfn: Backend {
         only_on_the_cpu()
     }
 
-    /// Gradients of the tokens and the gates, from that of the output, `[t, d]`. Those of the matrices
-    /// go into the call's sink.
+    /// Gradients of the tokens and the gates, from that of the output, `[t, d]`. Those of the
+    /// matrices go into the call's sink.
     fn expert_parallel_ffn_gradients(
         _gates_tk: FloatTensor<Self>,
         #[extension_type] _matrices: TensorList<Self>,

@@ -231,8 +231,8 @@ pub(crate) trait FeedForward: Backend {
         Self::feed_forward_keeping_projections(operands, block).0
     }
 
-    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`, which
-    /// nobody but [`FeedForward::feed_forward_gradients`] reads: they may be of any type.
+    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`,
+    /// which nobody but [`FeedForward::feed_forward_gradients`] reads: they may be of any type.
     fn feed_forward_keeping_projections(
         #[extension_type] operands: TensorList<Self>,
         block: Block,

@@ -133,7 +133,7 @@ impl<'a, E: Kept> RowBlock<'a, E> {
         }
     }
 
-    /// The block whose rows are those of `block`'s plan, or the tokens, and lie where the tokens lie.
+    /// The block whose rows are those of `block`'s plan, or the tokens, and lie where tokens lie.
     pub(super) fn of_tokens(matrices: Matrices<&'a [f32]>, [t, d, f]: [usize; 3], block: &Block) -> Self {
         let offset_of = |token| token * d;
         Self {
@@ -164,8 +164,8 @@ impl<'a, E: Kept> RowBlock<'a, E> {
     }
 
     /// Gradients of packed rows, of their weights and of the matrices from `dy`, `[n, d]`, the
-    /// gradients of what the rows, each times its weight, are added to. The projections of the forward
-    /// pass, `up` and `gate`, become their own gradients.
+    /// gradients of what the rows, each times its weight, are added to. The projections of the
+    /// forward pass, `up` and `gate`, become their own gradients.
     ///
     /// # Panics
     /// As [`RowBlock::forward`].
