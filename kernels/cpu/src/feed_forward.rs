@@ -5,6 +5,7 @@
 
 pub mod combine;
 pub mod gather;
+mod messages;
 mod operands;
 mod rows;
 
@@ -14,6 +15,7 @@ use crate::dispatch::{DispatchPlan, Groups};
 use crate::rounding::rounded;
 pub use crate::row_tiles::MAX_TILE_ROWS;
 
+pub use messages::Messages;
 pub use operands::{Matrices, Operands, Parts};
 use rows::{OutputGradient, RowGradients};
 pub use rows::{PackedGradients, RowBlock};

@@ -8,7 +8,9 @@ use burn::tensor::Shape;
 use switchyard_kernels_cpu::activation::Kept;
 use switchyard_kernels_cpu::bf16::{Bf16, Compute};
 use switchyard_kernels_cpu::dispatch::{DispatchPlan, Groups, SlotMap};
-use switchyard_kernels_cpu::feed_forward::{Matrices, Output, PackedGradients, RowBlock, combine, gather};
+use switchyard_kernels_cpu::feed_forward::{
+    Matrices, Messages, Output, PackedGradients, RowBlock, combine, gather,
+};
 
 use super::{Call, ExpertGradients, ExpertParallelFfn};
 use crate::slices::{Stored, all_f32, contiguous, elements, from_elements};
@@ -70,11 +72,14 @@ fn forward<E: Kept + Stored>(
     call: &Call,
 ) -> (FlexTensor, Vec<FlexTensor>) {
     let [t, d] = x_td.shape().dims();
-    let experts = call.experts::<E>(matrices);
-    let received = call.ranks.exchange.exchange_rows(call.rows_by_owner(elements(x_td), d));
+    let (experts, exchange) = (call.experts::<E>(matrices), &call.ranks.exchange);
+    let sent = Messages::of_tokens(elements(x_td), d, call.slots(), None, &call.rows_of_owners());
+    let received = exchange.exchange_rows(&sent.parts());
     let rows: Vec<E> = gather::joined(&slices(&received));
     let Output { y, up, gate } = experts.forward(&rows);
-    let returned = call.ranks.exchange.exchange_rows(call.by_source(|rows| y[by_width(rows, d)].to_vec()));
+    let rows_of = |rows: Range<usize>| &y[rows.start * d..rows.end * d];
+    let returned =
+        exchange.exchange_rows(&call.rows_of_sources().into_iter().map(rows_of).collect::<Vec<_>>());
     let y = combine::weighted_sums(
         &gather::joined::<f32>(&slices(&returned)),
         elements(gates_tk),
@@ -84,7 +89,7 @@ fn forward<E: Kept + Stored>(
     let n = call.num_received();
     let mut kept = vec![E::tensor(rows, Shape::new([n, d]))];
     if !call.block.options.recompute {
-        let f = last_dim(&matrices[0]);
+        let [_, _, f] = matrices[0].shape().dims();
         kept.push(E::tensor(up, Shape::new([n, f])));
         kept.extend(call.block.parts.gated.then(|| E::tensor(gate, Shape::new([n, f]))));
     }
@@ -100,22 +105,19 @@ fn gradients<E: Kept + Stored>(
     call: &Call,
 ) -> (FlexTensor, FlexTensor) {
     let [t, d] = dy_td.shape().dims();
+    let exchange = &call.ranks.exchange;
     let weights = gather::by_row(elements(gates_tk), call.slots());
+    let (owners, sources) = (call.rows_of_owners(), call.rows_of_sources());
     // A row's weight comes behind the gradients of all rows: one message instead of two.
-    let mut sent = call.rows_by_owner(elements(dy_td), d);
-    for (part, rows) in sent.iter_mut().zip(call.rows_of_owners()) {
-        part.extend_from_slice(&weights[rows]);
-    }
-    let received = call.ranks.exchange.exchange_rows(sent);
-    let num_rows = call.sources.iter().map(Groups::num_rows);
-    let (dy, weights) = rows_and_weights(&received, num_rows, d);
+    let sent = Messages::of_tokens(elements(dy_td), d, call.slots(), Some(&weights), &owners);
+    let received = exchange.exchange_rows(&sent.parts());
+    let (dy, weights) = rows_and_values(&received, &sources, d);
     let PackedGradients { dx, dweight, by_source } =
         expert_gradients::<E>(matrices, kept, [&dy, &weights], call);
     call.ranks.gradients.deposit(by_source.into_iter().map(ExpertGradients::from).collect());
-    let sent = call.by_source(|rows| [&dx[by_width(rows.clone(), d)], &dweight[rows]].concat());
-    let returned = call.ranks.exchange.exchange_rows(sent);
-    let num_rows = call.rows_of_owners().map(|rows| rows.len());
-    let (dx, dweight) = rows_and_weights(&returned, num_rows, d);
+    let sent = Messages::of_rows(&dx, d, Some(&dweight), &sources);
+    let returned = exchange.exchange_rows(&sent.parts());
+    let (dx, dweight) = rows_and_values(&returned, &owners, d);
     let dx = combine::sums(&dx, call.slots(), d);
     let dgates = combine::by_slot(&dweight, call.slots());
     (from_elements(dx, Shape::new([t, d])), from_elements(dgates, gates_tk.shape()))
@@ -142,15 +144,11 @@ fn expert_gradients<E: Kept + Stored>(
     experts.gradients(rows, projections, dy, weights)
 }
 
-/// The rows and the weights of all parts, each of which holds its rows and then their weights.
-fn rows_and_weights(
-    parts: &[Vec<f32>],
-    num_rows: impl Iterator<Item = usize>,
-    d: usize,
-) -> (Vec<f32>, Vec<f32>) {
-    let (rows, weights): (Vec<_>, Vec<_>) =
-        parts.iter().zip(num_rows).map(|(part, num_rows)| part.split_at(num_rows * d)).unzip();
-    (gather::joined(&rows), weights.concat())
+/// The rows and their values, of the messages that hold these ranges of both.
+fn rows_and_values(messages: &[Vec<f32>], ranges: &[Range<usize>], d: usize) -> (Vec<f32>, Vec<f32>) {
+    let parts = messages.iter().zip(ranges).map(|(message, range)| message.split_at(range.len() * d));
+    let (rows, values): (Vec<_>, Vec<_>) = parts.unzip();
+    (gather::joined(&rows), values.concat())
 }
 
 impl Call {
@@ -175,38 +173,20 @@ impl Call {
     }
 
     /// The rows of this rank's tokens that each rank's experts get, by rank.
-    fn rows_of_owners(&self) -> impl Iterator<Item = Range<usize>> {
+    fn rows_of_owners(&self) -> Vec<Range<usize>> {
         let groups = &self.plan().groups;
-        let num_ranks = self.ranks.exchange.num_ranks();
-        let num_experts = groups.num_groups() / num_ranks;
-        let rows_of = move |first: usize| groups.rows(first).start..groups.rows(first + num_experts - 1).end;
-        (0..num_ranks).map(move |rank| rows_of(rank * num_experts))
+        let num_experts = groups.num_groups() / self.ranks.exchange.num_ranks();
+        let rows_of = |first: usize| groups.rows(first).start..groups.rows(first + num_experts - 1).end;
+        (0..groups.num_groups()).step_by(num_experts).map(rows_of).collect()
     }
 
-    /// The rows of `x_td`, by the rank that they go to.
-    fn rows_by_owner(&self, x_td: &[f32], d: usize) -> Vec<Vec<f32>> {
-        self.rows_of_owners().map(|rows| gather::rows(x_td, self.slots(), rows, d)).collect()
-    }
-
-    /// What each rank gets back, by rank: `part_of` the rows that came from it.
-    fn by_source(&self, part_of: impl Fn(Range<usize>) -> Vec<f32>) -> Vec<Vec<f32>> {
-        let rows_of = |end: &mut usize, groups: &Groups| {
-            let start = std::mem::replace(end, *end + groups.num_rows());
-            Some(start..*end)
-        };
-        self.sources.iter().scan(0, rows_of).map(part_of).collect()
+    /// The rows that this rank's experts get from each rank's tokens, by rank.
+    fn rows_of_sources(&self) -> Vec<Range<usize>> {
+        let by_rank = Groups::of_sizes(self.sources.iter().map(Groups::num_rows));
+        (0..by_rank.num_groups()).map(|rank| by_rank.rows(rank)).collect()
     }
 }
 
 fn slices(parts: &[Vec<f32>]) -> Vec<&[f32]> {
     parts.iter().map(Vec::as_slice).collect()
-}
-
-/// The elements of these rows, each of `d`.
-fn by_width(rows: Range<usize>, d: usize) -> Range<usize> {
-    rows.start * d..rows.end * d
-}
-
-fn last_dim(tensor: &FlexTensor) -> usize {
-    *tensor.shape().last().expect("a matrix has columns")
 }

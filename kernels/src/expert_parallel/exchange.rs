@@ -14,8 +14,8 @@ pub trait RowExchange: Debug + Send + Sync {
 
     /// What every rank has for this one, by rank; `parts` are for the others and itself, by rank.
     /// Lengths may differ.
-    fn exchange_rows(&self, parts: Vec<Vec<f32>>) -> Vec<Vec<f32>>;
+    fn exchange_rows(&self, parts: &[&[f32]]) -> Vec<Vec<f32>>;
 
     /// The same for counts.
-    fn exchange_counts(&self, parts: Vec<Vec<u32>>) -> Vec<Vec<u32>>;
+    fn exchange_counts(&self, parts: &[&[u32]]) -> Vec<Vec<u32>>;
 }

@@ -87,7 +87,7 @@ fn sources(plan: &DispatchPlan, exchange: &dyn RowExchange) -> Vec<Groups> {
     let counts: Vec<u32> =
         (0..plan.groups.num_groups()).map(|expert| plan.groups.rows(expert).len() as u32).collect();
     let num_experts = counts.len() / exchange.num_ranks();
-    let received = exchange.exchange_counts(counts.chunks(num_experts).map(<[u32]>::to_vec).collect());
+    let received = exchange.exchange_counts(&counts.chunks(num_experts).collect::<Vec<_>>());
     let groups_of = |(rank, counts): (usize, Vec<u32>)| {
         assert!(
             counts.len() == num_experts,

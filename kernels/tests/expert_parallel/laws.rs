@@ -1,6 +1,8 @@
 use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
-use switchyard_kernels::{Activation, Compute, ExpertGradients, FfnOptions};
+use switchyard_kernels::{
+    Activation, Compute, ExpertGradients, FfnOptions, RoutedTokens, expert_parallel_ffn,
+};
 
 use crate::case::{Case, Choices, TokenBits, bits, bits_of};
 use crate::ranks::on_ranks;
@@ -153,8 +155,13 @@ fn backward_passes_leave_their_gradients_in_order() {
 }
 
 #[test]
-#[should_panic(expected = "no rank panics")]
-fn a_plan_of_too_few_experts_is_refused() {
+#[should_panic(expected = "13 tokens with gates [13, 2] and 4 experts do not fit 26 rows in 8 groups")]
+fn a_plan_of_more_experts_than_all_ranks_hold_is_refused() {
     let (large, small) = (case(2, 8), case(2, 4));
-    on_ranks(2, |rank, ranks| small.over_ranks(rank, &pattern(0, 1, &large), &ranks));
+    on_ranks(2, |rank, ranks| {
+        let choices = pattern(0, 1, &large);
+        let [x_td, gates_tk] = small.tokens(rank, &choices);
+        let tokens = RoutedTokens { x_td, gates_tk, plan: &large.plan(&choices) };
+        expert_parallel_ffn(tokens, small.matrices_of(rank), small.activation, small.options, &ranks);
+    });
 }

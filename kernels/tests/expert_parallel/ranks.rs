@@ -1,5 +1,6 @@
 //! Ranks that are threads.
 
+use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,7 +10,7 @@ use switchyard_kernels::{ExpertGradientSink, ExpertParallel, RowExchange};
 /// What each of `num_ranks` threads returns, by rank.
 ///
 /// # Panics
-/// If one of them panics: then none waits for it any longer.
+/// As one of them does: then none waits for it any longer.
 pub(crate) fn on_ranks<T: Send>(num_ranks: usize, run: impl Fn(usize, ExpertParallel) -> T + Sync) -> Vec<T> {
     let rows = Channels::of_ranks(num_ranks).into_iter();
     let exchanges = rows.zip(Channels::of_ranks(num_ranks)).enumerate();
@@ -21,7 +22,7 @@ pub(crate) fn on_ranks<T: Send>(num_ranks: usize, run: impl Fn(usize, ExpertPara
             scope.spawn(move || run(rank, ExpertParallel { exchange, gradients }))
         };
         let threads: Vec<_> = exchanges.map(start).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     })
 }
 
@@ -42,11 +43,11 @@ impl RowExchange for ThreadExchange {
         self.rank
     }
 
-    fn exchange_rows(&self, parts: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    fn exchange_rows(&self, parts: &[&[f32]]) -> Vec<Vec<f32>> {
         self.rows.exchange(parts)
     }
 
-    fn exchange_counts(&self, parts: Vec<Vec<u32>>) -> Vec<Vec<u32>> {
+    fn exchange_counts(&self, parts: &[&[u32]]) -> Vec<Vec<u32>> {
         self.counts.exchange(parts)
     }
 }
@@ -58,7 +59,7 @@ struct Channels<T> {
     from: Mutex<Vec<Receiver<Vec<T>>>>,
 }
 
-impl<T> Channels<T> {
+impl<T: Clone> Channels<T> {
     fn of_ranks(num_ranks: usize) -> Vec<Self> {
         let mut to: Vec<Vec<_>> = (0..num_ranks).map(|_| Vec::new()).collect();
         let mut from: Vec<Vec<_>> = (0..num_ranks).map(|_| Vec::new()).collect();
@@ -72,10 +73,10 @@ impl<T> Channels<T> {
         to.into_iter().zip(from).map(|(to, from)| Self { to, from: Mutex::new(from) }).collect()
     }
 
-    fn exchange(&self, parts: Vec<Vec<T>>) -> Vec<Vec<T>> {
+    fn exchange(&self, parts: &[&[T]]) -> Vec<Vec<T>> {
         assert_eq!(parts.len(), self.to.len(), "a part for each rank");
         for (sender, part) in self.to.iter().zip(parts) {
-            sender.send(part).expect("the other rank runs");
+            sender.send(part.to_vec()).expect("the other rank runs");
         }
         let from = self.from.lock().expect("one thread per rank");
         from.iter().map(|receiver| receiver.recv().expect("the other rank runs")).collect()

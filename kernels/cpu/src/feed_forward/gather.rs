@@ -1,26 +1,12 @@
-//! From tokens to rows.
-
-use std::ops::Range;
+//! From slots and from messages to packed rows.
 
 use rayon::prelude::*;
 
 use crate::bf16::Element;
+use crate::blocks::BLOCK_LEN;
 use crate::dispatch::SlotMap;
 use crate::rounding::write_rounded;
-use crate::row_tiles::Elements;
 use crate::unwritten::Unwritten;
-
-/// A copy of each of these rows' token, of `d` elements.
-///
-/// # Panics
-/// If there are fewer rows, or `x_td` does not hold as many tokens.
-pub fn rows(x_td: &[f32], slots: &SlotMap, rows: Range<usize>, d: usize) -> Vec<f32> {
-    let mut copies = Vec::with_capacity(rows.len() * d);
-    for token in slots.token_of_row().skip(rows.start).take(rows.len()) {
-        copies.extend_from_slice(&x_td[token * d..][..d]);
-    }
-    copies
-}
 
 /// The value of each row's slot, `[n]`.
 ///
@@ -33,15 +19,17 @@ pub fn by_row(values_tk: &[f32], slots: &SlotMap) -> Vec<f32> {
 /// All values, one part behind the other, rounded unless the elements are f32.
 pub fn joined<E: Element>(parts: &[&[f32]]) -> Vec<E> {
     let mut joined = Unwritten::new(parts.iter().map(|part| part.len()).sum());
-    let mut rest = joined.whole();
-    let mut targets = Vec::with_capacity(parts.len());
+    let (mut rest, mut targets) = (joined.whole(), Vec::with_capacity(parts.len()));
     for part in parts {
-        let (target, behind) = rest.cut_at(part.len());
+        let (target, behind) = rest.split_at(part.len());
         targets.push((target, part));
         rest = behind;
     }
     targets.into_par_iter().for_each(|(target, part)| {
-        target.fill(|target| write_rounded(target, part));
+        target.fill_chunks(BLOCK_LEN, 1, |block, to| {
+            let from = &part[block * BLOCK_LEN..][..to.len()];
+            write_rounded(to, from)
+        });
     });
     joined.into_values()
 }
