@@ -27,6 +27,9 @@ pub use output::{MoeAux, MoeOutput, Route};
 pub use spec::{
     BlockSparseSpec, DenseSpec, ExpertsSpec, FfnSpec, MoeSpec, RouterSpec, SharedExpertSpec, SoftMoeSpec,
 };
-pub use switchyard_kernels::{Activation, BlockTopology, Compute, DispatchPlan, FfnOptions};
+pub use switchyard_kernels::{
+    Activation, BlockTopology, Compute, DispatchPlan, ExpertGradientSink, ExpertGradients, ExpertParallel,
+    FfnOptions, RowExchange,
+};
 pub use switchyard_router::{CapacityConfig, DropPolicy};
 pub use topology::TopologyKind;

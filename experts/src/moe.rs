@@ -5,7 +5,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
-use switchyard_kernels::{Compute, DispatchPlan, FfnOptions, linear};
+use switchyard_kernels::{Compute, DispatchPlan, ExpertParallel, FfnOptions, linear};
 use switchyard_router::{
     BalanceCount, CapacityConfig, Choice, Router, RouterInput, RouterPass, Routing, Selection, Sequences,
 };
@@ -57,7 +57,7 @@ impl MoeLayer {
         shared_expert: Option<DenseFfn>,
         capacity: Option<CapacityConfig>,
     ) -> Self {
-        let [num_experts, _, _] = experts.w_up_edf.val().dims();
+        let num_experts = experts.num_experts();
         assert!(
             router.num_experts() == num_experts,
             "the router chooses among {} experts, but the layer has {num_experts}",
@@ -69,6 +69,15 @@ impl MoeLayer {
     /// The layer with a gate on its shared expert, `[d_model, 1]`.
     pub fn with_shared_gate(self, shared_gate_d1: Tensor<2>) -> Self {
         Self { shared_gate_d1: Some(Param::from_tensor(shared_gate_d1)), ..self }
+    }
+
+    /// The layer with its experts spread over ranks, which all have this layer: what is not of the
+    /// experts stays on each, see [`Experts::over_ranks`].
+    ///
+    /// # Panics
+    /// If the experts do not spread evenly over the ranks.
+    pub fn over_ranks(self, ranks: ExpertParallel) -> Self {
+        Self { experts: self.experts.over_ranks(ranks), ..self }
     }
 
     /// The layer with its router's bias updated, see [`Router::rebalanced`].
@@ -149,7 +158,8 @@ impl MoeLayer {
     }
 
     /// The first expert whose output for one of its tokens is not finite; `None` if all are. Runs
-    /// every expert alone.
+    /// every expert alone. Where experts are spread over ranks, it is of this rank's own: a rank
+    /// may ask alone, and no other answers.
     ///
     /// # Panics
     /// If `route` is not of these tokens, or the device fails to return the outputs.
@@ -160,15 +170,17 @@ impl MoeLayer {
         options: FfnOptions,
     ) -> Option<usize> {
         let Choice { expert_ids_tk, slots_per_token: k, .. } = &route.choice;
-        let num_experts = self.router.num_experts();
+        let own = self.experts.own();
         let ones_tk = Tensor::ones([expert_ids_tk.len() / k, *k], (&x_td.device(), x_td.dtype()));
-        (0..num_experts).find(|&expert| {
+        own.clone().find(|&expert| {
             let is_its = |(slot, &id): (usize, &u32)| {
                 id as usize == expert && route.kept_tk.as_ref().is_none_or(|kept_tk| kept_tk[slot])
             };
             let its_slots: Vec<bool> = expert_ids_tk.iter().enumerate().map(is_its).collect();
-            let plan = DispatchPlan::new(expert_ids_tk, Some(&its_slots), num_experts, *k);
-            let output_td = self.experts.forward(x_td.clone(), ones_tk.clone(), &plan, options);
+            // Its place among the own ones, for every slot: the others are dropped.
+            let ids_tk = vec![(expert - own.start) as u32; expert_ids_tk.len()];
+            let plan = DispatchPlan::new(&ids_tk, Some(&its_slots), own.len(), *k);
+            let output_td = self.experts.forward_own(x_td.clone(), ones_tk.clone(), &plan, options);
             !output_td.to_data().iter::<f32>().all(f32::is_finite)
         })
     }

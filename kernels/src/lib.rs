@@ -18,6 +18,7 @@ mod adamw;
 mod attention;
 mod block_sparse;
 mod embedding;
+mod expert_parallel;
 mod feed_forward;
 mod head_loss;
 mod linear;
@@ -36,6 +37,9 @@ pub use attention::{
 };
 pub use block_sparse::{BlockTopology, block_sparse_linear};
 pub use embedding::embedding;
+pub use expert_parallel::{
+    ExpertGradientSink, ExpertGradients, ExpertParallel, RoutedTokens, RowExchange, expert_parallel_ffn,
+};
 pub use feed_forward::{
     Activation, DenseBiases, DenseMatrices, ExpertBiases, ExpertMatrices, FfnOptions, dense_ffn, expert_ffn,
     ffn_elements_per_thread,

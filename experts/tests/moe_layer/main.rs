@@ -7,6 +7,9 @@ mod dense_law;
 mod dropping;
 mod oracle;
 mod oracle_parity;
+mod over_ranks;
+#[path = "../../../kernels/tests/expert_parallel/ranks.rs"]
+mod ranks;
 mod repeatability;
 mod selections;
 mod soft_mixing;

@@ -22,6 +22,25 @@ impl Groups {
         Self { offsets }
     }
 
+    /// The groups of several lists of rows, one list behind the other.
+    pub(crate) fn joined(lists: &[Self]) -> Self {
+        let mut offsets = vec![0];
+        for groups in lists {
+            let start = offsets[offsets.len() - 1];
+            offsets.extend(groups.offsets[1..].iter().map(|offset| start + offset));
+        }
+        Self::new(offsets)
+    }
+
+    /// The groups with these numbers of rows.
+    pub fn of_sizes(num_rows: impl IntoIterator<Item = usize>) -> Self {
+        let mut offsets = vec![0];
+        for num_rows in num_rows {
+            offsets.push(offsets[offsets.len() - 1] + num_rows);
+        }
+        Self::new(offsets)
+    }
+
     /// Number of groups, empty ones included.
     pub fn num_groups(&self) -> usize {
         self.offsets.len() - 1

@@ -37,5 +37,5 @@ pub fn project(x: Matrix<'_>, w: Matrix<'_>, bias: Option<&[f32]>, compute: Comp
 /// If `x`, `[t, d]`, and `dy`, `[t, f]`, differ in their rows.
 pub fn weight_gradient(x: Matrix<'_>, dy: Matrix<'_>, compute: Compute) -> Vec<f32> {
     let groups = Groups::new([0, x.num_rows()]);
-    weight_gradients(&groups, &[WeightGradient { x: x.into(), dy: dy.into() }], compute).remove(0)
+    weight_gradients(&[WeightGradient { groups: &groups, x: x.into(), dy: dy.into() }], compute).remove(0)
 }

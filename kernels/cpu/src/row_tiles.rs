@@ -98,6 +98,7 @@ impl<T: Copy + Send + Sync> Elements for Part<'_, T> {
 /// The gradient of one stack of matrices: per group, the transposed rows of `x` times those of
 /// `dy`.
 pub(crate) struct WeightGradient<'a> {
+    pub(crate) groups: &'a Groups,
     /// `[n, d]`.
     pub(crate) x: Factor<'a>,
     /// `[n, f]`.
@@ -106,19 +107,15 @@ pub(crate) struct WeightGradient<'a> {
 
 /// The stacks `[groups, d, f]` of several gradients, computed together so that no thread waits
 /// between them. Groups without rows get zeros.
-pub(crate) fn weight_gradients(
-    groups: &Groups,
-    gradients: &[WeightGradient<'_>],
-    compute: Compute,
-) -> Vec<Vec<f32>> {
+pub(crate) fn weight_gradients(gradients: &[WeightGradient<'_>], compute: Compute) -> Vec<Vec<f32>> {
     let len_of = |gradient: &WeightGradient<'_>| {
-        groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()
+        gradient.groups.num_groups() * gradient.x.num_columns() * gradient.dy.num_columns()
     };
     let mut stacks: Vec<_> = gradients.iter().map(|gradient| Unwritten::new(len_of(gradient))).collect();
     let tasks: Vec<_> = gradients
         .iter()
         .zip(&mut stacks)
-        .flat_map(|(gradient, stack)| gradient.tasks(groups, stack.whole()))
+        .flat_map(|(gradient, stack)| gradient.tasks(stack.whole()))
         .collect();
     tasks.into_par_iter().for_each(|task| task.run(compute));
     stacks.into_iter().map(Unwritten::into_values).collect()
@@ -132,8 +129,8 @@ struct GradientTask<'a> {
 }
 
 impl<'a> WeightGradient<'a> {
-    fn tasks(&self, groups: &Groups, stack: Part<'a>) -> Vec<GradientTask<'a>> {
-        let (d, f) = (self.x.num_columns(), self.dy.num_columns());
+    fn tasks(&self, stack: Part<'a>) -> Vec<GradientTask<'a>> {
+        let (groups, d, f) = (self.groups, self.x.num_columns(), self.dy.num_columns());
         let mut tasks = Vec::new();
         for (group, matrix) in stack.chunks((d * f).max(1)).enumerate() {
             let (x, dy) = (self.x.rows(groups.rows(group)), self.dy.rows(groups.rows(group)));

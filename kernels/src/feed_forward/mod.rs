@@ -15,7 +15,7 @@ mod stock;
 mod tests;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
-use burn::tensor::Tensor;
+use burn::tensor::{DispatchTensor, Tensor};
 use switchyard_kernels_cpu::dispatch::DispatchPlan;
 use switchyard_kernels_cpu::feed_forward::{Block, Operands, Parts};
 
@@ -137,9 +137,32 @@ pub fn expert_ffn(
     plan: &DispatchPlan,
     options: FfnOptions,
 ) -> Tensor<2> {
+    assert_plan_fits(plan, matrices.num_experts(), x_td.dims()[0], gates_tk.dims());
+    let (operands, parts) = mixture_operands(x_td, gates_tk, matrices, activation);
+    let block = Block { activation, parts, plan: Some(plan.clone()), options };
+    Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
+}
+
+impl ExpertMatrices {
+    /// How many experts there are.
+    pub fn num_experts(&self) -> usize {
+        self.w_up_edf.dims()[0]
+    }
+}
+
+/// The operands of a mixture that fit each other.
+///
+/// # Panics
+/// If the shapes do not fit each other, or gate projections are missing or superfluous for
+/// `activation`.
+pub(crate) fn mixture_operands(
+    x_td: Tensor<2>,
+    gates_tk: Tensor<2>,
+    matrices: ExpertMatrices,
+    activation: Activation,
+) -> (Operands<DispatchTensor>, Parts) {
     let ExpertMatrices { w_gate_edf, w_up_edf, w_down_efd, biases } = matrices;
-    let ([t, d], [e, _, f]) = (x_td.dims(), w_up_edf.dims());
-    let DispatchPlan { groups, slots } = plan;
+    let ([_, d], [e, _, f]) = (x_td.dims(), w_up_edf.dims());
     assert!(
         w_up_edf.dims() == [e, d, f]
             && w_down_efd.dims() == [e, f, d]
@@ -148,20 +171,6 @@ pub fn expert_ffn(
         x_td.dims(),
         w_up_edf.dims(),
         w_down_efd.dims(),
-    );
-    assert!(
-        groups.num_groups() == e
-            && groups.num_rows() == slots.num_rows()
-            && slots.num_tokens() == t
-            && gates_tk.dims() == [t, slots.top_k()],
-        "{t} tokens with gates {:?} and {e} experts do not fit {} rows in {} groups and {} rows of {} tokens with {} \
-         slots each",
-        gates_tk.dims(),
-        groups.num_rows(),
-        groups.num_groups(),
-        slots.num_rows(),
-        slots.num_tokens(),
-        slots.top_k(),
     );
     let biased = biases.is_some();
     let (b_up, b_down, b_gate) =
@@ -182,8 +191,26 @@ pub fn expert_ffn(
         down_bias: b_down.map(Tensor::into_dispatch),
         gate_bias: b_gate.map(Tensor::into_dispatch),
     };
-    let block = Block { activation, parts, plan: Some(plan.clone()), options };
-    Tensor::from_dispatch(Dispatch::feed_forward(TensorList::from_vec(operands.into_vec()), block))
+    (operands, parts)
+}
+
+/// # Panics
+/// If `plan` is not one of `num_experts` experts and so many tokens and gates.
+pub(crate) fn assert_plan_fits(plan: &DispatchPlan, num_experts: usize, t: usize, gates_tk: [usize; 2]) {
+    let DispatchPlan { groups, slots } = plan;
+    assert!(
+        groups.num_groups() == num_experts
+            && groups.num_rows() == slots.num_rows()
+            && slots.num_tokens() == t
+            && gates_tk == [t, slots.top_k()],
+        "{t} tokens with gates {gates_tk:?} and {num_experts} experts do not fit {} rows in {} groups and {} rows \
+         of {} tokens with {} slots each",
+        groups.num_rows(),
+        groups.num_groups(),
+        slots.num_rows(),
+        slots.num_tokens(),
+        slots.top_k(),
+    );
 }
 
 /// Elements that one thread holds of its own in [`dense_ffn`] and [`expert_ffn`] on the CPU: the
@@ -204,8 +231,8 @@ pub(crate) trait FeedForward: Backend {
         Self::feed_forward_keeping_projections(operands, block).0
     }
 
-    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`, which
-    /// nobody but [`FeedForward::feed_forward_gradients`] reads: they may be of any type.
+    /// The block's output, `[t, d]`, and the up and gate projections of all rows, each `[n, f]`,
+    /// which nobody but [`FeedForward::feed_forward_gradients`] reads: they may be of any type.
     fn feed_forward_keeping_projections(
         #[extension_type] operands: TensorList<Self>,
         block: Block,

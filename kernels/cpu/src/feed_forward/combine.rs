@@ -8,17 +8,17 @@ use crate::unwritten::{Unwritten, write_zeros};
 const TASK_TOKENS: usize = 64;
 
 /// Each token's sum of gate times row, `[t, d]`; zeros for a token without rows.
-pub(super) fn weighted_sums(rows: &[f32], gates_tk: &[f32], slots: &SlotMap, d: usize) -> Vec<f32> {
+pub fn weighted_sums(rows: &[f32], gates_tk: &[f32], slots: &SlotMap, d: usize) -> Vec<f32> {
     sums_of_tokens(rows, slots, d, |slot| gates_tk[slot])
 }
 
 /// Each token's sum of rows, `[t, d]`; zeros for a token without rows.
-pub(super) fn sums(rows: &[f32], slots: &SlotMap, d: usize) -> Vec<f32> {
+pub fn sums(rows: &[f32], slots: &SlotMap, d: usize) -> Vec<f32> {
     sums_of_tokens(rows, slots, d, |_| 1.0)
 }
 
 /// The row's value for each slot, `[t, k]`; zero for a slot without a row.
-pub(super) fn by_slot(values: &[f32], slots: &SlotMap) -> Vec<f32> {
+pub fn by_slot(values: &[f32], slots: &SlotMap) -> Vec<f32> {
     slots.row_of_slot().iter().map(|row| row.map_or(0.0, |row| values[row as usize])).collect()
 }
 

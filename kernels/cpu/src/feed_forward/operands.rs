@@ -32,7 +32,57 @@ pub struct Operands<T> {
     pub gate_bias: Option<T>,
 }
 
+/// One thing per matrix and bias, without what belongs to tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrices<T> {
+    /// Up projections, `[e, d, f]`, or `[d, f]` of a dense block.
+    pub up: T,
+    /// Down projections, `[e, f, d]` or `[f, d]`.
+    pub down: T,
+    /// Gate projections, as the up projections.
+    pub gate: Option<T>,
+    /// Biases `[e, f]`, or `[f]` of a dense block.
+    pub up_bias: Option<T>,
+    /// Biases `[e, d]` or `[d]`.
+    pub down_bias: Option<T>,
+    /// Biases, as those of the up projections.
+    pub gate_bias: Option<T>,
+}
+
+impl<T> Matrices<T> {
+    /// Those that are there, in the order of the fields.
+    pub fn into_vec(self) -> Vec<T> {
+        let Self { up, down, gate, up_bias, down_bias, gate_bias } = self;
+        let optional = [gate, up_bias, down_bias, gate_bias];
+        [up, down].into_iter().chain(optional.into_iter().flatten()).collect()
+    }
+
+    /// The inverse of [`Matrices::into_vec`].
+    ///
+    /// # Panics
+    /// If the vector holds fewer than `parts` asks for.
+    pub fn from_vec(matrices: Vec<T>, parts: Parts) -> Self {
+        let mut matrices = matrices.into_iter();
+        let mut take = || matrices.next().unwrap_or_else(|| panic!("too few matrices for {parts:?}"));
+        let Parts { gated, biased, .. } = parts;
+        Self {
+            up: take(),
+            down: take(),
+            gate: gated.then(&mut take),
+            up_bias: biased.then(&mut take),
+            down_bias: biased.then(&mut take),
+            gate_bias: (gated && biased).then(&mut take),
+        }
+    }
+}
+
 impl<T> Operands<T> {
+    /// The matrices and biases alone.
+    pub fn matrices(self) -> Matrices<T> {
+        let Self { up, down, gate, up_bias, down_bias, gate_bias, .. } = self;
+        Matrices { up, down, gate, up_bias, down_bias, gate_bias }
+    }
+
     /// Those that are there, in the order of the fields.
     pub fn into_vec(self) -> Vec<T> {
         let Self { x, up, down, gate, gates, up_bias, down_bias, gate_bias } = self;

@@ -1,0 +1,5 @@
+//! Experts over ranks against all experts in one process, bit for bit.
+
+mod case;
+mod laws;
+mod ranks;
