@@ -108,6 +108,35 @@ impl Experts {
         }
     }
 
+    /// All experts on this rank alone, each stack as `gather` returns it: from the rank's own, the
+    /// elements flattened, to those of all. In the order of the fields.
+    pub fn gathered(self, mut gather: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        let num_experts = self.num_experts();
+        let Self { w_gate_edf, w_up_edf, w_down_efd, b_gate_ef, b_up_ef, b_down_ed, activation, .. } = self;
+        Self {
+            w_gate_edf: w_gate_edf.map(|stack| gathered(stack, num_experts, &mut gather)),
+            w_up_edf: gathered(w_up_edf, num_experts, &mut gather),
+            w_down_efd: gathered(w_down_efd, num_experts, &mut gather),
+            b_gate_ef: b_gate_ef.map(|stack| gathered(stack, num_experts, &mut gather)),
+            b_up_ef: b_up_ef.map(|stack| gathered(stack, num_experts, &mut gather)),
+            b_down_ed: b_down_ed.map(|stack| gathered(stack, num_experts, &mut gather)),
+            activation,
+            ranks: None,
+        }
+    }
+
+    /// This rank's stacks, the elements flattened, in the order in which [`Experts::gathered`] asks for
+    /// them.
+    pub fn stacks(&self) -> Vec<Tensor<1>> {
+        fn flattened<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<1> {
+            param.val().inner().flatten(0, D - 1)
+        }
+        let matrices = [self.w_gate_edf.as_ref(), Some(&self.w_up_edf), Some(&self.w_down_efd)];
+        let biases = [self.b_gate_ef.as_ref(), self.b_up_ef.as_ref(), self.b_down_ed.as_ref()];
+        let matrices = matrices.into_iter().flatten().map(flattened);
+        matrices.chain(biases.into_iter().flatten().map(flattened)).collect()
+    }
+
     /// How many experts there are, on all ranks together.
     pub fn num_experts(&self) -> usize {
         self.own().len() * self.ranks.as_ref().map_or(1, |ranks| ranks.exchange.num_ranks())
@@ -181,6 +210,21 @@ impl Experts {
             biases,
         }
     }
+}
+
+/// The stack of all experts, from what `gather` makes of this rank's.
+fn gathered<const D: usize>(
+    param: Param<Tensor<D>>,
+    num_experts: usize,
+    gather: &mut impl FnMut(Tensor<1>) -> Tensor<1>,
+) -> Param<Tensor<D>> {
+    param.map(|stack| {
+        let (learns, tracked) = (stack.is_require_grad(), stack.is_autodiff());
+        let mut shape = stack.dims();
+        shape[0] = num_experts;
+        let all = gather(stack.inner().flatten(0, D - 1)).reshape(shape);
+        if tracked { Tensor::from_inner(all).set_require_grad(learns) } else { all }
+    })
 }
 
 /// Some rows of a parameter: a leaf of its own with the same id, which learns if the parameter did.

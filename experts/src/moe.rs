@@ -80,6 +80,11 @@ impl MoeLayer {
         Self { experts: self.experts.over_ranks(ranks), ..self }
     }
 
+    /// The layer with all its experts on this rank, see [`Experts::gathered`].
+    pub fn gathered(self, gather: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        Self { experts: self.experts.gathered(gather), ..self }
+    }
+
     /// The layer with its router's bias updated, see [`Router::rebalanced`].
     pub fn rebalanced(self, count: &BalanceCount) -> Self {
         Self { router: self.router.rebalanced(count), ..self }

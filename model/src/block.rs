@@ -300,10 +300,10 @@ impl Block {
         MoeOutput { hidden_td: places.spread(output.hidden_td, num_places), ..output }
     }
 
-    /// The block with its router's bias updated by what a step's tokens said.
-    pub(super) fn with_balanced_router(self, count: &BalanceCount) -> Self {
+    /// The block with its mixture replaced, if it has one.
+    pub(super) fn with_moe(self, replaced: impl FnOnce(MoeLayer) -> MoeLayer) -> Self {
         let ffn = self.ffn.map(|ffn| match ffn {
-            FeedForward::Moe(moe) => FeedForward::Moe(moe.rebalanced(count)),
+            FeedForward::Moe(moe) => FeedForward::Moe(replaced(moe)),
             other @ (FeedForward::Dense(_) | FeedForward::BlockSparse(_)) => other,
         });
         Self { ffn, ..self }

@@ -181,11 +181,21 @@ impl Transformer {
         if balance.is_empty() {
             return self;
         }
-        let rebalanced = |(layer, block): (usize, Block)| match balance.get(&layer) {
-            Some(count) => block.with_balanced_router(count),
-            None => block,
-        };
-        Self { blocks: self.blocks.into_iter().enumerate().map(rebalanced).collect(), ..self }
+        self.with_mixtures(|layer, moe| match balance.get(&layer) {
+            Some(count) => moe.rebalanced(count),
+            None => moe,
+        })
+    }
+
+    /// The network with each mixture replaced by what `replaced` makes of it and its layer's index.
+    pub fn with_mixtures(self, mut replaced: impl FnMut(usize, MoeLayer) -> MoeLayer) -> Self {
+        let block = |(layer, block): (usize, Block)| block.with_moe(|moe| replaced(layer, moe));
+        Self { blocks: self.blocks.into_iter().enumerate().map(block).collect(), ..self }
+    }
+
+    /// Whether experts are spread over ranks: a forward pass is then a collective.
+    pub fn is_over_ranks(&self) -> bool {
+        self.moe_layers().any(|(_, moe)| moe.experts.ranks().is_some())
     }
 
     /// Scores of the token that comes next after each of these rows.

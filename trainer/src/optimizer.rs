@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use switchyard_comm::tree::TreeSum;
+use switchyard_comm::tree::{TreeSum, tree_sum};
 use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
 use switchyard_model::random::stream_key;
 use switchyard_model::{
@@ -30,7 +30,11 @@ pub struct StepGradients {
 /// The sum of the gradients of one micro-batch after another, added by the tree of
 /// [`switchyard_comm::tree`], so that it does not depend on how they are spread over ranks.
 #[derive(Debug, Default)]
-pub struct GradientSum(TreeSum<Vec<Named<Tensor<1>>>>);
+pub struct GradientSum {
+    sum: TreeSum<Vec<Named<Tensor<1>>>>,
+    /// Of experts that are spread over ranks: from the tokens of each rank, by rank.
+    of_experts: Vec<TreeSum<Vec<Named<Tensor<1>>>>>,
+}
 
 impl GradientSum {
     /// Adds the next micro-batch's gradients.
@@ -39,12 +43,27 @@ impl GradientSum {
     /// If they are not of the same parameters in the same order as those before: a sum of others
     /// would train nothing.
     pub fn push(&mut self, micro_batch: Vec<Named<Tensor<1>>>) {
-        self.0.push(micro_batch, added);
+        self.sum.push(micro_batch, added);
+    }
+
+    /// Adds what the backward passes over the next micro-batch of each rank left for this rank's
+    /// experts, by rank.
+    pub(crate) fn push_of_experts(&mut self, by_rank: Vec<Vec<Named<Tensor<1>>>>) {
+        self.of_experts.resize_with(by_rank.len(), TreeSum::default);
+        for (sum, gradients) in self.of_experts.iter_mut().zip(by_rank) {
+            sum.push(gradients, added);
+        }
     }
 
     /// The sum; of no parameters if nothing was added.
     pub fn finish(self) -> StepGradients {
-        StepGradients { gradients: self.0.finish(added).unwrap_or_default(), scale: 1.0 }
+        StepGradients { gradients: self.sum.finish(added).unwrap_or_default(), scale: 1.0 }
+    }
+
+    /// The sum without that of experts that are spread over ranks, and that of this rank's.
+    pub(crate) fn finish_parts(self) -> [Vec<Named<Tensor<1>>>; 2] {
+        let of_ranks = self.of_experts.into_iter().filter_map(|sum| sum.finish(added));
+        [self.sum.finish(added), tree_sum(of_ranks, added)].map(Option::unwrap_or_default)
     }
 }
 
@@ -128,11 +147,6 @@ impl StepGradients {
             norms.add(&squares);
         }
         Ok(norms.finish())
-    }
-
-    /// Without their scale.
-    pub(crate) fn into_gradients(self) -> Vec<Named<Tensor<1>>> {
-        self.gradients
     }
 
     /// Multiply by [`clip_factor`].
@@ -224,7 +238,6 @@ impl Optimizer {
         self.step += 1;
         let ShardGradients { sharding, pieces, scale } = gradients;
         self.keep_moments_of(&sharding);
-        self.sharding = Some(sharding);
         let parameters: BTreeMap<ParameterName, ParameterTensor> =
             parameter_tensors(model).into_iter().map(|named| (named.name, named.value)).collect();
         let updated = |PieceValues { piece, values_n: gradient_n }| {
@@ -235,11 +248,14 @@ impl Optimizer {
                 *rows = elements.len() / piece.of.row_len();
             }
             let part = Part { name, shape: &shape, first: elements.start };
-            let value_n = values_n.clone().slice([elements]);
+            let first = sharding.first_element(&piece.of);
+            let value_n = values_n.clone().slice([elements.start - first..elements.end - first]);
             let values_n = self.updated(part, value_n, gradient_n, (learning_rate, scale));
             PieceValues { piece, values_n }
         };
-        pieces.into_iter().map(updated).collect()
+        let updated = pieces.into_iter().map(updated).collect();
+        self.sharding = Some(sharding);
+        updated
     }
 
     /// Forgets what other ranks remember.

@@ -7,7 +7,12 @@ use switchyard_model::{ModelInput, NonFinite, Pass, Transformer, parameter_data}
 /// `input`. A second look, for when a loss was not finite: layer by layer, each expert alone where
 /// a mixture is at fault.
 pub(crate) fn non_finite_origin(model: &Transformer, input: &ModelInput, pass: Pass<'_>) -> NonFinite {
-    first_non_finite_parameter(model).unwrap_or_else(|| model.first_non_finite(input, pass))
+    let elsewhere = || match model.is_over_ranks() {
+        // A second look would need the other ranks, which may have no reason for one.
+        true => NonFinite { layer: None, expert: None, op: "the forward pass".into() },
+        false => model.first_non_finite(input, pass),
+    };
+    first_non_finite_parameter(model).unwrap_or_else(elsewhere)
 }
 
 fn first_non_finite_parameter(model: &Transformer) -> Option<NonFinite> {

@@ -31,18 +31,42 @@ pub(crate) struct Divisible {
     pub(crate) keeps_rows_whole: bool,
 }
 
+/// The ranks of a run: replicas of a group, whose members have some experts each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Ranks of the run.
+    pub(crate) num_ranks: usize,
+    /// Ranks of a group, neighbours.
+    pub(crate) group_len: usize,
+    /// This rank.
+    pub(crate) rank: usize,
+}
+
 /// The parameters that learn, spread over ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sharding {
-    rank: usize,
+    layout: Layout,
     buckets: Vec<Bucket>,
 }
 
+/// Parameters whose values travel together, between their holders: the ranks that have the same
+/// elements of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Bucket {
     parameters: Vec<Divisible>,
-    /// Elements of each rank, of the parameters one after another.
+    /// Parts of each parameter, of which a rank of a group has one; 1 if each has all.
+    num_parts: usize,
+    /// What each holder updates, of the elements that it has, the parameters one after another.
     slices: Vec<Range<usize>>,
+}
+
+/// The groups of ranks between which values travel.
+#[derive(Debug, Clone)]
+pub(crate) struct Groups {
+    /// All.
+    pub(crate) all: Comm,
+    /// Those that have the experts that this rank has.
+    pub(crate) replicas: Comm,
 }
 
 /// Consecutive elements of one parameter.
@@ -82,12 +106,12 @@ impl Divisible {
         self.num_elements / self.num_rows
     }
 
-    /// Where the blocks begin that are not cut.
-    fn block_starts(self) -> impl Iterator<Item = usize> {
+    /// Where the blocks begin that are not cut, in the first of so many parts.
+    fn block_starts(self, num_parts: usize) -> impl Iterator<Item = usize> {
         let row_len = self.row_len();
         let step = if self.keeps_rows_whole { row_len } else { SQUARE_SUM_BLOCK };
         let of_row = move |row: usize| (0..row_len).step_by(step).map(move |start| row * row_len + start);
-        (0..self.num_rows).flat_map(of_row)
+        (0..self.num_rows / num_parts).flat_map(of_row)
     }
 }
 
@@ -107,79 +131,98 @@ impl Piece {
 }
 
 impl Bucket {
-    fn new(parameters: Vec<Divisible>, num_ranks: usize) -> Self {
-        let num_elements: usize = parameters.iter().map(|parameter| parameter.num_elements).sum();
+    fn new(parameters: Vec<Divisible>, num_parts: usize, num_holders: usize) -> Self {
+        let of_part = |parameter: &Divisible| parameter.num_elements / num_parts;
+        let num_elements: usize = parameters.iter().map(of_part).sum();
         let mut first = 0;
         let mut borders = vec![0];
         for parameter in &parameters {
-            for start in parameter.block_starts().map(|start| first + start) {
-                // The block belongs to the rank in whose even share it begins.
-                while borders.len() < num_ranks && start * num_ranks >= borders.len() * num_elements {
+            for start in parameter.block_starts(num_parts).map(|start| first + start) {
+                // The block belongs to the holder in whose even share it begins.
+                while borders.len() < num_holders && start * num_holders >= borders.len() * num_elements {
                     borders.push(start);
                 }
             }
-            first += parameter.num_elements;
+            first += of_part(parameter);
         }
-        borders.resize(num_ranks, num_elements);
+        borders.resize(num_holders, num_elements);
         borders.push(num_elements);
-        Self { parameters, slices: borders.windows(2).map(|pair| pair[0]..pair[1]).collect() }
+        Self { parameters, num_parts, slices: borders.windows(2).map(|pair| pair[0]..pair[1]).collect() }
     }
 
+    /// Elements that each holder has.
     fn num_elements(&self) -> usize {
         self.slices.last().map_or(0, |slice| slice.end)
     }
 
-    /// What a rank has of each parameter, in order.
+    /// Which holder a rank is, and of which part.
+    fn holder(&self, rank: usize) -> (usize, usize) {
+        (rank / self.num_parts, rank % self.num_parts)
+    }
+
+    /// The ranks, those of the first part first.
+    fn ranks(&self) -> impl Iterator<Item = usize> {
+        let (num_parts, num_holders) = (self.num_parts, self.slices.len());
+        (0..num_parts)
+            .flat_map(move |part| (0..num_holders).map(move |holder| holder * num_parts + part))
+    }
+
+    fn comm<'a>(&self, groups: &'a Groups) -> &'a Comm {
+        if self.num_parts == 1 { &groups.all } else { &groups.replicas }
+    }
+
+    /// What a rank updates of each parameter, in order.
     fn pieces(&self, rank: usize) -> Vec<Piece> {
-        let slice = &self.slices[rank];
+        let (holder, part) = self.holder(rank);
+        let slice = &self.slices[holder];
         let mut first = 0;
         let mut pieces = Vec::new();
         for parameter in &self.parameters {
-            let elements = slice.start.clamp(first, first + parameter.num_elements) - first
-                ..slice.end.clamp(first, first + parameter.num_elements) - first;
+            let len = parameter.num_elements / self.num_parts;
+            let within = |border: usize| border.clamp(first, first + len) - first + part * len;
+            let elements = within(slice.start)..within(slice.end);
             if !elements.is_empty() {
                 pieces.push(Piece { of: *parameter, elements });
             }
-            first += parameter.num_elements;
+            first += len;
         }
         pieces
     }
 }
 
 impl Sharding {
-    /// `parameters` spread over the ranks of `comm`.
-    pub(crate) fn new(parameters: &[Divisible], comm: &Comm) -> Self {
-        let mut buckets = Vec::new();
-        let mut open = Vec::new();
-        let mut num_elements = 0;
-        for parameter in parameters {
-            open.push(*parameter);
-            num_elements += parameter.num_elements;
-            if num_elements >= BUCKET_ELEMENTS {
-                buckets.push(Bucket::new(std::mem::take(&mut open), comm.size()));
-                num_elements = 0;
-            }
-        }
-        if !open.is_empty() {
-            buckets.push(Bucket::new(open, comm.size()));
-        }
-        Self { rank: comm.rank(), buckets }
+    /// `parameters` spread over all ranks, and then `of_experts`, of which each rank of a group has a
+    /// part, over the ranks that have the same.
+    pub(crate) fn new(parameters: &[Divisible], of_experts: &[Divisible], layout: Layout) -> Self {
+        let Layout { num_ranks, group_len, .. } = layout;
+        let mut buckets = cut_into_buckets(parameters, 1, num_ranks);
+        buckets.extend(cut_into_buckets(of_experts, group_len, num_ranks / group_len));
+        Self { layout, buckets }
     }
 
-    /// The pieces of all ranks, bucket by bucket: one parameter's come in order.
+    /// The pieces of all ranks, and whose they are, bucket by bucket: of one parameter in order.
     pub(crate) fn all_pieces(&self) -> impl Iterator<Item = (usize, Piece)> {
         self.buckets.iter().flat_map(|bucket| {
-            (0..bucket.slices.len())
-                .flat_map(|rank| bucket.pieces(rank).into_iter().map(move |piece| (rank, piece)))
+            bucket.ranks().flat_map(|rank| bucket.pieces(rank).into_iter().map(move |piece| (rank, piece)))
         })
     }
 
     /// The pieces of this rank, in order.
     pub(crate) fn own_pieces(&self) -> impl Iterator<Item = Piece> {
-        self.buckets.iter().flat_map(|bucket| bucket.pieces(self.rank))
+        self.buckets.iter().flat_map(|bucket| bucket.pieces(self.layout.rank))
     }
 
-    /// This rank's pieces of the sums of all ranks' `gradients`, by the tree over the ranks.
+    /// The first element of a parameter that this rank has.
+    pub(crate) fn first_element(&self, of: &Divisible) -> usize {
+        let bucket = self.buckets.iter().find(|bucket| bucket.parameters.contains(of));
+        bucket.map_or(0, |bucket| {
+            let (_, part) = bucket.holder(self.layout.rank);
+            part * (of.num_elements / bucket.num_parts)
+        })
+    }
+
+    /// This rank's pieces of the sums of all ranks' `gradients` of the elements that each has, by the
+    /// tree over the ranks.
     ///
     /// # Errors
     /// [`ShardingError`].
@@ -189,7 +232,7 @@ impl Sharding {
     pub(crate) fn sum(
         &self,
         gradients: Vec<Named<Tensor<1>>>,
-        comm: &Comm,
+        groups: &Groups,
     ) -> Result<Vec<PieceValues>, ShardingError> {
         let mut gradients = gradients.into_iter();
         let mut sums = Vec::new();
@@ -205,28 +248,30 @@ impl Sharding {
                 // A bucket of one parameter is not copied.
                 if values.is_empty() { values = of_parameter } else { values.extend(of_parameter) }
             }
-            let slice = comm.ordered_sum_slices(&values, &bucket.slices)?;
+            let slice = bucket.comm(groups).ordered_sum_slices(&values, &bucket.slices)?;
             drop(values);
-            sums.extend(cut(slice, bucket.pieces(self.rank), &device));
+            sums.extend(cut(slice, bucket.pieces(self.layout.rank), &device));
         }
         Ok(sums)
     }
 
-    /// Every parameter, from this rank's pieces in order and those of the others.
+    /// The elements that this rank has of every parameter, from its pieces in order and those of the
+    /// others.
     ///
     /// # Errors
     /// [`ShardingError`].
     pub(crate) fn all_gather(
         &self,
         own: Vec<PieceValues>,
-        comm: &Comm,
+        groups: &Groups,
     ) -> Result<BTreeMap<ParameterName, Tensor<1>>, ShardingError> {
         let mut own = own.into_iter();
         let mut parameters = BTreeMap::new();
         for bucket in &self.buckets {
             let mut values = vec![0.0; bucket.num_elements()];
-            let (mut place, mut device) = (bucket.slices[self.rank].start, Device::flex());
-            for piece in bucket.pieces(self.rank) {
+            let (holder, _) = bucket.holder(self.layout.rank);
+            let (mut place, mut device) = (bucket.slices[holder].start, Device::flex());
+            for piece in bucket.pieces(self.layout.rank) {
                 let PieceValues { values_n, .. } =
                     own.next().unwrap_or_else(|| panic!("no values of {piece:?}"));
                 device = values_n.device();
@@ -234,14 +279,36 @@ impl Sharding {
                 values[place..][..of_piece.len()].copy_from_slice(&of_piece);
                 place += of_piece.len();
             }
-            comm.all_gather_slices(&mut values, &bucket.slices)?;
-            let whole = |parameter: &Divisible| Piece { of: *parameter, elements: 0..parameter.num_elements };
-            let wholes = bucket.parameters.iter().map(whole).collect();
-            let named = cut(values, wholes, &device).into_iter().map(|all| (all.piece.of.name, all.values_n));
+            bucket.comm(groups).all_gather_slices(&mut values, &bucket.slices)?;
+            let all_that_it_has = |parameter: &Divisible| {
+                let len = parameter.num_elements / bucket.num_parts;
+                Piece { of: *parameter, elements: 0..len }
+            };
+            let pieces = bucket.parameters.iter().map(all_that_it_has).collect();
+            let named = cut(values, pieces, &device).into_iter().map(|all| (all.piece.of.name, all.values_n));
             parameters.extend(named);
         }
         Ok(parameters)
     }
+}
+
+/// Consecutive parameters of so many parts, spread over the holders of each part.
+fn cut_into_buckets(parameters: &[Divisible], num_parts: usize, num_holders: usize) -> Vec<Bucket> {
+    let mut buckets = Vec::new();
+    let mut open = Vec::new();
+    let mut num_elements = 0;
+    for parameter in parameters {
+        open.push(*parameter);
+        num_elements += parameter.num_elements / num_parts;
+        if num_elements >= BUCKET_ELEMENTS {
+            buckets.push(Bucket::new(std::mem::take(&mut open), num_parts, num_holders));
+            num_elements = 0;
+        }
+    }
+    if !open.is_empty() {
+        buckets.push(Bucket::new(open, num_parts, num_holders));
+    }
+    buckets
 }
 
 /// The values, cut into pieces that lie one after another in them.

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::TokenBatch;
-use switchyard_model::{ModelInput, ModelOutput, ModelState, Pass, PassOptions, StepNoise, Transformer};
+use switchyard_experts::ExpertGradients;
+use switchyard_model::{
+    ModelInput, ModelOutput, ModelState, Named, Pass, PassOptions, StepNoise, Transformer, parameter_tensors,
+};
 use switchyard_router::{AuxLossKind, BalanceCount, RouterStatistics};
 
 use crate::TrainError;
@@ -173,6 +176,9 @@ pub(crate) fn run_passes(
         let losses = LossReadings::new(&parts, &output, readings);
         let mean = parts.total.mul_scalar(1.0 / share.of as f64);
         gradients.push(model.backward(&mean, tape, &input, training));
+        if model.is_over_ranks() {
+            gradients.push_of_experts(gradients_of_experts(model));
+        }
         let (before, statistics) = (earlier.clone(), statistics_of(&output));
         add_statistics(&mut earlier, statistics.clone());
         passes.push(PassDone {
@@ -186,6 +192,30 @@ pub(crate) fn run_passes(
         });
     }
     Passes { gradients, passes, state: ModelState::stacked(states) }
+}
+
+/// What the last backward pass of every rank left for this rank's experts, by rank, parameters in the
+/// model's order.
+fn gradients_of_experts(model: &Transformer) -> Vec<Vec<Named<Tensor<1>>>> {
+    let mut by_rank: Vec<Vec<Named<Tensor<1>>>> = Vec::new();
+    let mut names = parameter_tensors(model).into_iter().filter(|named| named.name.role.is_of_experts());
+    for (layer, moe) in model.moe_layers() {
+        let Some(ranks) = moe.experts.ranks() else { continue };
+        let mut passes = ranks.gradients.take();
+        let of_ranks = passes.pop().filter(|_| passes.is_empty());
+        let of_ranks = of_ranks.unwrap_or_else(|| panic!("not one backward pass of layer {layer}"));
+        let stacks: Vec<Vec<Vec<f32>>> = of_ranks.into_iter().map(ExpertGradients::into_stacks).collect();
+        by_rank.resize_with(stacks.len(), Vec::new);
+        let of_layer: Vec<_> = names.by_ref().take(stacks[0].len()).collect();
+        for (all, stacks) in by_rank.iter_mut().zip(stacks) {
+            all.extend(of_layer.iter().zip(stacks).map(|(of, stack)| {
+                let shape = [stack.len()];
+                let value = Tensor::from_data(TensorData::new(stack, shape), &of.value.values_n.device());
+                Named { name: of.name, value }
+            }));
+        }
+    }
+    by_rank
 }
 
 /// What one pass of a step measured.

@@ -139,8 +139,9 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let resumes = !manifest.resumed_from_steps.is_empty();
     let begun = begin(request, &ranks, &checkpoints);
     let started = begun.and_then(|leader| {
+        let ranks = ranks.of_run(&config.distributed)?;
         let data = (dataset, device);
-        Run::start(request, data, &folder, checkpoints, manifest.clone(), ranks.clone())
+        Run::start(request, data, &folder, checkpoints, manifest.clone(), ranks)
             .map(|run| (run, leader))
     });
     let (mut run, _leader) = match started {

@@ -118,6 +118,11 @@ impl FlightRecorder {
         Ok(OpenedRecorder { recorder, notes })
     }
 
+    /// Whether the model is probed after this step: with all its experts.
+    pub(crate) fn probes_at(&self, step: u64) -> bool {
+        step.is_multiple_of(self.config.probe_every_steps)
+    }
+
     /// Takes in step number `step` and the model that came of it. A file that cannot be written
     /// changes nothing of what the recorder remembers: see [`StepFlight::unwritten`].
     ///
@@ -130,7 +135,7 @@ impl FlightRecorder {
         model: &Transformer,
     ) -> Result<StepFlight, RecorderError> {
         let passes = &measurements.passes;
-        let (probes, mut unwritten) = match step.is_multiple_of(self.config.probe_every_steps) {
+        let (probes, mut unwritten) = match self.probes_at(step) {
             true => self.prober.probe(step, model, passes, &self.device)?,
             false => (Vec::new(), None),
         };

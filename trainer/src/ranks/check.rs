@@ -18,6 +18,7 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Res
         return Ok(());
     }
     check_micro_batches(plan, num_ranks)?;
+    check_experts(config, plan, num_ranks)?;
     if !is_cpu(&config.device) {
         let problem = format!("is `{}`, but {num_ranks} ranks compute on the CPU only", config.device);
         return Err(KeyError::new("device", problem, "use `cpu`, or start one process"));
@@ -39,6 +40,35 @@ pub(crate) fn check(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Res
         );
         let remedy = "use another scope, or start one process";
         return Err(KeyError::new("model.ffn.moe.router.load_balancing_scope", problem, remedy));
+    }
+    Ok(())
+}
+
+/// Experts are spread evenly over ranks, which are whole blocks of the tree by which gradients are
+/// added.
+fn check_experts(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError> {
+    let group_len = config.distributed.expert_parallel;
+    if group_len == 1 {
+        return Ok(());
+    }
+    let refuse = |problem: String, remedy: &str| {
+        Err(KeyError::new("distributed.expert_parallel", format!("is {group_len}, {problem}"), remedy))
+    };
+    if !num_ranks.is_multiple_of(group_len) || !spreads_over(num_ranks, num_ranks / group_len) {
+        let problem = format!("but there are {num_ranks} ranks");
+        return refuse(problem, "use a power of two that divides their number, or all of them");
+    }
+    let mut mixtures = plan.model.layers.iter().filter_map(|layer| layer.ffn.routed()).peekable();
+    if mixtures.peek().is_none() {
+        return refuse("but no layer has experts".into(), "use 1");
+    }
+    if let Some((experts, _)) = mixtures.find(|(experts, _)| !experts.num_experts.is_multiple_of(group_len)) {
+        let problem = format!("which does not divide the {} experts of a layer", experts.num_experts);
+        return refuse(problem, "use a divisor");
+    }
+    if !config.train.groups.is_empty() && config.train.groups.iter().any(|group| group.freeze) {
+        let problem = "but `train.groups` freeze parameters, and a pass back through experts may then end early";
+        return refuse(problem.into(), "use 1, or train all parameters");
     }
     Ok(())
 }

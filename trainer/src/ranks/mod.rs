@@ -7,10 +7,12 @@
 //! | what the first rank has the others do | `orders` |
 //! | one step | `step`: who computes which micro-batches, and how gradients are added |
 //! | an evaluation, each rank a share of it | `evaluate` |
+//! | experts of which each rank has some | `experts` |
 //! | a checkpoint of all | `moments` |
 
 mod check;
 mod evaluate;
+mod experts;
 mod moments;
 mod orders;
 mod step;
@@ -18,6 +20,7 @@ mod step;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,8 @@ use switchyard_comm::{Comm, CommError};
 use switchyard_model::NonFinite;
 
 use crate::TrainError;
+use crate::config::DistributedConfig;
+use crate::sharding::{Groups, Layout};
 
 pub(crate) use check::check;
 pub(crate) use orders::{Begin, EvaluatedSplit, Leader, Order, Readiness};
@@ -33,6 +38,9 @@ pub(crate) use orders::{Begin, EvaluatedSplit, Leader, Order, Readiness};
 #[derive(Debug, Clone)]
 pub(crate) struct Ranks {
     comm: Comm,
+    groups: Groups,
+    /// The ranks that the experts of each layer are spread over, this one among them.
+    experts: Comm,
     /// Whether a rank was asked to stop; all are told so after each step.
     stop: Arc<AtomicBool>,
 }
@@ -66,9 +74,30 @@ impl RankFailure {
 }
 
 impl Ranks {
-    /// The ranks of `comm`; `stop` is what asks this one to stop.
+    /// The ranks of `comm`, each with all experts; `stop` is what asks this one to stop.
     pub(crate) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Self {
-        Self { comm, stop }
+        let groups = Groups { all: comm.clone(), replicas: comm.clone() };
+        Self { comm, groups, experts: Comm::single(), stop }
+    }
+
+    /// The same ranks as a run's configuration has them. All ranks call it at once.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`].
+    pub(crate) fn of_run(&self, config: &DistributedConfig) -> Result<Self, TrainError> {
+        if self.is_alone() {
+            return Ok(self.clone());
+        }
+        let comm = self.comm.clone().with_timeout(Duration::from_secs(config.timeout_secs));
+        let (rank, group_len) = (comm.rank(), config.expert_parallel);
+        let experts = comm.split((rank / group_len) as u64)?;
+        let replicas = comm.split((rank % group_len) as u64)?;
+        Ok(Self { groups: Groups { all: comm.clone(), replicas }, experts, comm, stop: self.stop.clone() })
+    }
+
+    fn layout(&self) -> Layout {
+        let (num_ranks, group_len) = (self.number(), self.experts.size());
+        Layout { num_ranks, group_len, rank: self.comm.rank() }
     }
 
     /// One process alone.

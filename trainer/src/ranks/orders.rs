@@ -31,6 +31,8 @@ pub(crate) enum Order {
     },
     /// Bring together what the optimizers remember.
     GatherMoments,
+    /// Bring together the experts of all ranks.
+    GatherModel,
     /// The run is over.
     End,
     /// There will be no other run.

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use switchyard_datasets::TokenBatch;
 use switchyard_kernels::square_sums;
-use switchyard_model::{Named, ParameterName, Transformer};
+use switchyard_model::{Named, ParameterName, Transformer, parameter_tensors};
 
 use super::{Ranks, from_bytes, to_bytes};
 use crate::TrainError;
@@ -46,10 +46,11 @@ impl Ranks {
         let passes = own_passes(model, own, (settings, share.start, of), device);
         let (gradients, passes) = self.all_or_none(passes)?;
         let mut measurements = self.measurements(passes, keeps_tokens)?;
-        let gradients = gradients.finish().into_gradients();
-        let sharding = Sharding::new(&divisible(&gradients, model, optimizer), &self.comm);
-        let pieces = sharding.sum(gradients, &self.comm)?;
-        let norms = self.norms(&sharding, &pieces, settings.step)?;
+        let parts = gradients.finish_parts();
+        let [whole, of_experts] = parts.each_ref().map(|part| divisible(part, model, optimizer));
+        let sharding = Sharding::new(&whole, &of_experts, self.layout());
+        let pieces = sharding.sum(parts.into_iter().flatten().collect(), &self.groups)?;
+        let norms = self.norms(&sharding, &pieces, settings.step, &names_in_order(model))?;
         (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
         let scale = clip_factor(measurements.grad_norm, settings.max_grad_norm);
         Ok((ShardGradients { sharding, pieces, scale }, measurements))
@@ -76,7 +77,13 @@ impl Ranks {
     }
 
     /// Norms of the gradients that all ranks have pieces of.
-    fn norms(&self, sharding: &Sharding, own: &[PieceValues], step: u64) -> Result<Norms, TrainError> {
+    fn norms(
+        &self,
+        sharding: &Sharding,
+        own: &[PieceValues],
+        step: u64,
+        order: &[ParameterName],
+    ) -> Result<Norms, TrainError> {
         let mut readings = Readings::default();
         let mut started = Vec::new();
         for PieceValues { piece, values_n } in own {
@@ -87,23 +94,18 @@ impl Ranks {
         let of_piece = |rows: &Vec<_>| PieceSquares(rows.iter().map(|row| values.of(row).to_vec()).collect());
         let told: Vec<PieceSquares> = started.iter().map(of_piece).collect();
         let mut of_ranks: Vec<_> = self.all_gather(&told)?.into_iter().map(Vec::into_iter).collect();
-        let mut rows: Vec<(Divisible, Vec<Vec<f64>>)> = Vec::new();
+        let mut all: BTreeMap<ParameterName, (Divisible, Vec<Vec<f64>>)> = BTreeMap::new();
         for (rank, piece) in sharding.all_pieces() {
             let PieceSquares(addends) =
                 of_ranks[rank].next().unwrap_or_else(|| unreachable!("a piece without squares: {piece:?}"));
-            if rows.last().is_none_or(|(of, _)| of.name != piece.of.name) {
-                rows.push((piece.of, vec![Vec::new(); piece.of.num_rows]));
-            }
-            let first_row = piece.first_row();
-            let of_parameter = rows.last_mut().map_or(&mut [][..], |(_, rows)| rows.as_mut_slice());
-            of_parameter
-                .iter_mut()
-                .skip(first_row)
-                .zip(addends)
-                .for_each(|(row, addends)| row.extend(addends));
+            let of = piece.of;
+            let (_, rows) = all.entry(of.name).or_insert_with(|| (of, vec![Vec::new(); of.num_rows]));
+            let of_piece = rows.iter_mut().skip(piece.first_row());
+            of_piece.zip(addends).for_each(|(row, addends)| row.extend(addends));
         }
         let mut norms = Norms::default();
-        for (of, rows) in rows {
+        // In the order in which a process alone adds them.
+        for (of, rows) in order.iter().filter_map(|name| all.remove(name)) {
             let squares =
                 HostSquares::new(of.name, rows.iter().map(|addends| addends.iter().sum()).collect());
             if !squares.total().is_finite() {
@@ -139,7 +141,7 @@ impl Ranks {
         sharding: &Sharding,
         own: Vec<PieceValues>,
     ) -> Result<BTreeMap<ParameterName, Tensor<1>>, TrainError> {
-        Ok(sharding.all_gather(own, &self.comm)?)
+        Ok(sharding.all_gather(own, &self.groups)?)
     }
 }
 
@@ -157,16 +159,22 @@ fn own_passes(
     Ok((gradients, measured(model, passes, &values, settings)?))
 }
 
-/// How the parameters of these gradients may be cut.
+fn names_in_order(model: &Transformer) -> Vec<ParameterName> {
+    parameter_tensors(model).into_iter().map(|named| named.name).collect()
+}
+
+/// How the parameters of these gradients, or of which these are a part, may be cut.
 fn divisible(gradients: &[Named<Tensor<1>>], model: &Transformer, optimizer: &Optimizer) -> Vec<Divisible> {
     let num_experts = num_experts_in(model);
     let of_gradient = |gradient: &Named<Tensor<1>>| {
-        let [num_elements] = gradient.value.dims();
+        let [num_here] = gradient.value.dims();
         let name = gradient.name;
         let experts = name.role.is_of_experts().then_some(name.layer).flatten();
+        let moe = experts.and_then(|layer| model.moe(layer));
+        let num_parts = moe.and_then(|moe| moe.experts.ranks()).map_or(1, |ranks| ranks.exchange.num_ranks());
         Divisible {
             name,
-            num_elements,
+            num_elements: num_here * num_parts,
             num_rows: experts.map_or(1, &num_experts),
             keeps_rows_whole: optimizer.updates_matrices(name),
         }

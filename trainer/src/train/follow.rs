@@ -49,6 +49,7 @@ struct Followed {
 }
 
 fn follow_run(begin: &Begin, ranks: &Ranks) -> Result<(), TrainError> {
+    let ranks = &ranks.of_run(&begin.config.distributed)?;
     let device = device::select(&begin.config.device)?;
     // Whatever is wrong, the first rank says so, and ends the run.
     let ready = ranks.ready(prepare(begin, ranks, &device), &device, begin.plan.compute);
@@ -77,6 +78,10 @@ impl Followed {
                 ranks.evaluate(parts.model.get(), store, &settings, device).map(drop)
             }
             Order::GatherMoments => ranks.whole_optimizer(&parts.optimizer, device).map(drop),
+            Order::GatherModel => {
+                drop(ranks.whole_model(parts.model.get()));
+                Ok(())
+            }
             other => unreachable!("{other:?} within a run"),
         }
     }
@@ -110,7 +115,7 @@ fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<Followed, Tr
         plan.sequences_per_step(),
         state.data_cursor,
     )?;
-    let model = Replaceable::new(model);
+    let model = Replaceable::new(ranks.part_of(model));
     let parts = MovingParts { loader, model, optimizer, state, carried: None, ranks: ranks.clone() };
     Ok(Followed { device: device.clone(), dataset, parts })
 }

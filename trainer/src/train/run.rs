@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use switchyard_datasets::{Dataset, Loader};
+use switchyard_model::Transformer;
 
 use super::{TrainRequest, loader_config, notes};
 use crate::TrainError;
@@ -25,6 +26,7 @@ use crate::ranks::{Order, Ranks, Readiness};
 use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
+use crate::step::StepMeasurements;
 use checkpoints::Checkpoints;
 use switchyard_flight::alarms::{Alarm, AlarmKind};
 
@@ -114,7 +116,14 @@ impl<'a> Run<'a> {
             manifest,
             device,
             dataset,
-            parts: MovingParts { loader, model: Replaceable::new(model), optimizer, state, carried, ranks },
+            parts: MovingParts {
+                loader,
+                model: Replaceable::new(ranks.part_of(model)),
+                optimizer,
+                state,
+                carried,
+                ranks,
+            },
             checkpoints,
             observers,
             recorder,
@@ -206,15 +215,12 @@ impl<'a> Run<'a> {
         let learning_rate = self.plan.schedule.learning_rate(self.parts.state.step);
         self.parts.ranks.order(&Order::Step)?;
         let measurements = self.parts.step(self.config, self.plan, &self.device)?;
-        let (step, model) = (self.parts.state.step, self.parts.model.get());
+        let step = self.parts.state.step;
         self.parts.state.evaluation_is_pending = is_due(self.plan.evaluation.every_steps, step);
         self.parts.state.train_secs = self.earlier_secs + self.started.elapsed().as_secs_f64();
         self.folder.check_held()?;
         let recording_started = Instant::now();
-        let mut flight = match &mut self.recorder {
-            Some(recorder) => recorder.record(step, &measurements, model)?,
-            None => StepFlight::default(),
-        };
+        let mut flight = self.record(&measurements)?;
         self.manifest.flight_recorder_secs += recording_started.elapsed().as_secs_f64();
         if let Some(energy) = &mut self.energy {
             energy.keep_up();
@@ -230,6 +236,26 @@ impl<'a> Run<'a> {
         // step.
         flight.unwritten.take().map_or(Ok(()), |error| Err(error.into())).and(shown)?;
         Ok(flight.stops)
+    }
+
+    /// Shows the recorder what the last step measured, and the model.
+    fn record(&mut self, measurements: &StepMeasurements) -> Result<StepFlight, TrainError> {
+        let step = self.parts.state.step;
+        let probes = self.recorder.as_ref().is_some_and(|recorder| recorder.probes_at(step));
+        let whole = if probes { Some(self.whole_model()?) } else { None };
+        let Some(recorder) = &mut self.recorder else { return Ok(StepFlight::default()) };
+        Ok(recorder.record(step, measurements, whole.as_ref().unwrap_or(self.parts.model.get()))?)
+    }
+
+    /// The model with all experts, for this process to use alone.
+    fn whole_model(&self) -> Result<Transformer, TrainError> {
+        let model = self.parts.model.get();
+        if !model.is_over_ranks() {
+            return Ok(model.clone());
+        }
+        self.parts.ranks.order(&Order::GatherModel)?;
+        let whole = self.parts.ranks.whole_model(model);
+        Ok(whole.unwrap_or_else(|| unreachable!("the first rank has the experts of all")))
     }
 
     /// Evaluate as the plan says, and remember how the result compares to earlier ones. False if
@@ -306,12 +332,13 @@ impl<'a> Run<'a> {
         // Before the sample, which takes its time.
         let written = self.folder.write_manifest(&self.manifest);
         self.tolerate(written.map_err(TrainError::from))?;
+        let whole = self.whole_model()?;
         if let Some(recorder) = &mut self.recorder {
             // An error leaves a run that is not finished, whose next start has only this left to
             // do.
-            recorder.finish(self.parts.model.get())?;
+            recorder.finish(&whole)?;
         }
-        if let Err(error) = self.write_sample() {
+        if let Err(error) = self.write_sample(&whole) {
             let why =
                 if self.is_asked_to_stop() { "the run was asked to stop".into() } else { error.to_string() };
             self.observers.note(&format!("no sample was written: {why}"));

@@ -120,7 +120,7 @@ impl Run<'_> {
         self.parts.ranks.order(&Order::GatherMoments)?;
         let optimizer = self.parts.ranks.whole_optimizer(&self.parts.optimizer, &self.device)?;
         Ok(HeldSnapshot {
-            model: self.parts.model.get().clone(),
+            model: self.whole_model()?,
             optimizer: optimizer.unwrap_or_else(|| unreachable!("the first rank has what all remember")),
             carried: self.parts.carried.clone(),
             state: self.parts.state.clone(),

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use switchyard_model::Transformer;
+
 use super::Run;
 use crate::TrainError;
 use crate::generate::{GenerationSettings, generate};
@@ -9,7 +11,7 @@ use crate::sampling::SamplingSettings;
 
 impl Run<'_> {
     /// Generates the text that the configuration asks for, and writes it to `sample.txt`.
-    pub(super) fn write_sample(&self) -> Result<(), TrainError> {
+    pub(super) fn write_sample(&self, model: &Transformer) -> Result<(), TrainError> {
         let sample = &self.plan.sample;
         if sample.num_tokens == 0 {
             return Ok(());
@@ -25,7 +27,7 @@ impl Run<'_> {
             ..GenerationSettings::new(sample.num_tokens, sampling)
         };
         let mut text = sample.prompt.clone().unwrap_or_default();
-        generate(self.parts.model.get(), &self.dataset.tokenizer, &settings, &self.device, |piece| {
+        generate(model, &self.dataset.tokenizer, &settings, &self.device, |piece| {
             text.push_str(piece);
             if self.is_asked_to_stop() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         })?;
