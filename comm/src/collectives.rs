@@ -12,8 +12,8 @@ use crate::single::Single;
 use crate::threads::Threads;
 use crate::transport::{Call, Incoming, Outgoing, Traffic, Transport};
 
-/// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise. Whether they
-/// live is watched ([`Comm::watch`]): this is for those that live, and do not come.
+/// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise. Whether
+/// they live is watched ([`Comm::watch`]): this is for those that live, and do not come.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// One rank's end of a group of ranks. Clones are the same end.
@@ -65,11 +65,12 @@ impl Comm {
     }
 
     /// Sets how long another process may be silent before the job ends, with a message that names
-    /// it: 5 s from the start on, never less than 2 s, and with [`Duration::MAX`] it is not watched,
-    /// as when a debugger is to stop it. Every rank sets the same, once. A process is silent when it
-    /// was stopped, or its machine or network is gone, not when it computes or waits; each is watched
-    /// by the rank after it, or rank 0, until all have dropped their ends. For other ranks than
-    /// processes of MPI it does nothing.
+    /// it: 5 s from the start on, never less than 2 s; with [`Duration::MAX`] none is watched, as
+    /// when a debugger is to stop one. Every rank sets the same, once.
+    ///
+    /// A process is silent when it was stopped, or its machine or network is gone, not when it
+    /// computes or waits. Each is watched by the rank after it, and the last by rank 0, until all
+    /// ranks have dropped their ends. For other ranks than processes of MPI this does nothing.
     pub fn watch(&self, limit: Duration) {
         self.transport.watch(limit);
     }

@@ -1,10 +1,10 @@
 //! Signs of life between processes, whatever their collectives and computations do.
 //!
-//! A thread of each process sends a byte to the next rank of the ring of all ranks, again and again,
-//! and looks for those of the rank before it. The job ends if none has come for the limit.
+//! A thread of each process sends a byte to the next rank of the ring of all ranks, again and
+//! again, and looks for those of the rank before it. The job ends if none has come for the limit.
 //!
 //! Ranks leave together, for nobody could watch one that waits in `MPI_Finalize`: a rank that has
-//! done its part goes on with the signs until all ranks have done theirs, and only then do they stop.
+//! done its part goes on with the signs until all have done theirs, and only then do they stop.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};

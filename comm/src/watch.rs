@@ -17,8 +17,8 @@ impl Watch {
         Self { last_look: now, last_heard: now }
     }
 
-    /// How long the other has been silent, if for `limit` or longer. `heard` is whether a sign of it
-    /// has come since the look before.
+    /// How long the other has been silent, if for `limit` or longer. `heard` is whether a sign of
+    /// it has come since the look before.
     pub(crate) fn look(&mut self, now: Instant, heard: bool, limit: Duration) -> Option<Duration> {
         // This process was stopped itself, or got no time: then perhaps the other did not either.
         let was_away = now.duration_since(self.last_look) > limit / 2;

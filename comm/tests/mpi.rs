@@ -33,6 +33,8 @@ fn main() {
         Ok("unwinding") => barrier_without_rank_3(&watched(comm()), || panic!("no such luck")),
         Ok("one by one") => leave_one_by_one(&watched(comm())),
         Ok("busy") => compute_and_gather_on_all_cores(&watched(comm())),
+        // What `scripts/check-two-hosts` starts.
+        Ok("sums") => sum_for_a_minute(&watched(comm())),
         Ok("panicking") => panic_while_another_thread_waits(comm()),
         Ok(part) => panic!("no part {part}"),
         Err(_) => start_ranks(),
@@ -120,6 +122,15 @@ fn barrier_without_rank_3(comm: &Comm, elsewhere: impl Fn()) {
         elsewhere();
     }
     comm.barrier().unwrap();
+}
+
+fn sum_for_a_minute(comm: &Comm) {
+    for _ in 0..6000 {
+        let mut values = vec![comm.rank() as f32 + 1.0; 5000];
+        comm.ordered_sum(&mut values).unwrap();
+        assert_eq!(values, [(1..=comm.size()).sum::<usize>() as f32; 5000]);
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn stop_while_others_compute(comm: &Comm) {
