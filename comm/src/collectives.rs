@@ -12,8 +12,9 @@ use crate::single::Single;
 use crate::threads::Threads;
 use crate::transport::{Call, Incoming, Outgoing, Traffic, Transport};
 
-/// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a collective waits for others unless [`Comm::with_timeout`] says otherwise. Whether
+/// they live is watched ([`Comm::watch`]): this is for those that live, and do not come.
+const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// One rank's end of a group of ranks. Clones are the same end.
 #[derive(Debug, Clone)]
@@ -63,7 +64,19 @@ impl Comm {
         Self { transport, members: (0..size).collect(), rank, timeout: TIMEOUT, sent: Arc::default() }
     }
 
-    /// The same end, whose collectives wait this long for others.
+    /// Sets how long another process may be silent before the job ends, with a message that names
+    /// it: 5 s from the start on, never less than 2 s; with [`Duration::MAX`] none is watched, as
+    /// when a debugger is to stop one. Every rank sets the same, once.
+    ///
+    /// A process is silent when it was stopped, or its machine or network is gone, not when it
+    /// computes or waits. Each is watched by the rank after it, and the last by rank 0, until all
+    /// ranks have dropped their ends. For other ranks than processes of MPI this does nothing.
+    pub fn watch(&self, limit: Duration) {
+        self.transport.watch(limit);
+    }
+
+    /// The same end, whose collectives wait this long for others, instead of an hour. It is to be
+    /// longer than any rank is busy with what the others do not do, as writing a checkpoint.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

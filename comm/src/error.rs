@@ -7,7 +7,7 @@ use std::time::Duration;
 pub enum CommError {
     /// Others did not take part in time.
     #[error(
-        "rank {rank} waited for {} in `{collective}` for {:.1} s: it may have stopped, or its machine is not reachable; raise \
+        "rank {rank} waited for {} in `{collective}` for {:.1} s: it is busy, or in another collective; raise \
          `distributed.timeout_secs` if it only is slow",
         list(.missing), .waited.as_secs_f64()
     )]

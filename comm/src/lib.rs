@@ -10,12 +10,20 @@
 //! Floats are never summed by the transport: [`Comm::ordered_sum`] adds what the ranks have by the
 //! fixed binary tree of [`tree`], so that a sum has the same bits on any number of ranks.
 //!
+//! No rank waits for ever. Processes of MPI send each other signs of life, whatever they compute or
+//! wait for, and one that falls silent ends the job ([`Comm::watch`]); ranks that live, but are in
+//! different collectives, end it when the time for one is over ([`Comm::with_timeout`]).
+//!
 //! What a run on other machines would send and wait for can be told without them: [`cost`] gives the
 //! messages and bytes of each collective, [`link`] what they take where it was measured.
 
 mod collectives;
 pub mod cost;
 mod error;
+#[cfg(feature = "mpi")]
+mod heartbeat;
+#[cfg(feature = "mpi")]
+mod job;
 pub mod link;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -25,6 +33,8 @@ mod sums;
 mod threads;
 mod transport;
 pub mod tree;
+#[cfg(feature = "mpi")]
+mod watch;
 
 pub use collectives::Comm;
 pub use error::CommError;

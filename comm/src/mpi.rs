@@ -1,6 +1,6 @@
 //! Ranks that are processes, started by `mpirun` or another launcher of MPI.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use mpi::topology::{Communicator as _, SimpleCommunicator};
 use switchyard_ground::say;
 
 use crate::CommError;
+use crate::heartbeat::{DATA_TAG, Heartbeat};
+use crate::job::{Job, Waits, within};
 use crate::transport::{Call, Incoming, Outgoing, Transport};
 
 /// MPI counts elements in a C `int`: longer messages go in parts of this many bytes.
@@ -23,49 +25,78 @@ const LOOKS_WITHOUT_SLEEP: u32 = 2000;
 /// A message between processes takes microseconds; a sleep is not to be what it waits for.
 const SLEEP: Duration = Duration::from_micros(20);
 
+/// How long MPI may take to end once all ranks have come to their ends.
+const FINALIZE: Duration = Duration::from_secs(30);
+
 pub(crate) struct Mpi {
-    rank: usize,
-    size: usize,
+    job: Arc<Job>,
     /// [`LONGEST_MESSAGE`], or what a test asks for.
     longest_message: usize,
-    /// Finalizes MPI when it goes. Any thread may call MPI, but one at a time.
-    universe: Mutex<Universe>,
+    /// Held by the thread that exchanges messages: those of two would mix.
+    exchanges: Mutex<()>,
+    /// `None` in a process alone.
+    heartbeat: Option<Heartbeat>,
+    /// Finalizes MPI when it goes.
+    universe: Option<Universe>,
 }
 
 impl std::fmt::Debug for Mpi {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Mpi").field("rank", &self.rank).field("size", &self.size).finish()
+        formatter.debug_struct("Mpi").field("job", &self.job).finish_non_exhaustive()
     }
 }
 
 impl Mpi {
     pub(crate) fn start() -> Result<Self, CommError> {
-        // The loop may run on any thread, one at a time.
+        // Any thread calls MPI, one at a time: more MPIs serve that than calls at once, and they
+        // need no locks of their own for it.
         let unusable = |problem: &str| CommError::Unusable(problem.to_owned());
         let (universe, support) = mpi::initialize_with_threading(Threading::Serialized)
             .ok_or_else(|| unusable("it has been started in this process before"))?;
         if support < Threading::Serialized {
             return Err(unusable("it serves its first thread only; use an MPI built with thread support"));
         }
-        let world = universe.world();
+        let job = Arc::new(Job::join());
+        let heartbeat = (job.size > 1).then(|| Heartbeat::start(&job)).transpose()?;
         let longest_message =
             std::env::var("SWITCHYARD_LONGEST_MESSAGE").ok().and_then(|len| len.parse().ok());
         Ok(Self {
-            rank: world.rank() as usize,
-            size: world.size() as usize,
+            job,
             longest_message: longest_message.unwrap_or(LONGEST_MESSAGE),
-            universe: Mutex::new(universe),
+            exchanges: Mutex::default(),
+            heartbeat,
+            universe: Some(universe),
         })
+    }
+}
+
+impl Drop for Mpi {
+    fn drop(&mut self) {
+        let Some(heartbeat) = self.heartbeat.take() else { return };
+        if thread::panicking() {
+            say!("rank {}: it panicked, and the others may wait for it", self.job.rank);
+            self.job.end();
+        }
+        heartbeat.leave();
+        let late =
+            format!("rank {}: MPI does not end, though all ranks have done their parts", self.job.rank);
+        within(FINALIZE, &late, || drop(self.universe.take()));
     }
 }
 
 impl Transport for Mpi {
     fn rank(&self) -> usize {
-        self.rank
+        self.job.rank
     }
 
     fn size(&self) -> usize {
-        self.size
+        self.job.size
+    }
+
+    fn watch(&self, limit: Duration) {
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.set_limit(limit);
+        }
     }
 
     fn exchange(
@@ -74,36 +105,34 @@ impl Transport for Mpi {
         receives: Vec<Incoming<'_>>,
         call: Call,
     ) -> Result<(), CommError> {
-        let universe = self.universe.lock().unwrap_or_else(PoisonError::into_inner);
-        let world = universe.world();
+        let _alone = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        let world = SimpleCommunicator::world();
         let process = |rank: usize| world.process_at_rank(rank as i32);
         mpi::request::scope(|scope| {
+            let mut turn = self.job.turn();
+            *turn = Some(call.collective);
             let mut open: Vec<Open<'_, _>> = Vec::new();
             for Incoming { from, bytes } in receives {
                 for part in parts_mut(bytes, self.longest_message) {
                     let len = part.len();
-                    let request = process(from).immediate_receive_into(scope, part);
+                    let request = process(from).immediate_receive_into_with_tag(scope, part, DATA_TAG);
                     open.push(Open { with: from, expected: Some(len), request });
                 }
             }
             for &Outgoing { to, bytes } in sends {
                 for part in parts(bytes, self.longest_message) {
-                    open.push(Open {
-                        with: to,
-                        expected: None,
-                        request: process(to).immediate_send(scope, part),
-                    });
+                    let request = process(to).immediate_send_with_tag(scope, part, DATA_TAG);
+                    open.push(Open { with: to, expected: None, request });
                 }
             }
+            drop(turn);
             self.complete(open, call);
         });
         Ok(())
     }
 
     fn end_job(&self) -> ! {
-        // Without the lock, which another thread may hold for as long as it waits for a rank. Two
-        // calls of MPI at once are against its rules, but one of them ends everything.
-        SimpleCommunicator::world().abort(1)
+        self.job.end()
     }
 }
 
@@ -120,33 +149,37 @@ impl Mpi {
     /// Waits until all messages are through. Buffers that a message may still write to cannot be
     /// given back, so what cannot be completed ends the job from here.
     fn complete<'a, S: Scope<'a>>(&self, mut open: Vec<Open<'a, S>>, call: Call) {
-        let (rank, collective) = (self.rank, call.collective);
+        let (rank, collective) = (self.job.rank, call.collective);
         let begun = Instant::now();
         let mut looks = 0;
         loop {
+            let mut turn = self.job.turn();
             let mut still_open = Vec::with_capacity(open.len());
             for Open { with, expected, request } in open {
                 match request.test() {
                     Ok(status) => {
                         let got = status.count(u8::equivalent_datatype()) as usize;
                         if let Some(expected) = expected.filter(|expected| *expected != got) {
-                            self.fail(&CommError::OutOfStep { rank, collective, from: with, got, expected });
+                            fail(&CommError::OutOfStep { rank, collective, from: with, got, expected }, turn);
                         }
                     }
                     Err(request) => still_open.push(Open { with, expected, request }),
                 }
             }
             if still_open.is_empty() {
+                *turn = None;
                 return;
             }
             if begun.elapsed() > call.timeout {
                 let mut missing: Vec<usize> = still_open.iter().map(|open| open.with).collect();
                 missing.sort_unstable();
                 missing.dedup();
-                self.fail(&CommError::Timeout { rank, collective, missing, waited: begun.elapsed() });
+                fail(&CommError::Timeout { rank, collective, missing, waited: begun.elapsed() }, turn);
             }
+            drop(turn);
             open = still_open;
             looks += 1;
+            // Outside of its turn, so that another thread gets one.
             if looks > LOOKS_WITHOUT_SLEEP {
                 thread::sleep(SLEEP);
             } else {
@@ -154,11 +187,11 @@ impl Mpi {
             }
         }
     }
+}
 
-    fn fail(&self, error: &CommError) -> ! {
-        say!("error: {error}");
-        self.end_job()
-    }
+fn fail(error: &CommError, turn: MutexGuard<'_, Waits>) -> ! {
+    say!("error: {error}");
+    Job::end_in(turn)
 }
 
 /// `bytes` in parts of at most `longest`; one empty part if there are none, for a message without

@@ -37,6 +37,10 @@ pub(crate) trait Transport: std::fmt::Debug + Send + Sync {
         call: Call,
     ) -> Result<(), CommError>;
 
+    /// How long another rank may be silent before the job ends. Threads of one process do not fall
+    /// silent one by one.
+    fn watch(&self, _limit: Duration) {}
+
     /// Ends the process and all other ranks, with status 1; also while another thread is in
     /// [`Self::exchange`].
     fn end_job(&self) -> !;
