@@ -62,7 +62,14 @@ fn folder() -> TempDir {
 /// `switchyard` with these arguments as so many ranks in `folder`.
 fn mpirun(num_ranks: usize, folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("mpirun");
-    command.args(["-n", &num_ranks.to_string(), "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]);
+    command.args([
+        "-n",
+        &num_ranks.to_string(),
+        "--oversubscribe",
+        "--allow-run-as-root",
+        "--bind-to",
+        "none",
+    ]);
     command.args(["--mca", "btl", "self,vader", "--mca", "btl_vader_single_copy_mechanism", "none"]);
     command.arg(env!("CARGO_BIN_EXE_switchyard")).args(arguments).current_dir(folder);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -128,7 +135,10 @@ fn a_mistake_is_said_once_and_ends_all() {
     let folder = folder();
     for (arguments, words) in [
         (&["train", "nowhere.toml"][..], "nowhere.toml"),
-        (&["train", "run.toml", "--set", "train.micro_batch_tokens=256"], "`train.micro_batch_tokens` is 256"),
+        (
+            &["train", "run.toml", "--set", "train.micro_batch_tokens=256"],
+            "`train.micro_batch_tokens` is 256",
+        ),
         (&["no-such-command"], "unrecognized subcommand"),
     ] {
         let output = mpirun(2, folder.path(), arguments).output().unwrap();
@@ -216,8 +226,12 @@ fn a_rank_that_is_killed_stopped_or_told_to_end_ends_all_and_the_run_goes_on() {
         assert!(took < Duration::from_secs(8), "{fault:?}: {took:?}");
         match fault {
             Fault::Kill => assert!(said(&output).contains("exited on signal 9"), "{}", said(&output)),
-            Fault::Stop => assert!(said(&output).contains("rank 1 has not been heard of"), "{}", said(&output)),
-            Fault::Terminate => assert!(said(&output).contains("interrupted after step"), "{}", said(&output)),
+            Fault::Stop => {
+                assert!(said(&output).contains("rank 1 has not been heard of"), "{}", said(&output))
+            }
+            Fault::Terminate => {
+                assert!(said(&output).contains("interrupted after step"), "{}", said(&output))
+            }
         }
         goes_on(folder.path(), &alone, ranks_after);
     }
@@ -244,7 +258,9 @@ fn forty_faults_at_random_instants_lose_nothing() {
             let (rank, rows) = (draw(4) as usize, 1 + part * 12 + draw(12) as usize);
             let mode: &[&str] = if part == 0 { &[] } else { &["--resume"] };
             let (output, took) = with_fault(folder.path(), mode, rank, rows, fault);
-            switchyard_ground::say!("{done}: {fault:?} of rank {rank} after {rows} rows: the end came after {took:?}");
+            switchyard_ground::say!(
+                "{done}: {fault:?} of rank {rank} after {rows} rows: the end came after {took:?}"
+            );
             assert!(took < Duration::from_secs(10), "{fault:?}: {took:?}, {}", said(&output));
             done += usize::from(!output.status.success());
         }

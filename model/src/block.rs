@@ -12,8 +12,7 @@ use switchyard_experts::{
 };
 use switchyard_kernels::{ExpertBiases, RotaryTable};
 use switchyard_router::{
-    BalanceCount, CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection,
-    Sequences,
+    CosineWeights, GateWeights, Router, RouterConfig, RouterPass, RouterSource, Selection, Sequences,
 };
 
 use crate::mixer::{MixerCache, MixerOutput};

@@ -40,9 +40,8 @@ impl MovingParts {
         device: &Device,
     ) -> Result<StepMeasurements, TrainError> {
         let learning_rate = plan.schedule.learning_rate(self.state.step);
-        let micro_batches = (0..plan.micro_batches_per_step)
-            .map(|_| self.loader.next_batch())
-            .collect::<Result<Vec<_>, _>>();
+        let micro_batches =
+            (0..plan.micro_batches_per_step).map(|_| self.loader.next_batch()).collect::<Result<Vec<_>, _>>();
         let micro_batches = self.ranks.all_or_none(micro_batches.map_err(TrainError::from))?;
         let follows = micro_batches.iter().all(|batch| batch.follows);
         let settings = StepSettings {

@@ -163,8 +163,7 @@ impl Bucket {
     /// The ranks, those of the first part first.
     fn ranks(&self) -> impl Iterator<Item = usize> {
         let (num_parts, num_holders) = (self.num_parts, self.slices.len());
-        (0..num_parts)
-            .flat_map(move |part| (0..num_holders).map(move |holder| holder * num_parts + part))
+        (0..num_parts).flat_map(move |part| (0..num_holders).map(move |holder| holder * num_parts + part))
     }
 
     fn comm<'a>(&self, groups: &'a Groups) -> &'a Comm {

@@ -141,8 +141,7 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let started = begun.and_then(|leader| {
         let ranks = ranks.of_run(&config.distributed)?;
         let data = (dataset, device);
-        Run::start(request, data, &folder, checkpoints, manifest.clone(), ranks)
-            .map(|run| (run, leader))
+        Run::start(request, data, &folder, checkpoints, manifest.clone(), ranks).map(|run| (run, leader))
     });
     let (mut run, _leader) = match started {
         Ok(run) => run,

@@ -11,8 +11,8 @@ use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOp
 use switchyard_router::Selection;
 
 use crate::config::{
-    AdamWConfig, ComputeType, DistributedConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig, PrecisionConfig,
-    RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
+    AdamWConfig, ComputeType, DistributedConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig,
+    PrecisionConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
 use crate::device::is_cpu;
 use crate::memory::StepSize;

@@ -67,7 +67,8 @@ fn check_experts(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result
         return refuse(problem, "use a divisor");
     }
     if !config.train.groups.is_empty() && config.train.groups.iter().any(|group| group.freeze) {
-        let problem = "but `train.groups` freeze parameters, and a pass back through experts may then end early";
+        let problem =
+            "but `train.groups` freeze parameters, and a pass back through experts may then end early";
         return refuse(problem.into(), "use 1, or train all parameters");
     }
     Ok(())

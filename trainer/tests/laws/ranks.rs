@@ -73,6 +73,32 @@ fn a_dense_run_and_a_mixture_are_the_same_on_1_2_and_4_ranks() {
     }
 }
 
+/// The configuration with each layer's experts spread over so many ranks.
+fn over(config: &RunConfig, expert_parallel: usize) -> RunConfig {
+    let mut config = config.clone();
+    config.distributed.expert_parallel = expert_parallel;
+    config
+}
+
+#[test]
+fn experts_spread_over_ranks_are_the_same() {
+    let mut config = in_micro_batches(&tiny::moe(), 16);
+    for num_experts in [4, 32] {
+        if let Some(moe) = &mut config.model.ffn.moe {
+            moe.num_experts = num_experts;
+        }
+        let folder = TempDir::new().unwrap();
+        let alone = folder.path().join("alone");
+        tiny::run(&config, &alone, OpenMode::New).unwrap();
+        for (ranks, expert_parallel) in [(2, 2), (4, 2), (4, 4), (8, 2)] {
+            let name = format!("{num_experts} experts over {expert_parallel} of {ranks} ranks");
+            let out = folder.path().join(&name);
+            tiny::run_on_ranks(ranks, &over(&config, expert_parallel), &out, OpenMode::New).unwrap();
+            assert_same(&name, &traces(&alone), &traces(&out));
+        }
+    }
+}
+
 #[test]
 fn a_number_of_ranks_that_is_no_power_of_two_changes_nothing() {
     let mut config = in_micro_batches(&tiny::moe(), 16);
@@ -107,6 +133,7 @@ fn every_router_is_the_same_on_two_ranks_or_refused_by_name() {
             );
         } else {
             assert_independent_of_ranks(name, &config, &[2]);
+            assert_independent_of_ranks(name, &over(&config, 2), &[2]);
         }
     }
 }
@@ -132,6 +159,9 @@ fn every_option_of_training_is_the_same_on_ranks() {
         ("packing", "data.packing = \"best_fit\"", 2),
     ] {
         assert_independent_of_ranks(name, &with(text), &[ranks]);
+        if !text.contains("freeze") {
+            assert_independent_of_ranks(name, &over(&with(text), 2), &[ranks]);
+        }
     }
 }
 
@@ -156,9 +186,13 @@ fn a_run_goes_on_with_another_number_of_ranks_to_the_bits_of_an_unbroken_one() {
         let folder = TempDir::new().unwrap();
         let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
         tiny::run(&config, &whole, OpenMode::New).unwrap();
-        for (ranks, num_steps) in [(1, 1), (4, 3), (2, 4), (1, 5), (4, 6)] {
+        let over_two = if name == "moe" { 2 } else { 1 };
+        for (ranks, expert_parallel, num_steps) in
+            [(1, 1, 1), (4, over_two, 3), (2, 1, 4), (2, over_two, 5), (4, 1, 6)]
+        {
             let mode = if num_steps == 1 { OpenMode::New } else { OpenMode::Resume };
-            tiny::run_on_ranks(ranks, &with_steps(&config, num_steps, 1), &parts, mode).unwrap();
+            let config = over(&with_steps(&config, num_steps, 1), expert_parallel);
+            tiny::run_on_ranks(ranks, &config, &parts, mode).unwrap();
         }
         let steps = |out: &Path| [3, 6].map(|step| tensors(out, step));
         assert!(steps(&whole) == steps(&parts), "{name}");
@@ -185,4 +219,24 @@ fn micro_batches_that_cannot_be_spread_are_refused_with_what_to_write() {
     assert!(
         refused(3, Some(16)).contains("make `train.batch_tokens` a multiple of 3 sequences of 16 tokens")
     );
+}
+
+#[test]
+fn experts_that_do_not_spread_are_refused_by_name() {
+    let folder = TempDir::new().unwrap();
+    let refused = |config: &RunConfig, ranks: usize, expert_parallel: usize| {
+        let config = over(&in_micro_batches(config, 16), expert_parallel);
+        let out = folder.path().join("run");
+        let error = tiny::run_on_ranks(ranks, &config, &out, OpenMode::New).unwrap_err();
+        assert!(matches!(error, TrainError::Distributed(_)) && !out.exists(), "{error}");
+        error.to_string()
+    };
+    let key = "`distributed.expert_parallel` is";
+    for (message, words) in [
+        (refused(&tiny::dense(), 2, 2), "2, but no layer has experts"),
+        (refused(&tiny::moe(), 8, 8), "8, which does not divide the 4 experts of a layer"),
+        (refused(&tiny::moe(), 2, 4), "4, but there are 2 ranks"),
+    ] {
+        assert!(message.starts_with(&format!("{key} {words}")), "{message}");
+    }
 }
