@@ -74,8 +74,9 @@ fn forward<E: Kept + Stored>(
     let [t, d] = x_td.shape().dims();
     let (experts, exchange) = (call.experts::<E>(matrices), &call.ranks.exchange);
     let sent = Messages::of_tokens(elements(x_td), d, call.slots(), None, &call.rows_of_owners());
-    let received = exchange.exchange_rows(&sent.parts());
-    let rows: Vec<E> = gather::joined(&slices(&received));
+    // Nothing of what has been sent or received is held while the experts work.
+    let rows: Vec<E> = gather::joined(&slices(&exchange.exchange_rows(&sent.parts())));
+    drop(sent);
     let Output { y, up, gate } = experts.forward(&rows);
     let rows_of = |rows: Range<usize>| &y[rows.start * d..rows.end * d];
     let returned =
