@@ -88,6 +88,7 @@ impl Ranks {
         if self.is_alone() {
             return Ok(self.clone());
         }
+        self.comm.watch(Duration::from_secs(config.silence_secs));
         let comm = self.comm.clone().with_timeout(Duration::from_secs(config.timeout_secs));
         let (rank, group_len) = (comm.rank(), config.expert_parallel);
         let experts = comm.split((rank / group_len) as u64)?;

@@ -1,6 +1,7 @@
 //! What the first rank has the others do: it runs the run, and they follow.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,9 @@ use crate::evaluate::EvaluationSettings;
 use crate::plan::RunPlan;
 use crate::products::bits_differ;
 use crate::throughput::measure_matmul_peak_flops;
+
+/// No timeout, and no overflow when it is added to a time.
+const AS_LONG_AS_IT_LIVES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Something that all ranks do together.
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,13 +125,14 @@ impl Ranks {
         Ok(())
     }
 
-    /// What the first rank has the others do next.
+    /// What the first rank has the others do next. It may have long work of its own before: as long
+    /// as it lives, this waits.
     ///
     /// # Errors
     /// [`TrainError::Comm`].
     pub(crate) fn next_order(&self) -> Result<Order, TrainError> {
         let mut bytes = Vec::new();
-        self.comm.broadcast(&mut bytes, 0)?;
+        self.comm.clone().with_timeout(AS_LONG_AS_IT_LIVES).broadcast(&mut bytes, 0)?;
         Ok(from_bytes(&bytes))
     }
 }
