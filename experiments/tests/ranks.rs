@@ -120,11 +120,12 @@ fn processes_have_the_bits_of_one_and_a_study_runs_on_them() {
         // One of them speaks.
         assert_eq!(said(&output).matches("finished: 40 steps").count(), 1, "{}", said(&output));
     }
-    let study = "name = \"study\"\nbase = \"run.toml\"\nseeds = [0, 1]\n[arms.few]\n[arms.many]\nset = { \"model.ffn.moe.num_experts\" = 16 }\n";
-    fs::write(folder.path().join("study.toml"), study).unwrap();
-    let output = mpirun(2, folder.path(), &["compare", "study.toml", "--out", "study"]).output().unwrap();
+    let other = CONFIG.replace("num_experts = 8", "num_experts = 16").replace("\"ranks\"", "\"more\"");
+    fs::write(folder.path().join("more.toml"), other).unwrap();
+    let output = mpirun(2, folder.path(), &["compare", "run.toml", "more.toml"]).output().unwrap();
     succeeds(&output);
-    assert!(folder.path().join("study").is_dir());
+    let compared = String::from_utf8_lossy(&output.stdout);
+    assert!(compared.contains("more"), "{compared}");
 }
 
 #[test]
@@ -223,7 +224,7 @@ fn a_rank_that_is_killed_stopped_or_told_to_end_ends_all_and_the_run_goes_on() {
         drop(fs::remove_dir_all(folder.path().join("broken")));
         let (output, took) = with_fault(folder.path(), &[], rank, 12, fault);
         assert!(!output.status.success(), "{fault:?}: {}", said(&output));
-        assert!(took < Duration::from_secs(8), "{fault:?}: {took:?}");
+        assert!(took < Duration::from_secs(12), "{fault:?}: {took:?}");
         match fault {
             Fault::Kill => assert!(said(&output).contains("exited on signal 9"), "{}", said(&output)),
             Fault::Stop => {

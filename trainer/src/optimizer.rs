@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, s};
 use switchyard_comm::tree::{TreeSum, tree_sum};
 use switchyard_kernels::{AdamWState, AdamWStep, MuonState, MuonStep, adamw_update, muon_update};
 use switchyard_model::random::stream_key;
@@ -249,7 +249,7 @@ impl Optimizer {
             }
             let part = Part { name, shape: &shape, first: elements.start };
             let first = sharding.first_element(&piece.of);
-            let value_n = values_n.clone().slice([elements.start - first..elements.end - first]);
+            let value_n = values_n.clone().slice(s![elements.start - first..elements.end - first]);
             let values_n = self.updated(part, value_n, gradient_n, (learning_rate, scale));
             PieceValues { piece, values_n }
         };

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use switchyard_comm::Comm;
-use switchyard_datasets::{Dataset, EvaluationWindows, LoaderConfig, Progress, SplitManifest, TokenStore};
+use switchyard_datasets::{
+    Dataset, EvaluationWindows, Loader, LoaderConfig, Progress, SplitManifest, TokenStore,
+};
 use switchyard_ground::say;
 
 use crate::TrainError;
@@ -247,6 +249,12 @@ fn manifest_of(
     };
     manifest.resume(step);
     Ok(RunManifest { config, plan, device, data_key, ..manifest })
+}
+
+/// The batches of a run from this sample on.
+fn loader(config: &RunConfig, plan: &RunPlan, dataset: &Dataset, cursor: u64) -> Result<Loader, TrainError> {
+    let loader_config = loader_config(config, plan);
+    Ok(Loader::of_sources(&dataset.sources, loader_config, plan.sequences_per_step(), cursor)?)
 }
 
 pub(crate) fn loader_config(config: &RunConfig, plan: &RunPlan) -> LoaderConfig {

@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use switchyard_comm::Comm;
-use switchyard_datasets::{Dataset, Loader, Progress};
+use switchyard_datasets::{Dataset, Progress};
 
-use super::{loader_config, test_split, with_threads};
+use super::{loader, test_split, with_threads};
 use crate::TrainError;
 use crate::available_memory::check_memory;
 use crate::checkpoint::{Checkpoint, TrainingState};
@@ -109,12 +109,7 @@ fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<Followed, Tr
             TrainingState::initial(config.seed, &dataset.manifest.key),
         ),
     };
-    let loader = Loader::of_sources(
-        &dataset.sources,
-        loader_config(config, plan),
-        plan.sequences_per_step(),
-        state.data_cursor,
-    )?;
+    let loader = loader(config, plan, &dataset, state.data_cursor)?;
     let model = Replaceable::new(ranks.part_of(model));
     let parts = MovingParts { loader, model, optimizer, state, carried: None, ranks: ranks.clone() };
     Ok(Followed { device: device.clone(), dataset, parts })

@@ -7,6 +7,7 @@ use switchyard_ground::units::bytes;
 use switchyard_kernels::Products;
 
 use crate::checkpoint::TrainingState;
+use crate::config::RunConfig;
 use crate::plan::RunPlan;
 use crate::products::bits_differ;
 use crate::run_folder::{RunFolder, RunManifest};
@@ -21,6 +22,23 @@ pub(super) fn on_passes(plan: &RunPlan, dataset: &Dataset) -> String {
     let passes = passes(plan.total_tokens(), train_tokens);
     let note = passes_note(step_tokens, train_tokens).map(|note| format!("; {note}")).unwrap_or_default();
     format!("passes over the training split: {passes:.2}, by {num_steps} steps of {step_tokens} tokens{note}")
+}
+
+/// How so many ranks share the run; `None` of one alone.
+pub(super) fn on_ranks(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Option<String> {
+    let group_len = config.distributed.expert_parallel;
+    let experts = match group_len {
+        1 => String::new(),
+        all if all == num_ranks => ", with the experts of each layer spread over all".into(),
+        _ => format!(", with the experts of each layer spread over {group_len} neighbours"),
+    };
+    (num_ranks > 1).then(|| {
+        format!(
+            "{num_ranks} ranks, each with {} of a step's {} micro-batches and its part of the optimizer{experts}",
+            plan.micro_batches_per_step / num_ranks,
+            plan.micro_batches_per_step
+        )
+    })
 }
 
 /// Which of several sources have no validation loss of their own; `None` if all have one.

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use switchyard_datasets::{Dataset, Loader};
+use switchyard_datasets::Dataset;
 use switchyard_model::Transformer;
 
-use super::{TrainRequest, loader_config, notes};
+use super::{TrainRequest, loader, notes};
 use crate::TrainError;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, TrainingState};
 use crate::config::RunConfig;
@@ -69,12 +69,7 @@ impl<'a> Run<'a> {
         let started = start(config, plan, &dataset, &checkpoints, *mode, &device);
         let (started, readiness) = ranks.ready(started, &device, plan.compute)?;
         let Start { model, optimizer, state, carried, resumed, notes } = started;
-        let loader = Loader::of_sources(
-            &dataset.sources,
-            loader_config(config, plan),
-            plan.sequences_per_step(),
-            state.data_cursor,
-        )?;
+        let loader = loader(config, plan, &dataset, state.data_cursor)?;
         let Readiness { products, matmul_peak_flops } = readiness;
         let other_products = resumed.then(|| notes::on_products(manifest.products(), products)).flatten();
         manifest.products = Some(products);
@@ -94,11 +89,12 @@ impl<'a> Run<'a> {
         folder.write_manifest(&manifest)?;
         folder.write_config(&crate::config_file::to_toml(config))?;
         observers.begin_after(loader.sequences_per_source());
-        let restarts = *mode == OpenMode::Resume && !resumed;
-        let restart = restarts.then(|| notes::on_restart(folder, earlier_log.as_deref()));
+        let restart = (*mode == OpenMode::Resume && !resumed)
+            .then(|| notes::on_restart(folder, earlier_log.as_deref()));
         let checkpoints = Checkpoints::new(checkpoints, config, plan, &dataset.tokenizer);
         let first = [
             Some(notes::on_passes(plan, &dataset)),
+            notes::on_ranks(config, plan, ranks.number()),
             notes::on_short_sources(plan, &dataset),
             notes::on_waiting_for_checkpoints(plan, checkpoints.go_beside_the_loop()),
             restart,
@@ -107,6 +103,7 @@ impl<'a> Run<'a> {
         let told = first.iter().flatten().chain(&notes).chain(&recorder_notes).chain(last.iter().flatten());
         told.for_each(|note| observers.note(note));
         let earlier_secs = state.train_secs;
+        let model = Replaceable::new(ranks.part_of(model));
         let energy = energy_meter(&manifest, resumed);
         Ok(Self {
             config,
@@ -116,14 +113,7 @@ impl<'a> Run<'a> {
             manifest,
             device,
             dataset,
-            parts: MovingParts {
-                loader,
-                model: Replaceable::new(ranks.part_of(model)),
-                optimizer,
-                state,
-                carried,
-                ranks,
-            },
+            parts: MovingParts { loader, model, optimizer, state, carried, ranks },
             checkpoints,
             observers,
             recorder,
