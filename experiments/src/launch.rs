@@ -1,6 +1,8 @@
 //! The processes of one job that an MPI launcher started: `mpirun`, `srun --mpi=pmix`, an MPIJob.
 
 use std::env;
+use std::ffi::OsString;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use switchyard_comm::Comm;
@@ -56,6 +58,16 @@ fn world(size: usize) -> Result<Option<Comm>, Failure> {
 /// This process's end of the job; that of one alone where there is no other.
 pub(crate) fn comm() -> Comm {
     JOB.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(Comm::single)
+}
+
+/// Has a process that is to be started know nothing of the job: it would take this one's place in it.
+pub(crate) fn leave_out_of_job(command: &mut Command) {
+    const PREFIXES: [&str; 4] = ["OMPI_", "PMI_", "PMIX_", "PRTE_"];
+    let of_launcher =
+        |name: &OsString| PREFIXES.iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+    for name in env::vars_os().map(|(name, _)| name).filter(of_launcher) {
+        command.env_remove(name);
+    }
 }
 
 /// Leaves the job, once nobody has another end of it.

@@ -325,3 +325,63 @@ fn cut(mut values: Vec<f32>, pieces: Vec<Piece>, device: &Device) -> Vec<PieceVa
     cut.reverse();
     cut
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parameter(layer: usize, num_rows: usize, row_len: usize, keeps_rows_whole: bool) -> Divisible {
+        let name = format!("blocks.{layer}.ffn.experts.up");
+        let name = ParameterName::parse(&name).unwrap_or_else(|| panic!("no parameter `{name}`"));
+        Divisible { name, num_elements: num_rows * row_len, num_rows, keeps_rows_whole }
+    }
+
+    fn sharding(layout: Layout, shapes: &[(usize, usize, bool)]) -> (Sharding, Vec<Divisible>) {
+        let all: Vec<Divisible> = shapes
+            .iter()
+            .enumerate()
+            .map(|(layer, (rows, len, whole))| parameter(layer, rows * layout.group_len, *len, *whole))
+            .collect();
+        let (on_all, of_experts) = all.split_at(all.len() / 2);
+        (Sharding::new(on_all, of_experts, layout), all)
+    }
+
+    proptest! {
+        #[test]
+        fn every_element_has_one_rank_and_no_block_has_two(
+            level in 0_u32..3, replicas in 1_usize..5,
+            shapes in prop::collection::vec((1_usize..4, 1_usize..40_000, any::<bool>()), 1..8),
+        ) {
+            let group_len = 1 << level;
+            let layout = Layout { num_ranks: group_len * replicas, group_len, rank: 0 };
+            let (sharding, all) = sharding(layout, &shapes);
+            for of in all {
+                let pieces: Vec<_> = sharding.all_pieces().filter(|(_, piece)| piece.of == of).collect();
+                let mut end = 0;
+                for (_, Piece { elements, .. }) in pieces {
+                    prop_assert_eq!(elements.start, end);
+                    let within_row = elements.start % of.row_len();
+                    let block = if of.keeps_rows_whole { of.row_len() } else { SQUARE_SUM_BLOCK };
+                    prop_assert_eq!(within_row % block, 0);
+                    end = elements.end;
+                }
+                prop_assert_eq!(end, of.num_elements);
+            }
+        }
+
+        #[test]
+        fn ranks_have_even_shares_but_for_a_block(num_ranks in 1_usize..9, lens in prop::collection::vec(1_usize..90_000, 1..8)) {
+            let parameters: Vec<_> =
+                lens.iter().enumerate().map(|(layer, len)| parameter(layer, 1, *len, false)).collect();
+            let total: usize = lens.iter().sum();
+            for rank in 0..num_ranks {
+                let sharding = Sharding::new(&parameters, &[], Layout { num_ranks, group_len: 1, rank });
+                let own: usize = sharding.own_pieces().map(|piece| piece.elements.len()).sum();
+                let share = total / num_ranks;
+                prop_assert!(own.abs_diff(share) <= SQUARE_SUM_BLOCK + 1, "{} instead of {}", own, share);
+            }
+        }
+    }
+}

@@ -168,28 +168,23 @@ pub(crate) fn run_passes(
         let DeviceBatch { input, target_ids_t } = DeviceBatch::upload(micro_batch, device);
         let input = input.after(settings.state.map(|state| state.rows(first_row, num_sequences)));
         let noise = StepNoise::new(settings.seed, settings.step, (share.first + index) as u64);
-        let training = Pass::Training { noise, earlier: &earlier, options: settings.options };
+        let before = earlier.clone();
+        let training = Pass::Training { noise, earlier: &before, options: settings.options };
         let (mut output, tape) = model.forward_for_backward(&input, training);
         states.push(output.state.take());
         let parts =
             LossParts::new(model, &output, target_ids_t, settings.head_z_weight, settings.options.compute);
         let losses = LossReadings::new(&parts, &output, readings);
+        let (statistics, balance) = (statistics_of(&output), balance_of(&output));
+        // Without its output the pass holds no more than the way back needs.
+        let routed = RoutedPass::new((model, &input), domains, &before, output);
         let mean = parts.total.mul_scalar(1.0 / share.of as f64);
         gradients.push(model.backward(&mean, tape, &input, training));
         if model.is_over_ranks() {
             gradients.push_of_experts(gradients_of_experts(model));
         }
-        let (before, statistics) = (earlier.clone(), statistics_of(&output));
         add_statistics(&mut earlier, statistics.clone());
-        passes.push(PassDone {
-            statistics,
-            balance: balance_of(&output),
-            routed: RoutedPass::new((model, &input), domains, &before, output),
-            input,
-            noise,
-            earlier: before,
-            losses,
-        });
+        passes.push(PassDone { input, noise, earlier: before, losses, statistics, balance, routed });
     }
     Passes { gradients, passes, state: ModelState::stacked(states) }
 }

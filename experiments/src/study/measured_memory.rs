@@ -26,6 +26,7 @@ use super::file::LoadedStudy;
 use super::identity::{CodeIdentity, hash_of_arms};
 use super::result::HeldEqual;
 use crate::failure::Failure;
+use crate::launch;
 use crate::whole_file;
 
 /// Widths that are measured for an arm at most: the correction changes little the second time.
@@ -187,14 +188,10 @@ fn peak_of_training(recipe: &Path, out: &Path, stop: &AtomicBool) -> Result<Opti
     let failed = |error: std::io::Error| Failure::Fault(anyhow!("cannot measure memory: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
     let mut said = tempfile::tempfile().map_err(failed)?;
-    let mut child = Command::new(program)
-        .args(["train", "--out"])
-        .args([out, recipe])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(said.try_clone().map_err(failed)?)
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new(program);
+    command.args(["train", "--out"]).args([out, recipe]).stdin(Stdio::null()).stdout(Stdio::null());
+    launch::leave_out_of_job(&mut command);
+    let mut child = command.stderr(said.try_clone().map_err(failed)?).spawn().map_err(failed)?;
     let mut peak = None;
     let status = loop {
         // It only grows, so that the last look before the end has seen nearly all of it.
