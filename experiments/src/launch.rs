@@ -3,9 +3,15 @@
 use std::env;
 use std::ffi::OsString;
 use std::process::Command;
+#[cfg(feature = "mpi")]
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
+#[cfg(feature = "mpi")]
+use std::{thread, time::Duration};
 
 use switchyard_comm::Comm;
+#[cfg(feature = "mpi")]
+use switchyard_ground::say;
 
 use crate::failure::Failure;
 
@@ -39,9 +45,27 @@ pub(crate) fn join() -> Result<(), Failure> {
     Ok(())
 }
 
+/// How long the processes of a job may take to find each other.
 #[cfg(feature = "mpi")]
-fn world(_size: usize) -> Result<Option<Comm>, Failure> {
-    Comm::mpi().map(Some).map_err(|error| Failure::Fault(anyhow::Error::new(error)))
+const START: Duration = Duration::from_secs(60);
+
+#[cfg(feature = "mpi")]
+fn world(size: usize) -> Result<Option<Comm>, Failure> {
+    let (started, waits) = mpsc::channel::<()>();
+    // Before there are signs of life nobody can tell who is missing, and MPI waits for ever.
+    thread::spawn(move || {
+        if waits.recv_timeout(START) == Err(RecvTimeoutError::Timeout) {
+            let secs = START.as_secs();
+            say!(
+                "error: the {size} processes of the job have not found each other in {secs} s: one was stopped, or its \
+                 machine is not reachable"
+            );
+            std::process::abort();
+        }
+    });
+    let comm = Comm::mpi();
+    drop(started);
+    comm.map(Some).map_err(|error| Failure::Fault(anyhow::Error::new(error)))
 }
 
 #[cfg(not(feature = "mpi"))]

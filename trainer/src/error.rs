@@ -206,6 +206,14 @@ pub enum TrainError {
     /// This rank was started with another program than the first.
     #[error("its program computes otherwise than that of rank 0: start all ranks with the same build")]
     OtherProgram,
+    /// Another rank begins elsewhere than the first.
+    #[error("rank {rank} {how} must be the same on all machines")]
+    OtherBeginning {
+        /// Which.
+        rank: usize,
+        /// What differs, and what it comes from.
+        how: &'static str,
+    },
     /// The ranks lost one another.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -255,6 +263,7 @@ impl TrainError {
             | Self::Setting(_)
             | Self::Distributed(_)
             | Self::OtherProgram
+            | Self::OtherBeginning { .. }
             | Self::Question(_)
             | Self::Start(_)
             | Self::Upcycle(_) => true,

@@ -88,7 +88,11 @@ pub fn evaluate_unless(
     device: &Device,
 ) -> Result<Evaluation, TrainError> {
     let started = Instant::now();
-    let batches = evaluate_batches(stop, model, store, settings, device, |num_batches| 0..num_batches)?;
+    let look = || match stop.load(Ordering::SeqCst) {
+        true => Err(TrainError::Interrupted),
+        false => Ok(()),
+    };
+    let batches = evaluate_batches(look, model, store, settings, device, |num_batches| 0..num_batches)?;
     Evaluation::of(batches, store, settings, started)
 }
 
@@ -102,13 +106,13 @@ pub(crate) struct BatchEvaluation {
     documents: Option<Vec<DocumentLoss>>,
 }
 
-/// The loss of `model` on those batches of `store` that `share` says of their number; looks at `stop`
-/// before each.
+/// The loss of `model` on those batches of `store` that `share` says of their number, before each of
+/// which it may `look` whether to go on.
 ///
 /// # Errors
 /// As [`evaluate_unless`].
 pub(crate) fn evaluate_batches(
-    stop: &AtomicBool,
+    mut look: impl FnMut() -> Result<(), TrainError>,
     model: &Transformer,
     store: &Arc<TokenStore>,
     settings: &EvaluationSettings,
@@ -122,9 +126,6 @@ pub(crate) fn evaluate_batches(
     let share = share(windows.num_batches(num_rows));
     let (mut found, mut state, mut first_target) = (Vec::new(), None, 0);
     for (index, batch) in windows.batches(num_rows).enumerate().take(share.end) {
-        if stop.load(Ordering::SeqCst) {
-            return Err(TrainError::Interrupted);
-        }
         let batch = batch?;
         let num_tokens = batch.num_counted_targets();
         // The first token of the split is no target.
@@ -133,6 +134,7 @@ pub(crate) fn evaluate_batches(
         if index < share.start {
             continue;
         }
+        look()?;
         let before = state.take().filter(|_| batch.follows);
         let batch = DeviceBatch::upload(batch, device);
         let mut output = model.forward(&batch.input.after(before), Pass::Evaluation);

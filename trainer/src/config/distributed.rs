@@ -13,7 +13,7 @@ pub struct DistributedConfig {
     /// replicas of each other. Default 1: every rank has all experts.
     #[serde(default = "one")]
     pub expert_parallel: usize,
-    /// Seconds without a sign of life from a rank after which the job ends; default 5.
+    /// Seconds without a sign of life from a rank after which the job ends; default 3.
     #[serde(default = "default_silence_secs")]
     pub silence_secs: u64,
     /// Seconds after which the job ends because ranks that are alive do not come to where others wait
@@ -44,7 +44,7 @@ fn one() -> usize {
 }
 
 fn default_silence_secs() -> u64 {
-    5
+    3
 }
 
 fn default_timeout_secs() -> u64 {

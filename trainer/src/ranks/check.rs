@@ -66,10 +66,14 @@ fn check_experts(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result
         let problem = format!("which does not divide the {} experts of a layer", experts.num_experts);
         return refuse(problem, "use a divisor");
     }
-    if !config.train.groups.is_empty() && config.train.groups.iter().any(|group| group.freeze) {
+    let freezes = [
+        ("train.groups", config.train.groups.iter().any(|group| group.freeze)),
+        ("start.freeze", !config.start.freeze.is_empty()),
+    ];
+    if let Some((key, _)) = freezes.into_iter().find(|(_, freezes)| *freezes) {
         let problem =
-            "but `train.groups` freeze parameters, and a pass back through experts may then end early";
-        return refuse(problem.into(), "use 1, or train all parameters");
+            format!("but `{key}` freezes parameters, and a pass back through experts may then end early");
+        return refuse(problem, "use 1, or train all parameters");
     }
     Ok(())
 }
@@ -86,10 +90,13 @@ fn check_micro_batches(plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError>
         "is {of_one}, so a step of {tokens} tokens is {num} micro-batches, which cannot be spread over {num_ranks} ranks: \
          each takes 1, 2, 4, 8 or another power of two of them"
     );
-    // One, two, four and so on micro-batches a rank: the largest that the sequences allow.
-    let fits = (0..usize::BITS).map_while(|level| num_ranks.checked_shl(level)).find(|parts| {
-        tokens.is_multiple_of(*parts) && (tokens / parts).is_multiple_of(plan.seq_len) && *parts >= num
-    });
+    // One, two, four and so on micro-batches a rank, as far as the sequences allow: rather more than
+    // there are, which need no more memory.
+    let is_possible =
+        |parts: &usize| tokens.is_multiple_of(*parts) && (tokens / parts).is_multiple_of(plan.seq_len);
+    let doublings = std::iter::successors(Some(num_ranks), |parts| parts.checked_mul(2));
+    let possible: Vec<usize> = doublings.take_while(|parts| *parts <= tokens).filter(is_possible).collect();
+    let fits = possible.iter().find(|parts| **parts >= num).or(possible.last());
     let remedy = match fits {
         Some(parts) => format!(
             "use {}, which is another run than one with {of_one} but has the same bits on any number of ranks",

@@ -1,7 +1,6 @@
 //! An evaluation of which each rank computes some of the batches.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -11,6 +10,9 @@ use switchyard_model::Transformer;
 use super::Ranks;
 use crate::TrainError;
 use crate::evaluate::{BatchEvaluation, Evaluation, EvaluationSettings, evaluate_batches};
+
+/// Batches after which ranks ask each other whether to stop.
+const LOOK_EVERY: usize = 8;
 
 impl Ranks {
     /// The loss of `model` on `store`, with the bits of [`crate::evaluate::evaluate`] on each rank. All
@@ -26,45 +28,48 @@ impl Ranks {
         device: &Device,
     ) -> Result<Evaluation, TrainError> {
         let started = Instant::now();
-        let batches = if self.is_alone() {
-            evaluate_batches(&self.stop, model, store, settings, device, |count| self.share_of(count))?
-        } else if model.is_over_ranks() {
-            self.agree(self.evaluate_in_step(model, store, settings, device))?.concat()
-        } else {
-            let own =
-                evaluate_batches(&self.stop, model, store, settings, device, |count| self.share_of(count));
-            self.agree(own)?.concat()
-        };
+        let batches = self.evaluate_share(model, store, settings, device)?;
         Evaluation::of(batches, store, settings, started)
     }
 
-    /// This rank's batches where a pass is a collective: every rank makes as many, and none leaves in
-    /// the middle.
-    fn evaluate_in_step(
+    /// The batches of all ranks, of which this one computes its share.
+    fn evaluate_share(
         &self,
         model: &Transformer,
         store: &Arc<TokenStore>,
         settings: &EvaluationSettings,
         device: &Device,
     ) -> Result<Vec<BatchEvaluation>, TrainError> {
-        self.all_or_none(match self.stop.load(Ordering::SeqCst) {
-            true => Err(TrainError::Interrupted),
-            false => Ok(()),
-        })?;
-        let never = AtomicBool::new(false);
-        let mut is_one_short = false;
-        let own = evaluate_batches(&never, model, store, settings, device, |count| {
+        let (mut num_looks, mut all_have_ended, mut is_one_short) = (0, false, false);
+        let mut look = || {
+            num_looks += 1;
+            // Every rank looks as often: all ask at once.
+            if num_looks % LOOK_EVERY != 1 {
+                return Ok(());
+            }
+            let found = self.agree_and_look(Ok(()));
+            all_have_ended = !matches!(&found, Ok((_, false)));
+            if found?.1 { Err(TrainError::Interrupted) } else { Ok(()) }
+        };
+        let own = evaluate_batches(&mut look, model, store, settings, device, |count| {
             let share = self.share_of(count);
             is_one_short = share.len() < count.div_ceil(self.number());
             share
         });
-        let all = own.and_then(|own| {
-            if is_one_short {
+        let own = own.and_then(|own| {
+            if is_one_short && model.is_over_ranks() {
                 // For the others, whose rows may need this rank's experts.
-                evaluate_batches(&never, model, store, settings, device, |_| 0..1)?;
+                evaluate_batches(&mut look, model, store, settings, device, |_| 0..1)?;
+            } else if is_one_short {
+                look()?;
             }
             Ok(own)
         });
-        all.or_else(|error| self.comm.abort(&format!("error: {error}")))
+        match own {
+            own if all_have_ended => own,
+            // The others are in the middle of a pass.
+            Err(error) if model.is_over_ranks() => self.comm.abort(&format!("error: {error}")),
+            own => Ok(self.agree(own)?.into_iter().flatten().collect()),
+        }
     }
 }

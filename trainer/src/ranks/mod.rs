@@ -32,7 +32,7 @@ use crate::config::DistributedConfig;
 use crate::sharding::{Groups, Layout};
 
 pub(crate) use check::check;
-pub(crate) use orders::{Begin, EvaluatedSplit, Leader, Order, Readiness};
+pub(crate) use orders::{Begin, Beginning, EvaluatedSplit, Leader, Order, Readiness};
 
 /// The ranks of a run, and which of them this process is.
 #[derive(Debug, Clone)]
@@ -157,13 +157,25 @@ impl Ranks {
     where
         T: Serialize + DeserializeOwned,
     {
+        self.agree_and_look(own).map(|(values, _)| values)
+    }
+
+    /// As [`Ranks::agree`], and whether any rank had been asked to stop by then: the same on each.
+    ///
+    /// # Errors
+    /// As [`Ranks::agree`].
+    pub(crate) fn agree_and_look<T>(&self, own: Result<T, TrainError>) -> Result<(Vec<T>, bool), TrainError>
+    where
+        T: Serialize + DeserializeOwned,
+    {
         let stop = self.stop.load(Ordering::SeqCst);
         let (own, failed) = match own {
             Ok(value) => (Ok(value), None),
             Err(error) => (Err(RankFailure::new(&error)), Some(error)),
         };
         let of_ranks: Vec<(bool, Result<T, RankFailure>)> = self.all_gather(&(stop, own))?;
-        if of_ranks.iter().any(|(stop, _)| *stop) {
+        let stops = of_ranks.iter().any(|(stop, _)| *stop);
+        if stops {
             self.stop.store(true, Ordering::SeqCst);
         }
         if let Some(error) = failed {
@@ -172,7 +184,8 @@ impl Ranks {
         let value = |(rank, (_, found)): (usize, (bool, Result<T, RankFailure>))| {
             found.map_err(|failure| failure.into_error(rank))
         };
-        of_ranks.into_iter().enumerate().map(value).collect()
+        let values = of_ranks.into_iter().enumerate().map(value).collect::<Result<_, _>>()?;
+        Ok((values, stops))
     }
 
     /// `own`, if every rank has what it asked for.

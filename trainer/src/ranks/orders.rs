@@ -7,11 +7,14 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use switchyard_ground::key_error::KeyError;
 use switchyard_kernels::{Compute, Products};
+use switchyard_model::{Transformer, parameter_tensors};
 
 use super::{Ranks, from_bytes, to_bytes};
 use crate::TrainError;
+use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::evaluate::EvaluationSettings;
+use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 use crate::products::bits_differ;
 use crate::throughput::measure_matmul_peak_flops;
@@ -68,10 +71,48 @@ pub(crate) enum EvaluatedSplit {
 /// What a rank tells before the first step.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Readiness {
+    /// What it begins with.
+    pub(crate) beginning: Beginning,
     /// What multiplies its matrices.
     pub(crate) products: Products,
     /// How fast, in FLOP/s.
     pub(crate) matmul_peak_flops: f64,
+}
+
+/// What a rank begins with: on all the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Beginning {
+    /// Key of the data's content.
+    data_key: String,
+    /// Steps done, and a checksum of every parameter and moment.
+    step: u64,
+    checksum: u32,
+}
+
+impl Beginning {
+    /// That of a run's parts, with this data.
+    pub(crate) fn of(
+        data_key: &str,
+        (model, optimizer): (&Transformer, &Optimizer),
+        state: &TrainingState,
+    ) -> Self {
+        let parameters = parameter_tensors(model).into_iter().map(|named| named.value);
+        let moments = optimizer.moments().into_iter().map(|(_, moment)| moment);
+        let checksum = parameters.chain(moments).fold(0, |checksum, tensor| {
+            crc32c::crc32c_append(checksum, tensor.values_n.into_data().as_bytes())
+        });
+        Self { data_key: data_key.to_owned(), step: state.step, checksum }
+    }
+
+    /// How another differs, and what it comes from; `None` if it does not.
+    fn differs_by(&self, other: &Self) -> Option<&'static str> {
+        if self.data_key != other.data_key {
+            return Some("reads other data than rank 0: what `data` names");
+        }
+        let parameters =
+            "begins with other parameters than rank 0: the run folder, and what `start.from` names,";
+        (self != other).then_some(parameters)
+    }
 }
 
 impl Ranks {
@@ -82,20 +123,25 @@ impl Ranks {
     /// have other bits.
     pub(crate) fn ready<T>(
         &self,
-        own: Result<T, TrainError>,
+        own: Result<(T, Beginning), TrainError>,
         device: &Device,
         compute: Compute,
     ) -> Result<(T, Readiness), TrainError> {
-        let measured = || -> Result<Readiness, TrainError> {
+        let measured = |beginning| -> Result<Readiness, TrainError> {
             let matmul_peak_flops = measure_matmul_peak_flops(device, compute)?;
-            Ok(Readiness { products: Products::of(compute), matmul_peak_flops })
+            Ok(Readiness { beginning, products: Products::of(compute), matmul_peak_flops })
         };
-        let (own, readiness) = match own.and_then(|own| Ok((own, measured()?))) {
+        let (own, readiness) = match own.and_then(|(own, beginning)| Ok((own, measured(beginning)?))) {
             Ok((own, readiness)) => (Some(own), Ok(readiness)),
             Err(error) => (None, Err(error)),
         };
         let all = self.agree(readiness)?;
-        let products = all[0].products;
+        let (beginning, products) = (all[0].beginning.clone(), all[0].products);
+        let differs =
+            |(rank, other): (usize, &Readiness)| Some((rank, beginning.differs_by(&other.beginning)?));
+        if let Some((rank, how)) = all.iter().enumerate().find_map(differs) {
+            return Err(TrainError::OtherBeginning { rank, how });
+        }
         if let Some((rank, other)) = all.iter().enumerate().find(|(_, other)| other.products != products)
             && let Some([first, other]) = bits_differ(products, other.products)
         {
@@ -111,7 +157,7 @@ impl Ranks {
         }
         let matmul_peak_flops = all.iter().map(|readiness| readiness.matmul_peak_flops).sum();
         let own = own.unwrap_or_else(|| unreachable!("all ranks are ready"));
-        Ok((own, Readiness { products, matmul_peak_flops }))
+        Ok((own, Readiness { beginning, products, matmul_peak_flops }))
     }
 
     /// Has the other ranks do something, of which this one, the first, then does its part.

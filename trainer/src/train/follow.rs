@@ -16,7 +16,7 @@ use crate::host::training_code_sha256;
 use crate::moved_data;
 use crate::moving_parts::MovingParts;
 use crate::optimizer::Optimizer;
-use crate::ranks::{Begin, EvaluatedSplit, Order, Ranks};
+use crate::ranks::{Begin, Beginning, EvaluatedSplit, Order, Ranks};
 use crate::replaceable::Replaceable;
 use crate::start::{initial_network, with_frozen_parameters};
 
@@ -88,7 +88,7 @@ impl Followed {
 }
 
 /// The parts where the first rank's are, from the same values.
-fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<Followed, TrainError> {
+fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<(Followed, Beginning), TrainError> {
     let Begin { training_code: of_first, config, plan, checkpoint } = begin;
     if training_code_sha256() != of_first {
         return Err(TrainError::OtherProgram);
@@ -110,7 +110,8 @@ fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<Followed, Tr
         ),
     };
     let loader = loader(config, plan, &dataset, state.data_cursor)?;
+    let beginning = Beginning::of(&dataset.manifest.key, (&model, &optimizer), &state);
     let model = Replaceable::new(ranks.part_of(model));
     let parts = MovingParts { loader, model, optimizer, state, carried: None, ranks: ranks.clone() };
-    Ok(Followed { device: device.clone(), dataset, parts })
+    Ok((Followed { device: device.clone(), dataset, parts }, beginning))
 }

@@ -22,7 +22,7 @@ use crate::metrics::{DocumentLoss, Record};
 use crate::moving_parts::MovingParts;
 use crate::observers::{Observers, OpenedObservers};
 use crate::plan::RunPlan;
-use crate::ranks::{Order, Ranks, Readiness};
+use crate::ranks::{Beginning, Order, Ranks, Readiness};
 use crate::replaceable::Replaceable;
 use crate::resume::{Start, start};
 use crate::run_folder::{OpenMode, RunFolder, RunFolderError, RunManifest, RunStatus};
@@ -67,10 +67,11 @@ impl<'a> Run<'a> {
     ) -> Result<Self, TrainError> {
         let TrainRequest { config, plan, mode, .. } = request;
         let started = start(config, plan, &dataset, &checkpoints, *mode, &device);
+        let started = started.map(|start| with_beginning(start, &dataset));
         let (started, readiness) = ranks.ready(started, &device, plan.compute)?;
         let Start { model, optimizer, state, carried, resumed, notes } = started;
         let loader = loader(config, plan, &dataset, state.data_cursor)?;
-        let Readiness { products, matmul_peak_flops } = readiness;
+        let Readiness { products, matmul_peak_flops, .. } = readiness;
         let other_products = resumed.then(|| notes::on_products(manifest.products(), products)).flatten();
         manifest.products = Some(products);
         manifest.matmul_peak_flops = Some(matmul_peak_flops);
@@ -369,6 +370,12 @@ impl<'a> Run<'a> {
     fn elapsed_secs(&self) -> f64 {
         self.earlier_secs + self.started.elapsed().as_secs_f64()
     }
+}
+
+/// What this rank begins with, to be held against that of others.
+fn with_beginning(start: Start, dataset: &Dataset) -> (Start, Beginning) {
+    let beginning = Beginning::of(&dataset.manifest.key, (&start.model, &start.optimizer), &start.state);
+    (start, beginning)
 }
 
 /// The meter of the run's energy, which goes on from that of its earlier parts.

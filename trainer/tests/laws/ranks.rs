@@ -232,10 +232,13 @@ fn experts_that_do_not_spread_are_refused_by_name() {
         error.to_string()
     };
     let key = "`distributed.expert_parallel` is";
+    let mut frozen = tiny::moe();
+    frozen.start.freeze = vec!["experts".into()];
     for (message, words) in [
         (refused(&tiny::dense(), 2, 2), "2, but no layer has experts"),
         (refused(&tiny::moe(), 8, 8), "8, which does not divide the 4 experts of a layer"),
         (refused(&tiny::moe(), 2, 4), "4, but there are 2 ranks"),
+        (refused(&frozen, 2, 2), "2, but `start.freeze` freezes parameters"),
     ] {
         assert!(message.starts_with(&format!("{key} {words}")), "{message}");
     }
