@@ -47,7 +47,7 @@ pub struct TrainRequest {
     pub show_progress: bool,
     /// Set by Ctrl-C: finish the step, write a checkpoint, return.
     pub stop: Arc<AtomicBool>,
-    /// The ranks that do it, of which this process is the first; the others [`follow`].
+    /// The ranks that do it, of which this process is the first; the others [`follow()`] it.
     pub comm: Comm,
 }
 
