@@ -16,7 +16,6 @@ use switchyard_trainer::metrics::MetricsError;
 use switchyard_trainer::run_folder::RunFolderError;
 
 use crate::interrupt::Interruption;
-use crate::launch;
 
 /// Characters of a message that are printed.
 const MAX_MESSAGE_CHARS: usize = 4000;
@@ -172,8 +171,9 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// Have a panic, which is always our bug, say so in one message instead of a backtrace.
-pub(crate) fn report_panics_as_errors() {
+/// Have a panic, which is always our bug, say so in one message instead of a backtrace; `end_job` says
+/// it where other processes would wait for this one, and does not return.
+pub(crate) fn report_panics_as_errors(end_job: fn(&str)) {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if switchyard_datasets::panic_becomes_error() {
@@ -190,11 +190,7 @@ pub(crate) fn report_panics_as_errors() {
             "error: a bug in switchyard{place}: {what}\nCheckpoints on disk are intact: `--resume` goes on from the \
              newest. Please report this message with the configuration; RUST_BACKTRACE=1 adds where it happened."
         );
-        let comm = launch::comm();
-        if comm.size() > 1 {
-            // The others would wait for this one.
-            comm.abort(&message);
-        }
+        end_job(&message);
         say!("{message}");
     }));
 }

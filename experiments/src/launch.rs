@@ -94,6 +94,14 @@ pub(crate) fn leave_out_of_job(command: &mut Command) {
     }
 }
 
+/// Says `message` and ends all processes of the job, if there are others.
+pub(crate) fn end_job(message: &str) {
+    let comm = comm();
+    if comm.size() > 1 {
+        comm.abort(message);
+    }
+}
+
 /// Leaves the job, once nobody has another end of it.
 pub(crate) fn leave() {
     drop(JOB.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -40,7 +40,7 @@ use crate::interrupt::Interruption;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    failure::report_panics_as_errors();
+    failure::report_panics_as_errors(launch::end_job);
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     // Without `log_internal_errors(false)` a line that cannot be written is reported by
     // `eprintln!`, which panics.
