@@ -372,7 +372,9 @@ mod tests {
         }
 
         #[test]
-        fn ranks_have_even_shares_but_for_a_block(num_ranks in 1_usize..9, lens in prop::collection::vec(1_usize..90_000, 1..8)) {
+        fn ranks_have_even_shares_but_for_a_block(
+            num_ranks in 1_usize..9, lens in prop::collection::vec(1_usize..90_000, 1..8),
+        ) {
             let parameters: Vec<_> =
                 lens.iter().enumerate().map(|(layer, len)| parameter(layer, 1, *len, false)).collect();
             let total: usize = lens.iter().sum();

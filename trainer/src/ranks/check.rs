@@ -87,8 +87,8 @@ fn check_micro_batches(plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError>
     }
     let of_one = tokens / num;
     let problem = format!(
-        "is {of_one}, so a step of {tokens} tokens is {num} micro-batches, which cannot be spread over {num_ranks} ranks: \
-         each takes 1, 2, 4, 8 or another power of two of them"
+        "is {of_one}, so a step of {tokens} tokens is {num} micro-batches, which cannot be spread over \
+         {num_ranks} ranks: each takes 1, 2, 4, 8 or another power of two of them"
     );
     // One, two, four and so on micro-batches a rank, as far as the sequences allow: rather more than
     // there are, which need no more memory.

@@ -9,7 +9,7 @@ use switchyard_model::Transformer;
 
 use super::Ranks;
 use crate::TrainError;
-use crate::evaluate::{BatchEvaluation, Evaluation, EvaluationSettings, evaluate_batches};
+use crate::evaluate::{BatchEvaluation, Evaluation, EvaluationSettings, evaluate_batches, evaluate_unless};
 
 /// Batches after which ranks ask each other whether to stop.
 const LOOK_EVERY: usize = 8;
@@ -27,6 +27,9 @@ impl Ranks {
         settings: &EvaluationSettings,
         device: &Device,
     ) -> Result<Evaluation, TrainError> {
+        if self.is_alone() {
+            return evaluate_unless(&self.stop, model, store, settings, device);
+        }
         let started = Instant::now();
         let batches = self.evaluate_share(model, store, settings, device)?;
         Evaluation::of(batches, store, settings, started)

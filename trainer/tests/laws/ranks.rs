@@ -33,13 +33,22 @@ fn traces(out: &Path) -> BTreeMap<String, Vec<u8>> {
     for name in ["sample.txt", "document_losses.jsonl"] {
         traces.insert(name.into(), fs::read(out.join(name)).unwrap_or_default());
     }
-    for entry in fs::read_dir(out.join("flight")).into_iter().flatten() {
+    add_files(&mut traces, &out.join("flight"));
+    traces
+}
+
+/// Every file in a folder and those in it, if there is one.
+fn add_files(traces: &mut BTreeMap<String, Vec<u8>>, folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
-        if path.is_file() {
-            traces.insert(path.file_name().unwrap().to_string_lossy().into(), fs::read(&path).unwrap());
+        match path.is_dir() {
+            true => add_files(traces, &path),
+            false => drop(traces.insert(
+                path.to_string_lossy().rsplit_once("flight/").unwrap().1.into(),
+                fs::read(&path).unwrap(),
+            )),
         }
     }
-    traces
 }
 
 #[track_caller]
