@@ -5,6 +5,8 @@ use std::ops::Add;
 use std::process;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::CommError;
 
 /// A message to another rank of the world.
@@ -60,7 +62,7 @@ pub(crate) struct Call {
 }
 
 /// What a rank has sent so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Messages, one for each call of a transport however it cuts them.
     pub messages: u64,
@@ -69,6 +71,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// What was sent after `earlier` of the same rank.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self { messages: self.messages - earlier.messages, bytes: self.bytes - earlier.bytes }
+    }
+
     /// Messages of so many bytes each.
     pub(crate) fn of(message_lens: impl Iterator<Item = usize>) -> Self {
         message_lens.map(|len| Self { messages: 1, bytes: len as u64 }).sum()

@@ -7,12 +7,14 @@
 mod layer;
 mod layer_case;
 mod layer_work;
+mod links;
 mod machine;
 mod step;
 mod timing;
 
 pub use layer::{LayerReport, benchmark_layer};
 pub use layer_case::LayerCase;
+pub use links::benchmark_links;
 pub use machine::{Machine, Usage};
 pub use step::{StepCase, StepRatio, StepReport, benchmark_step};
 pub use timing::{Repetitions, Timed, Timings};

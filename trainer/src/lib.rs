@@ -74,4 +74,5 @@ pub mod train;
 pub mod upcycle;
 
 pub use error::TrainError;
+pub use ranks::{RankForecast, RanksForecast, TokenForecast};
 pub use readings::DeviceReadError;

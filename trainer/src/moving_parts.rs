@@ -2,6 +2,7 @@
 //! model. A run and its replay share this code.
 
 use burn::tensor::Device;
+use switchyard_comm::Traffic;
 use switchyard_datasets::Loader;
 use switchyard_model::{ModelState, ParameterName, Role, RouterPart, Transformer, update_parameters};
 
@@ -76,7 +77,10 @@ impl MovingParts {
                 clip_factors(&measurements.max_logits, clip.max_logit, |name| is_frozen(config, name))
             });
             measurements.clipped_heads = factors.as_ref().map(num_clipped);
-            self.update(gradients, learning_rate)?;
+            let parameters = self.update(gradients, learning_rate)?;
+            if let Some(traffic) = &mut measurements.traffic {
+                traffic.parameters = parameters;
+            }
             self.model.replace(|model| {
                 let model = model.with_balanced_routers(&measurements.balance);
                 clipped(model, &factors.unwrap_or_default())
@@ -91,22 +95,24 @@ impl MovingParts {
         Ok(measurements)
     }
 
-    /// The update of all parameters; of several ranks, each makes a part of it.
-    fn update(&mut self, gradients: Gradients, learning_rate: f64) -> Result<(), TrainError> {
+    /// The update of all parameters; of several ranks, each makes a part of it. Returns what this one
+    /// sent.
+    fn update(&mut self, gradients: Gradients, learning_rate: f64) -> Result<Traffic, TrainError> {
         match gradients {
             Gradients::Whole(gradients) => {
                 self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
+                Ok(Traffic::default())
             }
             Gradients::OfShard(gradients) => {
                 let sharding = gradients.sharding.clone();
                 let pieces = self.optimizer.update_pieces(self.model.get(), gradients, learning_rate);
-                let mut parameters = self.ranks.all_parameters(&sharding, pieces)?;
+                let (mut parameters, traffic) = self.ranks.all_parameters(&sharding, pieces)?;
                 self.model.replace(|model| {
                     update_parameters(model, |name, _, value_n| parameters.remove(&name).unwrap_or(value_n))
                 });
+                Ok(traffic)
             }
         }
-        Ok(())
     }
 }
 

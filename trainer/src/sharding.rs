@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_comm::{Comm, CommError};
+use switchyard_comm::{Comm, CommError, Traffic, cost};
 use switchyard_kernels::SQUARE_SUM_BLOCK;
 use switchyard_model::{Named, ParameterName};
 
@@ -155,6 +155,11 @@ impl Bucket {
         self.slices.last().map_or(0, |slice| slice.end)
     }
 
+    /// Elements that each holder updates.
+    fn slice_lens(&self) -> Vec<usize> {
+        self.slices.iter().map(ExactSizeIterator::len).collect()
+    }
+
     /// Which holder a rank is, and of which part.
     fn holder(&self, rank: usize) -> (usize, usize) {
         (rank / self.num_parts, rank % self.num_parts)
@@ -218,6 +223,24 @@ impl Sharding {
             let (_, part) = bucket.holder(self.layout.rank);
             part * (of.num_elements / bucket.num_parts)
         })
+    }
+
+    /// What a rank sends in [`Self::sum`].
+    pub(crate) fn traffic_of_sum(&self, rank: usize) -> Traffic {
+        let of_bucket = |bucket: &Bucket| {
+            let (holder, _) = bucket.holder(rank);
+            cost::ordered_sum_slices(holder, &bucket.slice_lens())
+        };
+        self.buckets.iter().map(of_bucket).sum()
+    }
+
+    /// What a rank sends in [`Self::all_gather`].
+    pub(crate) fn traffic_of_all_gather(&self, rank: usize) -> Traffic {
+        let of_bucket = |bucket: &Bucket| {
+            let (holder, _) = bucket.holder(rank);
+            cost::all_gather_slices(holder, &bucket.slice_lens())
+        };
+        self.buckets.iter().map(of_bucket).sum()
     }
 
     /// This rank's pieces of the sums of all ranks' `gradients` of the elements that each has, by the

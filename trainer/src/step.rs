@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use switchyard_comm::Traffic;
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::ExpertGradients;
 use switchyard_model::{
@@ -66,10 +67,21 @@ pub struct StepMeasurements {
     pub clipped_heads: Option<usize>,
     /// Why the step is not taken; `None` if it is.
     pub spike: Option<Spike>,
+    /// What this rank sent for gradients and parameters; `None` for a process alone.
+    pub traffic: Option<StepTraffic>,
     /// Who went where in each micro-batch.
     pub passes: Vec<RoutedPass>,
     /// What the sequences leave to the next step; `None` unless the model is recurrent.
     pub state: Option<ModelState>,
+}
+
+/// What a rank sends in a step, other than numbers about it and tokens to experts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTraffic {
+    /// To add the gradients of all ranks.
+    pub gradients: Traffic,
+    /// To have all parameters after each rank has updated some.
+    pub parameters: Traffic,
 }
 
 /// A loss as it is, and as it enters the total.

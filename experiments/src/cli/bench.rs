@@ -13,6 +13,7 @@ Examples:
   switchyard bench step experiments/bench/s2-e8k2.toml --set train.precision.compute=bf16 \
     --against-set train.precision.compute=f32
   switchyard bench layer experiments/bench/s3-e8.toml
+  mpirun -n 4 switchyard bench comm
 
 Times are wall-clock times of the median repetition, beside the machine's own rate of matrix products in the same \
 process. On a busy machine compare ratios within one run only.";
@@ -25,6 +26,12 @@ pub(crate) enum BenchCommand {
     /// Time one feed-forward layer, dense or a mixture, described by a small file of its own; a
     /// mixture takes turns with the dense layer of equal active FLOPs
     Layer(BenchLayerArgs),
+    /// Time messages between the processes that an MPI launcher started, for `plan --link`
+    Comm {
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]

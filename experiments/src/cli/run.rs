@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use switchyard_comm::link::Link;
 
 use super::ConfigArgs;
 
@@ -248,9 +249,37 @@ pub(crate) enum RoutingArg {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    /// Say also what each of so many ranks would hold and send; builds the model
+    #[arg(long, value_name = "N", value_parser = parse_ranks)]
+    pub(crate) ranks: Option<usize>,
+    /// Ranks over which the experts of each layer are spread [default: distributed.expert_parallel]
+    #[arg(long, value_name = "M", requires = "ranks", value_parser = parse_ranks)]
+    pub(crate) expert_parallel: Option<usize>,
+    /// Start-up of a message in microseconds and its nanoseconds per byte, as `bench comm` measures
+    /// them; without them no time is predicted
+    #[arg(long, value_name = "ALPHA,BETA", requires = "ranks", value_parser = parse_link)]
+    pub(crate) link: Option<Link>,
     /// Print the plan as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Far more than any job has.
+const MAX_RANKS: usize = 1 << 16;
+
+fn parse_ranks(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
+    number.ok_or_else(|| format!("use a whole number in 1..={MAX_RANKS}"))
+}
+
+fn parse_link(text: &str) -> Result<Link, String> {
+    let number =
+        |text: &str| text.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    let (alpha_us, beta_ns) = text
+        .split_once(',')
+        .and_then(|(alpha, beta)| Some((number(alpha)?, number(beta)?)))
+        .ok_or("use two numbers, microseconds and nanoseconds per byte, such as 25.0,0.5")?;
+    Ok(Link { alpha_secs: alpha_us / 1e6, beta_secs_per_byte: beta_ns / 1e9 })
 }
 
 #[derive(Debug, Subcommand)]

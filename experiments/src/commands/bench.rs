@@ -4,16 +4,18 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use switchyard_comm::link::{Link, Measured};
 use switchyard_ground::units::bytes;
 use switchyard_trainer::benchmark::{
     LayerCase, LayerReport, Machine, Repetitions, StepCase, StepRatio, StepReport, Timed, benchmark_layer,
-    benchmark_step,
+    benchmark_links, benchmark_step,
 };
 
 use super::{load_to_run, print_json, print_text};
 use crate::cli::{BenchArgs, BenchCommand, BenchLayerArgs, BenchStepArgs};
 use crate::failure::Failure;
 use crate::interrupt::Interruption;
+use crate::launch;
 
 /// Unless a number is asked for; the help says so too.
 const ENOUGH: Timed = Timed::AtLeast(5, Duration::from_secs(10));
@@ -22,6 +24,7 @@ pub(super) fn run(command: &BenchCommand, interruption: &Interruption) -> Result
     match command {
         BenchCommand::Step(args) => step(args, interruption),
         BenchCommand::Layer(args) => layer(args),
+        BenchCommand::Comm { json } => comm(*json),
     }
 }
 
@@ -49,6 +52,42 @@ fn layer(args: &BenchLayerArgs) -> Result<(), Failure> {
     let case = LayerCase::load(&args.file)?;
     let report = benchmark_layer(&case_of(&args.file), &case, repetitions(&args.bench))?;
     if args.bench.json { print_json(&report) } else { print_text(&layer_table(&report)) }
+}
+
+fn comm(json: bool) -> Result<(), Failure> {
+    let comm = launch::comm();
+    if comm.size() == 1 {
+        return Err(Failure::Mistake(
+            "there is one process, and no message to time: start several of a `switchyard` that was built with \
+             `--features mpi`, as in `mpirun -n 4 switchyard bench comm`"
+                .into(),
+        ));
+    }
+    let links = benchmark_links(&comm)?;
+    if json { print_json(&links) } else { print_text(&links_table(&links)) }
+}
+
+fn links_table(links: &[Measured]) -> String {
+    let mut text = format!(
+        "{:>8}  {:>10}  {:>13}  {:>10}  {:>11}\n",
+        "distance", "alpha (us)", "beta (ns/B)", "MB/s", "worst error"
+    );
+    let numbers = |link: Link| (1e6 * link.alpha_secs, 1e9 * link.beta_secs_per_byte);
+    for Measured { distance, link, worst_error } in links {
+        let (alpha_us, beta_ns) = numbers(*link);
+        let rate = 1e3 / beta_ns;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{distance:>8}  {alpha_us:>10.2}  {beta_ns:>13.4}  {rate:>10.0}  {:>9.0} %",
+            100.0 * worst_error
+        );
+    }
+    if let Some(farthest) = links.last() {
+        let (alpha_us, beta_ns) = numbers(farthest.link);
+        let _ = writeln!(text, "\nfor a plan: --link {alpha_us:.3},{beta_ns:.5}");
+    }
+    text
 }
 
 /// A case is named after its file.

@@ -9,10 +9,12 @@
 //! | an evaluation, each rank a share of it | `evaluate` |
 //! | experts of which each rank has some | `experts` |
 //! | a checkpoint of all | `moments` |
+//! | what each rank would hold and send | `forecast` |
 
 mod check;
 mod evaluate;
 mod experts;
+mod forecast;
 mod moments;
 mod orders;
 mod step;
@@ -32,6 +34,7 @@ use crate::config::DistributedConfig;
 use crate::sharding::{Groups, Layout};
 
 pub(crate) use check::check;
+pub use forecast::{RankForecast, RanksForecast, TokenForecast};
 pub(crate) use orders::{Begin, Beginning, EvaluatedSplit, Leader, Order, Readiness};
 
 /// The ranks of a run, and which of them this process is.

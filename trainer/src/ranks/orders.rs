@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
+use switchyard_comm::link::{self, Measured};
 use switchyard_ground::key_error::KeyError;
 use switchyard_kernels::{Compute, Products};
 use switchyard_model::{Transformer, parameter_tensors};
@@ -40,6 +41,8 @@ pub(crate) enum Order {
     GatherMoments,
     /// Bring together the experts of all ranks.
     GatherModel,
+    /// Measure how long messages take; outside of a run.
+    MeasureLinks,
     /// The run is over.
     End,
     /// There will be no other run.
@@ -169,6 +172,15 @@ impl Ranks {
             self.comm.broadcast(&mut to_bytes(order), 0)?;
         }
         Ok(())
+    }
+
+    /// How long messages between all ranks take, which follow this one, the first.
+    ///
+    /// # Errors
+    /// [`TrainError::Comm`].
+    pub(crate) fn measure_links(&self) -> Result<Vec<Measured>, TrainError> {
+        self.order(&Order::MeasureLinks)?;
+        Ok(link::measure(&self.comm)?)
     }
 
     /// What the first rank has the others do next. It may have long work of its own before: as long

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use switchyard_comm::Traffic;
 use switchyard_datasets::TokenBatch;
 use switchyard_kernels::square_sums;
 use switchyard_model::{Named, ParameterName, Transformer, parameter_tensors};
@@ -17,7 +18,8 @@ use crate::readings::{Readings, read_floats};
 use crate::routed_pass::RoutedPass;
 use crate::sharding::{Divisible, PieceValues, ShardGradients, Sharding, ShardingError};
 use crate::step::{
-    PassMeasurements, Passes, Share, StepMeasurements, StepSettings, measured, num_experts_in, run_passes,
+    PassMeasurements, Passes, Share, StepMeasurements, StepSettings, StepTraffic, measured, num_experts_in,
+    run_passes,
 };
 
 /// What a rank tells of the pieces of a gradient's norm: the addends of each row that is in each
@@ -49,7 +51,10 @@ impl Ranks {
         let parts = gradients.finish_parts();
         let [whole, of_experts] = parts.each_ref().map(|part| divisible(part, model, optimizer));
         let sharding = Sharding::new(&whole, &of_experts, self.layout());
+        let before = self.comm.traffic();
         let pieces = sharding.sum(parts.into_iter().flatten().collect(), &self.groups)?;
+        let gradients = self.comm.traffic().since(before);
+        measurements.traffic = Some(StepTraffic { gradients, ..StepTraffic::default() });
         let norms = self.norms(&sharding, &pieces, settings.step, &names_in_order(model))?;
         (measurements.grad_norm, measurements.moe_grad_norms) = (norms.global, norms.moe);
         let scale = clip_factor(measurements.grad_norm, settings.max_grad_norm);
@@ -132,7 +137,8 @@ impl Ranks {
         Ok(NonFiniteGradient { name: of.name, expert, num_bad, num_elements: of.num_elements })
     }
 
-    /// Every parameter after its update, from this rank's pieces and those of the others.
+    /// Every parameter after its update, from this rank's pieces and those of the others, and what
+    /// this rank sent for them.
     ///
     /// # Errors
     /// [`TrainError::Comm`], [`TrainError::Device`].
@@ -140,8 +146,10 @@ impl Ranks {
         &self,
         sharding: &Sharding,
         own: Vec<PieceValues>,
-    ) -> Result<BTreeMap<ParameterName, Tensor<1>>, TrainError> {
-        Ok(sharding.all_gather(own, &self.groups)?)
+    ) -> Result<(BTreeMap<ParameterName, Tensor<1>>, Traffic), TrainError> {
+        let before = self.comm.traffic();
+        let parameters = sharding.all_gather(own, &self.groups)?;
+        Ok((parameters, self.comm.traffic().since(before)))
     }
 }
 
@@ -164,7 +172,11 @@ fn names_in_order(model: &Transformer) -> Vec<ParameterName> {
 }
 
 /// How the parameters of these gradients, or of which these are a part, may be cut.
-fn divisible(gradients: &[Named<Tensor<1>>], model: &Transformer, optimizer: &Optimizer) -> Vec<Divisible> {
+pub(super) fn divisible(
+    gradients: &[Named<Tensor<1>>],
+    model: &Transformer,
+    optimizer: &Optimizer,
+) -> Vec<Divisible> {
     let num_experts = num_experts_in(model);
     let of_gradient = |gradient: &Named<Tensor<1>>| {
         let [num_here] = gradient.value.dims();

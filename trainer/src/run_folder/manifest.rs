@@ -11,6 +11,7 @@ use super::RunFolderError;
 use super::timestamp::now_rfc3339;
 use crate::checkpoint::LoggedEvaluation;
 use crate::host::{self, Commit, HostInfo};
+use crate::step::StepTraffic;
 use crate::upcycle::UpcycleMethod;
 use switchyard_ground::{durable, regular_file};
 
@@ -100,6 +101,10 @@ pub struct RunManifest {
     /// Processes that did it together, the latest part of the run.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub ranks: usize,
+    /// What the first of several processes sent in the latest step that moved parameters; absent for
+    /// one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<StepTraffic>,
     /// Wall-clock time of training with its evaluations and checkpoints, over all processes of the
     /// run.
     pub train_secs: f64,
@@ -169,6 +174,7 @@ impl RunManifest {
             steps_done: 0,
             skipped_steps: 0,
             ranks: 1,
+            traffic: None,
             tokens_seen: 0,
             active_flops: 0.0,
             train_secs: 0.0,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use switchyard_comm::Comm;
+use switchyard_comm::{Comm, link};
 use switchyard_datasets::{Dataset, Progress};
 
 use super::{loader, test_split, with_threads};
@@ -29,6 +29,7 @@ pub fn follow(comm: &Comm, stop: &Arc<AtomicBool>) -> Result<(), TrainError> {
     loop {
         match ranks.next_order()? {
             Order::Begin(begin) => with_threads(begin.config.threads, || follow_run(&begin, &ranks))?,
+            Order::MeasureLinks => drop(link::measure(comm)?),
             Order::Quit => return Ok(()),
             other => unreachable!("{other:?} outside a run"),
         }

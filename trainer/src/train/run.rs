@@ -206,6 +206,9 @@ impl<'a> Run<'a> {
         let learning_rate = self.plan.schedule.learning_rate(self.parts.state.step);
         self.parts.ranks.order(&Order::Step)?;
         let measurements = self.parts.step(self.config, self.plan, &self.device)?;
+        if measurements.spike.is_none() {
+            self.manifest.traffic = measurements.traffic;
+        }
         let step = self.parts.state.step;
         self.parts.state.evaluation_is_pending = is_due(self.plan.evaluation.every_steps, step);
         self.parts.state.train_secs = self.earlier_secs + self.started.elapsed().as_secs_f64();

@@ -7,9 +7,10 @@ use std::path::Path;
 use crate::resume::{tensors, with_steps};
 use crate::routers::{self, ROUTERS};
 use crate::tiny;
-use switchyard_trainer::TrainError;
 use switchyard_trainer::config::RunConfig;
+use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
+use switchyard_trainer::{RanksForecast, TrainError};
 use tempfile::TempDir;
 
 /// The configuration in micro-batches of so many tokens, of the 128 of a step.
@@ -105,6 +106,36 @@ fn experts_spread_over_ranks_are_the_same() {
             tiny::run_on_ranks(ranks, &over(&config, expert_parallel), &out, OpenMode::New).unwrap();
             assert_same(&name, &traces(&alone), &traces(&out));
         }
+    }
+}
+
+#[test]
+fn what_a_rank_sends_in_a_step_is_what_was_forecast() {
+    let folder = TempDir::new().unwrap();
+    let mut muon = tiny::moe();
+    muon.train.muon = Some(toml::from_str("").unwrap());
+    for (name, config, ranks, expert_parallel) in [
+        ("dense", tiny::dense(), 2, 1),
+        ("dense", tiny::dense(), 4, 1),
+        ("moe", tiny::moe(), 2, 1),
+        ("moe", tiny::moe(), 4, 1),
+        ("moe", tiny::moe(), 2, 2),
+        ("moe", tiny::moe(), 4, 2),
+        ("Muon", muon, 4, 2),
+    ] {
+        let config = over(&in_micro_batches(&config, 16), expert_parallel);
+        let name = format!("{name} on {ranks} over {expert_parallel}");
+        let plan = RunPlan::resolve(&config).unwrap();
+        let forecast = RanksForecast::of(&config, &plan, ranks).unwrap();
+        let out = folder.path().join(&name);
+        let summary = tiny::run_on_ranks(ranks, &config, &out, OpenMode::New).unwrap();
+        let counted = summary.manifest.traffic.unwrap();
+        assert_eq!(counted, forecast.ranks[0].traffic, "{name}");
+        assert!(counted.gradients.bytes > 0 && counted.parameters.bytes > 0, "{name}");
+        let total = plan.counts.total_params;
+        let updated: u64 = forecast.ranks.iter().map(|rank| rank.parameters_updated).sum();
+        let moments: u64 = forecast.ranks.iter().map(|rank| rank.moments_bytes).sum();
+        assert_eq!((updated, moments), (total, plan.memory.moments_bytes), "{name}");
     }
 }
 

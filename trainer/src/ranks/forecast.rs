@@ -1,0 +1,166 @@
+//! What each rank of a run would hold and send, known without the others.
+
+use burn::tensor::Device;
+use serde::Serialize;
+use switchyard_comm::link::Link;
+use switchyard_ground::key_error::KeyError;
+use switchyard_model::{Named, ParameterTensor, Transformer, parameter_tensors};
+
+use super::check;
+use super::step::divisible;
+use crate::TrainError;
+use crate::config::RunConfig;
+use crate::optimizer::Optimizer;
+use crate::plan::RunPlan;
+use crate::sharding::{Layout, Sharding};
+use crate::start::with_frozen_parameters;
+use crate::step::StepTraffic;
+
+/// The model is built to know the order of its parameters: 800 MB at this size.
+const MAX_PARAMS: u64 = 200_000_000;
+/// Of a mixture in a micro-batch: the counts, then rows to the experts and back, forward and backward.
+const EXCHANGES: u64 = 5;
+/// Those of rows among them.
+const ROW_EXCHANGES: f64 = 4.0;
+const FLOAT_BYTES: f64 = 4.0;
+
+/// A run on several ranks, before it is run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RanksForecast {
+    /// Ranks of the run.
+    pub num_ranks: usize,
+    /// Ranks over which the experts of each layer are spread.
+    pub expert_parallel: usize,
+    /// By rank.
+    pub ranks: Vec<RankForecast>,
+    /// What each rank sends to experts on other ranks; `None` if it has all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenForecast>,
+    /// Seconds that the messages of the rank that takes longest need in a step, one after another;
+    /// `None` until a link is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub communication_secs_per_step: Option<f64>,
+}
+
+/// One rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RankForecast {
+    /// Parameters in its memory.
+    pub parameters_held: u64,
+    /// Those that it updates.
+    pub parameters_updated: u64,
+    /// What its optimizer remembers of these.
+    pub moments_bytes: u64,
+    /// What it sends in each step for gradients and parameters, exactly.
+    pub traffic: StepTraffic,
+}
+
+/// Rows of tokens that a rank sends in a step, if every expert gets as many as the others.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TokenForecast {
+    /// Messages, with those that tell lengths.
+    pub messages: u64,
+    /// Bytes of rows; counts and lengths, which are few, are not in it.
+    pub bytes: f64,
+}
+
+impl RanksForecast {
+    /// What the ranks of a run of `config` would hold and send. Builds the model on the CPU.
+    ///
+    /// # Errors
+    /// [`TrainError::Distributed`] if so many ranks cannot do the run, as the run says, or if the
+    /// model is too large to be built for this; [`TrainError::Start`].
+    pub fn of(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result<Self, TrainError> {
+        check(config, plan, num_ranks).map_err(TrainError::Distributed)?;
+        let num_params = plan.counts.total_params;
+        if num_params > MAX_PARAMS {
+            let problem = format!(
+                "has {num_params} parameters, and a plan of ranks builds models of at most {MAX_PARAMS} to know their order"
+            );
+            let remedy = "plan without `--ranks`, or make it smaller";
+            return Err(TrainError::Distributed(KeyError::new("model", problem, remedy)));
+        }
+        let network = Transformer::new(&plan.model, config.seed, &Device::flex().autodiff());
+        let network = with_frozen_parameters(network, config)?;
+        let optimizer = Optimizer::new(&config.train, &plan.model);
+        let group_len = if num_ranks == 1 { 1 } else { config.distributed.expert_parallel };
+        let layout = Layout { num_ranks, group_len, rank: 0 };
+        let sharding = sharding_of(&network, &optimizer, layout);
+        Ok(Self {
+            num_ranks,
+            expert_parallel: group_len,
+            ranks: of_ranks(&network, &optimizer, &sharding, layout),
+            tokens: (group_len > 1).then(|| TokenForecast::of(plan, layout)),
+            communication_secs_per_step: None,
+        })
+    }
+
+    /// The same with the seconds that messages take over `link`.
+    #[must_use]
+    pub fn over(mut self, link: Link) -> Self {
+        let of_tokens = self.tokens.map_or(0.0, |tokens| {
+            tokens.messages as f64 * link.alpha_secs + tokens.bytes * link.beta_secs_per_byte
+        });
+        let secs =
+            |rank: &RankForecast| link.secs(rank.traffic.gradients + rank.traffic.parameters) + of_tokens;
+        self.communication_secs_per_step = Some(self.ranks.iter().map(secs).fold(0.0, f64::max));
+        self
+    }
+}
+
+impl TokenForecast {
+    fn of(plan: &RunPlan, Layout { num_ranks, group_len, .. }: Layout) -> Self {
+        let others = (group_len - 1) as u64;
+        let micro_batches = plan.micro_batches_per_step.div_ceil(num_ranks);
+        let tokens = micro_batches * plan.micro_batch_tokens();
+        let leaving = others as f64 / group_len as f64;
+        let mut forecast = Self { messages: 0, bytes: 0.0 };
+        for (_, router) in plan.model.layers.iter().filter_map(|layer| layer.ffn.routed()) {
+            forecast.messages += micro_batches as u64 * EXCHANGES * 2 * others;
+            let rows = (router.config.top_k * tokens) as f64;
+            forecast.bytes += rows * plan.model.d_model as f64 * FLOAT_BYTES * ROW_EXCHANGES * leaving;
+        }
+        forecast
+    }
+}
+
+/// As each step of a run finds it from its gradients.
+fn sharding_of(network: &Transformer, optimizer: &Optimizer, layout: Layout) -> Sharding {
+    let trained = parameter_tensors(network).into_iter().filter(|parameter| parameter.value.learns);
+    let flat: Vec<_> =
+        trained.map(|parameter| Named { name: parameter.name, value: parameter.value.values_n }).collect();
+    let (of_experts, whole): (Vec<_>, Vec<_>) = divisible(&flat, network, optimizer)
+        .into_iter()
+        .partition(|parameter| layout.group_len > 1 && parameter.name.role.is_of_experts());
+    Sharding::new(&whole, &of_experts, layout)
+}
+
+fn of_ranks(
+    network: &Transformer,
+    optimizer: &Optimizer,
+    sharding: &Sharding,
+    layout: Layout,
+) -> Vec<RankForecast> {
+    let held = |parameter: Named<ParameterTensor>| {
+        let parts = if parameter.name.role.is_of_experts() { layout.group_len } else { 1 };
+        (parameter.value.shape.iter().product::<usize>() / parts) as u64
+    };
+    let parameters_held = parameter_tensors(network).into_iter().map(held).sum();
+    let mut ranks: Vec<RankForecast> = (0..layout.num_ranks)
+        .map(|rank| RankForecast {
+            parameters_held,
+            parameters_updated: 0,
+            moments_bytes: 0,
+            traffic: StepTraffic {
+                gradients: sharding.traffic_of_sum(rank),
+                parameters: sharding.traffic_of_all_gather(rank),
+            },
+        })
+        .collect();
+    for (rank, piece) in sharding.all_pieces() {
+        let bytes: usize = optimizer.moment_dtypes(piece.of.name).iter().map(|dtype| dtype.size()).sum();
+        ranks[rank].parameters_updated += piece.elements.len() as u64;
+        ranks[rank].moments_bytes += (bytes * piece.elements.len()) as u64;
+    }
+    ranks
+}
