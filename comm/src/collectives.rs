@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use switchyard_ground::say;
 
 use crate::CommError;
@@ -127,7 +128,7 @@ impl Comm {
     /// [`CommError`].
     pub fn barrier(&self) -> Result<(), CommError> {
         // A message that has no bytes still has to come.
-        let nothing = vec![Vec::new(); self.size()];
+        let nothing = vec![Vec::<u8>::new(); self.size()];
         self.exchange("barrier", &nothing.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut nothing.clone())
     }
 
@@ -177,52 +178,61 @@ impl Comm {
     /// [`CommError`].
     ///
     /// # Panics
-    /// If there is not a part for each rank.
-    pub fn all_to_all(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CommError> {
-        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        self.all_to_all_of("all_to_all", &parts)
+    /// If there is not a part for each rank, or a rank sends elements of another size.
+    pub fn all_to_all<T: Pod>(&self, parts: &[&[T]]) -> Result<Vec<Vec<T>>, CommError> {
+        self.all_to_all_of("all_to_all", parts)
     }
 
     fn gather(&self, collective: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         self.all_to_all_of(collective, &vec![bytes; self.size()])
     }
 
-    fn all_to_all_of(&self, collective: &'static str, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, CommError> {
-        let lens: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_le_bytes()).collect();
+    fn all_to_all_of<T: Pod>(
+        &self,
+        collective: &'static str,
+        parts: &[&[T]],
+    ) -> Result<Vec<Vec<T>>, CommError> {
+        let lens: Vec<[u8; 8]> = parts.iter().map(|part| (size_of_val(*part) as u64).to_le_bytes()).collect();
         let lens: Vec<&[u8]> = lens.iter().map(|len| len.as_slice()).collect();
         let mut their_lens = vec![vec![0; 8]; self.size()];
         self.exchange(collective, &lens, &mut their_lens)?;
-        let len_of =
-            |len: &Vec<u8>| u64::from_le_bytes(len.as_slice().try_into().unwrap_or_default()) as usize;
-        let mut received: Vec<Vec<u8>> = their_lens.iter().map(|len| vec![0; len_of(len)]).collect();
+        let place = |len: &Vec<u8>| {
+            let bytes = u64::from_le_bytes(len.as_slice().try_into().unwrap_or_default()) as usize;
+            assert!(bytes.is_multiple_of(size_of::<T>()), "{bytes} bytes of elements of {}", size_of::<T>());
+            vec![T::zeroed(); bytes / size_of::<T>()]
+        };
+        let mut received: Vec<Vec<T>> = their_lens.iter().map(place).collect();
         self.exchange(collective, parts, &mut received)?;
         Ok(received)
     }
 
-    fn exchange(
+    fn exchange<T: Pod>(
         &self,
         collective: &'static str,
-        parts: &[&[u8]],
-        received: &mut [Vec<u8>],
-    ) -> Result<(), CommError> {
-        let mut targets: Vec<&mut [u8]> = received.iter_mut().map(Vec::as_mut_slice).collect();
-        self.exchange_into(collective, parts, &mut targets)
-    }
-
-    /// A part for each rank, and a place for that of each rank. What a rank has for itself is copied.
-    pub(crate) fn exchange_into(
-        &self,
-        collective: &'static str,
-        parts: &[&[u8]],
-        targets: &mut [&mut [u8]],
+        parts: &[&[T]],
+        received: &mut [Vec<T>],
     ) -> Result<(), CommError> {
         assert!(parts.len() == self.size(), "{} parts for {} ranks", parts.len(), self.size());
-        targets[self.rank].copy_from_slice(parts[self.rank]);
+        received[self.rank].copy_from_slice(parts[self.rank]);
+        let targets = received.iter_mut().map(|part| cast_slice_mut(part.as_mut_slice())).enumerate();
+        self.exchange_with_others(collective, |rank| cast_slice(parts[rank]), targets)
+    }
+
+    /// A part for each other rank, and a place for that of each, by rank. A place for this rank's own
+    /// is left as it is.
+    pub(crate) fn exchange_with_others<'a, 'b>(
+        &self,
+        collective: &'static str,
+        part: impl Fn(usize) -> &'a [u8],
+        targets: impl Iterator<Item = (usize, &'b mut [u8])>,
+    ) -> Result<(), CommError> {
         let sends: Vec<_> = plan::others(self.rank, self.size())
-            .map(|rank| Outgoing { to: self.members[rank], bytes: parts[rank] })
+            .map(|rank| Outgoing { to: self.members[rank], bytes: part(rank) })
             .collect();
-        let of_others = targets.iter_mut().enumerate().filter(|(rank, _)| *rank != self.rank);
-        let receives = of_others.map(|(rank, bytes)| Incoming { from: self.members[rank], bytes }).collect();
+        let receives = targets
+            .filter(|(rank, _)| *rank != self.rank)
+            .map(|(rank, bytes)| Incoming { from: self.members[rank], bytes })
+            .collect();
         self.run(&sends, receives, self.call(collective))
     }
 

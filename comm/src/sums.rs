@@ -3,6 +3,7 @@
 //! Among 4, 8, 16 ... ranks a rank sends one message for each doubling, else one to each other
 //! rank. The bytes are as many, and the additions are the same.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -35,8 +36,8 @@ impl Comm {
         }
     }
 
-    /// Each rank has the elements of its slice; afterwards all have all. Holds at most as much
-    /// again as the values while it works.
+    /// Each rank has the elements of its slice; afterwards all have all. Holds as much again as the
+    /// values while it works, or nothing where each rank sends to each other.
     ///
     /// # Errors
     /// [`CommError`].
@@ -136,30 +137,30 @@ impl Comm {
     }
 
     fn sum_where_owned(&self, values: &[f32], slices: &[Range<usize>]) -> Result<Vec<f32>, CommError> {
-        let parts: Vec<&[u8]> = slices.iter().map(|slice| cast_slice(&values[slice.clone()])).collect();
-        let own_len = slices[self.rank()].len();
-        let mut received = vec![vec![0.0_f32; own_len]; self.size()];
-        let mut targets: Vec<&mut [u8]> =
-            received.iter_mut().map(|part| cast_slice_mut(part.as_mut_slice())).collect();
-        self.exchange_into(SUM, &parts, &mut targets)?;
-        let sum = tree_sum(received, |mut left, right| {
-            add(&right, &mut left);
-            left
+        let own = &values[slices[self.rank()].clone()];
+        let leaf = |rank| if rank == self.rank() { Cow::Borrowed(own) } else { vec![0.0; own.len()].into() };
+        let mut leaves: Vec<Cow<'_, [f32]>> = (0..self.size()).map(leaf).collect();
+        let targets = leaves.iter_mut().enumerate().filter_map(|(rank, leaf)| match leaf {
+            Cow::Owned(received) => Some((rank, cast_slice_mut(received.as_mut_slice()))),
+            Cow::Borrowed(_) => None,
         });
-        Ok(sum.unwrap_or_default())
+        self.exchange_with_others(SUM, |rank| cast_slice(&values[slices[rank].clone()]), targets)?;
+        Ok(tree_sum(leaves, added).unwrap_or_default().into_owned())
     }
 
     fn gather_from_owners(&self, values: &mut [f32], slices: &[Range<usize>]) -> Result<(), CommError> {
-        let own = values[slices[self.rank()].clone()].to_vec();
-        let parts = vec![cast_slice(&own); self.size()];
-        let mut rest = values;
-        let mut targets: Vec<&mut [u8]> = Vec::with_capacity(slices.len());
-        for slice in slices {
+        let (mut own, mut rest): (&[f32], _) = (&[], values);
+        let mut targets: Vec<(usize, &mut [u8])> = Vec::with_capacity(slices.len());
+        for (rank, slice) in slices.iter().enumerate() {
             let (part, behind) = rest.split_at_mut(slice.len());
-            targets.push(cast_slice_mut(part));
+            if rank == self.rank() {
+                own = part
+            } else {
+                targets.push((rank, cast_slice_mut(part)))
+            }
             rest = behind;
         }
-        self.exchange_into(GATHER, &parts, &mut targets)
+        self.exchange_with_others(GATHER, |_| cast_slice(own), targets.into_iter())
     }
 }
 
@@ -191,6 +192,14 @@ impl<'a> Packed<'a> {
     fn place(&self, positions: Range<usize>) -> Range<usize> {
         self.starts[positions.start]..self.starts[positions.end]
     }
+}
+
+/// The sums of both, in the place of one of them, if one is a buffer of its own.
+fn added<'a>(left: Cow<'a, [f32]>, right: Cow<'a, [f32]>) -> Cow<'a, [f32]> {
+    let (sums, others) = if matches!(left, Cow::Owned(_)) { (left, right) } else { (right, left) };
+    let mut sums = sums.into_owned();
+    add(&others, &mut sums);
+    sums.into()
 }
 
 /// `sums` become the sums with `others`. An addition has the same bits either way round (but for

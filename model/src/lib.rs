@@ -68,8 +68,8 @@ pub use non_finite::NonFinite;
 pub use norm::Norm;
 pub use padding::RealPlaces;
 pub use parameters::{
-    Named, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients, parameter_tensors,
-    update_parameters,
+    Named, ParameterShape, ParameterTensor, freeze_parameters, parameter_data, parameter_gradients,
+    parameter_shapes, parameter_tensors, update_parameters,
 };
 pub use parametrisation::{BaseShapeConfig, Parametrisation, ParametrisationConfig, RoleFactors};
 pub use pass::{BlockContext, ModelInput, Pass, PassOptions};

@@ -50,6 +50,36 @@ pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
     reader.1
 }
 
+/// What is known of a parameter without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterShape {
+    /// Shape in the model.
+    pub shape: Vec<usize>,
+    /// Whether it gets gradients, as far as the device tracks them.
+    pub learns: bool,
+}
+
+/// Every parameter's shape; those of a [`Transformer::outline`](crate::Transformer::outline) too.
+pub fn parameter_shapes<M: Module>(model: &M) -> Vec<Named<ParameterShape>> {
+    struct Reader(Path, Vec<Named<ParameterShape>>);
+    impl ModuleVisitor for Reader {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            let value = ParameterShape { shape: tensor.dims().to_vec(), learns: tensor.is_require_grad() };
+            self.1.push(Named { name: self.0.name(), value });
+        }
+    }
+    let mut reader = Reader(Path::default(), Vec::new());
+    model.visit(&mut reader);
+    reader.1
+}
+
 /// Every parameter's values and shape.
 pub fn parameter_data<M: Module>(model: &M) -> Vec<Named<TensorData>> {
     let data = |Named { name, value }: Named<ParameterTensor>| {

@@ -13,14 +13,21 @@ use switchyard_router::RouterNoise;
 /// Initial parameter values, each drawn from the run's seed and the parameter's own key.
 #[derive(Debug, Clone)]
 pub struct ParameterSource {
-    seed: u64,
+    /// `None` for an outline.
+    seed: Option<u64>,
     device: Device,
 }
 
 impl ParameterSource {
     /// Source of the values of one run, placed on `device`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { seed, device: device.clone() }
+        Self { seed: Some(seed), device: device.clone() }
+    }
+
+    /// Source of parameters that have shapes, but hardly any memory: one zero stands for all values
+    /// of each. On the CPU only, whose tensors may repeat one value.
+    pub fn outline() -> Self {
+        Self { seed: None, device: Device::flex().autodiff() }
     }
 
     /// Where the values are placed.
@@ -30,7 +37,8 @@ impl ParameterSource {
 
     /// Normal values with mean 0 and deviation `std`, a pure function of (seed, key, shape).
     pub fn normal<const D: usize>(&self, key: &str, shape: [usize; D], std: f64) -> Tensor<D> {
-        let values = normal_values(stream_key(self.seed, key), shape.iter().product(), std);
+        let Some(seed) = self.seed else { return self.one_zero(shape) };
+        let values = normal_values(stream_key(seed, key), shape.iter().product(), std);
         Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
@@ -45,12 +53,17 @@ impl ParameterSource {
         [num_experts, rows, columns]: [usize; 3],
         std: f64,
     ) -> Tensor<3> {
+        let Some(seed) = self.seed else { return self.one_zero([num_experts, rows, columns]) };
         let of_expert = |expert: usize| {
             let key = if expert == 0 { dense_key.to_string() } else { format!("{dense_key}#{expert}") };
-            normal_values(stream_key(self.seed, &key), rows * columns, std)
+            normal_values(stream_key(seed, &key), rows * columns, std)
         };
         let values: Vec<f32> = (0..num_experts).into_par_iter().flat_map_iter(of_expert).collect();
         Tensor::from_data(TensorData::new(values, [num_experts, rows, columns]), &self.device)
+    }
+
+    fn one_zero<const D: usize>(&self, shape: [usize; D]) -> Tensor<D> {
+        Tensor::<D>::zeros([1; D], &self.device).expand(shape)
     }
 
     /// Ones, where a norm's scale starts.

@@ -56,15 +56,24 @@ pub struct Transformer {
 impl Transformer {
     /// The network at its initial values, a pure function of `seed` and `spec`.
     pub fn new(spec: &ModelSpec, seed: u64, device: &Device) -> Self {
-        let source = ParameterSource::new(seed, device);
+        Self::with_parameters_of(spec, &ParameterSource::new(seed, device))
+    }
+
+    /// The network's parameters by name and shape, see [`ParameterSource::outline`]: for questions
+    /// about models of any size, not for passes.
+    pub fn outline(spec: &ModelSpec) -> Self {
+        Self::with_parameters_of(spec, &ParameterSource::outline())
+    }
+
+    fn with_parameters_of(spec: &ModelSpec, source: &ParameterSource) -> Self {
         let head = || {
             let shape = [spec.d_model, spec.vocab_size];
             Param::from_tensor(source.normal("head", shape, spec.initial_std(Role::Head)))
         };
         Self {
-            embedding: Embedding::new(spec, &source),
-            blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, &source)).collect(),
-            final_norm: spec.has_final_norm().then(|| Norm::new(spec.norm, spec.d_model, &source)).flatten(),
+            embedding: Embedding::new(spec, source),
+            blocks: (0..spec.num_layers()).map(|layer| Block::new(spec, layer, source)).collect(),
+            final_norm: spec.has_final_norm().then(|| Norm::new(spec.norm, spec.d_model, source)).flatten(),
             head_dv: (!spec.tie_embeddings).then(head),
             head_bias_v: spec.head_bias.then(|| Param::from_tensor(source.zeros(spec.vocab_size))),
             spec: spec.clone(),

@@ -3,7 +3,7 @@
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::pattern::fits;
 use switchyard_ground::units::grouped;
-use switchyard_model::{ParameterName, Role, RouterPart, Transformer, parameter_tensors};
+use switchyard_model::{ParameterName, Role, RouterPart, Transformer, parameter_shapes};
 
 use crate::config::{ParameterGroupConfig, RunConfig};
 use crate::qk_clip::stays_as_it_is;
@@ -107,7 +107,7 @@ fn remedy(names: &[ParameterName]) -> String {
 
 /// What the groups are and how many parameters are trained, for whoever watches the run.
 pub(crate) fn notes(network: &Transformer, config: &RunConfig) -> Vec<String> {
-    let parameters = parameter_tensors(network);
+    let parameters = parameter_shapes(network);
     let number = |of: &dyn Fn(ParameterName, bool) -> bool| {
         let meant = parameters.iter().filter(|parameter| of(parameter.name, parameter.value.learns));
         meant.map(|parameter| parameter.value.shape.iter().product::<usize>() as u64).sum::<u64>()

@@ -1,7 +1,7 @@
 //! Which rank updates which parameters and keeps what the optimizer remembers of them: each a part
 //! (ZeRO stage 1, arXiv:1910.02054, section 5.1).
 //!
-//! Consecutive parameters make a bucket, whose gradients travel together. A bucket is cut into as
+//! Small parameters make buckets, whose gradients travel together, a large one alone. A bucket is cut into as
 //! many slices of about the same length as there are ranks, between blocks: the elements whose
 //! squares make one addend of a norm, or, for Muon, the matrix whose update is one. So every number
 //! that a rank finds of its slice is one that a process alone finds too.
@@ -19,6 +19,9 @@ use crate::readings::{DeviceReadError, read_floats};
 /// Elements from which on a bucket is closed: 16 MiB in f32, far above what a message costs by
 /// itself.
 const BUCKET_ELEMENTS: usize = 1 << 22;
+/// Elements from which on a parameter is a bucket of its own, whose values need not be put together
+/// and cut apart: 4 MiB in f32.
+const LONE_ELEMENTS: usize = 1 << 20;
 
 /// A parameter that learns, as it may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,20 +259,18 @@ impl Sharding {
         gradients: Vec<Named<Tensor<1>>>,
         groups: &Groups,
     ) -> Result<Vec<PieceValues>, ShardingError> {
-        let mut gradients = gradients.into_iter();
+        let mut gradients: BTreeMap<ParameterName, Tensor<1>> =
+            gradients.into_iter().map(|gradient| (gradient.name, gradient.value)).collect();
         let mut sums = Vec::new();
         for bucket in &self.buckets {
-            let mut values = Vec::new();
+            let mut of_bucket = Vec::with_capacity(bucket.parameters.len());
             let mut device = Device::flex();
-            for parameter in &bucket.parameters {
-                let gradient =
-                    gradients.next().unwrap_or_else(|| panic!("no gradient of `{}`", parameter.name));
-                assert_eq!(gradient.name, parameter.name, "gradients of other parameters");
-                device = gradient.value.device();
-                let of_parameter = read_floats(gradient.value)?;
-                // A bucket of one parameter is not copied.
-                if values.is_empty() { values = of_parameter } else { values.extend(of_parameter) }
+            for Divisible { name, .. } in &bucket.parameters {
+                let gradient = gradients.remove(name).unwrap_or_else(|| panic!("no gradient of `{name}`"));
+                device = gradient.device();
+                of_bucket.push(read_floats(gradient)?);
             }
+            let values = if of_bucket.len() == 1 { of_bucket.remove(0) } else { of_bucket.concat() };
             let slice = bucket.comm(groups).ordered_sum_slices(&values, &bucket.slices)?;
             drop(values);
             sums.extend(cut(slice, bucket.pieces(self.layout.rank), &device));
@@ -314,14 +315,18 @@ impl Sharding {
     }
 }
 
-/// Consecutive parameters of so many parts, spread over the holders of each part.
+/// Parameters of so many parts, spread over the holders of each part: first each large one, then the
+/// others together.
 fn cut_into_buckets(parameters: &[Divisible], num_parts: usize, num_holders: usize) -> Vec<Bucket> {
-    let mut buckets = Vec::new();
+    let (large, small): (Vec<_>, Vec<_>) =
+        parameters.iter().partition(|parameter| parameter.num_elements / num_parts >= LONE_ELEMENTS);
+    let alone = |parameter| Bucket::new(vec![parameter], num_parts, num_holders);
+    let mut buckets: Vec<Bucket> = large.into_iter().map(alone).collect();
     let mut open = Vec::new();
     let mut num_elements = 0;
-    for parameter in parameters {
-        open.push(*parameter);
+    for parameter in small {
         num_elements += parameter.num_elements / num_parts;
+        open.push(parameter);
         if num_elements >= BUCKET_ELEMENTS {
             buckets.push(Bucket::new(std::mem::take(&mut open), num_parts, num_holders));
             num_elements = 0;

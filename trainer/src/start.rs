@@ -9,7 +9,7 @@ use switchyard_ground::key_error::KeyError;
 use switchyard_hub::export::computes_the_same;
 use switchyard_hub::{PublishedModel, published_folder};
 use switchyard_model::{
-    ModelSpec, ParameterName, Transformer, freeze_parameters, parameter_tensors, update_parameters,
+    ModelSpec, ParameterName, Transformer, freeze_parameters, parameter_shapes, update_parameters,
 };
 
 use crate::TrainError;
@@ -159,7 +159,7 @@ pub(crate) fn with_frozen_parameters(
         return Ok(network);
     }
     let names: Vec<ParameterName> =
-        parameter_tensors(&network).into_iter().map(|parameter| parameter.name).collect();
+        parameter_shapes(&network).into_iter().map(|parameter| parameter.name).collect();
     parameter_groups::check(config, &names).map_err(TrainError::Start)?;
     Ok(freeze_parameters(network, |name| parameter_groups::is_frozen(config, name)))
 }

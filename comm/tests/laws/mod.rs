@@ -27,6 +27,10 @@ fn len_of(rank: usize) -> usize {
     [0, 1, 5000, 77, 4096][rank % 5]
 }
 
+fn slices<T>(parts: &[Vec<T>]) -> Vec<&[T]> {
+    parts.iter().map(Vec::as_slice).collect()
+}
+
 fn gathered_parts_come_by_rank_ragged_and_empty(comm: &Comm) {
     let gathered = comm.all_gather(&bytes_of(comm.rank(), len_of(comm.rank()))).unwrap();
     let expected: Vec<_> = (0..comm.size()).map(|rank| bytes_of(rank, len_of(rank))).collect();
@@ -38,7 +42,11 @@ fn all_parts_reach_the_rank_that_they_are_for(comm: &Comm) {
     let part = |from: usize, to: usize| bytes_of(from * 16 + to, len_of(from + 2 * to));
     let parts: Vec<_> = (0..comm.size()).map(|to| part(comm.rank(), to)).collect();
     let expected: Vec<_> = (0..comm.size()).map(|from| part(from, comm.rank())).collect();
-    assert_eq!(comm.all_to_all(&parts).unwrap(), expected);
+    assert_eq!(comm.all_to_all(&slices(&parts)).unwrap(), expected);
+    let numbers = |from: usize, to: usize| values_of(from * 5 + to, len_of(from + 2 * to));
+    let parts: Vec<_> = (0..comm.size()).map(|to| numbers(comm.rank(), to)).collect();
+    let expected: Vec<_> = (0..comm.size()).map(|from| numbers(from, comm.rank())).collect();
+    assert_eq!(comm.all_to_all(&slices(&parts)).unwrap(), expected);
 }
 
 fn what_any_rank_broadcasts_reaches_all(comm: &Comm) {
@@ -164,7 +172,7 @@ fn each_collective_sends_what_was_predicted(comm: &Comm) {
     assert_eq!(sent, cost::all_gather(size, len_of(rank)));
     let part_lens: Vec<_> = (0..size).map(|to| len_of(rank + 2 * to)).collect();
     let parts: Vec<_> = part_lens.iter().map(|&len| bytes_of(rank, len)).collect();
-    assert_eq!(sent_in(comm, || comm.all_to_all(&parts)), cost::all_to_all(rank, &part_lens));
+    assert_eq!(sent_in(comm, || comm.all_to_all(&slices(&parts))), cost::all_to_all(rank, &part_lens));
     let slices = ragged_slices(size);
     let slice_lens: Vec<_> = slices.iter().map(Range::len).collect();
     let mut values = values_of(rank, slice_lens.iter().sum());

@@ -249,7 +249,7 @@ pub(crate) enum RoutingArg {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Say also what each of so many ranks would hold and send; builds the model
+    /// Say also what each of so many ranks would hold and send
     #[arg(long, value_name = "N", value_parser = parse_ranks)]
     pub(crate) ranks: Option<usize>,
     /// Ranks over which the experts of each layer are spread [default: distributed.expert_parallel]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
-use bytemuck::{cast_slice, pod_collect_to_vec};
+use bytemuck::{Pod, pod_collect_to_vec};
 use switchyard_comm::Comm;
 use switchyard_experts::{ExpertParallel, RowExchange};
 use switchyard_model::Transformer;
@@ -17,8 +17,8 @@ struct Group(Comm);
 impl Group {
     /// What every rank has for this one. A pass cannot be left in the middle, for the others would
     /// wait in it: an error ends the job.
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-        self.0.all_to_all(&parts).unwrap_or_else(|error| self.0.abort(&format!("error: {error}")))
+    fn exchange<T: Pod>(&self, parts: &[&[T]]) -> Vec<Vec<T>> {
+        self.0.all_to_all(parts).unwrap_or_else(|error| self.0.abort(&format!("error: {error}")))
     }
 }
 
@@ -32,13 +32,11 @@ impl RowExchange for Group {
     }
 
     fn exchange_rows(&self, parts: &[&[f32]]) -> Vec<Vec<f32>> {
-        let received = self.exchange(parts.iter().map(|part| cast_slice(part).to_vec()).collect());
-        received.iter().map(|bytes| pod_collect_to_vec(bytes)).collect()
+        self.exchange(parts)
     }
 
     fn exchange_counts(&self, parts: &[&[u32]]) -> Vec<Vec<u32>> {
-        let received = self.exchange(parts.iter().map(|part| cast_slice(part).to_vec()).collect());
-        received.iter().map(|bytes| pod_collect_to_vec(bytes)).collect()
+        self.exchange(parts)
     }
 }
 
@@ -66,9 +64,9 @@ impl Ranks {
         let gather = |own_n: Tensor<1>| {
             let device = own_n.device();
             let data = own_n.clone().into_data();
-            let mut parts = vec![Vec::new(); group.num_ranks()];
-            parts[0] = data.as_bytes().to_vec();
-            let all = group.exchange(parts).concat();
+            let mut parts: Vec<&[u8]> = vec![&[]; group.num_ranks()];
+            parts[0] = data.as_bytes();
+            let all = group.exchange(&parts).concat();
             match is_first {
                 true => {
                     let values: Vec<f32> = pod_collect_to_vec(&all);

@@ -1,10 +1,8 @@
 //! What each rank of a run would hold and send, known without the others.
 
-use burn::tensor::Device;
 use serde::Serialize;
 use switchyard_comm::link::Link;
-use switchyard_ground::key_error::KeyError;
-use switchyard_model::{Named, ParameterTensor, Transformer, parameter_tensors};
+use switchyard_model::{Named, ParameterShape, Transformer, parameter_shapes};
 
 use super::check;
 use super::step::divisible;
@@ -16,8 +14,6 @@ use crate::sharding::{Layout, Sharding};
 use crate::start::with_frozen_parameters;
 use crate::step::StepTraffic;
 
-/// The model is built to know the order of its parameters: 800 MB at this size.
-const MAX_PARAMS: u64 = 200_000_000;
 /// Of a mixture in a micro-batch: the counts, then rows to the experts and back, forward and backward.
 const EXCHANGES: u64 = 5;
 /// Those of rows among them.
@@ -65,23 +61,14 @@ pub struct TokenForecast {
 }
 
 impl RanksForecast {
-    /// What the ranks of a run of `config` would hold and send. Builds the model on the CPU.
+    /// What the ranks of a run of `config` would hold and send, a model of any size.
     ///
     /// # Errors
-    /// [`TrainError::Distributed`] if so many ranks cannot do the run, as the run says, or if the
-    /// model is too large to be built for this; [`TrainError::Start`].
+    /// [`TrainError::Distributed`] if so many ranks cannot do the run, as the run says;
+    /// [`TrainError::Start`].
     pub fn of(config: &RunConfig, plan: &RunPlan, num_ranks: usize) -> Result<Self, TrainError> {
         check(config, plan, num_ranks).map_err(TrainError::Distributed)?;
-        let num_params = plan.counts.total_params;
-        if num_params > MAX_PARAMS {
-            let problem = format!(
-                "has {num_params} parameters, and a plan of ranks builds models of at most {MAX_PARAMS} to know their order"
-            );
-            let remedy = "plan without `--ranks`, or make it smaller";
-            return Err(TrainError::Distributed(KeyError::new("model", problem, remedy)));
-        }
-        let network = Transformer::new(&plan.model, config.seed, &Device::flex().autodiff());
-        let network = with_frozen_parameters(network, config)?;
+        let network = with_frozen_parameters(Transformer::outline(&plan.model), config)?;
         let optimizer = Optimizer::new(&config.train, &plan.model);
         let group_len = if num_ranks == 1 { 1 } else { config.distributed.expert_parallel };
         let layout = Layout { num_ranks, group_len, rank: 0 };
@@ -126,10 +113,9 @@ impl TokenForecast {
 
 /// As each step of a run finds it from its gradients.
 fn sharding_of(network: &Transformer, optimizer: &Optimizer, layout: Layout) -> Sharding {
-    let trained = parameter_tensors(network).into_iter().filter(|parameter| parameter.value.learns);
-    let flat: Vec<_> =
-        trained.map(|parameter| Named { name: parameter.name, value: parameter.value.values_n }).collect();
-    let (of_experts, whole): (Vec<_>, Vec<_>) = divisible(&flat, network, optimizer)
+    let trained = parameter_shapes(network).into_iter().filter(|parameter| parameter.value.learns);
+    let lens = trained.map(|parameter| (parameter.name, parameter.value.shape.iter().product()));
+    let (of_experts, whole): (Vec<_>, Vec<_>) = divisible(lens, network, optimizer)
         .into_iter()
         .partition(|parameter| layout.group_len > 1 && parameter.name.role.is_of_experts());
     Sharding::new(&whole, &of_experts, layout)
@@ -141,11 +127,11 @@ fn of_ranks(
     sharding: &Sharding,
     layout: Layout,
 ) -> Vec<RankForecast> {
-    let held = |parameter: Named<ParameterTensor>| {
+    let held = |parameter: Named<ParameterShape>| {
         let parts = if parameter.name.role.is_of_experts() { layout.group_len } else { 1 };
         (parameter.value.shape.iter().product::<usize>() / parts) as u64
     };
-    let parameters_held = parameter_tensors(network).into_iter().map(held).sum();
+    let parameters_held = parameter_shapes(network).into_iter().map(held).sum();
     let mut ranks: Vec<RankForecast> = (0..layout.num_ranks)
         .map(|rank| RankForecast {
             parameters_held,

@@ -144,8 +144,8 @@ impl Ranks {
     /// # Errors
     /// [`CommError`].
     fn gather_bytes(&self, bytes: Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, CommError> {
-        let mut parts = vec![Vec::new(); self.number()];
-        parts[0] = bytes;
+        let mut parts: Vec<&[u8]> = vec![&[]; self.number()];
+        parts[0] = &bytes;
         let received = self.comm.all_to_all(&parts)?;
         Ok((self.comm.rank() == 0).then_some(received))
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use switchyard_comm::Traffic;
 use switchyard_datasets::TokenBatch;
 use switchyard_kernels::square_sums;
-use switchyard_model::{Named, ParameterName, Transformer, parameter_tensors};
+use switchyard_model::{ParameterName, Transformer, parameter_shapes};
 
 use super::{Ranks, from_bytes, to_bytes};
 use crate::TrainError;
@@ -49,7 +49,10 @@ impl Ranks {
         let (gradients, passes) = self.all_or_none(passes)?;
         let mut measurements = self.measurements(passes, keeps_tokens)?;
         let parts = gradients.finish_parts();
-        let [whole, of_experts] = parts.each_ref().map(|part| divisible(part, model, optimizer));
+        let [whole, of_experts] = parts.each_ref().map(|part| {
+            let lens = part.iter().map(|gradient| (gradient.name, gradient.value.dims()[0]));
+            divisible(lens, model, optimizer)
+        });
         let sharding = Sharding::new(&whole, &of_experts, self.layout());
         let before = self.comm.traffic();
         let pieces = sharding.sum(parts.into_iter().flatten().collect(), &self.groups)?;
@@ -168,19 +171,19 @@ fn own_passes(
 }
 
 fn names_in_order(model: &Transformer) -> Vec<ParameterName> {
-    parameter_tensors(model).into_iter().map(|named| named.name).collect()
+    parameter_shapes(model).into_iter().map(|named| named.name).collect()
 }
 
 /// How the parameters of these gradients, or of which these are a part, may be cut.
+///
+/// Each comes as its name and its number of elements on this rank.
 pub(super) fn divisible(
-    gradients: &[Named<Tensor<1>>],
+    gradients: impl IntoIterator<Item = (ParameterName, usize)>,
     model: &Transformer,
     optimizer: &Optimizer,
 ) -> Vec<Divisible> {
     let num_experts = num_experts_in(model);
-    let of_gradient = |gradient: &Named<Tensor<1>>| {
-        let [num_here] = gradient.value.dims();
-        let name = gradient.name;
+    let of_gradient = |(name, num_here): (ParameterName, usize)| {
         let experts = name.role.is_of_experts().then_some(name.layer).flatten();
         let moe = experts.and_then(|layer| model.moe(layer));
         let num_parts = moe.and_then(|moe| moe.experts.ranks()).map_or(1, |ranks| ranks.exchange.num_ranks());
@@ -191,7 +194,7 @@ pub(super) fn divisible(
             keeps_rows_whole: optimizer.updates_matrices(name),
         }
     };
-    gradients.iter().map(of_gradient).collect()
+    gradients.into_iter().map(of_gradient).collect()
 }
 
 impl From<ShardingError> for TrainError {
