@@ -67,7 +67,6 @@ pub(crate) enum Command {
     #[command(after_help = hub::PARITY_HELP)]
     Parity(ParityArgs),
     /// Show what a configuration would do: parameters, FLOPs, memory, schedule; allocates nothing
-    /// without --ranks
     Plan(PlanArgs),
     /// Show what a run folder or a checkpoint holds, and which expert in which layer misbehaves
     /// since which step

@@ -148,6 +148,36 @@ fn a_mistake_is_said_once_and_ends_all() {
     }
 }
 
+#[test]
+fn ranks_that_find_other_data_under_the_same_name_are_refused() {
+    if !has_mpi() {
+        return;
+    }
+    let folder = folder();
+    let command = |others_read: &str| {
+        let rank = |read: &str| {
+            let place = folder.path().join(read);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("text.txt"), format!("{read} text. ").repeat(4000)).unwrap();
+            let program = env!("CARGO_BIN_EXE_switchyard").to_string();
+            let arguments = "train ../run.toml --out ../out --overwrite --set data.synthetic= \
+                             --set data.text.path=text.txt --set data.split.tail.validation_fraction=0.1 --set train.num_steps=2";
+            let started = ["-n", "1", "--wdir"].map(str::to_string).into_iter();
+            let rest = arguments.split_whitespace().map(str::to_string);
+            started.chain([place.display().to_string(), program]).chain(rest).collect::<Vec<_>>()
+        };
+        let mut command = Command::new("mpirun");
+        command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]);
+        command.args(rank("one")).arg(":").args(rank(others_read)).current_dir(folder.path());
+        command
+    };
+    succeeds(&command("one").output().unwrap());
+    let refused = command("another").output().unwrap();
+    assert!(!refused.status.success());
+    let said = said(&refused);
+    assert!(said.contains("rank 1 reads other data than rank 0: what `data` names"), "{said}");
+}
+
 /// What happens to a rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {

@@ -28,6 +28,9 @@ pub const MEMORY_ERROR: f64 = 0.15;
 /// recipes of 220 to 820 MB, dense and sparse, with 1 and 2 threads; x86-64 Linux, the program's
 /// own allocator, dev profile.
 const PROCESS_BYTES: f64 = 23e6;
+/// What MPI holds in each rank: by how much the peak of the quickstart was larger when `mpirun` had
+/// started its one process. Open MPI 4.1.
+const MPI_BYTES: u64 = 31_000_000;
 /// What the allocator holds beyond the buffers that are alive, as a share of them: a buffer takes
 /// whole slices of 64 KiB and must fit into a chunk of 32 MiB, whose rest only smaller ones can
 /// use.
@@ -184,6 +187,21 @@ impl MemoryEstimate {
             threads: size.threads,
             checkpoint_bytes: checkpoint as u64,
             moment,
+        }
+    }
+
+    /// That of a rank of several, which makes steps of the same size, but holds only so many bytes of
+    /// weights and moments. The first rank, `is_first`, holds for a checkpoint what the others have too.
+    pub(crate) fn of_rank(self, weights_bytes: u64, moments_bytes: u64, is_first: bool) -> Self {
+        let whole = self.weights_bytes + self.moments_bytes;
+        let less = whole.saturating_sub(weights_bytes + moments_bytes);
+        let allocator = (ALLOCATOR_SHARE * less as f64) as u64;
+        Self {
+            weights_bytes,
+            moments_bytes,
+            process_bytes: self.process_bytes.saturating_sub(allocator) + MPI_BYTES,
+            checkpoint_bytes: if is_first { self.checkpoint_bytes + less } else { 0 },
+            ..self
         }
     }
 

@@ -103,16 +103,29 @@ impl MovingParts {
                 self.model.replace(|model| self.optimizer.update(model, gradients, learning_rate));
                 Ok(Traffic::default())
             }
-            Gradients::OfShard(gradients) => {
-                let sharding = gradients.sharding.clone();
-                let pieces = self.optimizer.update_pieces(self.model.get(), gradients, learning_rate);
-                let (mut parameters, traffic) = self.ranks.all_parameters(&sharding, pieces)?;
-                self.model.replace(|model| {
-                    update_parameters(model, |name, _, value_n| parameters.remove(&name).unwrap_or(value_n))
-                });
-                Ok(traffic)
-            }
+            Gradients::OfShard(gradients) => self.update_with_others(gradients, learning_rate),
         }
+    }
+
+    /// Bucket by bucket, so that no more than one is held twice.
+    fn update_with_others(
+        &mut self,
+        gradients: ShardGradients,
+        learning_rate: f64,
+    ) -> Result<Traffic, TrainError> {
+        let ShardGradients { sharding, pieces, scale } = gradients;
+        let before = self.ranks.traffic();
+        self.optimizer.start_update_of_shard(&sharding);
+        let mut gradients = pieces.into_iter();
+        for bucket in sharding.buckets() {
+            let of_bucket = gradients.by_ref().take(sharding.own_pieces_of(bucket).len()).collect();
+            let updated = self.optimizer.update_pieces(self.model.get(), of_bucket, (learning_rate, scale));
+            let mut parameters = self.ranks.gathered(&sharding, bucket, updated)?;
+            self.model.replace(|model| {
+                update_parameters(model, |name, _, value_n| parameters.remove(&name).unwrap_or(value_n))
+            });
+        }
+        Ok(self.ranks.traffic().since(before))
     }
 }
 

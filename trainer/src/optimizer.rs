@@ -17,7 +17,7 @@ use crate::config::{AdamWConfig, MomentType, MuonConfig, ParameterGroupConfig, T
 use crate::norms::{Norms, ParameterSquares};
 use crate::parameter_groups::group_of;
 use crate::readings::{Readings, Values};
-use crate::sharding::{Piece, PieceValues, ShardGradients, Sharding};
+use crate::sharding::{Piece, PieceValues, Sharding};
 
 /// Gradients of one optimizer step, flattened, in the model's order.
 #[derive(Debug, Clone)]
@@ -227,17 +227,24 @@ impl Optimizer {
         })
     }
 
-    /// This rank's pieces of the parameters of `model` after one update. From now on the optimizer
+    /// The next update is of this rank's pieces, by [`Self::update_pieces`]. From now on the optimizer
     /// remembers of each parameter what belongs to its piece alone.
+    pub(crate) fn start_update_of_shard(&mut self, sharding: &Sharding) {
+        self.step += 1;
+        self.keep_moments_of(sharding);
+        self.sharding = Some(sharding.clone());
+    }
+
+    /// Pieces of the parameters of `model` after the update by these gradients of them.
+    ///
+    /// # Panics
+    /// Unless the update was started.
     pub(crate) fn update_pieces<M: Module>(
         &mut self,
         model: &M,
-        gradients: ShardGradients,
-        learning_rate: f64,
+        gradients: Vec<PieceValues>,
+        rate_and_scale: (f64, f64),
     ) -> Vec<PieceValues> {
-        self.step += 1;
-        let ShardGradients { sharding, pieces, scale } = gradients;
-        self.keep_moments_of(&sharding);
         let parameters: BTreeMap<ParameterName, ParameterTensor> =
             parameter_tensors(model).into_iter().map(|named| (named.name, named.value)).collect();
         let updated = |PieceValues { piece, values_n: gradient_n }| {
@@ -248,14 +255,13 @@ impl Optimizer {
                 *rows = elements.len() / piece.of.row_len();
             }
             let part = Part { name, shape: &shape, first: elements.start };
+            let sharding = self.sharding.as_ref().expect("the update of a shard was started");
             let first = sharding.first_element(&piece.of);
             let value_n = values_n.clone().slice(s![elements.start - first..elements.end - first]);
-            let values_n = self.updated(part, value_n, gradient_n, (learning_rate, scale));
+            let values_n = self.updated(part, value_n, gradient_n, rate_and_scale);
             PieceValues { piece, values_n }
         };
-        let updated = pieces.into_iter().map(updated).collect();
-        self.sharding = Some(sharding);
-        updated
+        gradients.into_iter().map(updated).collect()
     }
 
     /// Forgets what other ranks remember.

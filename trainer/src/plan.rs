@@ -17,7 +17,7 @@ use switchyard_model::{Compute, ModelCounts, ModelSpec, PassOptions, Recompute};
 use crate::config::{
     AdamWConfig, EarlyStoppingConfig, FlightRecorderConfig, MuonConfig, QkClipConfig, RunConfig, SampleConfig,
 };
-use crate::memory::MemoryEstimate;
+use crate::memory::{MemoryEstimate, StepSize};
 use crate::schedule::Schedule;
 
 /// A run with nothing left open.
@@ -198,6 +198,13 @@ impl RunPlan {
     /// Sequences of one optimizer step.
     pub fn sequences_per_step(&self) -> usize {
         self.micro_batches_per_step * self.sequences_per_micro_batch
+    }
+
+    /// Memory of a process that makes so many passes of each step, and all of the update.
+    pub(crate) fn memory_of_passes(&self, config: &RunConfig, num_passes: usize) -> MemoryEstimate {
+        let size = training::step_size(config, self.micro_batch_tokens());
+        let size = StepSize { micro_batches: num_passes, ..size };
+        MemoryEstimate::of(&self.model, &self.counts, size, (&self.optimizer, self.muon.as_ref()))
     }
 
     /// Tokens of one forward and backward pass.

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_comm::{Comm, CommError, Traffic, cost};
+use switchyard_comm::{Comm, CommError, cost};
 use switchyard_kernels::SQUARE_SUM_BLOCK;
 use switchyard_model::{Named, ParameterName};
 
 use crate::readings::{DeviceReadError, read_floats};
+use crate::step::StepTraffic;
 
 /// Elements from which on a bucket is closed: 16 MiB in f32, far above what a message costs by
 /// itself.
@@ -55,7 +56,7 @@ pub(crate) struct Sharding {
 /// Parameters whose values travel together, between their holders: the ranks that have the same
 /// elements of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Bucket {
+pub(crate) struct Bucket {
     parameters: Vec<Divisible>,
     /// Parts of each parameter, of which a rank of a group has one; 1 if each has all.
     num_parts: usize,
@@ -158,9 +159,9 @@ impl Bucket {
         self.slices.last().map_or(0, |slice| slice.end)
     }
 
-    /// Elements that each holder updates.
-    fn slice_lens(&self) -> Vec<usize> {
-        self.slices.iter().map(ExactSizeIterator::len).collect()
+    /// Nothing travels then.
+    fn has_one_holder(&self) -> bool {
+        self.slices.len() == 1
     }
 
     /// Which holder a rank is, and of which part.
@@ -176,6 +177,11 @@ impl Bucket {
 
     fn comm<'a>(&self, groups: &'a Groups) -> &'a Comm {
         if self.num_parts == 1 { &groups.all } else { &groups.replicas }
+    }
+
+    /// The pieces of all ranks, and whose they are: of one parameter in order.
+    pub(crate) fn all_pieces(&self) -> impl Iterator<Item = (usize, Piece)> {
+        self.ranks().flat_map(|rank| self.pieces(rank).into_iter().map(move |piece| (rank, piece)))
     }
 
     /// What a rank updates of each parameter, in order.
@@ -209,9 +215,17 @@ impl Sharding {
 
     /// The pieces of all ranks, and whose they are, bucket by bucket: of one parameter in order.
     pub(crate) fn all_pieces(&self) -> impl Iterator<Item = (usize, Piece)> {
-        self.buckets.iter().flat_map(|bucket| {
-            bucket.ranks().flat_map(|rank| bucket.pieces(rank).into_iter().map(move |piece| (rank, piece)))
-        })
+        self.buckets.iter().flat_map(Bucket::all_pieces)
+    }
+
+    /// What travels together, in order.
+    pub(crate) fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// The pieces of this rank in a bucket, in order.
+    pub(crate) fn own_pieces_of(&self, bucket: &Bucket) -> Vec<Piece> {
+        bucket.pieces(self.layout.rank)
     }
 
     /// The pieces of this rank, in order.
@@ -228,22 +242,23 @@ impl Sharding {
         })
     }
 
-    /// What a rank sends in [`Self::sum`].
-    pub(crate) fn traffic_of_sum(&self, rank: usize) -> Traffic {
-        let of_bucket = |bucket: &Bucket| {
-            let (holder, _) = bucket.holder(rank);
-            cost::ordered_sum_slices(holder, &bucket.slice_lens())
-        };
-        self.buckets.iter().map(of_bucket).sum()
+    /// The ranks that the parameters are spread over.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
-    /// What a rank sends in [`Self::all_gather`].
-    pub(crate) fn traffic_of_all_gather(&self, rank: usize) -> Traffic {
-        let of_bucket = |bucket: &Bucket| {
-            let (holder, _) = bucket.holder(rank);
-            cost::all_gather_slices(holder, &bucket.slice_lens())
-        };
-        self.buckets.iter().map(of_bucket).sum()
+    /// What each rank sends in [`Self::sum`] and in [`Self::all_gather`] of all buckets.
+    pub(crate) fn traffic(&self) -> Vec<StepTraffic> {
+        let mut of_ranks = vec![StepTraffic::default(); self.layout.num_ranks];
+        for bucket in &self.buckets {
+            let lens: Vec<usize> = bucket.slices.iter().map(ExactSizeIterator::len).collect();
+            for (rank, traffic) in of_ranks.iter_mut().enumerate() {
+                let (holder, _) = bucket.holder(rank);
+                traffic.gradients = traffic.gradients + cost::ordered_sum_slices(holder, &lens);
+                traffic.parameters = traffic.parameters + cost::all_gather_slices(holder, &lens);
+            }
+        }
+        of_ranks
     }
 
     /// This rank's pieces of the sums of all ranks' `gradients` of the elements that each has, by the
@@ -271,47 +286,46 @@ impl Sharding {
                 of_bucket.push(read_floats(gradient)?);
             }
             let values = if of_bucket.len() == 1 { of_bucket.remove(0) } else { of_bucket.concat() };
-            let slice = bucket.comm(groups).ordered_sum_slices(&values, &bucket.slices)?;
-            drop(values);
+            let slice = match bucket.has_one_holder() {
+                true => values,
+                false => bucket.comm(groups).ordered_sum_slices(&values, &bucket.slices)?,
+            };
             sums.extend(cut(slice, bucket.pieces(self.layout.rank), &device));
         }
         Ok(sums)
     }
 
-    /// The elements that this rank has of every parameter, from its pieces in order and those of the
-    /// others.
+    /// The elements that this rank has of the parameters of a bucket, from its pieces in order and
+    /// those of the others.
     ///
     /// # Errors
     /// [`ShardingError`].
     pub(crate) fn all_gather(
         &self,
+        bucket: &Bucket,
         own: Vec<PieceValues>,
         groups: &Groups,
     ) -> Result<BTreeMap<ParameterName, Tensor<1>>, ShardingError> {
-        let mut own = own.into_iter();
-        let mut parameters = BTreeMap::new();
-        for bucket in &self.buckets {
-            let mut values = vec![0.0; bucket.num_elements()];
-            let (holder, _) = bucket.holder(self.layout.rank);
-            let (mut place, mut device) = (bucket.slices[holder].start, Device::flex());
-            for piece in bucket.pieces(self.layout.rank) {
-                let PieceValues { values_n, .. } =
-                    own.next().unwrap_or_else(|| panic!("no values of {piece:?}"));
-                device = values_n.device();
-                let of_piece = read_floats(values_n)?;
-                values[place..][..of_piece.len()].copy_from_slice(&of_piece);
-                place += of_piece.len();
-            }
-            bucket.comm(groups).all_gather_slices(&mut values, &bucket.slices)?;
-            let all_that_it_has = |parameter: &Divisible| {
-                let len = parameter.num_elements / bucket.num_parts;
-                Piece { of: *parameter, elements: 0..len }
-            };
-            let pieces = bucket.parameters.iter().map(all_that_it_has).collect();
-            let named = cut(values, pieces, &device).into_iter().map(|all| (all.piece.of.name, all.values_n));
-            parameters.extend(named);
+        let named = |all: PieceValues| (all.piece.of.name, all.values_n);
+        if bucket.has_one_holder() {
+            return Ok(own.into_iter().map(named).collect());
         }
-        Ok(parameters)
+        let mut values = vec![0.0; bucket.num_elements()];
+        let (holder, _) = bucket.holder(self.layout.rank);
+        let (mut place, mut device) = (bucket.slices[holder].start, Device::flex());
+        for PieceValues { values_n, .. } in own {
+            device = values_n.device();
+            let of_piece = read_floats(values_n)?;
+            values[place..][..of_piece.len()].copy_from_slice(&of_piece);
+            place += of_piece.len();
+        }
+        bucket.comm(groups).all_gather_slices(&mut values, &bucket.slices)?;
+        let all_that_it_has = |parameter: &Divisible| {
+            let len = parameter.num_elements / bucket.num_parts;
+            Piece { of: *parameter, elements: 0..len }
+        };
+        let pieces = bucket.parameters.iter().map(all_that_it_has).collect();
+        Ok(cut(values, pieces, &device).into_iter().map(named).collect())
     }
 }
 

@@ -259,17 +259,25 @@ pub(crate) struct PlanArgs {
     /// them; without them no time is predicted
     #[arg(long, value_name = "ALPHA,BETA", requires = "ranks", value_parser = parse_link)]
     pub(crate) link: Option<Link>,
+    /// Seconds of a step on one rank alone, as `bench step` measures them with the threads of a rank
+    #[arg(long, value_name = "SECS", requires = "link", value_parser = parse_secs)]
+    pub(crate) step_secs: Option<f64>,
     /// Print the plan as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Far more than any job has.
-const MAX_RANKS: usize = 1 << 16;
+/// The time that a plan takes grows with the square: seconds at this number.
+const MAX_RANKS: usize = 1 << 10;
 
 fn parse_ranks(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
     number.ok_or_else(|| format!("use a whole number in 1..={MAX_RANKS}"))
+}
+
+fn parse_secs(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "use a number of seconds, such as 1.25".into())
 }
 
 fn parse_link(text: &str) -> Result<Link, String> {

@@ -1,14 +1,12 @@
 //! `switchyard plan`
 
-use std::fmt::Write;
-
 use serde::Serialize;
 use switchyard_comm::Traffic;
 use switchyard_ground::say;
 use switchyard_ground::units::{bytes, exact, grouped};
 use switchyard_trainer::available_memory::check_memory;
 use switchyard_trainer::plan::RunPlan;
-use switchyard_trainer::{RankForecast, RanksForecast};
+use switchyard_trainer::{RankForecast, RanksForecast, TokenForecast};
 
 use super::{load, print_json, print_text};
 use crate::cli::PlanArgs;
@@ -28,7 +26,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let (loaded, plan) = load(&args.config.file, &overrides)?;
     let ranks = args.ranks.map(|number| RanksForecast::of(&loaded.config, &plan, number)).transpose()?;
     let ranks = ranks.map(|ranks| match args.link {
-        Some(link) => ranks.over(link),
+        Some(link) => ranks.over(link, args.step_secs),
         None => ranks,
     });
     // Said beside the plan and not in it: the plan is the same on every machine.
@@ -43,49 +41,53 @@ pub(super) fn run(args: &PlanArgs) -> Result<(), Failure> {
     }
 }
 
+/// A line for all ranks, which differ by a block of elements: a thousand lines tell nobody anything.
 fn ranks_section(forecast: &RanksForecast) -> String {
-    let RanksForecast { num_ranks, expert_parallel, ranks, tokens, communication_secs_per_step } = forecast;
-    let mut text = format!("ranks: {num_ranks}, the experts of each layer over {expert_parallel}\n");
-    // Neighbours are mostly alike, and a thousand lines tell nobody anything.
-    let mut first = 0;
-    for alike in ranks.chunk_by(|one, other| one == other) {
-        let last = first + alike.len() - 1;
-        let who = if first == last { format!("rank {first}") } else { format!("ranks {first}-{last}, each") };
-        describe(&mut text, &who, &alike[0]);
-        first = last + 1;
+    let RanksForecast { num_ranks, expert_parallel, ranks, tokens, communication_secs_per_step, step_secs } =
+        forecast;
+    let range = |of: &dyn Fn(&RankForecast) -> u64, written: &dyn Fn(u64) -> String| {
+        let numbers = || ranks.iter().map(of);
+        let [least, most] = [numbers().min(), numbers().max()].map(|number| written(number.unwrap_or(0)));
+        if least == most { least } else { format!("{least} to {most}") }
+    };
+    let sent = |of: &dyn Fn(&RankForecast) -> Traffic| {
+        let messages = range(&|rank| of(rank).messages, &grouped);
+        let bytes = range(&|rank| of(rank).bytes, &grouped);
+        format!("{messages} message{} of {bytes} bytes", if messages == "1" { "" } else { "s" })
+    };
+    let over = match expert_parallel {
+        1 => "each with all experts".to_string(),
+        number => format!("the experts of each layer over {number}"),
+    };
+    let total = |rank: &RankForecast| rank.memory.total_bytes();
+    let mut lines = vec![
+        ("ranks", format!("{num_ranks}, {over}")),
+        ("each holds", format!("{} parameters", range(&|rank| rank.parameters_held, &exact))),
+        ("and updates", format!("{} parameters", range(&|rank| rank.parameters_updated, &exact))),
+        (
+            "memory",
+            format!("about {} each, moments {} of it", range(&total, &bytes), {
+                range(&|rank| rank.memory.moments_bytes, &bytes)
+            }),
+        ),
+        ("gradients", format!("each sends {} per step", sent(&|rank| rank.traffic.gradients))),
+        ("parameters", format!("each sends {} per step", sent(&|rank| rank.traffic.parameters))),
+    ];
+    if let Some(first) = ranks.first().filter(|rank| rank.memory.checkpoint_bytes > 0) {
+        let more = bytes(first.memory.checkpoint_bytes);
+        lines.insert(4, ("", format!("up to {more} more on rank 0 for a checkpoint")));
     }
-    if let Some(tokens) = tokens {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "tokens       each rank sends {} messages, about {} of rows per step, if all experts get as many tokens",
-            grouped(tokens.messages),
-            bytes(tokens.bytes as u64)
-        );
+    if let Some(TokenForecast { messages, bytes: of_rows }) = tokens {
+        let (messages, of_rows) = (grouped(*messages), bytes(*of_rows as u64));
+        let text =
+            format!("each sends {messages} messages, about {of_rows} of rows, with experts in even use");
+        lines.push(("tokens", text));
     }
     if let Some(secs) = communication_secs_per_step {
-        let _ = writeln!(
-            text,
-            "time         {:.3} ms of messages per step, one after another, on the rank that takes longest",
-            1e3 * secs
-        );
+        lines.push(("messages", format!("{:.3} ms per step, one after another", 1e3 * secs)));
     }
-    text
-}
-
-fn describe(text: &mut String, who: &str, rank: &RankForecast) {
-    let sent = |traffic: Traffic| {
-        format!("{} messages, {} bytes per step", grouped(traffic.messages), grouped(traffic.bytes))
-    };
-    // Writing to a String cannot fail.
-    let _ = writeln!(
-        text,
-        "{who}\n  held       {} parameters\n  updated    {} parameters\n  optimizer  {}\n  gradients  {}\n  \
-         parameters {}",
-        exact(rank.parameters_held),
-        exact(rank.parameters_updated),
-        bytes(rank.moments_bytes),
-        sent(rank.traffic.gradients),
-        sent(rank.traffic.parameters)
-    );
+    if let Some(secs) = step_secs {
+        lines.push(("step", format!("{secs:.4} s, if no rank waits for another")));
+    }
+    lines.iter().fold(String::new(), |text, (label, line)| text + &format!("{label:<15}{line}\n"))
 }

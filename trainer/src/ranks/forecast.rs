@@ -8,6 +8,7 @@ use super::check;
 use super::step::divisible;
 use crate::TrainError;
 use crate::config::RunConfig;
+use crate::memory::MemoryEstimate;
 use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
 use crate::sharding::{Layout, Sharding};
@@ -19,6 +20,7 @@ const EXCHANGES: u64 = 5;
 /// Those of rows among them.
 const ROW_EXCHANGES: f64 = 4.0;
 const FLOAT_BYTES: f64 = 4.0;
+const WEIGHT_BYTES: u64 = 4;
 
 /// A run on several ranks, before it is run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,6 +38,11 @@ pub struct RanksForecast {
     /// `None` until a link is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub communication_secs_per_step: Option<f64>,
+    /// Seconds of a step: the messages, and behind them an even share of what a process alone does.
+    /// `None` until it is known how long that takes. Waiting for each other and copies on either side
+    /// of a message are not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_secs: Option<f64>,
 }
 
 /// One rank.
@@ -45,8 +52,9 @@ pub struct RankForecast {
     pub parameters_held: u64,
     /// Those that it updates.
     pub parameters_updated: u64,
-    /// What its optimizer remembers of these.
-    pub moments_bytes: u64,
+    /// Memory at its worst moment; that of the first rank while a checkpoint is written is told
+    /// apart, as for a process alone.
+    pub memory: MemoryEstimate,
     /// What it sends in each step for gradients and parameters, exactly.
     pub traffic: StepTraffic,
 }
@@ -73,24 +81,29 @@ impl RanksForecast {
         let group_len = if num_ranks == 1 { 1 } else { config.distributed.expert_parallel };
         let layout = Layout { num_ranks, group_len, rank: 0 };
         let sharding = sharding_of(&network, &optimizer, layout);
+        let memory = plan.memory_of_passes(config, plan.micro_batches_per_step / num_ranks);
         Ok(Self {
             num_ranks,
             expert_parallel: group_len,
-            ranks: of_ranks(&network, &optimizer, &sharding, layout),
+            ranks: of_ranks(&network, &optimizer, &sharding, &memory),
             tokens: (group_len > 1).then(|| TokenForecast::of(plan, layout)),
             communication_secs_per_step: None,
+            step_secs: None,
         })
     }
 
-    /// The same with the seconds that messages take over `link`.
+    /// The same with the seconds that messages take over `link`, and those of a step that takes a
+    /// process alone `secs_alone`.
     #[must_use]
-    pub fn over(mut self, link: Link) -> Self {
+    pub fn over(mut self, link: Link, secs_alone: Option<f64>) -> Self {
         let of_tokens = self.tokens.map_or(0.0, |tokens| {
             tokens.messages as f64 * link.alpha_secs + tokens.bytes * link.beta_secs_per_byte
         });
         let secs =
             |rank: &RankForecast| link.secs(rank.traffic.gradients + rank.traffic.parameters) + of_tokens;
-        self.communication_secs_per_step = Some(self.ranks.iter().map(secs).fold(0.0, f64::max));
+        let communication = self.ranks.iter().map(secs).fold(0.0, f64::max);
+        self.communication_secs_per_step = Some(communication);
+        self.step_secs = secs_alone.map(|alone| alone / self.num_ranks as f64 + communication);
         self
     }
 }
@@ -98,7 +111,7 @@ impl RanksForecast {
 impl TokenForecast {
     fn of(plan: &RunPlan, Layout { num_ranks, group_len, .. }: Layout) -> Self {
         let others = (group_len - 1) as u64;
-        let micro_batches = plan.micro_batches_per_step.div_ceil(num_ranks);
+        let micro_batches = plan.micro_batches_per_step / num_ranks;
         let tokens = micro_batches * plan.micro_batch_tokens();
         let leaving = others as f64 / group_len as f64;
         let mut forecast = Self { messages: 0, bytes: 0.0 };
@@ -125,28 +138,25 @@ fn of_ranks(
     network: &Transformer,
     optimizer: &Optimizer,
     sharding: &Sharding,
-    layout: Layout,
+    memory: &MemoryEstimate,
 ) -> Vec<RankForecast> {
+    let layout = sharding.layout();
     let held = |parameter: Named<ParameterShape>| {
         let parts = if parameter.name.role.is_of_experts() { layout.group_len } else { 1 };
         (parameter.value.shape.iter().product::<usize>() / parts) as u64
     };
-    let parameters_held = parameter_shapes(network).into_iter().map(held).sum();
-    let mut ranks: Vec<RankForecast> = (0..layout.num_ranks)
-        .map(|rank| RankForecast {
-            parameters_held,
-            parameters_updated: 0,
-            moments_bytes: 0,
-            traffic: StepTraffic {
-                gradients: sharding.traffic_of_sum(rank),
-                parameters: sharding.traffic_of_all_gather(rank),
-            },
-        })
-        .collect();
+    let parameters_held: u64 = parameter_shapes(network).into_iter().map(held).sum();
+    let [mut updated, mut moments_bytes] = [vec![0; layout.num_ranks], vec![0; layout.num_ranks]];
     for (rank, piece) in sharding.all_pieces() {
         let bytes: usize = optimizer.moment_dtypes(piece.of.name).iter().map(|dtype| dtype.size()).sum();
-        ranks[rank].parameters_updated += piece.elements.len() as u64;
-        ranks[rank].moments_bytes += (bytes * piece.elements.len()) as u64;
+        updated[rank] += piece.elements.len() as u64;
+        moments_bytes[rank] += (bytes * piece.elements.len()) as u64;
     }
-    ranks
+    let of_rank = |(rank, traffic): (usize, StepTraffic)| RankForecast {
+        parameters_held,
+        parameters_updated: updated[rank],
+        memory: memory.of_rank(WEIGHT_BYTES * parameters_held, moments_bytes[rank], rank == 0),
+        traffic,
+    };
+    sharding.traffic().into_iter().enumerate().map(of_rank).collect()
 }

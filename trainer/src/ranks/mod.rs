@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytemuck::Pod;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use switchyard_comm::{Comm, CommError};
@@ -143,9 +144,9 @@ impl Ranks {
     ///
     /// # Errors
     /// [`CommError`].
-    fn gather_bytes(&self, bytes: Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, CommError> {
-        let mut parts: Vec<&[u8]> = vec![&[]; self.number()];
-        parts[0] = &bytes;
+    fn gather<T: Pod>(&self, own: &[T]) -> Result<Option<Vec<Vec<T>>>, CommError> {
+        let mut parts: Vec<&[T]> = vec![&[]; self.number()];
+        parts[0] = own;
         let received = self.comm.all_to_all(&parts)?;
         Ok((self.comm.rank() == 0).then_some(received))
     }

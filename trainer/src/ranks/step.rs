@@ -16,7 +16,7 @@ use crate::norms::{HostSquares, Norms};
 use crate::optimizer::{GradientSum, NonFiniteGradient, Optimizer, clip_factor};
 use crate::readings::{Readings, read_floats};
 use crate::routed_pass::RoutedPass;
-use crate::sharding::{Divisible, PieceValues, ShardGradients, Sharding, ShardingError};
+use crate::sharding::{Bucket, Divisible, PieceValues, ShardGradients, Sharding, ShardingError};
 use crate::step::{
     PassMeasurements, Passes, Share, StepMeasurements, StepSettings, StepTraffic, measured, num_experts_in,
     run_passes,
@@ -77,7 +77,7 @@ impl Ranks {
         }
         let all = self.all_gather(&own)?;
         let mut measurements = StepMeasurements::of(all.into_iter().flatten().collect());
-        if keeps_tokens && let Some(of_ranks) = self.gather_bytes(to_bytes(&routed))? {
+        if keeps_tokens && let Some(of_ranks) = self.gather(&to_bytes(&routed))? {
             let passes = of_ranks.iter().map(|bytes| from_bytes::<Vec<RoutedPass>>(bytes));
             measurements.passes = passes.flatten().collect();
         }
@@ -140,19 +140,22 @@ impl Ranks {
         Ok(NonFiniteGradient { name: of.name, expert, num_bad, num_elements: of.num_elements })
     }
 
-    /// Every parameter after its update, from this rank's pieces and those of the others, and what
-    /// this rank sent for them.
+    /// Every parameter of a bucket, from this rank's pieces and those of the others.
     ///
     /// # Errors
     /// [`TrainError::Comm`], [`TrainError::Device`].
-    pub(crate) fn all_parameters(
+    pub(crate) fn gathered(
         &self,
         sharding: &Sharding,
+        bucket: &Bucket,
         own: Vec<PieceValues>,
-    ) -> Result<(BTreeMap<ParameterName, Tensor<1>>, Traffic), TrainError> {
-        let before = self.comm.traffic();
-        let parameters = sharding.all_gather(own, &self.groups)?;
-        Ok((parameters, self.comm.traffic().since(before)))
+    ) -> Result<BTreeMap<ParameterName, Tensor<1>>, TrainError> {
+        Ok(sharding.all_gather(bucket, own, &self.groups)?)
+    }
+
+    /// What this rank has sent so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.comm.traffic()
     }
 }
 

@@ -134,7 +134,7 @@ fn what_a_rank_sends_in_a_step_is_what_was_forecast() {
         assert!(counted.gradients.bytes > 0 && counted.parameters.bytes > 0, "{name}");
         let total = plan.counts.total_params;
         let updated: u64 = forecast.ranks.iter().map(|rank| rank.parameters_updated).sum();
-        let moments: u64 = forecast.ranks.iter().map(|rank| rank.moments_bytes).sum();
+        let moments: u64 = forecast.ranks.iter().map(|rank| rank.memory.moments_bytes).sum();
         assert_eq!((updated, moments), (total, plan.memory.moments_bytes), "{name}");
     }
 }
