@@ -106,7 +106,13 @@ pub(crate) enum Command {
     /// Prove that a mixture of one expert trains as the dense model does in a recipe, bit for bit; or
     /// check that activations do not drift with the model's size
     Verify(VerifyArgs),
-    /// Time training steps or one feed-forward layer on this machine
+    /// List what there is to compute on, and what is missing for more
+    Devices {
+        /// Print the list as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time training steps, one feed-forward layer, or messages between ranks
     #[command(subcommand, after_help = bench::BENCH_HELP)]
     Bench(BenchCommand),
     /// Print the JSON schema of the configuration file, for editors

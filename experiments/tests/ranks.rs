@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -184,25 +184,64 @@ enum Fault {
     Kill,
     Stop,
     Terminate,
+    /// It is rank 0 that writes.
+    FillDisk,
+}
+
+/// The run folder of a run that is broken, below a folder that may be a small disk of its own.
+const BROKEN: &str = "disk/broken";
+
+/// A small disk at `disk`, as long as this lives. Needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path) -> Self {
+        let disk = folder.join("disk");
+        fs::create_dir_all(&disk).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(&disk).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "only root mounts a disk");
+        Self(disk)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(&self.0).status());
+    }
+}
+
+/// Fills the disk of `folder`; returns the file that does.
+fn fill_disk(folder: &Path) -> PathBuf {
+    let path = folder.join("disk/filler");
+    let mut file = fs::File::create(&path).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    path
 }
 
 /// Starts a run on four ranks, lets a fault happen to one of them once the log has so many rows, and
 /// waits for the end of the job.
 fn with_fault(folder: &Path, mode: &[&str], rank: usize, rows: usize, fault: Fault) -> (Output, Duration) {
-    let arguments = [&["train", "run.toml", "--out", "broken"], mode].concat();
+    let arguments = [&["train", "run.toml", "--out", BROKEN], mode].concat();
     let mut job = mpirun(4, folder, &arguments).spawn().unwrap();
-    let process = wait_for(&mut job, &folder.join("broken/metrics.jsonl"), rows, rank);
+    let process = wait_for(&mut job, &folder.join(BROKEN).join("metrics.jsonl"), rows, rank);
     let begun = Instant::now();
+    let mut filler = None;
     if let Some(process) = process {
-        let signal = match fault {
-            Fault::Kill => "KILL",
-            Fault::Stop => "STOP",
-            Fault::Terminate => "TERM",
+        let send = |signal: &str| {
+            drop(Command::new("kill").args([format!("-{signal}"), process.to_string()]).status());
         };
-        drop(Command::new("kill").args([format!("-{signal}"), process.to_string()]).status());
+        match fault {
+            Fault::Kill => send("KILL"),
+            Fault::Stop => send("STOP"),
+            Fault::Terminate => send("TERM"),
+            Fault::FillDisk => filler = Some(fill_disk(folder)),
+        }
     }
     let output = job.wait_with_output().unwrap();
-    (output, begun.elapsed())
+    let took = begun.elapsed();
+    filler.into_iter().for_each(|file| fs::remove_file(file).unwrap());
+    (output, took)
 }
 
 /// The process of a rank, once the log has so many rows; `None` if the job has ended by then.
@@ -238,9 +277,9 @@ fn ranks_of(job: u32) -> Vec<u32> {
 /// The interrupted run goes on to the bits of an unbroken one.
 #[track_caller]
 fn goes_on(folder: &Path, alone: &[Vec<u8>; 2], ranks: usize) {
-    let arguments = ["train", "run.toml", "--out", "broken", "--resume"];
+    let arguments = ["train", "run.toml", "--out", BROKEN, "--resume"];
     succeeds(&mpirun(ranks, folder, &arguments).output().unwrap());
-    assert!(tensors(&folder.join("broken"), 40) == *alone);
+    assert!(tensors(&folder.join(BROKEN), 40) == *alone);
 }
 
 #[test]
@@ -251,7 +290,7 @@ fn a_rank_that_is_killed_stopped_or_told_to_end_ends_all_and_the_run_goes_on() {
     let folder = folder();
     let alone = of_one_process(folder.path());
     for (fault, rank, ranks_after) in [(Fault::Kill, 2, 2), (Fault::Stop, 1, 1), (Fault::Terminate, 3, 4)] {
-        drop(fs::remove_dir_all(folder.path().join("broken")));
+        drop(fs::remove_dir_all(folder.path().join(BROKEN)));
         let (output, took) = with_fault(folder.path(), &[], rank, 12, fault);
         assert!(!output.status.success(), "{fault:?}: {}", said(&output));
         assert!(took < Duration::from_secs(12), "{fault:?}: {took:?}");
@@ -263,16 +302,18 @@ fn a_rank_that_is_killed_stopped_or_told_to_end_ends_all_and_the_run_goes_on() {
             Fault::Terminate => {
                 assert!(said(&output).contains("interrupted after step"), "{}", said(&output))
             }
+            Fault::FillDisk => unreachable!("it needs a disk of its own"),
         }
         goes_on(folder.path(), &alone, ranks_after);
     }
 }
 
-/// The command: `cargo test --workspace --features switchyard/mpi --test ranks -- --ignored --nocapture`.
+/// The command, as root: `cargo test --workspace --features switchyard/mpi --test ranks -- --ignored --nocapture`.
 #[test]
 #[ignore = "takes minutes"]
 fn forty_faults_at_random_instants_lose_nothing() {
     let folder = folder();
+    let _disk = SmallDisk::mount(folder.path());
     let alone = of_one_process(folder.path());
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let mut draw = |below: u64| {
@@ -283,9 +324,9 @@ fn forty_faults_at_random_instants_lose_nothing() {
     };
     let mut done = 0;
     while done < 40 {
-        drop(fs::remove_dir_all(folder.path().join("broken")));
+        drop(fs::remove_dir_all(folder.path().join(BROKEN)));
         for part in 0..3 {
-            let fault = [Fault::Kill, Fault::Stop, Fault::Terminate][draw(3) as usize];
+            let fault = [Fault::Kill, Fault::Stop, Fault::Terminate, Fault::FillDisk][draw(4) as usize];
             let (rank, rows) = (draw(4) as usize, 1 + part * 12 + draw(12) as usize);
             let mode: &[&str] = if part == 0 { &[] } else { &["--resume"] };
             let (output, took) = with_fault(folder.path(), mode, rank, rows, fault);
@@ -293,7 +334,10 @@ fn forty_faults_at_random_instants_lose_nothing() {
                 "{done}: {fault:?} of rank {rank} after {rows} rows: the end came after {took:?}"
             );
             assert!(took < Duration::from_secs(10), "{fault:?}: {took:?}, {}", said(&output));
-            done += usize::from(!output.status.success());
+            let failed = !output.status.success();
+            let names_it = said(&output).contains("No space left");
+            assert!(names_it == (failed && fault == Fault::FillDisk), "{fault:?}: {}", said(&output));
+            done += usize::from(failed);
         }
         goes_on(folder.path(), &alone, [1, 2, 4][draw(3) as usize]);
     }

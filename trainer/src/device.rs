@@ -1,7 +1,13 @@
 //! From `device = "..."` to a burn device that is really there.
 
+mod cuda;
+mod listing;
+
 pub use burn::tensor::Device;
 use switchyard_ground::printable::excerpt;
+
+pub use cuda::{CudaProblem, CudaVersion};
+pub use listing::{DeviceKind, ListedDevice, list};
 
 /// A device that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +32,16 @@ pub enum DeviceError {
         name: String,
         /// Cargo feature that brings the support.
         feature: &'static str,
+        /// Devices that can be used.
+        available: String,
+    },
+    /// CUDA lacks something.
+    #[error("`device` is \"{name}\": {problem}; available here: {available}")]
+    Cuda {
+        /// The name as written.
+        name: String,
+        /// What.
+        problem: CudaProblem,
         /// Devices that can be used.
         available: String,
     },
@@ -55,9 +71,21 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
     match (kind, index) {
         ("cpu", Some(0)) => Ok(Device::flex()),
         ("wgpu", Some(index)) => of_kind(name, "wgpu", index, wgpu_devices()),
-        ("cuda", Some(index)) => of_kind(name, "cuda", index, cuda_devices()),
+        ("cuda", Some(index)) => {
+            let devices = cuda_devices().transpose().map_err(|problem| DeviceError::Cuda {
+                name: name.into(),
+                problem,
+                available: available(),
+            })?;
+            of_kind(name, "cuda", index, devices)
+        }
         _ => Err(DeviceError::UnknownName { name: excerpt(name, 60), available: available() }),
     }
+}
+
+/// Whether `name` is that of a device of wgpu.
+pub(crate) fn is_wgpu(name: &str) -> bool {
+    name.split(':').next() == Some("wgpu")
 }
 
 /// Whether `name` is the CPU's.
@@ -74,7 +102,7 @@ pub fn available() -> String {
     };
     let mut names = vec!["cpu".to_string()];
     names.extend(numbered("wgpu", wgpu_devices()));
-    names.extend(numbered("cuda", cuda_devices()));
+    names.extend(numbered("cuda", cuda_devices().and_then(Result::ok)));
     names.join(", ")
 }
 
@@ -102,9 +130,14 @@ fn wgpu_devices() -> Option<Vec<Device>> {
     None
 }
 
-fn cuda_devices() -> Option<Vec<Device>> {
+/// As [`wgpu_devices`]; an error if none of the devices could be used.
+fn cuda_devices() -> Option<Result<Vec<Device>, CudaProblem>> {
     #[cfg(feature = "cuda")]
-    return Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
+    return Some(
+        cuda::Installation::find()
+            .check()
+            .map(|()| Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec()),
+    );
     #[cfg(not(feature = "cuda"))]
     None
 }

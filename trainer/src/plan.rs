@@ -127,6 +127,7 @@ impl RunPlan {
         training::check_token_rounding(&model, micro_batch_tokens)?;
         training::check_precision(config, &model)?;
         training::check_moments(config)?;
+        training::check_gates(config, &model)?;
         training::check_recompute(config, &model)?;
         let carries_state = training::resolve_carry_state(config, &model)?;
         let muon = muon::resolve(&config.train, &model)?;

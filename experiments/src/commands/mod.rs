@@ -4,6 +4,7 @@ mod bench;
 mod bisect;
 mod compare;
 mod data;
+mod devices;
 mod diff;
 mod eval;
 mod export;
@@ -69,6 +70,7 @@ pub(crate) fn run(command: Command, interruption: &Interruption) -> Result<(), F
         Command::Replay(args) => replay::run(&args, interruption),
         Command::Bisect(args) => bisect::run(&args),
         Command::WhatIf(args) => what_if::run(&args),
+        Command::Devices { json } => devices::run(json),
         Command::Data(command) => data::run(&command, interruption),
         Command::Compare(args) => compare::run(&args, interruption),
         Command::Sweep(args) => sweep::run(&args, interruption),

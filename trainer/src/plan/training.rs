@@ -1,20 +1,20 @@
 //! `[train]` and the run's own keys: from what is written to what is done.
 
 use switchyard_datasets::{DataConfig, Packing, SourceConfig};
-use switchyard_experts::FfnSpec;
+use switchyard_experts::{FfnSpec, RouterSpec};
 use switchyard_ground::key_checks::{
     below_one, in_range, not_negative, not_zero, optional_in_range, positive,
 };
 use switchyard_ground::key_error::KeyError;
 use switchyard_ground::printable::excerpt;
 use switchyard_model::{LayerSpec, MAX_SEQ_LEN, MAX_VOCAB_SIZE, ModelSpec, PassOptions, Recompute};
-use switchyard_router::Selection;
+use switchyard_router::{GatePrecision, Selection};
 
 use crate::config::{
     AdamWConfig, ComputeType, DistributedConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig,
     PrecisionConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
-use crate::device::is_cpu;
+use crate::device::{is_cpu, is_wgpu};
 use crate::memory::StepSize;
 use crate::schedule::{Schedule, ScheduleShape};
 
@@ -176,6 +176,26 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
         );
     }
     Ok(())
+}
+
+/// Ok unless a router's numbers are to be of a type that the device claims and computes wrongly: wgpu's
+/// exponential and logarithm of f64 are not even near.
+///
+/// # Errors
+/// The router's key, beside the device.
+pub(super) fn check_gates(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
+    let in_f64 = |router: &RouterSpec| router.config.precision == GatePrecision::F64;
+    match model.routers().find(|(_, router)| is_wgpu(&config.device) && in_f64(router)) {
+        None => Ok(()),
+        Some((_, router)) => Err(KeyError::new(
+            format!("{}.precision", router.key),
+            format!(
+                "is \"f64\", but `device` is \"{}\", which computes exponentials of f64 wrongly",
+                excerpt(&config.device, 60)
+            ),
+            "use \"f32\", or another device",
+        )),
+    }
 }
 
 /// Ok unless moments in bf16 are asked for where they cannot be had.
