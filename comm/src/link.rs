@@ -7,7 +7,7 @@
 //! and where neighbours are numbered one after another, each level of a cluster shows in one of
 //! them.
 //!
-//! To predict a step, give [`Link::secs`] of the farthest link what a rank sends in it
+//! To predict a step, give [`Link::secs`] of the slowest link what a rank sends in it
 //! ([`crate::cost`]). That errs to the slow side: nearer links are faster, and messages to several
 //! ranks travel together. Work between the messages, as the additions of a sum, is not in it.
 
@@ -23,7 +23,7 @@ use crate::{CommError, Traffic};
 const LENS_BYTES: [usize; 12] =
     [1, 4, 16, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20];
 /// Of which the median is taken; one more goes first, untimed.
-const NUM_SWAPS: usize = 15;
+const NUM_SWAPS: usize = 41;
 
 /// Time of a message as a line over its length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ pub struct Measured {
 }
 
 /// The links of the group by distance, the same on every rank; none for a rank alone. Every rank
-/// calls it, while nothing else uses the machines or the network; it sends some 90 MB a distance
+/// calls it, while nothing else uses the machines or the network; it sends some 240 MB a distance
 /// from each rank, which are counted in [`Comm::traffic`].
 ///
 /// # Errors

@@ -191,16 +191,28 @@ impl MemoryEstimate {
     }
 
     /// That of a rank of several, which makes steps of the same size, but holds only so many bytes of
-    /// weights and moments. The first rank, `is_first`, holds for a checkpoint what the others have too.
-    pub(crate) fn of_rank(self, weights_bytes: u64, moments_bytes: u64, is_first: bool) -> Self {
-        let whole = self.weights_bytes + self.moments_bytes;
-        let less = whole.saturating_sub(weights_bytes + moments_bytes);
-        let allocator = (ALLOCATOR_SHARE * less as f64) as u64;
+    /// weights, and its own of the whole bytes of moments. The first rank, `is_first`, holds for a
+    /// checkpoint what the others have too.
+    pub(crate) fn of_rank(
+        self,
+        weights_bytes: u64,
+        [moments_bytes, whole_moments]: [u64; 2],
+        is_first: bool,
+    ) -> Self {
+        let counted = self.weights_bytes + self.moments_bytes;
+        let allocator = ALLOCATOR_SHARE * counted.saturating_sub(weights_bytes + moments_bytes) as f64;
+        // While the run goes on, the next update makes others of all that is written; at its end the
+        // rank still has its own.
+        let checkpoint = match self.checkpoint_bytes {
+            // A bias of selection is held and not counted, so that all may hold more than is counted.
+            0 => self.weights_bytes.saturating_sub(weights_bytes) + whole_moments - moments_bytes,
+            _ => self.weights_bytes + whole_moments,
+        };
         Self {
             weights_bytes,
             moments_bytes,
-            process_bytes: self.process_bytes.saturating_sub(allocator) + MPI_BYTES,
-            checkpoint_bytes: if is_first { self.checkpoint_bytes + less } else { 0 },
+            process_bytes: self.process_bytes.saturating_sub(allocator as u64) + MPI_BYTES,
+            checkpoint_bytes: if is_first { checkpoint } else { 0 },
             ..self
         }
     }

@@ -5,9 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use switchyard_datasets::SourceConfig;
+use switchyard_trainer::RanksForecast;
 use switchyard_trainer::benchmark::LayerCase;
 use switchyard_trainer::config_file::{LoadedConfig, Override, config_hash, load, schema, to_toml};
 use switchyard_trainer::plan::RunPlan;
+use switchyard_trainer::step::StepTraffic;
 
 fn experiments() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments")
@@ -48,6 +50,19 @@ fn load_recipe(path: &Path) -> LoadedConfig {
 
 fn plan(name: &str) -> RunPlan {
     load_recipe(&experiments().join(name)).resolve().unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_recipe_says_what_a_rank_alone_holds_however_large_it_is() {
+    for path in recipes() {
+        let loaded = load_recipe(&path);
+        let plan = loaded.resolve().unwrap_or_else(|error| panic!("{error}"));
+        let forecast = RanksForecast::of(&loaded.config, &plan, 1).unwrap();
+        let [rank] = &forecast.ranks[..] else { panic!("{}: {forecast:?}", path.display()) };
+        assert_eq!(rank.parameters_updated, plan.counts.total_params, "{}", path.display());
+        assert_eq!(rank.memory.moments_bytes, plan.memory.moments_bytes, "{}", path.display());
+        assert_eq!(rank.traffic, StepTraffic::default(), "{}", path.display());
+    }
 }
 
 #[test]

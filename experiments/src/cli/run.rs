@@ -250,17 +250,17 @@ pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
     /// Say also what each of so many ranks would hold and send
-    #[arg(long, value_name = "N", value_parser = parse_ranks)]
+    #[arg(long, value_name = "N", value_parser = parse_ranks, allow_hyphen_values = true)]
     pub(crate) ranks: Option<usize>,
     /// Ranks over which the experts of each layer are spread [default: distributed.expert_parallel]
-    #[arg(long, value_name = "M", requires = "ranks", value_parser = parse_ranks)]
+    #[arg(long, value_name = "M", requires = "ranks", value_parser = parse_ranks, allow_hyphen_values = true)]
     pub(crate) expert_parallel: Option<usize>,
     /// Start-up of a message in microseconds and its nanoseconds per byte, as `bench comm` measures
     /// them; without them no time is predicted
-    #[arg(long, value_name = "ALPHA,BETA", requires = "ranks", value_parser = parse_link)]
+    #[arg(long, value_name = "ALPHA,BETA", requires = "ranks", value_parser = parse_link, allow_hyphen_values = true)]
     pub(crate) link: Option<Link>,
     /// Seconds of a step on one rank alone, as `bench step` measures them with the threads of a rank
-    #[arg(long, value_name = "SECS", requires = "link", value_parser = parse_secs)]
+    #[arg(long, value_name = "SECS", requires = "link", value_parser = parse_secs, allow_hyphen_values = true)]
     pub(crate) step_secs: Option<f64>,
     /// Print the plan as JSON
     #[arg(long)]

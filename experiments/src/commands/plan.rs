@@ -53,20 +53,24 @@ fn ranks_section(forecast: &RanksForecast) -> String {
     let sent = |of: &dyn Fn(&RankForecast) -> Traffic| {
         let messages = range(&|rank| of(rank).messages, &grouped);
         let bytes = range(&|rank| of(rank).bytes, &grouped);
-        format!("{messages} message{} of {bytes} bytes", if messages == "1" { "" } else { "s" })
+        format!("{messages} message{}, {bytes} bytes in all", if messages == "1" { "" } else { "s" })
     };
     let over = match expert_parallel {
         1 => "each with all experts".to_string(),
         number => format!("the experts of each layer over {number}"),
     };
     let total = |rank: &RankForecast| rank.memory.total_bytes();
+    let threads = match ranks.first().and_then(|rank| rank.memory.threads).unwrap_or(1) {
+        1 => "one thread".to_string(),
+        number => format!("{number} threads"),
+    };
     let mut lines = vec![
         ("ranks", format!("{num_ranks}, {over}")),
         ("each holds", format!("{} parameters", range(&|rank| rank.parameters_held, &exact))),
         ("and updates", format!("{} parameters", range(&|rank| rank.parameters_updated, &exact))),
         (
             "memory",
-            format!("about {} each, moments {} of it", range(&total, &bytes), {
+            format!("about {} each, MPI and {threads} in it, moments {}", range(&total, &bytes), {
                 range(&|rank| rank.memory.moments_bytes, &bytes)
             }),
         ),
@@ -78,16 +82,20 @@ fn ranks_section(forecast: &RanksForecast) -> String {
         lines.insert(4, ("", format!("up to {more} more on rank 0 for a checkpoint")));
     }
     if let Some(TokenForecast { messages, bytes: of_rows }) = tokens {
-        let (messages, of_rows) = (grouped(*messages), bytes(*of_rows as u64));
+        let (messages, of_rows) = (grouped(*messages), bytes(*of_rows));
         let text =
-            format!("each sends {messages} messages, about {of_rows} of rows, with experts in even use");
+            format!("each sends {messages} messages, about {of_rows} in all, with experts in even use");
         lines.push(("tokens", text));
     }
     if let Some(secs) = communication_secs_per_step {
-        lines.push(("messages", format!("{:.3} ms per step, one after another", 1e3 * secs)));
+        lines.push(("messages", format!("{} per step, one after another", seconds(*secs))));
     }
     if let Some(secs) = step_secs {
-        lines.push(("step", format!("{secs:.4} s, if no rank waits for another")));
+        lines.push(("step", format!("{}, if no rank waits for another", seconds(*secs))));
     }
     lines.iter().fold(String::new(), |text, (label, line)| text + &format!("{label:<15}{line}\n"))
+}
+
+fn seconds(secs: f64) -> String {
+    if secs < 1.0 { format!("{:.3} ms", 1e3 * secs) } else { format!("{secs:.3} s") }
 }

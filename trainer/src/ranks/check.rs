@@ -87,8 +87,9 @@ fn check_micro_batches(plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError>
     }
     let of_one = tokens / num;
     let problem = format!(
-        "is {of_one}, so a step of {tokens} tokens is {num} micro-batches, which cannot be spread over \
-         {num_ranks} ranks: each takes 1, 2, 4, 8 or another power of two of them"
+        "is {of_one}, so a step of {tokens} tokens is {num} micro-batch{}, which cannot be spread over {num_ranks} ranks \
+         (each takes as many, and 1, 2, 4 or another power of two)",
+        if num == 1 { "" } else { "es" }
     );
     // One, two, four and so on micro-batches a rank, as far as the sequences allow: rather more than
     // there are, which need no more memory.
@@ -97,15 +98,15 @@ fn check_micro_batches(plan: &RunPlan, num_ranks: usize) -> Result<(), KeyError>
     let doublings = std::iter::successors(Some(num_ranks), |parts| parts.checked_mul(2));
     let possible: Vec<usize> = doublings.take_while(|parts| *parts <= tokens).filter(is_possible).collect();
     let fits = possible.iter().find(|parts| **parts >= num).or(possible.last());
-    let remedy = match fits {
-        Some(parts) => format!(
-            "use {}, which is another run than one with {of_one} but has the same bits on any number of ranks",
-            tokens / parts
-        ),
-        None => format!(
-            "make `train.batch_tokens` a multiple of {num_ranks} sequences of {} tokens",
-            plan.seq_len
-        ),
+    let fewer = (1..num_ranks).rev().find(|fewer| spreads_over(num, *fewer)).unwrap_or(1);
+    let other_run = match fits {
+        Some(parts) => format!("use {}", tokens / parts),
+        None => {
+            let even = tokens.next_multiple_of(num_ranks * plan.seq_len);
+            format!("use {}, with `train.batch_tokens = {even}`", even / num_ranks)
+        }
     };
+    let remedy =
+        format!("start {fewer} rank{}, or {other_run}, for another run", if fewer == 1 { "" } else { "s" });
     Err(KeyError::new("train.micro_batch_tokens", problem, remedy))
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use switchyard_comm::link::Link;
-use switchyard_model::{Named, ParameterShape, Transformer, parameter_shapes};
+use switchyard_model::{Named, ParameterShape, Recompute, Transformer, parameter_shapes};
 
 use super::check;
 use super::step::divisible;
@@ -15,12 +15,11 @@ use crate::sharding::{Layout, Sharding};
 use crate::start::with_frozen_parameters;
 use crate::step::StepTraffic;
 
-/// Of a mixture in a micro-batch: the counts, then rows to the experts and back, forward and backward.
-const EXCHANGES: u64 = 5;
-/// Those of rows among them.
-const ROW_EXCHANGES: f64 = 4.0;
-const FLOAT_BYTES: f64 = 4.0;
-const WEIGHT_BYTES: u64 = 4;
+/// Of rows, of a mixture in a micro-batch: to the experts and back, forward and backward.
+const ROW_EXCHANGES: usize = 4;
+/// Of a forward pass, which may be done again: those of rows, and before them one of counts.
+const FORWARD_ROW_EXCHANGES: usize = 2;
+const FLOAT_BYTES: usize = 4;
 
 /// A run on several ranks, before it is run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -64,8 +63,8 @@ pub struct RankForecast {
 pub struct TokenForecast {
     /// Messages, with those that tell lengths.
     pub messages: u64,
-    /// Bytes of rows; counts and lengths, which are few, are not in it.
-    pub bytes: f64,
+    /// Bytes of rows; counts, lengths and gates, which are few, are not in it.
+    pub bytes: u64,
 }
 
 impl RanksForecast {
@@ -97,7 +96,7 @@ impl RanksForecast {
     #[must_use]
     pub fn over(mut self, link: Link, secs_alone: Option<f64>) -> Self {
         let of_tokens = self.tokens.map_or(0.0, |tokens| {
-            tokens.messages as f64 * link.alpha_secs + tokens.bytes * link.beta_secs_per_byte
+            tokens.messages as f64 * link.alpha_secs + tokens.bytes as f64 * link.beta_secs_per_byte
         });
         let secs =
             |rank: &RankForecast| link.secs(rank.traffic.gradients + rank.traffic.parameters) + of_tokens;
@@ -110,15 +109,18 @@ impl RanksForecast {
 
 impl TokenForecast {
     fn of(plan: &RunPlan, Layout { num_ranks, group_len, .. }: Layout) -> Self {
-        let others = (group_len - 1) as u64;
+        let others = group_len - 1;
         let micro_batches = plan.micro_batches_per_step / num_ranks;
         let tokens = micro_batches * plan.micro_batch_tokens();
-        let leaving = others as f64 / group_len as f64;
-        let mut forecast = Self { messages: 0, bytes: 0.0 };
+        let forward_again = usize::from(plan.recompute == Recompute::Block);
+        let of_rows = ROW_EXCHANGES + forward_again * FORWARD_ROW_EXCHANGES;
+        let of_counts = 1 + forward_again;
+        let mut forecast = Self { messages: 0, bytes: 0 };
         for (_, router) in plan.model.layers.iter().filter_map(|layer| layer.ffn.routed()) {
-            forecast.messages += micro_batches as u64 * EXCHANGES * 2 * others;
-            let rows = (router.config.top_k * tokens) as f64;
-            forecast.bytes += rows * plan.model.d_model as f64 * FLOAT_BYTES * ROW_EXCHANGES * leaving;
+            // A message of its own tells the length of each.
+            forecast.messages += (micro_batches * (of_rows + of_counts) * 2 * others) as u64;
+            let row_bytes = router.config.top_k * tokens * plan.model.d_model * FLOAT_BYTES;
+            forecast.bytes += (row_bytes * of_rows * others / group_len) as u64;
         }
         forecast
     }
@@ -152,10 +154,15 @@ fn of_ranks(
         updated[rank] += piece.elements.len() as u64;
         moments_bytes[rank] += (bytes * piece.elements.len()) as u64;
     }
+    let whole_moments: u64 = moments_bytes.iter().sum();
     let of_rank = |(rank, traffic): (usize, StepTraffic)| RankForecast {
         parameters_held,
         parameters_updated: updated[rank],
-        memory: memory.of_rank(WEIGHT_BYTES * parameters_held, moments_bytes[rank], rank == 0),
+        memory: memory.of_rank(
+            FLOAT_BYTES as u64 * parameters_held,
+            [moments_bytes[rank], whole_moments],
+            rank == 0,
+        ),
         traffic,
     };
     sharding.traffic().into_iter().enumerate().map(of_rank).collect()
