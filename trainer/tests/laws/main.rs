@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 mod counted_work;
+#[cfg(feature = "wgpu")]
+mod devices;
 mod earlier_runs;
 mod generation;
 mod groups;
