@@ -6,6 +6,7 @@ use std::path::Path;
 use switchyard_trainer::config::RunConfig;
 use switchyard_trainer::device;
 use switchyard_trainer::metrics::{Record, StepRecord};
+use switchyard_trainer::plan::RunPlan;
 use switchyard_trainer::run_folder::OpenMode;
 use tempfile::TempDir;
 
@@ -44,8 +45,8 @@ fn every_router_trains_as_on_the_cpu_or_is_refused_by_name() {
         let folder = TempDir::new().unwrap();
         let [on_cpu, on_device] = ["cpu", "wgpu"].map(|device| folder.path().join(device));
         if router.contains("precision = \"f64\"") {
-            let refused = tiny::run(&on_wgpu(&config), &on_device, OpenMode::New).unwrap_err();
-            assert!(refused.to_string().contains("router.precision` is \"f64\", but `device`"), "{refused}");
+            let refused = RunPlan::resolve(&on_wgpu(&config)).unwrap_err().to_string();
+            assert!(refused.contains("router.precision` is \"f64\", but `device`"), "{refused}");
             continue;
         }
         let rows = steps(&config, &on_cpu).into_iter().zip(steps(&on_wgpu(&config), &on_device));
