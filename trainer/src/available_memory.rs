@@ -15,7 +15,7 @@ use switchyard_model::{ParameterBreakdown, Recompute};
 
 use crate::config::{MomentType, RunConfig};
 use crate::device::is_cpu;
-use crate::memory::MEMORY_ERROR;
+use crate::memory::{MEMORY_ERROR, MemoryEstimate};
 use crate::plan::RunPlan;
 
 /// An upper bound on the memory of this process.
@@ -50,22 +50,26 @@ pub struct TooLargeForMemory {
 }
 
 /// Ok if the run fits into the memory that this process can have, or nobody says how much that is.
-/// On another device than the CPU it is its memory that counts, which nobody says here.
+/// `memory` is what the process needs for it: that of the plan, or of a rank of several. On another
+/// device than the CPU it is its memory that counts, which nobody says here.
 ///
 /// # Errors
 /// [`TooLargeForMemory`], with both numbers.
-pub fn check_memory(config: &RunConfig, plan: &RunPlan) -> Result<(), TooLargeForMemory> {
+pub fn check_memory(
+    config: &RunConfig,
+    plan: &RunPlan,
+    memory: &MemoryEstimate,
+) -> Result<(), TooLargeForMemory> {
     if !is_cpu(&config.device) {
         return Ok(());
     }
-    tightest_limit().map_or(Ok(()), |limit| check_against(plan, num_threads(config), limit))
+    tightest_limit().map_or(Ok(()), |limit| check_against((plan, memory), num_threads(config), limit))
 }
 
 /// Whether there is memory to go on beside a checkpoint that is being written, as far as anybody
 /// says how much there is.
-pub(crate) fn has_room_beside_checkpoints(config: &RunConfig, plan: &RunPlan) -> bool {
-    let needed =
-        plan.memory.total_bytes_with(num_threads(config)).saturating_add(plan.memory.checkpoint_bytes);
+pub(crate) fn has_room_beside_checkpoints(config: &RunConfig, memory: &MemoryEstimate) -> bool {
+    let needed = memory.total_bytes_with(num_threads(config)).saturating_add(memory.checkpoint_bytes);
     !is_cpu(&config.device) || tightest_limit().is_none_or(|limit| needed <= limit.limit_bytes)
 }
 
@@ -74,20 +78,25 @@ fn num_threads(config: &RunConfig) -> usize {
     config.threads.unwrap_or_else(cores)
 }
 
-fn check_against(plan: &RunPlan, threads: usize, limit: MemoryLimit) -> Result<(), TooLargeForMemory> {
-    let estimate_bytes = plan.memory.total_bytes_with(threads);
+fn check_against(
+    (plan, memory): (&RunPlan, &MemoryEstimate),
+    threads: usize,
+    limit: MemoryLimit,
+) -> Result<(), TooLargeForMemory> {
+    // A rank that will have some of the experts has all when the run begins.
+    let at_the_start = plan.memory.weights_bytes;
+    let estimate_bytes = memory.total_bytes_with(threads).max(at_the_start);
     // The estimate is at most so much above the peak.
     let least = estimate_bytes as f64 / (1.0 + MEMORY_ERROR);
-    let needed_bytes = plan.memory.parameter_bytes().max(least as u64);
+    let needed_bytes = memory.parameter_bytes().max(least as u64).max(at_the_start);
     if needed_bytes <= limit.limit_bytes {
         return Ok(());
     }
-    Err(TooLargeForMemory { estimate_bytes, needed_bytes, limit, advice: advice(plan, threads) })
+    Err(TooLargeForMemory { estimate_bytes, needed_bytes, limit, advice: advice((plan, memory), threads) })
 }
 
 /// What most of the memory is for, and what to make smaller.
-fn advice(plan: &RunPlan, threads: usize) -> String {
-    let memory = &plan.memory;
+fn advice((plan, memory): (&RunPlan, &MemoryEstimate), threads: usize) -> String {
     let of_passes = memory.activations_bytes.saturating_add(memory.temporaries_bytes);
     let of_threads = memory.thread_bytes.saturating_mul(threads as u64);
     if of_threads > of_passes.max(memory.parameter_bytes()) {
@@ -286,17 +295,19 @@ mod tests {
         let plan = plan(128, 256, 65536);
         let estimate = plan.memory.total_bytes_with(2);
         let least = (estimate as f64 / 1.15) as u64;
-        assert_eq!(check_against(&plan, 2, limit(estimate)), Ok(()));
-        assert_eq!(check_against(&plan, 2, limit(least)), Ok(()));
-        let refused = check_against(&plan, 2, limit(least - 1)).unwrap_err();
+        assert_eq!(check_against((&plan, &plan.memory), 2, limit(estimate)), Ok(()));
+        assert_eq!(check_against((&plan, &plan.memory), 2, limit(least)), Ok(()));
+        let refused = check_against((&plan, &plan.memory), 2, limit(least - 1)).unwrap_err();
         assert_eq!((refused.estimate_bytes, refused.needed_bytes), (estimate, least));
         // Each thread takes its own.
-        assert!(check_against(&plan, 40, limit(least)).is_err());
+        assert!(check_against((&plan, &plan.memory), 40, limit(least)).is_err());
     }
 
     #[test]
     fn a_refusal_says_what_takes_most_and_what_to_make_smaller() {
-        let refused = |plan: &RunPlan| check_against(plan, 1, limit(100_000_000)).unwrap_err().to_string();
+        let refused = |plan: &RunPlan| {
+            check_against((plan, &plan.memory), 1, limit(100_000_000)).unwrap_err().to_string()
+        };
         let many = refused(&plan(128, 256, 65536));
         assert!(many.contains("but this process can have 100 MB (a test)"), "{many}");
         assert!(
@@ -314,7 +325,9 @@ mod tests {
     fn what_the_parameters_alone_take_is_the_least_that_a_run_needs() {
         let plan = plan(4096, 256, 256);
         let certain = 16 * plan.counts.total_params;
-        assert!(check_against(&plan, 1, limit(certain - 1)).unwrap_err().needed_bytes >= certain);
+        assert!(
+            check_against((&plan, &plan.memory), 1, limit(certain - 1)).unwrap_err().needed_bytes >= certain
+        );
     }
 
     #[test]

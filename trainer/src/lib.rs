@@ -76,3 +76,4 @@ pub mod upcycle;
 pub use error::TrainError;
 pub use ranks::{RankForecast, RanksForecast, TokenForecast};
 pub use readings::DeviceReadError;
+pub use sharding::StepTraffic;

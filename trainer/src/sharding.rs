@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use switchyard_comm::{Comm, CommError, cost};
+use serde::{Deserialize, Serialize};
+use switchyard_comm::{Comm, CommError, Traffic, cost};
 use switchyard_kernels::SQUARE_SUM_BLOCK;
 use switchyard_model::{Named, ParameterName};
 
 use crate::readings::{DeviceReadError, read_floats};
-use crate::step::StepTraffic;
 
 /// Elements from which on a bucket is closed: 16 MiB in f32, far above what a message costs by
 /// itself.
@@ -94,6 +94,15 @@ pub(crate) struct ShardGradients {
     pub(crate) pieces: Vec<PieceValues>,
     /// The update multiplies every gradient by it.
     pub(crate) scale: f64,
+}
+
+/// What a rank sends in a step, other than numbers about it and tokens to experts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTraffic {
+    /// To add the gradients of all ranks.
+    pub gradients: Traffic,
+    /// To have all parameters after each rank has updated some.
+    pub parameters: Traffic,
 }
 
 /// Why values did not travel.

@@ -5,7 +5,6 @@ use std::collections::btree_map::Entry;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use switchyard_comm::Traffic;
 use switchyard_datasets::TokenBatch;
 use switchyard_experts::ExpertGradients;
 use switchyard_model::{
@@ -21,6 +20,7 @@ use crate::optimizer::{GradientSum, StepGradients};
 use crate::provenance::non_finite_origin;
 use crate::readings::{Reading, Readings, Values};
 use crate::routed_pass::RoutedPass;
+use crate::sharding::StepTraffic;
 use crate::spikes::Spike;
 
 /// What one step needs to know besides model, optimizer and data.
@@ -73,15 +73,6 @@ pub struct StepMeasurements {
     pub passes: Vec<RoutedPass>,
     /// What the sequences leave to the next step; `None` unless the model is recurrent.
     pub state: Option<ModelState>,
-}
-
-/// What a rank sends in a step, other than numbers about it and tokens to experts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepTraffic {
-    /// To add the gradients of all ranks.
-    pub gradients: Traffic,
-    /// To have all parameters after each rank has updated some.
-    pub parameters: Traffic,
 }
 
 /// A loss as it is, and as it enters the total.

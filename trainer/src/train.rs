@@ -96,7 +96,7 @@ fn train_here(request: &TrainRequest) -> Result<RunSummary, TrainError> {
     let ranks = Ranks::new(request.comm.clone(), request.stop.clone());
     ranks::check(config, plan, ranks.number()).map_err(TrainError::Distributed)?;
     let device = device::select(&config.device)?;
-    check_memory(config, plan)?;
+    check_memory(config, plan, &ranks.memory(config, plan)?)?;
     // The data comes before the folder: a mistake in it leaves nothing behind, and `--overwrite`
     // deletes nothing.
     RunFolder::check(out, *mode)?;

@@ -5,11 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use switchyard_datasets::SourceConfig;
-use switchyard_trainer::RanksForecast;
 use switchyard_trainer::benchmark::LayerCase;
 use switchyard_trainer::config_file::{LoadedConfig, Override, config_hash, load, schema, to_toml};
 use switchyard_trainer::plan::RunPlan;
-use switchyard_trainer::step::StepTraffic;
+use switchyard_trainer::{RanksForecast, StepTraffic};
 
 fn experiments() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments")

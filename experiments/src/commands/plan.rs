@@ -30,7 +30,9 @@ pub(super) fn run(args: &PlanArgs) -> Result<(), Failure> {
         None => ranks,
     });
     // Said beside the plan and not in it: the plan is the same on every machine.
-    if let Err(error) = check_memory(&loaded.config, &plan) {
+    let first = ranks.as_ref().and_then(|forecast| forecast.ranks.first());
+    let memory = first.map_or(&plan.memory, |rank| &rank.memory);
+    if let Err(error) = check_memory(&loaded.config, &plan, memory) {
         say!("note: `train` would refuse this plan here: {error}");
     }
     match (&ranks, args.json) {

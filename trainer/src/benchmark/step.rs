@@ -121,7 +121,7 @@ fn benchmark_here<'a>(
     let progress = Progress::stderr().with_stop(stop.clone());
     let device = device::select(&config.device)?;
     let mut cases = [Some(case), against].into_iter().flatten();
-    cases.try_for_each(|case| check_memory(case.config, case.plan))?;
+    cases.try_for_each(|case| check_memory(case.config, case.plan, &case.plan.memory))?;
     let dataset = switchyard_datasets::prepare(&config.data, &progress)?;
     let ceiling = MatmulCeiling::measure(&device, plan.compute)?;
     let machine = Machine::observe(&config.device, &ceiling);

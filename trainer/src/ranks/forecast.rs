@@ -4,16 +4,15 @@ use serde::Serialize;
 use switchyard_comm::link::Link;
 use switchyard_model::{Named, ParameterShape, Recompute, Transformer, parameter_shapes};
 
-use super::check;
 use super::step::divisible;
+use super::{Ranks, check};
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::memory::MemoryEstimate;
 use crate::optimizer::Optimizer;
 use crate::plan::RunPlan;
-use crate::sharding::{Layout, Sharding};
+use crate::sharding::{Layout, Sharding, StepTraffic};
 use crate::start::with_frozen_parameters;
-use crate::step::StepTraffic;
 
 /// Of rows, of a mixture in a micro-batch: to the experts and back, forward and backward.
 const ROW_EXCHANGES: usize = 4;
@@ -104,6 +103,20 @@ impl RanksForecast {
         self.communication_secs_per_step = Some(communication);
         self.step_secs = secs_alone.map(|alone| alone / self.num_ranks as f64 + communication);
         self
+    }
+}
+
+impl Ranks {
+    /// Memory of this rank.
+    ///
+    /// # Errors
+    /// As [`RanksForecast::of`].
+    pub(crate) fn memory(&self, config: &RunConfig, plan: &RunPlan) -> Result<MemoryEstimate, TrainError> {
+        if self.number() == 1 {
+            return Ok(plan.memory);
+        }
+        let forecast = RanksForecast::of(config, plan, self.number())?;
+        Ok(forecast.ranks[self.comm.rank()].memory)
     }
 }
 

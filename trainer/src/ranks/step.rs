@@ -16,10 +16,9 @@ use crate::norms::{HostSquares, Norms};
 use crate::optimizer::{GradientSum, NonFiniteGradient, Optimizer, clip_factor};
 use crate::readings::{Readings, read_floats};
 use crate::routed_pass::RoutedPass;
-use crate::sharding::{Bucket, Divisible, PieceValues, ShardGradients, Sharding, ShardingError};
+use crate::sharding::{Bucket, Divisible, PieceValues, ShardGradients, Sharding, ShardingError, StepTraffic};
 use crate::step::{
-    PassMeasurements, Passes, Share, StepMeasurements, StepSettings, StepTraffic, measured, num_experts_in,
-    run_passes,
+    PassMeasurements, Passes, Share, StepMeasurements, StepSettings, measured, num_experts_in, run_passes,
 };
 
 /// What a rank tells of the pieces of a gradient's norm: the addends of each row that is in each

@@ -11,7 +11,7 @@ use super::RunFolderError;
 use super::timestamp::now_rfc3339;
 use crate::checkpoint::LoggedEvaluation;
 use crate::host::{self, Commit, HostInfo};
-use crate::step::StepTraffic;
+use crate::sharding::StepTraffic;
 use crate::upcycle::UpcycleMethod;
 use switchyard_ground::{durable, regular_file};
 

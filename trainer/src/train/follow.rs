@@ -94,7 +94,7 @@ fn prepare(begin: &Begin, ranks: &Ranks, device: &Device) -> Result<(Followed, B
     if training_code_sha256() != of_first {
         return Err(TrainError::OtherProgram);
     }
-    check_memory(config, plan)?;
+    check_memory(config, plan, &ranks.memory(config, plan)?)?;
     let dataset = moved_data::prepare(&config.data, &Progress::silent().with_stop(ranks.stop_flag()))?;
     let training_device = device.clone().autodiff();
     let (model, optimizer, state) = match checkpoint {

@@ -14,6 +14,7 @@ use switchyard_model::Transformer;
 
 use super::{TrainRequest, loader, notes};
 use crate::TrainError;
+use crate::available_memory::has_room_beside_checkpoints;
 use crate::checkpoint::{CheckpointStore, LoggedEvaluation, TrainingState};
 use crate::config::RunConfig;
 use crate::energy::{EnergyMeter, POWERCAP};
@@ -92,7 +93,8 @@ impl<'a> Run<'a> {
         observers.begin_after(loader.sequences_per_source());
         let restart = (*mode == OpenMode::Resume && !resumed)
             .then(|| notes::on_restart(folder, earlier_log.as_deref()));
-        let checkpoints = Checkpoints::new(checkpoints, config, plan, &dataset.tokenizer);
+        let has_room = has_room_beside_checkpoints(config, &ranks.memory(config, plan)?);
+        let checkpoints = Checkpoints::new(checkpoints, (config, plan), &dataset.tokenizer, has_room);
         let first = [
             Some(notes::on_passes(plan, &dataset)),
             notes::on_ranks(config, plan, ranks.number()),

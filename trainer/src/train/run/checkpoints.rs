@@ -7,7 +7,6 @@ use switchyard_datasets::Tokenizer;
 
 use super::Run;
 use crate::TrainError;
-use crate::available_memory::has_room_beside_checkpoints;
 use crate::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter, HeldSnapshot, Outcome};
 use crate::config::RunConfig;
 use crate::flight::FlightRecorder;
@@ -30,14 +29,14 @@ pub(super) struct Checkpoints {
 impl Checkpoints {
     pub(super) fn new(
         store: CheckpointStore,
-        config: &RunConfig,
-        plan: &RunPlan,
+        (config, plan): (&RunConfig, &RunPlan),
         tokenizer: &Tokenizer,
+        beside_the_loop: bool,
     ) -> Self {
         Self {
             store,
             writer: CheckpointWriter::default(),
-            beside_the_loop: has_room_beside_checkpoints(config, plan),
+            beside_the_loop,
             config: Arc::new(config.clone()),
             plan: Arc::new(plan.clone()),
             tokenizer: Arc::new(tokenizer.clone()),
