@@ -17,6 +17,15 @@ pub struct Named<T> {
     pub value: T,
 }
 
+/// What is known of a parameter without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterShape {
+    /// Shape in the model.
+    pub shape: Vec<usize>,
+    /// Whether it gets gradients, as far as the device tracks them.
+    pub learns: bool,
+}
+
 /// A parameter where it lies: nothing is copied until its values are asked for.
 #[derive(Debug, Clone)]
 pub struct ParameterTensor {
@@ -28,41 +37,37 @@ pub struct ParameterTensor {
     pub learns: bool,
 }
 
-/// Every parameter, without copying any.
-pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
-    struct Reader(Path, Vec<Named<ParameterTensor>>);
-    impl ModuleVisitor for Reader {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.0.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let (shape, learns) = (tensor.dims().to_vec(), tensor.is_require_grad());
-            let value = ParameterTensor { shape, values_n: tensor.inner().flatten(0, D - 1), learns };
-            self.1.push(Named { name: self.0.name(), value });
-        }
-    }
-    let mut reader = Reader(Path::default(), Vec::new());
-    model.visit(&mut reader);
-    reader.1
+/// What is read of a parameter.
+trait Reading: Sized {
+    fn of<const D: usize>(tensor: Tensor<D>) -> Self;
 }
 
-/// What is known of a parameter without its values.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParameterShape {
-    /// Shape in the model.
-    pub shape: Vec<usize>,
-    /// Whether it gets gradients, as far as the device tracks them.
-    pub learns: bool,
+impl Reading for ParameterShape {
+    fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        Self { shape: tensor.dims().to_vec(), learns: tensor.is_require_grad() }
+    }
+}
+
+impl Reading for ParameterTensor {
+    fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        let (shape, learns) = (tensor.dims().to_vec(), tensor.is_require_grad());
+        Self { shape, values_n: tensor.inner().flatten(0, D - 1), learns }
+    }
+}
+
+/// Every parameter, without copying any.
+pub fn parameter_tensors<M: Module>(model: &M) -> Vec<Named<ParameterTensor>> {
+    readings(model)
 }
 
 /// Every parameter's shape; those of a [`Transformer::outline`](crate::Transformer::outline) too.
 pub fn parameter_shapes<M: Module>(model: &M) -> Vec<Named<ParameterShape>> {
-    struct Reader(Path, Vec<Named<ParameterShape>>);
-    impl ModuleVisitor for Reader {
+    readings(model)
+}
+
+fn readings<M: Module, T: Reading>(model: &M) -> Vec<Named<T>> {
+    struct Reader<T>(Path, Vec<Named<T>>);
+    impl<T: Reading> ModuleVisitor for Reader<T> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
         }
@@ -70,9 +75,7 @@ pub fn parameter_shapes<M: Module>(model: &M) -> Vec<Named<ParameterShape>> {
             self.0.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let value = ParameterShape { shape: tensor.dims().to_vec(), learns: tensor.is_require_grad() };
-            self.1.push(Named { name: self.0.name(), value });
+            self.1.push(Named { name: self.0.name(), value: T::of(param.val()) });
         }
     }
     let mut reader = Reader(Path::default(), Vec::new());

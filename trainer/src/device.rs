@@ -83,9 +83,10 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// Whether `name` is that of a device of wgpu.
-pub(crate) fn is_wgpu(name: &str) -> bool {
-    name.split(':').next() == Some("wgpu")
+/// Whether the device of this name computes in f64. Those of wgpu say that they do, and their
+/// exponentials and logarithms of it are not even near.
+pub(crate) fn computes_f64(name: &str) -> bool {
+    name.split(':').next() != Some("wgpu")
 }
 
 /// Whether `name` is the CPU's.

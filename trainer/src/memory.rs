@@ -199,14 +199,15 @@ impl MemoryEstimate {
         [moments_bytes, whole_moments]: [u64; 2],
         is_first: bool,
     ) -> Self {
-        let counted = self.weights_bytes + self.moments_bytes;
-        let allocator = ALLOCATOR_SHARE * counted.saturating_sub(weights_bytes + moments_bytes) as f64;
+        let counted = self.weights_bytes.saturating_add(self.moments_bytes);
+        let allocator =
+            ALLOCATOR_SHARE * counted.saturating_sub(weights_bytes.saturating_add(moments_bytes)) as f64;
         // While the run goes on, the next update makes others of all that is written; at its end the
         // rank still has its own.
         let checkpoint = match self.checkpoint_bytes {
             // A bias of selection is held and not counted, so that all may hold more than is counted.
             0 => self.weights_bytes.saturating_sub(weights_bytes) + whole_moments - moments_bytes,
-            _ => self.weights_bytes + whole_moments,
+            _ => self.weights_bytes.saturating_add(whole_moments),
         };
         Self {
             weights_bytes,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use switchyard_kernels::{Compute, Products};
 
-use super::{Device, cuda_devices, wgpu_devices};
+use super::{Device, computes_f64, cuda_devices, wgpu_devices};
 use crate::host::HostInfo;
 
 /// Devices of a kind, or why there are none.
@@ -64,10 +64,10 @@ fn of_kind(kind: &'static str, devices: Result<Vec<Device>, String>) -> DeviceKi
     match devices {
         Err(missing) => DeviceKind { kind, devices: Vec::new(), missing: Some(missing) },
         Ok(devices) => {
-            let listed = |(index, device): (usize, Device)| ListedDevice {
-                name: format!("{kind}:{index}"),
-                hardware: hardware(&device),
-                computes: types(&device, kind),
+            let listed = |(index, device): (usize, Device)| {
+                let name = format!("{kind}:{index}");
+                let (hardware, computes) = (hardware(&device), types(&device, &name));
+                ListedDevice { name, hardware, computes }
             };
             DeviceKind { kind, devices: devices.into_iter().enumerate().map(listed).collect(), missing: None }
         }
@@ -86,12 +86,12 @@ fn hardware(_device: &Device) -> String {
 }
 
 /// The types that the device says it has and computes rightly.
-fn types(device: &Device, kind: &str) -> Vec<String> {
+fn types(device: &Device, name: &str) -> Vec<String> {
     use burn::tensor::DType;
 
     [DType::F32, DType::F16, DType::BF16, DType::F64]
         .into_iter()
-        .filter(|dtype| device.supports_dtype(*dtype) && !(kind == "wgpu" && *dtype == DType::F64))
+        .filter(|dtype| device.supports_dtype(*dtype) && (*dtype != DType::F64 || computes_f64(name)))
         .map(|dtype| dtype.name().to_string())
         .collect()
 }

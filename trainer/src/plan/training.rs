@@ -14,7 +14,7 @@ use crate::config::{
     AdamWConfig, ComputeType, DistributedConfig, FlightRecorderConfig, MomentType, ParameterGroupConfig,
     PrecisionConfig, RunConfig, SampleConfig, ScheduleConfig, ScheduleShapeConfig, TrainConfig, WsdConfig,
 };
-use crate::device::{is_cpu, is_wgpu};
+use crate::device::{computes_f64, is_cpu};
 use crate::memory::StepSize;
 use crate::schedule::{Schedule, ScheduleShape};
 
@@ -178,14 +178,13 @@ pub(super) fn check_precision(config: &RunConfig, model: &ModelSpec) -> Result<(
     Ok(())
 }
 
-/// Ok unless a router's numbers are to be of a type that the device claims and computes wrongly: wgpu's
-/// exponential and logarithm of f64 are not even near.
+/// Ok unless a router's numbers are to be of a type that the device computes wrongly.
 ///
 /// # Errors
 /// The router's key, beside the device.
 pub(super) fn check_gates(config: &RunConfig, model: &ModelSpec) -> Result<(), KeyError> {
     let in_f64 = |router: &RouterSpec| router.config.precision == GatePrecision::F64;
-    match model.routers().find(|(_, router)| is_wgpu(&config.device) && in_f64(router)) {
+    match model.routers().find(|(_, router)| in_f64(router) && !computes_f64(&config.device)) {
         None => Ok(()),
         Some((_, router)) => Err(KeyError::new(
             format!("{}.precision", router.key),
