@@ -119,12 +119,12 @@ impl Divisible {
         self.num_elements / self.num_rows
     }
 
-    /// Where the blocks begin that are not cut, in the first of so many parts.
-    fn block_starts(self, num_parts: usize) -> impl Iterator<Item = usize> {
+    /// Where the first block that is not cut begins from `element` on; the end if none does.
+    fn next_block_start(self, element: usize) -> usize {
         let row_len = self.row_len();
         let step = if self.keeps_rows_whole { row_len } else { SQUARE_SUM_BLOCK };
-        let of_row = move |row: usize| (0..row_len).step_by(step).map(move |start| row * row_len + start);
-        (0..self.num_rows / num_parts).flat_map(of_row)
+        let row_start = element / row_len * row_len;
+        row_start + (element - row_start).next_multiple_of(step).min(row_len)
     }
 }
 
@@ -147,16 +147,20 @@ impl Bucket {
     fn new(parameters: Vec<Divisible>, num_parts: usize, num_holders: usize) -> Self {
         let of_part = |parameter: &Divisible| parameter.num_elements / num_parts;
         let num_elements: usize = parameters.iter().map(of_part).sum();
-        let mut first = 0;
         let mut borders = vec![0];
+        let mut first = 0;
         for parameter in &parameters {
-            for start in parameter.block_starts(num_parts).map(|start| first + start) {
-                // The block belongs to the holder in whose even share it begins.
-                while borders.len() < num_holders && start * num_holders >= borders.len() * num_elements {
-                    borders.push(start);
+            let end = first + of_part(parameter);
+            // A block belongs to the holder in whose even share it begins.
+            while borders.len() < num_holders {
+                let share = (borders.len() as u128 * num_elements as u128).div_ceil(num_holders as u128);
+                let start = first + parameter.next_block_start((share as usize).max(first) - first);
+                if start >= end {
+                    break;
                 }
+                borders.push(start);
             }
-            first += of_part(parameter);
+            first = end;
         }
         borders.resize(num_holders, num_elements);
         borders.push(num_elements);
@@ -399,7 +403,45 @@ mod tests {
         (Sharding::new(on_all, of_experts, layout), all)
     }
 
+    /// The definition: block by block.
+    fn borders(parameters: &[Divisible], num_parts: usize, num_holders: usize) -> Vec<usize> {
+        let num_elements: usize = parameters.iter().map(|of| of.num_elements / num_parts).sum();
+        let (mut first, mut borders) = (0, vec![0]);
+        for of in parameters {
+            let row_len = of.row_len();
+            let step = if of.keeps_rows_whole { row_len } else { SQUARE_SUM_BLOCK };
+            for row in 0..of.num_rows / num_parts {
+                for start in (0..row_len).step_by(step).map(|start| first + row * row_len + start) {
+                    while borders.len() < num_holders && start * num_holders >= borders.len() * num_elements {
+                        borders.push(start);
+                    }
+                }
+            }
+            first += of.num_elements / num_parts;
+        }
+        borders.resize(num_holders, num_elements);
+        borders.push(num_elements);
+        borders
+    }
+
     proptest! {
+        #[test]
+        fn a_slice_begins_at_the_first_block_of_its_even_share(
+            num_parts in 1_usize..4, num_holders in 1_usize..9,
+            shapes in prop::collection::vec((1_usize..4, 1_usize..40_000, any::<bool>()), 1..8),
+        ) {
+            let parameters: Vec<Divisible> = shapes
+                .iter()
+                .enumerate()
+                .map(|(layer, (rows, len, whole))| parameter(layer, rows * num_parts, *len, *whole))
+                .collect();
+            let expected = borders(&parameters, num_parts, num_holders);
+            let bucket = Bucket::new(parameters, num_parts, num_holders);
+            let found: Vec<_> = bucket.slices.iter().map(|slice| slice.start..slice.end).collect();
+            let expected: Vec<_> = expected.windows(2).map(|pair| pair[0]..pair[1]).collect();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn every_element_has_one_rank_and_no_block_has_two(
             level in 0_u32..3, replicas in 1_usize..5,
